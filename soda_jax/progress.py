@@ -1,0 +1,82 @@
+"""Progress with an estimate of the time left, on a terminal and in a log file."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+_LOG_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """A bar on a terminal; where there is none, a line every ten seconds."""
+
+    def __init__(self, label: str, total: float | None, *, start: float = 0):
+        """Args: label: what is under way. total: units of work, None if unknown. start: units done before."""
+        self.label, self.total, self.done, self._start = label, total, start, start
+        self._began = self._logged = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(label, total=total, completed=int(start), note="")
+            self._bar.start()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Counts `amount` more units as done; `note` is a short text shown beside the bar."""
+        self.done += amount
+        if self._bar is not None:
+            self._bar.update(self._task, advance=amount, note=note)
+            return
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY_SECONDS:
+            self._logged = now
+            self._log(now, note)
+
+    def _log(self, now: float, note: str) -> None:
+        line = f"{self.label}: {self.done:g}"
+        if self.total:
+            rate = (self.done - self._start) / max(now - self._began, 1e-9)
+            left = (self.total - self.done) / rate if rate > 0 else float("inf")
+            line += f"/{self.total:g}, about {left:.0f} s left" if rate > 0 else f"/{self.total:g}"
+        print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar, or prints a closing line with the time taken."""
+        if self._bar is not None:
+            self._bar.stop()
+            return
+        seconds = time.monotonic() - self._began
+        print(f"{self.label}: {self.done:g} done in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(label: str, total: float | None, *, start: float = 0) -> Iterator[Progress]:
+    """Opens a `Progress` and closes it on the way out, also when the work fails."""
+    bar = Progress(label, total, start=start)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def track(items: Iterable[Item], label: str, total: float | None = None) -> Iterator[Item]:
+    """Yields `items` one by one and shows how far the loop is; `total` defaults to their length."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with progress(label, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()
