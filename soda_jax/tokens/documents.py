@@ -1,0 +1,233 @@
+"""Documents as token streams: render and its exact inverse, parse.
+
+The grammar (no separators, no white space):
+
+    text-first    BOS ( text_start T text_end audio_start A audio_end )+ EOS
+    audio-first   BOS ( audio_start A audio_end text_start T text_end )+ EOS
+    audio only    BOS ( audio_start A audio_end )+ EOS          compositions S+A and S
+    text only     BOS T EOS                                     composition text
+
+T is one or more text tokens, A one or more whole frames.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from soda_jax.errors import UserError
+from soda_jax.tokens.grammar import grammar
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+ORDERS = ("text_first", "audio_first")
+COMPOSITIONS = ("S+A+T", "S+A", "S", "text")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Utterance:
+    """One stretch of speech with its transcript, or a stretch of text alone.
+
+    Attributes:
+      text: the transcript.
+      text_ids: its ordinary text ids, int32 `[tokens]`.
+      codes: codec indices, uint16 `[frames, codebooks]`; `[0, codebooks]` for text alone.
+    """
+
+    text: str
+    text_ids: np.ndarray
+    codes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a stored document is shown to the model.
+
+    Attributes:
+      order: "text_first" or "audio_first"; without effect unless the composition is S+A+T.
+      composition: "S+A+T", "S+A" (text spans removed), "S" (codebook 0 only) or "text".
+      codebooks: how many codebooks are shown, 0 for all; S shows one whatever stands here.
+    """
+
+    order: str = "text_first"
+    composition: str = "S+A+T"
+    codebooks: int = 0
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise UserError(f"order {self.order!r} is unknown: one of {', '.join(ORDERS)}")
+        if self.composition not in COMPOSITIONS:
+            names = ", ".join(COMPOSITIONS)
+            raise UserError(f"composition {self.composition!r} is unknown: one of {names}")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text spans are shown."""
+        return self.composition in ("S+A+T", "text")
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether audio spans are shown."""
+        return self.composition != "text"
+
+    def shown_codebooks(self, layout: VocabularyLayout) -> int:
+        """Number of codebooks shown under `layout`; UserError if it has fewer."""
+        count = 1 if self.composition == "S" else self.codebooks or layout.codebooks
+        if not 0 < count <= layout.codebooks:
+            raise UserError(
+                f"the view asks for {count} codebooks, the layout has {layout.codebooks}"
+            )
+        return count
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parsed:
+    """What `parse` found.
+
+    Attributes:
+      view: the view under which the stream was rendered (order "text_first" where it has none).
+      utterances: text ids and codes in document order; the text string itself is not in the stream.
+    """
+
+    view: View
+    utterances: tuple[Utterance, ...]
+
+
+def text_span(
+    text_ids: np.ndarray, layout: VocabularyLayout, opens: bool = True, closes: bool = True
+) -> np.ndarray:
+    """`text_start T text_end` as int32 ids; `opens` and `closes` say which markers belong to the piece."""
+    body = np.asarray(text_ids, np.int32)
+    return _span(body, layout.text_start, layout.text_end, opens, closes)
+
+
+def audio_span(
+    codes: np.ndarray,
+    layout: VocabularyLayout,
+    codebooks: int,
+    opens: bool = True,
+    closes: bool = True,
+) -> np.ndarray:
+    """`audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`."""
+    body = layout.codes_to_ids(codes[:, :codebooks])
+    return _span(body, layout.audio_start, layout.audio_end, opens, closes)
+
+
+def _span(body: np.ndarray, first: int, last: int, opens: bool, closes: bool) -> np.ndarray:
+    span = np.empty(len(body) + opens + closes, np.int32)
+    span[int(opens) : int(opens) + len(body)] = body
+    if opens:
+        span[0] = first
+    if closes:
+        span[-1] = last
+    return span
+
+
+def render(utterances: Sequence[Utterance], view: View, layout: VocabularyLayout) -> np.ndarray:
+    """The token stream of a whole document.
+
+    Args:
+      utterances: at least one; under S+A+T each has text and audio.
+      view: order, composition and codebooks.
+      layout: the vocabulary.
+
+    Returns:
+      int32 ids `[tokens]`, BOS first and EOS last.
+
+    Raises:
+      UserError: if the document is empty, a span would be empty, or text holds a special id.
+    """
+    if not utterances:
+        raise UserError("a document needs at least one utterance")
+    pieces = [np.array([layout.bos], np.int32)]
+    codebooks = view.shown_codebooks(layout) if view.has_audio else 0
+    for number, utterance in enumerate(utterances):
+        spans = []
+        if view.has_text:
+            _check_text(utterance.text_ids, layout, number)
+            spans.append(
+                np.asarray(utterance.text_ids, np.int32)
+                if view.composition == "text"
+                else text_span(utterance.text_ids, layout)
+            )
+        if view.has_audio:
+            if not len(utterance.codes):
+                raise UserError(f"utterance {number} has no audio, which {view.composition} needs")
+            spans.append(audio_span(utterance.codes, layout, codebooks))
+        pieces += spans if view.order == "text_first" else spans[::-1]
+    pieces.append(np.array([layout.eos], np.int32))
+    return np.concatenate(pieces)
+
+
+def _check_text(text_ids: np.ndarray, layout: VocabularyLayout, number: int) -> None:
+    ids = np.asarray(text_ids, np.int64)
+    if not len(ids):
+        raise UserError(f"utterance {number} has no text")
+    inside = (ids >= 0) & (ids < layout.size)
+    ordinary = layout.ordinary_text[np.where(inside, ids, layout.bos)]
+    if not ordinary.all():
+        position = int(np.argmin(ordinary))
+        raise UserError(
+            f"utterance {number}: id {ids[position]} at text position {position} is not ordinary text"
+        )
+
+
+def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Parsed:
+    """Reads one whole document back from its stream; `render` of the result gives `ids` again.
+
+    Args:
+      ids: integers `[tokens]`.
+      layout: the vocabulary.
+      codebooks: how many codebooks the stream shows, 0 for all.
+
+    Raises:
+      UserError: at the first token that the grammar does not allow, with position and reason, and
+        for a stream that ends inside a document.
+    """
+    codebooks = codebooks or layout.codebooks
+    rules = grammar(layout, codebooks)
+    ids = np.asarray(ids, np.int64)
+    state = rules.start
+    for position, token in enumerate(ids.tolist()):
+        following = rules.step(state, token) if 0 <= token < layout.size else -1
+        if following < 0:
+            due = ", ".join(rules.legal_groups(state)) or "nothing (the document has ended)"
+            found = rules.name_of(token) if 0 <= token < layout.size else "outside the vocabulary"
+            raise UserError(
+                f"token {token} ({found}) at position {position} is not legal: {due} is due"
+            )
+        state = following
+    if state != rules.end:
+        due = ", ".join(rules.legal_groups(state))
+        raise UserError(f"the stream ends at position {len(ids)} inside a document: {due} is due")
+    return _collect(ids, layout, codebooks)
+
+
+def _collect(ids: np.ndarray, layout: VocabularyLayout, codebooks: int) -> Parsed:
+    """Cuts a legal stream into utterances."""
+    empty_text = np.zeros(0, np.int32)
+    empty_codes = np.zeros((0, codebooks), np.uint16)
+    opening = np.flatnonzero((ids == layout.text_start) | (ids == layout.audio_start))
+    if not len(opening):
+        text = Utterance("", ids[1:-1].astype(np.int32), empty_codes)
+        return Parsed(View("text_first", "text"), (text,))
+    closing = np.flatnonzero((ids == layout.text_end) | (ids == layout.audio_end))
+    texts, audios = [], []
+    for first, last in zip(opening.tolist(), closing.tolist(), strict=True):
+        body = ids[first + 1 : last]
+        if ids[first] == layout.text_start:
+            texts.append(body.astype(np.int32))
+        else:
+            audios.append(layout.ids_to_codes(body, codebooks))
+    order = "text_first" if ids[1] == layout.text_start else "audio_first"
+    shown = 0 if codebooks == layout.codebooks else codebooks
+    if not texts:
+        composition = "S" if codebooks == 1 and layout.codebooks > 1 else "S+A"
+        view = View("text_first", composition, 0 if composition == "S" else shown)
+        return Parsed(view, tuple(Utterance("", empty_text, codes) for codes in audios))
+    if len(texts) != len(audios):
+        raise UserError(
+            f"the document has {len(texts)} text and {len(audios)} audio spans: a translation pair, "
+            "which parse does not cut into utterances"
+        )
+    pairs = zip(texts, audios, strict=True)
+    return Parsed(View(order, "S+A+T", shown), tuple(Utterance("", t, a) for t, a in pairs))

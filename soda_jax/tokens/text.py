@@ -1,0 +1,209 @@
+"""Text tokenizers that never yield a special token, whatever the text contains.
+
+Bytes need nothing; any Hugging Face `tokenizer.json` works through the `tokenizers` library; a
+byte-level BPE is trained by `train_bpe` (`soda tokenizer train`).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from soda_jax.errors import UserError
+from soda_jax.files import write_atomic
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>", "<|endoftext|>")
+EOS_NAMES = ("<|end_of_text|>", "<|eos|>", "</s>", "<eos>", "<|im_end|>", "<|endoftext|>")
+_FILE = "tokenizer.json"
+
+
+class TextTokenizer(Protocol):
+    """What the rest of the system asks of a text tokenizer.
+
+    Attributes:
+      vocabulary_size: number of text ids, the special ones included.
+      specials: ids that `encode` never yields, ascending.
+      bos, eos: ids that begin and end a document; both special.
+      fingerprint: hash of the tokenizer; equal tokenizers have equal fingerprints.
+    """
+
+    vocabulary_size: int
+    specials: tuple[int, ...]
+    bos: int
+    eos: int
+    fingerprint: str
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ordinary text ids of `text`, int32 `[tokens]`."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ordinary ids; special ids are left out."""
+        ...
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer so that `load_tokenizer(directory)` reads it back."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0–255, BOS 256, EOS 257."""
+
+    vocabulary_size = 258
+    specials = (256, 257)
+    bos, eos = 256, 257
+    fingerprint = hashlib.sha256(b"utf-8 bytes, BOS 256, EOS 257").hexdigest()[:16]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The bytes of `text`; UserError if it holds a lone surrogate."""
+        try:
+            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+        except UnicodeEncodeError as error:
+            raise UserError(f"text is not valid Unicode: {error}") from None
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of bytes; a part that is not valid UTF-8 becomes U+FFFD."""
+        return bytes(i for i in np.asarray(ids).tolist() if 0 <= i < 256).decode("utf-8", "replace")
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a `tokenizer.json` that names the byte tokenizer."""
+        write_atomic(Path(directory) / _FILE, json.dumps({"soda": "bytes"}) + "\n")
+
+
+class JsonTokenizer:
+    """A Hugging Face `tokenizer.json`, with its added tokens taken out of the encoder.
+
+    Without them a literal `<|audio_start|>` or `</s>` in a transcript is split like any other text.
+    Where the vocabulary itself holds a special token as an ordinary piece (SentencePiece's `<s>`),
+    the text is cut inside the piece and encoded again.
+    """
+
+    def __init__(self, content: str, source: str = _FILE):
+        """Reads the JSON text `content`; `source` stands in messages.
+
+        Raises:
+          UserError: if it is not a tokenizer, or names no BOS or EOS among its special tokens.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            description: dict[str, Any] = json.loads(content)
+            self._full = Tokenizer.from_str(content)
+            added = description.get("added_tokens") or []
+            plain = {**description, "added_tokens": [], "post_processor": None}
+            plain["truncation"] = plain["padding"] = None
+            self._plain = Tokenizer.from_str(json.dumps(plain))
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{source} is not a tokenizer.json: {error}") from None
+        self._content = content
+        self.vocabulary_size = _vocabulary_size(self._full, added)
+        by_name = {token["content"]: int(token["id"]) for token in added}
+        self.bos = _named(by_name, BOS_NAMES, "BOS", source)
+        others = {name: i for name, i in by_name.items() if i != self.bos}
+        self.eos = _named(others, EOS_NAMES, "EOS", source)
+        used = set(self._plain.get_vocab(with_added_tokens=False).values())
+        holes = set(range(self.vocabulary_size)) - used
+        self.specials = tuple(sorted(set(by_name.values()) | holes))
+        self._special = np.zeros(self.vocabulary_size, bool)
+        self._special[list(self.specials)] = True
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ordinary ids of `text`, int32 `[tokens]`; UserError if it holds a lone surrogate."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"text is not valid Unicode: {error}") from None
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int32)
+        bad = np.flatnonzero(self._special[ids])
+        if not len(bad):
+            return ids
+        first, last = encoding.offsets[bad[0]]
+        cut = first + 1 if last - first > 1 else last
+        if not 0 < cut < len(text):
+            # An unknown-token piece for a single character: the vocabulary cannot write it.
+            raise UserError(f"the tokenizer has no ordinary ids for {text[first:last]!r}")
+        return np.concatenate([self.encode(text[:cut]), self.encode(text[cut:])])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ordinary ids; special ids are left out."""
+        array = np.asarray(ids, np.int64)
+        inside = array[(array >= 0) & (array < self.vocabulary_size)]
+        return self._plain.decode(inside[~self._special[inside]].tolist())
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the `tokenizer.json` unchanged."""
+        write_atomic(Path(directory) / _FILE, self._content)
+
+
+def _vocabulary_size(tokenizer: Any, added: list[dict[str, Any]]) -> int:
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    return max([largest, *(int(token["id"]) for token in added)]) + 1
+
+
+def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str) -> int:
+    for name in names:
+        if name in by_name:
+            return by_name[name]
+    raise UserError(
+        f"{source} has no {role} among its added tokens; it may be one of {', '.join(names)}"
+    )
+
+
+def load_tokenizer(spec: str | Path) -> TextTokenizer:
+    """Opens a tokenizer: "bytes", a `tokenizer.json`, or a folder that holds one."""
+    if str(spec) == "bytes":
+        return ByteTokenizer()
+    path = Path(spec)
+    file = path / _FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"no tokenizer at {spec}: give 'bytes', a tokenizer.json or its folder")
+    try:
+        content = file.read_text("utf-8")
+        if json.loads(content).get("soda") == "bytes":
+            return ByteTokenizer()
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"{file} is not a tokenizer.json: {error}") from None
+    return JsonTokenizer(content, str(file))
+
+
+def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
+    """Trains a byte-level BPE; every text can be written, and decoding gives it back exactly.
+
+    Args:
+      texts: the training texts.
+      vocabulary_size: number of ids, BOS and EOS (the last two) included; at least 258.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocabulary_size < 258:
+        raise UserError(f"vocabulary_size {vocabulary_size} is too small: 256 bytes, BOS and EOS")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size - 2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(BOS_NAMES[0], special=True), AddedToken(EOS_NAMES[0], special=True)]
+    )
+    return JsonTokenizer(tokenizer.to_str(), "the trained tokenizer")
+
+
+def make_layout(tokenizer: TextTokenizer, codebook_sizes: Sequence[int]) -> VocabularyLayout:
+    """The vocabulary of a text tokenizer and a codec together."""
+    return VocabularyLayout(
+        tokenizer.vocabulary_size,
+        tuple(tokenizer.specials),
+        tokenizer.bos,
+        tokenizer.eos,
+        tuple(codebook_sizes),
+    )

@@ -1,0 +1,215 @@
+"""The one place where token ids come from.
+
+Ids stand in this order: the text vocabulary (with its own special tokens), four markers, then one run
+of ids per codebook. `VocabularyLayout.soda()` is the layout of the paper, 144,644 ids.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from soda_jax.errors import UserError
+
+MARKERS = ("<|text_start|>", "<|text_end|>", "<|audio_start|>", "<|audio_end|>")
+TEXT_CLASS = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyLayout:
+    """Where text, markers and codebooks stand among the token ids.
+
+    Attributes:
+      text_size: size of the text vocabulary, its special tokens included.
+      specials: the text ids that ordinary text never yields, ascending; BOS and EOS are among them.
+      bos: id of the token that begins a document.
+      eos: id of the token that ends a document.
+      codebook_sizes: number of entries of each codebook; the first is the semantic one.
+
+    Raises:
+      UserError: if the sizes are not positive, or BOS or EOS is not a special text id.
+    """
+
+    text_size: int
+    specials: tuple[int, ...]
+    bos: int
+    eos: int
+    codebook_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.text_size < 2 or any(size < 1 for size in self.codebook_sizes):
+            raise UserError(f"sizes must be positive: text {self.text_size}, {self.codebook_sizes}")
+        if list(self.specials) != sorted(set(self.specials)):
+            raise UserError("special text ids must be ascending and distinct")
+        if self.specials and not 0 <= self.specials[0] <= self.specials[-1] < self.text_size:
+            raise UserError(f"special text ids must lie in 0–{self.text_size - 1}")
+        if self.bos == self.eos or not {self.bos, self.eos} <= set(self.specials):
+            raise UserError(f"BOS {self.bos} and EOS {self.eos} must be two special text ids")
+
+    @classmethod
+    def soda(cls) -> "VocabularyLayout":
+        """The paper's layout: Llama-3 text (0–128255), markers, 8 codebooks of 2,048."""
+        return cls(128_256, tuple(range(128_000, 128_256)), 128_000, 128_001, (2048,) * 8)
+
+    @property
+    def text_start(self) -> int:
+        """Id of `<|text_start|>`."""
+        return self.text_size
+
+    @property
+    def text_end(self) -> int:
+        """Id of `<|text_end|>`."""
+        return self.text_size + 1
+
+    @property
+    def audio_start(self) -> int:
+        """Id of `<|audio_start|>`."""
+        return self.text_size + 2
+
+    @property
+    def audio_end(self) -> int:
+        """Id of `<|audio_end|>`."""
+        return self.text_size + 3
+
+    @property
+    def audio_base(self) -> int:
+        """First audio id; the text and the markers fill the ids below it."""
+        return self.text_size + len(MARKERS)
+
+    @property
+    def codebooks(self) -> int:
+        """Number of codebooks, the semantic one included."""
+        return len(self.codebook_sizes)
+
+    @property
+    def size(self) -> int:
+        """Number of ids in all."""
+        return self.audio_base + sum(self.codebook_sizes)
+
+    @functools.cached_property
+    def codebook_offsets(self) -> np.ndarray:
+        """First id of each codebook, int64 `[codebooks]`."""
+        sizes = np.array((0, *self.codebook_sizes[:-1]), np.int64)[: self.codebooks]
+        return self.audio_base + np.cumsum(sizes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the target classes: text, semantic, acoustic_1 …, marker."""
+        audio = tuple("semantic" if k == 0 else f"acoustic_{k}" for k in range(self.codebooks))
+        return ("text", *audio, "marker")
+
+    @functools.cached_property
+    def class_of_id(self) -> np.ndarray:
+        """The target class of every id, int8 `[size]`: 0 text, 1 … codebooks audio, then marker.
+
+        The markers, BOS and EOS are of the marker class; other special text ids count as text.
+        """
+        classes = np.full(self.size, TEXT_CLASS, np.int8)
+        marker = self.codebooks + 1
+        classes[[self.bos, self.eos]] = marker
+        classes[self.text_size : self.audio_base] = marker
+        sizes = np.array(self.codebook_sizes, np.int64)
+        classes[self.audio_base :] = np.repeat(np.arange(1, marker), sizes)
+        return classes
+
+    @functools.cached_property
+    def ordinary_text(self) -> np.ndarray:
+        """True for the ids that text may yield, bool `[size]`."""
+        ordinary = np.zeros(self.size, bool)
+        ordinary[: self.text_size] = True
+        ordinary[list(self.specials)] = False
+        return ordinary
+
+    def target_class(self, ids: np.ndarray) -> np.ndarray:
+        """Class of each id, int8 of the same shape as `ids` (see `class_of_id`)."""
+        return self.class_of_id[ids]
+
+    def codes_to_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Flattens codes frame by frame into token ids.
+
+        Args:
+          codes: integers `[frames, n]`, n ≤ codebooks; column k is an index into codebook k.
+
+        Returns:
+          int32 ids `[frames · n]`: frame 0's codebook 0, 1, …, n−1, then frame 1's.
+
+        Raises:
+          UserError: for an index outside its codebook, with its position.
+        """
+        codes = np.asarray(codes)
+        count = codes.shape[1]
+        if not 0 < count <= self.codebooks:
+            raise UserError(f"codes have {count} codebooks, the layout has {self.codebooks}")
+        sizes = np.array(self.codebook_sizes[:count], np.int64)
+        bad = np.argwhere((codes < 0) | (codes >= sizes))
+        if len(bad):
+            frame, book = bad[0]
+            value, last = codes[frame, book], sizes[book] - 1
+            raise UserError(
+                f"codes[{frame}, {book}] = {value} is outside codebook {book} (0–{last})"
+            )
+        return (codes + self.codebook_offsets[:count]).astype(np.int32).reshape(-1)
+
+    def ids_to_codes(self, ids: np.ndarray, codebooks: int) -> np.ndarray:
+        """The inverse of `codes_to_ids`: uint16 `[frames, codebooks]`.
+
+        Raises:
+          UserError: for a partial frame or an id of another codebook, with its position.
+        """
+        ids = np.asarray(ids, np.int64)
+        if len(ids) % codebooks:
+            raise UserError(
+                f"{len(ids)} audio tokens are not whole frames of {codebooks}: a partial frame "
+                f"begins at position {len(ids) - len(ids) % codebooks}"
+            )
+        codes = ids.reshape(-1, codebooks) - self.codebook_offsets[:codebooks]
+        bad = np.argwhere((codes < 0) | (codes >= np.array(self.codebook_sizes[:codebooks])))
+        if len(bad):
+            frame, book = bad[0]
+            position = int(frame) * codebooks + int(book)
+            raise UserError(
+                f"token {ids[position]} at position {position} is not of codebook {book}, which is due"
+            )
+        return codes.astype(np.uint16)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes an equal layout; specials as [first, last] runs."""
+        return {
+            "text_size": self.text_size,
+            "specials": _runs(self.specials),
+            "bos": self.bos,
+            "eos": self.eos,
+            "codebook_sizes": list(self.codebook_sizes),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "VocabularyLayout":
+        """The layout that `to_json` described."""
+        specials = [i for first, last in value["specials"] for i in range(first, last + 1)]
+        return cls(
+            int(value["text_size"]),
+            tuple(specials),
+            int(value["bos"]),
+            int(value["eos"]),
+            tuple(value["codebook_sizes"]),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the layout, 16 hexadecimal digits; equal layouts have equal fingerprints."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _runs(values: Iterable[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][1] == value - 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return runs
