@@ -1,0 +1,171 @@
+"""Sound files in and out: any format and rate that libsndfile reads, mono float32 inside."""
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from soda_jax.codecs.interface import Codec
+from soda_jax.errors import UserError
+from soda_jax.files import write_atomic
+
+if TYPE_CHECKING:
+    import soundfile
+
+Reason = Literal[
+    "missing", "truncated", "empty", "not_finite", "silent", "undecodable", "end_before_start"
+]
+_SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
+_END_SLACK = 0.5  # seconds that a caption may reach beyond its file: players round up
+_RATES = range(1_000, 1_000_001)  # Hz; a header outside it is damaged, and resampling would explode
+_UNKNOWN_SIZE = 0x7FFF_0000  # writers to a pipe leave 0 or a size near 2^31 or 2^32 in the header
+
+
+class AudioError(UserError):
+    """A sound that cannot be used.
+
+    Attributes:
+      reason: one word for counting: `missing`, `truncated`, `empty`, `not_finite`, `silent`,
+        `undecodable` or `end_before_start`.
+    """
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    start: float | None = None,
+    end: float | None = None,
+) -> np.ndarray:
+    """Reads a sound file, or a stretch of it, as float32 mono `[samples]` at `sample_rate` Hz.
+
+    Channels are averaged, the rate is converted by soxr (high quality). Only the stretch is read where
+    the format can seek.
+
+    Args:
+      path: any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, …).
+      sample_rate: Hz, of the result.
+      start: first second of the stretch; None is the beginning.
+      end: last second of the stretch; None is the end of the file, as is up to 0.5 s beyond it.
+
+    Raises:
+      AudioError: with its reason, if there is no such file, it cannot be decoded, holds fewer samples
+        than its header or the stretch asks for, holds none, or holds NaN, infinity or only silence.
+    """
+    import soundfile
+
+    start = 0.0 if start is None else start
+    if not math.isfinite(start) or start < 0 or not (end is None or end > start):
+        raise AudioError(
+            "end_before_start", f"{path}: from {start:g} s to {end} s is no stretch of time"
+        )
+    if not os.path.isfile(path):
+        raise AudioError("missing", f"{path}: there is no such file")
+    if os.path.getsize(path) == 0:
+        raise AudioError("empty", f"{path}: the file has no bytes")
+    _check_container(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples, rate = _read_stretch(file, path, start, end), file.samplerate
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        cause = str(error).split(": ", 1)[-1]
+        raise AudioError("undecodable", f"{path}: libsndfile cannot read it ({cause})") from None
+    if not np.isfinite(samples).all():
+        raise AudioError("not_finite", f"{path}: it holds NaN or infinite samples")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if np.abs(mono).max() < _SILENCE:
+        raise AudioError("silent", f"{path}: no sample is above −80 dB of full scale")
+    resampled = _resample(mono, rate, sample_rate)
+    if len(resampled) == 0:
+        raise AudioError("empty", f"{path}: it lasts less than one sample at {sample_rate} Hz")
+    return resampled
+
+
+def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
+    """Writes float mono `[samples]` as a 16-bit WAV, clipped to [-1, 1]; the file is whole or absent."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(audio, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
+    write_atomic(Path(path), buffer.getvalue())
+
+
+def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.ndarray:
+    """Codes of a clip of any length, encoded in pieces (SODA: chunks over 60 s, in pieces of 60 s).
+
+    Args:
+      codec: any codec.
+      audio: float32 mono `[samples]` at the codec's rate.
+      max_seconds: longest piece; all pieces but the last are whole frames long.
+
+    Returns:
+      uint16 `[ceil(samples / samples_per_frame), codebooks]`.
+    """
+    piece = max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
+    starts = range(0, max(len(audio), 1), piece)
+    # One by one: the memory that a codec takes grows with its batch.
+    return np.concatenate([codec.encode([audio[at : at + piece]])[0] for at in starts])
+
+
+def _read_stretch(
+    file: "soundfile.SoundFile", path: str | os.PathLike[str], start: float, end: float | None
+) -> np.ndarray:
+    """float32 `[samples, channels]` between two times of an open file."""
+    rate, length = file.samplerate, file.frames
+    if rate not in _RATES:
+        raise AudioError("undecodable", f"{path}: its header claims {rate} samples a second")
+    if length <= 0:
+        raise AudioError("empty", f"{path}: it holds no samples")
+    if (first := round(start * rate)) >= length or (
+        end is not None and end > length / rate + _END_SLACK
+    ):
+        raise AudioError(
+            "truncated",
+            f"{path}: it lasts {length / rate:.2f} s, so {start:g} s to "
+            f"{'its end' if end is None else f'{end:g} s'} is not all there",
+        )
+    last = length if end is None else min(length, round(end * rate))
+    if last <= first:
+        raise AudioError("empty", f"{path}: {start:g} s to {end:g} s is less than one sample")
+    if first:
+        file.seek(first)
+    samples = file.read(last - first, dtype="float32", always_2d=True)
+    if len(samples) < last - first:
+        raise AudioError(
+            "truncated", f"{path}: it ends after {len(samples)} of {last - first} samples"
+        )
+    return samples
+
+
+def _check_container(path: str | os.PathLike[str]) -> None:
+    """Raises `truncated` if a WAV or AIFF is shorter than its header says.
+
+    libsndfile reads what is left of such a file and says nothing.
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+    kind, form = head[:4], head[8:12]
+    if kind == b"RIFF" and form == b"WAVE":
+        size = int.from_bytes(head[4:8], "little")
+    elif kind == b"FORM" and form in (b"AIFF", b"AIFC"):
+        size = int.from_bytes(head[4:8], "big")
+    else:
+        return
+    missing = size + 8 - os.path.getsize(path)
+    # One byte may be the padding of an odd chunk, which some writers count and do not write.
+    if missing > 1 and size < _UNKNOWN_SIZE:
+        raise AudioError("truncated", f"{path}: the last {missing} bytes of the file are missing")
+
+
+def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    if rate == sample_rate:
+        return mono
+    import soxr
+
+    return soxr.resample(mono, rate, sample_rate).astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""The sub-commands of `soda`, one file each: SUMMARY, EXAMPLE, add_arguments, run."""

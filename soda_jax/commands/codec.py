@@ -1,0 +1,169 @@
+"""`soda codec`: fit the mel codec on your audio; codes of a sound file and back."""
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soda_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from soda_jax.codecs.mel import MelSettings
+
+SUMMARY = "fit a codec; encode and decode a sound file"
+EXAMPLE = "soda codec fit corpus/manifest.jsonl --output=codec"
+
+Stretch = tuple[Path, float | None, float | None]  # path, start and end in seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the three sub-commands and their options."""
+    actions = parser.add_subparsers(dest="action", required=True)
+
+    fit = actions.add_parser("fit", help="fit the mel codec on your audio")
+    fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
+    fit.add_argument("--output", required=True, help="folder for the codec")
+    fit.add_argument("--codebooks", type=int, default=8, help="codebooks (%(default)s)")
+    fit.add_argument("--codebook_size", type=int, default=512, help="entries of each (%(default)s)")
+    fit.add_argument(
+        "--max_minutes", type=float, default=30, help="audio to read, drawn at random (%(default)s)"
+    )
+    fit.add_argument("--seed", type=int, default=0, help="of draw and k-means (%(default)s)")
+
+    encode = actions.add_parser("encode", help="codes of a sound file")
+    encode.add_argument("file", help="a sound file")
+    encode.add_argument("--codec", required=True, help="mel:DIR")
+    encode.add_argument("--output", required=True, help="codes as .npz")
+
+    decode = actions.add_parser("decode", help="the sound of codes")
+    decode.add_argument("file", help="codes, from soda codec encode")
+    decode.add_argument("--codec", required=True, help="mel:DIR, the codec that made them")
+    decode.add_argument("--output", required=True, help="sound as .wav")
+    decode.add_argument("--codebooks", type=int, help="use only the first codebooks")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the sub-command."""
+    return {"fit": _fit, "encode": _encode, "decode": _decode}[args.action](args)
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from soda_jax.codecs.mel import MelCodec, MelSettings
+
+    if not args.max_minutes > 0 or args.codebooks < 1 or args.codebook_size < 1:
+        raise UserError("--max_minutes, --codebooks and --codebook_size must be more than 0")
+    settings = MelSettings(codebook_sizes=(args.codebook_size,) * args.codebooks)
+    stretches = _stretches(Path(args.audio))
+    random.Random(args.seed).shuffle(stretches)
+    clips = list(_read(stretches, args.max_minutes * 60, settings))
+    minutes = sum(len(clip) for clip in clips) / settings.grid.sample_rate / 60
+    print(f"fitting {args.codebooks} × {args.codebook_size} entries on {minutes:.1f} minutes …")
+    codec = MelCodec.fit(clips, settings, seed=args.seed)
+    codec.save(args.output)
+    print(f"mel:{args.output}: {codec.frame_rate:g} frames/s, fingerprint {codec.fingerprint}")
+    return 0
+
+
+def _stretches(source: Path) -> list[Stretch]:
+    """What there is to read, in a fixed order."""
+    if source.is_dir():
+        import soundfile
+
+        known = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga"}
+        found = (path for path in source.rglob("*") if path.suffix.lower() in known)
+        stretches: list[Stretch] = [(path, None, None) for path in sorted(found)]
+    elif source.is_file():
+        from tokenize_pipeline.readers import DocumentSource, find_reader
+
+        stretches = [
+            (source.parent / utterance.audio, utterance.start, utterance.end)
+            for document in find_reader("manifest").read([source])
+            if isinstance(document, DocumentSource)
+            for utterance in document.utterances
+            if utterance.audio is not None
+        ]
+    else:
+        raise UserError(f"{source} does not exist: name a folder of sound files or a manifest")
+    if not stretches:
+        raise UserError(f"{source} holds no sound files: name a folder or manifest that does")
+    return stretches
+
+
+def _read(
+    stretches: list[Stretch], seconds: float, settings: "MelSettings"
+) -> "Iterator[np.ndarray]":
+    """Clips until `seconds` of audio are read; bad ones are skipped and their number is printed."""
+    from soda_jax.codecs.audio import AudioError, read_audio
+    from soda_jax.progress import progress
+
+    rate = settings.grid.sample_rate
+    read, skipped, last = 0.0, 0, ""
+    with progress("reading audio", len(stretches)) as bar:
+        for path, start, end in stretches:
+            bar.advance()
+            try:
+                clip = read_audio(path, rate, start, end)
+            except AudioError as error:
+                skipped, last = skipped + 1, str(error)
+                continue
+            yield clip[: round((seconds - read) * rate)]
+            read += len(clip) / rate
+            if read >= seconds:
+                break
+    if skipped:
+        print(f"{skipped} of {len(stretches)} clips could not be used; the last one: {last}")
+
+
+def _encode(args: argparse.Namespace) -> int:
+    import io
+
+    import numpy as np
+
+    from soda_jax.codecs import load_codec
+    from soda_jax.codecs.audio import encode_long, read_audio
+    from soda_jax.files import write_atomic
+
+    codec = load_codec(args.codec)
+    codes = encode_long(codec, read_audio(args.file, codec.sample_rate))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, codes=codes, fingerprint=np.array(codec.fingerprint))
+    write_atomic(args.output, buffer.getvalue())
+    print(f"{args.output}: {codes.shape[0]:,} frames × {codes.shape[1]} codebooks")
+    return 0
+
+
+def _decode(args: argparse.Namespace) -> int:
+    import zipfile
+
+    import numpy as np
+
+    from soda_jax.codecs import load_codec
+    from soda_jax.codecs.audio import write_wav
+
+    codec = load_codec(args.codec)
+    try:
+        with np.load(args.file, allow_pickle=False) as file:
+            codes, fingerprint = file["codes"], str(file["fingerprint"])
+    except OSError as error:
+        raise UserError(f"{args.file} cannot be read ({error.strerror or error})") from None
+    except (ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+        raise UserError(f"{args.file} is no output of soda codec encode: run it first") from None
+    if fingerprint != codec.fingerprint:
+        raise UserError(
+            f"{args.file} was made by codec {fingerprint}, {args.codec} is {codec.fingerprint}: "
+            "name the codec that made it"
+        )
+    if args.codebooks is not None and not 1 <= args.codebooks <= len(codec.codebook_sizes):
+        raise UserError(
+            f"--codebooks={args.codebooks}: {args.codec} has 1 to {len(codec.codebook_sizes)}"
+        )
+    try:
+        audio = codec.decode([codes[:, : args.codebooks]])[0]
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{args.file}: {error}") from None
+    write_wav(args.output, audio, codec.sample_rate)
+    print(f"{args.output}: {len(audio) / codec.sample_rate:.2f} s")
+    return 0

@@ -1,0 +1,33 @@
+"""`soda synth`: a small corpus of synthetic speech with exact transcripts."""
+
+import argparse
+
+SUMMARY = "make a small corpus of synthetic speech and text"
+EXAMPLE = "soda synth --output=corpus --clips=1200 --task=demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--output", required=True, help="folder for manifest.jsonl and audio/")
+    parser.add_argument("--clips", type=int, default=1200, help="spoken utterances (%(default)s)")
+    parser.add_argument("--texts", type=int, default=1200, help="text-only lines (%(default)s)")
+    parser.add_argument(
+        "--task",
+        choices=("demo", "numbers"),
+        default="demo",
+        help="demo: up to three digits, short commands; numbers: longer digit strings, numbers, dates",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of texts and voice (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the corpus, or the part of it that is not there yet."""
+    from soda_jax.errors import UserError
+    from tokenize_pipeline.synthetic import synthesise
+
+    for name in ("clips", "texts"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)}: give at least 1")
+    manifest = synthesise(args.output, args.task, args.clips, args.texts, args.seed)
+    print(f"{manifest}: {args.clips:,} clips; {manifest.with_name('text.jsonl')}: {args.texts:,}")
+    return 0

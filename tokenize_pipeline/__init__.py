@@ -1,0 +1,1 @@
+"""From recordings and text to shards of interleaved token documents, offline."""

@@ -1,0 +1,237 @@
+"""A corpus of synthetic speech with exact transcripts, on a vocabulary small enough for a toy model.
+
+    DIR/manifest.jsonl   speech: one utterance a row, documents of one to three
+    DIR/audio/000000.wav
+    DIR/text.jsonl       text only: {"id": …, "text": …}
+
+Everything about clip i follows from (task, seed, i), so a larger corpus begins with a smaller one.
+The speech is hibari-tts, voice "heart", which is inside its wheel: no download.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from soda_jax.codecs.audio import write_wav
+from soda_jax.errors import UserError
+from soda_jax.files import write_atomic, write_json
+from soda_jax.progress import progress
+from tokenize_pipeline.spoken_numbers import DIGITS, ORDINALS, TEENS, TENS, number_in_words
+
+SAMPLE_RATE = 24_000
+_VOICE = "heart"
+_SPEEDS = (0.9, 1.1)  # times the voice's own pace
+_LONGEST_DOCUMENT = 3  # utterances
+_QUIET = 0.01  # of the clip's peak (−40 dB): what lies below, before and after the words, is cut
+_MARGIN = 0.03  # seconds kept on both sides of the cut
+
+Task = Literal["demo", "numbers"]
+
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+_DIRECTIONS = ["left", "right", "up", "down", "back"]
+_VERBS = ["go", "turn"]
+_PLAYER = ["start", "stop", "pause", "open", "close", "play"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One utterance of the corpus, before it is spoken.
+
+    Attributes:
+      text: the transcript, lower-case words.
+      document: id of the document it belongs to.
+      order: its place there, from 0.
+      speed: pace, times the voice's own.
+    """
+
+    text: str
+    document: str
+    order: int
+    speed: float
+
+
+def sample_text(task: Task, generator: random.Random) -> str:
+    """One utterance of the task's closed vocabulary, lower-case words without punctuation.
+
+    `demo`: one to three digits, or a command such as `stop`, `go left`, `turn back four two` (2,221
+    texts of 18 words). `numbers`: two to five digits, a number below 1,000, a date or a command
+    (about 114,000 texts of 76 words).
+    """
+    return generator.choice(_SAMPLERS[task])(generator)
+
+
+def words(task: Task) -> frozenset[str]:
+    """The closed vocabulary of a task."""
+    demo = {*DIGITS, *_DIRECTIONS, *_VERBS, "stop"}
+    if task == "demo":
+        return frozenset(demo)
+    days = {*ORDINALS, "thirtieth"}
+    return frozenset({*demo, *TEENS, *TENS, *days, *_MONTHS, *_PLAYER, "hundred", "track"})
+
+
+def clips(task: Task, seed: int) -> Iterator[Clip]:
+    """The endless list of clips of a corpus; a longer corpus begins with a shorter one."""
+    for number in itertools.count():
+        generator = random.Random(f"{task} {seed} {number}")
+        for order in range(generator.randint(1, _LONGEST_DOCUMENT)):
+            text, speed = sample_text(task, generator), round(generator.uniform(*_SPEEDS), 3)
+            yield Clip(text, f"{task}-{seed}-{number:06d}", order, speed)
+
+
+def synthesise(directory: str | Path, task: Task, count: int, texts: int, seed: int = 0) -> Path:
+    """Makes a corpus of `count` clips and `texts` sentences; clips already there are kept.
+
+    Args:
+      directory: where the corpus goes; it may hold a smaller corpus of the same task and seed.
+      task: `demo` or `numbers`.
+      count: utterances with audio.
+      texts: text-only sentences.
+      seed: of the texts, the speeds and the voice's noise.
+
+    Returns:
+      The path of the manifest.
+
+    Raises:
+      UserError: if the directory holds a corpus of another task or seed, or hibari-tts is missing.
+    """
+    folder = Path(directory)
+    _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
+    chosen = list(itertools.islice(clips(task, seed), count))
+    # Files appear by rename, so one that is there is whole.
+    missing = [i for i in range(count) if not (folder / _audio_name(i)).exists()]
+    speak = _voice() if missing else None
+    with progress("speech", count, start=count - len(missing)) as bar:
+        for i in missing:
+            assert speak is not None
+            audio = trim(speak(chosen[i].text, chosen[i].speed, seed + i))
+            write_wav(folder / _audio_name(i), audio, SAMPLE_RATE)
+            bar.advance()
+    manifest = folder / "manifest.jsonl"
+    rows = (
+        {"audio": _audio_name(i), **asdict(clip), "speaker": _VOICE, "language": "en"}
+        for i, clip in enumerate(chosen)
+    )
+    write_atomic(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    generator = random.Random(f"{task} {seed} text")
+    sentences = (
+        {"id": f"{task}-{seed}-text-{i:06d}", "text": sample_text(task, generator)}
+        for i in range(texts)
+    )
+    write_atomic(folder / "text.jsonl", "".join(json.dumps(row) + "\n" for row in sentences))
+    return manifest
+
+
+def trim(audio: np.ndarray) -> np.ndarray:
+    """Cuts the quiet before the first and after the last word: float32 `[samples]`, at 24 kHz."""
+    loudness = np.abs(audio)
+    loud = np.flatnonzero(loudness > _QUIET * loudness.max(initial=0))
+    if len(loud) == 0:
+        return audio
+    margin = round(_MARGIN * SAMPLE_RATE)
+    return audio[max(0, loud[0] - margin) : loud[-1] + margin]
+
+
+def _digits(shortest: int, longest: int) -> Callable[[random.Random], str]:
+    def sample(generator: random.Random) -> str:
+        return " ".join(generator.choices(DIGITS, k=generator.randint(shortest, longest)))
+
+    return sample
+
+
+def _move(generator: random.Random) -> str:
+    """`stop`, `go left`, `turn right four` or `turn right four two`."""
+    steps = generator.choices((None, 0, 1, 2), weights=(1, 4, 3, 2))[0]
+    if steps is None:
+        return "stop"
+    way = [generator.choice(_VERBS), generator.choice(_DIRECTIONS)]
+    return " ".join([*way, *generator.choices(DIGITS, k=steps)])
+
+
+def _number(generator: random.Random) -> str:
+    return number_in_words(generator.randint(0, 999))
+
+
+def _date(generator: random.Random) -> str:
+    """A month and a day from 1 to 30: `march third`, `may twenty first`."""
+    day = generator.randint(1, 30)
+    if day <= 20:
+        spoken = ORDINALS[day - 1]
+    else:
+        spoken = "thirtieth" if day == 30 else f"twenty {ORDINALS[day - 21]}"
+    return f"{generator.choice(_MONTHS)} {spoken}"
+
+
+def _command(generator: random.Random) -> str:
+    if generator.random() < 0.5:
+        return _move(generator)
+    verb = generator.choice(_PLAYER)
+    return f"{verb} track {number_in_words(generator.randint(1, 99))}"
+
+
+_SAMPLERS: dict[Task, tuple[Callable[[random.Random], str], ...]] = {
+    "demo": (_digits(1, 3), _move),
+    "numbers": (_digits(2, 5), _number, _date, _command),
+}
+
+
+def _audio_name(index: int) -> str:
+    return f"audio/{index:06d}.wav"
+
+
+def _claim(folder: Path, settings: dict[str, str | int]) -> None:
+    """Notes in the folder what is made there, and refuses to mix two corpora in it."""
+    note = folder / "synth.json"
+    if not note.exists():
+        if (folder / "audio").exists():
+            raise UserError(f"{folder} holds audio of another corpus: choose another --output")
+        write_json(note, settings)
+        return
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != settings:
+        raise UserError(
+            f"{folder} holds a corpus made with {found}, not {settings}: choose another --output"
+        )
+
+
+def _voice() -> Callable[[str, float, int], np.ndarray]:
+    """A function of (text, speed, seed of the voice's noise) that gives float32 audio at 24 kHz."""
+    try:
+        import hibari
+    except ImportError:
+        raise UserError(
+            "hibari-tts speaks the corpus: install it with `pip install soda-jax[demo]`"
+        ) from None
+
+    # One thread in one process: clips of a second gain nothing from the second core (measured).
+    engine = hibari.Hibari(voice=_VOICE, threads=1)
+    if engine.sample_rate != SAMPLE_RATE:
+        raise UserError(
+            f"hibari-tts speaks at {engine.sample_rate} Hz, not {SAMPLE_RATE}: install 0.2"
+        )
+
+    def speak(text: str, speed: float, seed: int) -> np.ndarray:
+        return np.asarray(engine(text, speed=speed, seed=seed), np.float32)
+
+    return speak
