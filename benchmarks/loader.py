@@ -1,0 +1,162 @@
+"""How many tokens a second one core reads: random windows of 4,096, both orders, two sources mixed.
+
+    python benchmarks/loader.py
+
+Two data sets of random codes (8 codebooks of 2,048, records near 8,192 tokens, utterances of 2 to 10
+seconds) are written to a temporary folder, so they are read from page cache. Prints one table: medians
+over repeats with their spread, the share of each step, and the bytes a token takes on disk.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from soda_jax.data.dataset import Dataset, make_dataset
+from soda_jax.data.manifest import Manifest
+from soda_jax.data.records import read_header
+from soda_jax.data.shards import ShardWriter
+from soda_jax.data.splitting import split_document
+from soda_jax.data.windows import annotate, empty_batch
+from soda_jax.tokens.documents import Utterance
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+SEQUENCE_LENGTH, BATCH = 4096, 32
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "was",
+    "one",
+    "have",
+    "this",
+    "from",
+    "which",
+)
+
+
+def write_dataset(directory: Path, layout: VocabularyLayout, tokens: int, seed: int) -> None:
+    """Writes documents of 1 to 79 utterances until there are `tokens` tokens in one order."""
+    rng = np.random.default_rng(seed)
+    written = 0
+    with ShardWriter(directory / "train" / "shard-00000.array_record", layout) as writer:
+        while written < tokens:
+            utterances = []
+            for _ in range(int(rng.integers(1, 80))):
+                seconds = rng.uniform(2, 10)
+                text = " ".join(rng.choice(WORDS, max(1, int(2.5 * seconds))))  # 150 words a minute
+                ids = rng.integers(0, 128_000, max(1, int(3.3 * seconds))).astype(np.int32)
+                codes = rng.integers(0, 2048, (int(12.5 * seconds), 8)).astype(np.uint16)
+                utterances.append(Utterance(text, ids, codes))
+                written += 4 + len(ids) + codes.size
+            for record in split_document(f"{seed}/{written:012d}", utterances, layout):
+                writer.write(record)
+        info = writer.close()
+    codec = {"name": "random", "fingerprint": "none", "sample_rate": 24000, "frame_rate": 12.5}
+    Manifest("speech", layout, codec, "random", {"train": (info,)}).save(directory)
+
+
+def measure(work: Callable[[int], None], repeats: int) -> tuple[float, float]:
+    """Median seconds of `work(repeat)` and half the range between the quartiles."""
+    seconds = []
+    for repeat in range(repeats):
+        began = time.perf_counter()
+        work(repeat)
+        seconds.append(time.perf_counter() - began)
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return middle, (high - low) / 2
+
+
+def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
+    """Microseconds of the steps of one window, each timed by itself over the same places."""
+    count = 100
+    source = dataset.sources[0]
+    length = dataset.sequence_length
+    rng = np.random.default_rng(0)
+    starts = (rng.integers(0, source.windows, count) * length).tolist()
+    numbers = rng.integers(0, source.manifest.totals("train")["records"], count).tolist()
+    records = [source.read_record(0, number) for number in numbers]
+    batch = empty_batch(count, length)
+    for row, start in enumerate(starts):
+        source.read(start, batch.tokens[row])
+
+    def places(repeat: int) -> None:
+        for k in range(count):
+            dataset.place(repeat * count + k)
+
+    def read(_: int) -> None:
+        for number in numbers:
+            source.read_record(0, number)
+
+    def check(_: int) -> None:
+        for record in records:
+            read_header(record, dataset.layout)
+
+    def window(_: int) -> None:
+        for row, start in enumerate(starts):
+            source.read(start, batch.tokens[row])
+
+    def describe(_: int) -> None:
+        fresh = empty_batch(count, length)
+        fresh.tokens[:] = batch.tokens
+        for row in range(count):
+            annotate(fresh, row, dataset.layout, [])
+
+    work = {
+        "place in the mixture (grain)": places,
+        "read one record": read,
+        "check one record": check,
+        "tokens of a window: about 1.5 records read, checked, unpacked, rendered": window,
+        "segments, positions, classes, mask": describe,
+    }
+    return [(name, measure(run, repeats)[0] / count * 1e6) for name, run in work.items()]
+
+
+def main() -> None:
+    """Writes the data, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="of each source, one order")
+    parser.add_argument("--repeats", type=int, default=25)
+    args = parser.parse_args()
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    layout = VocabularyLayout.soda()
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {}
+        size = tokens = 0
+        for number, weight in enumerate((0.7, 0.3)):
+            path = Path(folder) / str(number)
+            write_dataset(path, layout, args.tokens, number)
+            sources[str(number)] = {"path": str(path), "weight": weight, "order": "both"}
+            size += Manifest.load(path).totals("train")["bytes"]
+        dataset = make_dataset({"sequence_length": SEQUENCE_LENGTH, "sources": sources})
+        tokens = sum(source.tokens for source in dataset.sources) // 2
+
+        def batches(repeat: int) -> None:
+            dataset.batch(repeat * BATCH, range(BATCH))
+
+        measure(batches, args.repeats)
+        middle, spread = measure(batches, args.repeats)
+        rate, unit = BATCH * SEQUENCE_LENGTH / middle, middle / BATCH * 1e6
+        print(
+            f"one core of {os.cpu_count()} ({platform.machine()}), {tokens:,} tokens in one order"
+        )
+        print(f"tokens a second          {rate / 1e6:8.1f} M  ± {100 * spread / middle:.0f}%")
+        print(f"a window of {SEQUENCE_LENGTH}         {unit:8.0f} µs")
+        for name, microseconds in steps(dataset, args.repeats):
+            print(f"  {microseconds:6.1f} µs  {name}")
+        print(f"bytes a token on disk    {size / tokens:8.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`soda inspect`: what a data set holds, and any record of it in readable form."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soda_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from soda_jax.data.manifest import Manifest
+    from soda_jax.data.records import RecordData
+
+SUMMARY = "show what a data set holds"
+EXAMPLE = "soda inspect data/speech --document=speaker-1/chapter-2"
+_SPLITS = ("train", "validation")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("dataset", help="folder that `soda tokenize` wrote")
+    parser.add_argument("--record", metavar="SPLIT:NUMBER", help="print one record, e.g. train:0")
+    parser.add_argument("--document", metavar="ID", help="print the records of one document")
+    parser.add_argument("--generation", type=int, default=-1, help="-1: the newest (default)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every record; list the damaged ones as a `masked` file does; exit 1 if any",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was asked for; the exit status is 1 if `--verify` finds damage."""
+    from soda_jax.data.manifest import Manifest
+
+    manifest = Manifest.load(args.dataset, args.generation)
+    directory = Path(args.dataset)
+    if args.verify:
+        return _verify(directory, manifest)
+    if args.record is None and args.document is None:
+        print("\n".join(_summary(directory, manifest)))
+        return 0
+    if args.record is not None:
+        print("\n".join(_readable(*_record(directory, manifest, args.record), manifest)))
+    if args.document is not None:
+        for place, record in _document(directory, manifest, args.document):
+            print("\n".join(_readable(place, record, manifest)))
+    return 0
+
+
+def view_tokens(manifest: "Manifest", split: str) -> dict[str, int]:
+    """Tokens of a split by composition, BOS and EOS included; either order has as many."""
+    totals = manifest.totals(split)
+    text, frames = totals["text_tokens"], totals["frames"]
+    ends = 2 * totals["documents"]
+    if manifest.kind == "text":
+        return {"text": text + ends}
+    spans, audio = 2 * totals["utterances"], frames * manifest.layout.codebooks
+    return {
+        "S+A+T": text + audio + 2 * spans + ends,
+        "S+A": audio + spans + ends,
+        "S": frames + spans + ends,
+        "text": text + ends,
+    }
+
+
+def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
+    layout, codec = manifest.layout, manifest.codec
+    yield f"{directory}: {manifest.kind}, generation {manifest.generation}, digest {manifest.digest[:16]}"
+    sizes = "·".join(map(str, layout.codebook_sizes)) or "none"
+    yield f"layout     {layout.fingerprint}: {layout.text_size:,} text ids, codebooks {sizes}"
+    yield f"tokenizer  {manifest.tokenizer_fingerprint}"
+    if codec:
+        rates = f"{codec['sample_rate']} Hz, {codec['frame_rate']:g} frames/s"
+        yield f"codec      {codec['name']} {codec['fingerprint']}: {rates}"
+    for split in _SPLITS:
+        totals, tokens = manifest.totals(split), view_tokens(manifest, split)
+        if not totals["shards"]:
+            yield f"{split}: empty"
+            continue
+        counts = ("documents", "utterances", "records", "shards", "text_tokens", "frames")
+        yield f"{split}: " + ", ".join(f"{totals[key]:,} {key.replace('_', ' ')}" for key in counts)
+        if codec:
+            yield f"  {totals['frames'] / codec['frame_rate'] / 3600:.2f} hours of audio"
+        for view, count in tokens.items():
+            both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
+            yield f"  {view:<6} {count:,} tokens{both}"
+        most = max(tokens.values())
+        yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / most:.3f} a token"
+    yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
+    for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):
+        yield f"  {count:>6}  {reason}"
+
+
+def _record(directory: Path, manifest: "Manifest", place: str) -> tuple[str, "RecordData"]:
+    from soda_jax.data.reading import ShardReaders
+    from soda_jax.data.records import DamagedRecordError, decode_record
+
+    split, _, number = place.partition(":")
+    if split not in _SPLITS or not number.isdecimal():
+        raise UserError(f"--record={place} is not SPLIT:NUMBER, such as train:0")
+    left = int(number)
+    for shard in manifest.splits.get(split, ()):
+        if left < shard.records:
+            path = directory / split / shard.file
+            where = f"{split}/{shard.file}, record {left}"
+            try:
+                data = ShardReaders().read(path, left, shard.records)
+                return where, decode_record(data, manifest.layout)
+            except DamagedRecordError as error:
+                raise UserError(f"{where}: {error}") from None
+        left -= shard.records
+    count = manifest.totals(split)["records"]
+    raise UserError(f"--record={place}: the {split} split has {count} records, counted from 0")
+
+
+def _document(
+    directory: Path, manifest: "Manifest", name: str
+) -> Iterator[tuple[str, "RecordData"]]:
+    import numpy as np
+
+    from soda_jax.data.records import FIRST
+    from soda_jax.data.shards import document_hash, index_path, read_index
+
+    wanted = np.uint64(document_hash(name))
+    for split in _SPLITS:
+        base = 0
+        for shard in manifest.splits.get(split, ()):
+            index = read_index(index_path(directory / split / shard.file), shard.index_crc32c)
+            starts = np.append(np.flatnonzero(index.flags & FIRST), shard.records)
+            for document in np.flatnonzero(index.document_hashes == wanted).tolist():
+                for number in range(int(starts[document]), int(starts[document + 1])):
+                    yield _record(directory, manifest, f"{split}:{base + number}")
+                return
+            base += shard.records
+    raise UserError(f"{directory} has no document {name!r}; ids are exact, case included")
+
+
+def _readable(place: str, record: "RecordData", manifest: "Manifest") -> Iterator[str]:
+    marks = [word for word in ("first", "last") if getattr(record, word)]
+    if record.part != "whole":
+        marks += [word for word in ("opens", "closes") if getattr(record, word)]
+    yield f"{place}: document {record.document_id} ({', '.join([record.part, *marks])})"
+    rate = manifest.codec["frame_rate"] if manifest.codec else 1.0
+    for number, utterance in enumerate(record.utterances):
+        frames = len(utterance.codes)
+        yield f"  [{number}] {utterance.text!r}"
+        yield f"      {len(utterance.text_ids)} text ids: {_some(utterance.text_ids)}"
+        if frames:
+            yield f"      {frames} frames ({frames / rate:.2f} s): {_some(utterance.codes)}"
+
+
+def _some(values: object, count: int = 4) -> str:
+    shown = values[:count].tolist()  # type: ignore[index]
+    return " ".join(map(str, shown)) + (" …" if len(values) > count else "")  # type: ignore[arg-type]
+
+
+def _verify(directory: Path, manifest: "Manifest") -> int:
+    from soda_jax.data.reading import read_records
+    from soda_jax.data.records import DamagedRecordError
+    from soda_jax.data.shards import file_crc32c, index_path
+    from soda_jax.progress import track
+
+    shards = [(split, shard) for split in _SPLITS for shard in manifest.splits.get(split, ())]
+    found = 0
+    for split, shard in track(shards, "verify"):
+        path = directory / split / shard.file
+        for file, stated in ((path, shard.crc32c), (index_path(path), shard.index_crc32c)):
+            if file.is_file() and file_crc32c(file)[1] == stated:
+                continue
+            found += 1
+            print(f"# {file} is missing or not as the manifest says")
+        try:
+            for number, record in enumerate(read_records(path, manifest.layout)):
+                if isinstance(record, DamagedRecordError):
+                    found += 1
+                    print(f"{shard.file} {number}")
+        except DamagedRecordError as error:
+            found += 1
+            print(f"# {error}")
+    print(f"# {found} faults in {len(shards)} shards")
+    return 1 if found else 0

@@ -1,0 +1,1 @@
+"""Token data: the shard format, its index, views, windows, mixtures and batches."""

@@ -1,0 +1,82 @@
+"""Batches from one window count on, read ahead by threads."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from soda_jax.data.dataset import Dataset
+
+
+class Loader(Iterator[dict[str, np.ndarray]]):
+    """An endless iterator over batches; close it, or use it as a context manager.
+
+    Attributes:
+      windows: number of windows consumed, the whole state: a new loader that starts there goes on
+        with the batch that would have come next, whatever its batch size and rows.
+      waited: seconds spent waiting for data.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        start: int = 0,
+        rows: Sequence[int] | None = None,
+        *,
+        prefetch: int = 2,
+        threads: int = 1,
+    ):
+        """Starts reading.
+
+        Args:
+          dataset: where the windows come from.
+          batch_size: windows of a global batch.
+          start: number of windows consumed before.
+          rows: which rows of the global batch this process reads, in this order; None for all.
+          prefetch: how many batches are read ahead.
+          threads: how many of them at a time.
+        """
+        self.windows, self.waited = start, 0.0
+        self._dataset, self._batch_size = dataset, batch_size
+        self._rows = range(batch_size) if rows is None else list(rows)
+        if any(not 0 <= row < batch_size for row in self._rows):
+            raise ValueError(f"rows {self._rows} are not all in a batch of {batch_size}")
+        self._next = start
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._ahead: deque[Future[dict[str, np.ndarray]]] = deque()
+        for _ in range(max(1, prefetch)):
+            self._request()
+
+    def _request(self) -> None:
+        self._ahead.append(self._pool.submit(self._load, self._next))
+        self._next += self._batch_size
+
+    def _load(self, k: int) -> dict[str, np.ndarray]:
+        return self._dataset.batch(k, self._rows)._asdict()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch by name, arrays as in `windows.Batch` with one row for each of `rows`.
+
+        Raises:
+          DamagedRecordError: if a record of it cannot be read and the policy is "fatal".
+        """
+        began = time.perf_counter()
+        batch = self._ahead[0].result()
+        self.waited += time.perf_counter() - began
+        self._ahead.popleft()
+        self._request()
+        self.windows += self._batch_size
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,32 @@
+"""The loss by class of token and by source, from the sums that the model returns."""
+
+import numpy as np
+
+
+def loss_vector(
+    nll: np.ndarray, count: np.ndarray, class_names: tuple[str, ...], source_names: tuple[str, ...]
+) -> dict[str, float]:
+    """Mean loss in nats a token, by class, over all, and by source.
+
+    Args:
+      nll, count: f32 `[sources, classes]`, sums of `class_sums`.
+      class_names, source_names: names of the columns and rows.
+
+    Returns:
+      `loss/<class>`, `loss/all`, `loss/<source>/all`, `loss/<source>/<class>`; a class or source
+      without a target in the batch is left out.
+    """
+    result: dict[str, float] = {}
+
+    def add(name: str, total: float, tokens: float) -> None:
+        if tokens > 0:
+            result[f"loss/{name}"] = float(total / tokens)
+
+    add("all", nll.sum(), count.sum())
+    for column, name in enumerate(class_names):
+        add(name, nll[:, column].sum(), count[:, column].sum())
+    for row, source in enumerate(source_names):
+        add(f"{source}/all", nll[row].sum(), count[row].sum())
+        for column, name in enumerate(class_names):
+            add(f"{source}/{name}", nll[row, column], count[row, column])
+    return result

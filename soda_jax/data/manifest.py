@@ -1,0 +1,195 @@
+"""The manifest of a data set: what its shards hold and which vocabulary and codec made them.
+
+    DATASET/manifest.json            the newest generation
+    DATASET/manifests/0000.json …    every generation; none ever changes
+
+Appending writes new shards and the next generation; whoever reads an older one sees the same data.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soda_jax.data.shards import ShardInfo
+from soda_jax.errors import UserError
+from soda_jax.files import write_json
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+FORMAT_VERSION = 1
+KINDS = ("speech", "text")
+SPLITS = ("train", "validation")
+_MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """One generation of a data set.
+
+    Attributes:
+      kind: "speech" or "text".
+      layout: the vocabulary of its records.
+      codec: what made the codes: at least "name", "fingerprint", "sample_rate" (Hz) and
+        "frame_rate" (frames a second); None for text.
+      tokenizer_fingerprint: of the text tokenizer saved in DATASET/tokenizer.
+      splits: shards of "train" and "validation", in order.
+      settings_digest: hash of the settings that the data set was tokenized with.
+      generation: 0, and one more at each append.
+      quarantined: number of quarantined inputs by reason, over all generations.
+    """
+
+    kind: str
+    layout: VocabularyLayout
+    codec: Mapping[str, Any] | None
+    tokenizer_fingerprint: str
+    splits: Mapping[str, tuple[ShardInfo, ...]]
+    settings_digest: str = ""
+    generation: int = 0
+    quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as a JSON object, totals included."""
+        # The codec's entries may hold tuples, which a file gives back as lists.
+        return {
+            "format_version": FORMAT_VERSION,
+            "generation": self.generation,
+            "kind": self.kind,
+            "layout": self.layout.to_json(),
+            "layout_fingerprint": self.layout.fingerprint,
+            "codec": json.loads(json.dumps(self.codec)) if self.codec else None,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "settings_digest": self.settings_digest,
+            "quarantined": dict(sorted(self.quarantined.items())),
+            "totals": {split: self.totals(split) for split in SPLITS},
+            "splits": {
+                split: [dataclasses.asdict(shard) for shard in self.splits.get(split, ())]
+                for split in SPLITS
+            },
+        }
+
+    def totals(self, split: str) -> dict[str, int]:
+        """Sums over the shards of a split: shards, records, documents, utterances and so on."""
+        shards = self.splits.get(split, ())
+        fields = ("records", "documents", "utterances", "text_tokens", "frames", "bytes")
+        sums = {field: sum(getattr(shard, field) for shard in shards) for field in fields}
+        return {"shards": len(shards), **sums}
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything above, 64 hexadecimal digits; equal data sets have equal digests."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes the generation, then makes it the newest one.
+
+        Raises:
+          UserError: if this generation exists and is another; a generation never changes.
+        """
+        path = generation_path(directory, self.generation)
+        if path.exists() and _read(path) != self.to_json():
+            raise UserError(
+                f"{path} exists and differs; append to the data set or choose an empty directory"
+            )
+        write_json(path, self.to_json())
+        write_json(Path(directory) / _MANIFEST, self.to_json())
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], generation: int = -1) -> "Manifest":
+        """Reads a generation of a data set, the newest for -1.
+
+        Raises:
+          UserError: if there is none, it is damaged, or its format is of another version.
+        """
+        path = Path(directory) / _MANIFEST
+        if generation >= 0:
+            path = generation_path(directory, generation)
+        value = _read(path)
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
+                "tokenize the corpus again or use the program that wrote it"
+            )
+        try:
+            manifest = cls(
+                kind=value["kind"],
+                layout=VocabularyLayout.from_json(value["layout"]),
+                codec=value["codec"],
+                tokenizer_fingerprint=value["tokenizer_fingerprint"],
+                splits={
+                    split: tuple(ShardInfo(**shard) for shard in shards)
+                    for split, shards in value["splits"].items()
+                },
+                settings_digest=value["settings_digest"],
+                generation=value["generation"],
+                quarantined=value["quarantined"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is not a manifest: {error!r}; restore the file") from None
+        if manifest.to_json() != value:
+            raise UserError(f"{path} contradicts itself: it was edited or damaged; restore it")
+        return manifest
+
+
+def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:
+    """Path of one generation's manifest."""
+    return Path(directory) / "manifests" / f"{generation:04d}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the manifest ({error.strerror}); name a folder that "
+            "`soda tokenize` finished"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; restore the file") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: not a JSON object; restore the file")
+    return value
+
+
+def check_compatible(
+    manifest: Manifest,
+    layout: VocabularyLayout,
+    codec_fingerprint: str | None = None,
+    *,
+    name: str = "the data set",
+    other: str = "the model",
+) -> None:
+    """Refuses a data set that was made for another vocabulary or codec.
+
+    Args:
+      manifest: of the data set.
+      layout: the vocabulary that is needed.
+      codec_fingerprint: the codec that is needed; None where it is of no matter. Text passes.
+      name: what to call the data set in the message.
+      other: what to call the side that needs them.
+
+    Raises:
+      UserError: naming both sides.
+    """
+    if manifest.layout != layout:
+        ours, theirs = manifest.layout.to_json(), layout.to_json()
+        fields = [field for field in ours if ours[field] != theirs[field]]
+        raise UserError(
+            f"vocabulary layouts differ: {name} has {_show(ours, fields)}, "
+            f"{other} has {_show(theirs, fields)}; tokenize again or choose another data set"
+        )
+    if manifest.codec and codec_fingerprint is not None:
+        found = manifest.codec["fingerprint"]
+        if found != codec_fingerprint:
+            raise UserError(
+                f"codecs differ: {name} has {manifest.codec['name']} {found}, {other} has "
+                f"{codec_fingerprint}; tokenize again or choose another data set"
+            )
+
+
+def _show(layout: Mapping[str, Any], fields: list[str]) -> str:
+    return ", ".join(f"{field} {layout[field]}" for field in fields)

@@ -1,0 +1,244 @@
+"""A source: one data set under its views, cut into windows that are found through the index."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from soda_jax.data.manifest import Manifest
+from soda_jax.data.reading import ShardReaders, damaged
+from soda_jax.data.records import FIRST, LAST, OPENS, TEXT, DamagedRecordError, read_header
+from soda_jax.data.rendering import Renderer
+from soda_jax.data.shards import ShardIndex, document_hash, index_path, read_index
+from soda_jax.errors import UserError
+from soda_jax.tokens.documents import View
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """How a source is read.
+
+    Attributes:
+      views: one, or text-first and audio-first; the source is the data set under the first view,
+        then under the second.
+      denied: ids of documents that are left out.
+      masked: (shard file, record) of records whose loss is masked without reading them.
+      on_damage: "fatal" or "mask", for a record that cannot be read.
+    """
+
+    views: tuple[View, ...]
+    denied: frozenset[str] = frozenset()
+    masked: frozenset[tuple[str, int]] = frozenset()
+    on_damage: str = "fatal"
+
+
+class Source:
+    """The tokens of a split of a data set, as one long row under its views.
+
+    Attributes:
+      name: as in the config.
+      manifest: of the generation that is read.
+      record_starts: first token of each record in rendered order, view after view, and the length
+        of the row, int64 `[views · records + 1]`.
+      tokens: length of the row.
+      windows: number of whole windows.
+      tail_tokens: tokens behind the last whole window, which are dropped.
+      denied_documents: number of documents left out.
+      masked_records: number of records that the config masks.
+      damage: message by (shard file, record) for the records found damaged and masked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: str | Path,
+        manifest: Manifest,
+        split: str,
+        sequence_length: int,
+        options: SourceOptions,
+        readers: ShardReaders,
+    ):
+        """Reads the indexes of the split.
+
+        Raises:
+          UserError: if the split is empty or shorter than one window, a denied or masked entry is
+            not in it, or an index is damaged or not that of the manifest.
+        """
+        self.name, self.manifest = name, manifest
+        self._folder, self._readers = Path(directory) / split, readers
+        self._options, self._length = options, sequence_length
+        self._shards = manifest.splits.get(split, ())
+        if not self._shards:
+            raise UserError(f"source {name}: {directory} has no {split} split; tokenize more data")
+        indexes = [self._read_index(number) for number in range(len(self._shards))]
+        self._index = ShardIndex(
+            **{
+                field.name: np.concatenate([getattr(index, field.name) for index in indexes])
+                for field in dataclasses.fields(ShardIndex)
+            }
+        )
+        self._shard_starts = np.cumsum([0, *(shard.records for shard in self._shards)])
+        self._masked = self._find_masked()
+        self.masked_records = len(self._masked)
+        self.damage: dict[tuple[str, int], str] = {}
+        self._renderers = [Renderer(manifest.layout, view) for view in options.views]
+        kept = self._kept_records()
+        self._order, lengths = zip(
+            *(self._rendered(renderer, kept) for renderer in self._renderers), strict=True
+        )
+        self.record_starts = np.concatenate(
+            [[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)]
+        )
+        self.tokens = int(self.record_starts[-1])
+        self.windows, self.tail_tokens = divmod(self.tokens, sequence_length)
+        if not self.windows:
+            raise UserError(
+                f"source {name}: the {split} split of {directory} has {self.tokens} tokens, less "
+                f"than one window of {sequence_length}; shorten sequence_length or add data"
+            )
+
+    def _read_index(self, number: int) -> ShardIndex:
+        shard = self._shards[number]
+        path = index_path(self._folder / shard.file)
+        index = read_index(path, shard.index_crc32c)
+        if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
+            raise UserError(
+                f"{path} has {len(index.flags)} records, the manifest says {shard.records}; "
+                "restore the data set"
+            )
+        return index
+
+    def _find_masked(self) -> frozenset[int]:
+        place = {shard.file: number for number, shard in enumerate(self._shards)}
+        found = set()
+        for file, record in self._options.masked:
+            if file not in place or not 0 <= record < self._shards[place[file]].records:
+                raise UserError(f"source {self.name}: masked record {file} {record} does not exist")
+            found.add(int(self._shard_starts[place[file]]) + record)
+        return frozenset(found)
+
+    def _kept_records(self) -> np.ndarray:
+        """Whether each record is of a document that is not denied, bool `[records]`."""
+        hashes = {document_hash(identifier) for identifier in self._options.denied}
+        denied = np.isin(self._index.document_hashes, np.array(sorted(hashes), np.uint64))
+        self.denied_documents = int(denied.sum())
+        document = np.cumsum((self._index.flags & FIRST) > 0) - 1
+        return ~denied[document]
+
+    def _rendered(self, renderer: Renderer, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Records in rendered order, and the tokens of each place, int64 `[records]` both."""
+        index, part = self._index, self._index.part
+        order = rendered_order(part, index.flags, renderer.view.order)
+        columns = (part, index.flags, index.utterances, index.text_tokens, index.frames)
+        lengths = renderer.lengths(*columns)[order]
+        # Runs are turned round within their document: BOS and EOS keep their places.
+        lengths += ((index.flags & FIRST) > 0).astype(np.int64) + ((index.flags & LAST) > 0)
+        return order, lengths * kept
+
+    def read(self, start: int, out: np.ndarray) -> list[tuple[int, int]]:
+        """Writes tokens [start, start + len(out)) of the source into `out`, int32.
+
+        Returns:
+          The stretches (first, last) of `out` that belong to masked or damaged records. EOS fills
+          them, so that nothing attends to them.
+
+        Raises:
+          DamagedRecordError: for a record that cannot be read, unless the policy is "mask".
+        """
+        holes: list[tuple[int, int]] = []
+        stop = start + len(out)
+        place = int(np.searchsorted(self.record_starts, start, side="right")) - 1
+        begin = int(self.record_starts[place])
+        while begin < stop:
+            end = int(self.record_starts[place + 1])
+            if end > begin:
+                first, last = max(start, begin), min(stop, end)
+                piece = out[first - start : last - start]
+                if not self._render(place, first - begin, last - begin, piece):
+                    piece[:] = self.manifest.layout.eos
+                    holes.append((first - start, last - start))
+            place, begin = place + 1, end
+        return holes
+
+    def _render(self, place: int, first: int, last: int, out: np.ndarray) -> bool:
+        view, position = divmod(place, len(self._index.flags))
+        number = int(self._order[view][position])
+        if number in self._masked:
+            return False
+        shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
+        in_shard = number - int(self._shard_starts[shard])
+        try:
+            record = self.read_record(shard, in_shard)
+            header = read_header(record, self.manifest.layout)
+            index = self._index
+            found = (header.flags, header.utterances, header.text_tokens, header.frames)
+            stated = (index.flags, index.utterances, index.text_tokens, index.frames)
+            if found != tuple(int(column[number]) for column in stated):
+                raise DamagedRecordError("its counts are not those of the index")
+        except DamagedRecordError as error:
+            self.report_damage(shard, in_shard, error)
+            return False
+        flags = int(self._index.flags[position])
+        begins, ends = bool(flags & FIRST), bool(flags & LAST)
+        self._renderers[view].tokens(record, header, begins, ends, first, last, out)
+        return True
+
+    def read_record(self, shard: int, number: int) -> bytes:
+        """The bytes of a record; DamagedRecordError if the shard does not give them."""
+        info = self._shards[shard]
+        return self._readers.read(self._folder / info.file, number, info.records)
+
+    def report_damage(self, shard: int, number: int, error: DamagedRecordError) -> None:
+        """Applies the policy: raises an error that names the place, or notes it and warns once."""
+        file = self._shards[shard].file
+        path = self._folder / file
+        message = str(error)
+        if not message.startswith(str(path)):
+            message = str(damaged(path, number, message))
+        if self._options.on_damage == "fatal":
+            raise DamagedRecordError(f"{message} or set data.damaged=mask") from None
+        if (file, number) not in self.damage:
+            self.damage[file, number] = message
+            _LOG.warning("masked: %s", message)
+
+    def stored_documents(self) -> list[tuple[int, int, int]]:
+        """Documents without a denied or masked record: (shard, first record, one behind)."""
+        firsts = np.flatnonzero(self._index.flags & FIRST)
+        lasts = np.flatnonzero(self._index.flags & LAST) + 1
+        masked = np.searchsorted(firsts, sorted(self._masked), side="right") - 1
+        kept = self._kept_records()[firsts]
+        kept[masked.astype(np.int64)] = False
+        shards = np.searchsorted(self._shard_starts, firsts, side="right") - 1
+        starts = self._shard_starts[shards]
+        rows: Sequence[tuple[int, int, int]] = np.stack(
+            [shards, firsts - starts, lasts - starts], axis=1
+        )[kept].tolist()
+        return [(shard, first, last) for shard, first, last in rows]
+
+
+def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarray:
+    """Which record stands at each place under an order of modalities.
+
+    Only the pieces of an utterance in a run change places: audio-first puts its audio before its text.
+
+    Args:
+      part: kind of each record, `[records]`.
+      flags: flags of each record, `[records]`.
+      order: "text_first" (as stored) or "audio_first".
+
+    Returns:
+      int64 `[records]`, a permutation.
+    """
+    places = np.arange(len(part))
+    pieces = np.flatnonzero(part != 0)
+    if order == "text_first" or not len(pieces):
+        return places
+    # A run begins where its text opens; the text of a text-only document has no audio to change with.
+    is_text = part[pieces] == TEXT
+    opens = is_text & ((flags[pieces] & (OPENS | FIRST)) > 0)
+    places[pieces] = pieces[np.lexsort((is_text, np.cumsum(opens)))]
+    return places

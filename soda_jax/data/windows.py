@@ -1,0 +1,66 @@
+"""What the model needs beside the tokens of a window: segments, positions, classes, loss mask."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+
+class Batch(NamedTuple):
+    """Windows as arrays.
+
+    Attributes:
+      tokens: ids, int32 `[rows, sequence]`.
+      segment_ids: number of the document within the window, from 1, int32 `[rows, sequence]`.
+      positions: place within the segment, from 0, int32 `[rows, sequence]`.
+      target_class: class of the *next* token (`VocabularyLayout.target_class`), int8
+        `[rows, sequence]`; 0 at the last place, which has no target.
+      loss_mask: 1 where the next token counts in the loss, float32 `[rows, sequence]`.
+      source: number of the source of each row, int32 `[rows]`.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    target_class: np.ndarray
+    loss_mask: np.ndarray
+    source: np.ndarray
+
+
+def empty_batch(rows: int, sequence_length: int) -> Batch:
+    """A batch without content: each row one segment of id 0s that has no loss."""
+    shape = (rows, sequence_length)
+    return Batch(
+        tokens=np.zeros(shape, np.int32),
+        segment_ids=np.ones(shape, np.int32),
+        positions=np.tile(np.arange(sequence_length, dtype=np.int32), (rows, 1)),
+        target_class=np.zeros(shape, np.int8),
+        loss_mask=np.zeros(shape, np.float32),
+        source=np.zeros(rows, np.int32),
+    )
+
+
+def annotate(
+    batch: Batch, row: int, layout: VocabularyLayout, damaged: list[tuple[int, int]]
+) -> None:
+    """Fills a row of `batch` from its tokens; the row must be as `empty_batch` made it.
+
+    A segment ends after EOS. EOS → BOS of the next document is a target like any other. Under
+    `damaged` stretches (first, last) neither the targets count nor the one that follows.
+    """
+    tokens, segments = batch.tokens[row], batch.segment_ids[row]
+    length = len(tokens)
+    starts = np.flatnonzero(tokens[:-1] == layout.eos) + 1
+    if len(starts):
+        # One entry a start, and the sum up to a place counts the starts before it.
+        segments[0], segments[1:] = 1, 0
+        segments[starts] = 1
+        np.cumsum(segments, out=segments)
+        lengths = np.diff(starts, append=length)
+        batch.positions[row, starts[0] :] -= np.repeat(starts.astype(np.int32), lengths)
+    classes = layout.class_of_id
+    np.take(classes, tokens[1:], out=batch.target_class[row, :-1], mode="clip")
+    batch.loss_mask[row, :-1] = 1
+    for first, last in damaged:
+        batch.loss_mask[row, max(first - 1, 0) : last] = 0

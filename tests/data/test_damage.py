@@ -1,0 +1,221 @@
+"""Damage is named, fatal by default, masked by policy, never silent."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from soda_jax.data.dataset import make_dataset
+from soda_jax.data.manifest import Manifest, check_compatible
+from soda_jax.data.reading import ShardReaders, read_records
+from soda_jax.data.records import DamagedRecordError
+from soda_jax.data.shards import ShardWriter, read_index, read_shard_info
+from soda_jax.data.splitting import split_document
+from soda_jax.errors import UserError
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+LENGTH = 64
+SHARD = "shard-00001.array_record"
+
+
+def settings(path, **more):
+    source = {"path": str(path), "order": "text_first", **more.pop("source", {})}
+    return {"sequence_length": LENGTH, "sources": {"a": source}, **more}
+
+
+@pytest.fixture
+def corpus(tmp_path, write, speech):
+    return write(tmp_path / "data", speech())
+
+
+def stream(dataset, field):
+    return np.concatenate([getattr(dataset.window(k), field)[0] for k in range(dataset.windows)])
+
+
+def flip_bit(corpus, layout, number):
+    """Flips a bit in the middle of a record's bytes in its shard."""
+    path = corpus / "train" / SHARD
+    info = read_shard_info(path)
+    record = ShardReaders().read(path, number, info.records)
+    data = bytearray(path.read_bytes())
+    place = bytes(data).index(record) + len(record) // 2
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def stretch(corpus, layout, number):
+    """Where record `number` of the second shard lies in the text-first stream."""
+    dataset = make_dataset(settings(corpus), one_pass=True)
+    before = read_shard_info(corpus / "train" / "shard-00000.array_record").records
+    starts = dataset.sources[0].record_starts
+    return int(starts[before + number]), int(starts[before + number + 1])
+
+
+def test_a_damaged_record_is_fatal_by_default_and_named(corpus, layout):
+    flip_bit(corpus, layout, 2)
+    dataset = make_dataset(settings(corpus), one_pass=True)
+    with pytest.raises(DamagedRecordError, match=rf"{SHARD}, record 2 is damaged.*damaged=mask"):
+        stream(dataset, "tokens")
+    with pytest.raises(DamagedRecordError, match=rf"{SHARD}, record 2"):
+        list(dataset.documents())
+
+
+def test_invariant_3_a_masked_record_keeps_its_positions_and_loses_its_loss(
+    corpus, layout, caplog
+):  # fmt: skip
+    sound = make_dataset(settings(corpus), one_pass=True)
+    tokens, mask = stream(sound, "tokens"), stream(sound, "loss_mask")
+    documents = len(list(sound.documents()))
+    first, last = stretch(corpus, layout, 2)
+    flip_bit(corpus, layout, 2)
+    dataset = make_dataset(settings(corpus, damaged="mask"), one_pass=True)
+    with caplog.at_level(logging.WARNING):
+        found = stream(dataset, "tokens")
+    assert f"{SHARD}, record 2" in caplog.text and len(caplog.records) == 1
+    assert dataset.damage() and f"{SHARD}, record 2" in dataset.damage()[0]
+    outside = np.r_[0:first, last : len(tokens)]
+    np.testing.assert_array_equal(found[outside], tokens[outside])
+    assert (found[first:last] == layout.eos).all()
+    new = stream(dataset, "loss_mask")
+    lost = np.flatnonzero(mask != new)
+    expected = [p for p in range(first - 1, last) if mask[p]]  # place p predicts token p + 1
+    np.testing.assert_array_equal(lost, expected)
+    assert len(list(dataset.documents())) == documents - 1
+
+
+def test_invariant_3_a_declared_mask_needs_no_damage_and_is_part_of_the_digest(
+    corpus, layout, tmp_path
+):
+    (tmp_path / "masked.txt").write_text(f"{SHARD} 2\n")
+    source = {"masked": str(tmp_path / "masked.txt")}
+    declared = make_dataset(settings(corpus, source=source), one_pass=True)
+    found = [stream(declared, field) for field in ("tokens", "loss_mask", "segment_ids")]
+    assert declared.summary()["a"]["masked_records"] == 1
+    plain = make_dataset(settings(corpus), one_pass=True)
+    assert len(list(declared.documents())) == len(list(plain.documents())) - 1
+    assert declared.digest != make_dataset(settings(corpus), one_pass=True).digest
+    flip_bit(corpus, layout, 2)
+    met = make_dataset(settings(corpus, damaged="mask"), one_pass=True)
+    for field, values in zip(("tokens", "loss_mask", "segment_ids"), found, strict=True):
+        np.testing.assert_array_equal(stream(met, field), values)
+    for line in (f"{SHARD} 9999", "nowhere.array_record 0", "no number"):
+        (tmp_path / "masked.txt").write_text(line)
+        with pytest.raises(UserError, match=r"does not exist|is not 'SHARD RECORD-NUMBER'"):
+            make_dataset(settings(corpus, source=source))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "emptied", "another shard"])
+def test_a_shard_that_cannot_be_read_is_named_and_can_be_masked(corpus, layout, damage):
+    path = corpus / "train" / SHARD
+    if damage == "missing":
+        path.unlink()
+    elif damage == "another shard":
+        path.write_bytes((corpus / "train" / "shard-00000.array_record").read_bytes())
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "emptied" else 70_000])
+    with pytest.raises(DamagedRecordError, match=f"{SHARD}, record 0"):
+        stream(make_dataset(settings(corpus), one_pass=True), "tokens")
+    masked = make_dataset(settings(corpus, damaged="mask"), one_pass=True)
+    assert 0 < stream(masked, "loss_mask").mean() < 0.9
+    assert len(masked.damage()) == read_index(path.with_name("shard-00001.index.npz")).flags.size
+
+
+def test_an_index_that_disagrees_with_its_shard_is_refused(corpus):
+    folder = corpus / "train"
+    index, other = folder / "shard-00001.index.npz", folder / "shard-00000.index.npz"
+    good = index.read_bytes()
+    index.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=r"shard-00001.index.npz is damaged: its crc32c"):
+        make_dataset(settings(corpus))
+    index.write_bytes(good[:100])
+    with pytest.raises(UserError, match="not a shard index"):
+        read_index(index)
+    index.unlink()
+    with pytest.raises(UserError, match="cannot read the index"):
+        make_dataset(settings(corpus))
+
+
+def test_invariant_10_a_pickle_in_an_index_is_not_read(corpus):
+    index = corpus / "train" / "shard-00001.index.npz"
+    np.savez(index, version=np.array([{"an": "object"}], object))
+    with pytest.raises(UserError, match="not a shard index"):
+        read_index(index)
+
+
+def test_reading_a_shard_from_end_to_end_marks_the_damaged_record(corpus, layout):
+    flip_bit(corpus, layout, 1)
+    records = list(read_records(corpus / "train" / SHARD, layout))
+    bad = [n for n, record in enumerate(records) if isinstance(record, DamagedRecordError)]
+    assert bad == [1] and len(records) > 3
+
+
+def test_the_number_of_open_files_is_bounded(tmp_path, write, speech, layout):
+    for seed in range(3):
+        write(tmp_path, speech(4, seed))
+    readers = ShardReaders(max_open=2)
+    for path in sorted((tmp_path / "train").glob("*.array_record")) * 2:
+        readers.read(path, 0, read_shard_info(path).records)
+        assert readers.open_files <= 2
+
+
+def test_invariant_8_nothing_half_written_is_left(tmp_path, layout, speech):
+    content = speech(2)
+    path = tmp_path / "train" / "shard-00000.array_record"
+    with pytest.raises(RuntimeError), ShardWriter(path, layout) as writer:
+        for name, utterances in content.items():
+            for record in split_document(name, utterances, layout):
+                writer.write(record)
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    writer = ShardWriter(path, layout)
+    for record in split_document("a", content["doc/0-1"], layout, 100)[:2]:
+        writer.write(record)
+    with pytest.raises(ValueError, match="not complete"):
+        writer.close()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_equal_documents_give_equal_bytes(tmp_path, write, speech):
+    for name in ("one", "two"):
+        write(tmp_path / name, speech())
+    for path in (tmp_path / "one").rglob("*"):
+        if path.is_file():
+            assert (
+                path.read_bytes()
+                == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+            )
+
+
+def test_a_manifest_of_another_version_or_edited_by_hand_is_refused(corpus):
+    path = corpus / "manifest.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps({**good, "format_version": 99}))
+    with pytest.raises(UserError, match=r"format version 99, this program reads 1"):
+        Manifest.load(corpus)
+    path.write_text(json.dumps({**good, "totals": {}}))
+    with pytest.raises(UserError, match="contradicts itself"):
+        Manifest.load(corpus)
+    path.write_text(json.dumps({**good, "splits": 3}))
+    with pytest.raises(UserError, match="not a manifest"):
+        Manifest.load(corpus)
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Manifest.load(corpus)
+
+
+def test_a_generation_never_changes(corpus):
+    manifest = Manifest.load(corpus)
+    manifest.save(corpus)
+    changed = Manifest("speech", manifest.layout, manifest.codec, "other", manifest.splits)
+    with pytest.raises(UserError, match="exists and differs"):
+        changed.save(corpus)
+
+
+def test_invariant_1_another_layout_or_codec_is_refused_with_both_named(corpus, layout):
+    manifest = Manifest.load(corpus)
+    check_compatible(manifest, layout, "codec-a")
+    with pytest.raises(UserError, match=r"text_size 300.*text_size 128256"):
+        check_compatible(manifest, VocabularyLayout.soda())
+    with pytest.raises(UserError, match=r"the data set has toy codec-a, the model has codec-b"):
+        check_compatible(manifest, layout, "codec-b")
