@@ -1,0 +1,272 @@
+"""Saving: in the background, sealed with a digest, older ones removed only after that."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, Self
+
+from soda_jax.checkpoints import digest, tree
+from soda_jax.checkpoints.restore import (
+    FORMAT_VERSION,
+    METADATA,
+    PARAMS,
+    TRAINING,
+    CheckpointReader,
+    RestoreReport,
+)
+from soda_jax.errors import UserError
+from soda_jax.parallel import hosts
+
+# With several processes the clock of process 0 decides, and asking it costs a wait for all.
+_ASK_THE_CLOCK_EVERY_STEPS = 10
+
+
+class Checkpointer:
+    """Saves and restores the state of one run; every process of the run calls it alike.
+
+    A save passes three points: the arrays are copied off the devices (`maybe_save` returns), the
+    step's folder appears by atomic rename (commit), its digest is written (seal). Only sealed
+    steps count as kept: an older step is removed after a newer one is sealed, never before.
+    """
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        every_steps: int | None,
+        every_minutes: float | None = None,
+        keep: int = 3,
+        keep_period: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Opens the folder, makes it if it is missing, and removes what killed saves left there.
+
+        Args:
+          directory: where the step folders go. One run writes it at a time.
+          every_steps: save when the step is a multiple; None or 0: not by steps.
+          every_minutes: save when so many minutes have passed since the last save or the start.
+          keep: newest sealed steps to keep, at least 1.
+          keep_period: multiples of it are kept for ever.
+          clock: seconds, for tests.
+
+        Raises:
+          UserError: if `keep` is below 1 or the folder cannot be made.
+        """
+        if keep < 1:
+            raise UserError(f"keep={keep} would leave no checkpoint; keep at least 1")
+        self.reader = CheckpointReader(directory)
+        self.directory = self.reader.directory
+        self._every_steps, self._every_minutes = every_steps, every_minutes
+        self._keep, self._keep_period = keep, keep_period
+        self._clock, self._last_time = clock, clock()
+        self._last_step: int | None = None
+        self._way_is_clear = False
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        self._closed = False
+        try:
+            self._manager = _open(self.directory)
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be used for checkpoints ({error})") from None
+
+    def due(self, step: int) -> bool:
+        """Whether `maybe_save` would save after `step` optimizer steps without being forced."""
+        if step == self._last_step or step <= 0:
+            return False
+        if self._every_steps and step % self._every_steps == 0:
+            return True
+        if not self._every_minutes or (not hosts.alone() and step % _ASK_THE_CLOCK_EVERY_STEPS):
+            return False
+        passed = self._clock() - self._last_time >= 60 * self._every_minutes
+        return hosts.broadcast_json(passed)
+
+    def maybe_save(
+        self,
+        step: int,
+        state: Any,
+        metadata: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        *,
+        force: bool = False,
+    ) -> bool:
+        """Starts a save if one is due, and returns as soon as `state` may change or be donated.
+
+        Args:
+          step: optimizer steps done.
+          state: tree of jax arrays; its top-level key `params` holds the parameters, the rest
+            (optimizer state, counters) is stored beside them.
+          metadata: JSON-able, or a function that makes it when a save is due.
+          force: save now, unless this very step was just saved or restored.
+
+        Returns:
+          True if a save was started.
+
+        Raises:
+          UserError: if an earlier save failed in the background, this one cannot start, or the
+            folder holds a newer checkpoint than `step` that was not found unusable: going on
+            would leave two branches of a run in one folder.
+        """
+        if hosts.alone():
+            self._raise_failure()
+        if step == self._last_step or not (force or self.due(step)):
+            return False
+        self.wait()
+        self._clear_the_way(step)
+        import orbax.checkpoint as ocp
+
+        whole = tree.nested(state)
+        items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(whole.pop(PARAMS))}
+        if whole:
+            items[TRAINING] = ocp.args.PyTreeSave(whole)
+        content = metadata() if callable(metadata) else metadata
+        items[METADATA] = ocp.args.JsonSave({**content, "format_version": FORMAT_VERSION})
+        try:
+            if step in self._manager.all_steps():  # an unusable one, see _clear_the_way
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except OSError as error:
+            self._failure = _told(step, error)
+        if self._failure is None:
+            self._thread = threading.Thread(target=self._finish, args=(step,), name="seal")
+            self._thread.start()
+        elif hosts.alone():
+            self._raise_failure()
+        self._last_step, self._last_time = step, self._clock()
+        return True
+
+    def _clear_the_way(self, step: int) -> None:
+        """Refuses, before the first save, a folder whose valid steps are not behind `step`."""
+        if self._way_is_clear:
+            return
+        ahead = [n for n in self.reader.steps() if n >= step and n not in self.reader.rejected]
+        newest = hosts.broadcast_json(ahead[-1] if ahead else None)
+        if newest is not None:
+            raise UserError(
+                f"{self.directory} holds checkpoint {newest}, but this run is at step {step}; "
+                "continue from the newest one, move the newer ones away, or use another folder"
+            )
+        self._way_is_clear = True
+
+    def _finish(self, step: int) -> None:
+        """Background: waits for the commit, seals the step, removes old ones."""
+        try:
+            self._manager.wait_until_finished()
+            self.reader.rejected.pop(step, None)
+            if hosts.is_first():
+                digest.seal(self.reader.path(step))
+                self._remove_old()
+        except Exception as error:  # told to the user by the next call from the main thread
+            self._failure = _told(step, error)
+
+    def _remove_old(self) -> None:
+        steps = self.reader.steps()
+        usable = [step for step in steps if step not in self.reader.rejected]
+        sealed = [step for step in usable if digest.is_sealed(self.reader.path(step))]
+        for step in [n for n in steps if n < sealed[-self._keep :][0]]:
+            if self._keep_period and step % self._keep_period == 0 and step in sealed:
+                continue
+            # Without its digest a half-removed step is not taken for a valid one.
+            (self.reader.path(step) / digest.NAME).unlink(missing_ok=True)
+            self.reader.path(step).rmtree()
+
+    def wait(self) -> None:
+        """Waits until the last save is committed and sealed.
+
+        Raises:
+          UserError: if it failed, in any process; older checkpoints are untouched.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if hosts.any_process(self._failure is not None):
+            self._failure = self._failure or "saving a checkpoint failed in another process"
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
+            return
+        failure, self._failure = self._failure, None
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()  # orbax tells each thread once: let it
+        self._free_the_space_of_failed_saves()
+        raise UserError(
+            f"{self.directory}: {failure}; is the disk full or not writable? "
+            "Older checkpoints are untouched"
+        )
+
+    def close(self) -> None:
+        """Waits as `wait` does and frees what is held; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            self._free_the_space_of_failed_saves()
+
+    def _free_the_space_of_failed_saves(self) -> None:
+        from orbax.checkpoint.path import step as step_lib
+
+        if hosts.is_first():
+            for path in self.directory.glob(f"*{step_lib.TMP_DIR_SUFFIX}*"):
+                # Writers of other arrays may still be at work there; then the next call does it.
+                with contextlib.suppress(OSError):
+                    path.rmtree()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def restore(
+        self, abstract_state: Any, step: int | None = None, *, accept_unverified: bool = False
+    ) -> tuple[Any, dict[str, Any], RestoreReport]:
+        """`CheckpointReader.restore`; the step restored is then not saved again."""
+        restored = self.reader.restore(abstract_state, step, accept_unverified=accept_unverified)
+        self._last_step = restored[2].step
+        return restored
+
+    def latest_valid(self) -> int | None:
+        """The newest step whose files all agree with its digest; None if there is none."""
+        try:
+            return self.reader.choose().step
+        except UserError:
+            return None
+
+
+class _TellOnce(logging.Filter):
+    """Drops the tracebacks that orbax logs for errors that `Checkpointer` raises as one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+_TELL_ONCE = _TellOnce()
+
+
+def _open(directory: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").addFilter(_TELL_ONCE)
+    # Compression is off: weights and moments hardly shrink, and on a small machine it makes saves
+    # and restores a few times slower (benchmarks/checkpoint.py measures both).
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    for item in (PARAMS, TRAINING):
+        registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+    registry.add(METADATA, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=None, cleanup_tmp_directories=True, save_root_metadata=False
+    )
+    return ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+
+
+def _told(step: int, error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if len(reason) > 240:  # a store's message begins with what it did and ends with why it failed
+        reason = f"{reason[:60]} … {reason[-160:]}"
+    return f"saving step {step} failed: {reason}"

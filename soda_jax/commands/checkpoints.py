@@ -1,0 +1,33 @@
+"""`soda checkpoints`: what a run has saved, and whether it is intact."""
+
+import argparse
+
+SUMMARY = "list the checkpoints of a run and verify their digests"
+EXAMPLE = "soda checkpoints runs/demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `soda checkpoints`."""
+    parser.add_argument("workdir", help="the folder of the run, the one given to soda train")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one line a step; returns 1 if a step is not intact.
+
+    Raises:
+      UserError: if the run has no checkpoints.
+    """
+    from pathlib import Path
+
+    from soda_jax.checkpoints import CheckpointReader
+    from soda_jax.errors import UserError
+    from soda_jax.progress import track
+
+    reader = CheckpointReader(Path(args.workdir) / "checkpoints")
+    steps = reader.steps()
+    if not steps:
+        raise UserError(f"no checkpoints in {reader.directory}; is {args.workdir} a run's workdir?")
+    flaws = {step: reader.flaw(step) for step in track(steps, "verifying")}
+    for step, flaw in flaws.items():
+        print(f"{step:>10}  {flaw or 'intact'}")
+    return 1 if any(flaws.values()) else 0

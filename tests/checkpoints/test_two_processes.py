@@ -1,0 +1,77 @@
+"""Two real processes with two devices each: one checkpoint, one choice, one agreement."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+from pathlib import Path
+port, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+sys.path.insert(0, str(Path(sys.argv[4])))
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+import jax, numpy as np
+import checkpoint_states as states
+from soda_jax.checkpoints import Checkpointer
+from soda_jax.errors import UserError
+from soda_jax.parallel import mesh
+
+assert jax.process_count() == 2 and not hosts.alone() and hosts.is_first() == (number == 0)
+assert hosts.any_process(number == 1) and not hosts.all_processes(number == 1)
+assert hosts.broadcast_json({"from": number}) == {"from": 0}
+
+everywhere = mesh.make_mesh({"fsdp": 4})
+now = [0.0]
+with Checkpointer(folder, every_steps=1, every_minutes=1, clock=lambda: now[0]) as checkpointer:
+    for step in (1, 2):
+        checkpointer.maybe_save(step, jax.jit(lambda: states.state(everywhere, step))(), {"n": step})
+    checkpointer.wait()
+    now[0] = 100.0 if number == 0 else 0.0
+    checkpointer._every_steps = None
+    assert not checkpointer.due(3) and checkpointer.due(10)  # the clock of process 0 decides
+if number == 0:
+    states.flip_bit(states.largest_file(folder / "2"))
+hosts.barrier("damaged")
+other = mesh.make_mesh({"data": 2, "tensor": 2})
+expected = jax.jit(lambda: states.state(other, 1))()
+with Checkpointer(folder, every_steps=1) as checkpointer:
+    state, metadata, report = checkpointer.restore(states.abstract(expected))
+    assert (report.step, metadata["n"], report.skipped[0][0]) == (1, 1, 2), report
+for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+    for mine, want in zip(a.addressable_shards, b.addressable_shards, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine.data), np.asarray(want.data))
+try:
+    checkpointer.reader.choose(7)
+    raise SystemExit("step 7 was found")
+except UserError as error:
+    assert "7: there is no such checkpoint" in str(error)
+print("agreed")
+"""
+
+
+def test_invariant_8_two_processes_save_choose_and_restore_alike(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    here = str(Path(__file__).parent)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, port, str(number), str(tmp_path), here],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=120)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, told, strict=True):
+        assert process.returncode == 0 and "agreed" in text, text
+    # Process 0 tells the user; the other stays silent.
+    assert "checkpoint 2 skipped" in told[0] and "skipped" not in told[1]
