@@ -1,0 +1,121 @@
+"""What every experiment shares: the full set of keys with their defaults, and the suite's recipe."""
+
+import math
+
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """All keys of a run. An experiment changes values; it adds no keys but data sources."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 1000,
+            "batch_size": 32,  # windows a step, over all hosts
+            "accumulate": 1,  # micro-batches a step; the loss is weighted by tokens
+            "model": {
+                "layers": 4,
+                "width": 256,
+                "mlp_width": 768,
+                "heads": 4,
+                "kv_heads": 4,
+                "head_dim": 64,
+                "tied": False,
+                "norm_eps": 1e-5,
+                "rope": {
+                    "theta": 500_000.0,
+                    "factor": 8.0,
+                    "low": 1.0,
+                    "high": 4.0,
+                    "original_length": 8192,
+                },
+                "compute_dtype": "bfloat16",
+                "remat": "full",
+                "attention": "xla",
+                "unroll": 1,
+            },
+            "data": {
+                "sequence_length": 4096,
+                "seed": 0,
+                "damaged": "fatal",  # or "mask": keep the places of a damaged record, without loss
+                "sources": {},
+            },
+            "optimizer": {
+                "peak": 3e-3,
+                "schedule": "wsd",  # or "cosine"
+                "warmup": 0.10,
+                "decay": 0.20,
+                "beta1": 0.98,
+                "beta2": 0.98,
+                "eps": 1e-16,
+                "weight_decay": 0.033,
+                "cautious": True,
+                "clip": 1.0,
+                "z_loss": 1e-4,
+            },
+            "loss_chunk": 2048,  # tokens whose logits exist at a time, over all devices
+            "safety": {
+                "spike_factor": 20.0,  # skip a gradient this many times its running norm; 0: never
+                "spike_after": 100,  # accepted steps before spikes are looked for
+                "max_skipped_in_a_row": 20,
+            },
+            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
+            "checkpoint": {"every_steps": 1000, "every_minutes": 30.0, "keep": 3, "keep_period": 0},
+            "evaluate": {"every_steps": 1000, "batches": 16},
+            "log": {"every_steps": 1, "tensorboard": True, "wandb_project": ""},
+        }
+    )
+
+
+def source(
+    path: str, weight: float, *, order: str = "both", composition: str = "S+A+T"
+) -> ConfigDict:
+    """A data source: a tokenised dataset and the view under which it is read."""
+    return ConfigDict(
+        {
+            "path": path,
+            "weight": weight,
+            "order": order,
+            "composition": composition,
+            "codebooks": 0,
+            "denied": "",
+            "generation": -1,
+        }
+    )
+
+
+def suite_sources() -> dict[str, ConfigDict]:
+    """The suite's mixture (SODA, data table): 95% speech by tokens in both orders, 5% text."""
+    speech = {"yodas2": 131, "emilia_yodas": 73, "emilia": 37}  # billions of tokens
+    sources = {
+        name: source(f"data/{name}", 0.95 * tokens / sum(speech.values()))
+        for name, tokens in speech.items()
+    }
+    sources["nemotron"] = source("data/nemotron", 0.05, order="text_first", composition="text")
+    return sources
+
+
+def suite_learning_rate(width: int, batch: int = 512) -> float:
+    """0.003 · √(batch/256) · √(1024/width) (SODA, training table of the suite)."""
+    return 0.003 * math.sqrt(batch / 256) * math.sqrt(1024 / width)
+
+
+def suite(
+    *, width: int, layers: int, mlp_width: int, heads: int, kv_heads: int, head_dim: int
+) -> ConfigDict:
+    """The recipe of the SODA suite: 500B tokens at 512 × 4096 a step."""
+    config = default()
+    config.steps = 238_419
+    config.batch_size = 512
+    config.model.update(
+        width=width,
+        layers=layers,
+        mlp_width=mlp_width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+    )
+    config.optimizer.peak = suite_learning_rate(width)
+    config.data.sources = ConfigDict(suite_sources())
+    config.mesh.update(data=1, fsdp=-1)
+    return config

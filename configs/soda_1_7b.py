@@ -1,0 +1,12 @@
+"""SODA-1.7B on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
+
+    soda train --config=configs/soda_1_7b.py --workdir=gs://…/soda-1_7b
+
+Expected (paper): ASR WER 7.0, TTS WER 6.9, SALMon 70.6 after 238,419 steps on a v5p-128.
+"""
+
+from soda_jax.configs import base
+
+
+def get_config():
+    return base.suite(width=2048, layers=28, mlp_width=6144, heads=16, kv_heads=8, head_dim=128)

@@ -1,0 +1,64 @@
+"""The `soda` command: finds the sub-command, prints errors as one line."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from soda_jax import __version__
+from soda_jax.errors import UserError
+
+COMMANDS = (
+    "synth",
+    "codec",
+    "tokenizer",
+    "tokenize",
+    "retext",
+    "inspect",
+    "train",
+    "checkpoints",
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with all sub-commands; their modules are light at import."""
+    parser = argparse.ArgumentParser(
+        prog="soda", description="Pretraining of native audio language models in JAX."
+    )
+    parser.add_argument("--version", action="version", version=f"soda {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"soda_jax.commands.{name}")
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.SUMMARY,
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(
+            run=module.run, passes_unknown=getattr(module, "PASSES_UNKNOWN_OPTIONS", False)
+        )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `soda ARGUMENTS`; returns the exit status: 0 done, 1 failed, 2 a fault to mend, 75 preempted."""
+    parser = make_parser()
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown and not args.passes_unknown:
+        parser.error(f"unknown option {unknown[0]} for soda {args.command}; see its --help")
+    args.unknown = unknown
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"soda {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"soda {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

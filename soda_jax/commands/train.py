@@ -1,0 +1,66 @@
+"""`soda train`."""
+
+import argparse
+
+SUMMARY = "train a config, from its newest checkpoint if it has one"
+EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.layers=6"
+PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `soda train`; `--config.key=value` overrides come on top."""
+    parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
+    parser.add_argument(
+        "--workdir", required=True, help="checkpoints, metrics and front end go here"
+    )
+    parser.add_argument("--profile_steps", metavar="A:B", help="profiler trace of steps A to B")
+    parser.add_argument(
+        "--allow_data_change",
+        action="store_true",
+        help="resume although the data differs from the checkpoint's",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="bit-for-bit repeatable kernels on GPU"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns 0 when done and 75 when preempted."""
+    from soda_jax.commands._config import load_config
+    from soda_jax.errors import UserError
+
+    profile = None
+    if args.profile_steps:
+        try:
+            first, last = (int(part) for part in args.profile_steps.split(":"))
+        except ValueError:
+            first, last = 0, -1
+        if not 0 < first <= last:
+            raise UserError(f"--profile_steps={args.profile_steps}: give A:B with 0 < A <= B")
+        profile = (first, last)
+    config = load_config(args.config, args.unknown)
+    if args.deterministic:
+        import os
+
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
+    from soda_jax.evaluate.hook import LossHook
+    from soda_jax.parallel import hosts
+    from soda_jax.train.loop import train
+
+    hosts.start()
+    hooks: list = []
+    if config.evaluate.every_steps:
+        hooks.append(LossHook(config.evaluate.every_steps, config.evaluate.batches))
+    if config.log.wandb_project:
+        from soda_jax.train.wandb import WandbHook
+
+        hooks.append(WandbHook(config.log.wandb_project, config.log.every_steps))
+    return train(
+        config,
+        args.workdir,
+        hooks=hooks,
+        profile_steps=profile,
+        allow_data_change=args.allow_data_change,
+    )

@@ -1,0 +1,1 @@
+"""Scores: held-out loss by class, baselines, word error rates."""

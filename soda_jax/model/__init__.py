@@ -1,0 +1,14 @@
+"""The decoder: it knows token groups and legal sets as data, and nothing of audio."""
+
+from soda_jax.model.config import DecoderConfig, RopeConfig, VocabularyBlocks
+from soda_jax.model.decoder import Decoder
+from soda_jax.model.functions import ModelFunctions, decoder_config
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "ModelFunctions",
+    "RopeConfig",
+    "VocabularyBlocks",
+    "decoder_config",
+]

@@ -1,0 +1,282 @@
+"""Qwen3 decoder in Flax NNX, layers stacked and scanned.
+
+Pre-norm RMSNorm, SwiGLU, no biases, per-head RMSNorm of queries and keys, grouped-query attention,
+rotary positions. Every parameter carries its logical axes, from which the sharding follows.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from soda_jax.model import rope
+from soda_jax.model.attention import attend, packed_mask
+from soda_jax.model.config import DecoderConfig
+
+Cache = dict[str, jax.Array]
+
+
+def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
+    """A normal truncated at ±3σ (the paper's code; its exported config says otherwise)."""
+    sample = jax.random.truncated_normal(rngs.params(), -3.0, 3.0, shape, jnp.float32)
+    return nnx.Param(sample * deviation, logical_axes=axes)
+
+
+def _scale(size: int, axis: str | None) -> nnx.Param:
+    return nnx.Param(jnp.ones((size,), jnp.float32), logical_axes=(axis,))
+
+
+def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = True) -> jax.Array:
+    """`x` `[batch, sequence, inputs…]` times `weight` `[inputs…, outputs…]`.
+
+    Args:
+      x: activations.
+      weight: its first `inputs` dimensions are contracted with the last ones of `x`.
+      inputs: how many dimensions are contracted.
+      flatten: compute on `[batch · sequence, …]`. XLA multiplies two matrices as they lie, but for
+        the gradient of a weight from three-dimensional operands it first copies their transpose, on
+        CPU on one core. A sequence that is split over devices cannot be merged with the batch.
+
+    Returns:
+      `[batch, sequence, outputs…]`.
+    """
+    if not flatten:
+        return jnp.tensordot(x, weight, inputs)
+    rows, outputs = x.shape[:2], weight.shape[inputs:]
+    fan_in = math.prod(weight.shape[:inputs])
+    product = x.reshape(-1, fan_in) @ weight.reshape(fan_in, -1)
+    return product.reshape(*rows, *outputs)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / √(mean x² + eps) · scale over the last axis, computed in f32, returned in x's type."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (normed * scale).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """One decoder layer; under the scan every parameter has a leading `layers` axis."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        c, d, hd = config, config.width, config.head_dim
+        fan = d**-0.5
+        self.attention_norm = _scale(d, "embed")
+        self.query = _weight(rngs, (d, c.heads, hd), ("embed", "heads", None), fan)
+        self.key = _weight(rngs, (d, c.kv_heads, hd), ("embed", "kv_heads", None), fan)
+        self.value = _weight(rngs, (d, c.kv_heads, hd), ("embed", "kv_heads", None), fan)
+        self.query_norm = _scale(hd, None)
+        self.key_norm = _scale(hd, None)
+        self.output = _weight(
+            rngs, (c.heads, hd, d), ("heads", None, "embed"), (c.heads * hd) ** -0.5
+        )
+        self.mlp_norm = _scale(d, "embed")
+        self.gate = _weight(rngs, (d, c.mlp_width), ("embed", "mlp"), fan)
+        self.up = _weight(rngs, (d, c.mlp_width), ("embed", "mlp"), fan)
+        self.down = _weight(rngs, (c.mlp_width, d), ("mlp", "embed"), c.mlp_width**-0.5)
+
+
+def apply_layer(
+    layer: Any,
+    x: jax.Array,
+    *,
+    config: DecoderConfig,
+    angles: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    constrain: Callable[[jax.Array, tuple], jax.Array],
+    flatten: bool,
+    cache: Cache | None = None,
+    write_at: jax.Array | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """Applies one layer.
+
+    Args:
+      layer: the layer's parameters, in `config.compute_dtype` but for the norms.
+      x: `[batch, sequence, d]`.
+      config: the decoder's shape.
+      angles: cosine and sine of the positions.
+      mask: bool `[batch, sequence, keys]`.
+      constrain: pins the sharding of an activation by its logical axes.
+      flatten: see `project`.
+      cache: keys and values `[batch, length, kv_heads, head_dim]` of this layer, when generating.
+      write_at: int32 `[batch]`, where in the cache row b's new keys begin.
+
+    Returns:
+      the new `x` and the new cache (None without one).
+    """
+    normed = rms_norm(x, layer["attention_norm"], config.norm_eps)
+    # Keys and values are gathered over the sequence axis; queries stay sharded.
+    query = project(normed, layer["query"], flatten=flatten)
+    key = project(normed, layer["key"], flatten=flatten)
+    value = project(normed, layer["value"], flatten=flatten)
+    query = rms_norm(query, layer["query_norm"], config.norm_eps)
+    key = rms_norm(key, layer["key_norm"], config.norm_eps)
+    query, key = rope.rotate(query, *angles), rope.rotate(key, *angles)
+    query = constrain(query, ("batch", "sequence", "heads", None))
+    key = constrain(key, ("batch", None, "kv_heads", None))
+    value = constrain(value, ("batch", None, "kv_heads", None))
+    if cache is not None:
+        assert write_at is not None
+        key = _write(cache["key"], key, write_at)
+        value = _write(cache["value"], value, write_at)
+        cache = {"key": key, "value": value}
+    mixed = attend(query, key, value, mask, config.attention)
+    x = x + project(mixed, layer["output"], 2, flatten)
+    x = constrain(x, ("batch", "sequence", None))
+    normed = rms_norm(x, layer["mlp_norm"], config.norm_eps)
+    gate = project(normed, layer["gate"], flatten=flatten)
+    inner = jax.nn.silu(gate) * project(normed, layer["up"], flatten=flatten)
+    inner = constrain(inner, ("batch", "sequence", "mlp"))
+    x = x + project(inner, layer["down"], flatten=flatten)
+    return constrain(x, ("batch", "sequence", None)), cache
+
+
+def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
+    def write_row(row: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(row, piece.astype(row.dtype), (start, 0, 0))
+
+    return jax.vmap(write_row)(cache, new, write_at)
+
+
+def _unconstrained(x: jax.Array, axes: tuple) -> jax.Array:
+    return x
+
+
+class Decoder(nnx.Module):
+    """The decoder with its embedding and head in two blocks (see `VocabularyBlocks`)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        vocabulary, d = config.vocabulary, config.width
+        rows = ("vocabulary", "embed")
+        grouped = (len(vocabulary.groups), vocabulary.group_rows, d)
+
+        def blocks(deviation: float) -> tuple[nnx.Param, nnx.Param]:
+            first = _weight(rngs, (vocabulary.padded_first, d), rows, deviation)
+            return first, _weight(rngs, grouped, (None, *rows), deviation)
+
+        self.embedding_first, self.embedding_groups = blocks(1.0 / d)
+        if not config.tied:
+            self.head_first, self.head_groups = blocks(d**-0.5)
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Layer:
+            return Layer(config, rngs)
+
+        self.layers = stack(rngs)
+        self.final_norm = _scale(d, "embed")
+
+    def head_blocks(self) -> tuple[jax.Array, jax.Array]:
+        """The head as `[padded_first, d]` and `[groups · group_rows, d]`, f32."""
+        if self.config.tied:
+            first, groups = self.embedding_first[...], self.embedding_groups[...]
+        else:
+            first, groups = self.head_first[...], self.head_groups[...]
+        return first, groups.reshape(-1, self.config.width)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Rows of int32 ids `[batch, sequence]`, in the compute type `[batch, sequence, d]`."""
+        vocabulary = self.config.vocabulary
+        row = jnp.asarray(vocabulary.row_of_id)[tokens]
+        first = self.embedding_first[...][jnp.minimum(row, vocabulary.padded_first - 1)]
+        if vocabulary.groups:
+            table = self.embedding_groups[...].reshape(-1, self.config.width)
+            grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
+            first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
+        return first.astype(self.config.compute_dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        constrain: Callable[[jax.Array, tuple], jax.Array] = _unconstrained,
+        flatten: bool = True,
+    ) -> jax.Array:
+        """Final hidden states of packed windows.
+
+        Args:
+          tokens, segment_ids, positions: int32 `[batch, sequence]`.
+          constrain: pins the sharding of activations.
+          flatten: False where the sequence is split over devices, see `project`.
+
+        Returns:
+          `[batch, sequence, d]` after the final norm, in the compute type.
+        """
+        mask = packed_mask(segment_ids)
+        hidden, _ = self._run(tokens, positions, mask, constrain, flatten)
+        return hidden
+
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, cache: Cache, lengths: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """Hidden states of new tokens given the cached ones before them.
+
+        Args:
+          tokens, positions: int32 `[batch, new]`; row b's new tokens stand at `positions[b]`.
+          cache: keys and values `[layers, batch, length, kv_heads, head_dim]`.
+          lengths: int32 `[batch]`, how many cached places of row b are filled; the new keys are
+            written there. A query at position p sees the places up to p.
+
+        Returns:
+          hidden `[batch, new, d]` and the new cache.
+        """
+        places = jnp.arange(cache["key"].shape[2])
+        mask = places[None, None, :] <= positions[:, :, None]
+        return self._run(tokens, positions, mask, _unconstrained, True, cache, lengths)
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """A cache of zeros for `batch` rows of at most `length` tokens."""
+        c = self.config
+        shape = (c.layers, batch, length, c.kv_heads, c.head_dim)
+        return {name: jnp.zeros(shape, c.compute_dtype) for name in ("key", "value")}
+
+    def _run(self, tokens, positions, mask, constrain, flatten, cache=None, write_at=None):
+        c = self.config
+        x = constrain(self.embed(tokens), ("batch", "sequence", None))
+        angles = rope.angles(positions, c.head_dim, c.rope)
+        stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+        # One cast before the scan: inside it, the backward pass would repeat it layer by layer.
+        stacked = {
+            name: array if name.endswith("norm") else array.astype(c.compute_dtype)
+            for name, array in stacked.items()
+        }
+
+        def body(x, layer_and_cache):
+            layer, layer_cache = layer_and_cache
+            return apply_layer(
+                layer,
+                x,
+                config=c,
+                angles=angles,
+                mask=mask,
+                constrain=constrain,
+                flatten=flatten,
+                cache=layer_cache,
+                write_at=write_at,
+            )
+
+        if cache is None and c.remat != "none":
+            policy = jax.checkpoint_policies.checkpoint_dots if c.remat == "dots" else None
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        x, cache = jax.lax.scan(body, x, (stacked, cache), unroll=c.unroll)
+        return rms_norm(x, self.final_norm[...], c.norm_eps), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits of all ids, f32 `[…, vocabulary]`: for generation; training never holds them whole."""
+        vocabulary = self.config.vocabulary
+        first, groups = (block.astype(hidden.dtype) for block in self.head_blocks())
+
+        def project(block: jax.Array) -> jax.Array:
+            return jnp.einsum("...d,vd->...v", hidden, block, preferred_element_type=jnp.float32)
+
+        logits = project(first)[..., : vocabulary.first_rows]
+        if not vocabulary.groups:
+            return logits
+        rows = vocabulary.row_of_id[vocabulary.first_rows :] - vocabulary.padded_first
+        return jnp.concatenate([logits, project(groups)[..., rows]], axis=-1)

@@ -1,0 +1,62 @@
+"""A decoder as pure functions of a dict of parameters, as jit, sharding and checkpoints want it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from soda_jax.model.config import DecoderConfig, RopeConfig, VocabularyBlocks
+from soda_jax.model.decoder import Decoder
+
+
+def decoder_config(fields: Mapping[str, Any], vocabulary: VocabularyBlocks) -> DecoderConfig:
+    """The decoder of a config's `model` part; UserError for a value that does not fit."""
+    fields = dict(fields)
+    rope = RopeConfig(**fields.pop("rope"))
+    return DecoderConfig(vocabulary=vocabulary, rope=rope, **fields)
+
+
+def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and abstract parameters of a decoder; nothing is allocated."""
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)
+
+
+def logical_axes(params: nnx.State) -> dict[str, Any]:
+    """Logical axes of every parameter, as a dict like the parameters'."""
+
+    def axes(variable: nnx.Variable) -> tuple:
+        named = variable.get_metadata("logical_axes")
+        # Stacked layers have one leading axis more than the layer that named its axes.
+        extra = len(variable.get_value().shape) - len(named)
+        return ("layers",) * extra + tuple(named)
+
+    tree = jax.tree.map(axes, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
+
+
+class ModelFunctions:
+    """A decoder as pure functions of a parameter dict.
+
+    Attributes:
+      config: the decoder's shape.
+      abstract: the parameters as `jax.ShapeDtypeStruct`s, a nested dict.
+      axes: their logical axes, likewise.
+    """
+
+    def __init__(self, config: DecoderConfig):
+        self.config = config
+        self._graph, self._state = abstract_model(config)
+        self.abstract = nnx.to_pure_dict(self._state)
+        self.axes = logical_axes(self._state)
+
+    def init(self, seed: int) -> dict[str, Any]:
+        """Fresh parameters, f32."""
+        return nnx.to_pure_dict(nnx.state(Decoder(self.config, nnx.Rngs(seed)), nnx.Param))
+
+    def bind(self, params: dict[str, Any]) -> Decoder:
+        """A decoder whose variables are `params`; works on tracers."""
+        state = jax.tree.map(lambda x: x, self._state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)

@@ -1,0 +1,1 @@
+"""Training: step, optimizer, schedules, loop, metrics and the hook protocol."""

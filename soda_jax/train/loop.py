@@ -1,0 +1,211 @@
+"""The story of a run: open, restore, step, log, save, stop."""
+
+import functools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from soda_jax.data.loader import Loader
+from soda_jax.data.loss_vector import loss_vector
+from soda_jax.errors import UserError
+from soda_jax.model.flops import training_flops_per_token
+from soda_jax.parallel import hosts
+from soda_jax.parallel.batches import local_rows, place_batch
+from soda_jax.progress import progress
+from soda_jax.train import run as parts
+from soda_jax.train.hardware import peak_flops
+from soda_jax.train.hooks import Hook, RunView
+from soda_jax.train.metrics import MetricsLog
+
+DONE = 0
+# EX_TEMPFAIL of sysexits.h: the launch scripts start the run again.
+PREEMPTED = 75
+
+
+def train(
+    config: Any,
+    workdir: str | Path,
+    *,
+    hooks: Sequence[Hook] = (),
+    profile_steps: tuple[int, int] | None = None,
+    allow_data_change: bool = False,
+) -> int:
+    """Trains `config` in `workdir`, from its newest valid checkpoint if it has one.
+
+    Args:
+      config: an ml_collections config with the keys of `configs/base.py`.
+      workdir: checkpoints, metrics and the front end go there.
+      hooks: evaluators and the like.
+      profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
+      allow_data_change: resume although the data is not the checkpoint's.
+
+    Returns:
+      `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM, with everything saved.
+
+    Raises:
+      UserError: for faults of config, data or checkpoints, and when too many updates in a row had
+        to be skipped.
+    """
+    workdir = Path(workdir)
+    parts.use_compilation_cache()
+    checkpointer = parts.open_checkpoints(config, workdir)
+    with checkpointer, _terminate_flag() as terminated:
+        # Restore point: the newest checkpoint whose digest agrees.
+        report = checkpointer.reader.choose() if checkpointer.reader.steps() else None
+        metadata = checkpointer.reader.metadata(report.step) if report else None
+        dataset = parts.open_data(config, metadata, allow_data_change)
+        program = parts.make_program(config, dataset)
+        parts.write_run_files(config, dataset, workdir)
+        if report:
+            state, metadata, _ = checkpointer.restore(program.abstract, report.step)
+            print(f"resumed from step {report.step}", file=sys.stderr)
+        else:
+            state = program.init()
+        step, windows = (report.step, metadata["windows"]) if report and metadata else (0, 0)
+
+        rows = local_rows(program.mesh, config.batch_size)
+        log = _Log(config, workdir, dataset, program, step)
+        with (
+            log,
+            Loader(dataset, config.batch_size, windows, rows) as loader,
+            progress("train", config.steps, start=step) as bar,
+        ):
+            while step < config.steps:
+                if profile_steps and step + 1 == profile_steps[0]:
+                    jax.profiler.start_trace(str(workdir / "profile"))
+                batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
+                state, metrics = program.step(state, batch)
+                step += 1
+                values = log.step(step, metrics, loader.waited)
+                if profile_steps and step == profile_steps[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                _stop_if_broken(config, step, values)
+
+                for hook in hooks:
+                    if step % hook.every == 0 or step == config.steps:
+                        view = RunView(
+                            step,
+                            config,
+                            workdir,
+                            program.mesh,
+                            program.model,
+                            state["params"],
+                            dataset,
+                            values,
+                        )
+                        values |= hook(view)
+                log.write(step, values)
+                bar.advance(note=f"loss {values.get('loss/all', float('nan')):.3f}")
+
+                stop = hosts.any_process(terminated.is_set())
+                last = stop or step == config.steps
+                # The loader's count is the position in the data: what step `step` has consumed.
+                consumed = loader.windows
+                about = functools.partial(parts.run_metadata, config, dataset, consumed)
+                checkpointer.maybe_save(step, state, about, force=last)
+                if stop and step < config.steps:
+                    print(f"asked to stop: saved step {step}", file=sys.stderr)
+                    return PREEMPTED
+    return DONE
+
+
+@contextmanager
+def _terminate_flag() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; the old handler comes back afterwards."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop_if_broken(config: Any, step: int, values: Mapping[str, float]) -> None:
+    limit = config.safety.max_skipped_in_a_row
+    if limit and values["skipped_in_a_row"] >= limit:
+        raise UserError(
+            f"step {step}: {limit} updates in a row were skipped (gradient norm "
+            f"{values['gradient_norm']:.3g}); the last good checkpoint stands. Lower optimizer.peak or "
+            "look at the data of these steps"
+        )
+
+
+class _Log:
+    """Turns a step's device metrics into floats with rates, and writes them on process 0."""
+
+    def __init__(self, config, workdir, dataset, program, start_step):
+        self._config, self._dataset = config, dataset
+        self._file = (
+            MetricsLog(workdir, start_step, config.log.tensorboard) if hosts.is_first() else None
+        )
+        decoder = program.model.config
+        tokens = config.batch_size * config.data.sequence_length
+        self._flops = training_flops_per_token(decoder, config.data.sequence_length) * tokens
+        self._tokens = tokens
+        self._peak, source = peak_flops(list(program.mesh.devices.flat))
+        print(
+            f"{decoder.parameters:,} parameters, {tokens:,} tokens a step, peak "
+            f"{self._peak / 1e12:.3g} TFLOP/s ({source})",
+            file=sys.stderr,
+        )
+        self._frame_rate = _frame_rates(dataset)
+        self._before, self._waited, self._skipped = time.perf_counter(), 0.0, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._file is not None:
+            self._file.close()
+
+    def step(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> dict[str, float]:
+        got = jax.device_get(metrics)
+        now = time.perf_counter()
+        seconds, self._before = now - self._before, now
+        dataset = self._dataset
+        names = dataset.layout.class_names
+        values = loss_vector(got["nll"], got["count"], names, dataset.source_names)
+        self._skipped += int(got["skipped"])
+        tokens = float(got["count"].sum())
+        semantic = got["count"][:, names.index("semantic")] if "semantic" in names else 0
+        values |= {
+            "loss": float(got["loss"]),
+            "z_loss": self._config.optimizer.z_loss * float(got["log_z_squared"]) / max(tokens, 1),
+            "gradient_norm": float(got["gradient_norm"]),
+            "parameter_norm": float(got["parameter_norm"]),
+            "learning_rate": float(got["learning_rate"]),
+            "skipped": float(self._skipped),
+            "skipped_in_a_row": float(got["skipped_in_a_row"]),
+            "seconds": seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "audio_seconds_per_second": float((semantic / self._frame_rate).sum()) / seconds,
+            "flops_per_second": self._flops / seconds,
+            "mfu": self._flops / seconds / self._peak,
+            "data_wait_seconds": waited - self._waited,
+        }
+        self._waited = waited
+        return values
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        # Time spent in hooks is not the next step's.
+        self._before = time.perf_counter()
+        every = self._config.log.every_steps
+        if self._file is not None and (step % every == 0 or step == self._config.steps):
+            self._file.write(step, values)
+
+
+def _frame_rates(dataset) -> float:
+    """Frames a second of the mixture's codec; 1 where there is no audio."""
+    rates = [s.manifest.codec["frame_rate"] for s in dataset.sources if s.manifest.codec]
+    return rates[0] if rates else 1.0

@@ -1,0 +1,174 @@
+"""The parts of a run, opened before its first step: data, model, optimizer, checkpoints."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import soda_jax
+from soda_jax.checkpoints import Checkpointer
+from soda_jax.data.dataset import Dataset, make_dataset
+from soda_jax.errors import UserError
+from soda_jax.files import write_json
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.parallel import hosts, rules
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.train.optimizer import make_optimizer
+from soda_jax.train.state import State, abstract_state, make_state
+from soda_jax.train.step import StepSettings, make_train_step
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs across runs, in `$SODA_CACHE` or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = os.environ.get("SODA_CACHE") or str(Path(base) / "soda_jax" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def open_data(config: Any, metadata: dict[str, Any] | None, allow_change: bool) -> Dataset:
+    """Opens the training mixture; a resumed run reads the generations that it began with.
+
+    Raises:
+      UserError: if the data differs from the checkpoint's and `allow_change` is False.
+    """
+    data = config.data.to_dict()
+    if metadata is not None:
+        pinned = metadata["data"]["sources"]
+        for name, source in data["sources"].items():
+            if source["generation"] == -1 and name in pinned:
+                source["generation"] = pinned[name]["generation"]
+    dataset = make_dataset(data)
+    if metadata is not None and not allow_change and dataset.digest != metadata["data_digest"]:
+        raise UserError(
+            f"the data is not that of the checkpoint (digest {dataset.digest[:12]} against "
+            f"{metadata['data_digest'][:12]}: sources, weights, views, seed or sequence length differ); "
+            "restore them, use another --workdir, or pass --allow_data_change"
+        )
+    return dataset
+
+
+def step_settings(config: Any, dataset: Dataset) -> StepSettings:
+    """`StepSettings` of a config; UserError where batch, micro-batches and mesh do not fit."""
+    if config.batch_size % config.accumulate:
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of accumulate {config.accumulate}"
+        )
+    return StepSettings(
+        classes=len(dataset.layout.class_names),
+        sources=len(dataset.source_names),
+        accumulate=config.accumulate,
+        z_loss=config.optimizer.z_loss,
+        loss_chunk=config.loss_chunk,
+        clip=config.optimizer.clip,
+        spike_factor=config.safety.spike_factor,
+        spike_after=config.safety.spike_after,
+    )
+
+
+@dataclasses.dataclass
+class Program:
+    """The compiled side of a run.
+
+    Attributes:
+      mesh: the devices.
+      model: the decoder as functions.
+      abstract: the state's shapes and shardings.
+      init: () → state, jitted.
+      step: (state, batch) → (state, metrics), jitted; the state is donated.
+    """
+
+    mesh: jax.sharding.Mesh
+    model: ModelFunctions
+    abstract: State
+    init: Any
+    step: Any
+
+
+def make_program(config: Any, dataset: Dataset) -> Program:
+    """Builds the training program of a config for a mixture."""
+    mesh = make_mesh(config.mesh.to_dict())
+    settings = step_settings(config, dataset)
+    micro = config.batch_size // config.accumulate
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if micro % ways:
+        raise UserError(
+            f"batch_size / accumulate = {micro} windows cannot be split over data x fsdp = {ways} "
+            "devices; make it a multiple"
+        )
+    blocks = VocabularyBlocks(dataset.layout.audio_base, dataset.layout.codebook_sizes)
+    model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))
+    optimizer, schedule = make_optimizer(config.optimizer, config.steps, model.abstract)
+    abstract = abstract_state(model, optimizer, mesh)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # The optimizer's state is made inside jit with its shardings, or the first steps recompile.
+    init = jax.jit(
+        functools.partial(make_state, model, optimizer, config.seed), out_shardings=state_shardings
+    )
+    step = jax.jit(
+        make_train_step(model, optimizer, schedule, settings, mesh),
+        donate_argnums=0,
+        out_shardings=(state_shardings, rules.replicated(mesh)),
+    )
+    return Program(mesh, model, abstract, init, step)
+
+
+def run_metadata(config: Any, dataset: Dataset, windows: int) -> dict[str, Any]:
+    """What stands beside the arrays of a checkpoint: enough to resume, to check and to generate."""
+    return {
+        "soda_jax": soda_jax.__version__,
+        "jax": jax.__version__,
+        "windows": windows,
+        "config": config.to_dict(),
+        "data": dataset.config,
+        "data_digest": dataset.digest,
+        "layout": dataset.layout.to_json(),
+        "layout_fingerprint": dataset.layout.fingerprint,
+        "codec_fingerprint": dataset.codec_fingerprint,
+    }
+
+
+def copy_front_end(dataset: Dataset, workdir: Path) -> None:
+    """Copies tokenizer and codec of the data beside the model, so that the folder speaks for itself."""
+    for source in dataset.config["sources"].values():
+        for name in ("tokenizer", "codec"):
+            origin, target = Path(source["path"]) / name, workdir / name
+            if origin.is_dir() and not target.is_dir():
+                partial = workdir / f".{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(origin, partial)
+                partial.rename(target)
+
+
+def open_checkpoints(config: Any, workdir: Path) -> Checkpointer:
+    """The run's checkpoint folder under the policy of the config."""
+    policy = config.checkpoint
+    return Checkpointer(
+        workdir / "checkpoints",
+        every_steps=policy.every_steps or None,
+        every_minutes=policy.every_minutes or None,
+        keep=policy.keep,
+        keep_period=policy.keep_period or None,
+    )
+
+
+def write_run_files(config: Any, dataset: Dataset, workdir: Path) -> None:
+    """Writes the resolved config, the data summary and the front end; process 0 only."""
+    if not hosts.is_first():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", config.to_dict())
+    summary = {"digest": dataset.digest, "config": dataset.config, "sources": dataset.summary()}
+    write_json(workdir / "data.json", summary)
+    copy_front_end(dataset, workdir)
+    for name, source in dataset.summary().items():
+        print(
+            f"source {name}: {source['windows']:,} windows, weight {source['weight']:.4f}, "
+            f"{source['tail_tokens']:,} tail tokens dropped",
+            file=sys.stderr,
+        )

@@ -1,0 +1,61 @@
+"""The training state: what a step maps to its successor and a checkpoint holds."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from soda_jax.model import ModelFunctions
+from soda_jax.parallel import rules
+
+State = dict[str, Any]
+
+
+def shardings(tree: Any, axes: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
+    """Sharding of every leaf of a training state.
+
+    A leaf inside a copy of the parameter tree (parameters, Adam's moments) is sharded as its
+    parameter; every other leaf (counters) is replicated.
+    """
+
+    def choose(path, leaf):
+        node: Any = axes
+        for entry in path:
+            name = getattr(entry, "key", getattr(entry, "name", None))
+            if isinstance(node, dict) and name in node:
+                node = node[name]
+        if isinstance(node, tuple) and len(node) == len(leaf.shape):
+            return rules.sharding(mesh, node, leaf.shape)
+        return rules.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def make_state(
+    model: ModelFunctions, optimizer: optax.GradientTransformationExtraArgs, seed: int
+) -> State:
+    """A fresh state; call it inside jit with `shardings`, so that nothing is made whole on one device."""
+    params = model.init(seed)
+    return {
+        "params": params,
+        "optimizer": optimizer.init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "accepted": jnp.zeros((), jnp.int32),
+        "skipped_in_a_row": jnp.zeros((), jnp.int32),
+        "gradient_norm_average": jnp.zeros((), jnp.float32),
+    }
+
+
+def abstract_state(
+    model: ModelFunctions,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: jax.sharding.Mesh,
+) -> State:
+    """Shapes, types and shardings of the state, for restoring and for compiling ahead."""
+    shapes = jax.eval_shape(lambda: make_state(model, optimizer, 0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, model.axes, mesh),
+    )
