@@ -1,0 +1,185 @@
+"""The decoding loop: static shapes, batched, jitted, one automaton state a row."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soda_jax.errors import UserError
+from soda_jax.generate.sampling import Sampling, draw
+from soda_jax.model import ModelFunctions
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.grammar import AUDIO_END, ILLEGAL, grammar
+
+# Prompts and budgets are rounded up to these, so that few programs are compiled.
+_BUCKET = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generated:
+    """What came out for one prompt.
+
+    Attributes:
+      ids: the new tokens, the stop token included if it came, int32 `[tokens]`.
+      finished: whether the stop token came within the budget, of itself.
+      log_probability: sum over the new tokens among the legal ones, in nats.
+    """
+
+    ids: np.ndarray
+    finished: bool
+    log_probability: float
+
+
+class _State(NamedTuple):
+    step: jax.Array
+    tokens: jax.Array  # [batch, budget]
+    token: jax.Array  # [batch], the newest
+    position: jax.Array  # [batch], where it stands
+    automaton: jax.Array  # [batch]
+    frames: jax.Array  # [batch], whole frames generated
+    done: jax.Array  # [batch]
+    forced: jax.Array  # [batch], closed by the limit
+    score: jax.Array  # [batch]
+    logits: jax.Array  # [batch, vocabulary]
+    cache: Any
+
+
+class Engine:
+    """Generates from prompts of token ids with one model."""
+
+    def __init__(
+        self, model: ModelFunctions, params: Any, layout: VocabularyLayout, codebooks: int
+    ):
+        """Args: model, params: the decoder. layout: its ids. codebooks: how many a frame has."""
+        self._params, self._model = params, model
+        self._layout, self._codebooks = layout, codebooks
+        self._grammar = grammar(layout, codebooks)
+        self._run = jax.jit(self._generate, static_argnames=("budget", "sampling", "stop"))
+
+    def __call__(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        stop: int,
+        budget: int,
+        sampling: Sampling,
+        max_frames: int = 0,
+        seed: int = 0,
+    ) -> list[Generated]:
+        """Continues each prompt until `stop`.
+
+        Args:
+          prompts: legal beginnings of documents, int ids `[tokens]`.
+          stop: the id that ends a row.
+          budget: new tokens at most.
+          sampling: how tokens are drawn.
+          max_frames: after that many frames only `audio_end` is legal; 0 for no limit.
+          seed: of the draws; a row's draws depend on (seed, row).
+
+        Raises:
+          UserError: if a prompt is not a legal beginning, with its number.
+        """
+        states = []
+        for number, prompt in enumerate(prompts):
+            state = self._grammar.run(prompt)
+            if state == ILLEGAL:
+                raise UserError(f"prompt {number} is not the beginning of a legal document")
+            states.append(state)
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        padded = -(-int(lengths.max()) // _BUCKET) * _BUCKET
+        tokens = np.zeros((len(prompts), padded), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+        limit = max_frames or np.iinfo(np.int32).max
+        final = self._run(
+            self._params,
+            tokens,
+            lengths,
+            np.array(states, np.int32),
+            np.int32(limit),
+            np.int32(budget),
+            np.uint32(seed),
+            budget=-(-budget // _BUCKET) * _BUCKET,
+            sampling=sampling,
+            stop=stop,
+        )
+        new, done, forced, score = jax.device_get(final)
+        results = []
+        for row in range(len(prompts)):
+            ids = new[row, :budget]
+            stops = np.flatnonzero(ids == stop)
+            ids = ids[: stops[0] + 1] if len(stops) else ids
+            finished = bool(done[row] and not forced[row])
+            results.append(Generated(ids, finished, float(score[row])))
+        return results
+
+    def _generate(
+        self, params, tokens, lengths, automaton, max_frames, limit, seed, *, budget, sampling, stop
+    ):
+        decoder = self._model.bind(params)
+        rules = self._grammar
+        transitions = jnp.asarray(rules.transitions)
+        group_of_id = jnp.asarray(rules.group_of_id)
+        boundary = jnp.asarray(rules.frame_boundary)
+        batch, padded = tokens.shape
+        rows = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+            jnp.arange(batch)
+        )
+        # Prefill. Keys of padding are written too, behind the prompt, where no query looks before
+        # the place is written again.
+        cache = decoder.empty_cache(batch, padded + budget)
+        positions = jnp.broadcast_to(jnp.arange(padded), (batch, padded))
+        zero = jnp.zeros((batch,), jnp.int32)
+        hidden, cache = decoder.decode(tokens, positions, cache, zero)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+        first = _State(
+            step=jnp.zeros((), jnp.int32),
+            tokens=jnp.zeros((batch, budget), jnp.int32),
+            token=zero,
+            position=lengths - 1,
+            automaton=automaton,
+            frames=zero,
+            done=jnp.zeros((batch,), bool),
+            forced=jnp.zeros((batch,), bool),
+            score=jnp.zeros((batch,), jnp.float32),
+            logits=decoder.logits(last)[:, 0],
+            cache=cache,
+        )
+
+        def going(state: _State):
+            return (state.step < limit) & ~state.done.all()
+
+        def step(state: _State) -> _State:
+            allowed = transitions[state.automaton] != ILLEGAL
+            full = (state.frames >= max_frames) & boundary[state.automaton]
+            only_end = jnp.arange(allowed.shape[1]) == AUDIO_END
+            legal = jnp.where(full[:, None], allowed & only_end, allowed)[:, group_of_id]
+            # A finished row may stand in a state that allows nothing; what it draws is dropped.
+            legal = legal | state.done[:, None]
+            keys = jax.vmap(jax.random.fold_in, (0, None))(rows, state.step)
+            token, score = draw(keys, state.logits, legal, sampling)
+            following = transitions[state.automaton, group_of_id[token]]
+            automaton = jnp.where(state.done, state.automaton, following)
+            token = jnp.where(state.done, 0, token)
+            position = state.position + 1
+            hidden, cache = decoder.decode(token[:, None], position[:, None], state.cache, position)
+            return _State(
+                step=state.step + 1,
+                tokens=state.tokens.at[:, state.step].set(token),
+                token=token,
+                position=position,
+                automaton=automaton,
+                frames=state.frames + (boundary[automaton] & ~state.done),
+                done=state.done | (token == stop),
+                forced=state.forced | (full & ~state.done),
+                score=state.score + jnp.where(state.done, 0.0, score),
+                logits=decoder.logits(hidden)[:, 0],
+                cache=cache,
+            )
+
+        final = jax.lax.while_loop(going, step, first)
+        return final.tokens, final.done, final.forced, final.score
