@@ -1,0 +1,66 @@
+"""`soda tokenize`: a corpus becomes a data set of ArrayRecord shards."""
+
+import argparse
+import dataclasses
+import sys
+
+SUMMARY = "turn a corpus of speech or text into a data set"
+EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
+PASSES_UNKNOWN_OPTIONS = True  # the command line hands them over as args.unknown: they are Beam's
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options; unknown ones are Beam's, such as --direct_num_workers=4."""
+    parser.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
+    parser.add_argument("--output", required=True, help="folder of the data set")
+    parser.add_argument(
+        "--format", default="manifest", help="reader of the corpus: manifest (JSONL, CSV) or text"
+    )
+    parser.add_argument(
+        "--codec", help="codec for the audio, as mel:DIR; text needs it to be mixed"
+    )
+    parser.add_argument(
+        "--tokenizer", help="bytes (default), a tokenizer.json or the folder of one"
+    )
+    parser.add_argument(
+        "--data_root", help="folder that audio paths are relative to (default: the input's)"
+    )
+    parser.add_argument(
+        "--shards", type=int, default=0, help="number of training shards (default: by the work)"
+    )
+    parser.add_argument(
+        "--validation_fraction", type=float, default=0.01, help="share held out (default 0.01)"
+    )
+    parser.add_argument(
+        "--max_audio_seconds", type=float, default=3600.0, help="longest utterance (default 3600)"
+    )
+    parser.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=0.01,
+        help="share of bad inputs above which the job fails at its end (default 0.01)",
+    )
+    parser.add_argument(
+        "--append", action="store_true", help="add the new documents to a finished data set"
+    )
+    parser.add_argument(
+        "--runner", default="DirectRunner", help="Beam runner (default DirectRunner, in process)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the job; 0 if the data set is finished, 1 if too many inputs were bad."""
+    from tokenize_pipeline.job import tokenize
+    from tokenize_pipeline.merge import TooManyBadInputsError
+    from tokenize_pipeline.options import Options
+
+    names = [field.name for field in dataclasses.fields(Options)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    options = Options(**given, beam_options=tuple(getattr(args, "unknown", ())))
+    try:
+        summary = tokenize(options)
+    except TooManyBadInputsError as error:
+        print(f"soda tokenize: {error}", file=sys.stderr)
+        return 1
+    print(summary.describe(args.output))
+    return 0

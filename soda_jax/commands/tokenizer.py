@@ -1,0 +1,33 @@
+"""`soda tokenizer train`: a byte-level BPE from the texts of a corpus."""
+
+import argparse
+
+SUMMARY = "train a text tokenizer"
+EXAMPLE = "soda tokenizer train --input=text.jsonl --vocabulary_size=8192 --output=tokenizer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the one sub-command and its options."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    train = actions.add_parser("train", help="train a byte-level BPE")
+    train.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
+    train.add_argument(
+        "--format", default="text", help="text, or manifest to learn from transcripts"
+    )
+    train.add_argument(
+        "--vocabulary_size", type=int, required=True, help="ids, BOS and EOS included"
+    )
+    train.add_argument("--output", required=True, help="folder for tokenizer.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and saves the tokenizer."""
+    from soda_jax.tokens.text import train_bpe
+    from tokenize_pipeline.options import find_inputs
+    from tokenize_pipeline.readers import find_reader, texts
+
+    documents = find_reader(args.format).read(find_inputs(args.input))
+    tokenizer = train_bpe(texts(documents), args.vocabulary_size)
+    tokenizer.save(args.output)
+    print(f"{args.output}: {tokenizer.vocabulary_size:,} ids, fingerprint {tokenizer.fingerprint}")
+    return 0

@@ -1,0 +1,18 @@
+"""Fixtures of the pipeline tests."""
+
+from collections.abc import Iterator
+
+import pytest
+from pipeline_toys import ToyCodec
+
+from tokenize_pipeline import worker
+
+
+@pytest.fixture
+def toy_codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyCodec]:
+    """Every codec spec opens the toy codec, in this process."""
+    codec = ToyCodec()
+    monkeypatch.setattr(worker, "load_codec", lambda spec: codec)
+    worker.load_codec_once.cache_clear()
+    yield codec
+    worker.load_codec_once.cache_clear()

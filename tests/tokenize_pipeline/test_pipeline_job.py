@@ -1,0 +1,317 @@
+"""The whole job in process: what comes out, what is quarantined, what a second run does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from pipeline_toys import (
+    RATE,
+    ToyCodec,
+    documents_of,
+    hum,
+    make_corpus,
+    quarantine_of,
+    tree,
+    write_manifest,
+)
+
+from soda_jax.codecs.audio import read_audio
+from soda_jax.data.manifest import Manifest
+from soda_jax.errors import UserError
+from soda_jax.tokens import View, parse, render
+from soda_jax.tokens.text import load_tokenizer
+from tokenize_pipeline import worker
+from tokenize_pipeline.job import tokenize
+from tokenize_pipeline.merge import TooManyBadInputsError
+from tokenize_pipeline.options import Options
+from tokenize_pipeline.quarantine import REASONS
+
+pytestmark = pytest.mark.usefixtures("toy_codec")
+
+
+def run(source: str, output: Path, **changed):
+    given = {"codec": "toy", "validation_fraction": 0.0, "shards": 3, **changed}
+    return tokenize(Options(source, str(output), **given))
+
+
+def test_codes_and_texts_are_those_of_each_clip_alone(tmp_path):
+    source = make_corpus(tmp_path / "corpus")
+    run(source, tmp_path / "data")
+    found = documents_of(tmp_path / "data")
+    assert list(found) == [f"d{n}" for n in range(6)]
+    codec, tokenizer = ToyCodec(), load_tokenizer("bytes")
+    for d in range(6):
+        for u, utterance in enumerate(found[f"d{d}"]):
+            audio = read_audio(tmp_path / f"corpus/clips/{d}-{u}.wav", RATE)
+            np.testing.assert_array_equal(utterance.codes, codec.encode([audio])[0])
+            assert utterance.text == f"hum {d} {u}"
+            assert tokenizer.decode(utterance.text_ids) == utterance.text
+
+
+def test_start_and_end_cut_the_file_and_any_rate_is_resampled(tmp_path):
+    stereo = np.stack([hum(2.0, rate=22_050)] * 2, axis=1)
+    (tmp_path / "c").mkdir()
+    soundfile.write(tmp_path / "c/long.flac", stereo, 22_050)
+    rows = [{"audio": "long.flac", "text": "cut", "start": 0.5, "end": 1.25}]
+    run(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data")
+    (utterances,) = documents_of(tmp_path / "data").values()
+    assert utterances[0].codes.shape == (8, 3)
+
+
+def test_a_clip_over_sixty_seconds_is_encoded_in_pieces(tmp_path, monkeypatch):
+    longest = []
+    encode = ToyCodec.encode
+
+    def spy(self, audio):
+        longest.append(max(len(samples) for samples in audio) / RATE)
+        return encode(self, audio)
+
+    monkeypatch.setattr(ToyCodec, "encode", spy)
+    (tmp_path / "c").mkdir()
+    soundfile.write(tmp_path / "c/a.wav", hum(125.0), RATE)
+    soundfile.write(tmp_path / "c/b.wav", hum(1.0), RATE)
+    rows = [{"audio": name, "text": "t", "document": "d"} for name in ("a.wav", "b.wav")]
+    run(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data")
+    (utterances,) = documents_of(tmp_path / "data").values()
+    assert [len(u.codes) for u in utterances] == [1250, 10]
+    assert max(longest) <= 60.0
+
+
+def bad_corpus(folder: Path) -> str:
+    """One good utterance of document "d", and one of every kind of bad one."""
+    folder.mkdir()
+    tone = hum(1.0)
+    soundfile.write(folder / "good.wav", tone, RATE)
+    soundfile.write(folder / "long.wav", hum(6.0), RATE)
+    soundfile.write(folder / "silent.wav", np.zeros(RATE, np.float32), RATE)
+    soundfile.write(folder / "none.wav", tone[:0], RATE)
+    soundfile.write(folder / "nan.wav", np.where(tone > 0.5, np.nan, tone), RATE, subtype="FLOAT")
+    (folder / "short.wav").write_bytes((folder / "good.wav").read_bytes()[:4000])
+    (folder / "noise.wav").write_bytes(b"this is not a sound")
+    (folder / "zero.wav").write_bytes(b"")
+    soundfile.write(folder.parent / "secret.wav", tone, RATE)
+    bad = {
+        "missing": {"audio": "absent.wav"},
+        "undecodable": {"audio": "noise.wav"},
+        "truncated": {"audio": "short.wav"},
+        "empty": {"audio": "none.wav"},
+        "not_finite": {"audio": "nan.wav"},
+        "silent": {"audio": "silent.wav"},
+        "end_before_start": {"audio": "good.wav", "start": 0.8, "end": 0.2},
+        "too_long": {"audio": "long.wav"},
+        "outside_data_root": {"audio": "../secret.wav"},
+        "empty_text": {"audio": "good.wav", "text": " \n"},
+        "invalid_utf8": {"audio": "good.wav", "text": "\udce9"},
+    }
+    rows = [{"audio": "good.wav", "text": "kept", "document": "d", "order": -1}]
+    rows += [
+        {"text": "t", "document": "d", "order": n, **row} for n, row in enumerate(bad.values())
+    ]
+    rows += [
+        {"audio": "zero.wav", "text": "t", "document": "only-bad"},
+        {"audio": str(folder.parent / "secret.wav"), "text": "t", "document": "only-bad"},
+        {"audio": "good.wav", "text": "t", "start": 3.0, "document": "only-bad"},
+        {"text": "no audio", "document": "only-bad"},
+    ]
+    return write_manifest(folder / "manifest.jsonl", rows)
+
+
+def test_invariant_8_every_bad_input_is_quarantined_with_its_reason(tmp_path):
+    source = bad_corpus(tmp_path / "corpus")
+    summary = run(source, tmp_path / "data", max_audio_seconds=5.0, max_bad_fraction=0.95)
+    found = documents_of(tmp_path / "data")
+    assert {name: [u.text for u in us] for name, us in found.items()} == {"d": ["kept"]}
+    rows = quarantine_of(tmp_path / "data")
+    by_reason = {row["reason"]: row for row in rows if row["document"] == "d"}
+    every = set(REASONS) - {"malformed_row", "not_in_tokenizer"}
+    assert set(by_reason) == every
+    assert all(by_reason[reason]["utterance"] == n + 1 for n, reason in enumerate(every_in_order()))
+    others = [row["reason"] for row in rows if row["document"] == "only-bad"]
+    assert sorted(others) == ["empty", "malformed_row", "outside_data_root", "truncated"]
+    assert summary.dropped_documents == 1
+    assert sum(summary.bad.values()) == len(rows) == 15
+    assert Manifest.load(tmp_path / "data").quarantined == summary.bad
+    # The machine's folders do not stand in the data set, except where the corpus named them.
+    assert not [
+        row for row in rows if str(tmp_path) in row["message"] and "secret" not in row["file"]
+    ]
+
+
+def every_in_order() -> list[str]:
+    return [
+        *("missing", "undecodable", "truncated", "empty", "not_finite", "silent"),
+        *("end_before_start", "too_long", "outside_data_root", "empty_text", "invalid_utf8"),
+    ]
+
+
+def test_too_many_bad_inputs_fail_at_the_end_and_a_larger_share_keeps_the_work(tmp_path):
+    source = bad_corpus(tmp_path / "corpus")
+    with pytest.raises(TooManyBadInputsError, match=r"15 of 16 inputs are bad .*max_bad_fraction"):
+        run(source, tmp_path / "data", max_audio_seconds=5.0, max_bad_fraction=0.5)
+    assert not (tmp_path / "data/manifest.json").exists()
+    assert len(quarantine_of(tmp_path / "data")) == 15
+    before = (tmp_path / "data/train/shard-00000.array_record").stat().st_mtime_ns
+    run(source, tmp_path / "data", max_audio_seconds=5.0, max_bad_fraction=0.95)
+    assert (tmp_path / "data/train/shard-00000.array_record").stat().st_mtime_ns == before
+
+
+def test_a_corpus_without_one_good_input_is_an_error(tmp_path):
+    rows = [{"audio": "absent.wav", "text": "t"}]
+    source = write_manifest(tmp_path / "c/m.jsonl", rows)
+    with pytest.raises(TooManyBadInputsError, match="no input is usable, of 1"):
+        run(source, tmp_path / "data", max_bad_fraction=1.0)
+
+
+HOSTILE = [
+    "<|audio_start|>",
+    "a<|text_end|><|begin_of_text|><|end_of_text|></s>",
+    "emoji 🙂👩‍👩‍👧",
+    "".join(map(chr, (0xE000, 0xE7FF, 0xE800, 0xF8FF))),
+    "\U00011fff\U00010000",
+    "nul \0 and \x7f, \u202e reversed",
+]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_invariant_1_hostile_transcripts_stay_text_from_manifest_to_stream(tmp_path, tokenizer):
+    from soda_jax.tokens.text import train_bpe
+
+    if tokenizer == "bpe":
+        train_bpe(["some words to learn from " * 20, *HOSTILE], 300).save(tmp_path / "bpe")
+        tokenizer = str(tmp_path / "bpe")
+    (tmp_path / "c").mkdir()
+    soundfile.write(tmp_path / "c/a.wav", hum(0.5), RATE)
+    rows = [{"audio": "a.wav", "text": text, "document": f"{n}"} for n, text in enumerate(HOSTILE)]
+    run(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data", tokenizer=tokenizer)
+    layout = Manifest.load(tmp_path / "data").layout
+    decoder = load_tokenizer(tmp_path / "data/tokenizer")
+    for name, utterances in documents_of(tmp_path / "data").items():
+        assert layout.ordinary_text[utterances[0].text_ids].all()
+        stream = render(utterances, View(), layout)
+        (back,) = parse(stream, layout).utterances
+        assert decoder.decode(back.text_ids) == HOSTILE[int(name)].strip() == utterances[0].text
+        np.testing.assert_array_equal(back.codes, utterances[0].codes)
+
+
+def test_text_alone_has_the_layout_of_the_codec_it_is_to_be_mixed_with(tmp_path):
+    source = tmp_path / "t.txt"
+    source.write_text("one\ntwo words\none\n")
+    summary = run(str(source), tmp_path / "mixed", format="text")
+    assert summary.counts["repeated_in_input"] == 1
+    assert summary.manifest.codec is None
+    assert summary.manifest.layout.codebook_sizes == ToyCodec.codebook_sizes
+    texts = [us[0].text for us in documents_of(tmp_path / "mixed").values()]
+    assert texts == ["one", "two words"]
+    alone = run(str(source), tmp_path / "alone", format="text", codec=None)
+    assert alone.manifest.layout.codebook_sizes == ()
+
+
+def test_append_adds_only_new_documents_and_leaves_the_old_generation_alone(tmp_path):
+    source = make_corpus(tmp_path / "corpus", documents=4)
+    data = tmp_path / "data"
+    run(source, data)
+    old, old_digest = tree(data), Manifest.load(data).digest
+    more = make_corpus(tmp_path / "corpus", documents=7)
+    summary = run(more, data, append=True)
+    assert summary.counts["already_in_dataset"] == 4
+    assert Manifest.load(data, 0).digest == old_digest
+    assert list(documents_of(data, generation=0)) == [f"d{n}" for n in range(4)]
+    assert list(documents_of(data)) == [f"d{n}" for n in range(7)]
+    new = tree(data)
+    changed = {name for name in old if new[name] != old[name]}
+    assert changed == {"manifest.json"}
+    assert run(more, data, append=True).state == "nothing to add"
+    assert tree(data) == new
+
+
+def test_append_refuses_another_tokenizer_or_codec(tmp_path, monkeypatch):
+    source = make_corpus(tmp_path / "corpus", documents=2)
+    run(source, tmp_path / "data")
+    with pytest.raises(UserError, match="--append needs a finished data set"):
+        run(source, tmp_path / "new", append=True)
+    other = ToyCodec()
+    other.fingerprint = "toy-2"
+    monkeypatch.setattr(worker, "load_codec", lambda spec: other)
+    worker.load_codec_once.cache_clear()
+    with pytest.raises(UserError, match=r"toy-1.*toy-2"):
+        run(source, tmp_path / "data", append=True)
+
+
+def test_a_second_run_does_nothing_and_other_settings_are_refused(tmp_path):
+    source = make_corpus(tmp_path / "corpus", documents=2)
+    run(source, tmp_path / "data")
+    files = tree(tmp_path / "data")
+    assert run(source, tmp_path / "data").state == "was finished already"
+    with pytest.raises(UserError, match=r"--shards was 3 .* is 2 now.*another --output"):
+        run(source, tmp_path / "data", shards=2)
+    with pytest.raises(UserError, match="--data_root was"):
+        run(source, tmp_path / "data", data_root=str(tmp_path))
+    assert tree(tmp_path / "data") == files
+
+
+def test_the_bytes_do_not_depend_on_where_corpus_and_data_set_lie(tmp_path):
+    source = make_corpus(tmp_path / "corpus")
+    run(source, tmp_path / "data")
+    shutil.move(tmp_path / "corpus", tmp_path / "moved")
+    run(str(tmp_path / "moved/manifest.jsonl"), tmp_path / "elsewhere/data")
+    assert tree(tmp_path / "data") == tree(tmp_path / "elsewhere/data")
+
+
+def test_any_runner_of_beam_gives_the_same_bytes(tmp_path):
+    source = make_corpus(tmp_path / "corpus")
+    run(source, tmp_path / "one")
+    run(source, tmp_path / "two", runner="BundleBasedDirectRunner")
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "foreign"])
+def test_invariant_8_a_damaged_or_foreign_shard_is_done_again(tmp_path, damage):
+    source = make_corpus(tmp_path / "corpus")
+    data = tmp_path / "data"
+    run(source, data)
+    files = tree(data)
+    (data / "manifest.json").unlink()
+    shard = data / "train/shard-00001.array_record"
+    if damage == "flip":
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    elif damage == "remove":
+        shard.unlink()
+    else:
+        result = data / "plan/0000/results/train-00001.json"
+        value = json.loads(result.read_text())
+        result.write_text(json.dumps({**value, "plan_digest": "0"}))
+    run(source, data)
+    assert tree(data) == files
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"codec": None}, "--codec=mel:DIR"),
+        ({"format": "yodas9"}, "one of manifest, text"),
+        ({"data_root": "/nowhere/at/all"}, "--data_root=.* is not a folder"),
+        ({"validation_fraction": 1.5}, "between 0 and 1"),
+        ({"shards": -1}, "must not be negative"),
+        ({"runner": "NoSuchRunner"}, "--runner=NoSuchRunner is no runner"),
+        ({"beam_options": ("--direct_num_wrokers=2",)}, "--direct_num_workers meant"),
+        ({"beam_options": ("--max_bad_fractoin=1",)}, "--max_bad_fraction meant"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_write_nothing(tmp_path, changed, message):
+    source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
+    with pytest.raises(UserError, match=message):
+        run(source, tmp_path / "data", **changed)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_with_other_files_is_not_touched(tmp_path):
+    source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
+    with pytest.raises(UserError, match="holds other files"):
+        run(source, tmp_path / "corpus")
+    with pytest.raises(UserError, match="names no file"):
+        run(str(tmp_path / "absent*.jsonl"), tmp_path / "data")

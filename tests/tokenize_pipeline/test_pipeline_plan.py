@@ -1,0 +1,135 @@
+"""The plan: same documents in the same places, whoever makes it and when."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline_toys import write_manifest
+
+from soda_jax.data.shards import document_hash
+from soda_jax.errors import UserError
+from tokenize_pipeline.plan import Plan, read_documents, split_of
+from tokenize_pipeline.planner import cut, make_plan, shard_count, speech_weight
+from tokenize_pipeline.readers import manifest
+
+SETTINGS = {"kind": "speech", "shards": 4, "validation_fraction": 0.2}
+
+
+def plan(tmp_path, rows=None, name="plan", known=(), first=(0, 0), **changed) -> Plan:
+    rows = rows or [
+        {"audio": f"{n}.wav", "text": "t", "start": 0, "end": 1 + n % 7} for n in range(200)
+    ]
+    path = write_manifest(tmp_path / "m.jsonl", rows)
+    from pathlib import Path
+
+    return make_plan(
+        tmp_path / name,
+        0,
+        manifest,
+        [Path(path)],
+        {**SETTINGS, **changed},
+        weigh=speech_weight(tmp_path),
+        known=known,
+        first_numbers={"train": first[0], "validation": first[1]},
+    )
+
+
+def test_every_document_has_one_place_and_corpus_order_is_kept(tmp_path):
+    made = plan(tmp_path)
+    ids = {"train": [], "validation": []}
+    for shard in made.shards:
+        documents = read_documents(tmp_path / "plan", shard)
+        assert len(documents) == shard.documents
+        ids[shard.split] += [document.id for document in documents]
+    wanted = [f"{n}.wav#0.0-{float(1 + n % 7)}" for n in range(200)]
+    for split in ids:
+        assert ids[split] == [name for name in wanted if split_of(name, 0.2) == split]
+    assert 20 < len(ids["validation"]) < 60
+
+
+def test_shards_are_balanced_by_expected_seconds(tmp_path):
+    weights = [shard.weight for shard in plan(tmp_path).shards if shard.split == "train"]
+    assert len(weights) == 4
+    assert max(weights) - min(weights) <= 2 * 7
+
+
+def test_the_same_corpus_and_settings_give_the_same_plan_bytes(tmp_path):
+    one, two = plan(tmp_path), plan(tmp_path, name="again")
+    assert one.digest == two.digest
+    assert (tmp_path / "plan/plan.json").read_bytes() == (tmp_path / "again/plan.json").read_bytes()
+
+
+def test_the_split_depends_on_the_id_alone():
+    # Written down once: a changed hash would move held-out documents into training.
+    found = [split_of(f"doc-{n}", 0.1) for n in range(40)]
+    assert [n for n, split in enumerate(found) if split == "validation"] == PINNED
+    assert split_of("doc-3", 0.0) == "train"
+    assert split_of("doc-3", 1.0) == "validation"
+
+
+PINNED = [int(n) for n in ["7", "19", "20", "21"]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=60), st.integers(1, 12))
+def test_runs_of_documents_differ_by_no_more_than_one_document(weights, shards):
+    places = [place for place, _ in cut(weights, shards)]
+    assert places == sorted(places)
+    assert places[0] >= 0 and places[-1] < shards
+    sums = np.bincount(places, weights, minlength=shards)
+    assert sums.max() <= sum(weights) / shards + max(weights) + 1e-6
+
+
+def test_a_document_longer_than_a_shard_leaves_no_gap_in_the_numbers(tmp_path):
+    rows = [{"audio": f"{n}.wav", "text": "t", "end": 1000 if n == 3 else 1} for n in range(8)]
+    made = plan(tmp_path, rows, validation_fraction=0.0)
+    assert [shard.number for shard in made.shards] == list(range(len(made.shards)))
+
+
+def test_repeated_and_known_documents_are_left_out_and_counted(tmp_path):
+    rows = [{"audio": name, "text": "t"} for name in ("a", "b", "a", "c")]
+    made = plan(tmp_path, rows, known={document_hash("b")}, first=(5, 2), validation_fraction=0.0)
+    assert made.counts["repeated_in_input"] == 1
+    assert made.counts["already_in_dataset"] == 1
+    assert made.counts["documents"] == 2
+    assert [shard.name for shard in made.shards] == ["train-00005", "train-00006"]
+
+
+def test_shards_follow_the_work_where_no_number_is_given():
+    auto = {"kind": "speech", "shards": 0, "validation_fraction": 0.1}
+    assert shard_count([3600.0] * 1000, "train", auto) == 101
+    assert shard_count([1.0] * 1000, "train", auto) == 8
+    assert shard_count([1.0] * 3, "train", auto) == 3
+    assert shard_count([1.0] * 3, "validation", {**auto, "shards": 20}) == 2
+
+
+@pytest.mark.parametrize(
+    "changed", [{"shards": 5}, {"validation_fraction": 0.3}, {"max_audio_seconds": 7}]
+)
+def test_another_setting_is_refused_by_name(tmp_path, changed):
+    made = plan(tmp_path)
+    made.check_same(dict(SETTINGS), made.inputs, tmp_path / "plan")
+    with pytest.raises(UserError, match=f"--{next(iter(changed))} was .* remove"):
+        made.check_same({**SETTINGS, **changed}, made.inputs, tmp_path / "plan")
+
+
+def test_a_changed_input_is_refused_by_name(tmp_path):
+    made = plan(tmp_path)
+    other = [{**made.inputs[0], "sha256": "0"}]
+    with pytest.raises(UserError, match=r"m\.jsonl has changed"):
+        made.check_same(dict(SETTINGS), other, tmp_path / "plan")
+
+
+def test_an_edited_plan_is_refused(tmp_path):
+    plan(tmp_path)
+    path = tmp_path / "plan/plan.json"
+    value = json.loads(path.read_text())
+    value["shards"][0]["number"] = 9
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="does not match its digest"):
+        Plan.load(tmp_path / "plan")
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Plan.load(tmp_path / "plan")

@@ -1,0 +1,154 @@
+"""Readers: manifests in JSONL and CSV, text plain and compressed, and rows that cannot be used."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from soda_jax.errors import UserError
+from tokenize_pipeline.readers import DocumentSource, Rejected, find_reader, manifest, text, texts
+
+
+def read(reader, path: Path, content: str | bytes) -> list[DocumentSource | Rejected]:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(reader.read([path]))
+
+
+def rows(*objects: dict) -> str:
+    return "".join(json.dumps(value) + "\n" for value in objects)
+
+
+def test_rows_of_a_document_are_joined_and_sorted_by_order(tmp_path):
+    content = rows(
+        {"audio": "b.wav", "text": "two", "document": "d", "order": 2},
+        {"audio": "x.wav", "text": "alone"},
+        {"audio": "c.wav", "text": "last", "document": "d"},
+        {"audio": "a.wav", "text": "one", "document": "d", "order": 1.5, "speaker": "s"},
+    )
+    first, second = read(manifest, tmp_path / "m.jsonl", content)
+    assert first.id == "d"
+    assert [u.text for u in first.utterances] == ["one", "two", "last"]
+    assert first.utterances[0].speaker == "s"
+    assert first.utterances[0].where == "m.jsonl:4"
+    assert (second.id, len(second.utterances)) == ("x.wav", 1)
+
+
+def test_rows_without_an_id_are_named_after_audio_and_times(tmp_path):
+    content = rows(
+        {"audio": "a.wav", "text": "one", "start": 0, "end": 1.5},
+        {"audio": "a.wav", "text": "two", "start": 1.5},
+        {"audio": "a.wav", "text": "again", "start": 1.5},
+    )
+    documents = read(manifest, tmp_path / "m.jsonl", content)
+    assert [d.id for d in documents] == ["a.wav#0.0-1.5", "a.wav#1.5-", "a.wav#1.5-"]
+
+
+def test_csv_gives_the_same_documents_as_jsonl(tmp_path):
+    table = (
+        'audio,text,document,order,start,end,note\na.wav,"x, ""y""",d,1,0.5,2,n\nb.wav,z,d,0,,,\n'
+    )
+    lines = rows(
+        {"audio": "a.wav", "text": 'x, "y"', "document": "d", "order": 1, "start": 0.5, "end": 2},
+        {"audio": "b.wav", "text": "z", "document": "d", "order": 0},
+    )
+    (from_csv,) = read(manifest, tmp_path / "m.csv", "\ufeff" + table)
+    (from_json,) = read(manifest, tmp_path / "m.jsonl", lines)
+    found, wanted = (
+        [(u.text, u.audio, u.start, u.end) for u in d.utterances] for d in (from_csv, from_json)
+    )
+    assert found == wanted == [("z", "b.wav", None, None), ('x, "y"', "a.wav", 0.5, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "part"),
+    [
+        (b"{broken", "malformed_row", "not a JSON object"),
+        (b"[1, 2]", "malformed_row", "list"),
+        (b"[" * 100_000, "malformed_row", "not a JSON object"),
+        (b'{"text": "t"}', "malformed_row", "'audio' is missing"),
+        (b'{"audio": "a.wav"}', "malformed_row", "'text' is missing"),
+        (b'{"audio": "a.wav", "text": 3}', "malformed_row", "not a string"),
+        (b'{"audio": ["a"], "text": "t"}', "malformed_row", "not a string"),
+        (b'{"audio": "a.wav", "text": "t", "start": NaN}', "malformed_row", "not a finite"),
+        (b'{"audio": "a.wav", "text": "t", "end": "soon"}', "malformed_row", "not a finite"),
+        (b'{"audio": "a.wav", "text": "t", "order": true}', "malformed_row", "not a finite"),
+        (b'{"audio": "\xff.wav", "text": "t"}', "invalid_utf8", "'audio' is not valid"),
+        (b'{"audio": "a", "text": "t", "document": "\\ud800"}', "invalid_utf8", "'document'"),
+    ],
+)
+def test_a_malformed_row_is_rejected_and_the_others_stay(tmp_path, line, reason, part):
+    good = b'\n{"audio": "a.wav", "text": "t"}\n'
+    bad, document = read(manifest, tmp_path / "m.jsonl", line + good)
+    assert (bad.reason, bad.where) == (reason, "m.jsonl:1")
+    assert part in bad.message
+    assert document.id == "a.wav"
+
+
+def test_malformed_csv_rows_are_rejected_and_the_others_stay(tmp_path):
+    table = "audio,text\na.wav\nb.wav,t,extra\nc.wav,good\n"
+    short, long, document = read(manifest, tmp_path / "m.csv", table)
+    assert ("fewer" in short.message, "more" in long.message) == (True, True)
+    assert document.id == "c.wav"
+
+
+def test_a_csv_without_a_needed_column_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"m\.csv has no column 'text'"):
+        read(manifest, tmp_path / "m.csv", "audio,words\na.wav,x\n")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [
+        ("", bytes),
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", zstandard.compress),
+    ],
+)
+def test_text_reads_the_same_documents_from_every_compression(tmp_path, suffix, pack):
+    content = pack(rows({"text": "a\nb", "id": "one"}, {"text": "c"}).encode())
+    documents = read(text, tmp_path / f"t.jsonl{suffix}", content)
+    assert [d.utterances[0].text for d in documents] == ["a\nb", "c"]
+    assert documents[0].id == "one"
+    plain = read(text, tmp_path / f"t.txt{suffix}", pack(b"first\n\n  \nsecond\n"))
+    assert [d.utterances[0].text.strip() for d in plain] == ["first", "second"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_damaged_compressed_file_is_an_error_that_names_it(tmp_path, suffix):
+    with pytest.raises(UserError, match=r"t\.txt.* cannot be read"):
+        read(text, tmp_path / f"t.txt{suffix}", b"not compressed at all")
+
+
+def test_text_is_named_by_its_content_not_by_its_place(tmp_path):
+    (one,) = read(text, tmp_path / "a.txt", "same words\n")
+    two, three = read(text, tmp_path / "b.jsonl", rows({"text": " same words"}, {"text": "other"}))
+    assert one.id == two.id != three.id
+
+
+def test_invalid_bytes_in_one_line_leave_the_other_lines_alone(tmp_path):
+    bad, good = read(text, tmp_path / "t.txt", b"caf\xe9\ngood\n")
+    assert list(texts([bad, good])) == ["good"]
+
+
+def test_an_unknown_format_names_the_known_ones():
+    with pytest.raises(UserError, match="manifest, text"):
+        find_reader("yodas9")
+
+
+def test_the_reader_of_the_documentation_reads_a_chapter(tmp_path):
+    guide = Path(__file__).parents[2] / "docs/readers.md"
+    code = guide.read_text().split("```python\n")[1].split("```")[0]
+    module: dict = {}
+    exec(compile(code, str(guide), "exec"), module)
+    file = tmp_path / "84-121123.trans.txt"
+    file.write_text("84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS\n")
+    (document,) = module["read"]([file])
+    assert document.id == "84-121123"
+    assert document.utterances[1].audio == "84/121123/84-121123-0001.flac"
+    assert document.utterances[1].text == "BUT IN LESS"

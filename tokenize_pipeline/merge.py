@@ -1,0 +1,127 @@
+"""The end of a job: results of all shards become quarantine.jsonl and the next manifest.
+
+Everything is taken in plan order, so the bytes do not depend on which worker was faster.
+"""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+from soda_jax.data.manifest import SPLITS, Manifest
+from soda_jax.data.shards import ShardInfo
+from soda_jax.errors import UserError
+from soda_jax.files import write_atomic
+from tokenize_pipeline.plan import Plan, plan_folder
+from tokenize_pipeline.quarantine import count_by_reason, json_lines, read_rows
+from tokenize_pipeline.results import ShardResult
+
+QUARANTINE = "quarantine.jsonl"
+
+
+class TooManyBadInputsError(UserError):
+    """The job has ended, but more inputs are bad than --max_bad_fraction allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a job did.
+
+    Attributes:
+      manifest: the data set as it is now.
+      state: "finished", "was finished already" or "nothing to add".
+      counts: of the plan: documents, utterances, rejected_rows, repeated_in_input,
+        already_in_dataset.
+      dropped_documents: documents of which no utterance was left.
+      bad: number of quarantined inputs of this generation, by reason.
+    """
+
+    manifest: Manifest
+    state: str
+    counts: dict[str, int]
+    dropped_documents: int = 0
+    bad: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def describe(self, name: str) -> str:
+        """A few lines for the user; `name` is what to call the data set."""
+        lines = [f"{name}: {self.state}, generation {self.manifest.generation}"]
+        for split in SPLITS:
+            totals = self.manifest.totals(split)
+            parts = [f"{totals[key]:,} {key}" for key in ("shards", "documents", "utterances")]
+            parts.append(f"{totals['text_tokens']:,} text tokens")
+            if self.manifest.codec:
+                seconds = totals["frames"] / self.manifest.codec["frame_rate"]
+                parts.append(f"{seconds / 3600:.2f} h of audio")
+            lines.append(f"  {split}: {', '.join(parts)}")
+        for key in ("already_in_dataset", "repeated_in_input"):
+            if self.counts[key]:
+                lines.append(f"  skipped, {key.replace('_', ' ')}: {self.counts[key]:,} documents")
+        if self.state == "nothing to add" and self.counts["rejected_rows"]:
+            lines.append(f"  malformed rows, passed over: {self.counts['rejected_rows']:,}")
+        if self.bad:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.items())
+            lines.append(f"  bad inputs, in {QUARANTINE}: {reasons}")
+            lines.append(f"  documents with nothing left: {self.dropped_documents:,}")
+        return "\n".join(lines)
+
+
+def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) -> Summary:
+    """Writes quarantine.jsonl and, if not too much is bad, the manifest of the plan's generation.
+
+    Args:
+      dataset: folder of the data set; every shard of the plan is finished.
+      plan: of this generation.
+      before: the generation before, or an empty one.
+      max_bad_fraction: share of bad inputs above which no manifest is written.
+
+    Raises:
+      TooManyBadInputsError: if more are bad, or nothing is left.
+    """
+    folder = plan_folder(dataset, plan.generation)
+    rows = read_rows(folder / "rejected.jsonl")
+    new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
+    dropped = 0
+    for shard in plan.shards:
+        result = ShardResult.load(folder, shard)
+        rows += result.quarantine
+        dropped += result.dropped_documents
+        if result.info:
+            new[shard.split].append(result.info)
+    write_atomic(folder / QUARANTINE, json_lines(rows))
+    files = [plan_folder(dataset, g) / QUARANTINE for g in range(plan.generation + 1)]
+    write_atomic(dataset / QUARANTINE, b"".join(f.read_bytes() for f in files if f.exists()))
+    bad = count_by_reason(rows)
+    total = plan.counts["utterances"] + plan.counts["rejected_rows"]
+    _check_share(dataset, folder, bad, total, max_bad_fraction, any(new.values()))
+    manifest = dataclasses.replace(
+        before,
+        generation=plan.generation,
+        splits={split: (*before.splits.get(split, ()), *new[split]) for split in SPLITS},
+        settings_digest=plan.digest,
+        quarantined=dict(Counter(before.quarantined) + Counter(bad)),
+    )
+    manifest.save(dataset)
+    return Summary(manifest, "finished", plan.counts, dropped, bad)
+
+
+def _check_share(
+    dataset: Path,
+    folder: Path,
+    bad: dict[str, int],
+    total: int,
+    max_bad_fraction: float,
+    usable: bool,
+) -> None:
+    count = sum(bad.values())
+    if usable and count <= max_bad_fraction * total:
+        return
+    reasons = ", ".join(f"{number} {reason}" for reason, number in bad.items())
+    start_again = f"mend the inputs and remove {folder if folder.name != '0000' else dataset}"
+    if usable:
+        raise TooManyBadInputsError(
+            f"{count} of {total} inputs are bad ({reasons}), more than --max_bad_fraction="
+            f"{max_bad_fraction:g}: see {dataset / QUARANTINE}; run again with a larger fraction "
+            f"(finished shards are kept), or {start_again}"
+        )
+    raise TooManyBadInputsError(
+        f"no input is usable, of {total} ({reasons}): see {dataset / QUARANTINE}; {start_again}"
+    )

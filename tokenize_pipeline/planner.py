@@ -1,0 +1,202 @@
+"""Making the plan: two readings of the corpus, one to weigh the documents and one to cut it into shards.
+
+A shard is a run of documents in the order of the corpus; the runs have nearly equal expected work.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from soda_jax.data.shards import document_hash
+from soda_jax.files import write_atomic
+from soda_jax.progress import track
+from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, split_of
+from tokenize_pipeline.quarantine import QuarantineRow, json_lines
+from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, UtteranceSource
+
+LONGEST_ID = 65_535
+LEAST_SHARDS = 8
+SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec, so little is lost by a kill
+SHARD_TEXT_BYTES = 64 * 2**20
+# Seconds in a sound file are guessed from its size as 16-bit mono at 16 kHz: opening every header of a
+# large corpus would cost more than a slightly uneven shard.
+BYTES_PER_SECOND = 32_000
+
+
+def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size in bytes and SHA-256 of each input file."""
+    described = []
+    for path in inputs:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        described.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+    return described
+
+
+def speech_weight(data_root: Path) -> Callable[[DocumentSource], float]:
+    """Expected seconds of audio of a document: by its times, else by the size of the file."""
+
+    def seconds(utterance: UtteranceSource) -> float:
+        end = utterance.end
+        if end is None:
+            try:
+                end = os.stat(data_root / (utterance.audio or "")).st_size / BYTES_PER_SECOND
+            except (OSError, ValueError):  # reported when the shard is worked on
+                end = 0.0
+        return max(end - (utterance.start or 0.0), 0.0)
+
+    return lambda document: sum(map(seconds, document.utterances))
+
+
+def text_weight(document: DocumentSource) -> float:
+    """Bytes of text of a document."""
+    return sum(len(u.text.encode("utf-8", "surrogatepass")) for u in document.utterances)
+
+
+def make_plan(
+    folder: Path,
+    generation: int,
+    reader: Reader,
+    inputs: Sequence[Path],
+    settings: dict[str, Any],
+    *,
+    weigh: Callable[[DocumentSource], float],
+    known: Container[int],
+    first_numbers: dict[str, int],
+) -> Plan:
+    """Reads the corpus twice (to weigh it, to cut it) and writes the plan into `folder`.
+
+    Args:
+      folder: made anew; `plan.json` is written last.
+      generation: of the data set.
+      reader: yields the documents.
+      inputs: what it reads.
+      settings: recorded in the plan; "shards" and "validation_fraction" are used here.
+      weigh: expected work of a document.
+      known: `document_hash` of the documents that the data set already has; they are left out and counted.
+      first_numbers: number of the first shard of each split.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    described = describe_inputs(inputs)
+    fraction = settings["validation_fraction"]
+    weights = {split: array("d") for split in SPLITS}
+    names = ("documents", "utterances", "rejected_rows", "repeated_in_input", "already_in_dataset")
+    counts = Counter(dict.fromkeys(names, 0))
+    rejected = []
+    admitted = _admitted(reader, inputs, known, counts)
+    for item in track(admitted, "planning, first reading"):
+        if isinstance(item, Rejected):
+            rejected.append(
+                QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
+            )
+        else:
+            # A floor keeps documents of unknown length from piling up in one shard.
+            weights[split_of(item.id, fraction)].append(max(weigh(item), 0.1))
+            counts["documents"] += 1
+            counts["utterances"] += len(item.utterances)
+    counts["rejected_rows"] = len(rejected)
+    write_atomic(folder / "rejected.jsonl", json_lines(rejected))
+    totals = {split: shard_count(weights[split], split, settings) for split in SPLITS}
+    places = {split: cut(weights[split], totals[split]) for split in SPLITS}
+    writers = {s: _ShardFiles(folder, s, first_numbers[s]) for s in SPLITS}
+    again = _admitted(reader, inputs, known, Counter())
+    for item in track(again, "planning, second reading", counts["documents"] + len(rejected)):
+        if isinstance(item, DocumentSource):
+            split = split_of(item.id, fraction)
+            writers[split].write(item, *next(places[split]))
+    shards = [shard for split in SPLITS for shard in writers[split].close()]
+    plan = Plan(generation, settings, described, shards, dict(counts))
+    plan.save(folder)
+    return plan
+
+
+def _admitted(
+    reader: Reader, inputs: Sequence[Path], known: Container[int], counts: Counter[str]
+) -> Iterator[DocumentSource | Rejected]:
+    seen: set[int] = set()
+    for item in reader.read(inputs):
+        if isinstance(item, DocumentSource):
+            if len(item.id.encode()) > LONGEST_ID:
+                message = f"the document id has more than {LONGEST_ID} bytes: {item.id[:40]}…"
+                yield Rejected("malformed_row", message, item.utterances[0].where)
+                continue
+            key = document_hash(item.id)
+            if key in known or key in seen:
+                counts["already_in_dataset" if key in known else "repeated_in_input"] += 1
+                continue
+            seen.add(key)
+        yield item
+
+
+def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) -> int:
+    """Shards of a split: --shards (times the validation fraction), or by the amount of work."""
+    if settings["shards"]:
+        share = settings["validation_fraction"] if split == "validation" else 1.0
+        wanted = round(settings["shards"] * share)
+    else:
+        unit = SHARD_SECONDS if settings["kind"] == "speech" else SHARD_TEXT_BYTES
+        wanted = int(sum(weights) // unit) + 1
+        wanted = max(wanted, LEAST_SHARDS) if split == "train" else wanted
+    return max(1, min(wanted, len(weights)))
+
+
+def cut(weights: Sequence[float], shards: int) -> Iterator[tuple[int, float]]:
+    """Yields (shard, weight) of each document: runs of documents of nearly equal weight."""
+    total, before = sum(weights), 0.0
+    for weight in weights:
+        yield min(int((before + weight / 2) / total * shards), shards - 1), weight
+        before += weight
+
+
+def _line(document: DocumentSource) -> str:
+    # ASCII with escapes: the plan carries text that is not valid UTF-8 to the worker that rejects it.
+    utterances = [vars(utterance) for utterance in document.utterances]
+    return json.dumps({"id": document.id, "utterances": utterances}) + "\n"
+
+
+class _ShardFiles:
+    """Writes the `.jsonl` files of one split, one after the other; numbers stay without gaps."""
+
+    def __init__(self, folder: Path, split: str, first: int):
+        self._folder, self._split, self._first = folder, split, first
+        self._shards: list[ShardPlan] = []
+        self._place: int | None = None
+        self._lines: list[str] = []
+        self._utterances, self._weight = 0, 0.0
+
+    def write(self, document: DocumentSource, place: int, weight: float) -> None:
+        if place != self._place:
+            self._flush()
+            self._place = place
+        self._lines.append(_line(document))
+        self._utterances += len(document.utterances)
+        self._weight += weight
+
+    def _flush(self) -> None:
+        if not self._lines:
+            return
+        content = "".join(self._lines).encode("ascii")
+        digest = hashlib.sha256(content).hexdigest()
+        number = self._first + len(self._shards)
+        shard = ShardPlan(
+            self._split,
+            number,
+            len(self._lines),
+            self._utterances,
+            round(self._weight, 3),
+            digest,
+        )
+        write_atomic(self._folder / f"{shard.name}.jsonl", content)
+        self._shards.append(shard)
+        self._lines, self._utterances, self._weight = [], 0, 0.0
+
+    def close(self) -> list[ShardPlan]:
+        self._flush()
+        return self._shards

@@ -1,0 +1,144 @@
+"""Speech described by a manifest: JSONL, or CSV with a header, one utterance a row.
+
+    {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
+
+Columns: `audio` (path) and `text` are required; `document`, `order`, `start` and `end` (seconds in the
+file), `speaker` and `language` are optional; others are ignored. Rows of one document id form one
+document, sorted by `order` (rows without it come last, in the order of the file). A row without a
+document id is a document of its own, named after its audio and times.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from soda_jax.errors import UserError
+from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers._lines import (
+    RowError,
+    content_suffix,
+    json_object,
+    lines,
+    optional_string,
+)
+
+KIND = "speech"
+REQUIRED = ("audio", "text")
+_LARGEST_FIELD = 2**30
+
+
+def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
+    """Yields first the rejected rows, then the documents by the first appearance of their id."""
+    documents: dict[object, list[tuple[float, int, str, UtteranceSource]]] = {}
+    count = 0
+    for path in inputs:
+        for number, row in _rows(path):
+            where = f"{path.name}:{number}"
+            count += 1
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                identity, order, utterance = _utterance(row, where)
+            except RowError as error:
+                yield _rejected(row, where, error)
+                continue
+            name = _own_name(utterance) if identity is None else identity
+            # A row without an id never joins another row, even one of the same name.
+            key = count if identity is None else identity
+            documents.setdefault(key, []).append((order, count, name, utterance))
+    for rows in documents.values():
+        rows.sort(key=lambda row: row[:2])
+        yield DocumentSource(rows[0][2], tuple(row[3] for row in rows))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    suffix = content_suffix(path)
+    if suffix == ".csv":
+        yield from _csv_rows(path)
+    elif suffix in (".jsonl", ".json", ".ndjson"):
+        for number, line in lines(path):
+            if not line.strip():
+                continue
+            try:
+                yield number, json_object(line)
+            except RowError as error:
+                yield number, error
+    else:
+        raise UserError(f"{path} is neither .jsonl nor .csv (compressed or not): rename it")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    reader = csv.DictReader((line for _, line in lines(path)), strict=True)
+    missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{path} has no column {missing[0]!r} in its header {reader.fieldnames}")
+    while True:
+        try:
+            row: dict[Any, Any] = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, RowError(f"not a CSV row: {error}")
+            continue
+        if None in row:
+            yield reader.line_num, RowError("more fields than the header has columns")
+        elif None in row.values():
+            yield reader.line_num, RowError("fewer fields than the header has columns")
+        else:
+            yield reader.line_num, row
+
+
+def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, UtteranceSource]:
+    """(document id, sort key, utterance) of one row; RowError says what is wrong with it."""
+    audio = optional_string(row, "audio")
+    if audio is None:
+        raise RowError("'audio' is missing or empty")
+    text = row.get("text")
+    # An empty transcript is a fault of the utterance, not of the row: it is judged later.
+    if not isinstance(text, str):
+        raise RowError("'text' is missing" if text is None else f"'text' is {text!r}, not a string")
+    order = _number(row, "order")
+    return (
+        optional_string(row, "document"),
+        math.inf if order is None else order,
+        UtteranceSource(
+            text,
+            audio,
+            _number(row, "start"),
+            _number(row, "end"),
+            optional_string(row, "speaker"),
+            optional_string(row, "language"),
+            where,
+        ),
+    )
+
+
+def _number(row: dict[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"{name!r} is {value!r}, not a finite number")
+    return number
+
+
+def _own_name(utterance: UtteranceSource) -> str:
+    times = ""
+    if utterance.start is not None or utterance.end is not None:
+        first = "" if utterance.start is None else repr(utterance.start)
+        last = "" if utterance.end is None else repr(utterance.end)
+        times = f"#{first}-{last}"
+    return f"{utterance.audio}{times}"
+
+
+def _rejected(row: dict[str, Any] | RowError, where: str, error: RowError) -> Rejected:
+    document = row.get("document") if isinstance(row, dict) else None
+    known = isinstance(document, str) and document.isprintable()
+    return Rejected(error.reason, str(error), where, document if known else None)

@@ -1,0 +1,81 @@
+"""The result of one shard: the last file written, by which the shard counts as finished.
+
+DATASET/plan/0000/results/train-00003.json
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from soda_jax.data.shards import ShardInfo, file_crc32c, index_path
+from soda_jax.errors import UserError
+from soda_jax.files import write_atomic
+from tokenize_pipeline.plan import Plan, ShardPlan
+from tokenize_pipeline.quarantine import QuarantineRow
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardResult:
+    """What became of one shard of the plan.
+
+    Attributes:
+      plan_digest: digest of the plan that it belongs to.
+      info: the shard in the data set; None if every document of it was bad.
+      dropped_documents: documents of which no utterance was left.
+      quarantine: one row for each bad utterance, in plan order.
+    """
+
+    plan_digest: str
+    info: ShardInfo | None
+    dropped_documents: int
+    quarantine: list[QuarantineRow]
+
+    def save(self, folder: Path, shard: ShardPlan) -> None:
+        """Writes the result into the plan folder, atomically."""
+        # ASCII with escapes: a file name may hold what UTF-8 cannot write.
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        write_atomic(_path(folder, shard), text + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, shard: ShardPlan) -> "ShardResult":
+        """Reads a result; ValueError, KeyError, TypeError or OSError if it is not whole."""
+        value: dict[str, Any] = json.loads(_path(folder, shard).read_text("utf-8"))
+        info = value["info"]
+        return cls(
+            value["plan_digest"],
+            ShardInfo(**info) if info else None,
+            value["dropped_documents"],
+            [QuarantineRow(**row) for row in value["quarantine"]],
+        )
+
+
+def _path(folder: Path, shard: ShardPlan) -> Path:
+    return folder / "results" / f"{shard.name}.json"
+
+
+def has_result(folder: Path, shard: ShardPlan) -> bool:
+    """Whether a result is there, without looking into it: for progress."""
+    return _path(folder, shard).exists()
+
+
+def is_finished(dataset: Path, folder: Path, plan: Plan, shard: ShardPlan) -> bool:
+    """Whether the shard's result belongs to the plan and the shard's bytes agree with it."""
+    try:
+        result = ShardResult.load(folder, shard)
+        if result.plan_digest != plan.digest:
+            return False
+        if result.info is None:
+            return True
+        path = dataset / shard.split / result.info.file
+        return (
+            file_crc32c(path) == (result.info.bytes, result.info.crc32c)
+            and file_crc32c(index_path(path))[1] == result.info.index_crc32c
+        )
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False
+
+
+def forget(folder: Path, shard: ShardPlan) -> None:
+    """Removes a result that is not valid, so that it is not taken for progress."""
+    _path(folder, shard).unlink(missing_ok=True)
