@@ -127,18 +127,19 @@ def _forward(settings, hidden, blocks, target_rows, weights, with_gradients):
         exponentials = [jnp.exp(x - peak[..., None]) for x in logits]
         normaliser = sum(x.sum(-1) for x in exponentials)
         log_z = jnp.log(normaliser) + peak
-        hits = [
-            target[..., None] == start + jnp.arange(x.shape[-1])
-            for x, start in zip(logits, starts[:-1], strict=True)
-        ]
-        at_target = sum(jnp.where(hit, x, 0.0).sum(-1) for hit, x in zip(hits, logits, strict=True))
+        at_target = sum(
+            _at(x, target - start) for x, start in zip(logits, starts[:-1], strict=True)
+        )
         nll = log_z - at_target
         if not with_gradients:
             return d_blocks, (nll, log_z, None)
         factor = weight * (1.0 + 2.0 * settings.z_weight * log_z) / normaliser
         d_hidden, new = jnp.zeros(h.shape, jnp.float32), []
         leading = tuple(range(len(flat)))
-        for matrix, e, hit, d_block in zip(head, exponentials, hits, d_blocks, strict=True):
+        for matrix, e, start, d_block in zip(
+            head, exponentials, starts[:-1], d_blocks, strict=True
+        ):
+            hit = (target - start)[..., None] == jnp.arange(e.shape[-1])
             d_logits = e * factor[..., None] - jnp.where(hit, weight[..., None], 0.0)
             d_logits = d_logits.astype(h.dtype)
             d_hidden += jnp.einsum(
@@ -162,6 +163,14 @@ def _forward(settings, hidden, blocks, target_rows, weights, with_gradients):
     total = jnp.sum(weights * (nll + settings.z_weight * jnp.square(log_z)))
     d_hidden = join(outputs[2]) if with_gradients else None
     return total, nll, log_z, d_hidden, d_blocks
+
+
+def _at(logits: jax.Array, rows: jax.Array) -> jax.Array:
+    """The logit of each token's target, 0 where the target is in another block."""
+    size = logits.shape[-1]
+    inside = (rows >= 0) & (rows < size)
+    picked = jnp.take_along_axis(logits, jnp.clip(rows, 0, size - 1)[..., None], axis=-1)[..., 0]
+    return jnp.where(inside, picked, 0.0)
 
 
 def class_sums(
