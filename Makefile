@@ -1,0 +1,52 @@
+# Every target makes .venv first, from requirements.lock. Another interpreter: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+.PHONY: help demo test lint bench golden clean
+
+help:
+	@echo "make demo     the whole path on synthetic speech, about ten minutes; writes demo/report.html"
+	@echo "make test     the test suite"
+	@echo "make lint     ruff, import-linter, mypy"
+	@echo "make bench    the benchmarks, one table each"
+	@echo "make golden   rewrites the golden files of the tests; look at the difference before a commit"
+	@echo "make clean    removes .venv, demo/ and caches"
+
+demo: $(STAMP)
+	$(BIN)/soda demo --output=demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+golden: $(STAMP)
+	$(BIN)/python tests/golden/regenerate.py
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Without a stamp the last installation was not finished, so it begins anew. uv installs the lock in
+# seconds; where it cannot be had or fails, pip does the same in about a minute.
+$(STAMP): requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): Python 3.11 or newer is needed, as in make PYTHON=python3.12" >&2; \
+	  exit 2; }
+	@test -e $@ || $(PYTHON) -m venv --clear .venv
+	@echo "installing requirements.lock into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+	  && $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python -r requirements.lock \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
