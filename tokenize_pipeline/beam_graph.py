@@ -48,7 +48,7 @@ class TokenizeShard(beam.DoFn):
         if self._job.codec:
             load_codec_once(self._job.codec)
 
-    def process(self, shard: ShardPlan) -> Iterator[str]:  # type: ignore[override]
+    def process(self, shard: ShardPlan) -> Iterator[str]:
         """Tokenises one shard; finished files appear atomically, so a repeat does no harm."""
         tokenize_shard(self._job, shard)
         yield shard.name

@@ -65,6 +65,9 @@ def tokenize(options: Options) -> Summary:
             return Summary(before, "nothing to add", plan.counts)
         if not generation:
             tokenizer.save(dataset / "tokenizer")
+            if options.codec:
+                # A model trained on this data can speak without a look for the codec.
+                load_codec_once(options.codec).save(dataset / "codec")
         job = Job(
             str(dataset.absolute()),
             generation,

@@ -47,6 +47,7 @@ def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Man
         raise UserError(f"--output={folder} is a finished data set: name a new folder")
     if folder.exists() and {path.name for path in folder.iterdir()} - {
         "tokenizer",
+        "codec",
         "plan",
         *SPLITS,
     }:
@@ -56,6 +57,8 @@ def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Man
     for name in (*SPLITS, "manifests"):
         shutil.rmtree(folder / name, ignore_errors=True)
     encoder.save(folder / "tokenizer")
+    if (Path(source) / "codec").is_dir():
+        shutil.copytree(Path(source) / "codec", folder / "codec", dirs_exist_ok=True)
     work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     for split, info in track(work, "giving new text ids, shards"):

@@ -1,6 +1,7 @@
 """What every codec offers, and the one way to load one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +59,10 @@ class Codec(Protocol):
         Raises:
           ValueError: for a wrong shape or a code outside its codebook.
         """
+        ...
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the codec so that `load_codec("<name>:<directory>")` opens an equal one."""
         ...
 
 

@@ -50,13 +50,14 @@ class ResidualQuantiser:
                 f"{len(vectors)} frames of audio cannot fit a codebook of {max(sizes)} entries: "
                 "give more audio or smaller codebooks"
             )
-        mean = vectors.mean(axis=0)
-        _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False))
-        basis = np.ascontiguousarray(axes[:, ::-1][:, :components], np.float32)
-        residual = (vectors - mean) @ basis
-        codebooks = []
-        # One OpenMP thread: with more, the order of the sums, and so the last bits, would vary.
-        with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
+        # One thread: with more, the order of the sums, and so the last bits, would vary; and on a busy
+        # machine threads that wait for each other in many small products take several times as long.
+        with threadpool_limits(1), warnings.catch_warnings():
+            mean = vectors.mean(axis=0)
+            _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False))
+            basis = np.ascontiguousarray(axes[:, ::-1][:, :components], np.float32)
+            residual = (vectors - mean) @ basis
+            codebooks = []
             # Fewer distinct vectors than entries (digital silence) only leaves entries unused.
             warnings.simplefilter("ignore", ConvergenceWarning)
             for level, size in enumerate(track(sizes, "fitting codebooks")):

@@ -10,6 +10,7 @@ import soundfile
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.reading import read_records
 from soda_jax.data.splitting import join_records
+from soda_jax.files import write_atomic
 
 RATE = 8000
 
@@ -39,6 +40,9 @@ class ToyCodec:
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [np.zeros(len(c) * self.samples_per_frame, np.float32) for c in codes]
+
+    def save(self, directory: str | Path) -> None:
+        write_atomic(Path(directory) / "toy.txt", self.fingerprint)
 
 
 def hum(seconds: float, hertz: float = 200.0, rate: int = RATE) -> np.ndarray:

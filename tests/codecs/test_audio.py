@@ -1,0 +1,142 @@
+"""Sound files in: formats, rates, stretches, and a reason for each that cannot be used."""
+
+import numpy as np
+import pytest
+import soundfile
+from codec_voices import small_codec, syllables
+
+from soda_jax.codecs.audio import AudioError, encode_long, read_audio, write_wav
+
+
+def tone(rate: int, seconds: float = 1.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(rate * seconds)) / rate)
+
+
+def reason(*arguments, **options) -> str:
+    with pytest.raises(AudioError) as caught:
+        read_audio(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    assert str(arguments[0]) in str(caught.value)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "rate"),
+    [
+        ("wav", "PCM_16", 24_000),
+        ("wav", "FLOAT", 44_100),
+        ("wav", "PCM_U8", 8_000),
+        ("flac", "PCM_24", 48_000),
+        ("ogg", "VORBIS", 16_000),
+        ("aiff", "PCM_16", 22_050),
+        ("mp3", "MPEG_LAYER_III", 44_100),
+    ],
+)
+def test_formats_and_rates_arrive_as_mono_at_the_codecs_rate(tmp_path, suffix, subtype, rate):
+    path = tmp_path / f"tone.{suffix}"
+    left = tone(rate)
+    # The right channel is half as loud: the mean of both is 3/4 of the left.
+    soundfile.write(path, np.stack([left, 0.5 * left], axis=1), rate, subtype=subtype)
+    audio = read_audio(path, 24_000)
+    assert audio.dtype == np.float32
+    assert audio.ndim == 1
+    assert abs(len(audio) - 24_000) <= 24_000 * 0.06  # MP3 pads its ends
+    middle = audio[6_000:18_000]
+    spectrum = np.abs(np.fft.rfft(middle))
+    assert spectrum.argmax() == 440 * len(middle) // 24_000
+    assert np.abs(middle).max() == pytest.approx(0.375, rel=0.05)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_a_stretch_is_the_same_as_that_part_of_the_whole(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, syllables(3, 1), 24_000)
+    whole = read_audio(path, 24_000)
+    part = read_audio(path, 24_000, start=0.5, end=1.25)
+    assert len(part) == 18_000
+    np.testing.assert_allclose(part, whole[12_000:30_000], atol=1e-4)
+    np.testing.assert_allclose(read_audio(path, 24_000, start=2.5), whole[60_000:], atol=1e-4)
+
+
+def test_captions_may_end_a_little_after_their_file_and_not_far(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, syllables(2, 1), 24_000)
+    assert len(read_audio(path, 24_000, start=1.5, end=2.4)) == 12_000
+    assert reason(path, 24_000, start=1.5, end=2.6) == "truncated"
+    assert reason(path, 24_000, start=2.0) == "truncated"
+
+
+def test_bad_files_have_their_reason(tmp_path):
+    assert reason(tmp_path / "no.wav", 24_000) == "missing"
+    assert reason(tmp_path, 24_000) == "missing"
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"")
+    assert reason(path, 24_000) == "empty"
+    path.write_bytes(b"this is not audio, it is a sentence about audio")
+    assert reason(path, 24_000) == "undecodable"
+    soundfile.write(path, np.zeros(0, np.float32), 24_000)
+    assert reason(path, 24_000) == "empty"
+    soundfile.write(path, np.zeros(2_400, np.float32), 24_000)
+    assert reason(path, 24_000) == "silent"
+    for value in (np.nan, np.inf):
+        samples = syllables(1, 0)
+        samples[99] = value
+        soundfile.write(path, samples, 24_000, subtype="FLOAT")
+        assert reason(path, 24_000) == "not_finite"
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "flac"])
+def test_a_truncated_file_is_noticed(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, syllables(2, 0), 24_000)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert reason(path, 24_000) in ("truncated", "undecodable")
+    if suffix != "flac":
+        assert reason(path, 24_000) == "truncated"
+
+
+def test_a_wav_from_a_pipe_has_no_size_in_its_header_and_is_read(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(24_000), 24_000)
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    assert len(read_audio(path, 24_000)) == 24_000
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(1.0, 1.0), (1.0, 0.5), (-0.1, 1.0), (float("nan"), 1), (0.0, float("nan"))]
+)
+def test_times_that_are_no_stretch_are_refused(tmp_path, start, end):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(24_000), 24_000)
+    assert reason(path, 24_000, start=start, end=end) == "end_before_start"
+
+
+def test_written_audio_reads_back_within_half_a_step_and_is_clipped(tmp_path):
+    path = tmp_path / "deep" / "a.wav"
+    audio = np.concatenate([syllables(0.5, 0), np.array([1.7, -1.7], np.float32)])
+    write_wav(path, audio, 24_000)
+    np.testing.assert_allclose(read_audio(path, 24_000), np.clip(audio, -1, 1), atol=1.5 / 32_768)
+    assert [file.name for file in path.parent.iterdir()] == ["a.wav"]
+
+
+def test_a_long_clip_is_encoded_in_whole_frames_of_at_most_the_limit():
+    codec = small_codec()
+    audio = syllables(5.03, 4)
+    lengths = []
+
+    class Spy:
+        frame_rate, samples_per_frame = codec.frame_rate, codec.samples_per_frame
+
+        def encode(self, clips):
+            lengths.extend(map(len, clips))
+            return codec.encode(clips)
+
+    codes = encode_long(Spy(), audio, max_seconds=2)
+    assert len(codes) == -(-len(audio) // 1920)
+    assert lengths == [48_000, 48_000, len(audio) - 96_000]
+    np.testing.assert_array_equal(codes[:25], codec.encode([audio[:48_000]])[0])
+    np.testing.assert_array_equal(encode_long(codec, audio), codec.encode([audio])[0])
+    assert encode_long(codec, audio[:0]).shape == (0, 3)
