@@ -64,7 +64,7 @@ def default() -> ConfigDict:
             "evaluate": {"every_steps": 1000, "batches": 16},
             "log": {"every_steps": 1, "tensorboard": True, "wandb_project": ""},
         }
-    )
+    ).lock()  # a misspelt key in an experiment is an error
 
 
 def source(

@@ -13,7 +13,7 @@ from soda_jax.configs import base
 
 def get_config():
     config = base.default()
-    config.steps = 600
+    config.steps = 1000
     config.batch_size = 8
     config.model.update(
         layers=4,
@@ -35,6 +35,6 @@ def get_config():
         }
     )
     config.optimizer.update(peak=4e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05)
-    config.checkpoint.update(every_steps=300, every_minutes=10.0, keep=2)
+    config.checkpoint.update(every_steps=250, every_minutes=10.0, keep=2)
     config.evaluate.update(every_steps=200, batches=8)
     return config

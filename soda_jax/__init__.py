@@ -4,10 +4,15 @@
 the `soda` command. Importing this package is cheap: JAX is loaded when a model is.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from soda_jax.generate.speech_model import SpeechModel
+
 __version__ = "0.1.0"
 
 
-def load(workdir: str, **options):
+def load(workdir: str, **options: Any) -> "SpeechModel":
     """Opens the newest valid checkpoint of a run; see `soda_jax.generate.load`."""
     from soda_jax.generate import load as load_model
 

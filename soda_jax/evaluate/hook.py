@@ -1,56 +1,69 @@
 """The held-out loss as a hook of the trainer."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from soda_jax.data.dataset import make_dataset
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
-from soda_jax.evaluate.loss import make_loss_function, sum_losses, windows_of
+from soda_jax.evaluate.loss import make_loss_function, sum_losses
+from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.batches import local_rows, place_batch
 
 
 class LossHook:
     """Logs `validation/loss/…`: the loss vector on the validation split of the run's own mixture.
 
-    Evaluates whole windows in the views of training. A data set without validation windows is named
+    Evaluates whole windows in the views of training. A source without a validation split is named
     once and left out.
     """
 
     def __init__(self, every: int, batches: int):
         """Args: every: steps between calls. batches: how many batches are read, 0 for all."""
-        self.every, self._batches = every, batches
-        self._ready: Any = None
+        self.every, self._limit = every, batches
+        self._windows: Windows | None = None
+        self._function: Any = None
+        self._batches: list[dict[str, Any]] = []
 
     def __call__(self, run: Any) -> Mapping[str, float]:
         """The held-out loss vector of `run.params`."""
         size, mesh = run.config.batch_size, run.mesh
-        if self._ready is None:
-            try:
-                dataset = make_dataset(run.dataset.config, "validation", one_pass=True)
-            except UserError as error:
-                print(f"no held-out loss: {error}")
-                self._ready = ()
-                return {}
-            layout = dataset.layout
-            function = make_loss_function(
-                run.model.bind, len(layout.class_names), len(dataset.source_names)
-            )
-            rows = local_rows(mesh, size)
-            batches = [
-                {name: array[rows] for name, array in batch.items()}
-                for batch in windows_of(dataset, size, self._batches)
-            ]
-            self._ready = dataset, function, rows, batches
-        if not self._ready:
+        rows = local_rows(mesh, size)
+        if self._function is None:
+            self._open(run, rows)
+        if self._windows is None:
             return {}
-        dataset, function, rows, batches = self._ready
         sums = sum_losses(
-            function,
+            self._function,
             run.params,
-            batches,
+            self._batches,
             lambda batch: place_batch(batch, rows, mesh, size),
         )
-        names = dataset.layout.class_names
-        values = loss_vector(sums["nll"], sums["count"], names, dataset.source_names)
+        names = self._windows.layout.class_names
+        values = loss_vector(sums["nll"], sums["count"], names, self._windows.source_names)
         return {f"validation/{name}": value for name, value in values.items()}
+
+    def _open(self, run: Any, rows: list[int]) -> None:
+        names = run.dataset.layout.class_names
+        self._function = make_loss_function(
+            run.model.bind,
+            len(names),
+            len(run.dataset.source_names),
+            chunk=run.config.loss_chunk,
+            sharding=rules.replicated(run.mesh),
+        )
+        try:
+            self._windows = open_windows(run.dataset.config, "validation")
+        except UserError as error:
+            _tell(f"no held-out loss: {error}")
+            return
+        for name in self._windows.left_out:
+            _tell(f"source {name} has no validation split: its held-out loss is not measured")
+        # Read once: every call scores the same windows.
+        self._batches = list(self._windows.batches(run.config.batch_size, rows, self._limit))
+
+
+def _tell(message: str) -> None:
+    if hosts.is_first():
+        print(message, file=sys.stderr, flush=True)

@@ -1,24 +1,31 @@
-"""Held-out loss: the loss vector over whole windows, and the baselines that a model must beat."""
+"""Held-out loss: the loss vector over whole windows."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soda_jax.data.dataset import Dataset
+from soda_jax.evaluate.windows import Windows
+from soda_jax.generate.checkpoint import TrainedDecoder
+from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
+from soda_jax.progress import track
 
 Sums = dict[str, np.ndarray]
 
 
-def make_loss_function(bind: Any, classes: int, sources: int, chunk: int = 2048) -> Any:
+def make_loss_function(
+    bind: Any, classes: int, sources: int, *, chunk: int = 2048, sharding: Any = None
+) -> Any:
     """The jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
 
     Args:
       bind: params → decoder, `ModelFunctions.bind`.
       classes, sources: sizes of the sums.
       chunk: tokens whose logits exist at a time.
+      sharding: of the sums; replicated where several processes want to read them.
     """
 
     def loss(params, batch):
@@ -34,19 +41,14 @@ def make_loss_function(bind: Any, classes: int, sources: int, chunk: int = 2048)
         _, nll, _ = linear_cross_entropy(settings, hidden, blocks, rows, weights)
         return class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
 
-    return jax.jit(loss)
-
-
-def windows_of(dataset: Dataset, batch_size: int, batches: int) -> list[dict[str, np.ndarray]]:
-    """At most `batches` batches of a one-pass data set, spread evenly over it (0: all of it)."""
-    total = -(-(dataset.windows or 0) // batch_size)
-    count = min(batches, total) if batches else total
-    starts = [index * total // count * batch_size for index in range(count)]
-    return [dataset.batch(start, range(batch_size))._asdict() for start in starts]
+    return jax.jit(loss, out_shardings=sharding)
 
 
 def sum_losses(
-    function: Any, params: Any, batches: list[dict[str, np.ndarray]], place: Any
+    function: Any,
+    params: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    place: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
 ) -> Sums:
     """Sums of all batches, f64 `[sources, classes]`; `place` puts a batch on the devices."""
     totals: Sums = {}
@@ -55,3 +57,14 @@ def sum_losses(
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
     return totals
+
+
+def held_out_sums(
+    decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
+) -> Sums:
+    """The sums of a checkpoint over all `windows`, as `loss_vector` wants them."""
+    function = make_loss_function(
+        decoder.model.bind, len(windows.layout.class_names), len(windows.source_names)
+    )
+    batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
+    return sum_losses(function, decoder.params, batches)

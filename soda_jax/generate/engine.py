@@ -83,6 +83,8 @@ class Engine:
         Raises:
           UserError: if a prompt is not a legal beginning, with its number.
         """
+        if not len(prompts):
+            return []
         states = []
         for number, prompt in enumerate(prompts):
             state = self._grammar.run(prompt)
@@ -118,8 +120,19 @@ class Engine:
         return results
 
     def _generate(
-        self, params, tokens, lengths, automaton, max_frames, limit, seed, *, budget, sampling, stop
-    ):
+        self,
+        params: Any,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        automaton: jax.Array,
+        max_frames: jax.Array,
+        limit: jax.Array,
+        seed: jax.Array,
+        *,
+        budget: int,
+        sampling: Sampling,
+        stop: int,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         decoder = self._model.bind(params)
         rules = self._grammar
         transitions = jnp.asarray(rules.transitions)
@@ -150,7 +163,7 @@ class Engine:
             cache=cache,
         )
 
-        def going(state: _State):
+        def going(state: _State) -> jax.Array:
             return (state.step < limit) & ~state.done.all()
 
         def step(state: _State) -> _State:

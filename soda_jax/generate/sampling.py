@@ -28,7 +28,7 @@ class Sampling:
     top_p: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(
                 f"temperature {self.temperature} and top_k {self.top_k} must not be negative, "
                 f"top_p {self.top_p} must be above 0 and at most 1"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from soda_jax.codecs import Codec, load_codec
-from soda_jax.codecs.audio import read_audio
+from soda_jax.codecs.audio import encode_long, read_audio
 from soda_jax.errors import UserError
+from soda_jax.generate.checkpoint import load_decoder
 from soda_jax.generate.engine import Engine, Generated
 from soda_jax.generate.sampling import GREEDY, Sampling
 from soda_jax.model import ModelFunctions
@@ -117,13 +118,12 @@ class SpeechModel:
           sampling: greedy by default.
           seed: of the draws.
         """
-        several = isinstance(sound, list | tuple)
+        sounds = [sound] if isinstance(sound, str | Path | np.ndarray) else list(sound)
         prompts = [
-            self._join(self._audio(codes), self.layout.text_start)
-            for codes in self._encode(sound if several else [sound])  # type: ignore[arg-type]
+            self._join(self._audio(codes), self.layout.text_start) for codes in self._encode(sounds)
         ]
         texts = self.transcribe_prompts(prompts, max_tokens, sampling, seed)
-        return texts if several else texts[0]
+        return texts[0] if isinstance(sound, str | Path | np.ndarray) else texts
 
     def transcribe_codes(self, codes: Sequence[np.ndarray], *, max_tokens: int = 448) -> list[str]:
         """Greedy texts of utterances given as codes `[frames, codebooks]`."""
@@ -152,7 +152,13 @@ class SpeechModel:
         prompt = np.concatenate([[self.layout.bos], span]).astype(np.int32)
         return self._generate_speech([prompt], max_seconds, sampling, seed)[0]
 
-    def _generate_speech(self, prompts, max_seconds, sampling, seed) -> list[Speech]:
+    def _generate_speech(
+        self,
+        prompts: list[np.ndarray],
+        max_seconds: float,
+        sampling: Sampling | None,
+        seed: int,
+    ) -> list[Speech]:
         frames = max(1, int(max_seconds * self.codec.frame_rate))
         generated = self.engine(
             prompts,
@@ -178,7 +184,7 @@ class SpeechModel:
     def _encode(self, sounds: Sequence[Sound]) -> list[np.ndarray]:
         rate = self.codec.sample_rate
         audio = [s if isinstance(s, np.ndarray) else read_audio(s, rate) for s in sounds]
-        return self.codec.encode([np.asarray(a, np.float32) for a in audio])
+        return [encode_long(self.codec, np.asarray(a, np.float32)) for a in audio]
 
     def _text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text.strip())
@@ -204,23 +210,9 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
     Raises:
       UserError: if there is no valid checkpoint, or tokenizer or codec are not those of training.
     """
-    import jax
-
-    from soda_jax.checkpoints import CheckpointReader
-    from soda_jax.model import VocabularyBlocks, decoder_config
-
     workdir = Path(workdir)
-    reader = CheckpointReader(workdir / "checkpoints")
-    report = reader.choose(step, params_only=True)
-    metadata = reader.metadata(report.step)
-    layout = VocabularyLayout.from_json(metadata["layout"])
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-    model = ModelFunctions(decoder_config(metadata["config"]["model"], blocks))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), model.abstract
-    )
-    params, _, _ = reader.restore_params(abstract, report.step)
+    decoder = load_decoder(workdir, step)
+    layout, metadata = decoder.layout, decoder.metadata
     tokenizer = load_tokenizer(workdir / "tokenizer")
     if tokenizer.vocabulary_size != layout.text_size:
         raise UserError(
@@ -234,13 +226,13 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
             f"checkpoint was trained with {metadata['codec_fingerprint']}; give that one with --codec"
         )
     return SpeechModel(
-        report.step,
+        decoder.step,
         metadata,
         layout,
         tokenizer,
         opened,
-        model,
-        params,
+        decoder.model,
+        decoder.params,
         _codebooks(metadata, layout),
     )
 

@@ -12,6 +12,7 @@ def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     covered: set[int] = set()
     for index in indices:
+        assert index is not None  # every addressable device of the sharding has a part
         rows = index[0]
         covered.update(range(*rows.indices(batch_size)))
     return sorted(covered)

@@ -107,7 +107,13 @@ def audio_span(
     opens: bool = True,
     closes: bool = True,
 ) -> np.ndarray:
-    """`audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`."""
+    """`audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`.
+
+    Raises:
+      UserError: if `codes` has fewer columns, or an index is outside its codebook.
+    """
+    if codes.shape[1] < codebooks:
+        raise UserError(f"codes have {codes.shape[1]} codebooks, {codebooks} are to be shown")
     body = layout.codes_to_ids(codes[:, :codebooks])
     return _span(body, layout.audio_start, layout.audio_end, opens, closes)
 
@@ -181,7 +187,7 @@ def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Pars
 
     Raises:
       UserError: at the first token that the grammar does not allow, with position and reason, and
-        for a stream that ends inside a document.
+        for a stream that ends inside a document, and for a translation, which has no view.
     """
     codebooks = codebooks or layout.codebooks
     rules = grammar(layout, codebooks)
@@ -224,10 +230,11 @@ def _collect(ids: np.ndarray, layout: VocabularyLayout, codebooks: int) -> Parse
         composition = "S" if codebooks == 1 and layout.codebooks > 1 else "S+A"
         view = View("text_first", composition, 0 if composition == "S" else shown)
         return Parsed(view, tuple(Utterance("", empty_text, codes) for codes in audios))
-    if len(texts) != len(audios):
+    kinds = ids[opening]
+    if (kinds[1:] == kinds[:-1]).any():
         raise UserError(
-            f"the document has {len(texts)} text and {len(audios)} audio spans: a translation pair, "
-            "which parse does not cut into utterances"
+            "the document is a translation (audio, text, text, audio), which parse does not cut into "
+            "utterances"
         )
     pairs = zip(texts, audios, strict=True)
     return Parsed(View(order, "S+A+T", shown), tuple(Utterance("", t, a) for t, a in pairs))

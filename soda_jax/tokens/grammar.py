@@ -81,7 +81,7 @@ class Grammar:
 def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
     """The union of all document types for the first `codebooks` codebooks (0: all) of `layout`."""
     codebooks = codebooks or layout.codebooks
-    spans = _span_states()
+    spans = _span_states(codebooks > 0)
     # Token-level states: start, after BOS, raw text (empty or not), end; then for each span-level
     # state that a span leads to, the inside of that span.
     names: dict[object, int] = {}
@@ -134,13 +134,14 @@ def _group_of_id(layout: VocabularyLayout) -> np.ndarray:
     return groups
 
 
-def _span_states() -> dict[frozenset, tuple[dict[str, frozenset], bool]]:
+def _span_states(with_audio: bool) -> dict[frozenset, tuple[dict[str, frozenset], bool]]:
     """The union of the document types over spans, by the subset construction; the start stands first.
 
     A position is (type, spans read so far); a state is the set of positions still possible. Returns
-    for each state where a T or an A leads and whether the document may end there.
+    for each state where a T or an A leads and whether the document may end there. Without audio in
+    the vocabulary raw text is the only type of document, and no span may begin.
     """
-    patterns = {**LOOPS, **ONCE}
+    patterns = {**LOOPS, **ONCE} if with_audio else {}
     begin = frozenset((name, 0) for name in patterns)
     states: dict[frozenset, tuple[dict[str, frozenset], bool]] = {}
     waiting = [begin]

@@ -5,6 +5,7 @@ byte-level BPE is trained by `train_bpe` (`soda tokenizer train`).
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class ByteTokenizer:
     """UTF-8 bytes as ids 0–255, BOS 256, EOS 257."""
 
     vocabulary_size = 258
-    specials = (256, 257)
+    specials: tuple[int, ...] = (256, 257)
     bos, eos = 256, 257
     fingerprint = hashlib.sha256(b"utf-8 bytes, BOS 256, EOS 257").hexdigest()[:16]
 
@@ -118,17 +119,28 @@ class JsonTokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(f"text is not valid Unicode: {error}") from None
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, np.int32)
-        bad = np.flatnonzero(self._special[ids])
-        if not len(bad):
-            return ids
-        first, last = encoding.offsets[bad[0]]
-        cut = first + 1 if last - first > 1 else last
-        if not 0 < cut < len(text):
-            # An unknown-token piece for a single character: the vocabulary cannot write it.
-            raise UserError(f"the tokenizer has no ordinary ids for {text[first:last]!r}")
-        return np.concatenate([self.encode(text[:cut]), self.encode(text[cut:])])
+        ids = [np.zeros(0, np.int32)]
+        waiting = [text]  # parts of the text still to be encoded, the first one last
+        while waiting:
+            part = waiting.pop()
+            encoding = self._plain.encode(part, add_special_tokens=False)
+            found = np.array(encoding.ids, np.int32)
+            bad = np.flatnonzero(self._special[found])
+            if not len(bad):
+                ids.append(found)
+                continue
+            offsets = encoding.offsets  # a new list at each access
+            places = [offsets[i] for i in bad.tolist()]
+            # Inside a special piece; around the character where it is a single one.
+            cuts = {first + 1 if last - first > 1 else last for first, last in places}
+            cuts |= {first for first, last in places if last - first <= 1}
+            inside = sorted(cut for cut in cuts if 0 < cut < len(part))
+            if not inside:
+                # An unknown-token piece for a single character: the vocabulary cannot write it.
+                raise UserError(f"the tokenizer has no ordinary ids for {part!r}")
+            edges = [0, *inside, len(part)]
+            waiting += [part[a:b] for a, b in itertools.pairwise(edges)][::-1]
+        return np.concatenate(ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ordinary ids; special ids are left out."""

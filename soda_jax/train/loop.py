@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from soda_jax.data.dataset import Dataset
 from soda_jax.data.loader import Loader
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
@@ -22,7 +23,7 @@ from soda_jax.progress import progress
 from soda_jax.train import run as parts
 from soda_jax.train.hardware import peak_flops
 from soda_jax.train.hooks import Hook, RunView
-from soda_jax.train.metrics import MetricsLog
+from soda_jax.train.metrics import MetricsLog, note_start
 
 DONE = 0
 # EX_TEMPFAIL of sysexits.h: the launch scripts start the run again.
@@ -70,8 +71,8 @@ def train(
             state = program.init()
         step, windows = (report.step, metadata["windows"]) if report and metadata else (0, 0)
 
-        rows = local_rows(program.mesh, config.batch_size)
-        log = _Log(config, workdir, dataset, program, step)
+        rows, tracing = local_rows(program.mesh, config.batch_size), False
+        log = _Log(config, workdir, dataset, program, step, step - int(state["accepted"]))
         with (
             log,
             Loader(dataset, config.batch_size, windows, rows) as loader,
@@ -80,13 +81,15 @@ def train(
             while step < config.steps:
                 if profile_steps and step + 1 == profile_steps[0]:
                     jax.profiler.start_trace(str(workdir / "profile"))
+                    tracing = True
                 batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
                 state, metrics = program.step(state, batch)
                 step += 1
                 values = log.step(step, metrics, loader.waited)
-                if profile_steps and step == profile_steps[1]:
+                if tracing and profile_steps and step in (profile_steps[1], config.steps):
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
+                    tracing = False
                 _stop_if_broken(config, step, values)
 
                 for hook in hooks:
@@ -144,7 +147,7 @@ def _stop_if_broken(config: Any, step: int, values: Mapping[str, float]) -> None
 class _Log:
     """Turns a step's device metrics into floats with rates, and writes them on process 0."""
 
-    def __init__(self, config, workdir, dataset, program, start_step):
+    def __init__(self, config, workdir, dataset, program, start_step, skipped):
         self._config, self._dataset = config, dataset
         self._file = (
             MetricsLog(workdir, start_step, config.log.tensorboard) if hosts.is_first() else None
@@ -154,13 +157,22 @@ class _Log:
         self._flops = training_flops_per_token(decoder, config.data.sequence_length) * tokens
         self._tokens = tokens
         self._peak, source = peak_flops(list(program.mesh.devices.flat))
+        about = {
+            "parameters": decoder.parameters,
+            "tokens_a_step": tokens,
+            "devices": f"{program.mesh.size} x {program.mesh.devices.flat[0].device_kind}",
+            "peak_flops": self._peak,
+            "peak_source": source,
+        }
+        if hosts.is_first():
+            note_start(workdir, start_step, about)
         print(
             f"{decoder.parameters:,} parameters, {tokens:,} tokens a step, peak "
             f"{self._peak / 1e12:.3g} TFLOP/s ({source})",
             file=sys.stderr,
         )
         self._frame_rate = _frame_rates(dataset)
-        self._before, self._waited, self._skipped = time.perf_counter(), 0.0, 0
+        self._before, self._waited, self._skipped = time.perf_counter(), 0.0, skipped
 
     def __enter__(self):
         return self
@@ -178,7 +190,9 @@ class _Log:
         values = loss_vector(got["nll"], got["count"], names, dataset.source_names)
         self._skipped += int(got["skipped"])
         tokens = float(got["count"].sum())
-        semantic = got["count"][:, names.index("semantic")] if "semantic" in names else 0
+        frames = 0.0  # a semantic token each
+        if "semantic" in names:
+            frames = float(got["count"][:, names.index("semantic")].sum())
         values |= {
             "loss": float(got["loss"]),
             "z_loss": self._config.optimizer.z_loss * float(got["log_z_squared"]) / max(tokens, 1),
@@ -189,7 +203,7 @@ class _Log:
             "skipped_in_a_row": float(got["skipped_in_a_row"]),
             "seconds": seconds,
             "tokens_per_second": self._tokens / seconds,
-            "audio_seconds_per_second": float((semantic / self._frame_rate).sum()) / seconds,
+            "audio_seconds_per_second": frames / self._frame_rate / seconds,
             "flops_per_second": self._flops / seconds,
             "mfu": self._flops / seconds / self._peak,
             "data_wait_seconds": waited - self._waited,
@@ -201,11 +215,12 @@ class _Log:
         # Time spent in hooks is not the next step's.
         self._before = time.perf_counter()
         every = self._config.log.every_steps
-        if self._file is not None and (step % every == 0 or step == self._config.steps):
+        due = step == self._config.steps or (every and step % every == 0)
+        if self._file is not None and due:
             self._file.write(step, values)
 
 
-def _frame_rates(dataset) -> float:
+def _frame_rates(dataset: Dataset) -> float:
     """Frames a second of the mixture's codec; 1 where there is no audio."""
     rates = [s.manifest.codec["frame_rate"] for s in dataset.sources if s.manifest.codec]
     return rates[0] if rates else 1.0

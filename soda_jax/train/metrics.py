@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from soda_jax.files import write_atomic
 
 FILE = "metrics.jsonl"
+STARTS = "starts.jsonl"
 
 
 class MetricsLog:
@@ -58,3 +59,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def note_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
+    """Adds a line to `starts.jsonl`: the step from which a process went on, and what it ran on."""
+    with (workdir / STARTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **about}) + "\n")
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of `starts.jsonl`, in order."""
+    return [json.loads(line) for line in (workdir / STARTS).read_text("utf-8").splitlines()]

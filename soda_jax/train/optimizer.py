@@ -75,7 +75,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    settings, steps: int, params: Any
+    settings: Any, steps: int, params: Any
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """The optimizer of `config.optimizer` and its schedule; clipping happens in the step.
 

@@ -41,7 +41,7 @@ def open_data(config: Any, metadata: dict[str, Any] | None, allow_change: bool) 
     if metadata is not None:
         pinned = metadata["data"]["sources"]
         for name, source in data["sources"].items():
-            if source["generation"] == -1 and name in pinned:
+            if source.get("generation", -1) == -1 and name in pinned:
                 source["generation"] = pinned[name]["generation"]
     dataset = make_dataset(data)
     if metadata is not None and not allow_change and dataset.digest != metadata["data_digest"]:
@@ -55,7 +55,7 @@ def open_data(config: Any, metadata: dict[str, Any] | None, allow_change: bool) 
 
 def step_settings(config: Any, dataset: Dataset) -> StepSettings:
     """`StepSettings` of a config; UserError where batch, micro-batches and mesh do not fit."""
-    if config.batch_size % config.accumulate:
+    if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of accumulate {config.accumulate}"
         )
@@ -100,6 +100,11 @@ def make_program(config: Any, dataset: Dataset) -> Program:
         raise UserError(
             f"batch_size / accumulate = {micro} windows cannot be split over data x fsdp = {ways} "
             "devices; make it a multiple"
+        )
+    if config.data.sequence_length % mesh.shape["sequence"]:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
+            f"{mesh.shape['sequence']}"
         )
     blocks = VocabularyBlocks(dataset.layout.audio_base, dataset.layout.codebook_sizes)
     model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))

@@ -3,6 +3,8 @@
 Every schedule is a plain `optax.Schedule`: step (int) -> learning rate (float).
 """
 
+from typing import Any
+
 import optax
 
 from soda_jax.errors import UserError
@@ -38,12 +40,28 @@ def warmup_stable_decay(
 
 
 def warmup_cosine(peak: float, steps: int, *, warmup: float = 0.03) -> optax.Schedule:
-    """Linear warm-up, then half a cosine down to zero (SODA, speech-to-speech translation)."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, round(warmup * steps), steps)
+    """Linear warm-up, then half a cosine down to zero (SODA, speech-to-speech translation).
+
+    Raises:
+      UserError: if the warm-up leaves no room for the cosine.
+    """
+    rise = round(warmup * steps)
+    if not 0 <= rise < steps:
+        raise UserError(f"optimizer.warmup {warmup} must be a share of the run, below 1")
+    return optax.warmup_cosine_decay_schedule(0.0, peak, rise, steps)
 
 
-def make_schedule(settings, steps: int) -> optax.Schedule:
-    """The schedule that `config.optimizer` names; UserError for an unknown name."""
+def make_schedule(settings: Any, steps: int) -> optax.Schedule:
+    """The schedule that `config.optimizer` names.
+
+    Raises:
+      UserError: for an unknown name, and for steps or a peak that are not above 0.
+    """
+    if steps < 1:
+        raise UserError(f"steps = {steps} must be at least 1")
+    # The weight decay is relative to the peak, so that 0 has no meaning.
+    if not settings.peak > 0:
+        raise UserError(f"optimizer.peak = {settings.peak} must be above 0")
     if settings.schedule == "wsd":
         return warmup_stable_decay(
             settings.peak, steps, warmup=settings.warmup, decay=settings.decay

@@ -141,7 +141,7 @@ def make_train_step(
     """
     gradients_of = make_gradients(model, settings, mesh)
 
-    def step(state: State, batch: Batch):
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         gradients, metrics = gradients_of(state["params"], batch)
         norm = optax.global_norm(gradients)
         average = state["gradient_norm_average"]

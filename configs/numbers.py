@@ -1,0 +1,45 @@
+"""Spoken numbers, dates and commands: the demo's world trained for longer, still a toy.
+
+    soda synth --output=numbers/corpus --task=numbers --clips=12000 --texts=6000
+    soda codec fit numbers/corpus --output=numbers/codec
+    soda tokenize --input=numbers/corpus/manifest.jsonl --output=numbers/speech --codec=mel:numbers/codec
+    soda tokenize --input=numbers/corpus/text.jsonl --format=text --output=numbers/text \
+        --codec=mel:numbers/codec
+    soda train --config=configs/numbers.py --workdir=numbers/run      # again after any stop
+    soda evaluate --workdir=numbers/run --limit=200
+
+The measured word error rates are in the README.
+"""
+
+from ml_collections import ConfigDict
+
+from soda_jax.configs import base
+
+
+def get_config():
+    config = base.default()
+    config.steps = 6000
+    config.batch_size = 8
+    config.model.update(
+        layers=4,
+        width=256,
+        mlp_width=768,
+        heads=4,
+        kv_heads=2,
+        head_dim=64,
+        compute_dtype="float32",
+        remat="none",
+        unroll=4,
+    )
+    config.model.rope.update(theta=10_000.0, factor=1.0)
+    config.data.sequence_length = 512
+    config.data.sources = ConfigDict(
+        {
+            "speech": base.source("numbers/speech", 0.97),
+            "text": base.source("numbers/text", 0.03, order="text_first", composition="text"),
+        }
+    )
+    config.optimizer.update(peak=2.5e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05)
+    config.checkpoint.update(every_steps=500, every_minutes=5.0, keep=2)
+    config.evaluate.update(every_steps=500, batches=16)
+    return config

@@ -1,0 +1,26 @@
+"""`soda demo`."""
+
+import argparse
+
+SUMMARY = "the whole path on synthetic speech, in minutes: corpus to report"
+EXAMPLE = "soda demo --output=demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--output", default="demo", help="folder of everything (default demo)")
+    parser.add_argument(
+        "--clips", type=int, default=5000, help="spoken utterances to make (%(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="training steps (default: those of configs/demo.py)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the stages that are not finished, and writes the report."""
+    from soda_jax.demo import run_demo
+
+    report = run_demo(args.output, args.clips, args.steps)
+    print(f"open {report}")
+    return 0

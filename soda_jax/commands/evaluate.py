@@ -1,0 +1,61 @@
+"""`soda evaluate`."""
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "score a checkpoint: held-out loss, baselines, listening, speaking"
+EXAMPLE = "soda evaluate --workdir=runs/demo --tasks=loss,baselines --limit=64"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `soda evaluate`."""
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser.add_argument(
+        "--tasks",
+        default="loss,baselines,asr,tts",
+        help="some of loss, baselines, asr, tts (default: all)",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=64, help="utterances for asr and tts, 0 for all (%(default)s)"
+    )
+    parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
+    parser.add_argument("--codec", default="", help="mel:DIR, if not WORKDIR/codec")
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="where a data set lies now, if not where training found it; may be repeated",
+    )
+    parser.add_argument(
+        "--max_seconds", type=float, default=15, help="longest spoken utterance (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is spoken (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, prints the tables and writes the JSON."""
+    from soda_jax.errors import UserError
+
+    paths = {}
+    for entry in args.source:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--source={entry}: write NAME=DIR")
+        paths[name] = path
+
+    from soda_jax.evaluate.run import Options, evaluate
+    from soda_jax.evaluate.tables import text_report
+    from soda_jax.files import write_json
+    from soda_jax.train.run import use_compilation_cache
+
+    tasks = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
+    options = Options(tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed)
+    use_compilation_cache()
+    evaluation = evaluate(args.workdir, options)
+    print(text_report(evaluation))
+    output = Path(args.output or Path(args.workdir) / "evaluation.json")
+    write_json(output, evaluation)
+    print(f"\nwritten to {output}")
+    return 0

@@ -1,0 +1,128 @@
+"""`soda generate`: speak, transcribe, continue."""
+
+import argparse
+from typing import Any
+
+SUMMARY = "let a trained model speak, transcribe or continue"
+EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the three sub-commands; the model's options may stand before or after their name."""
+    _add_model(parser, None)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    speak = actions.add_parser("speak", help="text to a WAV file")
+    speak.add_argument("text", help="what to say")
+    speak.add_argument("--output", required=True, help="WAV file")
+    speak.add_argument("--voice", help="a sound file whose voice is taken on")
+    speak.add_argument("--voice_text", help="what is said in --voice")
+
+    transcribe = actions.add_parser("transcribe", help="sound files to text")
+    transcribe.add_argument("clip", nargs="+", help="sound files")
+    transcribe.add_argument(
+        "--max_tokens", type=int, default=448, help="text tokens at most (%(default)s)"
+    )
+
+    go_on = actions.add_parser("continue", help="a sound file to a WAV file that goes on from it")
+    go_on.add_argument("clip", help="a sound file")
+    go_on.add_argument("--output", required=True, help="WAV file")
+    go_on.add_argument(
+        "--with_prompt", action="store_true", help="write the clip before its continuation"
+    )
+
+    for action in (speak, go_on):
+        action.add_argument(
+            "--max_seconds", type=float, default=15, help="longest new sound (%(default)s)"
+        )
+        _add_sampling(action, temperature=0.9, top_p=0.8)
+    _add_sampling(transcribe, temperature=0.0, top_p=1.0)
+    for action in (speak, transcribe, go_on):
+        _add_model(action, argparse.SUPPRESS)
+
+
+def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
+    parser.add_argument("--workdir", default=default, help="the run's folder")
+    parser.add_argument("--step", type=int, default=default, help="checkpoint (newest valid one)")
+    parser.add_argument("--codec", default=default, help="mel:DIR, if not WORKDIR/codec")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help="0 is greedy (%(default)s)"
+    )
+    parser.add_argument("--top_k", type=int, default=0, help="0 for all (%(default)s)")
+    parser.add_argument("--top_p", type=float, default=top_p, help="1 for all (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the options, opens the model, runs the sub-command."""
+    from soda_jax.errors import UserError
+
+    if not args.workdir:
+        raise UserError("name the run's folder with --workdir=DIR")
+    if args.seed < 0 or args.seed >= 1 << 32:
+        raise UserError(f"--seed={args.seed}: from 0 to 4,294,967,295")
+    if args.action == "transcribe":
+        if args.max_tokens < 1:
+            raise UserError(f"--max_tokens={args.max_tokens}: at least 1")
+    elif not 0 < args.max_seconds < float("inf"):
+        raise UserError(f"--max_seconds={args.max_seconds}: more than 0")
+    if args.action == "speak" and bool(args.voice) != bool(args.voice_text):
+        raise UserError("--voice and --voice_text go together: the clip and what is said in it")
+
+    from soda_jax.generate.sampling import Sampling
+    from soda_jax.generate.speech_model import load
+    from soda_jax.train.run import use_compilation_cache
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    use_compilation_cache()
+    model = load(args.workdir, step=args.step, codec=args.codec or "")
+    actions = {"speak": _speak, "transcribe": _transcribe, "continue": _continue}
+    actions[args.action](model, args, sampling)
+    return 0
+
+
+def _speak(model: Any, args: argparse.Namespace, sampling: Any) -> None:
+    voice = (args.voice, args.voice_text) if args.voice else None
+    speech = model.speak(
+        args.text,
+        voice=voice,
+        max_seconds=args.max_seconds,
+        sampling=sampling,
+        seed=args.seed,
+    )
+    _write(args, speech.audio, speech)
+
+
+def _transcribe(model: Any, args: argparse.Namespace, sampling: Any) -> None:
+    texts = model.transcribe(
+        args.clip, max_tokens=args.max_tokens, sampling=sampling, seed=args.seed
+    )
+    for clip, text in zip(args.clip, texts, strict=True):
+        print(text if len(args.clip) == 1 else f"{clip}: {text}")
+
+
+def _continue(model: Any, args: argparse.Namespace, sampling: Any) -> None:
+    import numpy as np
+
+    from soda_jax.codecs.audio import read_audio
+
+    prompt = read_audio(args.clip, model.codec.sample_rate)
+    speech = model.continue_audio(
+        prompt, max_seconds=args.max_seconds, sampling=sampling, seed=args.seed
+    )
+    audio = np.concatenate([prompt, speech.audio]) if args.with_prompt else speech.audio
+    if not len(audio):
+        print("the model ended the utterance at once: nothing to write; try another --seed")
+        return
+    _write(args, audio, speech)
+
+
+def _write(args: argparse.Namespace, audio: Any, speech: Any) -> None:
+    from soda_jax.codecs.audio import write_wav
+
+    write_wav(args.output, audio, speech.sample_rate)
+    note = "" if speech.finished else f", cut at --max_seconds={args.max_seconds:g}"
+    print(f"{args.output}: {len(audio) / speech.sample_rate:.2f} s{note}")

@@ -1,0 +1,190 @@
+"""What a model must beat: unigram and bigram losses, fitted on the training windows.
+
+    unigram   p(t)     = w · n(t) / N        + (1 − w) / V
+    bigram    p(t | s) = w_s · n(s, t) / n(s) + (1 − w_s) · p(t)
+
+s is the previous token of the stream, as the model sees it. The weights are those of Jelinek and
+Mercer's interpolated estimation (1980): w_s is shared by the tokens s of one class whose counts have
+the same binary logarithm, and every weight is fitted by expectation maximisation on a tenth of the
+training documents while the counts come from the rest; then everything is counted. A weight
+depends on s alone, so that the probabilities sum to 1.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from soda_jax.data import config as data_config
+from soda_jax.evaluate.loss import Sums
+from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.progress import track
+from soda_jax.tokens import VocabularyLayout
+
+_BUCKETS = 32  # of counts: [1, 2), [2, 4), …
+_ROUNDS = 60
+_ROWS = 64  # windows read at a time
+_HELD_BACK = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Counts:
+    """Counts of a stream: of targets and of contexts `[vocabulary]`, of pairs s · V + t, sorted."""
+
+    targets: np.ndarray
+    contexts: np.ndarray
+    pairs: np.ndarray
+    pair_counts: np.ndarray
+
+    def conditional(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
+        """n(s, t) / n(s), f64 `[targets]`; 0 for a context that was never seen."""
+        key = previous.astype(np.int64) * len(self.targets) + following
+        place = np.minimum(np.searchsorted(self.pairs, key), max(len(self.pairs) - 1, 0))
+        found = self.pairs[place] == key
+        return found * self.pair_counts[place] / np.maximum(self.contexts[previous], 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Baselines:
+    """Fitted baselines.
+
+    Attributes:
+      layout: the vocabulary.
+      tokens: number of training targets.
+      counts: of all training targets.
+      unigram: p(t), f64 `[vocabulary]`.
+      weights: w by group of contexts, f64.
+    """
+
+    layout: VocabularyLayout
+    tokens: int
+    counts: _Counts
+    unigram: np.ndarray
+    weights: np.ndarray
+
+    def losses(self, previous: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """−log p in nats of each target, f64 `[targets]`: unigram, bigram.
+
+        Args: previous, following: ids `[targets]`, each target after its previous token.
+        """
+        base = self.unigram[following]
+        weight = self.weights[_groups(self.layout, self.counts, previous)]
+        mixed = weight * self.counts.conditional(previous, following) + (1 - weight) * base
+        return -np.log(base), -np.log(mixed)
+
+    def sums(self, windows: Windows) -> dict[str, Sums]:
+        """Sums over all windows as `loss_vector` wants them, by "unigram" and "bigram"."""
+        shape = (len(windows.source_names), len(self.layout.class_names))
+        result = {
+            name: {"nll": np.zeros(shape), "count": np.zeros(shape)}
+            for name in ("unigram", "bigram")
+        }
+        for batch in windows.batches(_ROWS):
+            previous, following, mask = _targets(batch)
+            classes = batch["target_class"][:, :-1][mask].astype(np.int64)
+            number = int(batch["source"][0])
+            count = np.bincount(classes, minlength=shape[1])
+            for sums, nll in zip(result.values(), self.losses(previous, following), strict=True):
+                sums["nll"][number] += np.bincount(classes, nll, shape[1])
+                sums["count"][number] += count
+        return result
+
+
+def fit_baselines(config: Mapping[str, Any], max_tokens: int = 16_000_000) -> Baselines:
+    """Fits both baselines on one pass over the training windows.
+
+    Args:
+      config: the data part of a config.
+      max_tokens: a longer pass is thinned evenly to about so many tokens.
+    """
+    windows = open_windows(config, "train")
+    layout = windows.layout
+    stride = max(1, -(-windows.count * int(config["sequence_length"]) // max_tokens))
+    kept: list[np.ndarray] = []
+    held_back: list[np.ndarray] = []
+    stream = _stream(windows, stride)
+    for pairs, back in track(stream, "count pairs of tokens", _batches(windows, stride)):
+        kept.append(pairs[:, ~back])
+        held_back.append(pairs[:, back])
+    rest = np.concatenate(held_back, axis=1)
+    counts = _count(layout, np.concatenate(kept, axis=1))
+
+    seen = counts.targets / max(counts.targets.sum(), 1)
+    uniform = np.full(rest.shape[1], 1 / layout.size)
+    weight = _fit_weights(seen[rest[1]], uniform, np.zeros_like(rest[1]), 1)[0]
+    base = weight * seen + (1 - weight) / layout.size
+    groups = _groups(layout, counts, rest[0])
+    number = (len(layout.class_names) + 1) * _BUCKETS
+    weights = _fit_weights(counts.conditional(*rest), base[rest[1]], groups, number)
+    weights[-_BUCKETS:] = 0  # contexts that were never seen
+
+    counts = _count(layout, np.concatenate([*kept, rest], axis=1))
+    tokens = int(counts.targets.sum())
+    unigram = weight * counts.targets / max(tokens, 1) + (1 - weight) / layout.size
+    return Baselines(layout, tokens, counts, unigram, weights)
+
+
+def _batches(windows: Windows, stride: int) -> int:
+    return sum(-(-(d.windows or 0) // (_ROWS * stride)) for d in windows.datasets.values())
+
+
+def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of every `stride`-th batch: previous token and target `[2, targets]`, and which are held back.
+
+    The last tenth of each view is held back: in both orders, that is the same tenth of the
+    documents, or the pairs held back would have been counted in the other order.
+    """
+    for dataset in windows.datasets.values():
+        source, count = dataset.sources[0], dataset.windows or 0
+        settings = dataset.config["sources"][source.name]
+        views = len(data_config.views(settings, source.manifest, source.name))
+        for start in range(0, count, _ROWS * stride):
+            batch = dataset.batch(start, range(_ROWS))._asdict()
+            previous, following, mask = _targets(batch)
+            back = (start + np.arange(_ROWS)) / count * views % 1 >= 1 - _HELD_BACK
+            yield np.stack([previous, following]), back[np.nonzero(mask)[0]]
+
+
+def _targets(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Previous token and target wherever there is a loss `[targets]`, and the mask of these places."""
+    mask = batch["loss_mask"][:, :-1] > 0
+    tokens = batch["tokens"]
+    return tokens[:, :-1][mask], tokens[:, 1:][mask], mask
+
+
+def _count(layout: VocabularyLayout, stream: np.ndarray) -> _Counts:
+    previous, following = stream
+    key = previous.astype(np.int64) * layout.size + following
+    pairs, pair_counts = np.unique(key, return_counts=True)
+    return _Counts(
+        np.bincount(following, minlength=layout.size),
+        np.bincount(previous, minlength=layout.size),
+        pairs,
+        pair_counts,
+    )
+
+
+def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> np.ndarray:
+    """Number of the weight of each context: by class and binary logarithm of its count."""
+    count = counts.contexts[previous]
+    bucket = np.minimum(np.log2(np.maximum(count, 1)).astype(np.int64), _BUCKETS - 1)
+    classes = np.where(count > 0, layout.class_of_id[previous], len(layout.class_names))
+    return classes.astype(np.int64) * _BUCKETS + bucket
+
+
+def _fit_weights(
+    first: np.ndarray, second: np.ndarray, groups: np.ndarray, number: int
+) -> np.ndarray:
+    """Weight of `first` against `second` by group, the most likely one, f64 `[number]`.
+
+    One imagined target a group, divided evenly, keeps each weight off 0 and 1; a group without
+    targets has 1/2.
+    """
+    total = np.bincount(groups, minlength=number)
+    weights = np.full(number, 0.5)
+    for _ in range(_ROUNDS):
+        mine = weights[groups] * first
+        share = mine / (mine + (1 - weights[groups]) * second)
+        weights = (np.bincount(groups, share, number) + 0.5) / (total + 1)
+    return weights

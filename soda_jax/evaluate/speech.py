@@ -1,0 +1,140 @@
+"""Can it listen, can it speak: word error rates on held-out utterances."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from soda_jax.data.dataset import documents
+from soda_jax.errors import UserError
+from soda_jax.evaluate import recogniser
+from soda_jax.evaluate.wer import number_normaliser, word_errors
+from soda_jax.evaluate.windows import with_split
+from soda_jax.generate.speech_model import SpeechModel
+from soda_jax.progress import track
+from soda_jax.tokens import Utterance
+
+_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOutUtterance:
+    """An utterance with its name, DOCUMENT#NUMBER."""
+
+    name: str
+    utterance: Utterance
+
+
+def held_out_utterances(config: Mapping[str, Any], limit: int) -> list[HeldOutUtterance]:
+    """The first `limit` held-out utterances with text and audio, 0 for all.
+
+    Args:
+      config: the data part of a config.
+      limit: how many.
+
+    Raises:
+      UserError: if there is none.
+    """
+    config, _ = with_split(config, "validation")
+
+    def each() -> Iterator[HeldOutUtterance]:
+        for document in documents(config):
+            for number, utterance in enumerate(document.utterances):
+                if utterance.text.strip() and len(utterance.codes):
+                    yield HeldOutUtterance(f"{document.document_id}#{number}", utterance)
+
+    found = list(itertools.islice(each(), limit or None))
+    if not found:
+        raise UserError("the validation splits hold no utterance with both text and audio")
+    return found
+
+
+def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> dict[str, Any]:
+    """Transcribes stored codes, greedily; texts compared as in the paper.
+
+    Returns:
+      JSON-able: utterances, decoding, word_error_rate (corpus), mean_word_error_rate, examples.
+    """
+    texts: list[str] = [""] * len(held_out)
+    # Utterances of like length share a batch, so that few programs are compiled.
+    order = sorted(range(len(held_out)), key=lambda n: len(held_out[n].utterance.codes))
+    for chosen in track(_batches(order), "transcribe"):
+        codes = [held_out[n].utterance.codes for n in chosen]
+        for n, text in zip(chosen, model.transcribe_codes(codes), strict=True):
+            texts[n] = text
+    references = [item.utterance.text for item in held_out]
+    errors = word_errors(references, texts)
+    return {
+        "utterances": errors.utterances,
+        "decoding": "greedy",
+        "word_error_rate": errors.corpus,
+        "mean_word_error_rate": errors.mean,
+        "examples": [
+            {"name": item.name, "reference": item.utterance.text, "hypothesis": text}
+            for item, text in zip(held_out, texts, strict=True)
+        ],
+    }
+
+
+def evaluate_tts(
+    model: SpeechModel,
+    held_out: Sequence[HeldOutUtterance],
+    *,
+    max_seconds: float = 15.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Speaks held-out texts without a voice prompt and lets a small Whisper write them down.
+
+    Beside it stands the ceiling: the recorded utterances through the codec and back, by the same
+    recogniser. An utterance that the model did not end within `max_seconds` counts as unspoken:
+    100% errors. Numbers are compared by `number_normaliser`.
+
+    Returns:
+      JSON-able: utterances, recogniser, sampling, max_seconds, seed, complete_share,
+      word_error_rate (corpus), mean_word_error_rate, the two with `codec_` before them, examples.
+    """
+    judge = recogniser.Recogniser()
+    references = [item.utterance.text for item in held_out]
+    heard, complete = [], []
+    for number, chosen in enumerate(track(_batches(range(len(held_out))), "speak")):
+        spoken = [references[n] for n in chosen]
+        for speech in model.speak(spoken, max_seconds=max_seconds, seed=seed + number):
+            complete.append(speech.finished and len(speech.codes) > 0)
+            text = judge.transcribe(speech.audio, speech.sample_rate) if complete[-1] else ""
+            heard.append(text)
+    codec_heard = []
+    for item in track(held_out, "the codec's own errors"):
+        audio = model.codec.decode([item.utterance.codes[:, : model.codebooks]])[0]
+        codec_heard.append(judge.transcribe(audio, model.codec.sample_rate))
+    normaliser = number_normaliser(references)
+    errors = word_errors(references, heard, normaliser)
+    codec_errors = word_errors(references, codec_heard, normaliser)
+    rows = zip(held_out, references, heard, codec_heard, complete, strict=True)
+    return {
+        "utterances": errors.utterances,
+        "recogniser": recogniser.NAME,
+        "sampling": "temperature 0.9, top-p 0.8",
+        "max_seconds": max_seconds,
+        "seed": seed,
+        "complete_share": float(np.mean(complete)),
+        "word_error_rate": errors.corpus,
+        "mean_word_error_rate": errors.mean,
+        "codec_word_error_rate": codec_errors.corpus,
+        "codec_mean_word_error_rate": codec_errors.mean,
+        "examples": [
+            {
+                "name": item.name,
+                "reference": reference,
+                "heard": text,
+                "heard_from_codec": codec_text,
+                "complete": done,
+            }
+            for item, reference, text, codec_text, done in rows
+        ],
+    }
+
+
+def _batches(numbers: Sequence[int]) -> list[list[int]]:
+    return [list(numbers[at : at + _BATCH]) for at in range(0, len(numbers), _BATCH)]

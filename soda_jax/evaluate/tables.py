@@ -1,0 +1,87 @@
+"""The scores as text."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassRow:
+    """Held-out losses of one class of token in nats a token; a baseline is None if not measured."""
+
+    name: str
+    model: float
+    unigram: float | None
+    bigram: float | None
+
+    @property
+    def margin(self) -> float | None:
+        """How far the model lies below the better baseline, nats; negative where it does not."""
+        baselines = [value for value in (self.unigram, self.bigram) if value is not None]
+        return min(baselines) - self.model if baselines else None
+
+
+def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
+    """One row a class of token that the held-out windows have, then one for all tokens."""
+    loss, baselines = evaluation["loss"], evaluation.get("baselines", {})
+    rows = []
+    for name in [*loss["classes"], "all"]:
+        key = f"loss/{name}"
+        if key in loss["model"]:
+            unigram, bigram = (baselines.get(kind, {}).get(key) for kind in ("unigram", "bigram"))
+            rows.append(ClassRow(name, loss["model"][key], unigram, bigram))
+    return rows
+
+
+def not_below(rows: list[ClassRow]) -> list[str]:
+    """Names of the classes in which the model does not beat both baselines."""
+    return [row.name for row in rows if row.margin is not None and row.margin <= 0]
+
+
+def text_report(evaluation: Mapping[str, Any]) -> str:
+    """The scores as lines for a terminal."""
+    lines = [f"step {evaluation['step']:,}"]
+    if "loss" in evaluation:
+        lines += _loss_lines(evaluation)
+    elif "baselines" in evaluation:
+        for kind in ("unigram", "bigram"):
+            lines.append(f"{kind}: {evaluation['baselines'][kind]['loss/all']:.3f} nats a token")
+    if "asr" in evaluation:
+        lines += _asr_lines(evaluation["asr"])
+    if "tts" in evaluation:
+        lines += _tts_lines(evaluation["tts"])
+    return "\n".join(lines)
+
+
+def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    loss, rows = evaluation["loss"], class_rows(evaluation)
+    head = f"\nheld-out loss in nats a token ({loss['tokens']:,} tokens, {loss['windows']} windows)"
+    lines = [head, f"{'':12} {'model':>8} {'unigram':>8} {'bigram':>8} {'margin':>8}"]
+    for row in rows:
+        cells = [row.model, row.unigram, row.bigram, row.margin]
+        text = " ".join(f"{'–' if cell is None else format(cell, '.3f'):>8}" for cell in cells)
+        lines.append(f"{row.name:12} {text}")
+    if missed := not_below(rows):
+        lines.append(f"NOT below both baselines: {', '.join(missed)}")
+    if loss["left_out"]:
+        lines.append(f"no validation split: {', '.join(loss['left_out'])}")
+    return lines
+
+
+def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
+    return [
+        f"\nASR: {asr['word_error_rate']:.1%} corpus WER over {asr['utterances']} held-out "
+        f"utterances, {asr['decoding']}",
+        *(f"  {row['reference']!r} → {row['hypothesis']!r}" for row in asr["examples"][:5]),
+    ]
+
+
+def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
+    return [
+        f"\nTTS: {tts['mean_word_error_rate']:.1%} mean WER by {tts['recogniser']} over "
+        f"{tts['utterances']} held-out texts ({tts['word_error_rate']:.1%} corpus), "
+        f"{tts['complete_share']:.1%} of them spoken to the end",
+        f"the recordings through the codec: {tts['codec_mean_word_error_rate']:.1%} mean, "
+        f"{tts['codec_word_error_rate']:.1%} corpus",
+        *(f"  {row['reference']!r} → {row['heard']!r}" for row in tts["examples"][:5]),
+    ]

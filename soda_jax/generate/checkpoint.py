@@ -1,0 +1,50 @@
+"""The decoder of a run's checkpoint, without tokenizer and codec."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.tokens import VocabularyLayout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedDecoder:
+    """A decoder with its parameters on the first local device.
+
+    Attributes:
+      step: training steps of the checkpoint.
+      metadata: what stood beside its arrays, see `soda_jax.train.run.run_metadata`.
+      layout: the vocabulary.
+      model, params: the decoder as functions, and its parameters.
+    """
+
+    step: int
+    metadata: dict[str, Any]
+    layout: VocabularyLayout
+    model: ModelFunctions
+    params: Any
+
+
+def load_decoder(workdir: str | Path, step: int | None = None) -> TrainedDecoder:
+    """Opens the newest valid checkpoint of a run, or the one of `step`.
+
+    Raises:
+      UserError: if there is no valid checkpoint, or it does not fit its own config.
+    """
+    import jax
+
+    from soda_jax.checkpoints import CheckpointReader
+
+    reader = CheckpointReader(Path(workdir) / "checkpoints")
+    report = reader.choose(step, params_only=True)
+    metadata = reader.metadata(report.step)
+    layout = VocabularyLayout.from_json(metadata["layout"])
+    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    model = ModelFunctions(decoder_config(metadata["config"]["model"], blocks))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), model.abstract
+    )
+    params, _, _ = reader.restore_params(abstract, report.step)
+    return TrainedDecoder(report.step, metadata, layout, model, params)

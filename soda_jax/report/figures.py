@@ -1,0 +1,243 @@
+"""Figures of a run, as matplotlib figures and as SVG that follows the page's colours."""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from soda_jax.codecs.mel_features import MelGrid, log_mel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+# A colour that no figure uses: in SVG it becomes the page's text colour, light or dark.
+_INK = "#010203"
+_TRAINING, _VALIDATION, _BIGRAM, _UNIGRAM = "#5b8fd1", "#e0782f", "#3f9a6b", "#9a86c9"
+_STYLE: Any = {  # of matplotlib
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "grid.color": "#808080",
+    "grid.alpha": 0.22,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "soda",
+}
+_PANELS_A_ROW = 5
+Drawing = TypeVar("Drawing", bound=Callable[..., Any])
+
+
+def _styled(draw: Drawing) -> Drawing:
+    """Draws without a display, in the style above; matplotlib is imported on the first call."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **options)
+
+    return wrapper  # type: ignore[return-value]
+
+
+@_styled
+def loss_figure(
+    rows: Rows,
+    classes: Sequence[str],
+    *,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+    resumed_at: Sequence[int] = (),
+) -> "Figure":
+    """Training and held-out loss over the steps, one panel a class of token, nats a token.
+
+    Args:
+      rows: of `metrics.jsonl`.
+      classes: names of the classes, `loss/<name>` in the rows.
+      baselines: held-out loss vectors by "unigram" and "bigram", drawn as levels.
+      resumed_at: steps from which the run went on after a stop.
+    """
+    columns = min(_PANELS_A_ROW, len(classes))
+    lines = math.ceil(len(classes) / columns)
+    figure, axes = _subplots(lines, columns, (2.3 * columns, 1.95 * lines + 0.45))
+    for axis, name in zip(axes, classes, strict=False):
+        steps, values = _series(rows, f"loss/{name}")
+        axis.plot(steps, values, color=_TRAINING, alpha=0.3, linewidth=0.8)
+        axis.plot(steps, _smoothed(values), color=_TRAINING, linewidth=1.5, label="training")
+        steps, values = _series(rows, f"validation/loss/{name}")
+        axis.plot(
+            *(steps, values), "o-", color=_VALIDATION, markersize=3.5, linewidth=1, label="held-out"
+        )
+        for kind, colour in (("bigram", _BIGRAM), ("unigram", _UNIGRAM)):
+            level = ((baselines or {}).get(kind) or {}).get(f"loss/{name}")
+            if level is not None:
+                axis.axhline(level, color=colour, linestyle="--", linewidth=1.1, label=kind)
+        _mark(axis, resumed_at)
+        axis.set_title(name.replace("_", " "))
+        axis.set_ylim(bottom=0)
+    for axis in axes[len(classes) :]:
+        axis.set_visible(False)
+    for row in range(lines):
+        axes[row * columns].set_ylabel("nats a token")
+    _finish(figure, axes[: len(classes)], columns)
+    return figure
+
+
+@_styled
+def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure":
+    """Tokens a second, MFU and time waited for data over the steps.
+
+    Args:
+      rows: of `metrics.jsonl`.
+      resumed_at: steps from which the run went on after a stop.
+    """
+    panels = (
+        ("tokens_per_second", "tokens a second", 1.0),
+        ("mfu", "MFU in %", 100.0),
+        ("data_wait_seconds", "waited for data, ms a step", 1000.0),
+    )
+    figure, axes = _subplots(1, len(panels), (11.5, 2.3))
+    for axis, (key, title, scale) in zip(axes, panels, strict=True):
+        steps, values = _series(rows, key)
+        axis.plot(steps, values * scale, color=_TRAINING, linewidth=1)
+        axis.set_title(title)
+        # The first steps compile; a high percentile keeps a hiccup from flattening the rest.
+        top = float(np.percentile(values, 98)) * scale * 1.25 if len(values) else 1.0
+        axis.set_ylim(0, max(top, 1e-9))
+        _mark(axis, resumed_at)
+    _finish(figure, axes, len(panels))
+    return figure
+
+
+@_styled
+def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
+    """Waveform above log-mel picture of a clip.
+
+    Args:
+      audio: f32 mono `[samples]`, in −1 … 1.
+      sample_rate: in Hz.
+    """
+    grid = MelGrid(sample_rate=sample_rate, hop=max(1, sample_rate // 100))
+    padded = np.pad(np.asarray(audio, np.float32), (0, -len(audio) % grid.hop))
+    seconds = max(len(padded), 1) / sample_rate
+    width = float(np.clip(2.2 + 1.6 * seconds, 3.2, 11))
+    figure, (wave, mel) = _subplots(2, 1, (width, 2.3), sharex=True, height_ratios=(1, 2))
+    low, high = _envelope(padded, columns=round(width * 100))
+    times = np.linspace(0, seconds, len(low))
+    wave.fill_between(times, low, high, color=_TRAINING, linewidth=0.4)
+    loudest = max(0.05, float(max(high.max(), -low.min())))
+    wave.set_ylim(-loudest, loudest)
+    wave.set_yticks([-loudest, 0, loudest], [f"{-loudest:.2f}", "0", f"{loudest:.2f}"])
+    if len(padded):
+        picture = log_mel(padded, grid).T
+        extent = (0.0, seconds, 0.0, float(grid.mels))
+        mel.imshow(picture, origin="lower", aspect="auto", cmap="magma", extent=extent)
+    mel.grid(False)
+    mel.set_yticks([0, grid.mels // 2, grid.mels])
+    mel.set_ylabel("mel band")
+    mel.set_xlabel("seconds")
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def svg(figure: "Figure", label: str) -> str:
+    """The figure as an inline `<svg>` element, transparent, in the text colour of the page.
+
+    Args: label: what it shows, for those who do not see it. The figure is closed.
+    """
+    import html
+
+    import matplotlib.pyplot as plt
+
+    buffer = io.StringIO()
+    # A salt of its own: clip paths of two figures on a page must not share their ids.
+    with plt.rc_context({**_STYLE, "svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    start, rest = text.split(">", 1)
+    named = f'{start} role="img" aria-label="{html.escape(label)}">'
+    metadata = rest.find("</metadata>")
+    return named + (rest[metadata + len("</metadata>") :] if metadata >= 0 else rest)
+
+
+def png(figure: "Figure", dots_per_inch: int = 150) -> bytes:
+    """The figure as PNG on white, for documents. The figure is closed."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _subplots(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> "tuple[Figure, list[Axes]]":
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric, where it was finite."""
+    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    steps, values = zip(*found, strict=True) if found else ((), ())
+    return np.array(steps, np.int64), np.array(values, np.float64)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean over a centred stretch of a thirtieth of the run."""
+    reach = len(values) // 60
+    if not reach:
+        return values
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    places = np.arange(len(values))
+    first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _envelope(audio: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest sample of each of about `columns` stretches."""
+    if not len(audio):
+        return np.zeros(1), np.zeros(1)
+    starts = np.unique(np.linspace(0, len(audio), columns, endpoint=False).astype(np.int64))
+    return np.minimum.reduceat(audio, starts), np.maximum.reduceat(audio, starts)
+
+
+def _mark(axis: "Axes", resumed_at: Sequence[int]) -> None:
+    for number, step in enumerate(resumed_at):
+        label = "resumed" if number == 0 else None
+        axis.axvline(step, color="#888888", linestyle=":", linewidth=1.2, label=label)
+
+
+def _finish(figure: "Figure", axes: "Sequence[Axes]", columns: int) -> None:
+    """Labels the lowest axes and puts one legend below all."""
+    for axis in axes[-columns:]:
+        axis.set_xlabel("step")
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.tight_layout(pad=0.5)
+    if handles:
+        bottom = 0.34 / figure.get_figheight()
+        figure.tight_layout(pad=0.5, rect=(0, bottom, 1, 1))
+        figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles))
