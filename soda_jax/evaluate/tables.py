@@ -79,7 +79,7 @@ def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
 def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
     return [
         f"\nTTS: {tts['mean_word_error_rate']:.1%} mean WER by {tts['recogniser']} over "
-        f"{tts['utterances']} held-out texts ({tts['word_error_rate']:.1%} corpus), "
+        f"{tts['utterances']} texts of held-out documents ({tts['word_error_rate']:.1%} corpus), "
         f"{tts['complete_share']:.1%} of them spoken to the end",
         f"the recordings through the codec: {tts['codec_mean_word_error_rate']:.1%} mean, "
         f"{tts['codec_word_error_rate']:.1%} corpus",

@@ -214,10 +214,10 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
     decoder = load_decoder(workdir, step)
     layout, metadata = decoder.layout, decoder.metadata
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    if tokenizer.vocabulary_size != layout.text_size:
+    if tokenizer.fingerprint != metadata["tokenizer_fingerprint"]:
         raise UserError(
-            f"{workdir}/tokenizer has {tokenizer.vocabulary_size} ids, the checkpoint was trained "
-            f"with {layout.text_size}; put the tokenizer of its data set there"
+            f"{workdir}/tokenizer has fingerprint {tokenizer.fingerprint}, the checkpoint was trained "
+            f"with {metadata['tokenizer_fingerprint']}; put the tokenizer of its data set there"
         )
     opened = load_codec(codec or f"{_codec_name(workdir)}:{workdir / 'codec'}")
     if opened.fingerprint != metadata["codec_fingerprint"]:

@@ -3,6 +3,7 @@
 import functools
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -173,8 +174,9 @@ def svg(figure: "Figure", label: str) -> str:
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     start, rest = text.split(">", 1)
     named = f'{start} role="img" aria-label="{html.escape(label)}">'
-    metadata = rest.find("</metadata>")
-    return named + (rest[metadata + len("</metadata>") :] if metadata >= 0 else rest)
+    body = rest.partition("</metadata>")[2] or rest
+    # Groups are numbered alike in every figure, and nothing refers to them.
+    return named + re.sub(r'<g id="[^"]*"', "<g", body)
 
 
 def png(figure: "Figure", dots_per_inch: int = 150) -> bytes:

@@ -134,7 +134,7 @@ def word_errors(content: ReportContent) -> str:
             for row in tts["examples"]
         ]
         remark = (
-            f"Speaking: {tts['utterances']} held-out texts, heard by {tts['recogniser']}; "
+            f"Speaking: {tts['utterances']} texts of held-out documents, heard by {tts['recogniser']}; "
             f"{tts['sampling']}, at most {tts['max_seconds']:g} s."
         )
         note = '<p class="soft">An utterance that was not ended counts as 100% errors. Numbers are compared digit by digit.</p>'

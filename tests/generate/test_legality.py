@@ -1,0 +1,98 @@
+"""Invariant 9: whatever the weights say, what comes out is legal."""
+
+import numpy as np
+import pytest
+
+from soda_jax.errors import UserError
+from soda_jax.generate.engine import Engine
+from soda_jax.generate.sampling import GREEDY, Sampling
+from soda_jax.tokens.documents import audio_span, parse, text_span
+from soda_jax.tokens.grammar import ILLEGAL, grammar
+
+WILD = Sampling(temperature=5.0, top_k=0, top_p=1.0)
+RNG = np.random.default_rng(0)
+TEXT = np.frombuffer(b"two eight", np.uint8)
+CODES = (RNG.random((4, 3)) * (6, 4, 5)).astype(np.uint16)
+
+
+def prompts(layout):
+    """One a task: speak, transcribe, continue, speak with a voice."""
+    bos, start, text = [layout.bos], [layout.audio_start], text_span(TEXT, layout)
+    audio, open_audio = audio_span(CODES, layout, 3), audio_span(CODES, layout, 3, True, False)
+    return {
+        "speak": np.concatenate([bos, text, start]),
+        "transcribe": np.concatenate([bos, audio, [layout.text_start]]),
+        "continue": np.concatenate([bos, open_audio]),
+        "voice": np.concatenate([bos, text, audio, text, start]),
+    }
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])
+def test_invariant_9_every_task_yields_legal_documents(engine, layout, sampling):
+    rules = grammar(layout)
+    for task, prompt in prompts(layout).items():
+        stop = layout.text_end if task == "transcribe" else layout.audio_end
+        results = engine(
+            [prompt] * 6, stop=stop, budget=64, sampling=sampling, seed=1, max_frames=15
+        )
+        for result in results:
+            whole = np.concatenate([prompt, result.ids])
+            assert rules.run(whole) != ILLEGAL
+            assert not (result.ids[:-1] == stop).any()
+            if result.ids[-1] == stop and task != "continue":
+                parse(np.concatenate([whole, [layout.eos]]), layout)
+
+
+def test_invariant_9_documents_of_the_models_own_making_are_legal(engine, layout):
+    rules = grammar(layout)
+    found = engine([np.array([layout.bos])] * 24, stop=layout.eos, budget=64, sampling=WILD, seed=5)
+    ended = 0
+    for result in found:
+        whole = np.concatenate([[layout.bos], result.ids])
+        assert rules.run(whole) != ILLEGAL
+        ended += whole[-1] == layout.eos
+        if whole[-1] == layout.eos:
+            assert rules.run(whole) == rules.end
+    assert ended, "no document ended: the test saw nothing of EOS"
+
+
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_invariant_9_fewer_codebooks_stay_in_their_order(functions, params, layout, codebooks):
+    engine = Engine(functions, params, layout, codebooks)
+    prompt = np.concatenate([[layout.bos], text_span(TEXT, layout), [layout.audio_start]])
+    results = engine(
+        [prompt] * 4, stop=layout.audio_end, budget=64, sampling=WILD, max_frames=9, seed=2
+    )
+    for result in results:
+        assert result.ids[-1] == layout.audio_end
+        assert layout.ids_to_codes(result.ids[:-1], codebooks).shape[1] == codebooks
+
+
+def test_invariant_9_the_duration_limit_closes_at_a_frame_boundary(engine, layout):
+    prompt = prompts(layout)["speak"]
+    results = engine(
+        [prompt] * 16, stop=layout.audio_end, budget=64, sampling=WILD, max_frames=3, seed=4
+    )
+    frames = [len(layout.ids_to_codes(r.ids[:-1], 3)) for r in results]
+    assert all(r.ids[-1] == layout.audio_end for r in results)
+    assert max(frames) == 3
+    assert all(r.finished for r, n in zip(results, frames, strict=True) if n < 3)
+    assert all(not r.finished for r, n in zip(results, frames, strict=True) if n == 3)
+
+
+def test_an_exhausted_budget_is_not_finished(engine, layout):
+    prompt = prompts(layout)["transcribe"]
+    (result,) = engine([prompt], stop=layout.text_end, budget=2, sampling=WILD, seed=0)
+    assert len(result.ids) <= 2
+    assert result.finished == (result.ids[-1] == layout.text_end)
+
+
+def test_an_illegal_prompt_is_refused_with_its_number(engine, layout):
+    good = prompts(layout)["speak"]
+    bad = np.array([layout.bos, layout.audio_end])
+    with pytest.raises(UserError, match="prompt 1 is not"):
+        engine([good, bad], stop=layout.audio_end, budget=8, sampling=GREEDY)
+
+
+def test_no_prompts_no_results(engine, layout):
+    assert engine([], stop=layout.audio_end, budget=8, sampling=GREEDY) == []

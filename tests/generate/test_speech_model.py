@@ -1,0 +1,91 @@
+"""Text and sound in, text and sound out; the checkpoint with its front end."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from soda_jax.checkpoints import Checkpointer
+from soda_jax.codecs.audio import write_wav
+from soda_jax.errors import UserError
+from soda_jax.generate import load, speech_model
+from soda_jax.generate.sampling import GREEDY
+from soda_jax.tokens.text import ByteTokenizer
+
+CLIP = (np.sin(np.arange(450) / 5) * np.linspace(0.1, 0.9, 450)).astype(np.float32)
+
+
+def test_speak_gives_whole_frames_within_the_limit(model):
+    speech = model.speak("two eight", max_seconds=1.0, seed=1)
+    assert speech.sample_rate == 1_000
+    assert 1 <= len(speech.codes) <= 10
+    assert len(speech.audio) == 100 * len(speech.codes)
+
+
+def test_speak_takes_several_texts_and_a_voice(model):
+    speeches = model.speak(["one", "two"], voice=(CLIP, "hello"), max_seconds=1.0)
+    assert [len(s.audio) for s in speeches] == [100 * len(s.codes) for s in speeches]
+    assert model.speak([]) == []
+
+
+def test_empty_text_is_refused(model):
+    with pytest.raises(UserError, match="empty"):
+        model.speak("  ")
+
+
+def test_transcribe_takes_files_arrays_and_codes_alike(model, tmp_path):
+    write_wav(tmp_path / "clip.wav", CLIP, 1_000)
+    from_file = model.transcribe(tmp_path / "clip.wav", max_tokens=12)
+    from_several = model.transcribe([str(tmp_path / "clip.wav"), CLIP], max_tokens=12)
+    assert isinstance(from_file, str)
+    assert from_several[0] == from_file
+    codes = model.codec.encode([CLIP])
+    assert model.transcribe_codes(codes, max_tokens=12) == [from_several[1]]
+
+
+def test_continue_returns_the_continuation_alone(model):
+    speech = model.continue_audio(CLIP, max_seconds=0.5, sampling=GREEDY)
+    assert len(speech.codes) <= 5
+    assert len(speech.audio) == 100 * len(speech.codes)
+
+
+@pytest.fixture
+def workdir(tmp_path, model, functions, params, monkeypatch):
+    """A run's folder whose codec is the toy one."""
+    metadata = {
+        "config": {"model": dataclasses.asdict(functions.config)},
+        "layout": model.layout.to_json(),
+        "codec_fingerprint": "toy",
+        "tokenizer_fingerprint": ByteTokenizer.fingerprint,
+        "data": {"sources": {"speech": {"composition": "S+A+T", "codebooks": 0}}},
+    }
+    del metadata["config"]["model"]["vocabulary"]
+    with Checkpointer(tmp_path / "checkpoints", every_steps=None) as checkpoints:
+        checkpoints.maybe_save(7, {"params": params}, metadata, force=True)
+    model.tokenizer.save(tmp_path / "tokenizer")
+    (tmp_path / "codec").mkdir()
+    monkeypatch.setattr(speech_model, "load_codec", lambda spec: model.codec)
+    return tmp_path
+
+
+def test_load_opens_the_checkpoint_with_its_front_end(workdir, model):
+    loaded = load(str(workdir))
+    assert (loaded.step, loaded.codebooks) == (7, 3)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    spoken, wanted = (m.speak("six", max_seconds=1.0, seed=2) for m in (loaded, model))
+    np.testing.assert_array_equal(spoken.codes, wanted.codes)
+
+
+def test_load_refuses_another_codec(workdir, monkeypatch):
+    class Other:
+        fingerprint = "other"
+
+    monkeypatch.setattr(speech_model, "load_codec", lambda spec: Other())
+    with pytest.raises(UserError, match=r"other.*toy"):
+        load(str(workdir))
+
+
+def test_load_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="no checkpoints"):
+        load(str(tmp_path))
