@@ -18,7 +18,7 @@ from soda_jax.configs import base
 
 def get_config():
     config = base.default()
-    config.steps = 3000
+    config.steps = 2400
     config.batch_size = 8
     config.model.update(
         layers=4,
@@ -39,7 +39,9 @@ def get_config():
             "text": base.source("numbers/text", 0.03, order="text_first", composition="text"),
         }
     )
-    config.optimizer.update(peak=2.5e-3, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05)
+    config.optimizer.update(
+        peak=2.5e-3, warmup=0.125, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05
+    )
     config.checkpoint.update(every_steps=500, every_minutes=5.0, keep=2)
     config.evaluate.update(every_steps=500, batches=16)
     return config

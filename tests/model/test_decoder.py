@@ -1,0 +1,260 @@
+"""Invariant 4 and the decoder's equalities."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_toys import (
+    TINY,
+    VOCABULARY,
+    assert_trees_close,
+    make_model,
+    packed,
+    plain_loss,
+    random_params,
+    random_tokens,
+)
+
+from soda_jax.errors import UserError
+from soda_jax.model.attention import attend, packed_mask
+
+# Uneven segments, one of a single token at the start, in the middle and at the end.
+SEGMENTS, POSITIONS = packed([[5, 1, 9, 1], [1, 13, 2], [16]])
+SHAPE, PLACES = SEGMENTS.shape, (SEGMENTS, POSITIONS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return random_params(model)
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    """(params, tokens, segments, positions) → hidden, jitted once."""
+    return jax.jit(lambda params, *inputs: model.bind(params)(*inputs))
+
+
+@pytest.fixture(scope="module")
+def gradients(model):
+    """Gradients of a random function of the hidden states where `keep` is True."""
+    direction = jnp.asarray(np.random.default_rng(5).normal(size=(*SHAPE, TINY.width)), jnp.float32)
+
+    def value(params, tokens, keep):
+        hidden = model.bind(params)(tokens, SEGMENTS, POSITIONS)
+        return jnp.sum(jnp.where(keep[..., None], hidden * direction, 0.0))
+
+    return jax.jit(jax.grad(value))
+
+
+@pytest.mark.parametrize(("row", "segment"), [(0, 1), (0, 2), (0, 3), (1, 2)])
+def test_invariant_4_other_segments_change_neither_hidden_states_nor_gradients(
+    params, run, gradients, row, segment
+):
+    tokens, others = random_tokens(0, SHAPE), random_tokens(1, SHAPE)
+    mine = np.zeros(SHAPE, bool)
+    mine[row] = SEGMENTS[row] == segment
+    changed = np.where(mine, tokens, others)
+    before = np.asarray(run(params, tokens, SEGMENTS, POSITIONS))
+    after = np.asarray(run(params, changed, SEGMENTS, POSITIONS))
+    np.testing.assert_array_equal(before[mine], after[mine])
+    assert (before[~mine] != after[~mine]).any(axis=-1).mean() > 0.9
+    left, right = gradients(params, tokens, mine), gradients(params, changed, mine)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(left))
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_invariant_4_a_packed_segment_equals_the_document_alone(params, run):
+    tokens = random_tokens(2, SHAPE)
+    whole = np.asarray(run(params, tokens, SEGMENTS, POSITIONS))
+    for row, first, length in ((0, 6, 9), (1, 1, 13), (0, 15, 1)):
+        alone = np.zeros(SHAPE, np.int32)
+        alone[:, :length] = tokens[row, first : first + length]
+        one, places = packed([[SHAPE[1]]] * SHAPE[0])
+        hidden = np.asarray(run(params, alone, one, places))[0, :length]
+        np.testing.assert_allclose(whole[row, first : first + length], hidden, atol=2e-6)
+
+
+def test_no_token_sees_a_later_one(params, run):
+    tokens = random_tokens(3, SHAPE)
+    before = np.asarray(run(params, tokens, SEGMENTS, POSITIONS))
+    for place in (3, 10, 15):
+        changed = tokens.copy()
+        changed[:, place] = (tokens[:, place] + 1) % VOCABULARY.size
+        after = np.asarray(run(params, changed, SEGMENTS, POSITIONS))
+        np.testing.assert_array_equal(before[:, :place], after[:, :place])
+        assert (before[:, place] != after[:, place]).any(axis=-1).all()
+    # And every token of a segment does see its first one.
+    changed = tokens.copy()
+    changed[2, 0] = (tokens[2, 0] + 1) % VOCABULARY.size
+    after = np.asarray(run(params, changed, SEGMENTS, POSITIONS))
+    assert (before[2] != after[2]).any(axis=-1).all()
+
+
+def test_packed_mask_is_causal_within_segments():
+    found = np.asarray(packed_mask(jnp.asarray(SEGMENTS)))
+    for row in range(SHAPE[0]):
+        for query in range(SHAPE[1]):
+            for key in range(SHAPE[1]):
+                same = SEGMENTS[row, query] == SEGMENTS[row, key]
+                assert found[row, query, key] == (same and key <= query)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_grouped_attention_equals_repeated_keys(kv_heads):
+    rng = np.random.default_rng(4)
+    query = rng.normal(size=(*SHAPE, 6, 8)).astype(np.float32)
+    key, value = (rng.normal(size=(*SHAPE, kv_heads, 8)).astype(np.float32) for _ in range(2))
+    mask = np.asarray(packed_mask(jnp.asarray(SEGMENTS)))
+    # Head h attends with kv head h // (heads / kv_heads), in f64, written as softmax is defined.
+    keys, values = (np.repeat(x, 6 // kv_heads, axis=2).astype(float) for x in (key, value))
+    scores = np.einsum("bqhd,bkhd->bhqk", query.astype(float), keys) / np.sqrt(8)
+    weights = np.exp(scores) * mask[:, None]
+    expected = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), values)
+    found = attend(query, key, value, jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+    def summed(*arrays):
+        return jnp.sum(attend(*arrays, jnp.asarray(mask)) * expected.astype(np.float32))
+
+    def repeated(query, key, value):
+        keys, values = (jnp.repeat(x, 6 // kv_heads, axis=2) for x in (key, value))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys) / np.sqrt(8)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+        return jnp.sum(mixed * expected.astype(np.float32))
+
+    found, wanted = (jax.grad(f, (0, 1, 2))(query, key, value) for f in (summed, repeated))
+    assert_trees_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_attention_backend_is_refused():
+    x = jnp.zeros((1, 2, 2, 4))
+    with pytest.raises(UserError, match=r"model.attention = 'flash' is unknown"):
+        attend(x, x, x, jnp.ones((1, 2, 2), bool), "flash")
+
+
+@functools.lru_cache
+def loss_and_gradients_function(**changes):
+    model = make_model(**changes)
+
+    def loss(params, tokens):
+        decoder = model.bind(params)
+        hidden = decoder(tokens, SEGMENTS, POSITIONS).astype(jnp.float32)
+        rows = jnp.asarray(VOCABULARY.row_of_id)[jnp.roll(tokens, -1, 1)]
+        return plain_loss(
+            hidden, decoder.head_blocks(), VOCABULARY.valid_rows, rows, jnp.ones(SHAPE), 1e-4
+        )[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def loss_and_gradients(params, tokens, **changes):
+    return loss_and_gradients_function(**changes)(params, tokens)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    return loss_and_gradients(params, random_tokens(6, SHAPE))
+
+
+@pytest.mark.parametrize(("remat", "unroll"), [("full", 1), ("dots", 1), ("none", 2)])
+def test_remat_and_unroll_change_no_loss_and_no_gradient(params, plain, remat, unroll):
+    found = loss_and_gradients(params, random_tokens(6, SHAPE), remat=remat, unroll=unroll)
+    assert_trees_close(found, plain, rtol=1e-5, atol=2e-5)
+
+
+def test_bf16_compute_keeps_f32_gradients_near_those_of_f32(params, plain):
+    loss, gradients = loss_and_gradients(
+        params, random_tokens(6, SHAPE), compute_dtype="bfloat16", remat="full"
+    )
+    model = make_model(compute_dtype="bfloat16")
+    hidden = jax.eval_shape(lambda params: model.bind(params)(SEGMENTS, *PLACES), params)
+    assert hidden.dtype == jnp.bfloat16
+    assert abs(float(loss) / float(plain[0]) - 1) < 0.01
+    for found, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(plain[1]), strict=True):
+        assert found.dtype == jnp.float32
+        cosine = jnp.vdot(found, wanted) / (jnp.linalg.norm(found) * jnp.linalg.norm(wanted))
+        assert float(cosine) > 0.99
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_rows_get_no_probability_and_no_gradient(model, params, tied):
+    tokens = random_tokens(7, SHAPE)
+    valid = VOCABULARY.valid_rows
+    params, changes = dict(params), {"tied": True} if tied else {}
+    if tied:
+        del params["head_first"], params["head_groups"]
+    loss, gradients = loss_and_gradients(params, tokens, **changes)
+    # Huge padding rows would take all probability if they took any.
+    huge = dict(params)
+    matrices = ("embedding",) if tied else ("embedding", "head")
+    for matrix in matrices:
+        rows = np.concatenate(
+            [
+                np.asarray(gradients[f"{matrix}_{block}"]).reshape(-1, 16)
+                for block in ("first", "groups")
+            ]
+        )
+        assert not rows[~valid].any() and np.abs(rows[valid]).sum(-1).any()
+        if matrix == matrices[-1]:  # each row of the head has a gradient
+            assert (np.abs(rows[valid]).sum(-1) > 0).all()
+        padded = np.where(valid[:, None], 0.0, np.full((51, 16), 1e4, np.float32))
+        for block, part in zip(("first", "groups"), np.split(padded, [24]), strict=True):
+            name = f"{matrix}_{block}"
+            huge[name] = params[name] + part.reshape(params[name].shape)
+    again, gradients_again = loss_and_gradients(huge, tokens, **changes)
+    assert float(again) == pytest.approx(float(loss), rel=1e-6)
+    assert_trees_close(gradients_again, gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_those_of_the_ids_without_padding(model, params):
+    hidden = jnp.asarray(np.random.default_rng(8).normal(size=(2, 3, 16)), jnp.float32)
+    decoder = model.bind(params)
+    rows = np.concatenate([np.asarray(block) for block in decoder.head_blocks()])
+    expected = np.asarray(hidden) @ rows[VOCABULARY.row_of_id].T
+    found = decoder.logits(hidden)
+    assert found.shape == (2, 3, 41) and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_every_id_has_its_own_embedding_row(model, params):
+    ids = jnp.arange(VOCABULARY.size)[None]
+    first, groups = np.asarray(params["embedding_first"]), np.asarray(params["embedding_groups"])
+    expected = [*first[:21], *groups[0], *groups[1, :4], *groups[2, :7]]
+    np.testing.assert_array_equal(model.bind(params).embed(ids)[0], expected)
+
+
+def test_a_vocabulary_without_groups_is_text_alone():
+    blocks = dataclasses.replace(VOCABULARY, groups=())
+    model = make_model(vocabulary=blocks, layers=1)
+    tokens = random_tokens(9, SHAPE, blocks)
+
+    def logits():
+        decoder = model.bind(random_params(model))
+        return decoder.logits(decoder(tokens, SEGMENTS, POSITIONS))
+
+    found = jax.jit(logits)()
+    assert found.shape == (*SHAPE, 21) and bool(jnp.isfinite(found).all())
+
+
+def test_decoding_with_a_cache_equals_the_whole_window(model, params, run):
+    tokens = random_tokens(10, SHAPE)
+    segments, positions = packed([[SHAPE[1]]] * SHAPE[0])
+    whole = np.asarray(run(params, tokens, segments, positions))
+    decode = jax.jit(lambda params, *inputs: model.bind(params).decode(*inputs))
+    cache, found = model.bind(params).empty_cache(*SHAPE), []
+    for first, last in ((0, 8), (8, 16)):
+        lengths = jnp.full(SHAPE[0], first)
+        piece = tokens[:, first:last], positions[:, first:last]
+        hidden, cache = decode(params, *piece, cache, lengths)
+        found.append(np.asarray(hidden))
+    np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=5e-6)

@@ -1,0 +1,182 @@
+"""Invariants 5 and 6: the chunked loss equals the plain one and never holds all logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_toys import VOCABULARY, assert_trees_close, plain_loss
+
+from soda_jax.model import VocabularyBlocks
+from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
+
+BATCH, SEQUENCE, WIDTH = 4, 12, 16
+Z_WEIGHT = 0.05
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Hidden states, two head blocks with padding rows, targets, weights."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(BATCH, SEQUENCE, WIDTH)).astype(np.float32)
+    rows = (VOCABULARY.padded_first, VOCABULARY.rows - VOCABULARY.padded_first)
+    blocks = tuple(rng.normal(size=(n, WIDTH)).astype(np.float32) for n in rows)
+    targets = VOCABULARY.row_of_id[rng.integers(0, VOCABULARY.size, (BATCH, SEQUENCE))]
+    weights = (rng.random((BATCH, SEQUENCE)) < 0.6).astype(np.float32)
+    weights[1] = 0.0  # a row without loss
+    return hidden, blocks, targets, weights
+
+
+def chunked(inputs, chunk, shards=1, z_weight=Z_WEIGHT):
+    hidden, blocks, targets, weights = inputs
+    rows = tuple(len(block) for block in blocks)
+    settings = loss_settings(VOCABULARY.valid_rows, rows, z_weight, chunk, shards)
+
+    def total(hidden, blocks):
+        found = linear_cross_entropy(settings, hidden, blocks, targets, weights)
+        return 3.0 * found[0], found  # the factor shows that the cotangent is used
+
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, blocks)
+
+
+def plain(inputs, z_weight=Z_WEIGHT):
+    hidden, blocks, targets, weights = inputs
+
+    def total(hidden, blocks):
+        found = plain_loss(hidden, blocks, VOCABULARY.valid_rows, targets, weights, z_weight)
+        return 3.0 * found[0], found
+
+    return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, blocks)
+
+
+@pytest.fixture(scope="module")
+def expected(inputs):
+    return plain(inputs)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "shards"), [(1, 1), (8, 1), (20, 1), (10_000, 1), (16, 2), (24, 3)]
+)
+def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(
+    inputs, expected, chunk, shards
+):
+    ((_, found), gradients), ((_, wanted), exact) = chunked(inputs, chunk, shards), expected
+    for name, a, b in zip(("total", "nll", "log_z"), found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6, err_msg=name)
+    assert_trees_close(gradients, exact, rtol=2e-5, atol=2e-6)
+    d_hidden, d_blocks = gradients
+    masked = inputs[3] == 0
+    assert not np.asarray(d_hidden)[masked].any() and np.asarray(d_hidden)[~masked].any()
+    d_rows = np.concatenate(d_blocks)
+    assert not d_rows[~VOCABULARY.valid_rows].any()
+
+
+def test_invariant_6_z_loss_is_part_of_total_and_gradient(inputs, expected):
+    without = chunked(inputs, 8, z_weight=0.0)
+    assert_trees_close(without, plain(inputs, 0.0), rtol=2e-5, atol=2e-6)
+    (total, (_, _, log_z)), (d_hidden, _) = expected
+    extra = 3.0 * Z_WEIGHT * np.sum(inputs[3] * np.asarray(log_z) ** 2)
+    assert float(total - without[0][0]) == pytest.approx(extra, rel=1e-5)
+    assert np.abs(np.asarray(d_hidden) - np.asarray(without[1][0])).max() > 1e-2
+
+
+def test_invariant_6_bf16_hidden_states_give_the_loss_of_their_rounded_products(inputs):
+    hidden, blocks, targets, weights = inputs
+    low = jnp.asarray(hidden, jnp.bfloat16)
+    (_, found), (d_hidden, d_blocks) = chunked((low, blocks, targets, weights), 8)
+    rounded = tuple(np.asarray(jnp.asarray(b, jnp.bfloat16), np.float32) for b in blocks)
+    (_, wanted), expected = plain((np.asarray(low, np.float32), rounded, targets, weights))
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert d_hidden.dtype == jnp.bfloat16 and all(b.dtype == jnp.float32 for b in d_blocks)
+    assert_trees_close(d_blocks, expected[1], rtol=0.05, atol=0.05)
+
+
+def sizes_in(jaxpr) -> list[int]:
+    """Elements of every array that a jaxpr and its inner jaxprs make."""
+    found = []
+    for equation in jaxpr.eqns:
+        found += [int(np.prod(v.aval.shape)) for v in equation.outvars]
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, jax.extend.core.ClosedJaxpr):
+                    found += sizes_in(inner.jaxpr)
+                elif isinstance(inner, jax.extend.core.Jaxpr):
+                    found += sizes_in(inner)
+    return found
+
+
+LARGE = VocabularyBlocks(3000, (512, 512))
+CHUNK = 64
+
+
+def large_gradient(batch, sequence, with_chunks):
+    """The gradient function at this size and abstract arguments for it."""
+    rows = (LARGE.padded_first, LARGE.rows - LARGE.padded_first)
+    abstract = jax.ShapeDtypeStruct
+    hidden = abstract((batch, sequence, WIDTH), jnp.float32)
+    blocks = tuple(abstract((n, WIDTH), jnp.float32) for n in rows)
+    targets = abstract((batch, sequence), jnp.int32)
+    weights = abstract((batch, sequence), jnp.float32)
+    settings = loss_settings(LARGE.valid_rows, rows, 1e-4, CHUNK)
+
+    def total(hidden, blocks, targets, weights):
+        if with_chunks:
+            return linear_cross_entropy(settings, hidden, blocks, targets, weights)[0]
+        return plain_loss(hidden, blocks, LARGE.valid_rows, targets, weights, 1e-4)[0]
+
+    return jax.grad(total, (0, 1)), (hidden, blocks, targets, weights)
+
+
+@functools.lru_cache
+def temporary_bytes(batch, sequence, with_chunks):
+    gradient, arguments = large_gradient(batch, sequence, with_chunks)
+    return jax.jit(gradient).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_invariant_6_no_array_of_the_program_holds_all_logits():
+    for batch, sequence in ((8, 64), (16, 128)):
+        all_logits = batch * sequence * LARGE.size
+        for with_chunks in (True, False):
+            gradient, arguments = large_gradient(batch, sequence, with_chunks)
+            largest = max(sizes_in(jax.make_jaxpr(gradient)(*arguments).jaxpr))
+            assert (largest < all_logits / 4) == with_chunks
+            if with_chunks:
+                assert largest == CHUNK * LARGE.padded_first
+
+
+def test_invariant_6_memory_is_bounded_by_the_chunk_and_constant_in_batch_and_sequence():
+    small, large = (8, 64), (16, 256)
+    chunk_logits = CHUNK * LARGE.rows * 4
+    head_gradient = LARGE.rows * WIDTH * 4
+    tokens = large[0] * large[1] - small[0] * small[1]
+    few, many = (temporary_bytes(*size, True) for size in (small, large))
+    assert few <= head_gradient + 2 * chunk_logits
+    # Only arrays as small as the hidden states grow.
+    assert many - few <= 4 * tokens * WIDTH * 4
+    plain_few, plain_many = (temporary_bytes(*size, False) for size in (small, large))
+    assert plain_many - plain_few >= tokens * LARGE.size * 4
+    assert few < plain_few
+
+
+def test_invariant_5_sums_by_class_and_source_equal_a_direct_computation():
+    rng = np.random.default_rng(1)
+    shape, classes, sources = (5, 40), 6, 3
+    nll = rng.random(shape).astype(np.float32)
+    weights = (rng.random(shape) < 0.7).astype(np.float32)
+    of_target = rng.integers(0, classes, shape).astype(np.int8)
+    of_row = np.array([0, 2, 0, 2, 0], np.int32)  # source 1 does not occur
+    found = jax.jit(class_sums, static_argnums=(4, 5))(
+        nll, weights, of_target, of_row, classes, sources
+    )
+    assert found["nll"].shape == found["count"].shape == (sources, classes)
+    for source in range(sources):
+        for number in range(classes):
+            hit = (of_target == number) & (of_row == source)[:, None] & (weights > 0)
+            assert float(found["count"][source, number]) == hit.sum()
+            assert float(found["nll"][source, number]) == pytest.approx(nll[hit].sum(), rel=1e-5)
+    # The token-weighted mean of the classes is the scalar.
+    mean = found["nll"].sum() / found["count"].sum()
+    assert float(mean) == pytest.approx((nll * weights).sum() / weights.sum(), rel=1e-5)

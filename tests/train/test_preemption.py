@@ -1,0 +1,120 @@
+"""Processes: SIGTERM to `soda train`, and two processes as one run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_toys import tiny_config
+
+from soda_jax.checkpoints import CheckpointReader
+from soda_jax.train.loop import DONE, PREEMPTED, train
+from soda_jax.train.metrics import read_metrics
+
+CONFIG = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from train_toys import tiny_config
+
+def get_config():
+    return tiny_config(Path({datasets!r}), steps=100_000, checkpoint__every_steps=0)
+"""
+
+TWO = """
+import os, signal, sys
+from pathlib import Path
+port, number, datasets, workdir, here = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+sys.path.insert(0, here)
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+import jax
+from train_toys import tiny_config
+from soda_jax.train.loop import train
+
+assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
+
+class Preempt:
+    every = 3
+
+    def __call__(self, run):
+        if run.step == 3 and number == 1:  # the second machine alone is told to stop
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+with jax.default_matmul_precision("highest"):
+    sys.exit(train(tiny_config(Path(datasets)), workdir, hooks=[Preempt()]))
+"""
+
+
+@pytest.fixture
+def environment():
+    """Variables for a process that compiles as quickly as the tests do."""
+    here = Path(__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": str(here), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def test_invariant_8_sigterm_to_soda_train_saves_and_exits_with_75(datasets, tmp_path, environment):
+    file, workdir = tmp_path / "long.py", tmp_path / "run"
+    here = str(Path(__file__).parent)
+    file.write_text(CONFIG.format(here=here, datasets=str(datasets)))
+    command = [sys.executable, "-m", "soda_jax.cli", "train", f"--config={file}"]
+    command += [f"--workdir={workdir}", "--config.evaluate.every_steps=0"]
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_metrics(workdir / "metrics.jsonl")) < 3 and running.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        told = running.communicate(timeout=60)[1]
+    finally:
+        running.kill()
+    assert running.returncode == PREEMPTED == 75, told
+    last = read_metrics(workdir / "metrics.jsonl")[-1]["step"]
+    assert f"asked to stop: saved step {last}" in told and "Traceback" not in told
+    assert 3 <= last < 100_000
+    report = CheckpointReader(workdir / "checkpoints").choose()
+    assert report.step == last and not report.skipped
+
+
+def test_invariant_7_two_processes_give_the_numbers_of_one_and_stop_at_an_agreed_step(
+    datasets, tmp_path, environment
+):
+    assert train(tiny_config(datasets), tmp_path / "one") == DONE
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    arguments = [str(datasets), str(tmp_path / "two"), str(Path(__file__).parent)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, port, str(number), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=180)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [PREEMPTED] * 2, told
+    assert all("asked to stop: saved step 3" in text for text in told)
+    reader = CheckpointReader(tmp_path / "two" / "checkpoints")
+    assert reader.choose().step == 3
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in two] == [1, 2, 3]
+    for row, wanted in zip(two, one[:3], strict=True):
+        assert row.keys() == wanted.keys()
+        for name in (name for name in row if name.startswith(("loss", "gradient", "parameter"))):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-5), name
+    assert len(np.unique([row["loss"] for row in two])) == 3
