@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if config.log.wandb_project:
         from soda_jax.train.wandb import WandbHook
 
-        hooks.append(WandbHook(config.log.wandb_project, config.log.every_steps))
+        hooks.append(WandbHook(config.log.wandb_project, config.log.every_steps or config.steps))
     return train(
         config,
         args.workdir,
