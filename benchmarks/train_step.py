@@ -11,6 +11,7 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from soda_jax.train.state import make_state
 from soda_jax.train.step import StepSettings, make_train_step
 
 CODEBOOKS, CODEBOOK_SIZE, TEXT = 8, 512, 262
+PRODUCTS = 5
 
 
 def main() -> None:
@@ -67,9 +69,8 @@ def main() -> None:
     tokens = args.batch * args.sequence
     flops = training_flops_per_token(model.config, args.sequence) * tokens
     for _ in range(args.rounds):
-        began = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
-        rate = 2 * size**3 / (time.perf_counter() - began)
+        # The best of several: a single product is short and easily disturbed.
+        rate = max(product_rate(product, matrix) for _ in range(PRODUCTS))
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         seconds = time.perf_counter() - began
@@ -83,17 +84,28 @@ def main() -> None:
         f"model: {model.config.parameters:,} parameters, d {args.width} x {args.layers} layers, "
         f"batch {args.batch} x {args.sequence}, f32; median of {args.rounds} interleaved rounds"
     )
-    print(f"{'what':<34}{'median':>14}{'min':>12}{'max':>12}")
+    print(f"{'what':<44}{'median':>14}{'min':>12}{'max':>12}")
     rows = [
         ("tokens/s", [tokens / s for s in step_seconds], "{:,.0f}"),
         ("step, GFLOP/s", [flops / s / 1e9 for s in step_seconds], "{:.1f}"),
-        (f"matrix product {size}^3, GFLOP/s", [r / 1e9 for r in rates], "{:.1f}"),
+        (
+            f"matrix product {size}^3, GFLOP/s, best of {PRODUCTS}",
+            [r / 1e9 for r in rates],
+            "{:.1f}",
+        ),
         ("share of the matrix product's rate", shares, "{:.2f}"),
     ]
     for name, values, form in rows:
         cells = (statistics.median(values), min(values), max(values))
-        print(f"{name:<34}" + "".join(f"{form.format(v):>13}" for v in cells))
+        print(f"{name:<44}" + "".join(f"{form.format(v):>13}" for v in cells))
     print(f"step: {median * 1e3:.0f} ms")
+
+
+def product_rate(product: Callable[..., jax.Array], matrix: jax.Array) -> float:
+    """FLOP/s of one matrix product."""
+    began = time.perf_counter()
+    product(matrix, matrix).block_until_ready()
+    return 2 * matrix.shape[0] ** 3 / (time.perf_counter() - began)
 
 
 def random_batch(rows: int, sequence: int, vocabulary: int) -> dict[str, np.ndarray]:
