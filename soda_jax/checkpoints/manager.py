@@ -40,6 +40,7 @@ class Checkpointer:
         every_minutes: float | None = None,
         keep: int = 3,
         keep_period: int | None = None,
+        reader: CheckpointReader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Opens the folder, makes it if it is missing, and removes what killed saves left there.
@@ -50,6 +51,7 @@ class Checkpointer:
           every_minutes: save when so many minutes have passed since the last save or the start.
           keep: newest sealed steps to keep, at least 1.
           keep_period: multiples of it are kept for ever.
+          reader: of the same folder, with what it has verified; a new one by default.
           clock: seconds, for tests.
 
         Raises:
@@ -57,7 +59,7 @@ class Checkpointer:
         """
         if keep < 1:
             raise UserError(f"keep={keep} would leave no checkpoint; keep at least 1")
-        self.reader = CheckpointReader(directory)
+        self.reader = reader or CheckpointReader(directory)
         self.directory = self.reader.directory
         self._every_steps, self._every_minutes = every_steps, every_minutes
         self._keep, self._keep_period = keep, keep_period

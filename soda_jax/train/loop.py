@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from soda_jax.checkpoints import CheckpointReader
 from soda_jax.data.dataset import Dataset
 from soda_jax.data.loader import Loader
 from soda_jax.data.loss_vector import loss_vector
@@ -56,13 +57,16 @@ def train(
     """
     workdir = Path(workdir)
     parts.use_compilation_cache()
-    checkpointer = parts.open_checkpoints(config, workdir)
-    with checkpointer, _terminate_flag() as terminated:
+    with ExitStack() as stack:
+        terminated = stack.enter_context(_terminate_flag())
         # Restore point: the newest checkpoint whose digest agrees.
-        report = checkpointer.reader.choose() if checkpointer.reader.steps() else None
-        metadata = checkpointer.reader.metadata(report.step) if report else None
+        reader = CheckpointReader(workdir / "checkpoints")
+        report = reader.choose() if reader.steps() else None
+        metadata = reader.metadata(report.step) if report else None
         dataset = parts.open_data(config, metadata, allow_data_change)
         program = parts.make_program(config, dataset)
+        # Nothing is written before config and data are known to be sound.
+        checkpointer = stack.enter_context(parts.open_checkpoints(config, reader))
         parts.write_run_files(config, dataset, workdir)
         if report:
             state, metadata, _ = checkpointer.restore(program.abstract, report.step)

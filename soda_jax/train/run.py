@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 import soda_jax
-from soda_jax.checkpoints import Checkpointer
+from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
@@ -156,15 +156,16 @@ def copy_front_end(dataset: Dataset, workdir: Path) -> None:
                 partial.rename(target)
 
 
-def open_checkpoints(config: Any, workdir: Path) -> Checkpointer:
-    """The run's checkpoint folder under the policy of the config."""
+def open_checkpoints(config: Any, reader: CheckpointReader) -> Checkpointer:
+    """The folder of `reader` for writing, under the policy of the config."""
     policy = config.checkpoint
     return Checkpointer(
-        workdir / "checkpoints",
+        reader.directory,
         every_steps=policy.every_steps or None,
         every_minutes=policy.every_minutes or None,
         keep=policy.keep,
         keep_period=policy.keep_period or None,
+        reader=reader,
     )
 
 

@@ -303,3 +303,12 @@ def test_metrics_may_be_written_seldom_or_not_at_all_but_for_the_last_step(whole
         assert train(config(log__every_steps=every, checkpoint__every_steps=0), workdir) == DONE
         assert [row["step"] for row in rows_of(workdir)] == expected
     assert isinstance(config(), ConfigDict)
+
+
+@pytest.mark.parametrize(
+    "change", [{"model__heads": 3}, {"data__sources__speech__path": "/nowhere"}]
+)
+def test_a_run_that_cannot_begin_leaves_nothing_behind(config, tmp_path, change):
+    with pytest.raises(UserError):
+        train(config(**change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
