@@ -70,5 +70,5 @@ setup(
         "wandb": ["wandb"],
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["soda = soda_jax.cli:main"]},
+    entry_points={"console_scripts": ["soda = soda_jax.cli:script"]},
 )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soda_jax import memory
 from soda_jax.configs import base
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.flops import training_flops_per_token
@@ -123,4 +124,5 @@ def random_batch(rows: int, sequence: int, vocabulary: int) -> dict[str, np.ndar
 
 
 if __name__ == "__main__":
+    memory.restart_with_huge_pages()  # as `soda train` does; both sides run under it
     main()

@@ -38,38 +38,53 @@ def attend(
     q = (query * head_dim**-0.5).reshape(batch, queries, groups, shared, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, shared * queries, head_dim)
     k, v = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, groups, shared, queries, keys)
-    weights = masked_softmax(scores, mask[:, None, None]).astype(value.dtype)
-    weights = weights.reshape(batch, groups, shared * queries, keys)
-    mixed = jnp.einsum("bgqk,bgkd->bgqd", weights, v)
+    mixed = _mix(q, k, v, mask)
     mixed = mixed.reshape(batch, groups, shared, queries, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
 
 
 @jax.custom_vjp
-def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis of f32 `scores`, 0 where `mask` (broadcast) is False.
+def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q kᵀ) v for q `[batch, groups, shared · queries, head_dim]`, k and v `[…, keys, …]`.
 
     Its own gradient needs the weights alone: a masked weight is 0, so the mask is not applied again,
-    and one pass over the scores replaces the three that differentiation writes.
+    and the softmax's inner sum Σ_k w dw equals Σ_d out d_out (FlashAttention, 2205.14135), which is
+    read from `head_dim` numbers a query instead of `keys`.
     """
-    scores = jnp.where(mask, scores, _MASKED)
-    exponential = jnp.exp(scores - scores.max(-1, keepdims=True))
-    return exponential / exponential.sum(-1, keepdims=True)
+    return _mix_fwd(q, k, v, mask)[0]
 
 
-def _masked_softmax_fwd(scores, mask):
-    weights = masked_softmax(scores, mask)
-    return weights, weights
+def _mix_fwd(q, k, v, mask):
+    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    weights = masked_softmax(scores, mask).astype(v.dtype)
+    out = jnp.einsum("bgqk,bgkd->bgqd", weights, v)
+    return out, (q, k, v, weights, out)
 
 
-def _masked_softmax_bwd(weights, cotangent):
-    inner = jnp.sum(weights * cotangent, axis=-1, keepdims=True)
-    return weights * (cotangent - inner), None
+def _mix_bwd(saved, d_out):
+    q, k, v, weights, out = saved
+    d_v = jnp.einsum("bgqk,bgqd->bgkd", weights, d_out)
+    d_weights = jnp.einsum("bgqd,bgkd->bgqk", d_out, v, preferred_element_type=jnp.float32)
+    inner = jnp.einsum("bgqd,bgqd->bgq", out, d_out, preferred_element_type=jnp.float32)
+    d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
+    d_q = jnp.einsum("bgqk,bgkd->bgqd", d_scores, k)
+    d_k = jnp.einsum("bgqk,bgqd->bgkd", d_scores, q)
+    return d_q, d_k, d_v, None
 
 
-masked_softmax.defvjp(_masked_softmax_fwd, _masked_softmax_bwd)
+_mix.defvjp(_mix_fwd, _mix_bwd)
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the last axis of f32 `scores` `[batch, groups, shared · queries, keys]`.
+
+    0 where `mask` `[batch, queries, keys]` is False.
+    """
+    batch, groups, _, keys = scores.shape
+    by_query = scores.reshape(batch, groups, -1, mask.shape[1], keys)
+    by_query = jnp.where(mask[:, None, None], by_query, _MASKED)
+    exponential = jnp.exp(by_query - by_query.max(-1, keepdims=True))
+    return (exponential / exponential.sum(-1, keepdims=True)).reshape(scores.shape)
 
 
 def packed_mask(segment_ids: jax.Array) -> jax.Array:

@@ -201,7 +201,7 @@ class Decoder(nnx.Module):
         """Final hidden states of packed windows.
 
         Args:
-          tokens, segment_ids, positions: int32 `[batch, sequence]`.
+          tokens, segment_ids, positions: int32 `[batch, sequence]`; positions lie below `sequence`.
           constrain: pins the sharding of activations.
           flatten: False where the sequence is split over devices, see `project`.
 
@@ -239,7 +239,8 @@ class Decoder(nnx.Module):
     def _run(self, tokens, positions, mask, constrain, flatten, cache=None, write_at=None):
         c = self.config
         x = constrain(self.embed(tokens), ("batch", "sequence", None))
-        angles = rope.angles(positions, c.head_dim, c.rope)
+        length = tokens.shape[1] if cache is None else cache["key"].shape[2]
+        angles = rope.angles(positions, length, c.head_dim, c.rope)
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
         # One cast before the scan: inside it, the backward pass would repeat it layer by layer.
         stacked = {

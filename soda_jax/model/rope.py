@@ -21,10 +21,20 @@ def frequencies(head_dim: int, rope: RopeConfig) -> np.ndarray:
     return (base * keep + base / rope.factor * (1 - keep)).astype(np.float32)
 
 
-def angles(positions: jax.Array, head_dim: int, rope: RopeConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, f32 `[batch, sequence, 1, head_dim / 2]`, of int positions `[batch, sequence]`."""
-    angle = positions[..., None, None].astype(jnp.float32) * frequencies(head_dim, rope)
-    return jnp.cos(angle), jnp.sin(angle)
+def angles(
+    positions: jax.Array, length: int, head_dim: int, rope: RopeConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, f32 `[batch, sequence, 1, head_dim / 2]`, of int positions `[batch, sequence]`.
+
+    They are read from a table of `length` rows: computed from the positions, XLA would fuse them into
+    every head of every layer and compute them there anew. A position beyond the table gives NaN.
+    """
+    table = np.arange(length, dtype=np.float32)[:, None, None] * frequencies(head_dim, rope)
+
+    def read(rows: np.ndarray) -> jax.Array:
+        return jnp.asarray(rows).at[positions].get(mode="fill", fill_value=jnp.nan)
+
+    return read(np.cos(table)), read(np.sin(table))
 
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:

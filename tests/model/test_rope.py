@@ -54,7 +54,7 @@ def test_rotation_is_a_complex_product():
     settings = RopeConfig(theta=100.0, factor=4.0, original_length=32)
     x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
     positions = rng.integers(0, 50, (2, 5)).astype(np.int32)
-    found = rope.rotate(jnp.asarray(x), *rope.angles(jnp.asarray(positions), 8, settings))
+    found = rope.rotate(jnp.asarray(x), *rope.angles(jnp.asarray(positions), 50, 8, settings))
     turn = np.exp(1j * positions[..., None, None] * rope.frequencies(8, settings).astype(float))
     rotated = (x[..., :4] + 1j * x[..., 4:]) * turn
     np.testing.assert_allclose(found[..., :4], rotated.real, atol=2e-5)
@@ -67,10 +67,16 @@ def test_scores_depend_on_the_distance_alone():
 
     def score(at_query, at_key):
         turned = [
-            rope.rotate(x, *rope.angles(jnp.array([[place]]), 16, RopeConfig(theta=100.0)))
+            rope.rotate(x, *rope.angles(jnp.array([[place]]), 32, 16, RopeConfig(theta=100.0)))
             for x, place in ((query, at_query), (key, at_key))
         ]
         return float((turned[0] * turned[1]).sum())
 
     assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
+
+
+def test_a_position_beyond_the_table_is_loud():
+    cosine, sine = rope.angles(jnp.array([[3, 4]]), 4, 8, RopeConfig())
+    assert np.isfinite(cosine[0, 0]).all() and np.isfinite(sine[0, 0]).all()
+    assert np.isnan(cosine[0, 1]).all() and np.isnan(sine[0, 1]).all()
