@@ -1,5 +1,6 @@
 """Windows and batches by number: the mixture over its sources, ready for a loader."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -121,11 +122,18 @@ class Dataset:
     def documents(self) -> Iterator[Document]:
         """Whole documents, source by source, in stored order; denied ones are left out.
 
+        A document of a data set that several sources read, in other views, comes once.
         A document with a damaged record raises DamagedRecordError, or under the policy "mask" is
         left out with a warning.
         """
+        digests = collections.Counter(source.manifest.digest for source in self.sources)
+        given: set[tuple[str, int, int]] = set()
         for source in self.sources:
+            shared = digests[source.manifest.digest] > 1
             for shard, first, last in source.stored_documents():
+                place = (source.manifest.digest, shard, first)
+                if place in given:
+                    continue
                 records = []
                 for number in range(first, last):
                     try:
@@ -134,6 +142,8 @@ class Dataset:
                     except DamagedRecordError as error:
                         source.report_damage(shard, number, error)
                 if len(records) == last - first:
+                    if shared:
+                        given.add(place)
                     yield Document(source.name, records[0].document_id, join_records(records))
 
     def damage(self) -> list[str]:

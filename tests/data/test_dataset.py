@@ -244,6 +244,19 @@ def test_held_out_documents_come_whole_and_in_order(tmp_path, write, speech):
             np.testing.assert_array_equal(left.codes, right.codes)
 
 
+def test_a_data_set_under_two_views_gives_each_held_out_document_once(tmp_path, write, speech):
+    content = speech()
+    write(tmp_path, content, split="validation")
+    twice = config(tmp_path)
+    first = next(iter(content))
+    twice["sources"]["a"]["denied"] = str(tmp_path / "denied.txt")
+    (tmp_path / "denied.txt").write_text(first + "\n")
+    twice["sources"]["b"] = {"path": str(tmp_path), "codebooks": 1}
+    found = [(document.source, document.document_id) for document in documents(twice)]
+    # What one view denies, the other still gives.
+    assert found == [("a", name) for name in content if name != first] + [("b", first)]
+
+
 def test_the_loader_counts_its_waiting_and_passes_errors_on(tmp_path, write, speech):
     dataset = make_dataset(config(write(tmp_path, speech(4))))
     with Loader(dataset, 2) as loader:
