@@ -32,7 +32,7 @@ def attend(
     if backend != "xla":
         raise UserError(f"model.attention = {backend!r} is unknown: xla")
     batch, queries, heads, head_dim = query.shape
-    keys, groups = key.shape[1:3]
+    groups = key.shape[2]
     shared = heads // groups  # query heads that share a kv head
     # Batch dimensions first, so that no product needs a transposed copy of the scores.
     q = (query * head_dim**-0.5).reshape(batch, queries, groups, shared, head_dim)

@@ -28,17 +28,6 @@ def make_model(**changes) -> ModelFunctions:
     return ModelFunctions(dataclasses.replace(TINY, **changes))
 
 
-def random_params(model: ModelFunctions, seed: int = 0) -> dict:
-    """Normal weights of deviation 0.2 and norms of about 1, without compiling `model.init`."""
-    rng = np.random.default_rng(seed)
-
-    def make(path, leaf):
-        mean = 1.0 if "norm" in path[-1].key else 0.0
-        return jnp.asarray(mean + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(make, model.abstract)
-
-
 def packed(lengths: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Segment ids and positions `[rows, sequence]` of rows that hold segments of these lengths."""
     segments = [np.repeat(np.arange(1, len(row) + 1), row) for row in lengths]

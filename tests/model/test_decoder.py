@@ -14,9 +14,9 @@ from model_toys import (
     make_model,
     packed,
     plain_loss,
-    random_params,
     random_tokens,
 )
+from toys import random_params
 
 from soda_jax.errors import UserError
 from soda_jax.model.attention import attend, packed_mask

@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import pytest
-from train_toys import tiny_config, write_datasets
+from toys import random_params
+from train_toys import make_model, tiny_config, write_datasets
+
+from soda_jax.model import ModelFunctions
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -38,3 +41,15 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(datasets: Path) -> Callable[..., Any]:
     """config(**changes): a run of six steps on eight devices; dotted names as keywords with `__`."""
     return lambda **changes: tiny_config(datasets, **changes)
+
+
+@pytest.fixture(scope="package")
+def model() -> ModelFunctions:
+    """A decoder of a few thousand parameters."""
+    return make_model()
+
+
+@pytest.fixture(scope="package")
+def params(model: ModelFunctions) -> dict:
+    """Random parameters of `model`."""
+    return random_params(model)

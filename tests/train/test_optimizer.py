@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from train_toys import leaves, make_model, random_params
+from train_toys import leaves
 
 from soda_jax.configs import base
 from soda_jax.train.optimizer import decay_mask, make_optimizer
@@ -46,16 +46,6 @@ def reference(start, gradients, options):
             theta[name] = theta[name] - lr * (u + wd * theta[name])
         history.append({name: value.copy() for name, value in theta.items()})
     return history
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from train_toys import LAYOUT, leaves, make_batch, make_model, random_params
+from toys import random_params
+from train_toys import LAYOUT, leaves, make_batch, make_model
 
 from soda_jax.parallel.batches import local_rows, place_batch
 from soda_jax.parallel.mesh import make_mesh

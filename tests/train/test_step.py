@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from train_toys import LAYOUT, leaves, make_batch, make_model, random_params
+from train_toys import LAYOUT, leaves, make_batch
 
 from soda_jax.configs import base
 from soda_jax.data.loss_vector import loss_vector
@@ -24,16 +24,6 @@ SETTINGS = StepSettings(
 SHAPE = (8, 32)
 # Rows of one micro-batch keep most of their targets, those of the other few.
 UNEVEN = (0.95, 0.05)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
 
 
 @pytest.fixture(scope="module")

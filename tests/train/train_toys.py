@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -116,17 +115,6 @@ MODEL = DecoderConfig(
 
 def make_model() -> ModelFunctions:
     return ModelFunctions(MODEL)
-
-
-def random_params(model: ModelFunctions, seed: int = 0) -> dict:
-    """Normal weights of deviation 0.2 and norms of about 1, without compiling `model.init`."""
-    rng = np.random.default_rng(seed)
-
-    def make(path, leaf):
-        mean = 1.0 if "norm" in path[-1].key else 0.0
-        return jnp.asarray(mean + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(make, model.abstract)
 
 
 def make_batch(rows: int, length: int, seed: int = 0, shares=(1.0,)) -> dict[str, np.ndarray]:
