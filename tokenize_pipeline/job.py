@@ -8,7 +8,6 @@ import fcntl
 import importlib
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from soda_jax.data.shards import index_path, read_index
 from soda_jax.errors import UserError
 from soda_jax.progress import Progress, progress
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.merge import Summary, merge
+from tokenize_pipeline.merge import NOTHING, Summary, give_up, merge
 from tokenize_pipeline.options import Options, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, plan_folder
 from tokenize_pipeline.planner import describe_inputs, make_plan, speech_weight, text_weight
@@ -57,12 +56,14 @@ def tokenize(options: Options) -> Summary:
         raise UserError(f"--data_root={root} is not a folder")
     dataset.mkdir(parents=True, exist_ok=True)
     with _only_job(dataset):
+        if generation and (same := _finished_append(options, before, inputs, root, dataset)):
+            return Summary(before, "was finished already", same.counts)
         plan = _plan(options, reader, inputs, root, dataset, generation, before)
         if newest_generation(dataset) >= generation:
             return Summary(Manifest.load(dataset, generation), "was finished already", plan.counts)
         if generation and not plan.shards:
-            shutil.rmtree(plan_folder(dataset, generation))
-            return Summary(before, "nothing to add", plan.counts)
+            give_up(plan_folder(dataset, generation))
+            return Summary(before, NOTHING, plan.counts)
         if not generation:
             tokenizer.save(dataset / "tokenizer")
             if options.codec:
@@ -154,6 +155,27 @@ def _only_job(dataset: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _finished_append(
+    options: Options, newest: Manifest, inputs: Sequence[Path], root: Path, dataset: Path
+) -> Plan | None:
+    """The plan of the newest generation if it was this very append, else None.
+
+    Whoever cannot see whether a job had ended (it was killed, say, after its last rename) gives the
+    command again. Planned anew, that would try again the documents that were bad the first time.
+    """
+    folder = plan_folder(dataset, newest.generation)
+    if not newest.generation or not (folder / "plan.json").exists():
+        return None
+    try:
+        plan = Plan.load(folder)
+    except UserError:  # damaged, or of another version: the data set does not need it any more
+        return None
+    settings = plan_settings(options, newest, inputs, root, newest.generation)
+    settings["after"] = plan.settings.get("after")
+    same = plan.settings == settings and plan.digest == newest.settings_digest
+    return plan if same and plan.inputs == describe_inputs(inputs) else None
+
+
 def _plan(
     options: Options,
     reader: Reader,
@@ -186,7 +208,7 @@ def _plan(
         first_numbers=first_numbers,
     )
     if not generation and not plan.shards and not plan.counts["rejected_rows"]:
-        shutil.rmtree(folder)
+        give_up(folder)
         raise UserError(f"--input={options.input} holds no document")
     return plan
 

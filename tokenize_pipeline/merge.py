@@ -4,6 +4,7 @@ Everything is taken in plan order, so the bytes do not depend on which worker wa
 """
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tokenize_pipeline.quarantine import count_by_reason, json_lines, read_rows
 from tokenize_pipeline.results import ShardResult
 
 QUARANTINE = "quarantine.jsonl"
+NOTHING = "nothing to add"
 
 
 class TooManyBadInputsError(UserError):
@@ -55,17 +57,31 @@ class Summary:
         for key in ("already_in_dataset", "repeated_in_input"):
             if self.counts[key]:
                 lines.append(f"  skipped, {key.replace('_', ' ')}: {self.counts[key]:,} documents")
-        if self.state == "nothing to add" and self.counts["rejected_rows"]:
+        if self.state == NOTHING and self.bad:
+            # They are of no generation, so quarantine.jsonl does not have them.
+            lines.append(f"  bad inputs, passed over: {_list_reasons(self.bad)}")
+        elif self.state == NOTHING and self.counts["rejected_rows"]:
             lines.append(f"  malformed rows, passed over: {self.counts['rejected_rows']:,}")
-        if self.bad:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.items())
-            lines.append(f"  bad inputs, in {QUARANTINE}: {reasons}")
+        elif self.bad:
+            lines.append(f"  bad inputs, in {QUARANTINE}: {_list_reasons(self.bad)}")
             lines.append(f"  documents with nothing left: {self.dropped_documents:,}")
         return "\n".join(lines)
 
 
+def _list_reasons(bad: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in bad.items())
+
+
+def give_up(folder: Path) -> None:
+    """Removes the folder of a plan; killed meanwhile, it leaves a folder that counts as absent."""
+    (folder / "plan.json").unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) -> Summary:
     """Writes quarantine.jsonl and, if not too much is bad, the manifest of the plan's generation.
+
+    An append of which nothing is usable adds nothing: its plan is removed and nothing is written.
 
     Args:
       dataset: folder of the data set; every shard of the plan is finished.
@@ -86,11 +102,19 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
         dropped += result.dropped_documents
         if result.info:
             new[shard.split].append(result.info)
+    bad = count_by_reason(rows)
+    total = plan.counts["utterances"] + plan.counts["rejected_rows"]
+    if plan.generation and not any(new.values()):
+        give_up(folder)
+        if sum(bad.values()) <= max_bad_fraction * total:
+            return Summary(before, NOTHING, plan.counts, dropped, bad)
+        raise TooManyBadInputsError(
+            f"no new input is usable, of {total} ({_list_reasons(bad)}; the first is "
+            f"{rows[0].where}: {rows[0].message}): {dataset} stays as it was; mend the inputs"
+        )
     write_atomic(folder / QUARANTINE, json_lines(rows))
     files = [plan_folder(dataset, g) / QUARANTINE for g in range(plan.generation + 1)]
     write_atomic(dataset / QUARANTINE, b"".join(f.read_bytes() for f in files if f.exists()))
-    bad = count_by_reason(rows)
-    total = plan.counts["utterances"] + plan.counts["rejected_rows"]
     _check_share(dataset, folder, bad, total, max_bad_fraction, any(new.values()))
     manifest = dataclasses.replace(
         before,
@@ -114,7 +138,7 @@ def _check_share(
     count = sum(bad.values())
     if usable and count <= max_bad_fraction * total:
         return
-    reasons = ", ".join(f"{number} {reason}" for reason, number in bad.items())
+    reasons = _list_reasons(bad)
     start_again = f"mend the inputs and remove {folder if folder.name != '0000' else dataset}"
     if usable:
         raise TooManyBadInputsError(

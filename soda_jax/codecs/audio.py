@@ -21,6 +21,7 @@ Reason = Literal[
 _SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
 _END_SLACK = 0.5  # seconds that a caption may reach beyond its file: players round up
 _RATES = range(1_000, 1_000_001)  # Hz; a header outside it is damaged, and resampling would explode
+_LONGEST_OGG_PAGE = 27 + 255 + 255 * 255  # bytes: head, table of segments, segments
 _UNKNOWN_SIZE = 0x7FFF_0000  # writers to a pipe leave 0 or a size near 2^31 or 2^32 in the header
 
 
@@ -67,9 +68,13 @@ def read_audio(
         )
     if not os.path.isfile(path):
         raise AudioError("missing", f"{path}: there is no such file")
-    if os.path.getsize(path) == 0:
-        raise AudioError("empty", f"{path}: the file has no bytes")
-    _check_container(path)
+    try:
+        if os.path.getsize(path) == 0:
+            raise AudioError("empty", f"{path}: the file has no bytes")
+        _check_container(path)
+    except OSError as error:  # no permission, a failing disk: one file must not end a whole job
+        cause = error.strerror or type(error).__name__
+        raise AudioError("undecodable", f"{path}: the file cannot be read ({cause})") from None
     try:
         with soundfile.SoundFile(path) as file:
             samples, rate = _read_stretch(file, path, start, end), file.samplerate
@@ -144,12 +149,16 @@ def _read_stretch(
 
 
 def _check_container(path: str | os.PathLike[str]) -> None:
-    """Raises `truncated` if a WAV or AIFF is shorter than its header says.
+    """Raises `truncated` if a WAV or AIFF is shorter than its header says, or an Ogg ends in a page.
 
     libsndfile reads what is left of such a file and says nothing.
     """
     with open(path, "rb") as file:
         head = file.read(12)
+        if head[:4] == b"OggS":
+            file.seek(max(0, os.path.getsize(path) - _LONGEST_OGG_PAGE))
+            _check_last_page(path, file.read())
+            return
     kind, form = head[:4], head[8:12]
     if kind == b"RIFF" and form == b"WAVE":
         size = int.from_bytes(head[4:8], "little")
@@ -161,6 +170,20 @@ def _check_container(path: str | os.PathLike[str]) -> None:
     # One byte may be the padding of an odd chunk, which some writers count and do not write.
     if missing > 1 and size < _UNKNOWN_SIZE:
         raise AudioError("truncated", f"{path}: the last {missing} bytes of the file are missing")
+
+
+def _check_last_page(path: str | os.PathLike[str], tail: bytes) -> None:
+    """Raises `truncated` if the last page of an Ogg is not whole; `tail` is the end of the file.
+
+    The mark of the last page is not asked for: recordings of live streams have none.
+    """
+    at = tail.rfind(b"OggS")
+    if at < 0:
+        return  # something else stands behind the last page, so the page is whole
+    page = tail[at:]
+    # Byte 26 is the number of segments; the length of each follows, then the segments.
+    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        raise AudioError("truncated", f"{path}: the file ends in the middle of an Ogg page")
 
 
 def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

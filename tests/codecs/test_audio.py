@@ -5,6 +5,7 @@ import pytest
 import soundfile
 from codec_voices import small_codec, syllables
 
+from soda_jax.codecs import audio
 from soda_jax.codecs.audio import AudioError, encode_long, read_audio, write_wav
 
 
@@ -85,7 +86,7 @@ def test_bad_files_have_their_reason(tmp_path):
         assert reason(path, 24_000) == "not_finite"
 
 
-@pytest.mark.parametrize("suffix", ["wav", "aiff", "flac"])
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "flac", "ogg"])
 def test_a_truncated_file_is_noticed(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, syllables(2, 0), 24_000)
@@ -94,6 +95,32 @@ def test_a_truncated_file_is_noticed(tmp_path, suffix):
     assert reason(path, 24_000) in ("truncated", "undecodable")
     if suffix != "flac":
         assert reason(path, 24_000) == "truncated"
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_cut_within_its_pages_is_truncated_and_a_whole_one_is_read(tmp_path, subtype):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, syllables(6, 0), 24_000, subtype=subtype)
+    content = path.read_bytes()
+    for length in (len(content) // 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert reason(path, 24_000) == "truncated"
+    path.write_bytes(content + b"TAG" + bytes(125))  # as some taggers leave it
+    assert len(read_audio(path, 24_000)) > 0
+    # A recording of a live stream ends with a whole page that is not marked as the last one.
+    path.write_bytes(content[: content.rindex(b"OggS")])
+    assert len(read_audio(path, 24_000)) > 0
+
+
+def test_a_file_that_the_system_will_not_read_is_undecodable(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(24_000), 24_000)
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(audio, "open", refuse, raising=False)
+    assert reason(path, 24_000) == "undecodable"
 
 
 def test_a_wav_from_a_pipe_has_no_size_in_its_header_and_is_read(tmp_path):

@@ -223,8 +223,58 @@ def test_append_adds_only_new_documents_and_leaves_the_old_generation_alone(tmp_
     new = tree(data)
     changed = {name for name in old if new[name] != old[name]}
     assert changed == {"manifest.json"}
-    assert run(more, data, append=True).state == "nothing to add"
+    # The same command again, as after a kill behind the last rename.
+    assert run(more, data, append=True).state == "was finished already"
     assert tree(data) == new
+    assert run(more, data, append=True, shards=2).state == "nothing to add"
+    assert tree(data) == new
+
+
+def test_an_append_with_a_bad_document_is_finished_when_it_is_given_again(tmp_path):
+    data = tmp_path / "data"
+    run(make_corpus(tmp_path / "corpus", documents=2), data)
+    more = make_corpus(tmp_path / "corpus", documents=4)
+    with open(more, "a") as file:
+        file.write('{"audio": "absent.wav", "text": "t", "document": "bad"}\n{broken\n')
+    assert run(more, data, append=True, max_bad_fraction=0.5).state == "finished"
+    files = tree(data)
+    for fraction in (0.5, 0.0):
+        again = run(more, data, append=True, max_bad_fraction=fraction)
+        assert (again.state, again.manifest.generation) == ("was finished already", 1)
+        assert tree(data) == files
+    assert len(quarantine_of(data)) == 2
+    # Its generation is the newest one, and the next append finds nothing in its way.
+    assert (
+        run(make_corpus(tmp_path / "corpus", documents=5), data, append=True).counts[
+            "already_in_dataset"
+        ]
+        == 4
+    )
+    assert Manifest.load(data).generation == 2
+
+
+def test_an_append_of_which_nothing_is_usable_leaves_the_data_set_as_it_was(tmp_path):
+    data = tmp_path / "data"
+    bad = [{"audio": "absent.wav", "text": "t", "document": "bad"}]
+    source = make_corpus(tmp_path / "corpus", documents=2)
+    with open(source, "a") as file:
+        file.write(json.dumps(bad[0]) + "\n")
+    run(source, data, max_bad_fraction=0.5)
+    files = tree(data)
+    for given in (source, write_manifest(tmp_path / "corpus/bad.jsonl", bad)):
+        with pytest.raises(
+            TooManyBadInputsError, match=r"no new input is usable, of 1 \(1 missing"
+        ):
+            run(given, data, append=True)
+        assert tree(data) == files
+        summary = run(given, data, append=True, max_bad_fraction=1.0)
+        assert (summary.state, summary.bad) == ("nothing to add", {"missing": 1})
+        assert "bad inputs, passed over: 1 missing" in summary.describe("data")
+        assert tree(data) == files
+    # A mended input is then taken like any new one.
+    soundfile.write(tmp_path / "corpus/absent.wav", hum(0.5), RATE)
+    assert run(source, data, append=True).manifest.generation == 1
+    assert list(documents_of(data)) == ["d0", "d1", "bad"]
 
 
 def test_append_refuses_another_tokenizer_or_codec(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline_toys import hum, make_corpus, tree
+from pipeline_toys import hum, make_corpus, quarantine_of, tree
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from tokenize_pipeline.job import tokenize
@@ -20,16 +20,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 # For n = 0, 1, 2 …: a child process kills itself in place of (or just after) its n-th rename, another
-# one goes on to the end. Beam is imported once and no thread runs when a child is forked.
+# one goes on to the end. Given a finished data set, they append to copies of it. Beam is imported
+# once and no thread runs when a child is forked.
 KILL_AT_EVERY_RENAME = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pipeline_toys import ToyCodec
 from tokenize_pipeline import beam_graph, worker
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import Options
 
 worker.load_codec = lambda spec: ToyCodec()
-source, folder = sys.argv[1:]
+source, folder, *base = sys.argv[1:]
 rename, renames = os.replace, 0
 
 def child(output, fatal):
@@ -45,13 +46,16 @@ def child(output, fatal):
     pid = os.fork()
     if not pid:
         os.replace = replace
-        tokenize(Options(source, output, codec="toy", shards=3, validation_fraction=0.3))
+        given = dict(codec="toy", shards=3, validation_fraction=0.3, max_bad_fraction=0.3)
+        tokenize(Options(source, output, **given, append=bool(base)))
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
 fatal = 0
 while True:
     output = f"{folder}/{fatal}"
+    if base:
+        shutil.copytree(base[0], output)
     status = child(output, fatal)
     if status == 0:
         break
@@ -77,10 +81,22 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
 
 
-def test_invariant_8_a_job_killed_at_any_rename_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("append", [False, True])
+def test_invariant_8_a_job_killed_at_any_rename_ends_with_the_same_bytes(
+    tmp_path, append, toy_codec
+):
+    arguments = [str(tmp_path / "corpus/manifest.jsonl"), str(tmp_path / "data")]
+    if append:
+        base = str(tmp_path / "base")
+        source = make_corpus(tmp_path / "corpus", documents=2, utterances=2)
+        tokenize(Options(source, base, codec="toy", shards=1))
+        arguments.append(base)
     source = make_corpus(tmp_path / "corpus", utterances=2)
+    with open(source, "a") as file:
+        # In a document of its own, which an append would not know from the time before.
+        file.write('{"audio": "absent.wav", "text": "t", "document": "bad"}\n{broken\n')
     done = subprocess.run(
-        [sys.executable, "-c", KILL_AT_EVERY_RENAME, source, str(tmp_path / "data")],
+        [sys.executable, "-c", KILL_AT_EVERY_RENAME, *arguments],
         env=environment(),
         capture_output=True,
         text=True,
@@ -90,6 +106,8 @@ def test_invariant_8_a_job_killed_at_any_rename_ends_with_the_same_bytes(tmp_pat
     kills = int(done.stdout)
     assert kills > 20
     uninterrupted = tree(tmp_path / "data" / str(kills))
+    bad = [row["reason"] for row in quarantine_of(tmp_path / "data" / str(kills))]
+    assert bad == ["malformed_row", "missing"]
     for number in range(kills):
         assert tree(tmp_path / "data" / str(number)) == uninterrupted, number
 

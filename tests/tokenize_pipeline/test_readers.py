@@ -1,6 +1,7 @@
 """Readers: manifests in JSONL and CSV, text plain and compressed, and rows that cannot be used."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import lzma
@@ -10,7 +11,15 @@ import pytest
 import zstandard
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers import DocumentSource, Rejected, find_reader, manifest, text, texts
+from tokenize_pipeline.readers import (
+    DocumentSource,
+    Rejected,
+    UtteranceSource,
+    find_reader,
+    manifest,
+    text,
+    texts,
+)
 
 
 def read(reader, path: Path, content: str | bytes) -> list[DocumentSource | Rejected]:
@@ -49,18 +58,24 @@ def test_rows_without_an_id_are_named_after_audio_and_times(tmp_path):
 
 def test_csv_gives_the_same_documents_as_jsonl(tmp_path):
     table = (
-        'audio,text,document,order,start,end,note\na.wav,"x, ""y""",d,1,0.5,2,n\nb.wav,z,d,0,,,\n'
+        "audio,text,document,order,start,end,speaker,language,note\n"
+        'a.wav,"x, ""y""",d,1,0.5,2,Ann,en,n\n\nb.wav,z,d,0,,,,,\n'
     )
+    first = {"audio": "a.wav", "text": 'x, "y"', "document": "d", "order": 1, "start": 0.5}
     lines = rows(
-        {"audio": "a.wav", "text": 'x, "y"', "document": "d", "order": 1, "start": 0.5, "end": 2},
+        {**first, "end": 2, "speaker": "Ann", "language": "en"},
         {"audio": "b.wav", "text": "z", "document": "d", "order": 0},
     )
     (from_csv,) = read(manifest, tmp_path / "m.csv", "\ufeff" + table)
     (from_json,) = read(manifest, tmp_path / "m.jsonl", lines)
-    found, wanted = (
-        [(u.text, u.audio, u.start, u.end) for u in d.utterances] for d in (from_csv, from_json)
-    )
-    assert found == wanted == [("z", "b.wav", None, None), ('x, "y"', "a.wav", 0.5, 2.0)]
+    wanted = [
+        UtteranceSource("z", "b.wav", None, None, None, None, "m.csv:4"),
+        UtteranceSource('x, "y"', "a.wav", 0.5, 2.0, "Ann", "en", "m.csv:2"),
+    ]
+    assert from_csv == DocumentSource("d", tuple(wanted))
+    places = ("m.jsonl:2", "m.jsonl:1")
+    wanted = [dataclasses.replace(u, where=w) for u, w in zip(wanted, places, strict=True)]
+    assert from_json == DocumentSource("d", tuple(wanted))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +110,29 @@ def test_malformed_csv_rows_are_rejected_and_the_others_stay(tmp_path):
     assert document.id == "c.wav"
 
 
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_csv_whose_quote_is_never_closed_is_an_error_that_names_the_row(tmp_path, end):
+    table = [f"{n}.wav,t" for n in range(1000)]
+    table[900] = '900.wav,"t'
+    content = "\n".join(["audio,text", '"x.wav","two\nlines"', *table]) + end
+    with pytest.raises(UserError, match=r"m\.csv: the row that begins in line 904 .*: close it"):
+        read(manifest, tmp_path / "m.csv", content)
+    with pytest.raises(UserError, match=r"begins in line 1 "):
+        read(manifest, tmp_path / "m.csv", 'audio,"text\na.wav,t\n')
+
+
+def test_every_line_that_a_stray_csv_quote_swallows_counts_as_a_malformed_row(tmp_path):
+    table = 'audio,text\na.wav,"open\nb.wav,t\nc.wav,"closed"\nd.wav,"good\nlines"\n'
+    *bad, document = read(manifest, tmp_path / "m.csv", table)
+    assert [row.where for row in bad] == ["m.csv:2", "m.csv:3", "m.csv:4"]
+    assert (document.id, document.utterances[0].where) == ("d.wav", "m.csv:5")
+
+
 def test_a_csv_without_a_needed_column_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=r"m\.csv has no column 'text'"):
         read(manifest, tmp_path / "m.csv", "audio,words\na.wav,x\n")
+    with pytest.raises(UserError, match=r"m\.csv has no column 'audio'"):
+        read(manifest, tmp_path / "m.csv", "")
 
 
 @pytest.mark.parametrize(

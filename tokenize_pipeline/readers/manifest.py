@@ -70,25 +70,59 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """Yields (line where the row begins, row); a malformed row of several lines once for each line.
+
+    Raises:
+      UserError: for a wrong header, or a quote that is open where the file ends: how many rows it has
+        swallowed cannot be told, so they cannot be counted as bad ones.
+    """
     csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.DictReader((line for _, line in lines(path)), strict=True)
-    missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]!r} in its header {reader.fieldnames}")
+    ended = False
+
+    def content() -> Iterator[str]:
+        nonlocal ended
+        for _, line in lines(path):
+            yield line
+        ended = True
+
+    reader = csv.reader(content(), strict=True)
+    header: list[str] | None = None
     while True:
+        first = reader.line_num + 1
         try:
-            row: dict[Any, Any] = next(reader)
+            fields = next(reader)
         except StopIteration:
-            return
+            break
         except csv.Error as error:
-            yield reader.line_num, RowError(f"not a CSV row: {error}")
+            if ended:
+                raise UserError(
+                    f"{path}: the row that begins in line {first} has a quote that is never closed: "
+                    'close it with ", or write "" for a quote inside a field'
+                ) from None
+            if header is None:
+                raise UserError(f"{path} has no readable header in line {first}: {error}") from None
+            # A stray quote swallows the lines up to the next quote: each may have been a row.
+            for number in range(first, reader.line_num + 1):
+                yield number, RowError(f"not a CSV row: {error}")
             continue
-        if None in row:
-            yield reader.line_num, RowError("more fields than the header has columns")
-        elif None in row.values():
-            yield reader.line_num, RowError("fewer fields than the header has columns")
+        if not fields:  # an empty line
+            continue
+        if header is None:
+            header = fields
+            _check_header(path, header)
+        elif len(fields) != len(header):
+            amount = "more" if len(fields) > len(header) else "fewer"
+            yield first, RowError(f"{amount} fields than the header has columns")
         else:
-            yield reader.line_num, row
+            yield first, dict(zip(header, fields, strict=True))
+    if header is None:
+        _check_header(path, [])
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        raise UserError(f"{path} has no column {missing[0]!r} in its header {list(header)}")
 
 
 def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, UtteranceSource]:
