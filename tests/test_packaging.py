@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -60,6 +61,25 @@ def test_each_command_has_a_summary_and_an_example(capsys: pytest.CaptureFixture
             cli.main([name, "--help"])
         assert stop.value.code == 0
         assert f"soda {name}" in capsys.readouterr().out.split("example:")[1]
+
+
+@pytest.mark.parametrize(
+    "command, actions",
+    [
+        ("codec", ("fit", "encode", "decode")),
+        ("tokenizer", ("train",)),
+        ("generate --workdir=x", ("speak", "transcribe", "continue")),
+    ],
+)
+def test_each_action_has_an_example_that_parses(
+    command: str, actions: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for action in actions:
+        with pytest.raises(SystemExit):
+            cli.main([*command.split(), action, "--help"])
+        example = capsys.readouterr().out.split("example:")[1].strip()
+        assert action in example
+        assert cli.make_parser().parse_args(shlex.split(example)[1:]).action == action
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
 
     values = flags.FlagValues()
     path = _find(file)
+    overrides = _one_word_each(overrides)
     arguments = ["soda", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     strangers = [o for o in overrides if not o.startswith("--config.")]
@@ -39,6 +40,20 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
     return values.config
 
 
+def _one_word_each(overrides: Sequence[str]) -> list[str]:
+    """`--config.key value` and `--noconfig.key`, as absl allows them, spelled `--config.key=…`."""
+    words: list[str] = []
+    for word in overrides:
+        last = words[-1] if words else ""
+        if word.startswith("--noconfig."):
+            words.append(f"--{word.removeprefix('--no')}=false")
+        elif not word.startswith("--") and last.startswith("--config.") and "=" not in last:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def _find(file: str) -> Path:
     path = Path(file)
     if path.is_file():
@@ -47,7 +62,9 @@ def _find(file: str) -> Path:
 
     folder = Path(soda_jax.configs.__path__[0])
     installed = folder / f"{path.stem}.py"
-    if path.parent.name in ("", "configs") and installed.is_file():
+    # Only the spellings of the documentation: another folder's missing file is a mistake.
+    spellings = (Path(path.stem), Path("configs", path.stem), Path("configs", installed.name))
+    if path in spellings and installed.is_file():
         return installed
     names = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "base"))
     raise UserError(f"no config file {file}; give a path or one of {', '.join(names)}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from soda_jax.commands._actions import add_action
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the three sub-commands and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
 
-    fit = actions.add_parser("fit", help="fit the mel codec on your audio")
+    fit = add_action(
+        actions,
+        "fit",
+        "fit the mel codec on your audio",
+        "soda codec fit corpus/manifest.jsonl --output=codec",
+    )
     fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
     fit.add_argument("--output", required=True, help="folder for the codec")
     fit.add_argument("--codebooks", type=int, default=8, help="codebooks (%(default)s)")
@@ -33,12 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--seed", type=int, default=0, help="of draw and k-means (%(default)s)")
 
-    encode = actions.add_parser("encode", help="codes of a sound file")
+    encode = add_action(
+        actions,
+        "encode",
+        "codes of a sound file",
+        "soda codec encode clip.wav --codec=mel:codec --output=codes.npz",
+    )
     encode.add_argument("file", help="a sound file")
     encode.add_argument("--codec", required=True, help="mel:DIR")
     encode.add_argument("--output", required=True, help="codes as .npz")
 
-    decode = actions.add_parser("decode", help="the sound of codes")
+    decode = add_action(
+        actions,
+        "decode",
+        "the sound of codes",
+        "soda codec decode codes.npz --codec=mel:codec --output=again.wav",
+    )
     decode.add_argument("file", help="codes, from soda codec encode")
     decode.add_argument("--codec", required=True, help="mel:DIR, the codec that made them")
     decode.add_argument("--output", required=True, help="sound as .wav")

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from soda_jax.commands._actions import add_action
+
 SUMMARY = "let a trained model speak, transcribe or continue"
 EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
 
@@ -12,19 +14,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    speak = actions.add_parser("speak", help="text to a WAV file")
+    speak = add_action(
+        actions,
+        "speak",
+        "text to a WAV file",
+        'soda generate --workdir=demo/run speak "one two three" --output=spoken.wav',
+    )
     speak.add_argument("text", help="what to say")
     speak.add_argument("--output", required=True, help="WAV file")
     speak.add_argument("--voice", help="a sound file whose voice is taken on")
     speak.add_argument("--voice_text", help="what is said in --voice")
 
-    transcribe = actions.add_parser("transcribe", help="sound files to text")
+    transcribe = add_action(
+        actions,
+        "transcribe",
+        "sound files to text",
+        "soda generate --workdir=demo/run transcribe spoken.wav",
+    )
     transcribe.add_argument("clip", nargs="+", help="sound files")
     transcribe.add_argument(
         "--max_tokens", type=int, default=448, help="text tokens at most (%(default)s)"
     )
 
-    go_on = actions.add_parser("continue", help="a sound file to a WAV file that goes on from it")
+    go_on = add_action(
+        actions,
+        "continue",
+        "a sound file to a WAV file that goes on from it",
+        "soda generate --workdir=demo/run continue spoken.wav --output=longer.wav",
+    )
     go_on.add_argument("clip", help="a sound file")
     go_on.add_argument("--output", required=True, help="WAV file")
     go_on.add_argument(

@@ -2,6 +2,8 @@
 
 import argparse
 
+from soda_jax.commands._actions import add_action
+
 SUMMARY = "train a text tokenizer"
 EXAMPLE = "soda tokenizer train --input=text.jsonl --vocabulary_size=8192 --output=tokenizer"
 
@@ -9,7 +11,7 @@ EXAMPLE = "soda tokenizer train --input=text.jsonl --vocabulary_size=8192 --outp
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the one sub-command and its options."""
     actions = parser.add_subparsers(dest="action", required=True)
-    train = actions.add_parser("train", help="train a byte-level BPE")
+    train = add_action(actions, "train", "train a byte-level BPE", EXAMPLE)
     train.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
     train.add_argument(
         "--format", default="text", help="text, or manifest to learn from transcripts"

@@ -113,3 +113,15 @@ def test_the_base_refuses_new_keys_but_takes_new_sources():
     with config.data.unlocked():
         config.data.sources["mine"] = base.source("data/mine", 1.0)
     assert config.data.sources.mine.path == "data/mine"
+
+
+@pytest.mark.parametrize("file", ["elsewhere/configs/demo.py", "demo.txt", "configs/demo.py:fast"])
+def test_a_missing_file_is_not_taken_for_an_installed_experiment(file):
+    with pytest.raises(UserError, match="no config file"):
+        load_config(file, [])
+
+
+def test_overrides_may_be_spelled_as_absl_spells_flags():
+    words = ["--config.steps", "7", "--noconfig.log.tensorboard", "--config.optimizer.peak=0.5"]
+    config = load_config("demo", words)
+    assert (config.steps, config.log.tensorboard, config.optimizer.peak) == (7, False, 0.5)
