@@ -11,7 +11,9 @@ from pathlib import Path
 
 TUNABLES = "GLIBC_TUNABLES"
 # Huge pages; no mapping of single allocations; freed memory stays with the process.
-SETTINGS = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+SETTINGS = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+)
 _OLDEST = (2, 35)  # the first glibc with glibc.malloc.hugetlb
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

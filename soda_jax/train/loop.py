@@ -46,7 +46,8 @@ def train(
       workdir: checkpoints, metrics and the front end go there.
       hooks: evaluators and the like.
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
-      allow_data_change: resume although the data is not the checkpoint's.
+      allow_data_change: resume although the data is not the checkpoint's; tokenizer, codec and
+        vocabulary layout must be.
 
     Returns:
       `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM, with everything saved.
@@ -63,7 +64,7 @@ def train(
         reader = CheckpointReader(workdir / "checkpoints")
         report = reader.choose() if reader.steps() else None
         metadata = reader.metadata(report.step) if report else None
-        dataset = parts.open_data(config, metadata, allow_data_change)
+        dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)
         program = parts.make_program(config, dataset)
         # Nothing is written before config and data are known to be sound.
         checkpointer = stack.enter_context(parts.open_checkpoints(config, reader))
@@ -75,25 +76,21 @@ def train(
             state = program.init()
         step, windows = (report.step, metadata["windows"]) if report and metadata else (0, 0)
 
-        rows, tracing = local_rows(program.mesh, config.batch_size), False
+        rows = local_rows(program.mesh, config.batch_size)
         log = _Log(config, workdir, dataset, program, step, step - int(state["accepted"]))
         with (
             log,
+            _Trace(profile_steps, workdir / "profile", step, config.steps) as trace,
             Loader(dataset, config.batch_size, windows, rows) as loader,
             progress("train", config.steps, start=step) as bar,
         ):
             while step < config.steps:
-                if profile_steps and step + 1 == profile_steps[0]:
-                    jax.profiler.start_trace(str(workdir / "profile"))
-                    tracing = True
+                trace.before(step + 1)
                 batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
                 state, metrics = program.step(state, batch)
                 step += 1
                 values = log.step(step, metrics, loader.waited)
-                if tracing and profile_steps and step in (profile_steps[1], config.steps):
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
-                    tracing = False
+                trace.after(step, state)
                 _stop_if_broken(config, step, values)
 
                 for hook in hooks:
@@ -116,7 +113,7 @@ def train(
                 last = stop or step == config.steps
                 # The loader's count is the position in the data: what step `step` has consumed.
                 consumed = loader.windows
-                about = functools.partial(parts.run_metadata, config, dataset, consumed)
+                about = functools.partial(parts.run_metadata, config, dataset, consumed, metadata)
                 checkpointer.maybe_save(step, state, about, force=last)
                 if stop and step < config.steps:
                     print(f"asked to stop: saved step {step}", file=sys.stderr)
@@ -136,6 +133,47 @@ def _terminate_flag() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Trace:
+    """The profiler over the steps that were asked for; leaving it ends a trace that still runs."""
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path, done: int, total: int):
+        """Args: steps: first and last. folder: for the trace. done: steps so far. total: of the run."""
+        self._steps, self._folder, self._running = steps, folder, False
+        if steps and not done < steps[0] <= total:
+            self._steps = None
+            where = f"goes on at step {done + 1}" if done < total else "is done"
+            print(
+                f"no profile of steps {steps[0]} to {steps[1]}: the run {where} and has {total} "
+                "steps; give --profile_steps that lie ahead",
+                file=sys.stderr,
+            )
+        elif steps:
+            self._steps = (steps[0], min(steps[1], total))
+
+    def before(self, step: int) -> None:
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, state: Any) -> None:
+        if self._steps and self._running and step == self._steps[1]:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        # Before the call: a trace that cannot be ended is not to be ended again on the way out.
+        self._running = False
+        jax.profiler.stop_trace()
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._running and self._steps:
+            print(f"the profile ends before step {self._steps[1]}: the run stops", file=sys.stderr)
+            self._stop()
 
 
 def _stop_if_broken(config: Any, step: int, values: Mapping[str, float]) -> None:
@@ -213,6 +251,10 @@ class _Log:
             "data_wait_seconds": waited - self._waited,
         }
         self._waited = waited
+        # Only under data.damaged=mask; a sound data set has no such line in its log.
+        damaged = sum(len(source.damage) for source in dataset.sources)
+        if damaged:
+            values["masked_records"] = float(damaged)
         return values
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -31,11 +31,23 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def open_data(config: Any, metadata: dict[str, Any] | None, allow_change: bool) -> Dataset:
+def open_data(
+    config: Any,
+    metadata: dict[str, Any] | None,
+    allow_change: bool,
+    checkpoint: str | os.PathLike[str] = "the checkpoint",
+) -> Dataset:
     """Opens the training mixture; a resumed run reads the generations that it began with.
 
+    Args:
+      config: the run's config.
+      metadata: of the checkpoint that is resumed, None for a new run.
+      allow_change: take other data of the same tokenizer, codec and layout.
+      checkpoint: what to call the checkpoint in a message.
+
     Raises:
-      UserError: if the data differs from the checkpoint's and `allow_change` is False.
+      UserError: if tokenizer, codec or layout are not the checkpoint's, or if the data differs in
+        another way and `allow_change` is False.
     """
     data = config.data.to_dict()
     if metadata is not None:
@@ -44,6 +56,8 @@ def open_data(config: Any, metadata: dict[str, Any] | None, allow_change: bool) 
             if source.get("generation", -1) == -1 and name in pinned:
                 source["generation"] = pinned[name]["generation"]
     dataset = make_dataset(data)
+    if metadata is not None:
+        _check_front_end(dataset, metadata, checkpoint)
     if metadata is not None and not allow_change and dataset.digest != metadata["data_digest"]:
         raise UserError(
             f"the data is not that of the checkpoint (digest {dataset.digest[:12]} against "
@@ -51,6 +65,50 @@ def open_data(config: Any, metadata: dict[str, Any] | None, allow_change: bool) 
             "restore them, use another --workdir, or pass --allow_data_change"
         )
     return dataset
+
+
+def _check_front_end(
+    dataset: Dataset, metadata: dict[str, Any], checkpoint: str | os.PathLike[str]
+) -> None:
+    """Refuses data whose ids mean something else than those that the checkpoint has learned.
+
+    No option lets it pass: the run would go on without an error and train on noise. The layout comes
+    last, because another tokenizer or codec mostly changes it too and is the fault to mend.
+    """
+    ids = [
+        (
+            "tokenizer",
+            "tokenizer_fingerprint",
+            dataset.tokenizer_fingerprint,
+            "bring the data over with soda retext",
+        ),
+        (
+            "codec",
+            "codec_fingerprint",
+            dataset.codec_fingerprint,
+            "tokenize the data again with that codec",
+        ),
+        (
+            "vocabulary layout",
+            "layout_fingerprint",
+            dataset.layout.fingerprint,
+            "tokenize the data again with tokenizer and codec of the checkpoint",
+        ),
+    ]
+    for what, key, found, mend in ids:
+        wanted = metadata[key]
+        # Text alone has no codec: a model of text may go on to speech, and one of speech to text.
+        if found == wanted or (key == "codec_fingerprint" and None in (found, wanted)):
+            continue
+        paths = {
+            str(dataset.config["sources"][source.name]["path"])
+            for source in dataset.sources
+            if source.manifest.codec or key != "codec_fingerprint"
+        }
+        raise UserError(
+            f"{', '.join(sorted(paths))}: the {what} has fingerprint {found}, {checkpoint} was "
+            f"trained with {wanted}; {mend}, or use another --workdir"
+        )
 
 
 def step_settings(config: Any, dataset: Dataset) -> StepSettings:
@@ -123,8 +181,17 @@ def make_program(config: Any, dataset: Dataset) -> Program:
     return Program(mesh, model, abstract, init, step)
 
 
-def run_metadata(config: Any, dataset: Dataset, windows: int) -> dict[str, Any]:
-    """What stands beside the arrays of a checkpoint: enough to resume, to check and to generate."""
+def run_metadata(
+    config: Any, dataset: Dataset, windows: int, earlier: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What stands beside the arrays of a checkpoint: enough to resume, to check and to generate.
+
+    `earlier` is that of the checkpoint that was resumed: a model of speech that goes on with text
+    alone keeps its codec.
+    """
+    codec = dataset.codec_fingerprint
+    if codec is None and earlier is not None:
+        codec = earlier["codec_fingerprint"]
     # Absolute, so that the data is found from any folder; the digest does not count where it lies.
     sources = {
         name: {**source, "path": os.path.abspath(source["path"])}
@@ -139,7 +206,7 @@ def run_metadata(config: Any, dataset: Dataset, windows: int) -> dict[str, Any]:
         "data_digest": dataset.digest,
         "layout": dataset.layout.to_json(),
         "layout_fingerprint": dataset.layout.fingerprint,
-        "codec_fingerprint": dataset.codec_fingerprint,
+        "codec_fingerprint": codec,
         "tokenizer_fingerprint": dataset.tokenizer_fingerprint,
     }
 

@@ -1,23 +1,29 @@
 """Whole runs: resuming, hooks, metrics, the data that a run keeps."""
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
+import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from train_toys import LAYOUT, leaves, write_generation
+from train_toys import CODEC, LAYOUT, leaves, write_generation
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.data.dataset import make_dataset
+from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.parallel import mesh, rules
 from soda_jax.train import loop
 from soda_jax.train import run as parts
 from soda_jax.train.loop import DONE, PREEMPTED, train
 from soda_jax.train.metrics import read_metrics
+from soda_jax.train.wandb import WandbHook
 
 # What two runs with the same numbers may differ in.
 CLOCKS = {
@@ -138,16 +144,34 @@ def test_a_run_leaves_what_is_needed_to_use_it(whole, datasets):
     assert metadata["layout_fingerprint"] == LAYOUT.fingerprint
 
 
-def test_a_finished_run_is_left_as_it_is(whole, config):
+def test_a_finished_run_is_left_as_it_is(whole, config, capsys):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").read_bytes()
     hook = Watcher()
-    assert train(config(), workdir, hooks=[hook]) == DONE
+    assert train(config(), workdir, hooks=[hook], profile_steps=(2, 3)) == DONE
     assert hook.steps == [] and (workdir / "metrics.jsonl").read_bytes() == before
+    told = "no profile of steps 2 to 3: the run is done and has 6 steps"
+    assert told in capsys.readouterr().err and not (workdir / "profile").exists()
+
+
+def test_programs_are_kept_in_the_folder_that_soda_cache_names(
+    whole, config, tmp_path, monkeypatch
+):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("SODA_CACHE", str(tmp_path / "programs"))
+    try:
+        assert train(config(), whole[0]) == DONE
+        assert jax.config.jax_compilation_cache_dir == os.environ["SODA_CACHE"]
+        monkeypatch.delenv("SODA_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        parts.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "soda_jax" / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_invariant_7_a_killed_run_repeats_the_uninterrupted_one_bit_for_bit(
-    whole, config, tmp_path
+    whole, config, tmp_path, capsys
 ):
     uninterrupted, _ = whole
     # Checkpoints at 2 and 4; killed in step 4 before its save, when the row of step 3 is written.
@@ -160,6 +184,8 @@ def test_invariant_7_a_killed_run_repeats_the_uninterrupted_one_bit_for_bit(
         file.write('{"step": 4, "loss": 1.')  # cut short by the kill
     # A trace whose first step lies before the resume is not taken, and ends nothing.
     assert train(config(), tmp_path, hooks=[Watcher(every=4)], profile_steps=(1, 4)) == DONE
+    told = "no profile of steps 1 to 4: the run goes on at step 3 and has 6 steps"
+    assert told in capsys.readouterr().err and not (tmp_path / "profile").exists()
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -197,6 +223,27 @@ def test_invariant_3_another_batch_size_after_a_resume_goes_on_with_the_next_win
     assert CheckpointReader(tmp_path / "checkpoints").metadata(4)["windows"] == 48
     # The trace was ended with the run.
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(("action", "after"), [(terminate, PREEMPTED), (kill, KilledError)])
+def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, capsys, action, after):
+    hooks = [Watcher(at=2, action=action)]
+    if after is KilledError:
+        with pytest.raises(KilledError):
+            train(config(), tmp_path, hooks=hooks, profile_steps=(2, 5))
+    else:
+        assert train(config(), tmp_path, hooks=hooks, profile_steps=(2, 5)) == after
+    assert "the profile ends before step 5: the run stops" in capsys.readouterr().err
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    # The profiler is free again: there is one in a process.
+    jax.profiler.start_trace(str(tmp_path / "another"))
+    jax.profiler.stop_trace()
+
+
+def test_a_trace_of_steps_that_the_run_does_not_have_is_named(config, tmp_path, capsys):
+    assert train(config(steps=1), tmp_path, profile_steps=(2, 3)) == DONE
+    told = "no profile of steps 2 to 3: the run goes on at step 1 and has 1 steps"
+    assert told in capsys.readouterr().err and not (tmp_path / "profile").exists()
 
 
 def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(config, tmp_path):
@@ -254,6 +301,122 @@ def test_other_data_than_the_checkpoints_is_refused_unless_allowed(config, chang
     assert parts.open_data(config(**change), metadata, True).digest != metadata["data_digest"]
 
 
+def another_front_end(datasets, folder, **fields):
+    """A copy of the data sets whose manifests say something else; returns changes for a config."""
+    changes = {}
+    for name in ("speech", "text"):
+        shutil.copytree(datasets / name, folder / name)
+        manifest = Manifest.load(folder / name)
+        shutil.rmtree(folder / name / "manifests")
+        mine = {key: value for key, value in fields.items() if key != "codec" or manifest.codec}
+        dataclasses.replace(manifest, **mine).save(folder / name)
+        changes[f"data__sources__{name}__path"] = str(folder / name)
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("what", "fields", "ours", "theirs", "mend"),
+    [
+        ("codec", {"codec": {**CODEC, "fingerprint": "new"}}, "new", "toy", "tokenize the data ag"),
+        ("tokenizer", {"tokenizer_fingerprint": "new"}, "new", "toy", "with soda retext"),
+        (
+            "vocabulary layout",
+            {"layout": dataclasses.replace(LAYOUT, text_size=48)},
+            dataclasses.replace(LAYOUT, text_size=48).fingerprint,
+            LAYOUT.fingerprint,
+            "tokenize the data again",
+        ),
+    ],
+)
+def test_data_of_another_front_end_is_refused_even_if_other_data_is_allowed(
+    whole, config, datasets, tmp_path, what, fields, ours, theirs, mend
+):
+    workdir, _ = whole
+    other = config(**another_front_end(datasets, tmp_path, **fields), steps=9)
+    for allowed in (True, False):
+        with pytest.raises(UserError) as error:
+            train(other, workdir, allow_data_change=allowed)
+        told = str(error.value)
+        assert f"the {what} has fingerprint {ours}," in told and "\n" not in told
+        assert f"{workdir / 'checkpoints'} was trained with {theirs};" in told and mend in told
+        # A text data set has no codec to be blamed for.
+        assert str(tmp_path / "speech") in told
+        assert (str(tmp_path / "text") in told) == (what != "codec")
+    assert len(rows_of(workdir)) == 6
+
+
+def test_a_model_of_text_may_go_on_to_speech_and_back_and_keeps_its_codec(config):
+    def text_alone():
+        settings = config()
+        with settings.unlocked():
+            del settings.data.sources.speech
+        return settings
+
+    text = parts.open_data(text_alone(), None, False)
+    text_metadata = parts.run_metadata(text_alone(), text, 0)
+    assert text_metadata["codec_fingerprint"] is None
+    both = parts.open_data(config(), text_metadata, True)
+    metadata = parts.run_metadata(config(), both, 0, text_metadata)
+    assert metadata["codec_fingerprint"] == "toy"
+    again = parts.open_data(text_alone(), metadata, True)
+    assert parts.run_metadata(text_alone(), again, 0, metadata)["codec_fingerprint"] == "toy"
+
+
+def test_damaged_records_that_are_masked_are_counted_in_the_metrics(config, datasets, tmp_path):
+    shutil.copytree(datasets / "text", tmp_path / "text")
+    (tmp_path / "text" / "train" / "shard-00000.array_record").unlink()
+    settings = config(
+        data__sources__text__path=str(tmp_path / "text"), data__damaged="mask", steps=2
+    )
+    assert train(settings, tmp_path / "run") == DONE
+    counts = [row["masked_records"] for row in rows_of(tmp_path / "run")]
+    assert 0 < counts[0] <= counts[1] <= 60 and "loss/text/text" not in rows_of(tmp_path / "run")[0]
+
+
+def test_records_to_mask_can_be_named_on_the_command_line(config, tmp_path):
+    (tmp_path / "m.txt").write_text("shard-00000.array_record 3\n")
+    settings = config()
+    settings.update_from_flattened_dict({"data.sources.speech.masked": str(tmp_path / "m.txt")})
+    masked = parts.open_data(settings, None, False)
+    assert masked.summary()["speech"]["masked_records"] == 1
+    assert masked.digest != parts.open_data(config(), None, False).digest
+
+
+class FakeWandb(types.ModuleType):
+    """Stands for the package: notes what it is given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.starts, self.logged = [], []
+
+    def init(self, **settings):
+        self.starts.append(settings)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values["loss/all"]))
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(config, tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    hooks = [WandbHook("songs", 1), Watcher(at=2, action=terminate)]
+    assert train(config(), tmp_path, hooks=hooks) == PREEMPTED
+    assert train(config(), tmp_path, hooks=[WandbHook("songs", 2)]) == DONE
+    first, second = fake.starts
+    assert first["project"] == second["project"] == "songs" and first["config"]["steps"] == 6
+    assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text().strip() != ""
+    assert first["resume"] == second["resume"] == "allow"
+    losses = {row["step"]: row["loss/all"] for row in rows_of(tmp_path)}
+    assert fake.logged == [(step, losses[step]) for step in (1, 2, 4, 6)]
+
+
+def test_wandb_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"wandb is missing: pip install 'soda-jax\[wandb\]'"):
+        WandbHook("songs", 1)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -285,8 +448,6 @@ def test_the_state_is_sharded_as_its_parameters(config, datasets):
     def note(path, leaf):
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
         by_name[".".join(names)] = leaf.sharding
-
-    import jax
 
     jax.tree_util.tree_map_with_path(note, program.abstract)
     made = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
