@@ -68,17 +68,23 @@ def default() -> ConfigDict:
 
 
 def source(
-    path: str, weight: float, *, order: str = "both", composition: str = "S+A+T"
+    path: str,
+    weight: float,
+    *,
+    order: str = "both",
+    composition: str = "S+A+T",
+    codebooks: int = 0,
 ) -> ConfigDict:
-    """A data source: a tokenised dataset and the view under which it is read."""
+    """A data source: a tokenised dataset and the view under which it is read; 0 codebooks are all."""
     return ConfigDict(
         {
             "path": path,
             "weight": weight,
             "order": order,
             "composition": composition,
-            "codebooks": 0,
+            "codebooks": codebooks,
             "denied": "",
+            "masked": "",
             "generation": -1,
         }
     )

@@ -30,7 +30,9 @@ def get_config():
     config.data.sequence_length = 256
     config.data.sources = ConfigDict(
         {
-            "speech": base.source("demo/speech", 0.95),
+            "speech": base.source("demo/speech", 0.65),
+            # See configs/numbers.py.
+            "semantic": base.source("demo/speech", 0.30, codebooks=1),
             "text": base.source("demo/text", 0.05, order="text_first", composition="text"),
         }
     )

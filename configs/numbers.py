@@ -18,7 +18,7 @@ from soda_jax.configs import base
 
 def get_config():
     config = base.default()
-    config.steps = 2400
+    config.steps = 6000
     config.batch_size = 8
     config.model.update(
         layers=4,
@@ -35,12 +35,16 @@ def get_config():
     config.data.sequence_length = 512
     config.data.sources = ConfigDict(
         {
-            "speech": base.source("numbers/speech", 0.97),
+            "speak": base.source("numbers/speech", 0.35, order="text_first"),
+            "listen": base.source("numbers/speech", 0.25, order="audio_first"),
+            # Text and semantic tokens alone: an utterance is 25 tokens, not 125, and in them which
+            # word comes next is learned many times sooner than from whole frames.
+            "semantic": base.source("numbers/speech", 0.37, codebooks=1),
             "text": base.source("numbers/text", 0.03, order="text_first", composition="text"),
         }
     )
     config.optimizer.update(
-        peak=2.5e-3, warmup=0.125, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05
+        peak=2.5e-3, warmup=0.05, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05
     )
     config.checkpoint.update(every_steps=500, every_minutes=5.0, keep=2)
     config.evaluate.update(every_steps=500, batches=16)

@@ -125,6 +125,7 @@ def _train_command(home: Path, steps: int) -> list[str]:
         "--config=configs/demo.py",
         f"--workdir={home}/run",
         f"--config.data.sources.speech.path={home}/speech",
+        f"--config.data.sources.semantic.path={home}/speech",
         f"--config.data.sources.text.path={home}/text",
     ]
     return command + ([f"--config.steps={steps}"] if steps else [])
