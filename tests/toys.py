@@ -1,10 +1,37 @@
-"""What the tests of model and training share."""
+"""What the tests of several packages share."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from soda_jax.model import ModelFunctions
+
+# A decoder of a few thousand parameters, but for its vocabulary, MLP and rotary positions.
+SHAPE = {
+    "layers": 2,
+    "width": 16,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "compute_dtype": "float32",
+    "remat": "none",
+}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def exact_and_soon() -> Iterator[None]:
+    """f32 products are f32 products, on any backend; programs this small need no optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.default_matmul_precision("highest"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random_params(model: ModelFunctions, seed: int = 0) -> dict:
@@ -16,3 +43,32 @@ def random_params(model: ModelFunctions, seed: int = 0) -> dict:
         return jnp.asarray(mean + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(make, model.abstract)
+
+
+def run_two(
+    program: str, *arguments: str, environment: Mapping[str, str], timeout: float
+) -> tuple[list[int], list[str]]:
+    """Runs `program PORT NUMBER ARGUMENTS…` as processes 0 and 1 of one job.
+
+    Returns:
+      exit codes and what each printed, stderr included.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, port, str(number), *arguments],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=timeout)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], told

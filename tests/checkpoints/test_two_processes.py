@@ -1,9 +1,8 @@
 """Two real processes with two devices each: one checkpoint, one choice, one agreement."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
+
+from toys import run_two
 
 PROGRAM = """
 import sys
@@ -51,27 +50,10 @@ print("agreed")
 """
 
 
-def test_invariant_8_two_processes_save_choose_and_restore_alike(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+def test_invariant_8_two_processes_save_choose_and_restore_alike(tmp_path):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     here = str(Path(__file__).parent)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(number), str(tmp_path), here],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=120)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, text in zip(running, told, strict=True):
-        assert process.returncode == 0 and "agreed" in text, text
+    codes, told = run_two(PROGRAM, str(tmp_path), here, environment=flags, timeout=120)
+    assert codes == [0, 0] and all("agreed" in text for text in told), told
     # Process 0 tells the user; the other stays silent.
     assert "checkpoint 2 skipped" in told[0] and "skipped" not in told[1]

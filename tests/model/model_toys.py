@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from toys import SHAPE
 
 from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, VocabularyBlocks
 
@@ -12,15 +13,9 @@ from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, Vocabulary
 VOCABULARY = VocabularyBlocks(21, (9, 4, 7))
 TINY = DecoderConfig(
     vocabulary=VOCABULARY,
-    layers=2,
-    width=16,
     mlp_width=24,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
     rope=RopeConfig(theta=100.0, factor=1.0),
-    compute_dtype="float32",
-    remat="none",
+    **SHAPE,
 )
 
 

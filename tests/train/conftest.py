@@ -6,19 +6,12 @@ from typing import Any
 
 import jax
 import pytest
-from toys import random_params
+from run_toys import Watcher
+from toys import exact_and_soon, random_params  # noqa: F401, a fixture
 from train_toys import make_model, tiny_config, write_datasets
 
 from soda_jax.model import ModelFunctions
-
-
-@pytest.fixture(autouse=True, scope="package")
-def exact_and_soon() -> Iterator[None]:
-    """f32 products are f32 products, on any backend; programs this small need no optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.default_matmul_precision("highest"):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+from soda_jax.train.loop import DONE, train
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -53,3 +46,12 @@ def model() -> ModelFunctions:
 def params(model: ModelFunctions) -> dict:
     """Random parameters of `model`."""
     return random_params(model)
+
+
+@pytest.fixture(scope="package")
+def whole(tmp_path_factory: pytest.TempPathFactory, datasets: Path) -> tuple[Path, Watcher]:
+    """The workdir of an uninterrupted run of six steps, and its hook; not to be changed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    hook = Watcher(every=4)
+    assert train(tiny_config(datasets), workdir, hooks=[hook]) == DONE
+    return workdir, hook

@@ -1,66 +1,30 @@
-"""Whole runs: resuming, hooks, metrics, the data that a run keeps."""
+"""Whole runs: resuming, hooks, metrics, traces, settings that do not fit."""
 
-import dataclasses
 import json
 import os
 import shutil
 import signal
-import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from train_toys import CODEC, LAYOUT, leaves, write_generation
+from run_toys import KilledError, Watcher, kill, rows_of, terminate
+from train_toys import LAYOUT, leaves
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.data.dataset import make_dataset
-from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.parallel import mesh, rules
 from soda_jax.train import loop
 from soda_jax.train import run as parts
 from soda_jax.train.loop import DONE, PREEMPTED, train
-from soda_jax.train.metrics import read_metrics
-from soda_jax.train.wandb import WandbHook
 
 # What two runs with the same numbers may differ in.
 CLOCKS = {
     "seconds", "tokens_per_second", "audio_seconds_per_second", "flops_per_second", "mfu",
     "data_wait_seconds",
 }  # fmt: skip
-
-
-class Watcher:
-    """A hook that notes the steps it is called at, and does something at one of them."""
-
-    def __init__(self, every=1, at=0, action=None):
-        self.every, self.steps, self._at, self._action = every, [], at, action
-        self.views = []
-
-    def __call__(self, run):
-        self.steps.append(run.step)
-        self.views.append((run.workdir, dict(run.metrics), run.dataset.source_names))
-        if run.step == self._at:
-            self._action()
-        return {} if self._action else {"watched/twice": 2.0 * run.step}
-
-
-class KilledError(Exception):
-    pass
-
-
-def kill():
-    raise KilledError
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def rows_of(workdir):
-    return read_metrics(workdir / "metrics.jsonl")
 
 
 def without_clocks(rows):
@@ -89,17 +53,6 @@ def assert_same_run(workdir, other, step=6):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     assert metadata == metadata_wanted
     assert without_clocks(rows_of(workdir)) == without_clocks(rows_of(other))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, datasets):
-    """The workdir of an uninterrupted run of six steps, and its hook."""
-    from train_toys import tiny_config
-
-    workdir = tmp_path_factory.mktemp("whole")
-    hook = Watcher(every=4)
-    assert train(tiny_config(datasets), workdir, hooks=[hook]) == DONE
-    return workdir, hook
 
 
 def test_hooks_are_called_at_their_steps_and_after_the_last_one(whole):
@@ -259,162 +212,6 @@ def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(co
     with pytest.raises(UserError, match="step 4: 3 updates"):
         train(broken, tmp_path)
     assert [row["skipped"] for row in rows_of(tmp_path)] == [0, 1, 2]
-
-
-def test_invariant_1_a_running_job_keeps_its_data_when_some_is_appended(config, datasets, tmp_path):
-    for name in ("speech", "text"):
-        shutil.copytree(datasets / name, tmp_path / name)
-    settings = config(
-        data__sources__speech__path=str(tmp_path / "speech"),
-        data__sources__text__path=str(tmp_path / "text"),
-    )
-    before = parts.open_data(settings, None, False)
-    metadata = parts.run_metadata(settings, before, 0)
-    write_generation(tmp_path / "speech", "speech", 7, 30)
-    resumed = parts.open_data(settings, metadata, False)
-    assert resumed.digest == before.digest
-    assert resumed.config["sources"]["speech"]["generation"] == 0
-    np.testing.assert_array_equal(
-        resumed.batch(0, range(20)).tokens, before.batch(0, range(20)).tokens
-    )
-    fresh = parts.open_data(settings, None, False)
-    assert fresh.digest != before.digest and fresh.sources[0].windows > before.sources[0].windows
-    # A source that names no generation at all follows the checkpoint as well.
-    with settings.unlocked():
-        del settings.data.sources.speech.generation
-    assert parts.open_data(settings, metadata, False).digest == before.digest
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"data__sources__speech__weight": 2.0},
-        {"data__seed": 1},
-        {"data__sequence_length": 16},
-        {"data__sources__speech__order": "text_first"},
-    ],
-)
-def test_other_data_than_the_checkpoints_is_refused_unless_allowed(config, change):
-    metadata = parts.run_metadata(config(), parts.open_data(config(), None, False), 0)
-    with pytest.raises(UserError, match=r"the data is not that of the checkpoint .*--allow_data_c"):
-        parts.open_data(config(**change), metadata, False)
-    assert parts.open_data(config(**change), metadata, True).digest != metadata["data_digest"]
-
-
-def another_front_end(datasets, folder, **fields):
-    """A copy of the data sets whose manifests say something else; returns changes for a config."""
-    changes = {}
-    for name in ("speech", "text"):
-        shutil.copytree(datasets / name, folder / name)
-        manifest = Manifest.load(folder / name)
-        shutil.rmtree(folder / name / "manifests")
-        mine = {key: value for key, value in fields.items() if key != "codec" or manifest.codec}
-        dataclasses.replace(manifest, **mine).save(folder / name)
-        changes[f"data__sources__{name}__path"] = str(folder / name)
-    return changes
-
-
-@pytest.mark.parametrize(
-    ("what", "fields", "ours", "theirs", "mend"),
-    [
-        ("codec", {"codec": {**CODEC, "fingerprint": "new"}}, "new", "toy", "tokenize the data ag"),
-        ("tokenizer", {"tokenizer_fingerprint": "new"}, "new", "toy", "with soda retext"),
-        (
-            "vocabulary layout",
-            {"layout": dataclasses.replace(LAYOUT, text_size=48)},
-            dataclasses.replace(LAYOUT, text_size=48).fingerprint,
-            LAYOUT.fingerprint,
-            "tokenize the data again",
-        ),
-    ],
-)
-def test_data_of_another_front_end_is_refused_even_if_other_data_is_allowed(
-    whole, config, datasets, tmp_path, what, fields, ours, theirs, mend
-):
-    workdir, _ = whole
-    other = config(**another_front_end(datasets, tmp_path, **fields), steps=9)
-    for allowed in (True, False):
-        with pytest.raises(UserError) as error:
-            train(other, workdir, allow_data_change=allowed)
-        told = str(error.value)
-        assert f"the {what} has fingerprint {ours}," in told and "\n" not in told
-        assert f"{workdir / 'checkpoints'} was trained with {theirs};" in told and mend in told
-        # A text data set has no codec to be blamed for.
-        assert str(tmp_path / "speech") in told
-        assert (str(tmp_path / "text") in told) == (what != "codec")
-    assert len(rows_of(workdir)) == 6
-
-
-def test_a_model_of_text_may_go_on_to_speech_and_back_and_keeps_its_codec(config):
-    def text_alone():
-        settings = config()
-        with settings.unlocked():
-            del settings.data.sources.speech
-        return settings
-
-    text = parts.open_data(text_alone(), None, False)
-    text_metadata = parts.run_metadata(text_alone(), text, 0)
-    assert text_metadata["codec_fingerprint"] is None
-    both = parts.open_data(config(), text_metadata, True)
-    metadata = parts.run_metadata(config(), both, 0, text_metadata)
-    assert metadata["codec_fingerprint"] == "toy"
-    again = parts.open_data(text_alone(), metadata, True)
-    assert parts.run_metadata(text_alone(), again, 0, metadata)["codec_fingerprint"] == "toy"
-
-
-def test_damaged_records_that_are_masked_are_counted_in_the_metrics(config, datasets, tmp_path):
-    shutil.copytree(datasets / "text", tmp_path / "text")
-    (tmp_path / "text" / "train" / "shard-00000.array_record").unlink()
-    settings = config(
-        data__sources__text__path=str(tmp_path / "text"), data__damaged="mask", steps=2
-    )
-    assert train(settings, tmp_path / "run") == DONE
-    counts = [row["masked_records"] for row in rows_of(tmp_path / "run")]
-    assert 0 < counts[0] <= counts[1] <= 60 and "loss/text/text" not in rows_of(tmp_path / "run")[0]
-
-
-def test_records_to_mask_can_be_named_on_the_command_line(config, tmp_path):
-    (tmp_path / "m.txt").write_text("shard-00000.array_record 3\n")
-    settings = config()
-    settings.update_from_flattened_dict({"data.sources.speech.masked": str(tmp_path / "m.txt")})
-    masked = parts.open_data(settings, None, False)
-    assert masked.summary()["speech"]["masked_records"] == 1
-    assert masked.digest != parts.open_data(config(), None, False).digest
-
-
-class FakeWandb(types.ModuleType):
-    """Stands for the package: notes what it is given."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.starts, self.logged = [], []
-
-    def init(self, **settings):
-        self.starts.append(settings)
-        return self
-
-    def log(self, values, step):
-        self.logged.append((step, values["loss/all"]))
-
-
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(config, tmp_path, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    hooks = [WandbHook("songs", 1), Watcher(at=2, action=terminate)]
-    assert train(config(), tmp_path, hooks=hooks) == PREEMPTED
-    assert train(config(), tmp_path, hooks=[WandbHook("songs", 2)]) == DONE
-    first, second = fake.starts
-    assert first["project"] == second["project"] == "songs" and first["config"]["steps"] == 6
-    assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text().strip() != ""
-    assert first["resume"] == second["resume"] == "allow"
-    losses = {row["step"]: row["loss/all"] for row in rows_of(tmp_path)}
-    assert fake.logged == [(step, losses[step]) for step in (1, 2, 4, 6)]
-
-
-def test_wandb_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb is missing: pip install 'soda-jax\[wandb\]'"):
-        WandbHook("songs", 1)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import run_two
 from train_toys import tiny_config
 
 from soda_jax.checkpoints import CheckpointReader
@@ -17,9 +17,7 @@ from soda_jax.train.loop import DONE, PREEMPTED, train
 from soda_jax.train.metrics import read_metrics
 
 CONFIG = """
-import sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
 from train_toys import tiny_config
 
 def get_config():
@@ -29,8 +27,7 @@ def get_config():
 TWO = """
 import os, signal, sys
 from pathlib import Path
-port, number, datasets, workdir, here = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
-sys.path.insert(0, here)
+port, number, datasets, workdir = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 from soda_jax.parallel import hosts
 hosts.start(f"localhost:{port}", 2, number)
 import jax
@@ -55,14 +52,14 @@ with jax.default_matmul_precision("highest"):
 @pytest.fixture
 def environment():
     """Variables for a process that compiles as quickly as the tests do."""
-    here = Path(__file__).parents[2]
-    return {**os.environ, "PYTHONPATH": str(here), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    return {**os.environ, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def test_invariant_8_sigterm_to_soda_train_saves_and_exits_with_75(datasets, tmp_path, environment):
     file, workdir = tmp_path / "long.py", tmp_path / "run"
-    here = str(Path(__file__).parent)
-    file.write_text(CONFIG.format(here=here, datasets=str(datasets)))
+    file.write_text(CONFIG.format(datasets=str(datasets)))
     command = [sys.executable, "-m", "soda_jax.cli", "train", f"--config={file}"]
     command += [f"--workdir={workdir}", "--config.evaluate.every_steps=0"]
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -87,27 +84,10 @@ def test_invariant_7_two_processes_give_the_numbers_of_one_and_stop_at_an_agreed
     datasets, tmp_path, environment
 ):
     assert train(tiny_config(datasets), tmp_path / "one") == DONE
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-    arguments = [str(datasets), str(tmp_path / "two"), str(Path(__file__).parent)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, port, str(number), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=180)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [PREEMPTED] * 2, told
+    arguments = [str(datasets), str(tmp_path / "two")]
+    codes, told = run_two(TWO, *arguments, environment=environment, timeout=180)
+    assert codes == [PREEMPTED] * 2, told
     assert all("asked to stop: saved step 3" in text for text in told)
     reader = CheckpointReader(tmp_path / "two" / "checkpoints")
     assert reader.choose().step == 3

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from toys import SHAPE
 
 from soda_jax.configs import base
 from soda_jax.data.manifest import Manifest
@@ -69,16 +70,7 @@ def tiny_config(datasets: Path, **changes: Any) -> ConfigDict:
     """Six steps of a model with a few thousand parameters on eight devices."""
     config = base.default()
     config.steps, config.batch_size = 6, 8
-    config.model.update(
-        layers=2,
-        width=16,
-        mlp_width=32,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        compute_dtype="float32",
-        remat="none",
-    )
+    config.model.update(mlp_width=32, **SHAPE)
     config.model.rope.update(theta=100.0, factor=1.0)
     config.data.sequence_length = 32
     config.data.sources = ConfigDict(
@@ -101,15 +93,9 @@ def tiny_config(datasets: Path, **changes: Any) -> ConfigDict:
 
 MODEL = DecoderConfig(
     vocabulary=VocabularyBlocks(LAYOUT.audio_base, LAYOUT.codebook_sizes),
-    layers=2,
-    width=16,
     mlp_width=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
     rope=RopeConfig(theta=100.0, factor=1.0),
-    compute_dtype="float32",
-    remat="none",
+    **SHAPE,
 )
 
 
