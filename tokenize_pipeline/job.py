@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +23,7 @@ from tokenize_pipeline.options import Options, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, plan_folder
 from tokenize_pipeline.planner import describe_inputs, make_plan, speech_weight, text_weight
 from tokenize_pipeline.readers import Reader, find_reader
-from tokenize_pipeline.results import forget, has_result, is_finished
+from tokenize_pipeline.results import forget, has_result, is_finished, read_progress
 from tokenize_pipeline.sweep import remove_shards, shard_number, sweep
 from tokenize_pipeline.worker import Job, load_codec_once
 
@@ -241,7 +241,10 @@ def _run(job: Job, plan: Plan, options: Options) -> None:
     unit = "seconds of audio" if plan.settings["kind"] == "speech" else "bytes of text"
     total = sum(round(shard.weight) for shard in plan.shards)
     start = total - sum(round(shard.weight) for shard in pending)
-    with progress(f"tokenizing, {unit}", total, start=start) as bar, _watch(folder, pending, bar):
+    with (
+        progress(f"tokenizing, {unit}", total, start=start) as bar,
+        _watch(_looker(folder, pending, bar)),
+    ):
         run_graph(job, pending, options.runner, options.beam_options)
 
 
@@ -254,16 +257,31 @@ def _beam() -> ModuleType:
         logging.disable(logging.NOTSET)
 
 
-@contextlib.contextmanager
-def _watch(folder: Path, pending: Sequence[ShardPlan], bar: Progress) -> Iterator[None]:
-    """Advances `bar` as results appear, whichever process or machine writes them."""
-    stop, waiting = threading.Event(), list(pending)
+def _looker(folder: Path, pending: Sequence[ShardPlan], bar: Progress) -> Callable[[], None]:
+    """Returns a function that advances `bar` by what the workers have noted since its last call."""
+    waiting = list(pending)
+    counted = dict.fromkeys((shard.name for shard in pending), 0)
 
     def look() -> None:
-        for shard in [shard for shard in waiting if has_result(folder, shard)]:
-            waiting.remove(shard)
-            done = len(pending) - len(waiting)
-            bar.advance(round(shard.weight), f"shard {done} of {len(pending)}")
+        advanced = 0
+        for shard in list(waiting):
+            finished = has_result(folder, shard)
+            if finished:
+                waiting.remove(shard)
+            part = 1.0 if finished else read_progress(folder, shard)
+            # A shard that another worker began anew does not move the bar back.
+            now = max(round(part * round(shard.weight)), counted[shard.name])
+            advanced += now - counted[shard.name]
+            counted[shard.name] = now
+        bar.advance(advanced, f"{len(pending) - len(waiting)} of {len(pending)} shards")
+
+    return look
+
+
+@contextlib.contextmanager
+def _watch(look: Callable[[], None]) -> Iterator[None]:
+    """Calls `look` now and then from a thread, and once more at the end."""
+    stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(_WATCH_SECONDS):

@@ -36,6 +36,7 @@ class ShardResult:
         # ASCII with escapes: a file name may hold what UTF-8 cannot write.
         text = json.dumps(dataclasses.asdict(self), indent=1)
         write_atomic(_path(folder, shard), text + "\n")
+        _progress_path(folder, shard).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, shard: ShardPlan) -> "ShardResult":
@@ -52,6 +53,26 @@ class ShardResult:
 
 def _path(folder: Path, shard: ShardPlan) -> Path:
     return folder / "results" / f"{shard.name}.json"
+
+
+def _progress_path(folder: Path, shard: ShardPlan) -> Path:
+    # Named as the temporary files are, so that `sweep` removes what a killed worker leaves.
+    return folder / "results" / f".{shard.name}.json.progress"
+
+
+def note_progress(folder: Path, shard: ShardPlan, part: float) -> None:
+    """Tells whoever watches that `part` (0 to 1) of the shard's work is done."""
+    path = _progress_path(folder, shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{part:.4f}")  # a torn file costs nothing: it is read again soon
+
+
+def read_progress(folder: Path, shard: ShardPlan) -> float:
+    """The part (0 to 1) of the shard that its worker noted last; 0 if it noted nothing."""
+    try:
+        return min(float(_progress_path(folder, shard).read_text()), 1.0)
+    except (OSError, ValueError):
+        return 0.0
 
 
 def has_result(folder: Path, shard: ShardPlan) -> bool:
@@ -79,3 +100,4 @@ def is_finished(dataset: Path, folder: Path, plan: Plan, shard: ShardPlan) -> bo
 def forget(folder: Path, shard: ShardPlan) -> None:
     """Removes a result that is not valid, so that it is not taken for progress."""
     _path(folder, shard).unlink(missing_ok=True)
+    _progress_path(folder, shard).unlink(missing_ok=True)

@@ -6,6 +6,8 @@ point: the shard is simply done again, with the same bytes.
 
 import dataclasses
 import functools
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,14 @@ from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from tokenize_pipeline.plan import ShardPlan, plan_folder, read_documents
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow
 from tokenize_pipeline.readers import DocumentSource
-from tokenize_pipeline.results import ShardResult
+from tokenize_pipeline.results import ShardResult, note_progress
 from tokenize_pipeline.sound import expected_seconds, load_sound
 from tokenize_pipeline.sweep import shard_file
 
 BATCH_CLIPS = 32
 BATCH_SECONDS = 240.0
 PIECE_SECONDS = 60.0
+_NOTE_SECONDS = 2.0
 
 Place = tuple[int, int]  # (document of the shard, utterance of the document)
 
@@ -67,7 +70,8 @@ def tokenize_shard(job: Job, shard: ShardPlan) -> ShardResult:
     tokenizer = load_tokenizer(Path(job.dataset) / "tokenizer")
     bad: dict[Place, BadInputError] = {}
     texts = _tokenize_texts(documents, tokenizer, bad)
-    codes = _encode(documents, list(texts), job, bad) if job.codec else None
+    note = functools.partial(note_progress, folder, shard)
+    codes = _encode(documents, list(texts), job, bad, note) if job.codec else None
     nothing = np.zeros((0, len(job.codebook_sizes)), np.uint16)
     utterances = {
         place: Utterance(text, ids, nothing if codes is None else codes[place])
@@ -132,9 +136,17 @@ def _text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
 
 
 def _encode(
-    documents: list[DocumentSource], places: list[Place], job: Job, bad: dict[Place, BadInputError]
+    documents: list[DocumentSource],
+    places: list[Place],
+    job: Job,
+    bad: dict[Place, BadInputError],
+    note: Callable[[float], None],
 ) -> dict[Place, np.ndarray]:
-    """Codes of every utterance whose audio is good, uint16 `[frames, codebooks]`."""
+    """Codes of every utterance whose audio is good, uint16 `[frames, codebooks]`.
+
+    Args:
+      note: is told now and then which part of the seconds is done.
+    """
     assert job.codec is not None
     codec = load_codec_once(job.codec)
     source = {place: documents[place[0]].utterances[place[1]] for place in places}
@@ -145,6 +157,7 @@ def _encode(
         except BadInputError as error:
             bad[place] = error
     codes: dict[Place, np.ndarray] = {}
+    total, done, noted = sum(seconds.values()), 0.0, time.monotonic()
     for batch in _batches(seconds):
         clips: dict[Place, np.ndarray] = {}
         for place in batch:
@@ -153,6 +166,10 @@ def _encode(
             except BadInputError as error:
                 bad[place] = error
         codes |= zip(clips, _encode_batch(codec, list(clips.values())), strict=True)
+        done += sum(seconds[place] for place in batch)
+        if time.monotonic() - noted >= _NOTE_SECONDS:
+            noted = time.monotonic()
+            note(done / total)
     return codes
 
 

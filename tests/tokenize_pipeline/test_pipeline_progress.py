@@ -1,0 +1,57 @@
+"""What a job shows of its work, and that nothing of it stays."""
+
+import pytest
+from pipeline_toys import make_corpus
+
+from tokenize_pipeline import job, worker
+from tokenize_pipeline.options import Options
+from tokenize_pipeline.plan import ShardPlan
+from tokenize_pipeline.results import note_progress, read_progress
+
+SHARD = ShardPlan("train", 0, 4, 4, 100.0, "")
+
+
+class Bar:
+    def __init__(self):
+        self.amounts = []
+
+    def advance(self, amount, note=""):
+        self.amounts.append(amount)
+
+
+def test_a_worker_notes_each_batch_and_nothing_stays(tmp_path, toy_codec, monkeypatch):
+    noted = []
+
+    def spy(folder, shard, part):
+        note_progress(folder, shard, part)
+        noted.append((part, read_progress(folder, shard)))
+
+    monkeypatch.setattr(worker, "note_progress", spy)
+    monkeypatch.setattr(worker, "_NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "BATCH_CLIPS", 2)
+    source = make_corpus(tmp_path / "corpus")
+    options = Options(
+        source, str(tmp_path / "data"), codec="toy", validation_fraction=0.0, shards=1
+    )
+    job.tokenize(options)
+    parts = [part for part, _ in noted]
+    assert len(parts) == 9 and parts == sorted(parts) and parts[-1] == pytest.approx(1.0)
+    assert all(read == pytest.approx(part, abs=1e-4) for part, read in noted)
+    assert not list((tmp_path / "data").rglob("*.progress"))
+
+
+def test_the_bar_moves_within_a_shard_and_never_back(tmp_path):
+    bar = Bar()
+    look = job._looker(tmp_path, [SHARD], bar)
+    for part in (0.25, 0.5, 0.1, 7.0):
+        note_progress(tmp_path, SHARD, part)
+        look()
+    assert bar.amounts == [25, 25, 0, 50]
+
+
+def test_a_torn_note_counts_as_none(tmp_path):
+    assert read_progress(tmp_path, SHARD) == 0.0
+    note_progress(tmp_path, SHARD, 0.5)
+    (path,) = tmp_path.rglob("*.progress")
+    path.write_text("0.5x")
+    assert read_progress(tmp_path, SHARD) == 0.0
