@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+# Bars while packages come; one line where nobody looks at a terminal.
+QUIET := $(shell test -t 2 || echo --quiet)
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .PHONY: help demo test lint bench golden clean
@@ -46,7 +48,7 @@ $(STAMP): requirements.lock setup.py
 	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@echo "installing requirements.lock into .venv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
-	  && $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python -r requirements.lock \
-	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	  && $(BIN)/uv pip install $(QUIET) --system-certs --python $(BIN)/python -r requirements.lock \
+	  || $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

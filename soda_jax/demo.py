@@ -4,6 +4,7 @@ Each stage leaves files behind and is skipped when they are whole, so that a sec
 where the first one stopped.
 """
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -41,17 +42,35 @@ def run_demo(folder: str | Path, clips: int, steps: int = 0) -> Path:
     """
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
-    _same_settings(home, {"clips": clips, "steps": steps, "codebook_size": CODEBOOK_SIZE})
+    _same_settings(
+        home,
+        {
+            "clips": clips,
+            "steps": steps,
+            "codebook_size": CODEBOOK_SIZE,
+            "configs/demo.py": _config_digest(),
+        },
+    )
     stages = _Stages(home / "stages.json")
     stages.run("speech and text", lambda: _synthesise(home, clips))
     stages.run("codec", lambda: _fit_codec(home))
     stages.run("tokenise", lambda: _tokenise(home))
     stages.run("train, stopped half-way and resumed", lambda: _train(home, steps))
     stages.run("evaluate", lambda: _evaluate(home))
-    return _report(home, stages)
+    page = home / "report.html"
+    if not page.exists():
+        _report(home, stages)
+    return page
 
 
-def _same_settings(home: Path, settings: dict[str, int]) -> None:
+def _config_digest() -> str:
+    from soda_jax.configs import demo
+
+    settings = json.dumps(demo.get_config().to_dict(), sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+
+def _same_settings(home: Path, settings: dict[str, Any]) -> None:
     path = home / "settings.json"
     if path.exists() and (before := json.loads(path.read_text("utf-8"))) != settings:
         raise UserError(f"{home} holds a demo of {before}, not {settings}: give another --output")
@@ -175,8 +194,8 @@ def _evaluate(home: Path) -> None:
     write_json(home / "evaluation.json", evaluate(home / "run", options))
 
 
-def _report(home: Path, stages: _Stages) -> Path:
-    """Generates the samples and writes the page; both are done again each time."""
+def _report(home: Path, stages: _Stages) -> None:
+    """Generates the samples and writes the page."""
     import soda_jax
     from soda_jax.data.manifest import Manifest
     from soda_jax.report.content import ReportContent
@@ -229,7 +248,6 @@ def _report(home: Path, stages: _Stages) -> Path:
         peak=f"{starts[-1]['peak_flops'] / 1e12:.3g} TFLOP/s, {starts[-1]['peak_source']}",
     )
     write_report(home / "report.html", content)
-    return home / "report.html"
 
 
 def _samples(home: Path, model: Any) -> list[Any]:
