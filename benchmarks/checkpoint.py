@@ -10,7 +10,6 @@ costs, not the disk; a plain read of the same bytes stands beside them.
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from _machine import describe_machine
 
 from soda_jax.checkpoints import Checkpointer, CheckpointReader, digest
 from soda_jax.progress import track
@@ -129,7 +129,7 @@ def main() -> None:
         ]
     print(
         f"\n{megabytes:.0f} MB of f32, {len(arrays)} arrays; {args.repeats} rounds; "
-        f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}\n"
+        f"{describe_machine()}, {jax.devices()[0].device_kind}\n"
     )
     print("| what | median | range | MB/s | limited by |\n|---|---|---|---|---|")
     for name in rounds[0]:

@@ -8,8 +8,6 @@ audio does not have, by the word error rate of Whisper tiny.en (inside the wheel
 """
 
 import argparse
-import os
-import platform
 import random
 import statistics
 import time
@@ -18,6 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from _machine import describe_machine
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import log_mel
@@ -158,7 +157,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25, help="audio to fit on")
     parser.add_argument("--corpora", default=",".join(CORPORA), help="%(default)s")
     parser.add_argument("--sizes", default="8x512", help="codebooks x entries, several by commas")
-    parser.add_argument("--fits", type=int, default=1, help="fits timed")
+    parser.add_argument("--fits", type=int, default=3, help="fits timed")
     parser.add_argument("--repeats", type=int, default=3, help="encodings and decodings timed")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -167,7 +166,7 @@ def main() -> None:
     rows = [row for name in args.corpora.split(",") for row in measure(name, args, listener)]
     print(
         f"\nMel codec at 12.5 frames/s, fitted on {args.minutes:g} minutes of one synthetic voice; "
-        f"{args.clips} held-out clips a row.\n{platform.machine()}, {os.cpu_count()} cores; encode and "
+        f"{args.clips} held-out clips a row.\n{describe_machine()}; encode and "
         "decode on one core, medians, times real time; WER in % by Whisper tiny.en.\n"
     )
     print(

@@ -9,7 +9,6 @@ over repeats with their spread, the share of each step, and the bytes a token ta
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from _machine import describe_machine
 
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.manifest import Manifest
@@ -148,9 +148,7 @@ def main() -> None:
         measure(batches, args.repeats)
         middle, spread = measure(batches, args.repeats)
         rate, unit = BATCH * SEQUENCE_LENGTH / middle, middle / BATCH * 1e6
-        print(
-            f"one core of {os.cpu_count()} ({platform.machine()}), {tokens:,} tokens in one order"
-        )
+        print(f"one core of {describe_machine()}; {tokens:,} tokens in one order")
         print(f"tokens a second          {rate / 1e6:8.1f} M  ± {100 * spread / middle:.0f}%")
         print(f"a window of {SEQUENCE_LENGTH}         {unit:8.0f} µs")
         for name, microseconds in steps(dataset, args.repeats):

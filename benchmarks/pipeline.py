@@ -11,8 +11,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from _machine import describe_machine
 
 from soda_jax.codecs.audio import read_audio
 from soda_jax.codecs.mel import MelCodec
@@ -118,7 +117,7 @@ def main() -> None:
         }
     print(
         f"{args.minutes:g} minutes of audio in {SHARDS} shards, median of {args.repeats} jobs; "
-        f"{platform.machine()}, {os.cpu_count()} cores\n"
+        f"{describe_machine()}\n"
     )
     print("| corpus | processes | audio seconds/s | of it start and end |\n|---|---|---|---|")
     for (name, processes), seconds in medians.items():

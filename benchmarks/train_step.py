@@ -8,7 +8,6 @@ utilisation: 6 x matmul parameters and causal attention, nothing else counted.
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _machine import describe_machine
 
 from soda_jax import memory
 from soda_jax.configs import base
@@ -80,7 +80,7 @@ def main() -> None:
         shares.append(flops / seconds / rate)
 
     median = statistics.median(step_seconds)
-    print(f"machine: {platform.processor() or platform.machine()}, {jax.devices()[0].device_kind}")
+    print(f"machine: {describe_machine()}, {jax.devices()[0].device_kind}")
     print(
         f"model: {model.config.parameters:,} parameters, d {args.width} x {args.layers} layers, "
         f"batch {args.batch} x {args.sequence}, f32; median of {args.rounds} interleaved rounds"
