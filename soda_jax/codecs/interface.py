@@ -94,7 +94,9 @@ def load_codec(spec: str) -> Codec:
     """Loads a codec from its spec, `KIND:PATH`.
 
     Args:
-      spec: `mel:PATH`, PATH being the folder that `soda codec fit` wrote (or the `.safetensors` file in it).
+      spec: `mel:PATH`, the folder that `soda codec fit` wrote; `mimi:PATH`, a folder with Mimi's published
+        `config.json` and `model.safetensors` (either may name the `.safetensors` file); `mimi:hf:NAME`,
+        the same from the Hugging Face Hub, as in mimi:hf:kyutai/mimi.
 
     Raises:
       UserError: for an unknown kind, or files that are missing, damaged or of another format version.
@@ -104,6 +106,15 @@ def load_codec(spec: str) -> Codec:
         from soda_jax.codecs.mel import MelCodec
 
         return MelCodec.load(path)
+    if kind == "mimi" and path:
+        from soda_jax.codecs.mimi import MimiCodec
+
+        if path.startswith("hf:"):
+            return MimiCodec.fetch(path.removeprefix("hf:"))
+        return MimiCodec.load(path)
     if not colon:
-        raise UserError(f"codec {spec!r} names no kind: write it as mel:{spec}")
-    raise UserError(f"codec {spec!r} is not known: write mel:DIR, the folder of `soda codec fit`")
+        raise UserError(f"codec {spec!r} names no kind: write it as mel:{spec} or mimi:{spec}")
+    raise UserError(
+        f"codec {spec!r} is not known: write mel:DIR, the folder of `soda codec fit`, or mimi:DIR, the "
+        "folder of a Mimi model (mimi:hf:kyutai/mimi fetches one)"
+    )
