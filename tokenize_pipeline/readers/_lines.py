@@ -12,7 +12,8 @@ from typing import IO, Any, cast
 
 from soda_jax.errors import UserError
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+_COMPRESSED_BLOCK = 1 << 14  # bytes; what it unpacks to is held at once
 
 
 class RowError(ValueError):
@@ -36,12 +37,44 @@ def _open(path: Path) -> IO[bytes]:
         return bz2.open(path, "rb")
     if path.suffix == ".xz":
         return lzma.open(path, "rb")
-    if path.suffix == ".zst":
+    if path.suffix in (".zst", ".zstd"):
+        return cast(IO[bytes], io.BufferedReader(_ZstandardFile(path)))
+    return path.open("rb")
+
+
+class _ZstandardFile(io.RawIOBase):
+    """The content of a Zstandard file of any number of frames.
+
+    The library's own stream ends without a word where the file is cut short; here it is an EOFError.
+    """
+
+    def __init__(self, path: Path):
         import zstandard
 
-        stream = zstandard.open(path, "rb")
-        return cast(IO[bytes], io.BufferedReader(stream))
-    return path.open("rb")
+        self._file, self._library = path.open("rb"), zstandard
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._packed, self._content = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            self._packed = self._packed or self._file.read(_COMPRESSED_BLOCK)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends in the middle of a Zstandard frame")
+                return 0
+            frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            self._content = frame.decompress(self._packed)
+            self._packed, self._frame = frame.unused_data, None if frame.eof else frame
+        count = min(len(buffer), len(self._content))
+        buffer[:count], self._content = self._content[:count], self._content[count:]
+        return count
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
