@@ -31,6 +31,8 @@ class UtteranceSource:
       end: last second of the utterance in the file; None for its end.
       speaker: who speaks, if known.
       language: language code, if known.
+      member: where in the archive `audio` the sound lies; None where `audio` is the sound file itself.
+      seconds: how long the utterance is by the corpus's metadata, for planning only; never trusted.
       where: the place that describes it, such as `manifest.jsonl:17`.
     """
 
@@ -40,6 +42,8 @@ class UtteranceSource:
     end: float | None = None
     speaker: str | None = None
     language: str | None = None
+    member: str | None = None
+    seconds: float | None = None
     where: str = ""
 
 

@@ -145,7 +145,7 @@ def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, Utte
             _number(row, "end"),
             optional_string(row, "speaker"),
             optional_string(row, "language"),
-            where,
+            where=where,
         ),
     )
 
