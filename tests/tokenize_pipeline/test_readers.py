@@ -69,8 +69,8 @@ def test_csv_gives_the_same_documents_as_jsonl(tmp_path):
     (from_csv,) = read(manifest, tmp_path / "m.csv", "\ufeff" + table)
     (from_json,) = read(manifest, tmp_path / "m.jsonl", lines)
     wanted = [
-        UtteranceSource("z", "b.wav", None, None, None, None, "m.csv:4"),
-        UtteranceSource('x, "y"', "a.wav", 0.5, 2.0, "Ann", "en", "m.csv:2"),
+        UtteranceSource("z", "b.wav", where="m.csv:4"),
+        UtteranceSource('x, "y"', "a.wav", 0.5, 2.0, "Ann", "en", where="m.csv:2"),
     ]
     assert from_csv == DocumentSource("d", tuple(wanted))
     places = ("m.jsonl:2", "m.jsonl:1")
