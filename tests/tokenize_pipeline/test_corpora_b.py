@@ -15,12 +15,6 @@ from tokenize_pipeline.options import Options
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
 
-@pytest.fixture
-def archives():
-    """Sound inside archives is read by a module of its own."""
-    pytest.importorskip("tokenize_pipeline.archives")
-
-
 def run(source, output, **changed):
     given = {"codec": "toy", "validation_fraction": 0.0, "shards": 2, **changed}
     return tokenize(Options(str(source), str(output), **given))
@@ -31,7 +25,6 @@ def clips(count: int, first: float = 0.5) -> list[np.ndarray]:
     return [hum(first + 0.37 * n, 150 + 60 * n) for n in range(count)]
 
 
-@pytest.mark.usefixtures("archives")
 def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_path):
     sounds = {f"video-{v}": clips(3, 0.4 + 0.1 * v) for v in range(3)}
     videos = {
@@ -50,7 +43,6 @@ def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_
     assert quarantine_of(tmp_path / "out") == []
 
 
-@pytest.mark.usefixtures("archives")
 def test_a_caption_beyond_the_end_of_its_video_is_quarantined_and_the_others_stay(tmp_path):
     late = {"v-00001-00100000-00100100": "long after the end"}
     path = yodas2.write_corpus(tmp_path, {"v": [("kept", hum(1.0))]}, rate=RATE, more=late)
@@ -61,7 +53,6 @@ def test_a_caption_beyond_the_end_of_its_video_is_quarantined_and_the_others_sta
     assert str(tmp_path) not in row["message"]
 
 
-@pytest.mark.usefixtures("archives")
 @pytest.mark.parametrize("name", ["emilia", "emilia_yodas"])
 def test_emilia_becomes_documents_of_stripped_texts_with_the_sound_of_each_mp3(tmp_path, name):
     corpus = {"emilia": emilia, "emilia_yodas": emilia_yodas}[name]
@@ -81,7 +72,6 @@ def test_emilia_becomes_documents_of_stripped_texts_with_the_sound_of_each_mp3(t
             np.testing.assert_array_equal(utterance.codes, alone)
 
 
-@pytest.mark.usefixtures("archives")
 def test_the_data_set_does_not_depend_on_where_the_archives_lie(tmp_path):
     for place in ("here", "there/and/deeper"):
         videos = {"v": [("one", hum(1.0))], "w": [("two", hum(0.7))]}

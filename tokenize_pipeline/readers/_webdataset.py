@@ -8,7 +8,6 @@ document. Only the headers and the JSON files are read; the sound between them i
 
 import math
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._lines import RowError, json_object, optional_string
+from tokenize_pipeline.readers._tar import members
 
 SOUNDS = (".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a")
 
@@ -89,21 +89,11 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix != ".tar":
         raise UserError(f"{path} is no .tar file: give the archives as they were published")
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
-            archive: Any = opened  # its stub lacks `members`
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep them all
-                content = b""
-                if member.isfile() and member.name.endswith(".json"):
-                    content = archive.extractfile(member).read()
-                if member.isfile():
-                    yield member.name.removeprefix("./"), content.decode("utf-8", "surrogateescape")
-            # tarfile takes a damaged header for the end, where a block of zeros must stand.
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise EOFError("it ends without its end mark or a header is damaged")
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}; download it again") from None
+        for name, _, content in members(path, lambda name: name.endswith(".json")):
+            yield name, (content or b"").decode("utf-8", "surrogateescape")
+    except RowError as error:
+        # One row in quarantine would not tell that most of an archive may be lost.
+        raise UserError(f"{path}: {error}; fetch it again or leave it out of --input") from None
 
 
 def _utterance(

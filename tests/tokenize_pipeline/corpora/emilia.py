@@ -1,11 +1,11 @@
 """A small Emilia: Emilia/LANGUAGE/SHARD.tar with an MP3 and a JSON file an utterance."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from corpora._tars import sound_bytes, write_tar
+from pipeline_toys import sound_bytes, write_tar
 
 Utterance = tuple[str, np.ndarray]  # (text, float32 mono samples)
 
@@ -16,7 +16,7 @@ def write_corpus(
     *,
     shard: str = "EN-B000000",
     rate: int = 24_000,
-    more: Iterable[tuple[str, bytes]] = (),
+    more: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes one archive.
 
@@ -30,7 +30,7 @@ def write_corpus(
     Returns:
       the archive.
     """
-    members: list[tuple[str, bytes]] = []
+    members: dict[str, bytes] = {}
     for speaker, utterances in speakers.items():
         for number, (text, clip) in enumerate(utterances):
             name = f"{speaker}_W{number:06d}"
@@ -43,13 +43,13 @@ def write_corpus(
                 "language": shard[:2].lower(),
                 "dnsmos": 3.2927,
             }
-            members += utterance_files(name, row, clip, rate)
-    return write_tar(folder / "Emilia" / shard[:2] / f"{shard}.tar", [*members, *more])
+            members |= utterance_files(name, row, clip, rate)
+    return write_tar(folder / "Emilia" / shard[:2] / f"{shard}.tar", members | dict(more or {}))
 
 
 def utterance_files(
     name: str, row: Mapping[str, object], clip: np.ndarray, rate: int
-) -> list[tuple[str, bytes]]:
+) -> dict[str, bytes]:
     """The two members of an utterance."""
     content = json.dumps(row, ensure_ascii=False).encode()
-    return [(f"{name}.mp3", sound_bytes(clip, rate, "MP3")), (f"{name}.json", content)]
+    return {f"{name}.mp3": sound_bytes(clip, rate, "mp3"), f"{name}.json": content}

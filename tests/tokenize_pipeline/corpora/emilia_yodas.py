@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from corpora._tars import write_tar
 from corpora.emilia import Utterance, utterance_files
+from pipeline_toys import write_tar
 
 
 def write_corpus(
@@ -27,7 +27,7 @@ def write_corpus(
     Returns:
       the archive.
     """
-    members: list[tuple[str, bytes]] = []
+    members: dict[str, bytes] = {}
     for video, utterances in videos.items():
         for number, (text, clip) in enumerate(utterances, first):
             name = f"{video}_W{number:06d}"
@@ -40,5 +40,5 @@ def write_corpus(
                 "phone_count": len(text),
                 "_id": name,
             }
-            members += utterance_files(name, row, clip, rate)
+            members |= utterance_files(name, row, clip, rate)
     return write_tar(folder / "Emilia-YODAS" / shard[:2] / f"{shard}.tar", members)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from corpora._tars import sound_bytes, write_tar
+from pipeline_toys import sound_bytes, write_tar
 
 Caption = tuple[str, np.ndarray]  # (text, float32 mono samples)
 GAP_SECONDS = 0.25
@@ -34,7 +34,9 @@ def write_corpus(
       the file of captions.
     """
     base = folder / "data" / subset
-    entries, members, durations = [], [], []
+    entries: list[dict[str, object]] = []
+    members: dict[str, bytes] = {}
+    durations: list[str] = []
     for video, captions in videos.items():
         text: dict[str, object] = {}
         sound, start = [], 0
@@ -45,7 +47,7 @@ def write_corpus(
             start += len(clip) + len(sound[-1])
         text |= {name: value for name, value in (more or {}).items() if name.startswith(video)}
         entries.append({"audio_id": video, "text": text})
-        members.append((f"./{video}.wav", sound_bytes(np.concatenate(sound), rate, "WAV")))
+        members[f"./{video}.wav"] = sound_bytes(np.concatenate(sound), rate)
         durations.append(f"{video} {start / rate:.2f}\n")
     write_tar(base / "audio" / f"{shard}.tar.gz", members)
     for kind, name, content in (
