@@ -31,10 +31,11 @@ from tokenize_pipeline.results import ShardResult, note_progress
 from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.sweep import shard_file
 
-# A window is held as texts and codes (an hour: 0.7 MB with eight codebooks) and sorted by length.
-WINDOW_SECONDS = 3600.0
+# A window is held as texts and codes: a day is some 20 MB with eight codebooks, and a compressed archive
+# whose order is not that of the documents is passed once for each. The sounds have a limit of their own.
+WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
-WINDOW_DOCUMENTS = 10_000
+WINDOW_DOCUMENTS = 100_000
 _NOTE_SECONDS = 2.0
 
 Window = Sequence[DocumentSource]  # a `Place` is a place in it

@@ -100,7 +100,8 @@ def quarantine_of(dataset: Path) -> list[dict]:
 def sound_bytes(samples: np.ndarray, rate: int = RATE, suffix: str = "wav") -> bytes:
     """The content of a sound file."""
     content = io.BytesIO()
-    soundfile.write(content, samples, rate, format="OGG" if suffix == "opus" else suffix.upper())
+    opus = {"format": "OGG", "subtype": "OPUS"}
+    soundfile.write(content, samples, rate, **(opus if suffix == "opus" else {"format": suffix}))
     return content.getvalue()
 
 
@@ -117,3 +118,11 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(packed, 1, mtime=0) if compressed else packed)
     return path
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Writes files under a folder, which is made."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder

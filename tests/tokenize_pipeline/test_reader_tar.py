@@ -4,7 +4,6 @@ import pytest
 from pipeline_toys import write_tar
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers._lines import RowError
 from tokenize_pipeline.readers._tar import members
 
 FILES = {"./a/x.json": b'{"n": 1}', "a/x.wav": bytes(70_000), "a/y.json": b"", "a/y.wav": b"12"}
@@ -22,15 +21,14 @@ def test_names_and_sizes_in_order_and_only_the_content_asked_for(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_a_cut_archive_gives_what_stands_before_the_cut_and_then_its_reason(tmp_path, name):
+def test_a_cut_archive_is_an_error_that_names_it(tmp_path, name):
     path = write_tar(tmp_path / name, FILES)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     found = []
-    with pytest.raises(RowError, match=f"^{name}") as caught:
+    with pytest.raises(UserError, match=rf"{name}: the archive .*leave it out of --input"):
         for member in members(path):
             found.append(member)
-    assert caught.value.reason == "truncated"
     assert found[0] == ("a/x.json", 8, None)
 
 
@@ -39,5 +37,5 @@ def test_what_is_no_archive_is_an_error_that_names_it(tmp_path):
         list(members(tmp_path / "no.tar"))
     for name, content in (("a.tar", b"sound " * 200), ("b.tar.gz", b"sound"), ("c.tar", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.*fetch the archive again"):
+        with pytest.raises(UserError, match=f"{name}.*fetch it again"):
             list(members(tmp_path / name))

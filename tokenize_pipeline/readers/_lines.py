@@ -6,7 +6,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -88,16 +88,21 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield number, line.decode("utf-8", "surrogateescape")
+            yield from content_lines(file)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:
         if type(error).__name__ == "ZstdError":  # imported only where a .zst file is read
             raise UserError(f"{path} cannot be read: {error}") from None
         raise
+
+
+def content_lines(content: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """Yields what `lines` yields, of lines of bytes that are at hand."""
+    for number, line in enumerate(content, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield number, line.decode("utf-8", "surrogateescape")
 
 
 def optional_string(row: dict[str, Any], name: str) -> str | None:

@@ -5,10 +5,14 @@ from pathlib import Path
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.quarantine import BadInputError
-from tokenize_pipeline.readers._lines import RowError
-from tokenize_pipeline.tar_stream import TarStream
+from tokenize_pipeline.tar_stream import COMPRESSED, TarStream
 
 _LARGEST_METADATA = 2**30  # bytes that are read at once
+
+
+def is_tar(path: Path) -> bool:
+    """Whether the name is that of a tar, compressed or not."""
+    return path.name.lower().endswith((".tar", *COMPRESSED))
 
 
 def members(
@@ -20,11 +24,9 @@ def members(
     leading "./" of a name is dropped.
 
     Raises:
-      UserError: if there is no such archive, or nothing at all in it can be read.
-      RowError: `truncated` or `undecodable`, where an archive is damaged after its first file; what was
-        yielded before is sound.
+      UserError: if the archive is missing or damaged. It is not left to the quarantine: one row there
+        would not tell that most of an archive is lost.
     """
-    count = 0
     stream = None
     try:
         stream = TarStream(str(path))
@@ -32,14 +34,13 @@ def members(
             content = None
             if wanted(member.name):
                 if member.size > _LARGEST_METADATA:
-                    raise UserError(f"{path}: {member.name} has {member.size} bytes: unpack it")
+                    raise UserError(
+                        f"{path}: {member.name} is too large to hold: unpack the archive"
+                    )
                 content = stream.read(member)
             yield member.name, member.size, content
-            count += 1
     except BadInputError as error:
-        if not count:
-            raise UserError(f"{error}: fetch the archive again") from None
-        raise RowError(str(error).replace(str(path), path.name), error.reason) from None
+        raise UserError(f"{error}; fetch it again or leave it out of --input") from None
     finally:
         if stream is not None:
             stream.close()

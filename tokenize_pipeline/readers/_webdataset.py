@@ -7,22 +7,22 @@ document. Only the headers and the JSON files are read; the sound between them i
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers._folders import common_folder, place_in
 from tokenize_pipeline.readers._lines import RowError, json_object, optional_string
 from tokenize_pipeline.readers._tar import members
 
 SOUNDS = (".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a")
 
 
-def common_folder(inputs: Sequence[Path]) -> Path:
-    """The deepest folder that holds all inputs: the data root of archives that are inputs themselves."""
-    return Path(os.path.commonpath([path.absolute().parent for path in inputs]))
+def data_root(inputs: Sequence[Path]) -> Path:
+    """The deepest folder that holds all archives."""
+    return common_folder(path.parent for path in inputs)
 
 
 def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource | Rejected]:
@@ -34,10 +34,10 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
       inputs: `.tar` files.
       identity: field of the JSON files that names the utterance and must be the stem of its files.
     """
-    root = common_folder(inputs)
+    root = data_root(inputs)
     before: set[str] = set()
     for path in inputs:
-        audio = path.absolute().relative_to(root).as_posix()
+        audio = place_in(root, path)
         groups: dict[str, list[tuple[str, UtteranceSource]]] = {}
         for item in _utterances(path, audio, identity):
             if isinstance(item, Rejected):
@@ -88,12 +88,8 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
     """Yields (name, content) of the files of a tar; content is that of JSON files, else empty."""
     if path.suffix != ".tar":
         raise UserError(f"{path} is no .tar file: give the archives as they were published")
-    try:
-        for name, _, content in members(path, lambda name: name.endswith(".json")):
-            yield name, (content or b"").decode("utf-8", "surrogateescape")
-    except RowError as error:
-        # One row in quarantine would not tell that most of an archive may be lost.
-        raise UserError(f"{path}: {error}; fetch it again or leave it out of --input") from None
+    for name, _, content in members(path, lambda name: name.endswith(".json")):
+        yield name, (content or b"").decode("utf-8", "surrogateescape")
 
 
 def _utterance(

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenize_pipeline.readers import DocumentSource, Rejected
-from tokenize_pipeline.readers._webdataset import common_folder as data_root
-from tokenize_pipeline.readers._webdataset import documents
+from tokenize_pipeline.readers._webdataset import data_root, documents
 
 __all__ = ["KIND", "data_root", "read"]
 
