@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soda_jax.commands import inspect
-from soda_jax.data.contamination import find_contamination
+from soda_jax.data.contamination import NGRAM, SHARE, find_contamination
 from soda_jax.data.dataset import make_dataset
 from soda_jax.data.ngram_search import words
 from soda_jax.data.reading import ShardReaders
@@ -227,6 +227,13 @@ def test_inspect_prints_a_table_and_writes_what_a_mixture_takes(tmp_path, write,
         tmp_path / "clean", speech(x=["something else entirely that was never said before"])
     )
     assert run("--contamination", train, clean) == 0
+
+
+def test_the_command_looks_by_the_defaults_of_the_search():
+    parser = argparse.ArgumentParser()
+    inspect.add_arguments(parser)
+    given = parser.parse_args(["--contamination", "a", "b"])
+    assert (given.ngram, given.share) == (NGRAM, SHARE)
 
 
 def test_wrong_arguments_are_one_line(tmp_path, write):
