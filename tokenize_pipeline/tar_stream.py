@@ -54,7 +54,10 @@ class TarStream:
         except FileNotFoundError:
             raise BadInputError("missing", f"{path}: there is no such archive") from None
         except OSError as error:
-            raise self._damaged(error) from None
+            cause = error.strerror or type(error).__name__
+            raise BadInputError(
+                "undecodable", f"{path}: the archive cannot be read ({cause})"
+            ) from None
         self._tar: Any = None
         self._offset = -1
 
@@ -109,8 +112,9 @@ class TarStream:
 
     def _damaged(self, error: Exception) -> BadInputError:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        cut = isinstance(error, EOFError) or "unexpected end" in cause or "empty file" in cause
-        reason = "truncated" if cut or "truncated" in cause else "undecodable"
+        # tarfile has one kind of error for headers that are wrong and for those that are cut off.
+        cut = isinstance(error, tarfile.TarError) and len(self._file.last) < _BLOCK
+        reason = "truncated" if cut or isinstance(error, EOFError) else "undecodable"
         return BadInputError(reason, f"{self._path}: the archive cannot be read on ({cause})")
 
 

@@ -79,6 +79,19 @@ def test_windows_and_memory_limits_do_not_change_a_byte(tmp_path, suffix, monkey
     assert tree(tmp_path / "one") == tree(tmp_path / "many")
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".parquet"])
+def test_invariant_8_a_lost_shard_is_done_again_with_the_same_bytes(tmp_path, suffix):
+    make_corpus(tmp_path / "corpus", documents=12)
+    source = pack(tmp_path / "corpus", suffix)
+    run(source, tmp_path / "data", validation_fraction=0.5)
+    files = tree(tmp_path / "data")
+    assert {name.split("/")[0] for name in files} >= {"train", "validation"}
+    (tmp_path / "data/manifest.json").unlink()
+    (tmp_path / "data/validation/shard-00000.array_record").unlink()
+    run(source, tmp_path / "data", validation_fraction=0.5)
+    assert tree(tmp_path / "data") == files
+
+
 def test_windows_do_not_change_a_byte_of_text(tmp_path, monkeypatch):
     source = tmp_path / "t.txt"
     source.write_text("".join(f"line {n}\n" for n in range(50)))
