@@ -50,7 +50,7 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
     alike = sum(f.words >= found.ngram for f in matches)
     wordless = len(found.utterances) - len(long) - len(short)
     rest = f", {wordless:,} without words" if wordless else ""
-    least = f"{found.share:.0%} of {found.ngram}-grams"
+    least = f"at least {found.share:.0%} of {found.ngram}-grams"
     yield (
         f"{evaluation} in {train}: {found.train_documents:,} documents, "
         f"{found.train_utterances:,} utterances of training data"

@@ -184,7 +184,7 @@ def test_invalid_bytes_in_one_line_leave_the_other_lines_alone(tmp_path):
 
 
 def test_an_unknown_format_names_the_known_ones():
-    with pytest.raises(UserError, match=r"librispeech, manifest, .*text"):
+    with pytest.raises(UserError, match=r"manifest.*text"):
         find_reader("yodas9")
 
 
