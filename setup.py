@@ -25,6 +25,7 @@ CORE = [
 ]
 TOKENIZE = [
     "apache-beam>=2.77,<3",
+    "pyarrow>=14",  # comes with Beam; reads sounds in Parquet
     "scikit-learn>=1.5",  # fits the mel codec
     "threadpoolctl>=3.5",
     "tokenizers>=0.21",

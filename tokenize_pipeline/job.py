@@ -19,7 +19,7 @@ from soda_jax.errors import UserError
 from soda_jax.progress import Progress, progress
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from tokenize_pipeline.merge import NOTHING, Summary, give_up, merge
-from tokenize_pipeline.options import Options, find_inputs, plan_settings
+from tokenize_pipeline.options import Options, find_data_root, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, plan_folder
 from tokenize_pipeline.planner import describe_inputs, make_plan, speech_weight, text_weight
 from tokenize_pipeline.readers import Reader, find_reader
@@ -51,9 +51,7 @@ def tokenize(options: Options) -> Summary:
     else:
         tokenizer = load_tokenizer(options.tokenizer or "bytes")
     before = _before(options, reader, tokenizer, dataset, generation)
-    root = Path(os.path.abspath(options.data_root or inputs[0].parent))
-    if not root.is_dir():
-        raise UserError(f"--data_root={root} is not a folder")
+    root = find_data_root(options, reader, inputs)
     dataset.mkdir(parents=True, exist_ok=True)
     with _only_job(dataset):
         if generation and (same := _finished_append(options, before, inputs, root, dataset)):
