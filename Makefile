@@ -61,6 +61,6 @@ $(STAMP) $(PARITY): requirements.lock setup.py
 # By pip, which finds the build of torch that is meant for this place (without CUDA, say) where one is set up.
 .parity/extras: $(PARITY)
 	@echo "installing torch, transformers and seqio into .parity"
-	@.parity/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-build-isolation \
+	@.parity/bin/python -m pip install $(QUIET) $(QUIET) --disable-pip-version-check --no-build-isolation \
 	  --constraint requirements.lock -e '.[parity,two-encoder,seqio]'
 	@touch $@
