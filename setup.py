@@ -69,6 +69,10 @@ setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
         "wandb": ["wandb"],
+        "two-encoder": ["transformers>=5.23,<6", "torch"],
+        # sentencepiece 0.2.3 wants protobuf 7, which Beam does not take
+        "seqio": ["seqio==0.0.20", "sentencepiece==0.2.2"],
+        "parity": ["transformers>=5.23,<6", "torch==2.13.0"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["soda = soda_jax.cli:script"]},

@@ -74,12 +74,15 @@ class MimiCodec:
         """Reads a published model, or what `save` wrote.
 
         Args:
-          path: folder with `config.json` and `model.safetensors`, or the `.safetensors` file in it.
+          path: folder with `config.json` and `model.safetensors`, or the `.safetensors` file in it;
+            `hf:NAME` is fetched from the Hugging Face Hub, see `fetch`.
           changed: `codebooks` (8, or those it was saved with) and arguments of the constructor.
 
         Raises:
           UserError: naming the file that is missing, damaged or of another model.
         """
+        if str(path).startswith("hf:"):
+            return cls.fetch(str(path).removeprefix("hf:"), **changed)
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
         config, _ = weights.read_config(folder / weights.CONFIG)
         saved = _read_description(folder / DESCRIPTION)
