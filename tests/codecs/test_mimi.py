@@ -139,7 +139,9 @@ def test_fewer_codebooks_decode(codec):
 def test_bfloat16_agrees_with_most_codes(codec):
     half = MimiCodec.load(FIXTURE, dtype="bfloat16", batching=SMALL)
     clips = list(sounds().values())
-    same = np.concatenate([a == b for a, b in zip(half.encode(clips), codec.encode(clips), strict=True)])
+    same = np.concatenate(
+        [a == b for a, b in zip(half.encode(clips), codec.encode(clips), strict=True)]
+    )
     assert 0.5 < same.mean() < 1  # a random model has many near ties; it is another computation
     assert half.fingerprint != codec.fingerprint
 

@@ -1,6 +1,6 @@
 """Writes the fixture of tests/codecs/test_mimi.py anew: a tiny model of transformers and its answers.
 
-PYTHONPATH=tests/codecs:tests/parity .parity/bin/python tests/parity/regenerate_mimi.py
+PYTHONPATH=tests:tests/parity .parity/bin/python tests/parity/regenerate_mimi.py
 """
 
 import tempfile

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-FIXTURE = Path(__file__).parent / "mimi_small"
+FIXTURE = Path(__file__).parent / "codecs" / "mimi_small"
 HOP = 1920
 TIE = 1e-4  # distances this near are not told apart by f32 in another order of sums
 
