@@ -108,7 +108,9 @@ def _before(
 ) -> Manifest:
     """The data set without this generation: the newest manifest, or an empty one."""
     if reader.KIND == "speech" and not options.codec:
-        raise UserError(f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR")
+        raise UserError(
+            f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR or mimi:DIR"
+        )
     codec = load_codec_once(options.codec) if options.codec else None
     layout = make_layout(tokenizer, codec.codebook_sizes if codec else ())
     described = None

@@ -58,7 +58,7 @@ class Plan:
     Attributes:
       generation: 0 for the first plan of a data set, one more for each append.
       settings: everything that decides the bytes of the shards, by the name of the option.
-      inputs: name, size and SHA-256 of each input file.
+      inputs: name, size and digest of each input file; see `planner.describe_inputs`.
       shards: in order, train first.
       counts: documents, utterances, rejected rows, repeated and already known documents.
     """

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda codec encode clip.wav --codec=mel:codec --output=codes.npz",
     )
     encode.add_argument("file", help="a sound file")
-    encode.add_argument("--codec", required=True, help="mel:DIR or two_encoder:DIR")
+    encode.add_argument("--codec", required=True, help="mel:DIR, mimi:DIR or two_encoder:DIR")
     encode.add_argument("--output", required=True, help="codes as .npz")
 
     decode = add_action(

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reader of the corpus: manifest (JSONL, CSV), text, or a published one such as yodas2",
     )
     parser.add_argument(
-        "--codec", help="codec for the audio, as mel:DIR; text needs it to be mixed"
+        "--codec", help="codec for the audio, as mel:DIR or mimi:DIR; text needs it to be mixed"
     )
     parser.add_argument(
         "--tokenizer", help="bytes (default), a tokenizer.json or the folder of one"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mimi_sounds import FIXTURE, HOP, sounds
 
+from soda_jax import files
 from soda_jax.codecs import load_codec
 from soda_jax.codecs.audio import encode_long
 from soda_jax.codecs.mimi import MimiCodec, MimiConfig
@@ -153,7 +154,8 @@ def test_published_shape():
     assert config == MimiConfig.from_json(config.to_json(), "here")
 
 
-def test_saved_linked_and_read_again(codec, tmp_path):
+def test_saved_linked_and_read_again(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LARGE", 1000)
     codec.save(tmp_path / "a")
     again = load_codec(f"mimi:{tmp_path / 'a'}")
     assert again.fingerprint == codec.fingerprint

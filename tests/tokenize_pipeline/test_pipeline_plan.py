@@ -11,6 +11,7 @@ from pipeline_toys import write_manifest
 
 from soda_jax.data.shards import document_hash
 from soda_jax.errors import UserError
+from tokenize_pipeline import planner
 from tokenize_pipeline.plan import Plan, ShardPlan, read_documents, split_of
 from tokenize_pipeline.planner import Runs, cut, make_plan, shard_count, speech_weight
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource, manifest
@@ -197,3 +198,22 @@ def test_an_edited_plan_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         Plan.load(tmp_path / "plan")
+
+
+def test_large_inputs_are_known_by_size_and_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(planner, "PART_BYTES", 10)
+    file = tmp_path / "archive.tar"
+
+    def described(content: bytes) -> dict:
+        file.write_bytes(content)
+        return planner.describe_inputs([file])[0]
+
+    small, large = bytes(1000), bytes(1001)
+    assert described(small)["sha256"] == hashlib.sha256(small).hexdigest()
+    assert described(large)["sha256"] == hashlib.sha256(bytes(30)).hexdigest()
+    for place in (0, 505, 1000):
+        changed = bytearray(large)
+        changed[place] = 1
+        assert described(bytes(changed)) != described(large)
+    assert described(bytes(2000)) != described(large)

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -20,7 +19,7 @@ from soda_jax.codecs.mimi.config import MimiConfig
 from soda_jax.codecs.mimi.model import Mimi, abstract, fill_at_random
 from soda_jax.codecs.mimi.runner import Batching, Runner
 from soda_jax.errors import UserError
-from soda_jax.files import write_atomic, write_json
+from soda_jax.files import link_or_copy, write_atomic, write_json
 
 FORMAT_VERSION = 1
 CODEBOOKS = 8  # of SODA, of the 32 that the published model has
@@ -217,11 +216,8 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file that is never changed; a copy where the file system has none."""
+    """`link_or_copy` that replaces `target`."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         name = Path(folder) / target.name
-        try:
-            os.link(source.resolve(), name)
-        except OSError:
-            shutil.copyfile(source, name)
+        link_or_copy(source, name)
         os.replace(name, target)
