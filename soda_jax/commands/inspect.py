@@ -10,6 +10,7 @@ from soda_jax.errors import UserError
 if TYPE_CHECKING:
     from soda_jax.data.manifest import Manifest
     from soda_jax.data.records import RecordData
+    from soda_jax.data.shards import ShardInfo
 
 SUMMARY = "show what a data set holds"
 EXAMPLE = "soda inspect data/speech --document=speaker-1/chapter-2"
@@ -50,18 +51,17 @@ def run(args: argparse.Namespace) -> int:
 
 def view_tokens(manifest: "Manifest", split: str) -> dict[str, int]:
     """Tokens of a split by composition, BOS and EOS included; either order has as many."""
-    totals = manifest.totals(split)
-    text, frames = totals["text_tokens"], totals["frames"]
-    ends = 2 * totals["documents"]
-    if manifest.kind == "text":
-        return {"text": text + ends}
-    spans, audio = 2 * totals["utterances"], frames * manifest.layout.codebooks
-    return {
-        "S+A+T": text + audio + 2 * spans + ends,
-        "S+A": audio + spans + ends,
-        "S": frames + spans + ends,
-        "text": text + ends,
-    }
+    from soda_jax.data.manifest import tokens_by_view
+
+    return tokens_by_view(manifest.kind, manifest.layout.codebooks, manifest.totals(split))
+
+
+def shard_bytes(folder: Path, shard: "ShardInfo") -> int:
+    """Bytes of a shard and its index on disk; those of an index that is missing are not counted."""
+    from soda_jax.data.shards import index_path
+
+    index = index_path(folder / shard.file)
+    return shard.bytes + (index.stat().st_size if index.is_file() else 0)
 
 
 def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
@@ -85,8 +85,8 @@ def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
         for view, count in tokens.items():
             both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
             yield f"  {view:<6} {count:,} tokens{both}"
-        most = max(tokens.values())
-        yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / most:.3f} a token"
+        stored = sum(shard_bytes(directory / split, shard) for shard in manifest.splits[split])
+        yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} a token"
     yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
     for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {count:>6}  {reason}"

@@ -135,6 +135,26 @@ class Manifest:
         return manifest
 
 
+def tokens_by_view(kind: str, codebooks: int, totals: Mapping[str, int]) -> dict[str, int]:
+    """Tokens by composition, BOS and EOS included; either order of S+A+T has as many.
+
+    Args:
+      kind: "speech" or "text".
+      codebooks: how many a frame has.
+      totals: documents, utterances, text_tokens and frames, as `Manifest.totals` gives them.
+    """
+    text, ends = totals["text_tokens"], 2 * totals["documents"]
+    if kind == "text":
+        return {"text": text + ends}
+    spans, frames = 2 * totals["utterances"], totals["frames"]
+    return {
+        "S+A+T": text + frames * codebooks + 2 * spans + ends,
+        "S+A": frames * codebooks + spans + ends,
+        "S": frames + spans + ends,
+        "text": text + ends,
+    }
+
+
 def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:
     """Path of one generation's manifest."""
     return Path(directory) / "manifests" / f"{generation:04d}.json"
