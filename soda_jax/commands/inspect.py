@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from soda_jax.commands._verify import print_faults
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every record; list the damaged ones as a `masked` file does; exit 1 if any",
+        help="read and check everything; list what is damaged as a `masked` file does; exit 1 if any",
     )
 
 
@@ -34,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints what was asked for; the exit status is 1 if `--verify` finds damage."""
     from soda_jax.data.manifest import Manifest
 
+    if args.verify:
+        return print_faults(args.dataset, args.generation)
     manifest = Manifest.load(args.dataset, args.generation)
     directory = Path(args.dataset)
-    if args.verify:
-        return _verify(directory, manifest)
     if args.record is None and args.document is None:
         print("\n".join(_summary(directory, manifest)))
         return 0
@@ -153,30 +154,3 @@ def _readable(place: str, record: "RecordData", manifest: "Manifest") -> Iterato
 def _some(values: object, count: int = 4) -> str:
     shown = values[:count].tolist()  # type: ignore[index]
     return " ".join(map(str, shown)) + (" …" if len(values) > count else "")  # type: ignore[arg-type]
-
-
-def _verify(directory: Path, manifest: "Manifest") -> int:
-    from soda_jax.data.reading import read_records
-    from soda_jax.data.records import DamagedRecordError
-    from soda_jax.data.shards import file_crc32c, index_path
-    from soda_jax.progress import track
-
-    shards = [(split, shard) for split in _SPLITS for shard in manifest.splits.get(split, ())]
-    found = 0
-    for split, shard in track(shards, "verify"):
-        path = directory / split / shard.file
-        for file, stated in ((path, shard.crc32c), (index_path(path), shard.index_crc32c)):
-            if file.is_file() and file_crc32c(file)[1] == stated:
-                continue
-            found += 1
-            print(f"# {file} is missing or not as the manifest says")
-        try:
-            for number, record in enumerate(read_records(path, manifest.layout)):
-                if isinstance(record, DamagedRecordError):
-                    found += 1
-                    print(f"{shard.file} {number}")
-        except DamagedRecordError as error:
-            found += 1
-            print(f"# {error}")
-    print(f"# {found} faults in {len(shards)} shards")
-    return 1 if found else 0

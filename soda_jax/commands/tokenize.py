@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import sys
 
+from soda_jax.errors import UserError
+
 SUMMARY = "turn a corpus of speech or text into a data set"
 EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
 PASSES_UNKNOWN_OPTIONS = True  # the command line hands them over as args.unknown: they are Beam's
@@ -11,7 +13,7 @@ PASSES_UNKNOWN_OPTIONS = True  # the command line hands them over as args.unknow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options; unknown ones are Beam's, such as --direct_num_workers=4."""
-    parser.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
+    parser.add_argument("--input", help="a file, or a quoted pattern of files")
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
         "--format", default="manifest", help="reader of the corpus: manifest (JSONL, CSV) or text"
@@ -44,12 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--append", action="store_true", help="add the new documents to a finished data set"
     )
     parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="instead of tokenizing, check all of the data set in --output; exit 1 if it is damaged",
+    )
+    parser.add_argument(
         "--runner", default="DirectRunner", help="Beam runner (default DirectRunner, in process)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the job; 0 if the data set is finished, 1 if too many inputs were bad."""
+    """Runs the job; 0 if the data set is finished, 1 if too many inputs were bad or it is damaged."""
+    if args.verify:
+        from soda_jax.commands._verify import print_faults
+
+        if unknown := getattr(args, "unknown", ()):
+            raise UserError(
+                f"option {unknown[0]} is unknown to --verify, which needs --output alone"
+            )
+        return print_faults(args.output)
+    if args.input is None:
+        raise UserError("--input is missing: give a file, or a quoted pattern of files")
     from tokenize_pipeline.job import tokenize
     from tokenize_pipeline.merge import TooManyBadInputsError
     from tokenize_pipeline.options import Options

@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 KINDS = ("speech", "text")
 SPLITS = ("train", "validation")
 _MANIFEST = "manifest.json"
+_CODEC_KEYS = ("name", "fingerprint", "sample_rate", "frame_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,9 @@ class Manifest:
                 generation=value["generation"],
                 quarantined=value["quarantined"],
             )
+            missing = [key for key in _CODEC_KEYS if key not in (value["codec"] or _CODEC_KEYS)]
+            if missing or manifest.kind not in KINDS:
+                raise ValueError(f"kind {manifest.kind}, codec without {missing}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a manifest: {error!r}; restore the file") from None
         if manifest.to_json() != value:
