@@ -3,8 +3,12 @@
 import argparse
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 from soda_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenize_pipeline.options import Options
 
 SUMMARY = "turn a corpus of speech or text into a data set"
 EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
@@ -51,6 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of tokenizing, check all of the data set in --output; exit 1 if it is damaged",
     )
     parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="write nothing; print hours, tokens, shards, disk and time that the job would take",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="with --dry_run: seconds of audio (bytes of text) a second, instead of measuring it",
+    )
+    parser.add_argument(
         "--runner", default="DirectRunner", help="Beam runner (default DirectRunner, in process)"
     )
 
@@ -67,17 +81,31 @@ def run(args: argparse.Namespace) -> int:
         return print_faults(args.output)
     if args.input is None:
         raise UserError("--input is missing: give a file, or a quoted pattern of files")
-    from tokenize_pipeline.job import tokenize
-    from tokenize_pipeline.merge import TooManyBadInputsError
+    if args.rate is not None and not args.dry_run:
+        raise UserError(f"--rate={args.rate:g} is of use with --dry_run alone")
     from tokenize_pipeline.options import Options
 
     names = [field.name for field in dataclasses.fields(Options)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     options = Options(**given, beam_options=tuple(getattr(args, "unknown", ())))
+    return _dry_run(options, args.rate) if args.dry_run else _tokenize(options)
+
+
+def _dry_run(options: "Options", rate: float | None) -> int:
+    from tokenize_pipeline.dry_run import dry_run
+
+    print(dry_run(options, rate).describe(options.output))
+    return 0
+
+
+def _tokenize(options: "Options") -> int:
+    from tokenize_pipeline.job import tokenize
+    from tokenize_pipeline.merge import TooManyBadInputsError
+
     try:
         summary = tokenize(options)
     except TooManyBadInputsError as error:
         print(f"soda tokenize: {error}", file=sys.stderr)
         return 1
-    print(summary.describe(args.output))
+    print(summary.describe(options.output))
     return 0
