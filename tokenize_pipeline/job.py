@@ -13,6 +13,7 @@ from pathlib import Path
 from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.progress import Progress, progress
+from tokenize_pipeline.local_workers import LocalWorkers, local_workers
 from tokenize_pipeline.merge import NOTHING, Summary, give_up, merge
 from tokenize_pipeline.options import Options
 from tokenize_pipeline.plan import Plan, ShardPlan, plan_folder
@@ -34,6 +35,11 @@ def tokenize(options: Options) -> Summary:
       UserError: for wrong settings or inputs, settings other than those of an unfinished job, or
         more bad utterances than `max_bad_fraction` allows (finished shards stay).
     """
+    with local_workers(options.runner, options.beam_options) as workers:
+        return _tokenize(options, workers)
+
+
+def _tokenize(options: Options, workers: LocalWorkers | None) -> Summary:
     request = read_request(options)
     dataset, generation, before = request.dataset, request.generation, request.before
     dataset.mkdir(parents=True, exist_ok=True)
@@ -52,7 +58,7 @@ def tokenize(options: Options) -> Summary:
                 # A model trained on this data can speak without a look for the codec.
                 load_codec_once(options.codec).save(dataset / "codec")
         job = request.job(dataset, plan)
-        _run(job, plan, options)
+        _run(job, plan, options, workers)
         sweep(dataset)  # again, for what workers of a killed job began since the first time
         return merge(dataset, plan, before, options.max_bad_fraction)
 
@@ -110,7 +116,7 @@ def _plan(request: Request) -> Plan:
     return plan
 
 
-def _run(job: Job, plan: Plan, options: Options) -> None:
+def _run(job: Job, plan: Plan, options: Options, workers: LocalWorkers | None) -> None:
     """Works on the shards that are not finished yet."""
     dataset, folder = Path(job.dataset), plan_folder(Path(job.dataset), job.generation)
     pending = []
@@ -128,7 +134,7 @@ def _run(job: Job, plan: Plan, options: Options) -> None:
         progress(f"tokenizing, {unit}", total, start=start) as bar,
         _watch(_looker(folder, pending, bar)),
     ):
-        run_graph(job, pending, options.runner, options.beam_options)
+        run_graph(job, pending, options.runner, options.beam_options, workers)
 
 
 def _looker(folder: Path, pending: Sequence[ShardPlan], bar: Progress) -> Callable[[], None]:
