@@ -48,6 +48,11 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
     shutil.copyfile(source, target)
 
 
+def json_text(value: Any) -> str:
+    """`value` as indented JSON with a final newline; keys keep their order."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON with a final newline, atomically; keys keep their order."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes `json_text(value)`, atomically."""
+    write_atomic(path, json_text(value))

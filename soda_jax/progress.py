@@ -30,6 +30,8 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
+                # What is printed beside the bar goes where it is sent, a file or a pipe included.
+                redirect_stdout=sys.stdout.isatty(),
             )
             self._task = self._bar.add_task(label, total=total, completed=int(start), note="")
             self._bar.start()

@@ -12,7 +12,6 @@ import difflib
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -23,16 +22,14 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, fn_runner
 from apache_beam.runners.runner import create_runner
+from apache_beam.runners.worker import data_plane
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from soda_jax.errors import UserError
+from tokenize_pipeline.local_workers import LOCAL_RUNNER, LocalWorkers
 from tokenize_pipeline.options import Options
 from tokenize_pipeline.plan import ShardPlan
 from tokenize_pipeline.worker import Job, load_codec_once, tokenize_shard
-
-# Beam's own DirectRunner first tries a runner that downloads a program, and only then the one that is
-# part of the library. We always take the latter.
-LOCAL_RUNNER = "DirectRunner"
 
 
 class TokenizeShard(beam.DoFn):
@@ -81,7 +78,13 @@ def check_options(runner: str, flags: Sequence[str]) -> None:
         raise UserError(f"option {name} is known neither to soda tokenize nor to Beam{hint}")
 
 
-def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequence[str]) -> None:
+def run_graph(
+    job: Job,
+    shards: Sequence[ShardPlan],
+    runner: str,
+    flags: Sequence[str],
+    workers: LocalWorkers | None = None,
+) -> None:
     """Runs the graph over `shards` to its end.
 
     Args:
@@ -90,35 +93,38 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
       runner: name of a Beam runner; "DirectRunner" is the library's in-process one, which
         `--direct_running_mode=multi_processing --direct_num_workers=N` spreads over N processes.
       flags: further options for Beam, as on a command line.
+      workers: the processes that these options ask for; None for none.
+
+    Raises:
+      UserError: if one of `workers` has crashed.
     """
     options = PipelineOptions([*flags, f"--runner={runner}"])
-    chosen = _local_runner(options) if runner == LOCAL_RUNNER else runner
-    with beam.Pipeline(runner=chosen, options=options) as pipeline:
-        _ = (
-            pipeline
-            | "Shards" >> beam.Create(list(shards), reshuffle=False)
-            | "Spread" >> beam.Reshuffle()
-            | "Tokenize" >> beam.ParDo(TokenizeShard(job))
-        )
+    chosen = _local_runner(options, workers) if runner == LOCAL_RUNNER else runner
+
+    def run() -> None:
+        with beam.Pipeline(runner=chosen, options=options) as pipeline:
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(list(shards), reshuffle=False)
+                | "Spread" >> beam.Reshuffle()
+                | "Tokenize" >> beam.ParDo(TokenizeShard(job))
+            )
+
+    if workers is None:
+        run()
+    else:
+        workers.run(run)
 
 
-def _local_runner(options: PipelineOptions) -> FnApiRunner:
+def _local_runner(options: PipelineOptions, workers: LocalWorkers | None) -> FnApiRunner:
     """Beam's runner inside this process; its worker processes, if any, are ours."""
-    direct = options.view_as(DirectOptions)
-    if direct.direct_running_mode != "multi_processing":
+    if workers is None:
         return FnApiRunner()
-    cores = os.cpu_count() or 1
-    direct.direct_num_workers = direct.direct_num_workers or cores
-    threads = max(1, cores // direct.direct_num_workers)
-    command = [
-        sys.executable,
-        "-m",
-        "tokenize_pipeline.beam_worker",
-        str(os.getpid()),
-        str(threads),
-    ]
+    direct = options.view_as(DirectOptions)
+    direct.direct_num_workers = direct.direct_num_workers or os.cpu_count() or 1
     # The mode would put Beam's own command in the place of ours, and its absence is warned of.
     direct.direct_running_mode = "in_memory"
     logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
-    environment = SubprocessSDKEnvironment.from_command_string(shlex.join(command))
-    return FnApiRunner(environment)
+    # Its one error is a lost connection: who has lost a worker says so.
+    logging.getLogger(data_plane.__name__).setLevel(logging.CRITICAL)
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(shlex.join(workers.command)))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soda_jax.commands import _contamination
+from soda_jax.commands._verify import print_faults
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
     from soda_jax.data.manifest import Manifest
     from soda_jax.data.records import RecordData
+    from soda_jax.data.shards import ShardInfo
 
 SUMMARY = "show what a data set holds"
 EXAMPLE = "soda inspect data/speech --document=speaker-1/chapter-2"
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every record; list the damaged ones as a `masked` file does; exit 1 if any",
+        help="read and check everything; list what is damaged as a `masked` file does; exit 1 if any",
     )
     parser.add_argument(
         "--contamination",
@@ -55,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--output and --report belong to --contamination TRAIN EVAL")
     from soda_jax.data.manifest import Manifest
 
+    if args.verify:
+        return print_faults(args.dataset, args.generation)
     manifest = Manifest.load(args.dataset, args.generation)
     directory = Path(args.dataset)
-    if args.verify:
-        return _verify(directory, manifest)
     if args.record is None and args.document is None:
         print("\n".join(_summary(directory, manifest)))
         return 0
@@ -72,18 +74,17 @@ def run(args: argparse.Namespace) -> int:
 
 def view_tokens(manifest: "Manifest", split: str) -> dict[str, int]:
     """Tokens of a split by composition, BOS and EOS included; either order has as many."""
-    totals = manifest.totals(split)
-    text, frames = totals["text_tokens"], totals["frames"]
-    ends = 2 * totals["documents"]
-    if manifest.kind == "text":
-        return {"text": text + ends}
-    spans, audio = 2 * totals["utterances"], frames * manifest.layout.codebooks
-    return {
-        "S+A+T": text + audio + 2 * spans + ends,
-        "S+A": audio + spans + ends,
-        "S": frames + spans + ends,
-        "text": text + ends,
-    }
+    from soda_jax.data.manifest import tokens_by_view
+
+    return tokens_by_view(manifest.kind, manifest.layout.codebooks, manifest.totals(split))
+
+
+def shard_bytes(folder: Path, shard: "ShardInfo") -> int:
+    """Bytes of a shard and its index on disk; those of an index that is missing are not counted."""
+    from soda_jax.data.shards import index_path
+
+    index = index_path(folder / shard.file)
+    return shard.bytes + (index.stat().st_size if index.is_file() else 0)
 
 
 def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
@@ -107,8 +108,8 @@ def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
         for view, count in tokens.items():
             both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
             yield f"  {view:<6} {count:,} tokens{both}"
-        most = max(tokens.values())
-        yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / most:.3f} a token"
+        stored = sum(shard_bytes(directory / split, shard) for shard in manifest.splits[split])
+        yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} a token"
     yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
     for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {count:>6}  {reason}"
@@ -175,30 +176,3 @@ def _readable(place: str, record: "RecordData", manifest: "Manifest") -> Iterato
 def _some(values: object, count: int = 4) -> str:
     shown = values[:count].tolist()  # type: ignore[index]
     return " ".join(map(str, shown)) + (" …" if len(values) > count else "")  # type: ignore[arg-type]
-
-
-def _verify(directory: Path, manifest: "Manifest") -> int:
-    from soda_jax.data.reading import read_records
-    from soda_jax.data.records import DamagedRecordError
-    from soda_jax.data.shards import file_crc32c, index_path
-    from soda_jax.progress import track
-
-    shards = [(split, shard) for split in _SPLITS for shard in manifest.splits.get(split, ())]
-    found = 0
-    for split, shard in track(shards, "verify"):
-        path = directory / split / shard.file
-        for file, stated in ((path, shard.crc32c), (index_path(path), shard.index_crc32c)):
-            if file.is_file() and file_crc32c(file)[1] == stated:
-                continue
-            found += 1
-            print(f"# {file} is missing or not as the manifest says")
-        try:
-            for number, record in enumerate(read_records(path, manifest.layout)):
-                if isinstance(record, DamagedRecordError):
-                    found += 1
-                    print(f"{shard.file} {number}")
-        except DamagedRecordError as error:
-            found += 1
-            print(f"# {error}")
-    print(f"# {found} faults in {len(shards)} shards")
-    return 1 if found else 0

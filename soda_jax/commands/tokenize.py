@@ -3,6 +3,12 @@
 import argparse
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
+
+from soda_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenize_pipeline.options import Options
 
 SUMMARY = "turn a corpus of speech or text into a data set"
 EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
@@ -11,7 +17,7 @@ PASSES_UNKNOWN_OPTIONS = True  # the command line hands them over as args.unknow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options; unknown ones are Beam's, such as --direct_num_workers=4."""
-    parser.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
+    parser.add_argument("--input", help="a file, or a quoted pattern of files")
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
         "--format",
@@ -46,23 +52,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--append", action="store_true", help="add the new documents to a finished data set"
     )
     parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="instead of tokenizing, check all of the data set in --output; exit 1 if it is damaged",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="write nothing; print hours, tokens, shards, disk and time that the job would take",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="with --dry_run: seconds of audio (bytes of text) a second, instead of measuring it",
+    )
+    parser.add_argument(
         "--runner", default="DirectRunner", help="Beam runner (default DirectRunner, in process)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the job; 0 if the data set is finished, 1 if too many inputs were bad."""
-    from tokenize_pipeline.job import tokenize
-    from tokenize_pipeline.merge import TooManyBadInputsError
+    """Runs the job; 0 if the data set is finished, 1 if too many inputs were bad or it is damaged."""
+    if args.verify:
+        from soda_jax.commands._verify import print_faults
+
+        if unknown := getattr(args, "unknown", ()):
+            raise UserError(
+                f"option {unknown[0]} is unknown to --verify, which needs --output alone"
+            )
+        return print_faults(args.output)
+    if args.input is None:
+        raise UserError("--input is missing: give a file, or a quoted pattern of files")
+    if args.rate is not None and not args.dry_run:
+        raise UserError(f"--rate={args.rate:g} is of use with --dry_run alone")
     from tokenize_pipeline.options import Options
 
     names = [field.name for field in dataclasses.fields(Options)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     options = Options(**given, beam_options=tuple(getattr(args, "unknown", ())))
+    return _dry_run(options, args.rate) if args.dry_run else _tokenize(options)
+
+
+def _dry_run(options: "Options", rate: float | None) -> int:
+    from tokenize_pipeline.dry_run import dry_run
+
+    print(dry_run(options, rate).describe(options.output))
+    return 0
+
+
+def _tokenize(options: "Options") -> int:
+    from tokenize_pipeline.job import tokenize
+    from tokenize_pipeline.merge import TooManyBadInputsError
+
     try:
         summary = tokenize(options)
     except TooManyBadInputsError as error:
         print(f"soda tokenize: {error}", file=sys.stderr)
         return 1
-    print(summary.describe(args.output))
+    print(summary.describe(options.output))
     return 0

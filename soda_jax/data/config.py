@@ -79,7 +79,7 @@ def options(source: Mapping[str, Any], manifest: Manifest, name: str, policy: st
     """What `Source` needs, read from a completed source config; UserError for a bad file."""
     masked = set()
     for line in _lines(source["masked"], f"data.sources.{name}.masked"):
-        if line.startswith("#"):  # the remarks of `soda inspect --verify`
+        if line.startswith("#"):  # the remarks of --verify
             continue
         file, _, number = line.rpartition(" ")
         if not number.isdecimal() or not file:

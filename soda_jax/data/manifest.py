@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 KINDS = ("speech", "text")
 SPLITS = ("train", "validation")
 _MANIFEST = "manifest.json"
+_CODEC_KEYS = ("name", "fingerprint", "sample_rate", "frame_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +129,34 @@ class Manifest:
                 generation=value["generation"],
                 quarantined=value["quarantined"],
             )
+            missing = [key for key in _CODEC_KEYS if key not in (value["codec"] or _CODEC_KEYS)]
+            if missing or manifest.kind not in KINDS:
+                raise ValueError(f"kind {manifest.kind}, codec without {missing}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a manifest: {error!r}; restore the file") from None
         if manifest.to_json() != value:
             raise UserError(f"{path} contradicts itself: it was edited or damaged; restore it")
         return manifest
+
+
+def tokens_by_view(kind: str, codebooks: int, totals: Mapping[str, int]) -> dict[str, int]:
+    """Tokens by composition, BOS and EOS included; either order of S+A+T has as many.
+
+    Args:
+      kind: "speech" or "text".
+      codebooks: how many a frame has.
+      totals: documents, utterances, text_tokens and frames, as `Manifest.totals` gives them.
+    """
+    text, ends = totals["text_tokens"], 2 * totals["documents"]
+    if kind == "text":
+        return {"text": text + ends}
+    spans, frames = 2 * totals["utterances"], totals["frames"]
+    return {
+        "S+A+T": text + frames * codebooks + 2 * spans + ends,
+        "S+A": frames * codebooks + spans + ends,
+        "S": frames + spans + ends,
+        "text": text + ends,
+    }
 
 
 def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:

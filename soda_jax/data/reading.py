@@ -51,7 +51,10 @@ class ShardReaders:
         return len(self._readers)
 
     def _open(self, shard: Path, number: int, records: int) -> Any:
-        reader = _open_reader(shard, number)
+        try:
+            reader = open_shard(shard)
+        except DamagedRecordError as error:
+            raise damaged(shard, number, str(error)) from None
         if reader.num_records() != records:
             reason = f"the shard has {reader.num_records()} records, its index {records}"
             raise damaged(shard, number, reason)
@@ -72,7 +75,10 @@ def read_records(
       DamagedRecordError: if the shard cannot be opened.
     """
     shard = Path(shard)
-    reader = _open_reader(shard, 0)
+    try:
+        reader = open_shard(shard)
+    except DamagedRecordError as error:
+        raise damaged(shard, 0, str(error)) from None
     for number in range(reader.num_records()):
         try:
             yield decode_record(reader.read([number])[0], layout)
@@ -85,13 +91,14 @@ def damaged(shard: Path, number: int, reason: str) -> DamagedRecordError:
     return DamagedRecordError(f"{shard}, record {number} is damaged: {reason}; restore the shard")
 
 
-def _open_reader(shard: Path, number: int) -> Any:
+def open_shard(shard: Path) -> Any:
+    """An ArrayRecord reader of a shard; DamagedRecordError with the bare reason if there is none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     # The reader says nothing of a missing file until the first read.
     if not shard.is_file():
-        raise damaged(shard, number, "the shard is missing")
+        raise DamagedRecordError("the shard is missing")
     reader = ArrayRecordReader(str(shard), _OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
     if not reader.ok():
-        raise damaged(shard, number, "the shard is truncated or not an ArrayRecord file")
+        raise DamagedRecordError("the shard is truncated or not an ArrayRecord file")
     return reader

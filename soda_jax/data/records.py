@@ -96,7 +96,7 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
         the document.
     """
     name, utterances = record.document_id, record.utterances
-    _check(record, layout)
+    check_record(record, layout)
     identifier, texts = _utf8(name, name), [_utf8(u.text, name) for u in utterances]
     if not 0 < len(identifier) < 1 << 16:
         raise UserError(f"document id {name[:40]!r} has {len(identifier)} bytes, not 1–65535")
@@ -209,7 +209,8 @@ def _utf8(text: str, name: str) -> bytes:
         raise UserError(f"the text of document {name!r} is not valid Unicode: {error}") from None
 
 
-def _check(record: RecordData, layout: VocabularyLayout) -> None:
+def check_record(record: RecordData, layout: VocabularyLayout) -> None:
+    """UserError if a record holds ids or codes outside `layout`, or an utterance lacks a side."""
     name = record.document_id
     if not record.utterances:
         raise UserError(f"document {name} has no utterance")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.manifest import SPLITS, Manifest
 from soda_jax.data.reading import ShardReaders, damaged
 from soda_jax.data.records import (
     FIRST,
@@ -35,7 +35,8 @@ class SourceOptions:
       views: one, or text-first and audio-first; the source is the data set under the first view,
         then under the second.
       denied: ids of documents that are left out.
-      masked: (shard file, record) of records whose loss is masked without reading them.
+      masked: (shard file, record) of records whose loss is masked without reading them; the file is
+        "train/shard-…" or "validation/shard-…", or the bare name in whichever split is read.
       on_damage: "fatal" or "mask", for a record that cannot be read.
     """
 
@@ -125,9 +126,13 @@ class Source:
         place = {shard.file: number for number, shard in enumerate(self._shards)}
         found = set()
         for file, record in self._options.masked:
-            if file not in place or not 0 <= record < self._shards[place[file]].records:
+            split, _, name = file.rpartition("/")
+            if split in SPLITS and split != self._folder.name:
+                continue  # one file names the damage of all splits
+            known = split in ("", self._folder.name) and name in place
+            if not known or not 0 <= record < self._shards[place[name]].records:
                 raise UserError(f"source {self.name}: masked record {file} {record} does not exist")
-            found.add(int(self._shard_starts[place[file]]) + record)
+            found.add(int(self._shard_starts[place[name]]) + record)
         return frozenset(found)
 
     def _kept_records(self) -> np.ndarray:

@@ -51,6 +51,16 @@ class Grammar:
     start: int
     end: int
 
+    @functools.cached_property
+    def rows(self) -> list[list[int]]:
+        """`transitions` as lists, with a last column for ids outside the vocabulary: never legal."""
+        return [[*row, ILLEGAL] for row in self.transitions.tolist()]
+
+    def groups_of(self, ids: np.ndarray) -> np.ndarray:
+        """Column of each id in `rows`, int32 of the same shape; ids may be any integers."""
+        inside = (ids >= 0) & (ids < len(self.group_of_id))
+        return np.where(inside, self.group_of_id[np.where(inside, ids, 0)], len(self.group_names))
+
     def step(self, state: int, token: int) -> int:
         """The state after `token`, or −1 if it is not legal in `state`."""
         return int(self.transitions[state, self.group_of_id[token]])

@@ -1,13 +1,18 @@
 """`soda inspect` on small data sets."""
 
 import argparse
+import re
 
+import numpy as np
 import pytest
 
 from soda_jax.commands import inspect
 from soda_jax.data.manifest import Manifest
+from soda_jax.data.shards import ShardWriter
+from soda_jax.data.splitting import split_document
 from soda_jax.errors import UserError
-from soda_jax.tokens.documents import View, render
+from soda_jax.tokens.documents import Utterance, View, render
+from soda_jax.tokens.vocabulary import VocabularyLayout
 
 
 def run(*arguments):
@@ -57,3 +62,41 @@ def test_inspect_verify_lists_what_is_damaged(tmp_path, write, speech, capsys):
     path.write_bytes(data)
     assert run(tmp_path, "--verify") == 1
     assert "shard-00000.array_record 1\n" in capsys.readouterr().out
+
+
+WORDS = ["the", "of", "and", "to", "in", "that", "was", "he", "for", "on", "which", "have", "this"]
+
+
+def random_speech(rng, utterances):
+    """5 s each at 150 words a minute and 1.3 ids a word, codes without any structure."""
+    return [
+        Utterance(
+            " ".join(rng.choice(WORDS, 13)),
+            rng.integers(0, 128_000, 17).astype(np.int32),
+            rng.integers(0, 2048, (63, 8)).astype(np.uint16),
+        )
+        for _ in range(utterances)
+    ]
+
+
+def test_invariant_2_random_codes_take_at_most_one_and_a_half_bytes_a_token_in_all(
+    tmp_path, capsys
+):
+    rng, layout = np.random.default_rng(0), VocabularyLayout.soda()
+    view, documents, tokens = View(), 0, 0
+    with ShardWriter(tmp_path / "train" / "shard-00000.array_record", layout) as writer:
+        while tokens < 2_500_000:  # seven hours: what a shard is rounded up to is then small
+            utterances = random_speech(rng, int(rng.integers(1, 200)))
+            tokens += len(render(utterances, view, layout))
+            for record in split_document(f"corpus/document-{documents:06d}", utterances, layout):
+                writer.write(record)
+            documents += 1
+        info = writer.close()
+    codec = {"name": "random", "fingerprint": "none", "sample_rate": 24_000, "frame_rate": 12.5}
+    Manifest("speech", layout, codec, "random", {"train": (info,)}).save(tmp_path)
+    stored = sum(path.stat().st_size for path in (tmp_path / "train").iterdir())
+    assert stored / tokens <= 1.5
+    assert run(tmp_path) == 0
+    shown = re.search(r"([\d,]+) bytes with the index, ([\d.]+) a token", capsys.readouterr().out)
+    assert int(shown[1].replace(",", "")) == stored
+    assert float(shown[2]) == pytest.approx(stored / tokens, abs=1e-3)

@@ -1,18 +1,13 @@
 """Invariant 8 for shards: killed anywhere and run again, a job ends with the same bytes."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from pipeline_toys import hum, make_corpus, quarantine_of, tree
+from pipeline_toys import make_corpus, quarantine_of, tree
 
-from soda_jax.codecs.mel import MelCodec, MelSettings
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import Options
 
@@ -65,17 +60,6 @@ while True:
 print(fatal)
 """
 
-PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
-RUN = f"""
-import sys
-from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
-
-source, output, codec = sys.argv[1:]
-given = dict(codec=codec, shards=12, validation_fraction=0.2)
-tokenize(Options(source, output, **given, beam_options={PROCESSES}))
-"""
-
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
@@ -110,35 +94,3 @@ def test_invariant_8_a_job_killed_at_any_rename_ends_with_the_same_bytes(
     assert bad == ["malformed_row", "missing"]
     for number in range(kills):
         assert tree(tmp_path / "data" / str(number)) == uninterrupted, number
-
-
-@pytest.fixture(scope="module")
-def mel(tmp_path_factory) -> str:
-    """A mel codec too coarse to be of use, fitted on noise and hums."""
-    folder = tmp_path_factory.mktemp("mel")
-    noise = np.random.default_rng(0).normal(0, 0.1, (4, 24_000)).astype(np.float32)
-    clips = [*noise, *(hum(1.0, hertz, 24_000) for hertz in (120, 400, 900))]
-    MelCodec.fit(clips, MelSettings(components=8, codebook_sizes=(8, 8))).save(folder)
-    return f"mel:{folder}"
-
-
-def test_invariant_8_two_processes_killed_and_run_again_give_the_bytes_of_one(tmp_path, mel):
-    source = make_corpus(tmp_path / "corpus", documents=24, utterances=4)
-    given = {"codec": mel, "shards": 12, "validation_fraction": 0.2}
-    tokenize(Options(source, str(tmp_path / "whole"), **given))
-    command = [sys.executable, "-c", RUN, source, str(tmp_path / "killed"), mel]
-    results = tmp_path / "killed/plan/0000/results"
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while process.poll() is None and len(list(results.glob("*.json"))) < 2:
-            assert time.monotonic() < deadline
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.02)
-        killed = process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    assert killed, "the job was over before it could be killed"
-    finished = {p.name: p.stat().st_mtime_ns for p in results.glob("*.json")}
-    tokenize(Options(source, str(tmp_path / "killed"), **given, beam_options=PROCESSES))
-    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
-    kept = [name for name in finished if (results / name).stat().st_mtime_ns == finished[name]]
-    assert len(kept) >= 1

@@ -1,0 +1,27 @@
+"""A bar on a terminal leaves what is printed beside it alone."""
+
+import os
+import pty
+import subprocess
+import sys
+
+PROGRAM = """
+from soda_jax.progress import track
+for number in track(range(3), "at work"):
+    print("result", number)
+"""
+
+
+def test_what_is_printed_beside_a_bar_goes_where_it_is_sent():
+    terminal, end = pty.openpty()
+    try:
+        environment = {**os.environ, "TERM": "xterm"}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=end, env=environment
+        )
+        shown = os.read(terminal, 100_000).decode()
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert done.stdout.decode() == "result 0\nresult 1\nresult 2\n"
+    assert "at work" in shown and "result" not in shown

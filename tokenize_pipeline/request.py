@@ -1,0 +1,186 @@
+"""What a job is asked to do, looked up and checked before anything is written."""
+
+import dataclasses
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from soda_jax.data.manifest import Manifest, check_compatible
+from soda_jax.data.shards import index_path, read_index
+from soda_jax.errors import UserError
+from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from tokenize_pipeline.options import Options, find_data_root, find_inputs, plan_settings
+from tokenize_pipeline.plan import SPLITS, Plan
+from tokenize_pipeline.planner import make_plan, speech_weight, text_weight
+from tokenize_pipeline.readers import DocumentSource, Reader, find_reader
+from tokenize_pipeline.sweep import shard_number
+from tokenize_pipeline.worker import Job, load_codec_once
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A job before its plan.
+
+    Attributes:
+      options: what the user asked for.
+      inputs: the files of the corpus.
+      reader: of the corpus.
+      dataset: folder of the data set.
+      generation: the one that the job makes: 0, or one more than the newest when appending.
+      tokenizer: of the text.
+      before: the data set without this generation: the newest manifest, or an empty one.
+      root: absolute folder that audio paths are relative to.
+    """
+
+    options: Options
+    inputs: Sequence[Path]
+    reader: Reader
+    dataset: Path
+    generation: int
+    tokenizer: TextTokenizer
+    before: Manifest
+    root: Path
+
+    @property
+    def first_numbers(self) -> dict[str, int]:
+        """Number of the first new shard of each split."""
+        taken = {s: [shard_number(i.file) for i in self.before.splits.get(s, ())] for s in SPLITS}
+        return {split: max(numbers, default=-1) + 1 for split, numbers in taken.items()}
+
+    @property
+    def weigh(self) -> Callable[[DocumentSource], float]:
+        """Expected work of a document: seconds of audio, or bytes of text."""
+        return speech_weight(self.root) if self.reader.KIND == "speech" else text_weight
+
+    def settings(self, generation: int) -> dict[str, Any]:
+        """The settings that the plan of `generation` records."""
+        return plan_settings(self.options, self.before, self.inputs, self.root, generation)
+
+    def make_plan(self, folder: Path) -> Plan:
+        """Reads the corpus and writes the plan into `folder`; see `planner.make_plan`."""
+        return make_plan(
+            folder,
+            self.generation,
+            self.reader,
+            self.inputs,
+            self.settings(self.generation),
+            weigh=self.weigh,
+            known=_known_documents(self.dataset, self.before),
+            first_numbers=self.first_numbers,
+        )
+
+    def job(self, dataset: Path, plan: Plan) -> Job:
+        """What the workers of `plan` need to know; `dataset` is where they write."""
+        return Job(
+            str(dataset.absolute()),
+            self.generation,
+            plan.digest,
+            self.options.codec if self.reader.KIND == "speech" else None,
+            self.before.layout.codebook_sizes,
+            str(self.root),
+            self.options.max_audio_seconds,
+        )
+
+
+def read_request(options: Options) -> Request:
+    """Looks up what `options` name.
+
+    Raises:
+      UserError: for wrong settings or inputs, or a data set that they do not fit.
+    """
+    inputs = find_inputs(options.input)
+    reader = find_reader(options.format)
+    dataset = Path(options.output)
+    _check_folder(dataset)
+    if options.beam_options or options.runner != Options.runner:
+        import_beam().check_options(options.runner, options.beam_options)
+    generation = _generation(dataset, options.append)
+    if options.tokenizer is None and options.append:
+        tokenizer = load_tokenizer(dataset / "tokenizer")
+    else:
+        tokenizer = load_tokenizer(options.tokenizer or "bytes")
+    before = _before(options, reader, tokenizer, dataset, generation)
+    root = find_data_root(options, reader, inputs)
+    return Request(options, inputs, reader, dataset, generation, tokenizer, before, root)
+
+
+def import_beam() -> ModuleType:
+    """The module `beam_graph`."""
+    # Beam takes seconds to import, and warns of cloud libraries that no local job needs.
+    logging.disable(logging.WARNING)
+    try:
+        return importlib.import_module("tokenize_pipeline.beam_graph")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def newest_generation(dataset: Path) -> int:
+    """Generation of a data set, -1 if none is finished."""
+    return Manifest.load(dataset).generation if (dataset / "manifest.json").exists() else -1
+
+
+def _check_folder(dataset: Path) -> None:
+    if dataset.exists() and not dataset.is_dir():
+        raise UserError(f"--output={dataset} is a file: name a folder")
+    ours = (dataset / "plan").is_dir() or (dataset / "manifests").is_dir()
+    if dataset.is_dir() and any(dataset.iterdir()) and not ours:
+        raise UserError(f"--output={dataset} holds other files: name a new or empty folder")
+
+
+def _generation(dataset: Path, append: bool) -> int:
+    if not append:
+        return 0
+    newest = newest_generation(dataset)
+    if newest < 0:
+        raise UserError(f"--append needs a finished data set: {dataset} has no manifest")
+    return newest + 1
+
+
+def _before(
+    options: Options, reader: Reader, tokenizer: TextTokenizer, dataset: Path, generation: int
+) -> Manifest:
+    """The data set without this generation: the newest manifest, or an empty one."""
+    if reader.KIND == "speech" and not options.codec:
+        raise UserError(
+            f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR or mimi:DIR"
+        )
+    codec = load_codec_once(options.codec) if options.codec else None
+    layout = make_layout(tokenizer, codec.codebook_sizes if codec else ())
+    described = None
+    if codec and reader.KIND == "speech":
+        described = {
+            "name": codec.name,
+            "fingerprint": codec.fingerprint,
+            "sample_rate": codec.sample_rate,
+            "frame_rate": codec.frame_rate,
+            "samples_per_frame": codec.samples_per_frame,
+        }
+    empty = Manifest(reader.KIND, layout, described, tokenizer.fingerprint, {})
+    if not generation:
+        return empty
+    newest = Manifest.load(dataset)
+    if newest.kind != empty.kind:
+        raise UserError(
+            f"{dataset} is a {newest.kind} data set, --format={options.format} is {empty.kind}: "
+            "give another --output"
+        )
+    if newest.tokenizer_fingerprint != empty.tokenizer_fingerprint:
+        raise UserError(
+            f"{dataset} was made with text tokenizer {newest.tokenizer_fingerprint}, --tokenizer is "
+            f"{empty.tokenizer_fingerprint}: leave --tokenizer out to use the data set's own"
+        )
+    wanted = codec.fingerprint if codec else None
+    check_compatible(newest, layout, wanted, name=str(dataset), other="--codec")
+    return newest
+
+
+def _known_documents(dataset: Path, before: Manifest) -> set[int]:
+    known: set[int] = set()
+    for split, shards in before.splits.items():
+        for info in shards:
+            index = read_index(index_path(dataset / split / info.file), info.index_crc32c)
+            known.update(index.document_hashes.tolist())
+    return known
