@@ -1,15 +1,18 @@
 """Speech to codes: the sounds of a window of documents, in batches of like length.
 
 Sounds arrive in the order in which archives hold them. They wait until all are there, or until the
-bytes held reach a limit, and then go to the codec sorted by length.
+bytes held reach a limit, and then go to the codec sorted by length. A codec that takes many clips at once,
+on an accelerator, is given so many, and threads read and resample the next batch while it works.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from soda_jax.codecs import Codec
-from soda_jax.codecs.audio import encode_long
+from soda_jax.codecs.audio import piece_samples
 from tokenize_pipeline.archives import ArchiveReader, Key
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.readers import UtteranceSource
@@ -17,6 +20,7 @@ from tokenize_pipeline.sound import Sound, as_corpus_names, resolve
 
 BATCH_CLIPS = 32
 BATCH_SECONDS = 240.0
+SECONDS_A_CLIP = 15.0  # of a batch larger than that: longer clips make a smaller batch
 PIECE_SECONDS = 60.0
 HELD_BYTES = 2**28  # of sounds from archives that wait for the codec
 
@@ -37,6 +41,7 @@ class SpeechEncoder:
         self._codec, self._root, self._longest = codec, data_root, max_audio_seconds
         self._done = done
         self._archives = ArchiveReader()
+        self._clips = getattr(codec, "clips_at_once", 1)
 
     def encode(
         self, utterances: Mapping[Place, UtteranceSource], bad: dict[Place, BadInputError]
@@ -92,39 +97,70 @@ class SpeechEncoder:
             except BadInputError as error:
                 bad[place] = error
         codes: dict[Place, np.ndarray] = {}
-        for batch in batches(seconds):
-            clips: dict[Place, np.ndarray] = {}
-            for place in batch:
-                try:
-                    clips[place] = sounds[place].samples(self._codec.sample_rate)
-                except BadInputError as error:
-                    bad[place] = error
+        cut = batches(seconds, self._clips)
+        for batch, clips in zip(cut, self._read(cut, sounds, bad), strict=True):
             codes |= zip(clips, encode_batch(self._codec, list(clips.values())), strict=True)
             self._done(batch)
         return codes
 
+    def _read(
+        self,
+        cut: Sequence[list[Place]],
+        sounds: Mapping[Place, Sound],
+        bad: dict[Place, BadInputError],
+    ) -> Iterator[dict[Place, np.ndarray]]:
+        """Yields the samples of each batch; `bad` receives what is wrong."""
 
-def batches(seconds: Mapping[Place, float]) -> list[list[Place]]:
-    """Places by length, in batches that bound the samples held at once."""
+        def samples(place: Place) -> np.ndarray | BadInputError:
+            try:
+                return sounds[place].samples(self._codec.sample_rate)
+            except BadInputError as error:
+                return error
+
+        def sorted_out(read: Mapping[Place, np.ndarray | BadInputError]) -> dict[Place, np.ndarray]:
+            for place, result in read.items():
+                if isinstance(result, BadInputError):
+                    bad[place] = result
+            return {p: r for p, r in read.items() if not isinstance(r, BadInputError)}
+
+        if self._clips == 1:  # the codec itself needs the processor
+            for batch in cut:
+                yield sorted_out({place: samples(place) for place in batch})
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ahead: dict[Place, Future] = {}
+            for batch, following in zip(cut, [*cut[1:], []], strict=True):
+                now = ahead or {place: pool.submit(samples, place) for place in batch}
+                ahead = {place: pool.submit(samples, place) for place in following}
+                yield sorted_out({place: future.result() for place, future in now.items()})
+
+
+def batches(seconds: Mapping[Place, float], clips: int = 1) -> list[list[Place]]:
+    """Places by length, in batches that bound the samples held at once.
+
+    Args:
+      seconds: of each place.
+      clips: how many the codec takes at once.
+    """
+    most, longest = max(BATCH_CLIPS, clips), max(BATCH_SECONDS, clips * SECONDS_A_CLIP)
     made: list[list[Place]] = []
     total = 0.0
     for place in sorted(seconds, key=lambda place: (seconds[place], place)):
         total += seconds[place]
-        if not made or len(made[-1]) == BATCH_CLIPS or total > BATCH_SECONDS:
+        if not made or len(made[-1]) == most or total > longest:
             made.append([])
             total = seconds[place]
         made[-1].append(place)
     return made
 
 
-def encode_batch(codec: Codec, clips: list[np.ndarray]) -> list[np.ndarray]:
-    """Codes of each clip, uint16 `[frames, codebooks]`; long clips go one by one and in pieces."""
-    longest = PIECE_SECONDS * codec.sample_rate
-    short = [number for number, clip in enumerate(clips) if len(clip) <= longest]
-    codes: dict[int, np.ndarray] = {}
-    if short:
-        codes |= zip(short, codec.encode([clips[number] for number in short]), strict=True)
-    for number, clip in enumerate(clips):
-        if number not in codes:
-            codes[number] = encode_long(codec, clip, PIECE_SECONDS)
-    return [codes[number] for number in range(len(clips))]
+def encode_batch(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Codes of each clip, uint16 `[frames, codebooks]`; long ones in pieces, as `encode_long` cuts them."""
+    size = piece_samples(codec, PIECE_SECONDS)
+    starts = [range(0, max(len(clip), 1), size) for clip in clips]
+    codes = iter(
+        codec.encode(
+            [c[at : at + size] for c, places in zip(clips, starts, strict=True) for at in places]
+        )
+    )
+    return [np.concatenate([next(codes) for _ in places]) for places in starts]

@@ -88,6 +88,11 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
     write_atomic(Path(path), buffer.getvalue())
 
 
+def piece_samples(codec: Codec, max_seconds: float) -> int:
+    """Samples of the longest piece of whole frames that lasts at most `max_seconds`."""
+    return max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
+
+
 def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.ndarray:
     """Codes of a clip of any length, encoded in pieces (SODA: chunks over 60 s, in pieces of 60 s).
 
@@ -99,7 +104,7 @@ def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.
     Returns:
       uint16 `[ceil(samples / samples_per_frame), codebooks]`.
     """
-    piece = max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
+    piece = piece_samples(codec, max_seconds)
     starts = range(0, max(len(audio), 1), piece)
     # One by one: the memory that a codec takes grows with its batch.
     return np.concatenate([codec.encode([audio[at : at + piece]])[0] for at in starts])

@@ -22,6 +22,9 @@ class Codec(Protocol):
       codebook_sizes: entries of each codebook; the first is the coarsest.
       fingerprint: hex digest of the parameters and settings; equal fingerprints give equal codes,
         wherever the files lie.
+
+    A codec that runs on an accelerator may also hold `clips_at_once: int`, the clips that one call of
+    `encode` should bring: the pipeline then makes batches of that size and reads ahead.
     """
 
     @property

@@ -57,6 +57,7 @@ class MimiCodec:
         self.frame_rate = self.config.frame_rate
         self.codebook_sizes = (self.config.codebook_size,) * model.codebooks
         self._runner = Runner(model, dtype, batching, devices)
+        self.clips_at_once = self._runner.clips
 
     @property
     def model(self) -> Mimi:

@@ -64,6 +64,7 @@ class Runner:
     Attributes:
       batching: how much is worked on at once.
       dtype: of the activations.
+      clips: of a batch, on all devices together.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Runner:
         self._by_clip = NamedSharding(self._mesh, P("clips"))
         # Said of the first state and of every later one: each other layout would be compiled for anew.
         self._state_layout = jax.tree.map(partial(NamedSharding, self._mesh), _STATE)
-        self._batch = self.batching.clips * len(devices)
+        self.clips = self.batching.clips * len(devices)
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
 
@@ -117,7 +118,7 @@ class Runner:
         return self._starting(self.model.start_decoding)
 
     def _starting(self, start: Callable) -> Callable:
-        return jax.jit(partial(start, self._batch, self.dtype), out_shardings=self._state_layout)
+        return jax.jit(partial(start, self.clips, self.dtype), out_shardings=self._state_layout)
 
     @cached_property
     def _encode(self) -> Callable:
@@ -175,13 +176,13 @@ class Runner:
         width = int(np.prod(frame))
         order = sorted(range(len(clips)), key=lambda place: counts[place])
         found: dict[int, np.ndarray] = {}
-        for first in range(0, len(order), self._batch):
-            group = order[first : first + self._batch]
+        for first in range(0, len(order), self.clips):
+            group = order[first : first + self.clips]
             sizes = self.batching.cut(max(counts[place] for place in group))
-            padded = np.zeros((self._batch, sum(sizes) * width), clips[group[0]].dtype)
+            padded = np.zeros((self.clips, sum(sizes) * width), clips[group[0]].dtype)
             for row, place in enumerate(group):
                 padded[row, : len(clips[place])] = clips[place]
-            whole = padded.reshape(self._batch, -1, *frame)
+            whole = padded.reshape(self.clips, -1, *frame)
             results, state = [], start()
             for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
                 # Sent piece by piece, and not waited for: the next is sent while this one is at work.
