@@ -55,6 +55,7 @@ def main(launcher: int, threads: int, listener: socket.socket) -> int:
             status = _reap(workers)
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
     return status
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.shards import index_path, read_index
@@ -177,10 +179,24 @@ def _before(
     return newest
 
 
-def _known_documents(dataset: Path, before: Manifest) -> set[int]:
-    known: set[int] = set()
-    for split, shards in before.splits.items():
-        for info in shards:
-            index = read_index(index_path(dataset / split / info.file), info.index_crc32c)
-            known.update(index.document_hashes.tolist())
-    return known
+class _Hashes(Container[int]):
+    """Hashes of documents as a sorted array: 8 bytes each, where a set takes ten times as much."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self._sorted = np.sort(np.concatenate([np.zeros(0, np.uint64), *parts]))
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int):
+            return False
+        place = int(np.searchsorted(self._sorted, np.uint64(value)))
+        return place < len(self._sorted) and int(self._sorted[place]) == value
+
+
+def _known_documents(dataset: Path, before: Manifest) -> Container[int]:
+    return _Hashes(
+        [
+            read_index(index_path(dataset / split / info.file), info.index_crc32c).document_hashes
+            for split, shards in before.splits.items()
+            for info in shards
+        ]
+    )
