@@ -25,6 +25,7 @@ CORE = [
 ]
 TOKENIZE = [
     "apache-beam>=2.77,<3",
+    "pyarrow>=14",  # comes with Beam; reads sounds in Parquet
     "scikit-learn>=1.5",  # fits the mel codec
     "threadpoolctl>=3.5",
     "tokenizers>=0.21",
@@ -68,6 +69,10 @@ setup(
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
         "wandb": ["wandb"],
+        "two-encoder": ["transformers>=5.23,<6", "torch"],
+        # sentencepiece 0.2.3 wants protobuf 7, which Beam does not take
+        "seqio": ["seqio==0.0.20", "sentencepiece==0.2.2"],
+        "parity": ["transformers>=5.23,<6", "torch==2.13.0"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["soda = soda_jax.cli:script"]},

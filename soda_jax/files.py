@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+_LARGE = 16 * 2**20  # bytes
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -28,6 +31,21 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Gives a large file that is never changed a second name; copies a small one.
+
+    A small file may be a text that somebody edits where it lies, and both names would change with it.
+    A large one (weights) is copied too where the file system has no links.
+    """
+    if os.path.getsize(source) >= _LARGE:
+        try:
+            os.link(os.path.realpath(source), target)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
 
 
 def json_text(value: Any) -> str:

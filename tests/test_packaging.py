@@ -66,7 +66,7 @@ def test_each_command_has_a_summary_and_an_example(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "command, actions",
     [
-        ("codec", ("fit", "encode", "decode")),
+        ("codec", ("fit", "fit-units", "encode", "decode")),
         ("tokenizer", ("train",)),
         ("generate --workdir=x", ("speak", "transcribe", "continue")),
     ],
@@ -83,7 +83,13 @@ def test_each_action_has_an_example_that_parses(
 
 
 @pytest.mark.parametrize(
-    "module, extra", [("apache_beam", "tokenize"), ("sklearn.cluster", "tokenize")]
+    "module, extra",
+    [
+        ("apache_beam", "tokenize"),
+        ("sklearn.cluster", "tokenize"),
+        ("torch", "two-encoder"),
+        ("seqio", "seqio"),
+    ],
 )
 def test_missing_extra_is_named_in_one_line(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ from typing import Any
 
 from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
+from tokenize_pipeline.readers import Reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,30 @@ def find_inputs(pattern: str) -> list[Path]:
     if not files:
         raise UserError(f"--input={pattern} names no file: give a file or a pattern of files")
     return files
+
+
+def find_data_root(options: Options, reader: Reader, inputs: Sequence[Path]) -> Path:
+    """The absolute folder that audio paths are relative to: --data_root, or the folder of the first input.
+
+    A reader of a corpus with a layout of its own may hold `data_root(inputs) -> Path`, which says where the
+    corpus begins; there nothing is left to choose.
+
+    Raises:
+      UserError: if the folder is none, or --data_root is not that of the corpus.
+    """
+    of_corpus = getattr(reader, "data_root", None)
+    if of_corpus is None:
+        root = Path(os.path.abspath(options.data_root or inputs[0].parent))
+    else:
+        root = Path(os.path.abspath(of_corpus(inputs)))
+        if options.data_root and os.path.abspath(options.data_root) != str(root):
+            raise UserError(
+                f"--data_root={options.data_root}: --format={options.format} finds its audio by the "
+                f"inputs, in {root}; leave --data_root out"
+            )
+    if not root.is_dir():
+        raise UserError(f"--data_root={root} is not a folder")
+    return root
 
 
 def plan_settings(

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Plan:
     Attributes:
       generation: 0 for the first plan of a data set, one more for each append.
       settings: everything that decides the bytes of the shards, by the name of the option.
-      inputs: name, size and SHA-256 of each input file.
+      inputs: name, size and digest of each input file; see `planner.describe_inputs`.
       shards: in order, train first.
       counts: documents, utterances, rejected rows, repeated and already known documents.
     """
@@ -127,15 +128,14 @@ def split_of(document_id: str, validation_fraction: float) -> str:
     return "validation" if value < validation_fraction * 2**64 else "train"
 
 
-def read_documents(folder: Path, shard: ShardPlan) -> list[DocumentSource]:
-    """The documents of one shard, in their order; UserError if the file was changed."""
+def read_documents(folder: Path, shard: ShardPlan) -> Iterator[DocumentSource]:
+    """Yields the documents of one shard, in their order; UserError if the file was changed."""
     path = folder / f"{shard.name}.jsonl"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise UserError(f"{path} does not match the plan: remove {folder} and run again")
-    documents = []
-    for line in content.splitlines():
-        value = json.loads(line)
-        utterances = tuple(UtteranceSource(**utterance) for utterance in value["utterances"])
-        documents.append(DocumentSource(value["id"], utterances))
-    return documents
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise UserError(f"{path} does not match the plan: remove {folder} and run again")
+        file.seek(0)
+        for line in file:
+            value = json.loads(line)
+            utterances = tuple(UtteranceSource(**utterance) for utterance in value["utterances"])
+            yield DocumentSource(value["id"], utterances)

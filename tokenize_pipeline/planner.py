@@ -1,11 +1,11 @@
 """Making the plan: two readings of the corpus, one to weigh the documents and one to cut it into shards.
 
-A shard is a run of documents in the order of the corpus; the runs have nearly equal expected work.
+A shard is a run of documents in the order of the corpus; the runs have nearly equal expected work. A
+compressed archive is read by one worker from its beginning on, so all its documents are in one shard.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from array import array
 from collections import Counter
@@ -19,44 +19,52 @@ from soda_jax.progress import track
 from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, split_of
 from tokenize_pipeline.quarantine import QuarantineRow, json_lines
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, UtteranceSource
+from tokenize_pipeline.sound import expected_seconds
+from tokenize_pipeline.tar_stream import is_compressed
 
 LONGEST_ID = 65_535
 LEAST_SHARDS = 8
 SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec, so little is lost by a kill
 SHARD_TEXT_BYTES = 64 * 2**20
-# Seconds in a sound file are guessed from its size as 16-bit mono at 16 kHz: opening every header of a
-# large corpus would cost more than a slightly uneven shard.
-BYTES_PER_SECOND = 32_000
+WHOLE_BYTES = 256 * 2**20
+PART_BYTES = 2**20
 
 
 def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size in bytes and SHA-256 of each input file."""
+    """Name, size in bytes and digest of each input file.
+
+    A file over 256 MiB, an archive as a rule, is known by its size and its first, middle and last
+    megabyte: to read terabytes before the work begins would find no more of what happens to inputs.
+    """
     described = []
     for path in inputs:
+        size = path.stat().st_size
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        described.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+            if size <= WHOLE_BYTES:
+                digest = hashlib.file_digest(file, "sha256")
+            else:
+                for start in (0, size // 2, size - PART_BYTES):
+                    file.seek(start)
+                    digest.update(file.read(PART_BYTES))
+        described.append({"name": path.name, "bytes": size, "sha256": digest.hexdigest()})
     return described
 
 
 def speech_weight(data_root: Path) -> Callable[[DocumentSource], float]:
-    """Expected seconds of audio of a document: by its times, else by the size of the file."""
+    """Expected seconds of audio of a document: see `sound.expected_seconds`."""
+    root = str(data_root)
+    return lambda document: sum(expected_seconds(u, root) for u in document.utterances)
 
-    def seconds(utterance: UtteranceSource) -> float:
-        end = utterance.end
-        if end is None:
-            try:
-                end = os.stat(data_root / (utterance.audio or "")).st_size / BYTES_PER_SECOND
-            except (OSError, ValueError):  # reported when the shard is worked on
-                end = 0.0
-        return max(end - (utterance.start or 0.0), 0.0)
 
-    return lambda document: sum(map(seconds, document.utterances))
+def text_bytes(utterance: UtteranceSource) -> float:
+    """Bytes of the text of an utterance."""
+    return len(utterance.text.encode("utf-8", "surrogatepass"))
 
 
 def text_weight(document: DocumentSource) -> float:
     """Bytes of text of a document."""
-    return sum(len(u.text.encode("utf-8", "surrogatepass")) for u in document.utterances)
+    return sum(map(text_bytes, document.utterances))
 
 
 def make_plan(
@@ -87,6 +95,7 @@ def make_plan(
     described = describe_inputs(inputs)
     fraction = settings["validation_fraction"]
     weights = {split: array("d") for split in SPLITS}
+    runs = {split: Runs() for split in SPLITS}
     names = ("documents", "utterances", "rejected_rows", "repeated_in_input", "already_in_dataset")
     counts = Counter(dict.fromkeys(names, 0))
     rejected = []
@@ -97,14 +106,16 @@ def make_plan(
                 QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
             )
         else:
+            split = split_of(item.id, fraction)
             # A floor keeps documents of unknown length from piling up in one shard.
-            weights[split_of(item.id, fraction)].append(max(weigh(item), 0.1))
+            weights[split].append(max(weigh(item), 0.1))
+            runs[split].add(item)
             counts["documents"] += 1
             counts["utterances"] += len(item.utterances)
     counts["rejected_rows"] = len(rejected)
     write_atomic(folder / "rejected.jsonl", json_lines(rejected))
     totals = {split: shard_count(weights[split], split, settings) for split in SPLITS}
-    places = {split: cut(weights[split], totals[split]) for split in SPLITS}
+    places = {split: cut(weights[split], totals[split], runs[split].starts()) for split in SPLITS}
     writers = {s: _ShardFiles(folder, s, first_numbers[s]) for s in SPLITS}
     again = _admitted(reader, inputs, known, Counter())
     for item in track(again, "planning, second reading", counts["documents"] + len(rejected)):
@@ -147,17 +158,58 @@ def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) 
     return max(1, min(wanted, len(weights)))
 
 
-def cut(weights: Sequence[float], shards: int) -> Iterator[tuple[int, float]]:
-    """Yields (shard, weight) of each document: runs of documents of nearly equal weight."""
-    total, before = sum(weights), 0.0
-    for weight in weights:
-        yield min(int((before + weight / 2) / total * shards), shards - 1), weight
-        before += weight
+def cut(
+    weights: Sequence[float], shards: int, starts: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    """Yields (shard, weight) of each document: runs of documents of nearly equal weight.
+
+    Args:
+      weights: of each document, positive.
+      shards: how many there are at most.
+      starts: 1 where a shard may begin; where 0, the document goes where the one before it goes.
+    """
+    total, before, first = sum(weights), 0.0, 0
+    while first < len(weights):
+        last = first + 1
+        while last < len(weights) and not starts[last]:
+            last += 1
+        together = sum(weights[first:last])
+        shard = min(int((before + together / 2) / total * shards), shards - 1)
+        for number in range(first, last):
+            yield shard, weights[number]
+        before, first = before + together, last
+
+
+class Runs:
+    """Which documents of a split belong together because they share compressed archives."""
+
+    def __init__(self) -> None:
+        """Knows no document yet."""
+        self._count = 0
+        self._spans: dict[str, tuple[int, int]] = {}  # first and last document of each archive
+
+    def add(self, document: DocumentSource) -> None:
+        """Takes the next document."""
+        for utterance in document.utterances:
+            audio = utterance.audio
+            if utterance.member is not None and audio is not None and is_compressed(audio):
+                self._spans[audio] = (self._spans.get(audio, (self._count, 0))[0], self._count)
+        self._count += 1
+
+    def starts(self) -> bytearray:
+        """For each document, whether a shard may begin with it, 0 or 1."""
+        free = bytearray(b"\x01") * self._count
+        for first, last in self._spans.values():
+            free[first + 1 : last + 1] = bytes(last - first)
+        return free
 
 
 def _line(document: DocumentSource) -> str:
     # ASCII with escapes: the plan carries text that is not valid UTF-8 to the worker that rejects it.
-    utterances = [vars(utterance) for utterance in document.utterances]
+    utterances = [
+        {name: value for name, value in vars(utterance).items() if value is not None}
+        for utterance in document.utterances
+    ]
     return json.dumps({"id": document.id, "utterances": utterances}) + "\n"
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import logging
-import os
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.shards import index_path, read_index
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.options import Options, find_inputs, plan_settings
+from tokenize_pipeline.options import Options, find_data_root, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan
 from tokenize_pipeline.planner import make_plan, speech_weight, text_weight
 from tokenize_pipeline.readers import DocumentSource, Reader, find_reader
@@ -106,9 +105,7 @@ def read_request(options: Options) -> Request:
     else:
         tokenizer = load_tokenizer(options.tokenizer or "bytes")
     before = _before(options, reader, tokenizer, dataset, generation)
-    root = Path(os.path.abspath(options.data_root or inputs[0].parent))
-    if not root.is_dir():
-        raise UserError(f"--data_root={root} is not a folder")
+    root = find_data_root(options, reader, inputs)
     return Request(options, inputs, reader, dataset, generation, tokenizer, before, root)
 
 
@@ -149,7 +146,9 @@ def _before(
 ) -> Manifest:
     """The data set without this generation: the newest manifest, or an empty one."""
     if reader.KIND == "speech" and not options.codec:
-        raise UserError(f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR")
+        raise UserError(
+            f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR or mimi:DIR"
+        )
     codec = load_codec_once(options.codec) if options.codec else None
     layout = make_layout(tokenizer, codec.codebook_sizes if codec else ())
     described = None

@@ -1,64 +1,110 @@
-"""The audio of one utterance, judged: what is wrong with it becomes a `BadInputError`."""
+"""The sound of one utterance, judged: what is wrong with it becomes a `BadInputError`."""
 
 import functools
 import os
+from dataclasses import dataclass
 
 import numpy as np
 
-from soda_jax.codecs.audio import AudioError, read_audio
+from soda_jax.codecs.audio import AudioError, read_audio, sound_seconds
+from tokenize_pipeline.archives import is_archive
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.readers import UtteranceSource
 
+# Seconds in a sound file are guessed from its size as 16-bit mono at 16 kHz: opening every header of a
+# large corpus would cost more than a slightly uneven shard.
+_BYTES_PER_SECOND = 32_000
+_MEMBER_SECONDS = 10.0  # of which nothing is known: its size stands in the archive only
 
-def resolve(audio: str | None, data_root: str) -> str:
-    """The path of a sound file, which must lie in `data_root` (an absolute path).
+
+def resolve(utterance: UtteranceSource, data_root: str) -> str:
+    """The path of a sound file or archive, which must lie in `data_root` (an absolute path).
 
     The path itself is judged, not what a symbolic link in the data root leads to: a link is the
     owner's own doing.
     """
+    audio = utterance.audio
     if audio is None:
         raise BadInputError("malformed_row", "speech needs an audio path")
     path = os.path.normpath(os.path.join(data_root, audio))
     if os.path.commonpath([data_root, path]) != data_root:
         raise BadInputError("outside_data_root", f"{audio} is outside the data root")
+    if utterance.member is not None and not is_archive(path):
+        raise BadInputError("malformed_row", f"{audio} is no archive that has members")
     return path
+
+
+def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
+    """Seconds of an utterance by what is known without opening anything: for planning only.
+
+    By its times, else by the metadata of the corpus, else by the size of its file.
+    """
+    start, end = utterance.start or 0.0, utterance.end
+    if end is None and utterance.seconds is not None:
+        return max(utterance.seconds, 0.0)
+    if end is None and utterance.member is not None:
+        return _MEMBER_SECONDS
+    if end is None:
+        try:
+            path = os.path.join(data_root, utterance.audio or "")
+            end = os.stat(path).st_size / _BYTES_PER_SECOND
+        except (OSError, ValueError):  # reported when the shard is worked on
+            end = 0.0
+    return max(end - start, 0.0)
 
 
 @functools.lru_cache(maxsize=16)
 def _file_seconds(path: str) -> float | None:
-    """Seconds of audio by the header; None if it cannot be read. Cached: captions share a file."""
-    import soundfile
-
-    try:
-        return soundfile.info(path).duration
-    except (soundfile.SoundFileError, RuntimeError, ZeroDivisionError):
-        return None
+    # Cached: captions share a file.
+    return sound_seconds(path)
 
 
-def expected_seconds(utterance: UtteranceSource, data_root: str, longest: float) -> float:
-    """Seconds of an utterance by its times and the header of its file; 0 where they make no sense.
+@dataclass(frozen=True)
+class Sound:
+    """The sound of an utterance, found but not decoded.
 
-    Raises:
-      BadInputError: for a path outside the data root, or more than `longest` seconds.
+    Attributes:
+      utterance: whose sound it is.
+      path: of the file or archive, as `resolve` gives it.
+      content: the bytes, where they come from an archive.
     """
-    path = resolve(utterance.audio, data_root)
-    end = _file_seconds(path) if utterance.end is None else utterance.end
-    seconds = max((end or 0.0) - (utterance.start or 0.0), 0.0)
-    if seconds > longest:
-        raise BadInputError("too_long", f"{seconds:.1f} s, --max_audio_seconds is {longest:g}")
-    return seconds
+
+    utterance: UtteranceSource
+    path: str
+    content: bytes | None = None
+
+    def seconds(self, longest: float) -> float:
+        """Seconds by the times and the header; 0 where they make no sense.
+
+        Raises:
+          BadInputError: if there are more than `longest`.
+        """
+        end = self.utterance.end
+        if end is None:
+            known = _file_seconds(self.path) if self.content is None else None
+            end = known if self.content is None else sound_seconds(self.content)
+        seconds = max((end or 0.0) - (self.utterance.start or 0.0), 0.0)
+        if seconds > longest:
+            raise BadInputError("too_long", f"{seconds:.1f} s, --max_audio_seconds is {longest:g}")
+        return seconds
+
+    def samples(self, sample_rate: int) -> np.ndarray:
+        """The samples, float32 mono `[samples]` at `sample_rate` Hz.
+
+        Raises:
+          BadInputError: with the reason of `read_audio`.
+        """
+        source = self.path if self.content is None else self.content
+        name = self.path if self.content is None else f"{self.path}: {self.utterance.member}"
+        try:
+            return read_audio(
+                source, sample_rate, self.utterance.start, self.utterance.end, name=name
+            )
+        except AudioError as error:
+            message = as_corpus_names(self.utterance, self.path, str(error))
+            raise BadInputError(error.reason, message) from None
 
 
-def load_sound(utterance: UtteranceSource, data_root: str, sample_rate: int) -> np.ndarray:
-    """The samples of an utterance, float32 mono `[samples]` at `sample_rate` Hz.
-
-    Raises:
-      BadInputError: with the reason of `read_audio`.
-    """
-    path = resolve(utterance.audio, data_root)
-    try:
-        return read_audio(path, sample_rate, utterance.start, utterance.end)
-    except AudioError as error:
-        # Paths as the corpus names them: the quarantine file must not depend on the machine.
-        message = str(error).replace(path, utterance.audio or "")
-        raise BadInputError(error.reason, message) from None
+def as_corpus_names(utterance: UtteranceSource, path: str, message: str) -> str:
+    """The message with the path as the corpus names it: no quarantine row depends on the machine."""
+    return message.replace(path, utterance.audio or "")

@@ -1,37 +1,44 @@
 """The work on one shard: read, encode, write; the only part of the pipeline that opens audio.
 
-The shard appears by atomic rename and its result is written last, so a worker may be killed at any
-point: the shard is simply done again, with the same bytes.
+Documents are taken in windows, so that memory stays flat however large the shard is. The shard appears
+by atomic rename and its result is written last, so a worker may be killed at any point: the shard is
+simply done again, with the same bytes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from soda_jax.codecs import Codec, load_codec
-from soda_jax.codecs.audio import encode_long
+from soda_jax.data.records import RecordData
 from soda_jax.data.shards import ShardWriter
 from soda_jax.data.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.vocabulary import VocabularyLayout
+from tokenize_pipeline.encoding import Place, SpeechEncoder
 from tokenize_pipeline.plan import ShardPlan, plan_folder, read_documents
+from tokenize_pipeline.planner import text_bytes
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow
-from tokenize_pipeline.readers import DocumentSource
+from tokenize_pipeline.readers import DocumentSource, UtteranceSource
 from tokenize_pipeline.results import ShardResult, note_progress
-from tokenize_pipeline.sound import expected_seconds, load_sound
+from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.sweep import shard_file
 
-BATCH_CLIPS = 32
-BATCH_SECONDS = 240.0
-PIECE_SECONDS = 60.0
+# A window is held as texts and codes: a day is some 20 MB with eight codebooks, and a compressed archive
+# whose order is not that of the documents is passed once for each. The sounds have a limit of their own.
+WINDOW_SECONDS = 24 * 3600.0
+WINDOW_TEXT_BYTES = 2**24
+WINDOW_DOCUMENTS = 100_000
 _NOTE_SECONDS = 2.0
 
-Place = tuple[int, int]  # (document of the shard, utterance of the document)
+Window = Sequence[DocumentSource]  # a `Place` is a place in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,38 +73,76 @@ def load_codec_once(spec: str) -> Codec:
 def tokenize_shard(job: Job, shard: ShardPlan) -> ShardResult:
     """Writes one shard of the data set, then its result, each atomically."""
     folder = plan_folder(Path(job.dataset), job.generation)
-    documents = read_documents(folder, shard)
     tokenizer = load_tokenizer(Path(job.dataset) / "tokenizer")
-    bad: dict[Place, BadInputError] = {}
-    texts = _tokenize_texts(documents, tokenizer, bad)
-    note = functools.partial(note_progress, folder, shard)
-    codes = _encode(documents, list(texts), job, bad, note) if job.codec else None
-    nothing = np.zeros((0, len(job.codebook_sizes)), np.uint16)
-    utterances = {
-        place: Utterance(text, ids, nothing if codes is None else codes[place])
-        for place, (text, ids) in texts.items()
-        if codes is None or place in codes
-    }
     layout = make_layout(tokenizer, job.codebook_sizes)
-    info, dropped = None, len(documents)
-    if utterances:
-        path = Path(job.dataset) / shard.split / shard_file(shard.number)
-        with ShardWriter(path, layout) as writer:
-            for number, document in enumerate(documents):
-                places = [(number, u) for u in range(len(document.utterances))]
-                kept = [utterances[place] for place in places if place in utterances]
-                for record in split_document(document.id, kept, layout) if kept else ():
-                    writer.write(record)
-            info = writer.close()
-        dropped -= info.documents
-    rows = [_row(documents, place, bad[place]) for place in sorted(bad)]
+    notes = _Notes(folder, shard)
+    encoder, limit = None, float(WINDOW_TEXT_BYTES)
+    weigh: Callable[[UtteranceSource], float] = text_bytes
+    if job.codec:
+        codec, limit = load_codec_once(job.codec), WINDOW_SECONDS
+        encoder = SpeechEncoder(codec, job.data_root, job.max_audio_seconds, notes.advance)
+        weigh = functools.partial(expected_seconds, data_root=job.data_root)
+    rows: list[QuarantineRow] = []
+    path = Path(job.dataset) / shard.split / shard_file(shard.number)
+    with contextlib.ExitStack() as stack:
+        writer: ShardWriter | None = None
+        for window, weights in _windows(read_documents(folder, shard), weigh, limit):
+            notes.begin(weights)
+            bad: dict[Place, BadInputError] = {}
+            for record in _records(window, tokenizer, layout, encoder, bad):
+                # A shard of which nothing is usable has no file.
+                writer = writer or stack.enter_context(ShardWriter(path, layout))
+                writer.write(record)
+            rows += [_row(window, place, bad[place]) for place in sorted(bad)]
+            notes.end()
+        info = writer.close() if writer else None
+    dropped = shard.documents - (info.documents if info else 0)
     result = ShardResult(job.plan_digest, info, dropped, rows)
     result.save(folder, shard)
     return result
 
 
-def _row(documents: list[DocumentSource], place: Place, error: BadInputError) -> QuarantineRow:
-    document = documents[place[0]]
+def _windows(
+    documents: Iterable[DocumentSource], weigh: Callable[[UtteranceSource], float], limit: float
+) -> Iterator[tuple[Window, dict[Place, float]]]:
+    """Yields runs of documents with the weight of each utterance, some `limit` in all."""
+    window: list[DocumentSource] = []
+    weights: dict[Place, float] = {}
+    total = 0.0
+    for document in documents:
+        for place, utterance in enumerate(document.utterances):
+            weight = weights[len(window), place] = weigh(utterance)
+            total += weight
+        window.append(document)
+        if total >= limit or len(window) >= WINDOW_DOCUMENTS:
+            yield window, weights
+            window, weights, total = [], {}, 0.0
+    if window:
+        yield window, weights
+
+
+def _records(
+    window: Window,
+    tokenizer: TextTokenizer,
+    layout: VocabularyLayout,
+    encoder: SpeechEncoder | None,
+    bad: dict[Place, BadInputError],
+) -> Iterator[RecordData]:
+    """Yields the records of what is good in a window; `bad` receives what is wrong with the rest."""
+    texts = _tokenize_texts(window, tokenizer, bad)
+    codes = dict.fromkeys(texts, np.zeros((0, layout.codebooks), np.uint16))
+    if encoder is not None:
+        source = {place: window[place[0]].utterances[place[1]] for place in texts}
+        codes = encoder.encode(source, bad)
+    for number, document in enumerate(window):
+        places = [(number, place) for place in range(len(document.utterances))]
+        kept = [Utterance(*texts[place], codes[place]) for place in places if place in codes]
+        if kept:
+            yield from split_document(document.id, kept, layout)
+
+
+def _row(window: Window, place: Place, error: BadInputError) -> QuarantineRow:
+    document = window[place[0]]
     utterance = document.utterances[place[1]]
     return QuarantineRow(
         document.id, place[1], utterance.audio, utterance.where, error.reason, str(error)
@@ -105,11 +150,11 @@ def _row(documents: list[DocumentSource], place: Place, error: BadInputError) ->
 
 
 def _tokenize_texts(
-    documents: list[DocumentSource], tokenizer: TextTokenizer, bad: dict[Place, BadInputError]
+    window: Window, tokenizer: TextTokenizer, bad: dict[Place, BadInputError]
 ) -> dict[Place, tuple[str, np.ndarray]]:
     """Stripped text and ids of every utterance that has good text; the others go to `bad`."""
     texts = {}
-    for number, document in enumerate(documents):
+    for number, document in enumerate(window):
         for place, utterance in enumerate(document.utterances):
             try:
                 texts[number, place] = _text_ids(utterance.text.strip(), tokenizer)
@@ -135,64 +180,28 @@ def _text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
     return text, ids
 
 
-def _encode(
-    documents: list[DocumentSource],
-    places: list[Place],
-    job: Job,
-    bad: dict[Place, BadInputError],
-    note: Callable[[float], None],
-) -> dict[Place, np.ndarray]:
-    """Codes of every utterance whose audio is good, uint16 `[frames, codebooks]`.
+class _Notes:
+    """Tells whoever watches, now and then, which part of the shard's weight is done."""
 
-    Args:
-      note: is told now and then which part of the seconds is done.
-    """
-    assert job.codec is not None
-    codec = load_codec_once(job.codec)
-    source = {place: documents[place[0]].utterances[place[1]] for place in places}
-    seconds: dict[Place, float] = {}
-    for place in places:
-        try:
-            seconds[place] = expected_seconds(source[place], job.data_root, job.max_audio_seconds)
-        except BadInputError as error:
-            bad[place] = error
-    codes: dict[Place, np.ndarray] = {}
-    total, done, noted = sum(seconds.values()), 0.0, time.monotonic()
-    for batch in _batches(seconds):
-        clips: dict[Place, np.ndarray] = {}
-        for place in batch:
-            try:
-                clips[place] = load_sound(source[place], job.data_root, codec.sample_rate)
-            except BadInputError as error:
-                bad[place] = error
-        codes |= zip(clips, _encode_batch(codec, list(clips.values())), strict=True)
-        done += sum(seconds[place] for place in batch)
-        if time.monotonic() - noted >= _NOTE_SECONDS:
-            noted = time.monotonic()
-            note(done / total)
-    return codes
+    def __init__(self, folder: Path, shard: ShardPlan):
+        self._folder, self._shard = folder, shard
+        self._weights: dict[Place, float] = {}
+        self._before = self._done = 0.0
+        self._noted = time.monotonic()
 
+    def begin(self, weights: dict[Place, float]) -> None:
+        self._before, self._weights = self._done, weights
 
-def _batches(seconds: dict[Place, float]) -> list[list[Place]]:
-    """Places by length, in batches that bound the samples held at once."""
-    batches: list[list[Place]] = []
-    total = 0.0
-    for place in sorted(seconds, key=lambda place: (seconds[place], place)):
-        total += seconds[place]
-        if not batches or len(batches[-1]) == BATCH_CLIPS or total > BATCH_SECONDS:
-            batches.append([])
-            total = seconds[place]
-        batches[-1].append(place)
-    return batches
+    def advance(self, places: Iterable[Place]) -> None:
+        self._done += sum(self._weights[place] for place in places)
+        self._note()
 
+    def end(self) -> None:
+        """Ends the window, what was bad in it included."""
+        self._done = self._before + sum(self._weights.values())
+        self._note()
 
-def _encode_batch(codec: Codec, clips: list[np.ndarray]) -> list[np.ndarray]:
-    longest = PIECE_SECONDS * codec.sample_rate
-    short = [number for number, clip in enumerate(clips) if len(clip) <= longest]
-    codes: dict[int, np.ndarray] = {}
-    if short:
-        codes |= zip(short, codec.encode([clips[number] for number in short]), strict=True)
-    for number, clip in enumerate(clips):
-        if number not in codes:
-            codes[number] = encode_long(codec, clip, PIECE_SECONDS)
-    return [codes[number] for number in range(len(clips))]
+    def _note(self) -> None:
+        if time.monotonic() - self._noted >= _NOTE_SECONDS:
+            self._noted = time.monotonic()
+            note_progress(self._folder, self._shard, min(self._done / self._shard.weight, 1.0))

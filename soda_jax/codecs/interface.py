@@ -1,5 +1,7 @@
 """What every codec offers, and the one way to load one."""
 
+import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +22,9 @@ class Codec(Protocol):
       codebook_sizes: entries of each codebook; the first is the coarsest.
       fingerprint: hex digest of the parameters and settings; equal fingerprints give equal codes,
         wherever the files lie.
+
+    A codec that runs on an accelerator may also hold `clips_at_once: int`, the clips that one call of
+    `encode` should bring: the pipeline then makes batches of that size and reads ahead.
     """
 
     @property
@@ -90,20 +95,53 @@ def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarra
     return codes
 
 
+# Module and class of each kind, and the folder that its spec names.
+_KINDS = {
+    "mel": ("soda_jax.codecs.mel", "MelCodec", "the folder of `soda codec fit`"),
+    "mimi": (
+        "soda_jax.codecs.mimi.codec",
+        "MimiCodec",
+        "the folder of a Mimi model (mimi:hf:kyutai/mimi fetches one)",
+    ),
+    "two_encoder": (
+        "soda_jax.codecs.two_encoder",
+        "TwoEncoderCodec",
+        "the folder of `soda codec fit-units`",
+    ),
+}
+
+
 def load_codec(spec: str) -> Codec:
     """Loads a codec from its spec, `KIND:PATH`.
 
     Args:
-      spec: `mel:PATH`, PATH being the folder that `soda codec fit` wrote (or the `.safetensors` file in it).
+      spec: `mel:PATH`, the folder that `soda codec fit` wrote (or the `.safetensors` file in it);
+        `mimi:PATH`, a folder with Mimi's published `config.json` and `model.safetensors`, or `mimi:hf:NAME`,
+        the same from the Hugging Face Hub; `two_encoder:PATH`, the folder of `soda codec fit-units`.
 
     Raises:
       UserError: for an unknown kind, or files that are missing, damaged or of another format version.
     """
     kind, colon, path = spec.partition(":")
-    if kind == "mel" and path:
-        from soda_jax.codecs.mel import MelCodec
-
-        return MelCodec.load(path)
+    if kind in _KINDS and path:
+        module, name, _ = _KINDS[kind]
+        return getattr(importlib.import_module(module), name).load(path)
     if not colon:
-        raise UserError(f"codec {spec!r} names no kind: write it as mel:{spec}")
-    raise UserError(f"codec {spec!r} is not known: write mel:DIR, the folder of `soda codec fit`")
+        raise UserError(f"codec {spec!r} names no kind: write it as mel:{spec} or mimi:{spec}")
+    known = ", or ".join(f"{kind}:DIR, {folder}" for kind, (_, _, folder) in _KINDS.items())
+    raise UserError(f"codec {spec!r} is not known: write {known}")
+
+
+def saved_codec(directory: str | Path) -> str:
+    """The spec of a codec that `save` wrote, from the name in its `codec.json`.
+
+    Raises:
+      UserError: if there is no such folder, or its description is damaged.
+    """
+    description = Path(directory) / "codec.json"
+    try:
+        return f"{json.loads(description.read_text(encoding='utf-8'))['name']}:{directory}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{description} does not name a codec ({error}): give the codec, as in mel:DIR"
+        ) from None

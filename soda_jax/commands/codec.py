@@ -12,7 +12,7 @@ from soda_jax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from soda_jax.codecs.mel import MelSettings
+    from soda_jax.codecs.interface import Codec
 
 SUMMARY = "fit a codec; encode and decode a sound file"
 EXAMPLE = "soda codec fit corpus/manifest.jsonl --output=codec"
@@ -21,7 +21,7 @@ Stretch = tuple[Path, float | None, float | None]  # path, start and end in seco
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the three sub-commands and their options."""
+    """Declares the sub-commands and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
 
     fit = add_action(
@@ -30,14 +30,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fit the mel codec on your audio",
         "soda codec fit corpus/manifest.jsonl --output=codec",
     )
-    fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
-    fit.add_argument("--output", required=True, help="folder for the codec")
+    _add_audio(fit)
     fit.add_argument("--codebooks", type=int, default=8, help="codebooks (%(default)s)")
     fit.add_argument("--codebook_size", type=int, default=512, help="entries of each (%(default)s)")
-    fit.add_argument(
-        "--max_minutes", type=float, default=30, help="audio to read, drawn at random (%(default)s)"
+
+    units = add_action(
+        actions,
+        "fit-units",
+        "fit the semantic units of the two-encoder codec",
+        "soda codec fit-units corpus/manifest.jsonl --hubert=hubert --output=codec",
     )
-    fit.add_argument("--seed", type=int, default=0, help="of draw and k-means (%(default)s)")
+    _add_audio(units)
+    units.add_argument("--hubert", required=True, help="HuBERT: folder or hub name, safetensors")
+    units.add_argument(
+        "--encodec", default="facebook/encodec_24khz", help="EnCodec, likewise (%(default)s)"
+    )
+    units.add_argument("--layer", type=int, default=9, help="of HuBERT, from 1 (%(default)s)")
+    units.add_argument("--units", type=int, default=500, help="how many (%(default)s)")
+    units.add_argument(
+        "--quantisers", type=int, default=2, help="levels of EnCodec to use (%(default)s)"
+    )
 
     encode = add_action(
         actions,
@@ -46,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda codec encode clip.wav --codec=mel:codec --output=codes.npz",
     )
     encode.add_argument("file", help="a sound file")
-    encode.add_argument("--codec", required=True, help="mel:DIR")
+    encode.add_argument("--codec", required=True, help="mel:DIR, mimi:DIR or two_encoder:DIR")
     encode.add_argument("--output", required=True, help="codes as .npz")
 
     decode = add_action(
@@ -56,14 +68,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda codec decode codes.npz --codec=mel:codec --output=again.wav",
     )
     decode.add_argument("file", help="codes, from soda codec encode")
-    decode.add_argument("--codec", required=True, help="mel:DIR, the codec that made them")
+    decode.add_argument("--codec", required=True, help="the codec that made them")
     decode.add_argument("--output", required=True, help="sound as .wav")
     decode.add_argument("--codebooks", type=int, help="use only the first codebooks")
 
 
+def _add_audio(fit: argparse.ArgumentParser) -> None:
+    """The options of everything that is fitted on audio."""
+    fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
+    fit.add_argument("--output", required=True, help="folder for the codec")
+    fit.add_argument(
+        "--max_minutes", type=float, default=30, help="audio to read, drawn at random (%(default)s)"
+    )
+    fit.add_argument("--seed", type=int, default=0, help="of draw and k-means (%(default)s)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the sub-command."""
-    return {"fit": _fit, "encode": _encode, "decode": _decode}[args.action](args)
+    actions = {"fit": _fit, "fit-units": _fit_units, "encode": _encode, "decode": _decode}
+    return actions[args.action](args)
 
 
 def _fit(args: argparse.Namespace) -> int:
@@ -72,19 +95,39 @@ def _fit(args: argparse.Namespace) -> int:
     if not args.max_minutes > 0 or args.codebooks < 1 or args.codebook_size < 1:
         raise UserError("--max_minutes, --codebooks and --codebook_size must be more than 0")
     settings = MelSettings(codebook_sizes=(args.codebook_size,) * args.codebooks)
-    stretches = _stretches(Path(args.audio))
-    random.Random(args.seed).shuffle(stretches)
-    clips = list(_read(stretches, args.max_minutes * 60, settings))
-    minutes = sum(len(clip) for clip in clips) / settings.grid.sample_rate / 60
+    rate = settings.grid.sample_rate
+    clips = list(_read(_stretches(args), args.max_minutes * 60, rate))
+    minutes = sum(len(clip) for clip in clips) / rate / 60
     print(f"fitting {args.codebooks} × {args.codebook_size} entries on {minutes:.1f} minutes …")
-    codec = MelCodec.fit(clips, settings, seed=args.seed)
-    codec.save(args.output)
-    print(f"mel:{args.output}: {codec.frame_rate:g} frames/s, fingerprint {codec.fingerprint}")
+    return _save(MelCodec.fit(clips, settings, seed=args.seed), args.output)
+
+
+def _fit_units(args: argparse.Namespace) -> int:
+    from soda_jax.codecs.encoder_pair import EncoderPair
+    from soda_jax.codecs.two_encoder import TwoEncoderCodec
+
+    if not args.max_minutes > 0 or args.layer < 1:
+        raise UserError("--max_minutes and --layer must be more than 0")
+    stretches = _stretches(args)
+    pair = EncoderPair.open(args.hubert, args.encodec, args.quantisers, args.layer)
+    clips = _read(stretches, args.max_minutes * 60, pair.sample_rate)
+    codec = TwoEncoderCodec.fit(clips, pair, units=args.units, seed=args.seed)
+    return _save(codec, args.output)
+
+
+def _save(codec: "Codec", output: str) -> int:
+    codec.save(output)
+    books = len(codec.codebook_sizes)
+    print(
+        f"{codec.name}:{output}: {codec.frame_rate:g} frames/s, {books} codebooks, fingerprint "
+        f"{codec.fingerprint}"
+    )
     return 0
 
 
-def _stretches(source: Path) -> list[Stretch]:
-    """What there is to read, in a fixed order."""
+def _stretches(args: argparse.Namespace) -> list[Stretch]:
+    """What there is to read, in an order drawn with --seed."""
+    source = Path(args.audio)
     if source.is_dir():
         import soundfile
 
@@ -105,17 +148,15 @@ def _stretches(source: Path) -> list[Stretch]:
         raise UserError(f"{source} does not exist: name a folder of sound files or a manifest")
     if not stretches:
         raise UserError(f"{source} holds no sound files: name a folder or manifest that does")
+    random.Random(args.seed).shuffle(stretches)
     return stretches
 
 
-def _read(
-    stretches: list[Stretch], seconds: float, settings: "MelSettings"
-) -> "Iterator[np.ndarray]":
-    """Clips until `seconds` of audio are read; bad ones are skipped and their number is printed."""
+def _read(stretches: list[Stretch], seconds: float, rate: int) -> "Iterator[np.ndarray]":
+    """Clips at `rate` Hz until `seconds` are read; bad ones are skipped and their number is printed."""
     from soda_jax.codecs.audio import AudioError, read_audio
     from soda_jax.progress import progress
 
-    rate = settings.grid.sample_rate
     read, skipped, last = 0.0, 0, ""
     with progress("reading audio", len(stretches)) as bar:
         for path, start, end in stretches:

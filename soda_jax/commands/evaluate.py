@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
-    parser.add_argument("--codec", default="", help="mel:DIR, if not WORKDIR/codec")
+    parser.add_argument("--codec", default="", help="as mel:DIR, if not WORKDIR/codec")
     parser.add_argument(
         "--source",
         action="append",

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--workdir", default=default, help="the run's folder")
     parser.add_argument("--step", type=int, default=default, help="checkpoint (newest valid one)")
-    parser.add_argument("--codec", default=default, help="mel:DIR, if not WORKDIR/codec")
+    parser.add_argument("--codec", default=default, help="as mel:DIR, if not WORKDIR/codec")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:

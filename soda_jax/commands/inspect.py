@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from soda_jax.commands import _contamination
 from soda_jax.commands._verify import print_faults
 from soda_jax.errors import UserError
 
@@ -20,7 +21,7 @@ _SPLITS = ("train", "validation")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("dataset", help="folder that `soda tokenize` wrote")
+    parser.add_argument("dataset", nargs="?", help="folder that `soda tokenize` wrote")
     parser.add_argument("--record", metavar="SPLIT:NUMBER", help="print one record, e.g. train:0")
     parser.add_argument("--document", metavar="ID", help="print the records of one document")
     parser.add_argument("--generation", type=int, default=-1, help="-1: the newest (default)")
@@ -29,10 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read and check everything; list what is damaged as a `masked` file does; exit 1 if any",
     )
+    parser.add_argument(
+        "--contamination",
+        nargs=2,
+        metavar=("TRAIN", "EVAL"),
+        help="look for the utterances of EVAL in TRAIN; exit 1 if documents of TRAIN are to be denied",
+    )
+    parser.add_argument("--ngram", type=int, default=8, help="words of an n-gram (default 8)")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.7,
+        help="share of its n-grams in one document by which an utterance is found (default 0.7)",
+    )
+    parser.add_argument("--output", metavar="FILE", help="writes a `denied` file of TRAIN")
+    parser.add_argument("--report", metavar="FILE.jsonl", help="writes every utterance found")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what was asked for; the exit status is 1 if `--verify` finds damage."""
+    """Prints what was asked for; the exit status is 1 if `--verify` or `--contamination` finds something."""
+    if bool(args.contamination) == bool(args.dataset):
+        raise UserError("name one data set, or two with --contamination TRAIN EVAL")
+    if args.contamination:
+        return _contamination.run(args)
+    if args.output or args.report:
+        raise UserError("--output and --report belong to --contamination TRAIN EVAL")
     from soda_jax.data.manifest import Manifest
 
     if args.verify:

@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", help="a file, or a quoted pattern of files")
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
-        "--format", default="manifest", help="reader of the corpus: manifest (JSONL, CSV) or text"
+        "--format",
+        default="manifest",
+        help="reader of the corpus: manifest (JSONL, CSV), text, or a published one such as yodas2",
     )
     parser.add_argument(
-        "--codec", help="codec for the audio, as mel:DIR; text needs it to be mixed"
+        "--codec", help="codec for the audio, as mel:DIR or mimi:DIR; text needs it to be mixed"
     )
     parser.add_argument(
         "--tokenizer", help="bytes (default), a tokenizer.json or the folder of one"

@@ -11,9 +11,7 @@ from soda_jax.data import config as data_config
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.mixture import InOrder, Mixture, normalised_weights
 from soda_jax.data.reading import ShardReaders
-from soda_jax.data.records import DamagedRecordError, decode_record
 from soda_jax.data.source import Source, SourceOptions
-from soda_jax.data.splitting import join_records
 from soda_jax.data.windows import Batch, annotate, empty_batch
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
@@ -134,17 +132,11 @@ class Dataset:
                 place = (source.manifest.digest, shard, first)
                 if place in given:
                     continue
-                records = []
-                for number in range(first, last):
-                    try:
-                        record = source.read_record(shard, number)
-                        records.append(decode_record(record, self.layout))
-                    except DamagedRecordError as error:
-                        source.report_damage(shard, number, error)
-                if len(records) == last - first:
+                document = source.read_document(shard, first, last)
+                if document is not None:
                     if shared:
                         given.add(place)
-                    yield Document(source.name, records[0].document_id, join_records(records))
+                    yield Document(source.name, *document)
 
     def damage(self) -> list[str]:
         """A message for every damaged record met and masked so far."""

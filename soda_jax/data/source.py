@@ -9,11 +9,20 @@ import numpy as np
 
 from soda_jax.data.manifest import SPLITS, Manifest
 from soda_jax.data.reading import ShardReaders, damaged
-from soda_jax.data.records import FIRST, LAST, OPENS, TEXT, DamagedRecordError, read_header
+from soda_jax.data.records import (
+    FIRST,
+    LAST,
+    OPENS,
+    TEXT,
+    DamagedRecordError,
+    decode_record,
+    read_header,
+)
 from soda_jax.data.rendering import Renderer
 from soda_jax.data.shards import ShardIndex, document_hash, index_path, read_index
+from soda_jax.data.splitting import join_records
 from soda_jax.errors import UserError
-from soda_jax.tokens.documents import View
+from soda_jax.tokens.documents import Utterance, View
 
 _LOG = logging.getLogger(__name__)
 
@@ -196,6 +205,28 @@ class Source:
         """The bytes of a record; DamagedRecordError if the shard does not give them."""
         info = self._shards[shard]
         return self._readers.read(self._folder / info.file, number, info.records)
+
+    def read_document(
+        self, shard: int, first: int, last: int
+    ) -> tuple[str, list[Utterance]] | None:
+        """Id and utterances of a document, from its place in `stored_documents`.
+
+        Returns:
+          None if a record of it is damaged and the policy is "mask".
+
+        Raises:
+          DamagedRecordError: if a record is damaged and the policy is another.
+        """
+        records = []
+        for number in range(first, last):
+            try:
+                record = self.read_record(shard, number)
+                records.append(decode_record(record, self.manifest.layout))
+            except DamagedRecordError as error:
+                self.report_damage(shard, number, error)
+        if len(records) < last - first:
+            return None
+        return records[0].document_id, join_records(records)
 
     def report_damage(self, shard: int, number: int, error: DamagedRecordError) -> None:
         """Applies the policy: raises an error that names the place, or notes it and warns once."""

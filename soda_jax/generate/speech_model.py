@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.codecs import Codec, load_codec
+from soda_jax.codecs import Codec, load_codec, saved_codec
 from soda_jax.codecs.audio import encode_long, read_audio
 from soda_jax.errors import UserError
 from soda_jax.generate.checkpoint import load_decoder
@@ -219,7 +219,7 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
             f"{workdir}/tokenizer has fingerprint {tokenizer.fingerprint}, the checkpoint was trained "
             f"with {metadata['tokenizer_fingerprint']}; put the tokenizer of its data set there"
         )
-    opened = load_codec(codec or f"{_codec_name(workdir)}:{workdir / 'codec'}")
+    opened = load_codec(codec or saved_codec(workdir / "codec"))
     if opened.fingerprint != metadata["codec_fingerprint"]:
         raise UserError(
             f"the codec {codec or workdir / 'codec'} has fingerprint {opened.fingerprint}, the "
@@ -235,12 +235,6 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
         decoder.params,
         _codebooks(metadata, layout),
     )
-
-
-def _codec_name(workdir: Path) -> str:
-    if not (workdir / "codec").is_dir():
-        raise UserError(f"{workdir} has no codec folder: give the codec with --codec=mel:DIR")
-    return "mel"
 
 
 def _codebooks(metadata: dict[str, Any], layout: VocabularyLayout) -> int:

@@ -1,7 +1,8 @@
 """Text tokenizers that never yield a special token, whatever the text contains.
 
 Bytes need nothing; any Hugging Face `tokenizer.json` works through the `tokenizers` library; a
-byte-level BPE is trained by `train_bpe` (`soda tokenizer train`).
+byte-level BPE is trained by `train_bpe` (`soda tokenizer train`). The vocabularies of seqio are in
+`seqio_text`.
 """
 
 import hashlib
@@ -51,6 +52,14 @@ class TextTokenizer(Protocol):
         ...
 
 
+def utf8(text: str) -> bytes:
+    """The bytes of `text`; UserError if it holds a lone surrogate."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"text is not valid Unicode: {error}") from None
+
+
 class ByteTokenizer:
     """UTF-8 bytes as ids 0–255, BOS 256, EOS 257."""
 
@@ -61,10 +70,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes of `text`; UserError if it holds a lone surrogate."""
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
-        except UnicodeEncodeError as error:
-            raise UserError(f"text is not valid Unicode: {error}") from None
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of bytes; a part that is not valid UTF-8 becomes U+FFFD."""
@@ -115,10 +121,7 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ordinary ids of `text`, int32 `[tokens]`; UserError if it holds a lone surrogate."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"text is not valid Unicode: {error}") from None
+        utf8(text)
         ids = [np.zeros(0, np.int32)]
         waiting = [text]  # parts of the text still to be encoded, the first one last
         while waiting:
@@ -168,20 +171,40 @@ def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str
 
 
 def load_tokenizer(spec: str | Path) -> TextTokenizer:
-    """Opens a tokenizer: "bytes", a `tokenizer.json`, or a folder that holds one."""
+    """Opens a text tokenizer.
+
+    Args:
+      spec: "bytes", a `tokenizer.json` or a folder that holds one; with the extra `seqio` also
+        "seqio:bytes" and "seqio:sentencepiece:MODEL".
+
+    Raises:
+      UserError: naming the file that is missing or no tokenizer.
+    """
     if str(spec) == "bytes":
         return ByteTokenizer()
+    if str(spec).startswith("seqio:"):
+        return _seqio(str(spec))
     path = Path(spec)
     file = path / _FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"no tokenizer at {spec}: give 'bytes', a tokenizer.json or its folder")
     try:
         content = file.read_text("utf-8")
-        if json.loads(content).get("soda") == "bytes":
-            return ByteTokenizer()
+        kind = json.loads(content).get("soda")
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise UserError(f"{file} is not a tokenizer.json: {error}") from None
+    if kind == "bytes":
+        return ByteTokenizer()
+    if isinstance(kind, str) and kind.startswith("seqio:"):
+        return _seqio(kind, file.parent)
     return JsonTokenizer(content, str(file))
+
+
+def _seqio(spec: str, folder: Path | None = None) -> TextTokenizer:
+    # seqio brings TensorFlow, which takes many seconds to import.
+    from soda_jax.tokens.seqio_text import load_seqio
+
+    return load_seqio(spec, folder)
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:

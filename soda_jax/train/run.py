@@ -14,7 +14,7 @@ import soda_jax
 from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.errors import UserError
-from soda_jax.files import write_json
+from soda_jax.files import link_or_copy, write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.mesh import make_mesh
@@ -219,7 +219,7 @@ def copy_front_end(dataset: Dataset, workdir: Path) -> None:
             if origin.is_dir() and not target.is_dir():
                 partial = workdir / f".{name}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(origin, partial)
+                shutil.copytree(origin, partial, copy_function=link_or_copy)
                 partial.rename(target)
 
 

@@ -6,7 +6,7 @@ import soundfile
 from codec_voices import small_codec, syllables
 
 from soda_jax.codecs import audio
-from soda_jax.codecs.audio import AudioError, encode_long, read_audio, write_wav
+from soda_jax.codecs.audio import AudioError, encode_long, read_audio, sound_seconds, write_wav
 
 
 def tone(rate: int, seconds: float = 1.0) -> np.ndarray:
@@ -167,3 +167,31 @@ def test_a_long_clip_is_encoded_in_whole_frames_of_at_most_the_limit():
     np.testing.assert_array_equal(codes[:25], codec.encode([audio[:48_000]])[0])
     np.testing.assert_array_equal(encode_long(codec, audio), codec.encode([audio])[0])
     assert encode_long(codec, audio[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "aiff", "mp3"])
+def test_the_content_of_a_file_reads_as_the_file_does(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, syllables(3, 1), 24_000)
+    content = path.read_bytes()
+    for stretch in ((None, None), (0.5, 1.25), (2.5, None)):
+        np.testing.assert_array_equal(
+            read_audio(content, 24_000, *stretch), read_audio(path, 24_000, *stretch)
+        )
+    assert sound_seconds(content) == sound_seconds(path) == pytest.approx(3, abs=0.1)
+
+
+def test_bad_content_has_its_reason_and_the_name_that_it_was_given(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(24_000), 24_000)
+    content = path.read_bytes()
+    for cut, wanted in ((0, "empty"), (20, "truncated"), (len(content) // 2, "truncated")):
+        with pytest.raises(AudioError, match=r"a\.tar: x\.wav: ") as caught:
+            read_audio(content[:cut], 24_000, name="a.tar: x.wav")
+        assert caught.value.reason == wanted
+    with pytest.raises(AudioError, match="sound in memory: from 2 s") as caught:
+        read_audio(content, 24_000, 2.0, 1.0)
+    with pytest.raises(AudioError) as caught:
+        read_audio(b"a sentence about audio, and no audio", 24_000)
+    assert caught.value.reason == "undecodable"
+    assert sound_seconds(b"a sentence") is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from codec_voices import SMALL, small_codec, syllables
 
-from soda_jax.codecs import load_codec
+from soda_jax.codecs import load_codec, saved_codec
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import MelGrid, log_mel, mel_to_audio
 from soda_jax.errors import UserError
@@ -157,6 +157,20 @@ def test_a_damaged_or_foreign_codec_is_refused_with_the_file_named(saved):
     description.write_text("[]")
     with pytest.raises(UserError, match="does not describe a mel codec"):
         load_codec(f"mel:{saved}")
+
+
+def test_a_saved_codec_tells_its_spec(saved, tmp_path):
+    assert saved_codec(saved) == f"mel:{saved}"
+    for content in (None, "{", "[]", "{}"):
+        if content is not None:
+            (tmp_path / "codec.json").write_text(content)
+        with pytest.raises(UserError, match=r"codec\.json does not name a codec"):
+            saved_codec(tmp_path)
+
+
+def test_an_unknown_kind_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match=r"write mel:DIR.* or .*:DIR, the folder"):
+        load_codec("opus:x")
 
 
 @pytest.mark.parametrize("spec", ["mel:", "mel", "some/folder", "opus:x", "mel:/nowhere/at/all"])

@@ -9,6 +9,7 @@ import pytest
 from soda_jax.checkpoints import Checkpointer
 from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
+from soda_jax.files import write_json
 from soda_jax.generate import load, speech_model
 from soda_jax.generate.sampling import GREEDY
 from soda_jax.tokens.text import ByteTokenizer
@@ -64,7 +65,7 @@ def workdir(tmp_path, model, functions, params, monkeypatch):
     with Checkpointer(tmp_path / "checkpoints", every_steps=None) as checkpoints:
         checkpoints.maybe_save(7, {"params": params}, metadata, force=True)
     model.tokenizer.save(tmp_path / "tokenizer")
-    (tmp_path / "codec").mkdir()
+    write_json(tmp_path / "codec" / "codec.json", {"name": "toy"})
     monkeypatch.setattr(speech_model, "load_codec", lambda spec: model.codec)
     return tmp_path
 

@@ -1,7 +1,10 @@
 """A toy codec that needs no fitting, and a small corpus of hums; shared by the tests of this folder."""
 
+import gzip
+import io
 import json
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +95,34 @@ def documents_of(dataset: Path, split: str = "train", generation: int = -1) -> d
 def quarantine_of(dataset: Path) -> list[dict]:
     """The rows of quarantine.jsonl."""
     return [json.loads(line) for line in (dataset / "quarantine.jsonl").read_text().splitlines()]
+
+
+def sound_bytes(samples: np.ndarray, rate: int = RATE, suffix: str = "wav") -> bytes:
+    """The content of a sound file."""
+    content = io.BytesIO()
+    opus = {"format": "OGG", "subtype": "OPUS"}
+    soundfile.write(content, samples, rate, **(opus if suffix == "opus" else {"format": suffix}))
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """Writes a tar, compressed if the name says so; equal members give equal bytes."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    packed = content.getvalue()
+    compressed = path.suffix in (".gz", ".tgz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(packed, 1, mtime=0) if compressed else packed)
+    return path
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Writes files under a folder, which is made."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder

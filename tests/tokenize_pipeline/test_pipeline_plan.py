@@ -1,5 +1,6 @@
 """The plan: same documents in the same places, whoever makes it and when."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,9 +11,11 @@ from pipeline_toys import write_manifest
 
 from soda_jax.data.shards import document_hash
 from soda_jax.errors import UserError
-from tokenize_pipeline.plan import Plan, read_documents, split_of
-from tokenize_pipeline.planner import cut, make_plan, shard_count, speech_weight
-from tokenize_pipeline.readers import manifest
+from tokenize_pipeline import planner
+from tokenize_pipeline.plan import Plan, ShardPlan, read_documents, split_of
+from tokenize_pipeline.planner import Runs, cut, make_plan, shard_count, speech_weight
+from tokenize_pipeline.readers import DocumentSource, UtteranceSource, manifest
+from tokenize_pipeline.tar_stream import is_compressed
 
 SETTINGS = {"kind": "speech", "shards": 4, "validation_fraction": 0.2}
 
@@ -40,7 +43,7 @@ def test_every_document_has_one_place_and_corpus_order_is_kept(tmp_path):
     made = plan(tmp_path)
     ids = {"train": [], "validation": []}
     for shard in made.shards:
-        documents = read_documents(tmp_path / "plan", shard)
+        documents = list(read_documents(tmp_path / "plan", shard))
         assert len(documents) == shard.documents
         ids[shard.split] += [document.id for document in documents]
     wanted = [f"{n}.wav#0.0-{float(1 + n % 7)}" for n in range(200)]
@@ -75,11 +78,73 @@ PINNED = [int(n) for n in ["7", "19", "20", "21"]]
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=60), st.integers(1, 12))
 def test_runs_of_documents_differ_by_no_more_than_one_document(weights, shards):
-    places = [place for place, _ in cut(weights, shards)]
+    places = [place for place, _ in cut(weights, shards, [True] * len(weights))]
     assert places == sorted(places)
     assert places[0] >= 0 and places[-1] < shards
     sums = np.bincount(places, weights, minlength=shards)
     assert sums.max() <= sum(weights) / shards + max(weights) + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0.1, 100),
+            st.lists(
+                st.sampled_from(["a.tar.gz", "b.tgz", "c.tar", "d.tar.gz", "e.wav"]), max_size=2
+            ),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(1, 12),
+)
+def test_no_compressed_archive_is_spread_over_two_shards(documents, shards):
+    runs = Runs()
+    for number, (_, names) in enumerate(documents):
+        sounds = [UtteranceSource("t", name, member="m") for name in names]
+        runs.add(DocumentSource(str(number), (*sounds, UtteranceSource("t", "e.tgz"))))
+    weights = [weight for weight, _ in documents]
+    starts = runs.starts()
+    placed = list(cut(weights, shards, starts))
+    assert [weight for _, weight in placed] == weights
+    places = [place for place, _ in placed]
+    assert places == sorted(places) and places[-1] < shards
+    homes: dict[str, set[int]] = {}
+    for place, (_, names) in zip(places, documents, strict=True):
+        for name in names:
+            homes.setdefault(name, set()).add(place)
+    assert all(len(homes[name]) == 1 for name in homes if name not in ("c.tar", "e.wav"))
+    # Where nothing is joined, a shard may begin anywhere.
+    if not any(is_compressed(name) for _, names in documents for name in names):
+        assert all(starts)
+
+
+def test_seconds_weigh_a_document_where_times_do_not(tmp_path):
+    (tmp_path / "a.wav").write_bytes(bytes(64_000))
+    weigh = speech_weight(tmp_path)
+
+    def weight(**fields) -> float:
+        return weigh(DocumentSource("d", (UtteranceSource("t", **fields),)))
+
+    assert weight(audio="a.wav", seconds=7.5) == 7.5
+    assert weight(audio="a.wav", seconds=7.5, start=1.0, end=3.5) == 2.5
+    assert weight(audio="a.wav") == weight(audio="a.wav", start=0.0) == 2.0
+    assert weight(audio="a.tar", member="m", seconds=4.0) == 4.0
+    # Of a member of which nothing is known, not the size of the whole archive.
+    (tmp_path / "a.tar").write_bytes(bytes(64_000_000))
+    assert 1 <= weight(audio="a.tar", member="m") <= 60
+    assert weight(audio="absent.wav") == weight(audio="a.wav", seconds=-1.0) == 0.0
+
+
+def test_a_plan_made_before_there_were_archives_is_still_read(tmp_path):
+    line = {"text": "t", "audio": "a.wav", "start": None, "end": 2.0, "speaker": None}
+    content = json.dumps({"id": "d", "utterances": [{**line, "language": None, "where": "m:1"}]})
+    (tmp_path / "train-00000.jsonl").write_text(content + "\n")
+    digest = hashlib.sha256((content + "\n").encode()).hexdigest()
+    shard = ShardPlan("train", 0, 1, 1, 2.0, digest)
+    (document,) = read_documents(tmp_path, shard)
+    assert document.utterances == (UtteranceSource("t", "a.wav", end=2.0, where="m:1"),)
 
 
 def test_a_document_longer_than_a_shard_leaves_no_gap_in_the_numbers(tmp_path):
@@ -133,3 +198,22 @@ def test_an_edited_plan_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         Plan.load(tmp_path / "plan")
+
+
+def test_large_inputs_are_known_by_size_and_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(planner, "PART_BYTES", 10)
+    file = tmp_path / "archive.tar"
+
+    def described(content: bytes) -> dict:
+        file.write_bytes(content)
+        return planner.describe_inputs([file])[0]
+
+    small, large = bytes(1000), bytes(1001)
+    assert described(small)["sha256"] == hashlib.sha256(small).hexdigest()
+    assert described(large)["sha256"] == hashlib.sha256(bytes(30)).hexdigest()
+    for place in (0, 505, 1000):
+        changed = bytearray(large)
+        changed[place] = 1
+        assert described(bytes(changed)) != described(large)
+    assert described(bytes(2000)) != described(large)

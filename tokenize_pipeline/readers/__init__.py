@@ -26,11 +26,15 @@ class UtteranceSource:
 
     Attributes:
       text: the transcript; outer white space is removed when it is tokenised.
-      audio: path of a sound file, relative to the data root or absolute; None for text alone.
+      audio: path of a sound file, relative to the data root or absolute, or of an archive that holds
+        it; None for text alone.
       start: first second of the utterance in the file; None for the beginning.
       end: last second of the utterance in the file; None for its end.
       speaker: who speaks, if known.
       language: language code, if known.
+      member: where in the archive `audio` the sound lies: the name of a member of a `.tar`, `.tar.gz`
+        or `.tgz`, or "COLUMN/ROWGROUP/ROW" of a `.parquet`. None: `audio` is the sound file itself.
+      seconds: how long the utterance is by the metadata of the corpus; for planning, never trusted.
       where: the place that describes it, such as `manifest.jsonl:17`.
     """
 
@@ -40,6 +44,8 @@ class UtteranceSource:
     end: float | None = None
     speaker: str | None = None
     language: str | None = None
+    member: str | None = None
+    seconds: float | None = None
     where: str = ""
 
 

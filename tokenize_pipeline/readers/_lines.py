@@ -6,13 +6,14 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from soda_jax.errors import UserError
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+_COMPRESSED_BLOCK = 1 << 14  # bytes; what it unpacks to is held at once
 
 
 class RowError(ValueError):
@@ -36,12 +37,44 @@ def _open(path: Path) -> IO[bytes]:
         return bz2.open(path, "rb")
     if path.suffix == ".xz":
         return lzma.open(path, "rb")
-    if path.suffix == ".zst":
+    if path.suffix in (".zst", ".zstd"):
+        return cast(IO[bytes], io.BufferedReader(_ZstandardFile(path)))
+    return path.open("rb")
+
+
+class _ZstandardFile(io.RawIOBase):
+    """The content of a Zstandard file of any number of frames.
+
+    The library's own stream ends without a word where the file is cut short; here it is an EOFError.
+    """
+
+    def __init__(self, path: Path):
         import zstandard
 
-        stream = zstandard.open(path, "rb")
-        return cast(IO[bytes], io.BufferedReader(stream))
-    return path.open("rb")
+        self._file, self._library = path.open("rb"), zstandard
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._packed, self._content = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            self._packed = self._packed or self._file.read(_COMPRESSED_BLOCK)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends in the middle of a Zstandard frame")
+                return 0
+            frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            self._content = frame.decompress(self._packed)
+            self._packed, self._frame = frame.unused_data, None if frame.eof else frame
+        count = min(len(buffer), len(self._content))
+        buffer[:count], self._content = self._content[:count], self._content[count:]
+        return count
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -55,16 +88,21 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield number, line.decode("utf-8", "surrogateescape")
+            yield from content_lines(file)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:
         if type(error).__name__ == "ZstdError":  # imported only where a .zst file is read
             raise UserError(f"{path} cannot be read: {error}") from None
         raise
+
+
+def content_lines(content: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """Yields what `lines` yields, of lines of bytes that are at hand."""
+    for number, line in enumerate(content, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield number, line.decode("utf-8", "surrogateescape")
 
 
 def optional_string(row: dict[str, Any], name: str) -> str | None:

@@ -3,7 +3,8 @@
     {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
 
 Columns: `audio` (path) and `text` are required; `document`, `order`, `start` and `end` (seconds in the
-file), `speaker` and `language` are optional; others are ignored. Rows of one document id form one
+file), `speaker` and `language` are optional, as are `member` and `seconds` where `audio` is an archive
+(see `UtteranceSource`); others are ignored. Rows of one document id form one
 document, sorted by `order` (rows without it come last, in the order of the file). A row without a
 document id is a document of its own, named after its audio and times.
 """
@@ -145,6 +146,8 @@ def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, Utte
             _number(row, "end"),
             optional_string(row, "speaker"),
             optional_string(row, "language"),
+            optional_string(row, "member"),
+            _number(row, "seconds"),
             where,
         ),
     )
@@ -169,7 +172,8 @@ def _own_name(utterance: UtteranceSource) -> str:
         first = "" if utterance.start is None else repr(utterance.start)
         last = "" if utterance.end is None else repr(utterance.end)
         times = f"#{first}-{last}"
-    return f"{utterance.audio}{times}"
+    member = f"/{utterance.member}" if utterance.member else ""
+    return f"{utterance.audio}{member}{times}"
 
 
 def _rejected(row: dict[str, Any] | RowError, where: str, error: RowError) -> Rejected:

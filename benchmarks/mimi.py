@@ -1,0 +1,114 @@
+"""Mimi's encoder beside that of transformers: seconds of sound coded in a second, in one run.
+
+    .parity/bin/python benchmarks/mimi.py          # after `make parity`, which installs torch
+    python benchmarks/mimi.py --dtype=bfloat16     # ours alone where torch is missing
+
+Random weights in the published shape, the same on both sides; noise, since the time does not depend on
+the sound. The sides take turns within a repeat. On a GPU both use it; torch computes in f32 there too.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from _machine import describe_machine
+
+from soda_jax.codecs.mimi import MimiCodec, MimiConfig
+from soda_jax.progress import track
+
+RATE, CODEBOOKS = 24_000, 8
+# Bytes that transformers needs for a second of one clip: three arrays of 64 channels at full rate.
+THEIR_BYTES_A_SECOND = 3 * RATE * 64 * 4
+
+
+def their_encoder(codec: MimiCodec) -> Callable[[np.ndarray], None] | None:
+    """`encode` of transformers with the weights of `codec`, None where torch is not installed."""
+    try:
+        import torch
+        from transformers import MimiModel
+    except ImportError:
+        return None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        codec.save(folder)
+        model = MimiModel.from_pretrained(folder).eval().to(device)
+
+    def encode(clips: np.ndarray) -> None:
+        with torch.no_grad():
+            audio = torch.from_numpy(clips)[:, None].to(device)
+            model.encode(audio, num_quantizers=CODEBOOKS).audio_codes.cpu()
+
+    return encode
+
+
+def available_bytes() -> float:
+    """Memory that is free for a large array; infinite where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return float("inf")
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(
+    sides: dict[str, Callable[[np.ndarray], object]], seconds: int, batch: int, repeats: int
+) -> dict[str, float]:
+    """Median real-time factor of each side that has the memory."""
+    rng = np.random.default_rng(0)
+    clips = rng.uniform(-0.3, 0.3, (batch, seconds * RATE)).astype(np.float32)
+    fits = batch * seconds * THEIR_BYTES_A_SECOND < 0.8 * available_bytes()
+    chosen = {name: side for name, side in sides.items() if fits or name == "ours"}
+    for side in chosen.values():
+        side(clips[:1, : 10 * RATE] if seconds > 10 else clips)
+    times: dict[str, list[float]] = {name: [] for name in chosen}
+    for _ in track(range(repeats), f"{batch} clips of {seconds} s"):
+        for name, side in chosen.items():
+            times[name].append(seconds_of(lambda side=side: side(clips)))  # type: ignore[misc]
+    return {name: batch * seconds / statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="%(default)s")
+    parser.add_argument("--seconds", default="10,60", help="lengths of the clips (%(default)s)")
+    parser.add_argument("--batches", default="1,16", help="clips at once (%(default)s)")
+    parser.add_argument("--dtype", default="float32", help="of ours: float32 or bfloat16")
+    args = parser.parse_args()
+
+    codec = MimiCodec.random(MimiConfig(), dtype=args.dtype)
+    sides: dict[str, Callable[[np.ndarray], object]] = {"ours": lambda c: codec.encode(list(c))}
+    if (theirs := their_encoder(codec)) is not None:
+        sides["transformers"] = theirs
+    rows = [
+        (seconds, batch, measure(sides, seconds, batch, args.repeats))
+        for seconds in map(int, args.seconds.split(","))
+        for batch in map(int, args.batches.split(","))
+    ]
+    print(
+        f"\nMimi encoder, {codec.model.codebooks} codebooks, {args.dtype}, times real time; medians of "
+        f"{args.repeats} rounds.\n{describe_machine()}; {len(jax.local_devices())} × "
+        f"{jax.local_devices()[0].device_kind}\n"
+    )
+    print("| clips | ours | transformers, f32 | ratio |\n|---|---|---|---|")
+    for seconds, batch, rates in rows:
+        other = rates.get("transformers")
+        missing = "does not fit" if "transformers" in sides else "torch is not installed"
+        told = f"{other:,.1f} | {rates['ours'] / other:.2f}" if other else f"{missing} | "
+        print(f"| {batch} × {seconds} s | {rates['ours']:,.1f} | {told} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What is chosen in a Mimi model, under the names of its published `config.json`."""
+
+import dataclasses
+import math
+from typing import Any, Self
+
+from soda_jax.errors import UserError
+
+# Settings that the published file may name and that this implementation has in one form only.
+_ONLY = {
+    "audio_channels": 1,
+    "use_causal_conv": True,
+    "pad_mode": "constant",
+    "trim_right_ratio": 1.0,
+    "use_conv_shortcut": False,
+    "hidden_act": "gelu",
+    "attention_bias": False,
+    "num_semantic_quantizers": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MimiConfig:
+    """The shape of a Mimi model; the defaults are those of kyutai/mimi.
+
+    Attributes:
+      sampling_rate: Hz.
+      hidden_size: width of the transformers and of the latent frames.
+      num_filters: channels of the first convolution; they double with each downsampling.
+      num_residual_layers: residual blocks at each time scale.
+      upsampling_ratios: of the decoder; the encoder goes down by the same in reverse.
+      kernel_size: of the first convolution of encoder and decoder.
+      last_kernel_size: of their last one.
+      residual_kernel_size: of the first convolution in a residual block.
+      dilation_growth_rate: dilation of block j is this to the power of j.
+      compress: a residual block has its channels divided by this inside.
+      num_hidden_layers: of each transformer.
+      intermediate_size: width of their MLPs.
+      num_attention_heads: of each layer.
+      head_dim: size of a head.
+      sliding_window: positions that a position attends to, itself included.
+      rope_theta: base of the rotary positions.
+      norm_eps: of the layer norms.
+      codebook_size: entries of each codebook.
+      codebook_dim: size of an entry.
+      num_quantizers: codebooks in all, the first of them semantic.
+      latent_stride: transformer positions a frame of codes.
+    """
+
+    sampling_rate: int = 24_000
+    hidden_size: int = 512
+    num_filters: int = 64
+    num_residual_layers: int = 1
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
+    kernel_size: int = 7
+    last_kernel_size: int = 3
+    residual_kernel_size: int = 3
+    dilation_growth_rate: int = 2
+    compress: int = 2
+    num_hidden_layers: int = 8
+    intermediate_size: int = 2048
+    num_attention_heads: int = 8
+    head_dim: int = 64
+    sliding_window: int = 250
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    codebook_size: int = 2048
+    codebook_dim: int = 256
+    num_quantizers: int = 32
+    latent_stride: int = 2
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Audio samples that one frame of codes stands for: 1,920."""
+        return math.prod(self.upsampling_ratios) * self.latent_stride
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second: 12.5."""
+        return self.sampling_rate / self.samples_per_frame
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings under their published names."""
+        value = dataclasses.asdict(self)
+        theta, stride = value.pop("rope_theta"), value.pop("latent_stride")
+        value["upsampling_ratios"] = list(self.upsampling_ratios)
+        return {
+            "model_type": "mimi",
+            **value,
+            **_ONLY,
+            "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
+            "frame_rate": self.sampling_rate / (math.prod(self.upsampling_ratios) * stride),
+            "num_key_value_heads": self.num_attention_heads,
+            "upsample_groups": self.hidden_size,
+            "vector_quantization_hidden_dimension": self.codebook_dim,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], name: str) -> Self:
+        """Reads what `config.json` holds; settings that it does not name keep their defaults.
+
+        Args:
+          value: the JSON object.
+          name: what to call the file in messages.
+
+        Raises:
+          UserError: for another kind of model, or a setting that is not supported.
+        """
+        if value.get("model_type", "mimi") != "mimi":
+            raise UserError(f"{name} describes a {value['model_type']!r} model: give a Mimi one")
+        own = {field.name for field in dataclasses.fields(cls)}
+        given = {key: value[key] for key in own & value.keys() if value[key] is not None}
+        rope = value.get("rope_parameters") or {}
+        # Older files have the base at the top level.
+        if (theta := rope.get("rope_theta", value.get("rope_theta"))) is not None:
+            given["rope_theta"] = float(theta)
+        if "upsampling_ratios" in given:
+            given["upsampling_ratios"] = tuple(given["upsampling_ratios"])
+        given.pop("latent_stride", None)
+        config = cls(**given)
+        if "head_dim" not in given:
+            heads = config.num_attention_heads
+            config = dataclasses.replace(config, head_dim=config.hidden_size // heads)
+        rate = value.get("frame_rate") or value.get("_frame_rate")
+        if rate:
+            hop = math.prod(config.upsampling_ratios)
+            stride = round(config.sampling_rate / hop / rate)
+            config = dataclasses.replace(config, latent_stride=stride)
+        only = {
+            **_ONLY,
+            "num_key_value_heads": config.num_attention_heads,
+            "upsample_groups": config.hidden_size,
+            "vector_quantization_hidden_dimension": config.codebook_dim,
+        }
+        for key, wanted in only.items():
+            if value.get(key) not in (None, wanted):
+                raise UserError(f"{name}: {key} is {value[key]}, only {wanted} is supported")
+        if rope.get("rope_type", "default") != "default":
+            raise UserError(f"{name}: rope_type {rope['rope_type']!r} is not supported")
+        if config.latent_stride < 2:
+            raise UserError(f"{name}: frame_rate {rate} needs no downsampling: not supported")
+        return config

@@ -1,0 +1,197 @@
+"""Mimi over many clips: in pieces of fixed sizes, in batches, on all devices of this process.
+
+Clips run through one compiled program for each size of piece, so nothing is compiled anew for a new
+length, and a clip's codes do not depend on the clips beside it: the program, and with it every
+rounding, is the same.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from soda_jax.codecs.mimi.model import Mimi, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How much is worked on at once.
+
+    Attributes:
+      clips: clips of a batch, on each device.
+      frames: sizes of the pieces that a clip is cut into, largest first; one program is compiled for each.
+      inner: the convolutions go through a piece by so many frames at a time, a divisor of each size.
+    """
+
+    clips: int
+    frames: tuple[int, ...]
+    inner: int
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.inner, *self.frames) < 1 or any(
+            n % self.inner for n in self.frames
+        ):
+            raise ValueError(f"{self}: all must be positive, and inner divide each of frames")
+
+    def cut(self, frames: int) -> list[int]:
+        """Sizes of the pieces that cover `frames`: the largest that fit, then the smallest."""
+        sizes, left = [], frames
+        for size in sorted(self.frames, reverse=True):
+            sizes += [size] * (left // size)
+            left %= size
+        return sizes + [min(self.frames)] * (left > 0)
+
+
+# A CPU gains nothing from a batch, and much from activations that stay in its cache. With more than one
+# clip in a batch there must be one size: a clip's pieces would depend on the longest beside it.
+_CPU = Batching(clips=1, frames=(125, 25), inner=5)
+_ACCELERATOR = Batching(clips=64, frames=(100,), inner=25)
+
+
+# Where the clips of a batch stand in each part of the state.
+_STATE = State(P("clips"), P(None, "clips"), P("clips"), P())  # type: ignore[arg-type]
+
+
+class Runner:
+    """A model on the devices of this process.
+
+    Attributes:
+      batching: how much is worked on at once.
+      dtype: of the activations.
+      clips: of a batch, on all devices together.
+    """
+
+    def __init__(
+        self,
+        model: Mimi,
+        dtype: str,
+        batching: Batching | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Args:
+        model: the network with its weights.
+        dtype: of the activations; the quantiser always works in f32.
+        batching: how much is worked on at once; None chooses by the kind of device.
+        devices: where; None is all of this process.
+        """
+        devices = devices or jax.local_devices()
+        on_cpu = devices[0].platform == "cpu"
+        self.batching = batching or (_CPU if on_cpu else _ACCELERATOR)
+        self.dtype = jnp.dtype(dtype)
+        self._mesh = Mesh(np.array(devices), ("clips",))
+        self._by_clip = NamedSharding(self._mesh, P("clips"))
+        # Said of the first state and of every later one: each other layout would be compiled for anew.
+        self._state_layout = jax.tree.map(partial(NamedSharding, self._mesh), _STATE)
+        self.clips = self.batching.clips * len(devices)
+        self._graph, params = nnx.split(model)
+        self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
+
+    @property
+    def model(self) -> Mimi:
+        """The network with its weights, as they lie on the devices."""
+        return nnx.merge(self._graph, self._params)
+
+    def encode(self, audio: Sequence[np.ndarray], hop: int) -> list[np.ndarray]:
+        """int32 `[frames, codebooks]` of each float32 clip `[samples]`; `hop` samples a frame."""
+        counts = [-(-len(clip) // hop) for clip in audio]
+        return self._run(audio, counts, (hop,), self._encode, self._start_encoding)
+
+    def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 `[frames, hop]` of each int32 `[frames, n]`, n the same for all."""
+        counts = [len(clip) for clip in codes]
+        books = codes[0].shape[1] if codes else 0
+        flat = [clip.reshape(-1) for clip in codes]
+        return self._run(flat, counts, (books,), self._decode, self._start_decoding)
+
+    @cached_property
+    def _start_encoding(self) -> Callable:
+        return self._starting(self.model.start_encoding)
+
+    @cached_property
+    def _start_decoding(self) -> Callable:
+        return self._starting(self.model.start_decoding)
+
+    def _starting(self, start: Callable) -> Callable:
+        return jax.jit(partial(start, self.clips, self.dtype), out_shardings=self._state_layout)
+
+    @cached_property
+    def _encode(self) -> Callable:
+        """(parameters, sound of a piece `[batch, frames, hop]`, state) to (codes, state), jitted."""
+
+        def work(params: nnx.State, audio: jax.Array, state: State) -> tuple[jax.Array, State]:
+            model = nnx.merge(self._graph, params)
+            flat = audio.reshape(len(audio), -1).astype(self.dtype)
+            return model.encode(flat, state, audio.shape[1] // self.batching.inner)
+
+        return self._on_devices(work)
+
+    @cached_property
+    def _decode(self) -> Callable:
+        """(parameters, codes of a piece `[batch, frames, n]`, state) to (sound, state), jitted."""
+
+        def work(params: nnx.State, codes: jax.Array, state: State) -> tuple[jax.Array, State]:
+            model, pieces = nnx.merge(self._graph, params), codes.shape[1] // self.batching.inner
+            sound, state = model.decode(codes, state, pieces, self.dtype)
+            return sound.reshape(*codes.shape[:2], -1), state
+
+        return self._on_devices(work)
+
+    def _on_devices(self, work: Callable) -> Callable:
+        """`work` on each device for its own clips; what it does there is the same for any number."""
+        mapped = jax.shard_map(
+            work,
+            mesh=self._mesh,
+            in_specs=(P(), P("clips"), _STATE),
+            out_specs=(P("clips"), _STATE),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=2, out_shardings=(self._by_clip, self._state_layout))
+
+    def _run(
+        self,
+        clips: Sequence[np.ndarray],
+        counts: Sequence[int],
+        frame: tuple[int, ...],
+        work: Callable,
+        start: Callable[[], State],
+    ) -> list[np.ndarray]:
+        """Runs `work` over clips in batches of similar length.
+
+        Args:
+          clips: flat, `[up to count · prod(frame)]`.
+          counts: frames of each, at least one.
+          frame: shape of one frame of the input.
+          work: the program of a piece.
+          start: makes the state of a batch.
+
+        Returns:
+          `[count, …]` for each clip.
+        """
+        width = int(np.prod(frame))
+        order = sorted(range(len(clips)), key=lambda place: counts[place])
+        found: dict[int, np.ndarray] = {}
+        for first in range(0, len(order), self.clips):
+            group = order[first : first + self.clips]
+            sizes = self.batching.cut(max(counts[place] for place in group))
+            padded = np.zeros((self.clips, sum(sizes) * width), clips[group[0]].dtype)
+            for row, place in enumerate(group):
+                padded[row, : len(clips[place])] = clips[place]
+            whole = padded.reshape(self.clips, -1, *frame)
+            results, state = [], start()
+            for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
+                # Sent piece by piece, and not waited for: the next is sent while this one is at work.
+                sent = jax.device_put(
+                    np.ascontiguousarray(whole[:, end - size : end]), self._by_clip
+                )
+                result, state = work(self._params, sent, state)
+                results.append(result)
+            joined = np.concatenate([np.asarray(result) for result in results], axis=1)
+            for row, place in enumerate(group):
+                found[place] = joined[row, : counts[place]]
+        return [found[place] for place in range(len(clips))]

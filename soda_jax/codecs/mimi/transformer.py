@@ -1,0 +1,158 @@
+"""The causal transformer between convolutions and quantiser, with a sliding window and a memory.
+
+Pre-norm LayerNorm, rotary positions, GELU, a learnt scale on each residual branch (arXiv 2103.17239).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from soda_jax.codecs.mimi.config import MimiConfig
+from soda_jax.codecs.mimi.layers import matmul, weight
+
+
+class Memory(NamedTuple):
+    """Keys (rotated) and values of the last `sliding_window − 1` positions, in order.
+
+    Attributes:
+      keys: `[layers, batch, window − 1, heads, head_dim]`.
+      values: the same shape.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class Norm(nnx.Module):
+    """LayerNorm over the last axis, computed in f32."""
+
+    def __init__(self, size: int, eps: float):
+        self.eps = eps
+        self.weight = weight((size,), mean=1.0)
+        self.bias = weight((size,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """One layer; the weights are `[in, out]`."""
+
+    def __init__(self, config: MimiConfig):
+        width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
+        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.attention_norm = Norm(width, config.norm_eps)
+        self.query = weight((width, inside), 2 * width)
+        self.key = weight((width, inside), 2 * width)
+        self.value = weight((width, inside), 2 * width)
+        self.output = weight((inside, width), 2 * inside)
+        self.attention_scale = weight((width,), mean=0.01)
+        self.mlp_norm = Norm(width, config.norm_eps)
+        self.up = weight((width, config.intermediate_size), 2 * width)
+        self.down = weight((config.intermediate_size, width), 2 * config.intermediate_size)
+        self.mlp_scale = weight((width,), mean=0.01)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Runs the layer on new positions.
+
+        Args:
+          x: `[batch, time, width]`.
+          angles: cosine and sine, f32 `[time, 1, head_dim]`.
+          mask: bool `[time, window − 1 + time]`, what each position may attend to.
+          keys: remembered ones, `[batch, window − 1, heads, head_dim]`.
+          values: likewise.
+
+        Returns:
+          x, and keys and values with the new positions in the place of the oldest.
+        """
+        shape = (*x.shape[:2], self.heads, self.head_dim)
+        normed = self.attention_norm(x)
+        query = rotate(matmul(normed, self._weight(self.query, x)).reshape(shape), angles)
+        key = rotate(matmul(normed, self._weight(self.key, x)).reshape(shape), angles)
+        value = matmul(normed, self._weight(self.value, x)).reshape(shape)
+        all_keys = jnp.concatenate([keys, key], axis=1)
+        all_values = jnp.concatenate([values, value], axis=1)
+        heard = attend(query, all_keys, all_values, mask).reshape(*x.shape[:2], -1)
+        branch = matmul(heard, self._weight(self.output, x))
+        x = x + self._weight(self.attention_scale, x) * branch
+        inner = jax.nn.gelu(matmul(self.mlp_norm(x), self._weight(self.up, x)), approximate=False)
+        x = x + self._weight(self.mlp_scale, x) * matmul(inner, self._weight(self.down, x))
+        time = x.shape[1]
+        return x, all_keys[:, time:], all_values[:, time:]
+
+    @staticmethod
+    def _weight(param: nnx.Param, x: jax.Array) -> jax.Array:
+        return param[...].astype(x.dtype)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary positions on `[batch, time, heads, head_dim]`, halves paired."""
+    cosine, sine = (angle.astype(x.dtype) for angle in angles)
+    first, second = jnp.split(x, 2, axis=-1)
+    return x * cosine + jnp.concatenate([-second, first], axis=-1) * sine
+
+
+def attend(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q·k / √d) v over the keys that `mask` allows; probabilities in f32.
+
+    Args:
+      query: `[batch, time, heads, head_dim]`.
+      keys: `[batch, seen, heads, head_dim]`.
+      values: likewise.
+      mask: bool `[time, seen]`.
+    """
+    highest = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, precision=highest).astype(jnp.float32)
+    scores = jnp.where(mask, scores / math.sqrt(query.shape[-1]), -jnp.inf)
+    shares = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", shares, values, precision=highest)
+
+
+class Transformer(nnx.Module):
+    """The layers, and what they have in common."""
+
+    def __init__(self, config: MimiConfig):
+        self.config = config
+        self.layers = nnx.List([Layer(config) for _ in range(config.num_hidden_layers)])
+
+    def start(self, batch: int, dtype: jnp.dtype) -> Memory:
+        """An empty memory; the mask keeps its zeros out of every sum."""
+        c = self.config
+        shape = (len(self.layers), batch, c.sliding_window - 1, c.num_attention_heads, c.head_dim)
+        return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def __call__(
+        self, x: jax.Array, memory: Memory, position: jax.Array
+    ) -> tuple[jax.Array, Memory]:
+        """Runs all layers on `[batch, time, width]`, the first of which is at `position` (int32)."""
+        c, time = self.config, x.shape[1]
+        places = position + jnp.arange(time)
+        seen = position + jnp.arange(1 - c.sliding_window, time)
+        distance = places[:, None] - seen
+        mask = (seen >= 0) & (distance >= 0) & (distance < c.sliding_window)
+        exponents = jnp.arange(0, c.head_dim, 2, dtype=jnp.float32) / c.head_dim
+        turns = places.astype(jnp.float32)[:, None] * (1.0 / c.rope_theta**exponents)
+        turns = jnp.concatenate([turns, turns], axis=-1)[:, None]
+        angles = (jnp.cos(turns), jnp.sin(turns))
+        keys, values = [], []
+        for number, layer in enumerate(self.layers):
+            x, new_keys, new_values = layer(
+                x, angles, mask, memory.keys[number], memory.values[number]
+            )
+            keys.append(new_keys)
+            values.append(new_values)
+        return x, Memory(jnp.stack(keys), jnp.stack(values))

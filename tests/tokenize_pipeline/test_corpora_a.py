@@ -1,0 +1,145 @@
+"""LibriSpeech, MLS, CVSS-T and Seed-TTS-eval from the published files to a data set, by the whole job."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpora import cvss_t, librispeech, mls, seed_tts_eval
+from pipeline_toys import RATE, ToyCodec, documents_of, hum, quarantine_of, write_tar
+
+from soda_jax.codecs.audio import read_audio
+from soda_jax.errors import UserError
+from tokenize_pipeline.job import tokenize
+from tokenize_pipeline.options import Options
+
+pytestmark = pytest.mark.usefixtures("toy_codec")
+
+
+def run(source: Path | str, output: Path, **changed):
+    given = {"codec": "toy", "validation_fraction": 0.0, "shards": 2, **changed}
+    return tokenize(Options(str(source), str(output), **given))
+
+
+def codes(clip: np.ndarray) -> np.ndarray:
+    return ToyCodec().encode([clip])[0]
+
+
+def assert_equal(found: dict[str, list], wanted: dict[str, list[tuple[str, np.ndarray]]]) -> None:
+    """The documents have the texts, and the codes of the clips."""
+    assert set(found) == set(wanted)
+    for name, utterances in wanted.items():
+        assert [u.text for u in found[name]] == [text for text, _ in utterances]
+        for utterance, (_, clip) in zip(found[name], utterances, strict=True):
+            np.testing.assert_array_equal(utterance.codes, codes(pcm(clip)))
+
+
+def pcm(clip: np.ndarray) -> np.ndarray:
+    """What sixteen bits leave of a clip."""
+    return (np.round(clip * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
+
+
+def clips(count: int) -> list[np.ndarray]:
+    return [hum(0.5 + 0.13 * n, 150 + 60 * n) for n in range(count)]
+
+
+@pytest.mark.parametrize("archive", ["", "dev-clean.tar.gz", "dev-clean.tar"])
+def test_librispeech_becomes_chapters_whether_it_is_unpacked_or_not(tmp_path, archive):
+    chapters = {
+        f"dev-clean/{s}/{s}1": [(f"WORDS {n}", c) for n, c in enumerate(clips(4))]
+        for s in (3, 5, 8)
+    }
+    path = librispeech.write_corpus(tmp_path / "in", chapters, archive=archive, rate=RATE)
+    source = path if archive else path / "LibriSpeech/*/*/*/*.trans.txt"
+    run(source, tmp_path / "out", format="librispeech")
+    wanted = {
+        f"librispeech/dev-clean/{name.split('/')[1]}-{name.split('/')[2]}": [
+            (text.lower(), clip) for text, clip in utterances
+        ]
+        for name, utterances in chapters.items()
+    }
+    assert_equal(documents_of(tmp_path / "out"), wanted)
+    assert quarantine_of(tmp_path / "out") == []
+    run(source, tmp_path / "held-out", format="librispeech", validation_fraction=1.0)
+    assert_equal(documents_of(tmp_path / "held-out", "validation"), wanted)
+
+
+@pytest.mark.parametrize("archive", ["", "mls_polish.tar.gz"])
+def test_mls_becomes_runs_of_one_recording(tmp_path, archive):
+    first, second, third = clips(3)
+    rows = [
+        ("1_2_000000", "a", 50.0, "later", second),
+        ("1_2_000001", "a", 50.0 - len(first) / RATE, "before", first),
+        ("3_4_000000", "b", 0.0, "alone", third),
+    ]
+    options = {"corpus": "mls_polish", "rate": RATE}
+    path = mls.write_corpus(tmp_path / "in", {"train": rows}, archive=archive, **options)
+    source = path if archive else path / "mls_polish/train/transcripts.txt"
+    run(source, tmp_path / "out", format="mls")
+    wanted = {
+        "1_2_000001": [("before", first), ("later", second)],
+        "3_4_000000": [("alone", third)],
+    }
+    assert_equal(
+        documents_of(tmp_path / "out"),
+        {f"mls_polish/train/{name}": utterances for name, utterances in wanted.items()},
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cvss_becomes_pairs_of_source_and_translation(tmp_path, packed):
+    pairs = [
+        (n, f"Quelle {n}.", source, f"source {n}", target)
+        for n, (source, target) in enumerate(zip(clips(4), reversed(clips(4)), strict=True))
+    ]
+    folder = tmp_path / "in"
+    voice = cvss_t.write_common_voice(folder, pairs, rate=RATE)
+    if packed:
+        cvss_t.write_common_voice(folder / "packed", pairs, archive=".tar", rate=RATE)
+    suffix = ".tar.gz" if packed else ""
+    path = cvss_t.write_cvss(
+        folder / "packed" if packed else folder, {"train": pairs}, archive=suffix, rate=RATE
+    )
+    run(path if packed else path / "train.tsv", tmp_path / "out", format="cvss_t")
+    found = documents_of(tmp_path / "out")
+    assert len(found) == 4
+    for number, source_text, _, text, target in pairs:
+        source, translation = found[f"cvss_t/de/train/common_voice_de_{number}"]
+        assert (source.text, translation.text) == (source_text, text)
+        np.testing.assert_array_equal(translation.codes, codes(pcm(target)))
+        mp3 = read_audio(voice / f"clips/common_voice_de_{number}.mp3", RATE)
+        np.testing.assert_array_equal(source.codes, codes(mp3))
+
+
+@pytest.mark.parametrize("archive", ["", "seedtts_testset.tar"])
+def test_seed_tts_eval_becomes_prompts_with_what_was_recorded(tmp_path, archive):
+    prompt, said = clips(2)
+    items = [
+        ("p", "Prompt.", prompt, "p-q", "Said.", said),
+        ("p", "Prompt.", prompt, "p-r", "Not.", None),
+    ]
+    path = seed_tts_eval.write_corpus(tmp_path / "in", items, archive=archive, rate=RATE)
+    run(path, tmp_path / "out", format="seed_tts_eval")
+    base = "seed_tts_eval/en/meta"
+    wanted = {
+        f"{base}/p-q": [("Prompt.", prompt), ("Said.", said)],
+        f"{base}/p-r": [("Prompt.", prompt)],
+    }
+    assert_equal(documents_of(tmp_path / "out"), wanted)
+
+
+def test_a_sound_that_an_archive_lacks_is_quarantined_and_the_chapter_keeps_the_others(tmp_path):
+    files = librispeech.corpus_files({"dev-clean/3/1": [("A", hum(0.5)), ("B", hum(0.6))]}, RATE)
+    del files["LibriSpeech/dev-clean/3/1/3-1-0000.flac"]
+    path = write_tar(tmp_path / "a.tar.gz", files)
+    run(path, tmp_path / "out", format="librispeech", max_bad_fraction=0.5)
+    assert [u.text for u in documents_of(tmp_path / "out")["librispeech/dev-clean/3-1"]] == ["b"]
+    (row,) = quarantine_of(tmp_path / "out")
+    assert (row["reason"], row["file"]) == ("missing", "a.tar.gz")
+    assert "3-1-0000.flac" in row["message"] and str(tmp_path) not in row["message"]
+
+
+def test_a_corpus_without_its_metadata_writes_nothing(tmp_path):
+    cvss_t.write_cvss(tmp_path / "in", {"train": [(1, "a", hum(0.5), "b", hum(0.5))]})
+    with pytest.raises(UserError, match="Common Voice release 4"):
+        run(tmp_path / "in/cvss_t_de_en_v1.0/train.tsv", tmp_path / "out", format="cvss_t")
+    assert not (tmp_path / "out/manifest.json").exists()

@@ -1,0 +1,105 @@
+"""The reader of LibriSpeech on the unpacked tree and on archives as they are published."""
+
+import pytest
+from corpora import librispeech as corpus
+from pipeline_toys import hum, write_tar
+
+from soda_jax.errors import UserError
+from tokenize_pipeline.readers import DocumentSource, Rejected, librispeech
+
+CLIP = hum(0.2, rate=16_000)
+CHAPTERS = {
+    "dev-clean/2277/149896": [(f"HE WAS IN A FEVERED STATE {n}", CLIP) for n in range(3)],
+    "test-clean/84/121123": [("GO DO YOU HEAR", CLIP), ("BUT IN LESS THAN FIVE MINUTES", CLIP)],
+}
+
+
+def transcripts(folder):
+    return sorted(folder.rglob("*.trans.txt"))
+
+
+def test_a_document_is_a_chapter_and_its_id_tells_the_subset(tmp_path):
+    files = transcripts(corpus.write_corpus(tmp_path, CHAPTERS))
+    assert librispeech.data_root(files) == tmp_path
+    dev, test = librispeech.read(files)
+    assert dev.id == "librispeech/dev-clean/2277-149896"
+    assert test.id == "librispeech/test-clean/84-121123"
+    assert [u.text for u in test.utterances] == ["go do you hear", "but in less than five minutes"]
+    first = test.utterances[0]
+    assert first.audio == "LibriSpeech/test-clean/84/121123/84-121123-0000.flac"
+    assert (tmp_path / first.audio).is_file() and first.member is None
+    assert (first.speaker, first.language) == ("84", "en")
+    assert first.where == "test-clean/84-121123.trans.txt:1"
+
+
+@pytest.mark.parametrize("archive", ["dev-clean.tar.gz", "dev-clean.tar"])
+def test_an_archive_gives_the_documents_of_the_tree_in_its_own_order(tmp_path, archive):
+    files = transcripts(corpus.write_corpus(tmp_path, CHAPTERS))
+    path = corpus.write_corpus(tmp_path, dict(reversed(CHAPTERS.items())), archive=archive)
+    assert librispeech.data_root([path]) == tmp_path
+    wanted, found = list(librispeech.read(files)), list(librispeech.read([path]))
+    assert [d.id for d in found] == [d.id for d in reversed(wanted)]
+    for one, two in zip(reversed(wanted), found, strict=True):
+        assert [u.text for u in one.utterances] == [u.text for u in two.utterances]
+        assert [u.audio for u in one.utterances] == [u.member for u in two.utterances]
+        assert {u.audio for u in two.utterances} == {archive}
+
+
+def test_archives_and_trees_in_several_folders_are_read_together(tmp_path):
+    tree = transcripts(corpus.write_corpus(tmp_path / "tree", CHAPTERS))
+    path = corpus.write_corpus(tmp_path / "packed/here", CHAPTERS, archive="a.tar.gz")
+    assert librispeech.data_root([*tree, path]) == tmp_path
+    *unpacked, one, two = librispeech.read([*tree, path])
+    for document in (*unpacked, one, two):
+        assert all((tmp_path / u.audio).is_file() for u in document.utterances)
+    assert one.utterances[0].audio == "packed/here/a.tar.gz"
+
+
+def test_rows_that_name_no_utterance_of_the_chapter_are_rejected(tmp_path):
+    (file,) = transcripts(corpus.write_corpus(tmp_path, {"dev-clean/84/1": CHAPTERS_OF_ONE}))
+    rows = ["no id here", "84-2-0000 OF ANOTHER", "84-1-0000 KEPT", "", "84-1-0001", "84-1-x BAD"]
+    file.write_bytes("\n".join(rows).encode() + b"\n84-1-0002 CAF\xc9\n")
+    *bad, document = librispeech.read([file])
+    assert [type(item) for item in bad] == [Rejected] * 3
+    assert [row.where.rpartition(":")[2] for row in bad] == ["1", "2", "6"]
+    assert {row.reason for row in bad} == {"malformed_row"}
+    assert {row.document for row in bad} == {document.id}
+    # An empty or invalid transcript is a fault of the utterance: it is judged later, as everywhere.
+    assert [u.text for u in document.utterances] == ["kept", "", "caf\udcc9"]
+
+
+CHAPTERS_OF_ONE = [("WORDS", CLIP)]
+
+
+def test_a_chapter_without_a_usable_row_is_no_document(tmp_path):
+    (file,) = transcripts(corpus.write_corpus(tmp_path, {"dev-clean/84/1": CHAPTERS_OF_ONE}))
+    file.write_text("nothing\n")
+    (bad,) = librispeech.read([file])
+    assert isinstance(bad, Rejected)
+
+
+def test_other_files_and_archives_are_an_error_that_names_them(tmp_path):
+    with pytest.raises(UserError, match=r"words\.txt is neither .*trans\.txt nor an archive"):
+        list(librispeech.read([tmp_path / "words.txt"]))
+    with pytest.raises(UserError, match="keep the folders"):
+        list(librispeech.read([tmp_path / "84-1.trans.txt"]))
+    path = write_tar(tmp_path / "a.tar.gz", {"words.txt": b"words"})
+    with pytest.raises(UserError, match=r"a\.tar\.gz holds no \*\.trans\.txt"):
+        list(librispeech.read([path]))
+    write_tar(path, {"84-1.trans.txt": b"84-1-0000 WORDS"})
+    with pytest.raises(UserError, match="is no archive of LibriSpeech"):
+        list(librispeech.read([path]))
+
+
+def test_a_cut_archive_is_an_error(tmp_path):
+    path = corpus.write_corpus(tmp_path, CHAPTERS, archive="dev-clean.tar.gz")
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match=r"dev-clean\.tar\.gz: .*; fetch it again"):
+        list(librispeech.read([path]))
+
+
+def test_two_readings_are_equal(tmp_path):
+    path = corpus.write_corpus(tmp_path, CHAPTERS, archive="a.tar.gz")
+    first = list(librispeech.read([path]))
+    assert first == list(librispeech.read([path]))
+    assert all(isinstance(item, DocumentSource) for item in first)

@@ -1,0 +1,277 @@
+"""Sounds inside archives, read where they lie: `.tar`, `.tar.gz`, `.tgz` and `.parquet`.
+
+A plain tar is indexed once by its headers and then read anywhere. A compressed tar is one stream: a
+reader keeps its place in it from one request to the next, and begins again only for what it has passed.
+Of a Parquet file the row group that was read last is kept, of one column. Nothing is written to disk.
+"""
+
+import functools
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from tokenize_pipeline.quarantine import BadInputError
+from tokenize_pipeline.tar_stream import (
+    COMPRESSED,
+    LARGEST_MEMBER,
+    TarStream,
+    is_compressed,
+    member_name,
+)
+
+SUFFIXES = (".tar", *COMPRESSED, ".parquet")
+_CELL = re.compile(r"(.+)/(\d{1,9})/(\d{1,12})", re.ASCII | re.DOTALL)
+_OPEN_ARCHIVES = 4  # each may keep a row group, or the names of all members
+
+Key = tuple[str, str]  # (path of the archive, member)
+Found = tuple[str, bytes | BadInputError]  # (member, content or what is wrong with it)
+
+
+def is_archive(path: str) -> bool:
+    """Whether the suffix is that of an archive whose members can be read."""
+    return path.lower().endswith(SUFFIXES)
+
+
+class _Archive(Protocol):
+    def read(self, members: Sequence[str]) -> Iterator[Found]:
+        """Yields each of the distinct `members` (names as `member_name` gives them) once, as it is met."""
+
+
+class ArchiveReader:
+    """Reads members of any number of archives; keep one for a run of requests that go forward.
+
+    The order of what it yields depends on its requests alone, so that with a fresh reader equal
+    requests give equal results.
+    """
+
+    def __init__(self) -> None:
+        """Opens nothing yet."""
+        self._open: OrderedDict[str, _Archive] = OrderedDict()
+
+    def read(self, wanted: Iterable[Key]) -> Iterator[tuple[Key, bytes | BadInputError]]:
+        """Yields every distinct (path, member) of `wanted` once, archive by archive, as it is met.
+
+        In the place of a content stands a `BadInputError` where there is none: `missing`, `truncated`
+        or `undecodable`, with a message that names archive and member.
+        """
+        by_path: dict[str, dict[str, list[str]]] = {}  # members, each with its spellings
+        for path, member in dict.fromkeys(wanted):
+            by_path.setdefault(path, {}).setdefault(member_name(member), []).append(member)
+        for path, members in by_path.items():
+            for name, content in self._archive(path).read(list(members)):
+                for member in members[name]:
+                    yield (path, member), content
+
+    def _archive(self, path: str) -> _Archive:
+        if path not in self._open:
+            kind = _Parquet if path.lower().endswith(".parquet") else _PlainTar
+            self._open[path] = _CompressedTar(path) if is_compressed(path) else kind(path)
+            if len(self._open) > _OPEN_ARCHIVES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(path)
+        return self._open[path]
+
+
+def _absent(path: str, member: str, damage: BadInputError | None) -> BadInputError:
+    """Why a member was not found: it lay behind the damage of its archive, or it is not there."""
+    if damage is not None:
+        return BadInputError(damage.reason, f"{damage}; {member} was not found before")
+    return BadInputError("missing", f"{path}: the archive has no member {member}")
+
+
+def _too_large(path: str, member: str, size: int) -> BadInputError | None:
+    """What is wrong with a member that must not be read at once, if that is so."""
+    if size <= LARGEST_MEMBER:
+        return None
+    message = f"{path}: {member} has {size} bytes, at most {LARGEST_MEMBER} are read"
+    return BadInputError("undecodable", message)
+
+
+@functools.lru_cache(maxsize=_OPEN_ARCHIVES)
+def _tar_index(
+    path: str, size: int, changed: int
+) -> tuple[dict[str, tuple[int, int]], BadInputError | None]:
+    """Offset and size of every member of a plain tar, and what cut the list short, if anything."""
+    members: dict[str, tuple[int, int]] = {}
+    try:
+        stream = TarStream(path)
+        while (member := stream.next()) is not None:
+            members.setdefault(member.name, (member.offset, member.size))
+        stream.close()
+    except BadInputError as error:
+        return members, error
+    return members, None
+
+
+class _PlainTar:
+    def __init__(self, path: str):
+        self._path = path
+
+    def read(self, members: Sequence[str]) -> Iterator[Found]:
+        try:
+            state = os.stat(self._path)
+            index, damage = _tar_index(self._path, state.st_size, state.st_mtime_ns)
+            handle = os.open(self._path, os.O_RDONLY)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            cause = "there is no such archive" if missing else error.strerror
+            reason = "missing" if missing else "undecodable"
+            for member in members:
+                yield member, BadInputError(reason, f"{self._path}: {cause}, so {member} is lost")
+            return
+        try:
+            places = {member: index.get(member) for member in members}
+            for member in sorted(members, key=lambda member: places[member] or (0, 0)):
+                if (place := places[member]) is None:
+                    yield member, _absent(self._path, member, damage)
+                else:
+                    yield member, self._cell(handle, member, *place)
+        finally:
+            os.close(handle)
+
+    def _cell(self, handle: int, member: str, offset: int, size: int) -> bytes | BadInputError:
+        if (large := _too_large(self._path, member, size)) is not None:
+            return large
+        try:
+            content = os.pread(handle, size, offset)
+        except OSError as error:
+            cause = error.strerror or type(error).__name__
+            return BadInputError("undecodable", f"{self._path}: {member} cannot be read ({cause})")
+        if len(content) < size:
+            return BadInputError("truncated", f"{self._path}: the archive ends within {member}")
+        return content
+
+
+class _CompressedTar:
+    def __init__(self, path: str):
+        self._path = path
+        self._stream: TarStream | None = None
+        self._at = 0  # members passed since the beginning
+        self._order: dict[str, int] = {}  # of every member ever met
+        self._complete = False  # whether the end, or damage, was reached once
+        self._damage: BadInputError | None = None
+
+    def read(self, members: Sequence[str]) -> Iterator[Found]:
+        wanted = set(members)
+        for _ in range(2):
+            ahead = {name for name in wanted if self._lies_ahead(name)}
+            while ahead and (found := self._next(ahead)) is not None:
+                name, content = found
+                if name in ahead:
+                    ahead.remove(name)
+                    wanted.remove(name)
+                    yield name, content
+            if not any(name in self._order for name in wanted):
+                break
+            self._rewind()
+        for member in sorted(wanted):
+            yield member, _absent(self._path, member, self._damage)
+
+    def _lies_ahead(self, name: str) -> bool:
+        return self._order.get(name, -1 if self._complete else self._at) >= self._at
+
+    def _next(self, wanted: set[str]) -> Found | None:
+        """The next member, with its content if it is wanted; None at the end or where it is damaged."""
+        try:
+            if self._stream is None:
+                self._stream = TarStream(self._path)
+            if (member := self._stream.next()) is not None:
+                # Of two members of one name the first counts.
+                first = self._order.get(member.name, self._at) == self._at
+                taken = first and member.name in wanted
+                content: bytes | BadInputError = b""
+                if taken:
+                    large = _too_large(self._path, member.name, member.size)
+                    content = large or self._stream.read(member)
+                self._order.setdefault(member.name, self._at)
+                self._at += 1
+                return member.name if first else "", content
+        except BadInputError as error:
+            self._damage = error
+        self._complete = True
+        self._rewind()
+        return None
+
+    def _rewind(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._at = None, 0
+
+
+class _Parquet:
+    def __init__(self, path: str):
+        self._path = path
+        self._file: Any = None
+        self._held: tuple[tuple[int, str] | None, Any] = (None, None)
+
+    def read(self, members: Sequence[str]) -> Iterator[Found]:
+        cells: dict[tuple[int, str], list[tuple[int, str]]] = {}
+        for member in members:
+            if match := _CELL.fullmatch(member):
+                column, group, row = match.groups()
+                cells.setdefault((int(group), column), []).append((int(row), member))
+            else:
+                message = f"{self._path}: member {member} is not COLUMN/ROWGROUP/ROW"
+                yield member, BadInputError("missing", message)
+        for place, rows in sorted(cells.items()):
+            try:
+                values = self._values(*place)
+            except BadInputError as error:
+                for _, member in rows:
+                    yield member, BadInputError(error.reason, f"{error}, so {member} is lost")
+                continue
+            for row, member in sorted(rows):
+                yield member, self._cell(values, row, member)
+
+    def _values(self, group: int, column: str) -> Any:
+        """The cells of one column in one row group, as an arrow array in chunks."""
+        import pyarrow
+        import pyarrow.parquet
+
+        if self._held[0] == (group, column):
+            return self._held[1]
+        self._held = (None, None)  # makes room before the next one is read
+        try:
+            if self._file is None:
+                self._file = pyarrow.parquet.ParquetFile(self._path)
+            if not 0 <= group < self._file.num_row_groups:
+                raise BadInputError("missing", f"{self._path}: it has no row group {group}")
+            if column not in self._file.schema_arrow.names:
+                raise BadInputError("missing", f"{self._path}: it has no column {column}")
+            kind = self._file.schema_arrow.field(column).type
+            nested = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+            name = f"{column}.bytes" if nested else column
+            values = self._file.read_row_group(group, columns=[name]).column(column)
+        except FileNotFoundError:
+            raise BadInputError("missing", f"{self._path}: there is no such archive") from None
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            cause = str(error).partition("\n")[0]
+            reason = "truncated" if _lacks_end(self._path) else "undecodable"
+            raise BadInputError(reason, f"{self._path}: not readable ({cause})") from None
+        self._held = ((group, column), values)
+        return values
+
+    def _cell(self, values: Any, row: int, member: str) -> bytes | BadInputError:
+        if row >= len(values):
+            return BadInputError("missing", f"{self._path}: the row group ends before {member}")
+        value = values[row].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content is None:
+            return BadInputError("missing", f"{self._path}: the cell {member} is empty")
+        if not isinstance(content, bytes):
+            kind = type(content).__name__
+            return BadInputError("undecodable", f"{self._path}: {member} is {kind}, not bytes")
+        return content
+
+
+def _lacks_end(path: str) -> bool:
+    """Whether a file begins as Parquet does and does not end as it should."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(4) == b"PAR1"
+            file.seek(max(0, os.path.getsize(path) - 4))
+            return begins and file.read(4) != b"PAR1"
+    except OSError:
+        return False

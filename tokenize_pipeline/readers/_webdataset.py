@@ -1,0 +1,120 @@
+"""WebDataset archives of speech: uncompressed tars with one sound file and one JSON file an utterance.
+
+    EN-B000000.tar    EN_B00000_S00000_W000000.mp3, EN_B00000_S00000_W000000.json, …
+
+The files of an utterance have one stem. An utterance is named PREFIX_WNUMBER, and all of one prefix are a
+document. Only the headers and the JSON files are read; the sound between them is skipped.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from soda_jax.errors import UserError
+from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers._folders import common_folder, place_in
+from tokenize_pipeline.readers._lines import RowError, json_object, optional_string
+from tokenize_pipeline.readers._tar import members
+
+SOUNDS = (".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a")
+
+
+def data_root(inputs: Sequence[Path]) -> Path:
+    """The deepest folder that holds all archives."""
+    return common_folder(path.parent for path in inputs)
+
+
+def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource | Rejected]:
+    """Yields the documents of the archives, by the place of their first utterance; one archive is held.
+
+    A document that goes on in the next archive becomes two, the second named PREFIX+ARCHIVE.
+
+    Args:
+      inputs: `.tar` files.
+      identity: field of the JSON files that names the utterance and must be the stem of its files.
+    """
+    root = data_root(inputs)
+    before: set[str] = set()
+    for path in inputs:
+        audio = place_in(root, path)
+        groups: dict[str, list[tuple[str, UtteranceSource]]] = {}
+        for item in _utterances(path, audio, identity):
+            if isinstance(item, Rejected):
+                yield item
+            else:
+                groups.setdefault(item[0].rpartition("_")[0], []).append(item)
+        for prefix, utterances in groups.items():
+            utterances.sort(key=lambda utterance: utterance[0])
+            name = f"{prefix}+{path.stem}" if prefix in before else prefix
+            yield DocumentSource(name, tuple(utterance for _, utterance in utterances))
+        before = set(groups)
+
+
+def _utterances(
+    path: Path, audio: str, identity: str
+) -> Iterator[tuple[str, UtteranceSource] | Rejected]:
+    """Yields (stem, utterance) of an archive once both files of it were met, then the incomplete ones."""
+    sounds: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    done: set[str] = set()
+    for name, content in _members(path):
+        member = PurePosixPath(name)
+        stem, is_row = member.stem, member.suffix == ".json"
+        if not is_row and member.suffix.lower() not in SOUNDS:
+            continue
+        if stem in done or stem in (rows if is_row else sounds):
+            yield Rejected("malformed_row", f"{name} comes again", f"{audio}:{name}")
+            continue
+        if is_row:
+            rows[stem] = content
+        else:
+            sounds[stem] = name
+        if stem in rows and stem in sounds:
+            done.add(stem)
+            where = f"{audio}:{stem}.json"
+            line, sound = rows.pop(stem), sounds.pop(stem)
+            try:
+                yield stem, _utterance(json_object(line), stem, audio, sound, identity, where)
+            except RowError as error:
+                yield Rejected(error.reason, str(error), where)
+    for stem in rows:
+        yield Rejected("missing", f"there is no sound file of {stem}", f"{audio}:{stem}.json")
+    for stem, name in sounds.items():
+        yield Rejected("malformed_row", f"there is no JSON file of {stem}", f"{audio}:{name}")
+
+
+def _members(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (name, content) of the files of a tar; content is that of JSON files, else empty."""
+    if path.suffix != ".tar":
+        raise UserError(f"{path} is no .tar file: give the archives as they were published")
+    for name, _, content in members(path, lambda name: name.endswith(".json")):
+        yield name, (content or b"").decode("utf-8", "surrogateescape")
+
+
+def _utterance(
+    row: dict[str, Any], stem: str, audio: str, member: str, identity: str, where: str
+) -> UtteranceSource:
+    name, text = optional_string(row, identity), row.get("text")
+    if name != stem:
+        raise RowError(f"{identity!r} is {name!r}, its files are named {stem!r}")
+    if "_" not in stem:
+        raise RowError(f"{identity!r} is {name!r}, not PREFIX_WNUMBER")
+    if not isinstance(text, str):
+        raise RowError("'text' is missing" if text is None else f"'text' is {text!r}, not a string")
+    return UtteranceSource(
+        text,
+        audio,
+        speaker=optional_string(row, "speaker"),
+        language=optional_string(row, "language"),
+        member=member,
+        seconds=_seconds(row.get("duration")),
+        where=where,
+    )
+
+
+def _seconds(duration: Any) -> float | None:
+    """The stated duration if it is one; it serves planning alone, so another is no reason to refuse."""
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)):
+        return None
+    return float(duration) if duration > 0 and math.isfinite(duration) else None

@@ -1,0 +1,105 @@
+"""Seed-TTS-eval: prompts, and what is to be said in their voice. https://github.com/BytedanceSpeech/seed-tts-eval
+
+    seedtts_testset/en/meta.lst    NAME|text of the prompt|prompt-wavs/….wav|text to be spoken
+    seedtts_testset/en/prompt-wavs/common_voice_en_10119832.wav
+    seedtts_testset/en/wavs/NAME.wav
+
+Paths are relative to the folder of the list. A line may name a recording of the text to be spoken in a
+fifth field, as in `non_para_reconstruct_meta.lst`; for the other lists it is `wavs/NAME.wav`. The inputs are lists, or
+`seedtts_testset.tar`, of which `en/meta.lst` is read (1,088 items). The data root is the folder that holds
+`seedtts_testset`, or the archive.
+
+A document is the prompt and then the text to be spoken with its recording. Where there is no recording, the
+document is the prompt alone, for a data set of speech has no text without audio: what was to be said then
+stands in the list only.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from soda_jax.errors import UserError
+from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers._folders import common_folder, place_in
+from tokenize_pipeline.readers._lines import content_lines, lines
+from tokenize_pipeline.readers._tar import is_tar, members
+
+KIND = "speech"
+_LIST = "en/meta.lst"
+
+
+def data_root(inputs: Sequence[Path]) -> Path:
+    """The folder that holds `seedtts_testset` or the archive; UserError for files that are neither."""
+    return common_folder(path.parent if is_tar(path) else _top(path) for path in inputs)
+
+
+def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
+    """Yields one document an item, in the order of the lists."""
+    root = data_root(inputs)
+    for path in inputs:
+        if is_tar(path):
+            yield from _archive(path, place_in(root, path))
+        else:
+            folder = path.absolute().parent
+
+            def is_there(sound: str) -> bool:
+                return (root / sound).is_file()
+
+            rows = lines(path)
+            yield from _items(place_in(root, folder), path.stem, rows, None, is_there)
+
+
+def _top(path: Path) -> Path:
+    absolute = path.absolute()
+    if path.suffix != ".lst" or len(absolute.parents) < 3:
+        raise UserError(
+            f"{path} is neither seedtts_testset/LANGUAGE/*.lst nor a tar of the test set"
+        )
+    return absolute.parents[2]
+
+
+def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
+    found: tuple[str, bytes] | None = None
+    sounds: set[str] = set()
+    for name, _, content in members(path, lambda name: f"/{name}".endswith(f"/{_LIST}")):
+        if content is not None:
+            found = name, content
+        sounds.add(name)
+    if found is None:
+        raise UserError(f"{path} holds no {_LIST}: it is no archive of the test set")
+    folder, rows = found[0].rpartition("/")[0], content_lines(found[1].splitlines())
+    yield from _items(folder, "meta", rows, archive, sounds.__contains__)
+
+
+def _items(
+    folder: str,
+    stem: str,
+    rows: Iterable[tuple[int, str]],
+    archive: str | None,
+    is_there: Callable[[str], bool],
+) -> Iterator[DocumentSource | Rejected]:
+    language = folder.rpartition("/")[2]
+    for number, line in rows:
+        where = f"{language}/{stem}.lst:{number}"
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) not in (4, 5) or not all((fields[0], fields[2])):
+            message = f"{len(fields)} fields, not NAME|PROMPT TEXT|PROMPT|TEXT or one more"
+            yield Rejected("malformed_row", message, where)
+            continue
+        name, prompt_text, prompt, text = fields[:4]
+        recording = fields[4] if len(fields) == 5 else f"wavs/{name}.wav"
+        said = [(prompt_text, f"{folder}/{prompt}")]
+        if len(fields) == 5 or is_there(f"{folder}/{recording}"):
+            said.append((text, f"{folder}/{recording}"))
+        utterances = (
+            UtteranceSource(
+                words,
+                archive or sound,
+                language=language,
+                member=sound if archive else None,
+                where=where,
+            )
+            for words, sound in said
+        )
+        yield DocumentSource(f"seed_tts_eval/{language}/{stem}/{name}", tuple(utterances))

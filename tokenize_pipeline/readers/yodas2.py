@@ -1,0 +1,112 @@
+"""YODAS2 as published on Hugging Face, whole videos with captions: https://huggingface.co/datasets/espnet/yodas2
+
+    data/en000/text/00000000.json       [{"audio_id": VIDEO, "text": {UTTERANCE: caption, …}}, …]
+    data/en000/audio/00000000.tar.gz    VIDEO.wav, 24 kHz
+    data/en000/duration/00000000.txt    not needed: captions say their times
+
+UTTERANCE is VIDEO-NUMBER-START-END with 5, 8 and 8 digits; START and END are hundredths of a second. Subsets
+`en000` … have captions made by hand, `en100` … automatic ones.
+
+The inputs are the files of `text/`; the archive of each is found in `audio/` beside that folder. A document
+is a video with all captions in time order (SODA, arXiv 2602.16687). Captions without text or without
+length are left out: the corpus has many. The data root is the folder that holds the subsets.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from soda_jax.errors import UserError
+from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers._lines import RowError, optional_string
+
+KIND = "speech"
+_UTTERANCE = re.compile(r".+-(\d+)-(\d+)-(\d+)")
+_SUBSET = re.compile(r"(.+?)\d{3}")
+
+
+def data_root(inputs: Sequence[Path]) -> Path:
+    """The folder that holds the subsets; UserError if the inputs do not lie in one such folder."""
+    roots = {path.absolute().parents[2] for path in inputs if len(path.absolute().parents) > 2}
+    if len(roots) != 1:
+        found = " and ".join(sorted(map(str, roots))[:2]) or str(inputs[0])
+        raise UserError(
+            f"--input names files of {found}: give files SUBSET/text/*.json of one folder of subsets"
+        )
+    return roots.pop()
+
+
+def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
+    """Yields one document a video, in the order of the files; one file is held at a time."""
+    root = data_root(inputs)
+    for path in inputs:
+        subset = path.absolute().parents[1].name
+        audio = _archive(path).relative_to(root).as_posix()
+        matched = _SUBSET.fullmatch(subset)
+        language = matched.group(1) if matched else None
+        for number, entry in enumerate(_entries(path), 1):
+            where = f"{subset}/text/{path.name}:{number}"
+            try:
+                yield from _document(entry, audio, language, where)
+            except RowError as error:
+                yield Rejected(error.reason, str(error), where)
+
+
+def _archive(path: Path) -> Path:
+    """The archive with the sound of a file of captions."""
+    folder = path.absolute().parents[1] / "audio"
+    for suffix in (".tar.gz", ".tar"):
+        archive = folder / f"{path.stem}{suffix}"
+        if archive.is_file():
+            return archive
+    raise UserError(
+        f"{folder / path.stem}.tar.gz is missing, {path} needs it: download it too or leave this file "
+        "out of --input"
+    )
+
+
+def _entries(path: Path) -> list[Any]:
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}; download it again") from None
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no list of videos but {type(entries).__name__}: see --format")
+    return entries
+
+
+def _document(
+    entry: Any, audio: str, language: str | None, where: str
+) -> Iterator[DocumentSource | Rejected]:
+    if not isinstance(entry, dict):
+        raise RowError(f"a video is {type(entry).__name__}, not an object")
+    video, captions = optional_string(entry, "audio_id"), entry.get("text")
+    if video is None:
+        raise RowError("'audio_id' is missing or empty")
+    if not isinstance(captions, dict):
+        raise RowError(f"'text' of video {video} is {type(captions).__name__}, not an object")
+    kept: list[tuple[int, int, UtteranceSource]] = []
+    for name, text in captions.items():
+        place = f"{where}:{name}"
+        times = _UTTERANCE.fullmatch(name)
+        if times is None or not isinstance(text, str):
+            cause = f"caption is {text!r}" if times else "utterance id names no times"
+            yield Rejected("malformed_row", f"{cause}: {name!r}", place, video)
+            continue
+        number, start, end = map(int, times.groups())
+        if text.strip() and start != end:
+            utterance = UtteranceSource(
+                text,
+                audio,
+                start / 100,
+                end / 100,
+                language=language,
+                member=f"{video}.wav",
+                where=place,
+            )
+            kept.append((start, number, utterance))
+    if kept:
+        kept.sort(key=lambda caption: caption[:2])
+        yield DocumentSource(video, tuple(caption[2] for caption in kept))
