@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from corpora import librispeech
 from pipeline_toys import RATE, hum, make_corpus, tree, write_manifest
 
 from soda_jax.cli import main
@@ -156,6 +157,24 @@ def test_a_short_sound_in_a_large_file_is_not_taken_for_a_broken_one(tmp_path):
     measured = dry_run(options(source, tmp_path / "data")).measured
     assert measured.bad == {} and measured.found == 20
     assert measured.expected == pytest.approx(120, rel=1e-3)
+
+
+def test_a_corpus_in_a_compressed_archive_is_estimated_and_timed(tmp_path):
+    chapters = {
+        f"dev-clean/{speaker}/{speaker}1": [(f"WORDS {n}", hum(0.5 + 0.1 * n)) for n in range(4)]
+        for speaker in (3, 5, 8)
+    }
+    source = librispeech.write_corpus(
+        tmp_path / "in", chapters, archive="dev-clean.tar.gz", rate=RATE
+    )
+    asked = options(str(source), tmp_path / "data", format="librispeech", validation_fraction=0.0)
+    estimate = dry_run(asked)
+    assert estimate.rate > 0 and estimate.measured.bad == {}
+    totals = tokenize(asked).manifest.totals("train")
+    found = estimate.splits["train"]
+    assert found.shards == totals["shards"] == 1  # one worker reads the archive
+    for exact in ("documents", "utterances", "text_tokens"):
+        assert found.totals[exact] == totals[exact]
 
 
 def test_the_command_prints_it_and_refuses_what_makes_no_sense(tmp_path, capsys):
