@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from soda_jax.codecs.audio import sound_seconds
 from soda_jax.files import write_atomic
 from tokenize_pipeline.plan import Plan, ShardPlan, plan_folder, read_documents
-from tokenize_pipeline.quarantine import QuarantineRow, count_by_reason
-from tokenize_pipeline.readers import DocumentSource
+from tokenize_pipeline.quarantine import BadInputError, QuarantineRow, count_by_reason
+from tokenize_pipeline.readers import DocumentSource, UtteranceSource
 from tokenize_pipeline.request import Request
+from tokenize_pipeline.sound import resolve
 from tokenize_pipeline.worker import tokenize_shard
 
 _BUDGET_SECONDS = 4.0
@@ -94,13 +96,27 @@ def _utterances(
     for shard in plan.shards:
         for document in read_documents(folder, shard):
             for number, utterance in enumerate(document.utterances):
-                alone = DocumentSource(f"{document.id}/{number}", (utterance,))
-                weight = request.weigh(alone)
+                weight = request.weigh(DocumentSource(document.id, (utterance,)))
                 if request.reader.KIND == "speech" and weight > _LONGEST_SECONDS:
-                    end, weight = (utterance.start or 0.0) + _LONGEST_SECONDS, _LONGEST_SECONDS
-                    cut = dataclasses.replace(utterance, end=end)
-                    alone = DocumentSource(alone.id, (cut,))
-                yield alone, weight
+                    utterance, weight = _beginning(utterance, weight, str(request.root))
+                yield DocumentSource(f"{document.id}/{number}", (utterance,)), weight
+
+
+def _beginning(
+    utterance: UtteranceSource, weight: float, data_root: str
+) -> tuple[UtteranceSource, float]:
+    """The first half minute of a long utterance, and the part of its weight that falls on it."""
+    start, seconds = utterance.start or 0.0, weight
+    if utterance.end is None:  # then the weight is a guess
+        try:
+            found = sound_seconds(resolve(utterance, data_root)) if not utterance.member else None
+        except BadInputError:
+            found = None
+        seconds = (found or 0.0) - start
+    if seconds <= _LONGEST_SECONDS:
+        return utterance, weight
+    cut = dataclasses.replace(utterance, end=start + _LONGEST_SECONDS)
+    return cut, weight * _LONGEST_SECONDS / seconds
 
 
 def _take(

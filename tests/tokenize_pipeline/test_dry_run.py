@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from corpora import librispeech
 from pipeline_toys import RATE, hum, make_corpus, tree, write_manifest
 
 from soda_jax.cli import main
@@ -134,13 +135,46 @@ def test_an_append_counts_only_what_is_new_and_leaves_the_data_set_alone(tmp_pat
     assert Manifest.load(data).generation == 0
 
 
-def test_a_long_utterance_is_measured_by_its_beginning(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rate", [RATE, 48_000])
+def test_a_long_utterance_is_measured_by_its_beginning(tmp_path, rate):
     (tmp_path / "c").mkdir()
-    soundfile.write(tmp_path / "c/a.wav", hum(300.0), RATE)
-    rows = [{"audio": "a.wav", "text": "t", "start": 10.0, "end": 290.0}]
-    estimate = dry_run(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
-    assert estimate.measured.expected == estimate.measured.found == 30
-    assert sum(split.work for split in estimate.splits.values()) == 280
+    soundfile.write(tmp_path / "c/a.wav", hum(300.0, rate=rate), rate)
+    rows: list[dict] = [{"audio": "a.wav", "text": "t", "start": 10.0, "end": 290.0}]
+    known = dry_run(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
+    assert known.measured.expected == known.measured.found == 30
+    assert sum(split.work for split in known.splits.values()) == 280
+    del rows[0]["start"], rows[0]["end"]
+    guessed = dry_run(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
+    assert guessed.measured.found == 30
+    assert guessed.measured.expected == pytest.approx(30 * rate * 2 / 32_000, rel=1e-3)
+
+
+def test_a_short_sound_in_a_large_file_is_not_taken_for_a_broken_one(tmp_path):
+    (tmp_path / "c").mkdir()
+    stereo = np.stack([hum(20.0, rate=48_000)] * 2, axis=1)  # two minutes by its size
+    soundfile.write(tmp_path / "c/a.wav", stereo, 48_000)
+    source = write_manifest(tmp_path / "c/m.jsonl", [{"audio": "a.wav", "text": "t"}])
+    measured = dry_run(options(source, tmp_path / "data")).measured
+    assert measured.bad == {} and measured.found == 20
+    assert measured.expected == pytest.approx(120, rel=1e-3)
+
+
+def test_a_corpus_in_a_compressed_archive_is_estimated_and_timed(tmp_path):
+    chapters = {
+        f"dev-clean/{speaker}/{speaker}1": [(f"WORDS {n}", hum(0.5 + 0.1 * n)) for n in range(4)]
+        for speaker in (3, 5, 8)
+    }
+    source = librispeech.write_corpus(
+        tmp_path / "in", chapters, archive="dev-clean.tar.gz", rate=RATE
+    )
+    asked = options(str(source), tmp_path / "data", format="librispeech", validation_fraction=0.0)
+    estimate = dry_run(asked)
+    assert estimate.rate > 0 and estimate.measured.bad == {}
+    totals = tokenize(asked).manifest.totals("train")
+    found = estimate.splits["train"]
+    assert found.shards == totals["shards"] == 1  # one worker reads the archive
+    for exact in ("documents", "utterances", "text_tokens"):
+        assert found.totals[exact] == totals[exact]
 
 
 def test_the_command_prints_it_and_refuses_what_makes_no_sense(tmp_path, capsys):
