@@ -25,7 +25,8 @@ class Batching:
 
     Attributes:
       clips: clips of a batch, on each device.
-      frames: sizes of the pieces that a clip is cut into, largest first; one program is compiled for each.
+      frames: sizes of the pieces that a clip is cut into; one program is compiled for each. Where a batch
+        has more than one clip, only the smallest is used.
       inner: the convolutions go through a piece by so many frames at a time, a divisor of each size.
     """
 
@@ -48,8 +49,7 @@ class Batching:
         return sizes + [min(self.frames)] * (left > 0)
 
 
-# A CPU gains nothing from a batch, and much from activations that stay in its cache. With more than one
-# clip in a batch there must be one size: a clip's pieces would depend on the longest beside it.
+# A CPU gains nothing from a batch, and much from activations that stay in its cache.
 _CPU = Batching(clips=1, frames=(125, 25), inner=5)
 _ACCELERATOR = Batching(clips=64, frames=(100,), inner=25)
 
@@ -82,7 +82,11 @@ class Runner:
         """
         devices = devices or jax.local_devices()
         on_cpu = devices[0].platform == "cpu"
-        self.batching = batching or (_CPU if on_cpu else _ACCELERATOR)
+        batching = batching or (_CPU if on_cpu else _ACCELERATOR)
+        if batching.clips * len(devices) > 1:
+            # With one size, a clip's pieces do not depend on the longest clip beside it.
+            batching = dataclasses.replace(batching, frames=(min(batching.frames),))
+        self.batching = batching
         self.dtype = jnp.dtype(dtype)
         self._mesh = Mesh(np.array(devices), ("clips",))
         self._by_clip = NamedSharding(self._mesh, P("clips"))
