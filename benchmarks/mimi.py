@@ -4,10 +4,12 @@
     python benchmarks/mimi.py --dtype=bfloat16     # ours alone where torch is missing
 
 Random weights in the published shape, the same on both sides; noise, since the time does not depend on
-the sound. The sides take turns within a repeat. On a GPU both use it; torch computes in f32 there too.
+the sound. The sides take turns within a repeat. On a GPU both use it, and torch is kept from rounding
+f32 to TF32, as ours is.
 """
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -34,6 +36,7 @@ def their_encoder(codec: MimiCodec) -> Callable[[np.ndarray], None] | None:
     except ImportError:
         return None
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
         codec.save(folder)
         model = MimiModel.from_pretrained(folder).eval().to(device)
@@ -47,7 +50,12 @@ def their_encoder(codec: MimiCodec) -> Callable[[np.ndarray], None] | None:
 
 
 def available_bytes() -> float:
-    """Memory that is free for a large array; infinite where the system does not tell."""
+    """Memory that is free for torch's arrays; infinite where the system does not tell."""
+    with contextlib.suppress(ImportError):
+        import torch
+
+        if torch.cuda.is_available():
+            return float(torch.cuda.mem_get_info()[0])
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:

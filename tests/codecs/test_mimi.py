@@ -60,6 +60,16 @@ def test_codes_of_a_clip_do_not_depend_on_its_batch(codec):
     )
 
 
+def test_a_batch_gives_each_clip_the_codes_that_it_has_alone():
+    wide = MimiCodec.load(
+        FIXTURE, batching=Batching(4, (10, 5), 5), devices=jax.local_devices()[:1]
+    )
+    voice = sounds()["buzz"]
+    clips = [voice, voice[: 7 * HOP - 5], voice[HOP:], sounds(1)["buzz"], voice[: 2 * HOP]]
+    for clip, codes in zip(clips, wide.encode(clips), strict=True):
+        np.testing.assert_array_equal(codes, wide.encode([clip])[0])
+
+
 def test_batches_on_eight_devices_give_the_codes_of_one_clip_on_one(codec):
     batching = Batching(clips=2, frames=(10,), inner=5)
     wide = MimiCodec.load(FIXTURE, batching=batching)
@@ -76,10 +86,10 @@ def test_batches_on_eight_devices_give_the_codes_of_one_clip_on_one(codec):
 def test_a_new_length_compiles_nothing(codec):
     voice = sounds()["buzz"]
     codec.encode([voice])
-    compiled = codec._runner._encode._cache_size()
+    compiled = codec.runner._encode._cache_size()
     assert compiled <= len(SMALL.frames)
     codec.encode([voice[:n] for n in range(1, len(voice), 7_919)])
-    assert codec._runner._encode._cache_size() == compiled
+    assert codec.runner._encode._cache_size() == compiled
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -92,7 +102,23 @@ def test_a_stream_gives_the_codes_of_the_whole_clip(codec, frames):
     whole = codec.encode([voice])[0]
     assert len(np.concatenate(codes)) == 16 // frames * frames  # given as soon as it is whole
     np.testing.assert_array_equal(np.concatenate([*codes, stream.finish()]), whole)
-    assert len(stream.finish()) == 0
+    compiled = codec.runner.encode_one.func._cache_size()
+    again = StreamingEncoder(codec, frames)
+    np.testing.assert_array_equal(again.push(voice), whole[: 16 // frames * frames])
+    assert codec.runner.encode_one.func._cache_size() == compiled
+    with pytest.raises(ValueError, match="finished"):
+        stream.push(voice)
+
+
+def test_to_look_at_a_codec_takes_no_device(monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a device was asked for")
+
+    monkeypatch.setattr(jax, "device_put", refuse)
+    monkeypatch.setattr(jax, "local_devices", refuse)
+    codec = MimiCodec.load(FIXTURE)
+    codec.save(tmp_path)
+    assert codec.fingerprint and codec.codebook_sizes == (64,) * 8
 
 
 def test_a_stream_of_codes_gives_the_sound_of_the_whole(codec):

@@ -52,6 +52,8 @@ def make_pair(settings: dict, seed: int, home: Path, speech: int, repeats: int) 
     for number in range(repeats):
         made = sounds(100 * seed + number, 8.0)
         clips |= {f"{name} {number}": clip for name, clip in made.items()}
+    # Longer than the window of the published transformer, 250 positions or 10 s.
+    clips["long"] = sounds(100 * seed + 99, 25.0)["buzz"]
     model, folder = make_model(settings, seed, list(clips.values())), str(home / "mimi")
     model.save_pretrained(folder)
     ours = MimiCodec.load(folder)
@@ -76,11 +78,12 @@ def test_half_of_every_codebook_is_used(pair):
     assert min(used) >= size // 2, used
 
 
-def test_codes_are_equal_but_for_ties(pair):
+def test_codes_are_equal_but_for_ties(pair, capsys):
     """At least 99.9% in f32; a difference begins where two entries are as near within 1e-4."""
     ours, theirs = (np.concatenate(list(codes.values())) for codes in (pair.found, pair.expected))
     share = (ours == theirs).mean()
-    print(f"\n{len(ours):,} frames: {100 * share:.3f}% of the codes are equal")
+    with capsys.disabled():
+        print(f"\nMimi, {len(ours):,} frames: {100 * share:.3f}% of the codes equal transformers'")
     assert share >= 0.999
     quantizer = pair.theirs.quantizer
     chains = {
@@ -116,7 +119,7 @@ def test_a_stream_gives_the_codes_of_the_whole_clip(pair):
     assert (codes == pair.found[name]).mean() >= 0.999
 
 
-def test_agreement_in_bfloat16_is_stated(pair):
+def test_agreement_in_bfloat16_is_stated(pair, capsys):
     half = MimiCodec.load(pair.folder, dtype="bfloat16")
     names = [name for name in pair.clips if "speech" in name][:8]
     found = half.encode([pair.clips[name] for name in names])
@@ -124,5 +127,6 @@ def test_agreement_in_bfloat16_is_stated(pair):
         [codes == pair.expected[name] for name, codes in zip(names, found, strict=True)]
     )
     by_book = " ".join(f"{100 * share:.0f}" for share in same.mean(0))
-    print(f"\nbfloat16 beside f32 of transformers, % of equal codes by codebook: {by_book}")
+    with capsys.disabled():
+        print(f"\nMimi in bfloat16 beside transformers in f32, % equal by codebook: {by_book}")
     assert same[:, 0].mean() > 0.3  # of 256 or 512 entries: far from chance

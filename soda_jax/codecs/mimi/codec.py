@@ -29,7 +29,12 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class MimiCodec:
-    """A Mimi model as a codec; see `soda_jax.codecs.interface.Codec` for what its attributes mean."""
+    """A Mimi model as a codec; see `soda_jax.codecs.interface.Codec` for what its attributes mean.
+
+    Attributes:
+      model: the network with its weights, in the memory of the host.
+      dtype: of the activations.
+    """
 
     name = "mimi"
 
@@ -56,13 +61,22 @@ class MimiCodec:
         self.samples_per_frame = self.config.samples_per_frame
         self.frame_rate = self.config.frame_rate
         self.codebook_sizes = (self.config.codebook_size,) * model.codebooks
-        self._runner = Runner(model, dtype, batching, devices)
-        self.clips_at_once = self._runner.clips
+        self.model = model
+        self._batching, self._given_devices = batching, devices
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The model on its devices; made when first needed, so that to look at a codec takes none.
+
+        A job that starts workers looks at it before they do: on a TPU, or in the memory of a GPU, there
+        is room for one process.
+        """
+        return Runner(self.model, self.dtype, self._batching, self._given_devices)
 
     @property
-    def model(self) -> Mimi:
-        """The network with its weights."""
-        return self._runner.model
+    def clips_at_once(self) -> int:
+        """Clips of a batch on all devices."""
+        return self.runner.clips
 
     @cached_property
     def fingerprint(self) -> str:
@@ -147,7 +161,7 @@ class MimiCodec:
             if clip.ndim != 1:
                 raise ValueError(f"audio is {clip.shape}, not mono [samples]")
         some = [place for place, clip in enumerate(clips) if len(clip)]
-        found = self._runner.encode([clips[place] for place in some], self.samples_per_frame)
+        found = self.runner.encode([clips[place] for place in some], self.samples_per_frame)
         codes = [np.zeros((0, len(self.codebook_sizes)), np.uint16) for _ in clips]
         for place, values in zip(some, found, strict=True):
             codes[place] = values.astype(np.uint16)
@@ -159,7 +173,7 @@ class MimiCodec:
         sounds = [np.zeros(0, np.float32) for _ in checked]
         for books in sorted({clip.shape[1] for clip in checked}):
             some = [n for n, c in enumerate(checked) if c.shape[1] == books and len(c)]
-            found = self._runner.decode([checked[place] for place in some])
+            found = self.runner.decode([checked[place] for place in some])
             for place, sound in zip(some, found, strict=True):
                 sounds[place] = np.clip(sound.reshape(-1), -1, 1)
         return sounds

@@ -51,7 +51,8 @@ class Batching:
 
 # A CPU gains nothing from a batch, and much from activations that stay in its cache.
 _CPU = Batching(clips=1, frames=(125, 25), inner=5)
-_ACCELERATOR = Batching(clips=64, frames=(100,), inner=25)
+# Two seconds of 64 clips are enough for an accelerator, and a clip is filled up by less than that.
+_ACCELERATOR = Batching(clips=64, frames=(25,), inner=25)
 
 
 # Where the clips of a batch stand in each part of the state.
@@ -96,11 +97,6 @@ class Runner:
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
 
-    @property
-    def model(self) -> Mimi:
-        """The network with its weights, as they lie on the devices."""
-        return nnx.merge(self._graph, self._params)
-
     def encode(self, audio: Sequence[np.ndarray], hop: int) -> list[np.ndarray]:
         """int32 `[frames, codebooks]` of each float32 clip `[samples]`; `hop` samples a frame."""
         counts = [-(-len(clip) // hop) for clip in audio]
@@ -115,14 +111,17 @@ class Runner:
 
     @cached_property
     def _start_encoding(self) -> Callable:
-        return self._starting(self.model.start_encoding)
+        return self._starting(Mimi.start_encoding)
 
     @cached_property
     def _start_decoding(self) -> Callable:
-        return self._starting(self.model.start_decoding)
+        return self._starting(Mimi.start_decoding)
 
     def _starting(self, start: Callable) -> Callable:
-        return jax.jit(partial(start, self.clips, self.dtype), out_shardings=self._state_layout)
+        model = nnx.merge(self._graph, self._params)  # of which only the shapes are looked at
+        return jax.jit(
+            partial(start, model, self.clips, self.dtype), out_shardings=self._state_layout
+        )
 
     @cached_property
     def _encode(self) -> Callable:
@@ -145,6 +144,28 @@ class Runner:
             return sound.reshape(*codes.shape[:2], -1), state
 
         return self._on_devices(work)
+
+    @cached_property
+    def encode_one(self) -> Callable:
+        """(sound `[1, samples]`, state) to (codes, state), jitted, for one clip on one device."""
+
+        def work(params: nnx.State, audio: jax.Array, state: State) -> tuple[jax.Array, State]:
+            return nnx.merge(self._graph, params).encode(audio.astype(self.dtype), state, 1)
+
+        return self._on_one_device(work)
+
+    @cached_property
+    def decode_one(self) -> Callable:
+        """(codes `[1, frames, n]`, state) to (sound, state), jitted, for one clip on one device."""
+
+        def work(params: nnx.State, codes: jax.Array, state: State) -> tuple[jax.Array, State]:
+            return nnx.merge(self._graph, params).decode(codes, state, 1, self.dtype)
+
+        return self._on_one_device(work)
+
+    def _on_one_device(self, work: Callable) -> Callable:
+        params = jax.device_put(self._params, self._mesh.devices.flat[0])
+        return partial(jax.jit(work, donate_argnums=2), params)
 
     def _on_devices(self, work: Callable) -> Callable:
         """`work` on each device for its own clips; what it does there is the same for any number."""
