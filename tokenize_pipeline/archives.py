@@ -16,7 +16,9 @@ from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.tar_stream import (
     COMPRESSED,
     LARGEST_MEMBER,
+    Member,
     TarStream,
+    UnsoundError,
     is_compressed,
     member_name,
 )
@@ -55,6 +57,10 @@ class ArchiveReader:
 
         In the place of a content stands a `BadInputError` where there is none: `missing`, `truncated`
         or `undecodable`, with a message that names archive and member.
+
+        That the checksum of a compressed archive is wrong shows only behind its last member, when the
+        others have been given out. It takes the place of that last one, so that somebody is told; an
+        archive of which the last member is not wanted is not read so far.
         """
         by_path: dict[str, dict[str, list[str]]] = {}  # members, each with its spellings
         for path, member in dict.fromkeys(wanted):
@@ -149,6 +155,7 @@ class _CompressedTar:
         self._path = path
         self._stream: TarStream | None = None
         self._at = 0  # members passed since the beginning
+        self._header: Member | None = None  # of the next member, if it is known already
         self._order: dict[str, int] = {}  # of every member ever met
         self._complete = False  # whether the end, or damage, was reached once
         self._damage: BadInputError | None = None
@@ -162,7 +169,7 @@ class _CompressedTar:
                 if name in ahead:
                     ahead.remove(name)
                     wanted.remove(name)
-                    yield name, content
+                    yield name, content if ahead else self._unless_unsound(content)
             if not any(name in self._order for name in wanted):
                 break
             self._rewind()
@@ -175,29 +182,49 @@ class _CompressedTar:
     def _next(self, wanted: set[str]) -> Found | None:
         """The next member, with its content if it is wanted; None at the end or where it is damaged."""
         try:
-            if self._stream is None:
-                self._stream = TarStream(self._path)
-            if (member := self._stream.next()) is not None:
+            stream, member = self._peek()
+            if member is not None:
+                self._header = None
                 # Of two members of one name the first counts.
                 first = self._order.get(member.name, self._at) == self._at
                 taken = first and member.name in wanted
                 content: bytes | BadInputError = b""
                 if taken:
                     large = _too_large(self._path, member.name, member.size)
-                    content = large or self._stream.read(member)
+                    content = large or stream.read(member)
                 self._order.setdefault(member.name, self._at)
                 self._at += 1
                 return member.name if first else "", content
+            self._end(None)
         except BadInputError as error:
-            self._damage = error
-        self._complete = True
-        self._rewind()
+            self._end(error)
         return None
+
+    def _peek(self) -> tuple[TarStream, Member | None]:
+        if self._stream is None:
+            self._stream = TarStream(self._path)
+        if self._header is None:
+            self._header = self._stream.next()
+        return self._stream, self._header
+
+    def _unless_unsound(self, content: bytes | BadInputError) -> bytes | BadInputError:
+        """The content, unless the archive ends here and its end says that it is damaged."""
+        try:
+            if self._peek()[1] is None:
+                self._end(None)
+        except BadInputError as error:
+            self._end(error)
+            return error if isinstance(error, UnsoundError) else content
+        return content
+
+    def _end(self, damage: BadInputError | None) -> None:
+        self._complete, self._damage = True, damage
+        self._rewind()
 
     def _rewind(self) -> None:
         if self._stream is not None:
             self._stream.close()
-        self._stream, self._at = None, 0
+        self._stream, self._at, self._header = None, 0, None
 
 
 class _Parquet:

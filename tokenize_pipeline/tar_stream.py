@@ -2,6 +2,10 @@
 
 Only forward: a compressed archive is one stream. Of a plain one the data that nobody reads is jumped
 over, so that its headers cost little.
+
+The checksum of a compressed archive stands at its very end. A byte that was changed on the way may give
+files that look whole, so they are known to be right only once `next` has said that there are no more. Who
+stops before that, having found all that was wanted, learns nothing of it.
 """
 
 import gzip
@@ -17,6 +21,11 @@ LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound; the most that one system cal
 # What tarfile, gzip and zlib raise when they read damaged bytes.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 _BLOCK = 512
+_READ_ON = 2**20  # bytes at a time from the end mark to the checksum
+
+
+class UnsoundError(BadInputError):
+    """All files of a compressed archive were met, and its end shows that not all can be right."""
 
 
 class Member(NamedTuple):
@@ -62,7 +71,12 @@ class TarStream:
         self._offset = -1
 
     def next(self) -> Member | None:
-        """The next regular file; None where the archive ends as it should."""
+        """The next regular file; None where the archive ends as it should, its checksum included.
+
+        Raises:
+          UnsoundError: a compressed archive has its end mark, but its checksum is wrong or cannot be
+            read: any of the files given before may be damaged.
+        """
         while True:
             info = self._next_header()
             if info is None or (info.isreg() and not info.issparse()):
@@ -109,6 +123,20 @@ class TarStream:
             raise BadInputError("truncated", f"{self._path}: the archive ends without its end mark")
         if any(last):
             raise BadInputError("undecodable", f"{self._path}: a header of the archive is damaged")
+        if is_compressed(self._path):
+            self._check_sum()
+
+    def _check_sum(self) -> None:
+        """Reads on to where gzip compares checksum and length, which is behind the last byte."""
+        try:
+            while self._file.read(_READ_ON):
+                pass
+        except _DAMAGE as error:
+            reason = "truncated" if isinstance(error, EOFError) else "undecodable"
+            raise UnsoundError(
+                reason,
+                f"{self._path}: the archive has no sound end, its files may be wrong ({error})",
+            ) from None
 
     def _damaged(self, error: Exception) -> BadInputError:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -8,6 +8,7 @@ simply done again, with the same bytes.
 import contextlib
 import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -64,23 +65,55 @@ class Job:
     max_audio_seconds: float
 
 
-@functools.lru_cache(maxsize=1)
-def load_codec_once(spec: str) -> Codec:
-    """The codec, loaded once in each process."""
-    return load_codec(spec)
+class _CodecOnce:
+    """The codec of a spec, loaded once in each process however many threads ask; the last one is kept.
+
+    `functools.lru_cache` alone would let threads that ask at the same time each load a model.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded: tuple[str, Codec] | None = None
+
+    def __call__(self, spec: str) -> Codec:
+        with self._lock:
+            if self._loaded is None or self._loaded[0] != spec:
+                self._loaded = None  # makes room before the next one is loaded
+                self._loaded = (spec, load_codec(spec))
+            return self._loaded[1]
+
+    def cache_clear(self) -> None:
+        """Forgets the codec."""
+        with self._lock:
+            self._loaded = None
 
 
-def tokenize_shard(job: Job, shard: ShardPlan) -> ShardResult:
-    """Writes one shard of the data set, then its result, each atomically."""
+load_codec_once = _CodecOnce()
+
+
+def speech_encoder(job: Job, done: Callable[[list[Place]], None]) -> SpeechEncoder:
+    """The encoder for the shards of a job, which names a codec; `done` as `SpeechEncoder` has it."""
+    assert job.codec is not None
+    return SpeechEncoder(load_codec_once(job.codec), job.data_root, job.max_audio_seconds, done)
+
+
+def tokenize_shard(job: Job, shard: ShardPlan, encoder: SpeechEncoder | None = None) -> ShardResult:
+    """Writes one shard of the data set, then its result, each atomically.
+
+    Args:
+      job: what all shards have in common.
+      shard: which one.
+      encoder: for shards that go through the same archives one after the other; None for one of its
+        own, as a shard needs that may be done again anywhere.
+    """
     folder = plan_folder(Path(job.dataset), job.generation)
     tokenizer = load_tokenizer(Path(job.dataset) / "tokenizer")
     layout = make_layout(tokenizer, job.codebook_sizes)
     notes = _Notes(folder, shard)
-    encoder, limit = None, float(WINDOW_TEXT_BYTES)
+    limit = float(WINDOW_TEXT_BYTES)
     weigh: Callable[[UtteranceSource], float] = text_bytes
     if job.codec:
-        codec, limit = load_codec_once(job.codec), WINDOW_SECONDS
-        encoder = SpeechEncoder(codec, job.data_root, job.max_audio_seconds, notes.advance)
+        encoder, limit = encoder or speech_encoder(job, notes.advance), WINDOW_SECONDS
         weigh = functools.partial(expected_seconds, data_root=job.data_root)
     rows: list[QuarantineRow] = []
     path = Path(job.dataset) / shard.split / shard_file(shard.number)

@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import soundfile
 from corpora import librispeech
-from pipeline_toys import RATE, hum, make_corpus, tree, write_manifest
+from pipeline_toys import (
+    RATE,
+    hum,
+    make_corpus,
+    sound_bytes,
+    tree,
+    write_manifest,
+    write_tar,
+)
 
 from soda_jax.cli import main
 from soda_jax.data.manifest import Manifest, tokens_by_view
 from soda_jax.errors import UserError
+from tokenize_pipeline import archives
 from tokenize_pipeline import dry_run as module
 from tokenize_pipeline import rate as rate_module
 from tokenize_pipeline.dry_run import dry_run
@@ -175,6 +184,47 @@ def test_a_corpus_in_a_compressed_archive_is_estimated_and_timed(tmp_path):
     assert found.shards == totals["shards"] == 1  # one worker reads the archive
     for exact in ("documents", "utterances", "text_tokens"):
         assert found.totals[exact] == totals[exact]
+
+
+def packed_corpus(folder: Path, count: int) -> str:
+    """Sounds of a second in a compressed archive, against the order of the manifest."""
+    sound = sound_bytes(hum(1.0))
+    names = [f"{n}.wav" for n in range(count)]
+    write_tar(folder / "a.tar.gz", {"unknown.wav": sound} | dict.fromkeys(reversed(names), sound))
+    rows = [{"audio": "a.tar.gz", "member": name, "text": "t"} for name in names]
+    return write_manifest(folder / "m.jsonl", rows)
+
+
+def test_a_compressed_archive_is_gone_through_once_whatever_the_order(tmp_path, monkeypatch):
+    opened, batches = [], []
+    stream, work = archives.TarStream, rate_module.tokenize_shard
+    monkeypatch.setattr(archives, "TarStream", lambda path: opened.append(path) or stream(path))
+    monkeypatch.setattr(
+        rate_module, "tokenize_shard", lambda *given: batches.append(given) or work(*given)
+    )
+    monkeypatch.setattr(rate_module, "_BUDGET_SECONDS", 60.0)
+    source = packed_corpus(tmp_path / "c", 40)
+    measured = dry_run(options(source, tmp_path / "data")).measured
+    assert (measured.tried, measured.bad) == (40, {})
+    assert len(batches) > 1 and len(opened) == 1
+
+
+def test_what_lies_deep_in_a_compressed_archive_is_not_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(rate_module, "_PASS_SECONDS", 0.0)
+    source = packed_corpus(tmp_path / "c", 5)
+    monkeypatch.setattr(rate_module, "tokenize_shard", None)  # nothing is read in earnest
+    estimate = dry_run(options(source, tmp_path / "data"))
+    assert estimate.seconds is None and estimate.measured.tried == 5
+    assert "a.tar.gz: no utterance was met in the first 0 s" in estimate.describe("data")
+
+
+def test_what_is_missing_in_an_archive_that_ends_soon_is_told(tmp_path):
+    source = packed_corpus(tmp_path / "c", 2)
+    with open(source, "a") as file:
+        file.write('{"audio": "a.tar.gz", "member": "no.wav", "text": "t"}\n')
+        file.write('{"audio": "no.tar.gz", "member": "no.wav", "text": "t"}\n')
+    measured = dry_run(options(source, tmp_path / "data")).measured
+    assert measured.tried == 4 and measured.bad == {"missing": 2}
 
 
 def test_the_command_prints_it_and_refuses_what_makes_no_sense(tmp_path, capsys):

@@ -1,11 +1,14 @@
 """The reader of CVSS-T: pairs of source and translation, wherever either side lies."""
 
+import tarfile
+
 import pytest
 from corpora import cvss_t as corpus
 from pipeline_toys import hum, write_tar
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import Rejected, cvss_t
+from tokenize_pipeline.readers._tar import seconds_of
 
 CLIP = hum(0.3)
 PAIRS = [(7, 'Das "ist" gut.', CLIP, "that is good", CLIP), (3, "Ja.", CLIP, "yes", CLIP)]
@@ -52,6 +55,19 @@ def test_a_document_is_the_source_and_then_its_translation(tmp_path, archive, vo
         assert (target.audio, target.member) == (f"cvss_t_de_en_v1.0/{sound}", None)
     for utterance in document.utterances:
         assert (tmp_path / utterance.audio).is_file()
+
+
+def test_sizes_in_archives_tell_lengths_and_of_the_translations_exactly(tmp_path):
+    pairs = [(n, "Ja.", hum(0.4 * n), "yes", hum(0.7 * n, rate=24_000)) for n in (1, 2, 3)]
+    voice = corpus.write_common_voice(tmp_path, pairs, archive=".tar", rate=8000)
+    path = corpus.write_cvss(tmp_path, {"train": pairs}, archive=".tar.gz", rate=24_000)
+    with tarfile.open(voice) as archive:
+        sizes = {member.name: member.size for member in archive}
+    for document in cvss_t.read([path]):
+        source, target = document.utterances
+        number = int(document.id.rpartition("_")[2])
+        assert target.seconds == pytest.approx(0.7 * number, abs=1e-4)
+        assert source.seconds == seconds_of(source.member, sizes[source.member])
 
 
 def test_any_split_is_read_from_its_table_and_the_id_tells_it(tmp_path):

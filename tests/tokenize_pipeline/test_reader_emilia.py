@@ -77,6 +77,20 @@ def test_a_document_that_goes_on_in_the_next_archive_is_not_lost(tmp_path):
     assert [d.id for d in emilia_yodas.read(paths)] == ["EN_long", "EN_long+EN-B000001"]
 
 
+def test_a_document_that_returns_after_another_archive_has_an_id_of_its_own(tmp_path):
+    held = {"EN-B000000": "EN_long", "EN-B000001": "EN_other", "EN-B000002": "EN_long"}
+    paths = [
+        yodas_corpus.write_corpus(tmp_path, {video: [(shard, clip(0.3))]}, shard=shard)
+        for shard, video in held.items()
+    ]
+    found = {d.id: [u.text for u in d.utterances] for d in emilia_yodas.read(paths)}
+    assert found == {
+        "EN_long": ["EN-B000000"],
+        "EN_other": ["EN-B000001"],
+        "EN_long+EN-B000002": ["EN-B000002"],
+    }
+
+
 def test_archives_of_several_languages_share_a_data_root(tmp_path):
     paths = [
         two_speakers(tmp_path),

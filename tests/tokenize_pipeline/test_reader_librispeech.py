@@ -1,5 +1,6 @@
 """The reader of LibriSpeech on the unpacked tree and on archives as they are published."""
 
+import numpy as np
 import pytest
 from corpora import librispeech as corpus
 from pipeline_toys import hum, write_tar
@@ -43,6 +44,23 @@ def test_an_archive_gives_the_documents_of_the_tree_in_its_own_order(tmp_path, a
         assert [u.text for u in one.utterances] == [u.text for u in two.utterances]
         assert [u.audio for u in one.utterances] == [u.member for u in two.utterances]
         assert {u.audio for u in two.utterances} == {archive}
+
+
+def test_sizes_in_an_archive_tell_lengths_whether_sounds_stand_before_or_after_the_transcripts(
+    tmp_path,
+):
+    rng = np.random.default_rng(0)
+    seconds = [1.0, 2.0, 3.0, 4.0]
+    # Noise of 8 bits takes as many bytes as speech: half of what 16 bits take, and some header.
+    noise = [(rng.integers(-128, 128, round(s * 16_000)) / 32768).astype("float32") for s in seconds]
+    chapters = {f"dev-clean/{n}/1": [("WORDS", clip) for clip in noise] for n in (3, 5)}
+    path = corpus.write_corpus(tmp_path, chapters, archive="dev-clean.tar")
+    documents = list(librispeech.read([path]))
+    assert len(documents) == 2
+    for document in documents:  # the corpus has every other sound before the transcripts
+        found = [utterance.seconds for utterance in document.utterances]
+        assert found == pytest.approx(seconds, rel=0.6) and found == sorted(found)
+        assert found[3] - found[0] == pytest.approx(3.0, rel=0.1)
 
 
 def test_archives_and_trees_in_several_folders_are_read_together(tmp_path):

@@ -30,6 +30,14 @@ def test_a_document_is_the_prompt_and_then_what_was_recorded_of_the_text(tmp_pat
     assert prompt.utterances[0].where == "en/meta.lst:2"
 
 
+def test_sizes_in_the_archive_tell_lengths(tmp_path):
+    prompt, said = hum(0.5, rate=24_000), hum(1.25, rate=24_000)
+    items = [("p", "Prompt.", prompt, "p-q", "Said.", said)]
+    path = corpus.write_corpus(tmp_path, items, archive="seedtts_testset.tar", rate=24_000)
+    (document,) = seed_tts_eval.read([path])
+    assert [u.seconds for u in document.utterances] == pytest.approx([0.5, 1.25], abs=1e-4)
+
+
 def test_a_fifth_field_names_the_recording_whether_it_is_there_or_not(tmp_path):
     name = "non_para_reconstruct_meta.lst"
     path = corpus.write_corpus(tmp_path, ITEMS, list_name=name, fields=5, rate=8000)

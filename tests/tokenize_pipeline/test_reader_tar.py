@@ -1,10 +1,10 @@
 """What readers see of a tar: names, sizes, and the metadata that they ask for."""
 
 import pytest
-from pipeline_toys import write_tar
+from pipeline_toys import hum, sound_bytes, write_tar
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers._tar import members
+from tokenize_pipeline.readers._tar import members, seconds_of
 
 FILES = {"./a/x.json": b'{"n": 1}', "a/x.wav": bytes(70_000), "a/y.json": b"", "a/y.wav": b"12"}
 
@@ -39,3 +39,27 @@ def test_what_is_no_archive_is_an_error_that_names_it(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.*fetch it again"):
             list(members(tmp_path / name))
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000])
+def test_the_size_of_a_wav_file_tells_its_length_exactly(rate):
+    content = sound_bytes(hum(1.37, rate=rate), rate)
+    assert seconds_of("a/x.WAV", len(content), rate) == pytest.approx(1.37)
+    assert seconds_of("a/x.wav", 10, rate) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "hours"),
+    [  # as the makers publish them: three subsets of LibriSpeech, English of Common Voice 13
+        ("x.flac", 6.3, 100.6),
+        ("x.flac", 23, 363.6),
+        ("x.flac", 30, 496.7),
+        ("x.mp3", 76.39, 3_209),
+    ],
+)
+def test_compressed_speech_is_as_long_as_published_totals_say(name, gigabytes, hours):
+    assert seconds_of(name, round(gigabytes * 1e9)) == pytest.approx(hours * 3600, rel=0.05)
+
+
+def test_of_other_files_the_size_tells_nothing():
+    assert seconds_of("x.opus", 1000) is None and seconds_of("x", 1000) is None

@@ -1,13 +1,18 @@
 """Metadata inside tars: the names of members, and the content of those that a reader asks for."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.tar_stream import COMPRESSED, TarStream
 
 _LARGEST_METADATA = 2**30  # bytes that are read at once
+_WAV_HEADER = 44  # bytes, of 16-bit PCM without further chunks
+# Bytes a second of compressed speech, by published totals. FLAC: LibriSpeech (openslr.org/12) has 59.3 GB for
+# the 960.9 h of its training subsets, half of 16 bits at 16 kHz. MP3: Common Voice 13, English, has 76.4 GB
+# for 3,209 h.
+_BYTES_PER_SECOND = {".flac": 17_000, ".mp3": 6_600}
 
 
 def is_tar(path: Path) -> bool:
@@ -44,3 +49,17 @@ def members(
     finally:
         if stream is not None:
             stream.close()
+
+
+def seconds_of(name: str, size: int, wav_rate: int = 16_000) -> float | None:
+    """How long a mono sound is by the size of its file, for planning; None for other suffixes.
+
+    Args:
+      name: of the file; its suffix says how the sound is stored.
+      size: of the file, in bytes.
+      wav_rate: Hz of the WAV files of the corpus, which have 16 bits a sample. Theirs is the exact length.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".wav":
+        return max(size - _WAV_HEADER, 0) / (2 * wav_rate)
+    return size / _BYTES_PER_SECOND[suffix] if suffix in _BYTES_PER_SECOND else None

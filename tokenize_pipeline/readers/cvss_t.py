@@ -18,7 +18,7 @@ Ids are `cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that holds all
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +26,11 @@ from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
 from tokenize_pipeline.readers._lines import content_lines, lines
-from tokenize_pipeline.readers._tar import is_tar, members
+from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
 COMMON_VOICE = "cv-corpus-4-2019-12-10"
+_WAV_RATE = 24_000  # Hz, of the translations
 _CORPUS = re.compile(r"cvss_t_([a-z]{2})_en_v1\.0(\.tar|\.tar\.gz|\.tgz)?")
 _LONGER_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # of languages in Common Voice
 _CLIP = re.compile(r"common_voice_[\w-]+\.mp3", re.ASCII)
@@ -51,10 +52,11 @@ class _Source(NamedTuple):
 
 
 class _Sounds(NamedTuple):
-    """Where sounds lie: their folder, or the archive and their folder in it."""
+    """Where sounds lie: their folder, or the archive, their folder in it and their sizes in bytes."""
 
     folder: str
     archive: str | None
+    sizes: Mapping[str, int]
 
     def utterance(
         self, file: str, text: str, language: str, where: str, speaker: str | None = None
@@ -66,6 +68,7 @@ class _Sounds(NamedTuple):
             speaker=speaker,
             language=language,
             member=path if self.archive else None,
+            seconds=seconds_of(path, self.sizes[path], _WAV_RATE) if path in self.sizes else None,
             where=where,
         )
 
@@ -86,7 +89,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             split, rows, sounds = _archive(path, place_in(root, path))
         else:
             split, rows = path.stem, list(_rows(lines(path), f"{corpus.name}/{path.name}"))
-            sounds = _Sounds(f"{place_in(root, corpus)}/{split}", None)
+            sounds = _Sounds(f"{place_in(root, corpus)}/{split}", None, {})
         yield from (row for row in rows if isinstance(row, Rejected))
         pairs = [row for row in rows if isinstance(row, _Target)]
         yield from _documents(matched[1], split, pairs, sounds, root, corpus.parent)
@@ -103,15 +106,16 @@ def _corpus(path: Path) -> Path:
 def _archive(path: Path, archive: str) -> tuple[str, list[_Target | Rejected], _Sounds]:
     """Split, rows in the order of their sounds, and sounds of an archive of CVSS-T."""
     found: tuple[str, bytes] | None = None
-    order: dict[str, int] = {}
-    for name, _, content in members(path, lambda name: f"/{name}".endswith("/train.tsv")):
+    sizes: dict[str, int] = {}
+    for name, size, content in members(path, lambda name: f"/{name}".endswith("/train.tsv")):
         if content is not None:
             found = name, content
         else:
-            order.setdefault(name, len(order))
+            sizes.setdefault(name, size)
     if found is None:
         raise UserError(f"{path} holds no train.tsv: it is no archive of CVSS-T")
-    sounds = _Sounds(found[0].removesuffix(".tsv"), archive)
+    sounds = _Sounds(found[0].removesuffix(".tsv"), archive, sizes)
+    order = {name: number for number, name in enumerate(sizes)}
 
     def place(row: _Target | Rejected) -> int:
         clip = row.clip if isinstance(row, _Target) else ""
@@ -161,16 +165,24 @@ def _common_voice(
     table = folder / "validated.tsv"
     if table.is_file():
         return _sentences(lines(table), wanted, table), _Sounds(
-            f"{place_in(root, folder)}/clips", None
+            f"{place_in(root, folder)}/clips", None, {}
         )
     if archive.is_file():
-        for name, _, content in members(
+        found: tuple[str, bytes] | None = None
+        sizes: dict[str, int] = {}
+        for name, size, content in members(
             archive, lambda name: f"/{name}".endswith("/validated.tsv")
         ):
             if content is not None:
-                found = _sentences(content_lines(content.splitlines()), wanted, archive / name)
-                prefix = name.removesuffix("validated.tsv")
-                return found, _Sounds(f"{prefix}clips", place_in(root, archive))
+                found = found or (name, content)
+            elif name.rpartition("/")[2] in wanted:
+                sizes[name] = size
+        if found is not None:
+            name, content = found
+            clips = f"{name.removesuffix('validated.tsv')}clips"
+            rows = content_lines(content.splitlines())
+            sentences = _sentences(rows, wanted, archive / name)
+            return sentences, _Sounds(clips, place_in(root, archive), sizes)
         raise UserError(f"{archive} holds no validated.tsv: it is no archive of Common Voice")
     packed = archive.with_name(f"{archive.name}.gz")
     if packed.is_file():

@@ -5,7 +5,7 @@
 
 A line of a `.trans.txt` is the id of an utterance, a space and its transcript in capitals. The inputs are
 `.trans.txt` files, or the archives (`dev-clean.tar.gz`, …) as they are. In an archive the files of a
-chapter follow each other, in no order. The layout is that of README.TXT in each archive; the corpus is
+chapter follow each other, in no order; their sizes give expected lengths. The layout is that of README.TXT in each archive; the corpus is
 Panayotov et al., "LibriSpeech: an ASR corpus based on public domain audio books", ICASSP 2015.
 
 Text is lower-cased, as SODA's validation has it: that all is in capitals tells nothing. Ids are
@@ -13,14 +13,14 @@ Text is lower-cased, as SODA's validation has it: that all is in capitals tells 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
 from tokenize_pipeline.readers._lines import content_lines, lines
-from tokenize_pipeline.readers._tar import is_tar, members
+from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
 _TRANSCRIPTS = ".trans.txt"
@@ -40,7 +40,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
         if is_tar(path):
             yield from _archive(path, name)
         else:
-            yield from _chapter(name, lines(path), None)
+            yield from _chapter(name, lines(path), None, {})
 
 
 def _top(path: Path) -> Path:
@@ -56,20 +56,32 @@ def _top(path: Path) -> Path:
 
 def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
     found = False
-    for name, _, content in members(path, lambda name: name.endswith(_TRANSCRIPTS)):
+    folder, sizes = "", dict[str, int]()
+    transcripts: list[tuple[str, bytes]] = []
+    for name, size, content in members(path, lambda name: name.endswith(_TRANSCRIPTS)):
+        if name.rpartition("/")[0] != folder:  # sounds may stand before and after their transcripts
+            for place, text in transcripts:
+                yield from _chapter(place, content_lines(text.splitlines()), archive, sizes)
+            folder, sizes, transcripts = name.rpartition("/")[0], {}, []
         if content is not None:
             if _PLACE.fullmatch(name) is None:
                 raise UserError(f"{path} holds {name}: it is no archive of LibriSpeech")
             found = True
-            yield from _chapter(name, content_lines(content.splitlines()), archive)
+            transcripts.append((name, content))
+        sizes[name] = size
+    for place, text in transcripts:
+        yield from _chapter(place, content_lines(text.splitlines()), archive, sizes)
     if not found:
         raise UserError(f"{path} holds no *{_TRANSCRIPTS}: it is no archive of LibriSpeech")
 
 
 def _chapter(
-    name: str, rows: Iterable[tuple[int, str]], archive: str | None
+    name: str, rows: Iterable[tuple[int, str]], archive: str | None, sizes: Mapping[str, int]
 ) -> Iterator[DocumentSource | Rejected]:
-    """Yields the rejected rows and then the document of one `.trans.txt`, if a row is left."""
+    """Yields the rejected rows and then the document of one `.trans.txt`, if a row is left.
+
+    `sizes` are those of the members of its folder in the archive, in bytes; empty for an unpacked corpus.
+    """
     place = _PLACE.fullmatch(f"/{name}")
     assert place is not None
     chapter = f"{place['speaker']}-{place['chapter']}"
@@ -87,6 +99,7 @@ def _chapter(
                     speaker=place["speaker"],
                     language="en",
                     member=sound if archive else None,
+                    seconds=seconds_of(sound, sizes[sound]) if sound in sizes else None,
                     where=where,
                 )
             )

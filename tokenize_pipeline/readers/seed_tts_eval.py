@@ -14,17 +14,18 @@ document is the prompt alone, for a data set of speech has no text without audio
 stands in the list only.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
 from tokenize_pipeline.readers._lines import content_lines, lines
-from tokenize_pipeline.readers._tar import is_tar, members
+from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
 _LIST = "en/meta.lst"
+_WAV_RATE = 24_000  # Hz; taken to be so, it is not published. It serves planning alone
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
@@ -45,7 +46,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
                 return (root / sound).is_file()
 
             rows = lines(path)
-            yield from _items(place_in(root, folder), path.stem, rows, None, is_there)
+            yield from _items(place_in(root, folder), path.stem, rows, None, is_there, {})
 
 
 def _top(path: Path) -> Path:
@@ -59,15 +60,15 @@ def _top(path: Path) -> Path:
 
 def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
     found: tuple[str, bytes] | None = None
-    sounds: set[str] = set()
-    for name, _, content in members(path, lambda name: f"/{name}".endswith(f"/{_LIST}")):
+    sizes: dict[str, int] = {}
+    for name, size, content in members(path, lambda name: f"/{name}".endswith(f"/{_LIST}")):
         if content is not None:
             found = name, content
-        sounds.add(name)
+        sizes[name] = size
     if found is None:
         raise UserError(f"{path} holds no {_LIST}: it is no archive of the test set")
     folder, rows = found[0].rpartition("/")[0], content_lines(found[1].splitlines())
-    yield from _items(folder, "meta", rows, archive, sounds.__contains__)
+    yield from _items(folder, "meta", rows, archive, sizes.__contains__, sizes)
 
 
 def _items(
@@ -76,6 +77,7 @@ def _items(
     rows: Iterable[tuple[int, str]],
     archive: str | None,
     is_there: Callable[[str], bool],
+    sizes: Mapping[str, int],
 ) -> Iterator[DocumentSource | Rejected]:
     language = folder.rpartition("/")[2]
     for number, line in rows:
@@ -98,6 +100,7 @@ def _items(
                 archive or sound,
                 language=language,
                 member=sound if archive else None,
+                seconds=seconds_of(sound, sizes[sound], _WAV_RATE) if sound in sizes else None,
                 where=where,
             )
             for words, sound in said
