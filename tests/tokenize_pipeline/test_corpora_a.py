@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import cvss_t, librispeech, mls, seed_tts_eval
-from pipeline_toys import RATE, ToyCodec, documents_of, hum, quarantine_of, write_tar
+from corpora.speech import spoken
+from pipeline_toys import RATE, ToyCodec, documents_of, quarantine_of, write_tar
 
 from soda_jax.codecs.audio import read_audio
 from soda_jax.errors import UserError
@@ -30,23 +31,14 @@ def assert_equal(found: dict[str, list], wanted: dict[str, list[tuple[str, np.nd
     for name, utterances in wanted.items():
         assert [u.text for u in found[name]] == [text for text, _ in utterances]
         for utterance, (_, clip) in zip(found[name], utterances, strict=True):
-            np.testing.assert_array_equal(utterance.codes, codes(pcm(clip)))
-
-
-def pcm(clip: np.ndarray) -> np.ndarray:
-    """What sixteen bits leave of a clip."""
-    return (np.round(clip * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
-
-
-def clips(count: int) -> list[np.ndarray]:
-    return [hum(0.5 + 0.13 * n, 150 + 60 * n) for n in range(count)]
+            np.testing.assert_array_equal(utterance.codes, codes(clip))
 
 
 @pytest.mark.parametrize("archive", ["", "dev-clean.tar.gz", "dev-clean.tar"])
 def test_librispeech_becomes_chapters_whether_it_is_unpacked_or_not(tmp_path, archive):
     chapters = {
-        f"dev-clean/{s}/{s}1": [(f"WORDS {n}", c) for n, c in enumerate(clips(4))]
-        for s in (3, 5, 8)
+        f"dev-clean/{s}/{s}1": [(f"WORDS {n}", c) for n, c in enumerate(spoken(4, first))]
+        for first, s in enumerate((3, 5, 8))
     }
     path = librispeech.write_corpus(tmp_path / "in", chapters, archive=archive, rate=RATE)
     source = path if archive else path / "LibriSpeech/*/*/*/*.trans.txt"
@@ -65,7 +57,7 @@ def test_librispeech_becomes_chapters_whether_it_is_unpacked_or_not(tmp_path, ar
 
 @pytest.mark.parametrize("archive", ["", "mls_polish.tar.gz"])
 def test_mls_becomes_runs_of_one_recording(tmp_path, archive):
-    first, second, third = clips(3)
+    first, second, third = spoken(3)
     rows = [
         ("1_2_000000", "a", 50.0, "later", second),
         ("1_2_000001", "a", 50.0 - len(first) / RATE, "before", first),
@@ -89,7 +81,7 @@ def test_mls_becomes_runs_of_one_recording(tmp_path, archive):
 def test_cvss_becomes_pairs_of_source_and_translation(tmp_path, packed):
     pairs = [
         (n, f"Quelle {n}.", source, f"source {n}", target)
-        for n, (source, target) in enumerate(zip(clips(4), reversed(clips(4)), strict=True))
+        for n, (source, target) in enumerate(zip(spoken(4), spoken(4, first=4), strict=True))
     ]
     folder = tmp_path / "in"
     voice = cvss_t.write_common_voice(folder, pairs, rate=RATE)
@@ -105,14 +97,14 @@ def test_cvss_becomes_pairs_of_source_and_translation(tmp_path, packed):
     for number, source_text, _, text, target in pairs:
         source, translation = found[f"cvss_t/de/train/common_voice_de_{number}"]
         assert (source.text, translation.text) == (source_text, text)
-        np.testing.assert_array_equal(translation.codes, codes(pcm(target)))
+        np.testing.assert_array_equal(translation.codes, codes(target))
         mp3 = read_audio(voice / f"clips/common_voice_de_{number}.mp3", RATE)
         np.testing.assert_array_equal(source.codes, codes(mp3))
 
 
 @pytest.mark.parametrize("archive", ["", "seedtts_testset.tar"])
 def test_seed_tts_eval_becomes_prompts_with_what_was_recorded(tmp_path, archive):
-    prompt, said = clips(2)
+    prompt, said = spoken(2)
     items = [
         ("p", "Prompt.", prompt, "p-q", "Said.", said),
         ("p", "Prompt.", prompt, "p-r", "Not.", None),
@@ -128,7 +120,8 @@ def test_seed_tts_eval_becomes_prompts_with_what_was_recorded(tmp_path, archive)
 
 
 def test_a_sound_that_an_archive_lacks_is_quarantined_and_the_chapter_keeps_the_others(tmp_path):
-    files = librispeech.corpus_files({"dev-clean/3/1": [("A", hum(0.5)), ("B", hum(0.6))]}, RATE)
+    chapter = list(zip("AB", spoken(2), strict=True))
+    files = librispeech.corpus_files({"dev-clean/3/1": chapter}, RATE)
     del files["LibriSpeech/dev-clean/3/1/3-1-0000.flac"]
     path = write_tar(tmp_path / "a.tar.gz", files)
     run(path, tmp_path / "out", format="librispeech", max_bad_fraction=0.5)
@@ -139,7 +132,8 @@ def test_a_sound_that_an_archive_lacks_is_quarantined_and_the_chapter_keeps_the_
 
 
 def test_a_corpus_without_its_metadata_writes_nothing(tmp_path):
-    cvss_t.write_cvss(tmp_path / "in", {"train": [(1, "a", hum(0.5), "b", hum(0.5))]})
+    source, target = spoken(2)
+    cvss_t.write_cvss(tmp_path / "in", {"train": [(1, "a", source, "b", target)]}, rate=RATE)
     with pytest.raises(UserError, match="Common Voice release 4"):
         run(tmp_path / "in/cvss_t_de_en_v1.0/train.tsv", tmp_path / "out", format="cvss_t")
     assert not (tmp_path / "out/manifest.json").exists()

@@ -5,7 +5,8 @@ import tarfile
 import numpy as np
 import pytest
 from corpora import emilia, emilia_yodas, fineweb, nemotron_cc, yodas2
-from pipeline_toys import RATE, ToyCodec, documents_of, hum, quarantine_of, tree
+from corpora.speech import spoken
+from pipeline_toys import RATE, ToyCodec, documents_of, quarantine_of, tree
 
 from soda_jax.codecs.audio import read_audio
 from soda_jax.errors import UserError
@@ -20,13 +21,8 @@ def run(source, output, **changed):
     return tokenize(Options(str(source), str(output), **given))
 
 
-def clips(count: int, first: float = 0.5) -> list[np.ndarray]:
-    """Hums of different pitch and length, all whole hundredths of a second."""
-    return [hum(first + 0.37 * n, 150 + 60 * n) for n in range(count)]
-
-
 def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_path):
-    sounds = {f"video-{v}": clips(3, 0.4 + 0.1 * v) for v in range(3)}
+    sounds = {f"video-{v}": spoken(3, first=3 * v) for v in range(3)}
     videos = {
         video: [(f" {video} {n}\n", clip) for n, clip in enumerate(found)]
         for video, found in sounds.items()
@@ -45,7 +41,8 @@ def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_
 
 def test_a_caption_beyond_the_end_of_its_video_is_quarantined_and_the_others_stay(tmp_path):
     late = {"v-00001-00100000-00100100": "long after the end"}
-    path = yodas2.write_corpus(tmp_path, {"v": [("kept", hum(1.0))]}, rate=RATE, more=late)
+    (clip,) = spoken(1)
+    path = yodas2.write_corpus(tmp_path, {"v": [("kept", clip)]}, rate=RATE, more=late)
     run(path, tmp_path / "out", format="yodas2", max_bad_fraction=0.5)
     assert [u.text for u in documents_of(tmp_path / "out")["v"]] == ["kept"]
     (row,) = quarantine_of(tmp_path / "out")
@@ -57,7 +54,10 @@ def test_a_caption_beyond_the_end_of_its_video_is_quarantined_and_the_others_sta
 def test_emilia_becomes_documents_of_stripped_texts_with_the_sound_of_each_mp3(tmp_path, name):
     corpus = {"emilia": emilia, "emilia_yodas": emilia_yodas}[name]
     prefixes = ["EN_B00000_S00000", "EN_B00000_S00013"]
-    speakers = {p: [(f" {p} {n}", clip) for n, clip in enumerate(clips(3))] for p in prefixes}
+    speakers = {
+        p: [(f" {p} {n}", clip) for n, clip in enumerate(spoken(3, first=3 * number))]
+        for number, p in enumerate(prefixes)
+    }
     path = corpus.write_corpus(tmp_path, speakers, rate=RATE)
     run(path, tmp_path / "out", format=name)
     found = documents_of(tmp_path / "out")
@@ -74,14 +74,15 @@ def test_emilia_becomes_documents_of_stripped_texts_with_the_sound_of_each_mp3(t
 
 def test_the_data_set_does_not_depend_on_where_the_archives_lie(tmp_path):
     for place in ("here", "there/and/deeper"):
-        videos = {"v": [("one", hum(1.0))], "w": [("two", hum(0.7))]}
+        videos = {v: [("one", clip)] for v, clip in zip("vw", spoken(2), strict=True)}
         path = yodas2.write_corpus(tmp_path / place, videos, rate=RATE)
         run(path, tmp_path / place / "out", format="yodas2")
     assert tree(tmp_path / "here/out") == tree(tmp_path / "there/and/deeper/out")
 
 
 def test_another_data_root_than_that_of_the_corpus_is_refused(tmp_path):
-    path = yodas2.write_corpus(tmp_path, {"v": [("one", hum(1.0))]}, rate=RATE)
+    (clip,) = spoken(1)
+    path = yodas2.write_corpus(tmp_path, {"v": [("one", clip)]}, rate=RATE)
     with pytest.raises(UserError, match="--format=yodas2 finds its audio by the inputs"):
         run(path, tmp_path / "out", format="yodas2", data_root=str(tmp_path))
     assert not (tmp_path / "out").exists()

@@ -52,7 +52,9 @@ def test_sizes_in_an_archive_tell_lengths_whether_sounds_stand_before_or_after_t
     rng = np.random.default_rng(0)
     seconds = [1.0, 2.0, 3.0, 4.0]
     # Noise of 8 bits takes as many bytes as speech: half of what 16 bits take, and some header.
-    noise = [(rng.integers(-128, 128, round(s * 16_000)) / 32768).astype("float32") for s in seconds]
+    noise = [
+        (rng.integers(-128, 128, round(s * 16_000)) / 32768).astype("float32") for s in seconds
+    ]
     chapters = {f"dev-clean/{n}/1": [("WORDS", clip) for clip in noise] for n in (3, 5)}
     path = corpus.write_corpus(tmp_path, chapters, archive="dev-clean.tar")
     documents = list(librispeech.read([path]))

@@ -34,7 +34,7 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
     """Yields the documents of the archives, by the place of their first utterance; one archive is held.
 
     A prefix that an earlier archive had, next to this one or not, makes a further document, named
-    PREFIX+ARCHIVE. Of earlier archives eight bytes a prefix are kept, some 100 MB for a million.
+    PREFIX+ARCHIVE. Of each prefix eight bytes of a hash are kept: in a set, about 100 MB for a million.
 
     Args:
       inputs: `.tar` files.
@@ -59,7 +59,7 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
 
 
 def _key(prefix: str) -> int:
-    """Eight bytes for a prefix; two that share them (one in 10^7 among a million) cost a longer name."""
+    """Eight bytes for a prefix; should two prefixes share them, one has a longer name than it needs."""
     digest = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -1,0 +1,39 @@
+"""Synthetic speech for the small corpora: short commands and digits by hibari-tts, spoken once a session."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from pipeline_toys import RATE
+
+from tokenize_pipeline.synthetic import synthesise
+
+_COUNT = 12
+
+
+def spoken(count: int, first: int = 0) -> list[np.ndarray]:
+    """Clips `first` to `first + count` of twelve, float32 mono samples at `RATE`; skips without hibari-tts.
+
+    Each is whole hundredths of a second, and no sample needs more than sixteen bits.
+    """
+    pytest.importorskip("hibari")
+    assert first + count <= _COUNT
+    return list(_clips()[first : first + count])
+
+
+@functools.cache
+def _clips() -> tuple[np.ndarray, ...]:
+    with tempfile.TemporaryDirectory() as folder:
+        synthesise(folder, "demo", _COUNT, 0)
+        return tuple(_read(path) for path in sorted(Path(folder, "audio").glob("*.wav")))
+
+
+def _read(path: Path) -> np.ndarray:
+    samples, rate = soundfile.read(path, dtype="float32")
+    clip = soxr.resample(samples, rate, RATE)
+    clip = clip[: len(clip) - len(clip) % (RATE // 100)]
+    return (np.round(clip * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
