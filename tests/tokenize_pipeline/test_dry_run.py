@@ -218,7 +218,8 @@ def test_what_lies_deep_in_a_compressed_archive_is_not_looked_for(tmp_path, monk
     assert "a.tar.gz: no utterance was met in the first 0 s" in estimate.describe("data")
 
 
-def test_what_is_missing_in_an_archive_that_ends_soon_is_told(tmp_path):
+def test_what_is_missing_in_an_archive_that_ends_soon_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(rate_module, "_BUDGET_SECONDS", 60.0)
     source = packed_corpus(tmp_path / "c", 2)
     with open(source, "a") as file:
         file.write('{"audio": "a.tar.gz", "member": "no.wav", "text": "t"}\n')
