@@ -6,8 +6,6 @@ readable and knows nothing of meaning, so its first codebook is coarse, not sema
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from soda_jax.codecs.interface import check_codes
 from soda_jax.codecs.mel_features import MelGrid, log_mel, mel_to_audio
 from soda_jax.codecs.quantiser import ResidualQuantiser
+from soda_jax.codecs.saved import fingerprint, read_description
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic, write_json
 
@@ -187,31 +186,17 @@ def _tensors(quantiser: ResidualQuantiser) -> dict[str, np.ndarray]:
 
 
 def _fingerprint(settings: MelSettings, tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(settings.to_json(), sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape}".encode())
-        digest.update(tensors[name].astype("<f4").tobytes())
-    return digest.hexdigest()[:32]
+    return fingerprint(settings.to_json(), tensors)
 
 
 def _read_description(path: Path) -> tuple[MelSettings, str]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        version = value["format_version"]
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
-                "run `soda codec fit` again or use the matching release"
-            )
-        return MelSettings.from_json(value["settings"]), str(value["fingerprint"])
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): name a folder that `soda codec fit` wrote"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} does not describe a mel codec ({error}): run `soda codec fit`"
-        ) from None
+    return read_description(
+        path,
+        MelCodec.name,
+        FORMAT_VERSION,
+        "run `soda codec fit`",
+        lambda value: (MelSettings.from_json(value["settings"]), str(value["fingerprint"])),
+    )
 
 
 def _read_tensors(path: Path, settings: MelSettings) -> dict[str, np.ndarray]:

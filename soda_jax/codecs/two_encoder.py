@@ -14,7 +14,6 @@ from coarse to fine, so that the first 1 + 3k columns are the sound of k quantis
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -24,6 +23,7 @@ import numpy as np
 from soda_jax.codecs.encoder_pair import FOLDERS, EncoderPair
 from soda_jax.codecs.interface import check_codes
 from soda_jax.codecs.quantiser import ResidualQuantiser
+from soda_jax.codecs.saved import read_description
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic, write_json
 
@@ -164,25 +164,13 @@ class TwoEncoderCodec:
 
 def _read_description(path: Path) -> tuple[int, str]:
     """Quantisers and fingerprint."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        version = value["format_version"]
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
-                "run `soda codec fit-units` again or use the matching release"
-            )
-        if value["name"] != TwoEncoderCodec.name:
-            raise UserError(f"{path} is of a {value['name']} codec: write {value['name']}:DIR")
-        return int(value["quantisers"]), str(value["fingerprint"])
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): name a folder of `soda codec fit-units`"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not describe a two_encoder codec ({error}): run `soda codec fit-units`"
-        ) from None
+    return read_description(
+        path,
+        TwoEncoderCodec.name,
+        FORMAT_VERSION,
+        "run `soda codec fit-units`",
+        lambda value: (int(value["quantisers"]), str(value["fingerprint"])),
+    )
 
 
 def _read_units(path: Path) -> np.ndarray:

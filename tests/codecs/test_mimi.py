@@ -237,8 +237,12 @@ def test_names_in_memory_of_transformers_are_read_too(codec, tmp_path):
         ("model.safetensors", lambda b: b[:5000], "copy the model's folder again"),
         ("model.safetensors", lambda b: b.replace(b"downsample", b"downstairs"), "no tensor"),
         ("model.safetensors", None, "copy the model's folder again"),
-        ("codec.json", lambda b: b.replace(b'"name": "mimi"', b'"name": "mel"'), "codec 'mel'"),
-        ("codec.json", lambda b: b'{"format_version": 1}', "is damaged"),
+        (
+            "codec.json",
+            lambda b: b.replace(b'"name": "mimi"', b'"name": "mel"'),
+            "is of a 'mel' codec",
+        ),
+        ("codec.json", lambda b: b'{"format_version": 1}', "does not describe a mimi codec"),
         ("model.safetensors", lambda b: b[:-8] + b"\0\0\x80\x3f" * 2, "damaged, or not the one"),
     ],
 )

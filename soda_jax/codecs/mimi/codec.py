@@ -1,8 +1,6 @@
 """Mimi behind the codec interface: read, fetched, saved, named by its fingerprint."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from soda_jax.codecs.mimi import weights
 from soda_jax.codecs.mimi.config import MimiConfig
 from soda_jax.codecs.mimi.model import Mimi, abstract, fill_at_random
 from soda_jax.codecs.mimi.runner import Batching, Runner
+from soda_jax.codecs.saved import fingerprint, read_description
 from soda_jax.errors import UserError
 from soda_jax.files import link_or_copy, write_atomic, write_json
 
@@ -207,27 +206,21 @@ class MimiCodec:
 def _fingerprint(model: Mimi, dtype: str) -> str:
     settings = {**dataclasses.asdict(model.config), "codebooks": model.codebooks, "dtype": dtype}
     del settings["num_quantizers"]  # those that are not used change nothing
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(weights.tensors(model).items()):
-        digest.update(f"{name} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor, "<f4").data)
-    return digest.hexdigest()[:32]
+    return fingerprint(settings, weights.tensors(model))
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     """What `save` wrote beside the published files; empty where it is not there."""
     if not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-        if value["format_version"] != FORMAT_VERSION or value["name"] != MimiCodec.name:
-            raise UserError(
-                f"{path} is of codec {value['name']!r}, format version {value['format_version']}, "
-                f"not {MimiCodec.name!r}, {FORMAT_VERSION}"
-            )
-        return {key: value[key] for key in ("fingerprint", "codebooks", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): copy the folder again") from None
+    names = ("fingerprint", "codebooks", "dtype")
+    return read_description(
+        path,
+        MimiCodec.name,
+        FORMAT_VERSION,
+        "copy the folder",
+        lambda value: {name: value[name] for name in names},
+    )
 
 
 def _link(source: Path, target: Path) -> None:
