@@ -286,7 +286,7 @@ def test_a_damaged_or_foreign_codec_is_refused_in_one_line_with_the_file_named(s
     value = json.loads(description.read_text())
     for change, match in (
         ({"format_version": 2}, "format version 2"),
-        ({"name": "mel"}, "is of a mel codec: write mel:DIR"),
+        ({"name": "mel"}, "is of a .mel. codec: write mel:DIR"),
         ({"quantisers": 1}, "do not belong together"),
         ({"quantisers": None}, "does not describe a two_encoder codec"),
     ):
