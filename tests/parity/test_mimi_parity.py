@@ -68,7 +68,7 @@ def pair(request, tmp_path_factory) -> Pair:
     folder = tmp_path_factory.mktemp("mimi")
     if shape == "small":
         return make_pair({**SMALL, "codebook_size": 256}, int(seed), folder, 20, 4)
-    return make_pair({"codebook_size": 512}, int(seed), folder, 30, 5)
+    return make_pair({}, int(seed), folder, 90, 16)
 
 
 def test_half_of_every_codebook_is_used(pair):
