@@ -30,8 +30,8 @@ def default() -> ConfigDict:
                     "original_length": 8192,
                 },
                 "compute_dtype": "bfloat16",
-                "remat": "full",
-                "attention": "xla",
+                "remat": "full",  # none, full, attention, dots, offload: soda_jax/model/remat.py
+                "attention": "auto",  # the best of the platform; xla: the plain reference
                 "unroll": 1,
             },
             "data": {
@@ -53,7 +53,7 @@ def default() -> ConfigDict:
                 "clip": 1.0,
                 "z_loss": 1e-4,
             },
-            "loss_chunk": 2048,  # tokens whose logits exist at a time, over all devices
+            "loss_chunk": 2048,  # tokens whose logits exist at a time, on each device
             "safety": {
                 "spike_factor": 20.0,  # skip a gradient this many times its running norm; 0: never
                 "spike_after": 100,  # accepted steps before spikes are looked for

@@ -8,7 +8,7 @@ from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.evaluate.loss import make_loss_function, sum_losses
 from soda_jax.evaluate.windows import Windows, open_windows
-from soda_jax.parallel import hosts, rules
+from soda_jax.parallel import hosts
 from soda_jax.parallel.batches import local_rows, place_batch
 
 
@@ -51,7 +51,7 @@ class LossHook:
             len(names),
             len(run.dataset.source_names),
             chunk=run.config.loss_chunk,
-            sharding=rules.replicated(run.mesh),
+            mesh=run.mesh,
         )
         try:
             self._windows = open_windows(run.dataset.config, "validation")

@@ -11,37 +11,46 @@ from soda_jax.evaluate.windows import Windows
 from soda_jax.generate.checkpoint import TrainedDecoder
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
+from soda_jax.parallel import rules
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.placement import OnMesh
 from soda_jax.progress import track
 
 Sums = dict[str, np.ndarray]
 
 
 def make_loss_function(
-    bind: Any, classes: int, sources: int, *, chunk: int = 2048, sharding: Any = None
+    bind: Any,
+    classes: int,
+    sources: int,
+    *,
+    chunk: int = 2048,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
     """The jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
 
     Args:
       bind: params → decoder, `ModelFunctions.bind`.
       classes, sources: sizes of the sums.
-      chunk: tokens whose logits exist at a time.
-      sharding: of the sums; replicated where several processes want to read them.
+      chunk: tokens whose logits exist at a time, on each device.
+      mesh: of parameters and batches; the first device by default. The sums are on all of its devices.
     """
+    mesh = mesh or make_mesh({}, jax.devices()[:1])
+    placement = OnMesh(mesh)
 
     def loss(params, batch):
         decoder = bind(params)
         vocabulary = decoder.config.vocabulary
-        hidden = decoder(batch["tokens"], batch["segment_ids"], batch["positions"])
+        places = (batch["tokens"], batch["segment_ids"], batch["positions"])
+        hidden = decoder(*places, placement=placement)
         rows = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
         weights = batch["loss_mask"].astype(jnp.float32)
         blocks = decoder.head_blocks()
-        settings = loss_settings(
-            vocabulary.valid_rows, tuple(b.shape[0] for b in blocks), 0.0, chunk
-        )
+        settings = loss_settings(vocabulary.valid_rows, blocks, 0.0, chunk, placement)
         _, nll, _ = linear_cross_entropy(settings, hidden, blocks, rows, weights)
         return class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
 
-    return jax.jit(loss, out_shardings=sharding)
+    return jax.jit(loss, out_shardings=rules.replicated(mesh))
 
 
 def sum_losses(

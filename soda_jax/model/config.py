@@ -6,10 +6,10 @@ import functools
 import numpy as np
 
 from soda_jax.errors import UserError
+from soda_jax.model.remat import POLICIES
 
 # 128,260 text and marker rows become 128,512: the largest power of two that pads SODA by under 0.2%.
 ROW_MULTIPLE = 256
-REMAT_POLICIES = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +92,8 @@ class DecoderConfig:
       norm_eps: epsilon of every RMSNorm.
       rope: rotary positions.
       compute_dtype: "bfloat16" or "float32", the type of activations; parameters are f32.
-      remat: "none" keeps all activations, "full" recomputes each layer in the backward pass, "dots"
-        keeps the results of matrix products.
-      attention: "xla" is the plain reference.
+      remat: what the backward pass keeps, see `remat.checkpointed`.
+      attention: the backend, see `attention.packed_attention`.
       unroll: layers per iteration of the scan over layers.
     """
 
@@ -110,7 +109,7 @@ class DecoderConfig:
     rope: RopeConfig = RopeConfig()
     compute_dtype: str = "bfloat16"
     remat: str = "full"
-    attention: str = "xla"
+    attention: str = "auto"
     unroll: int = 1
 
     def __post_init__(self) -> None:
@@ -123,8 +122,8 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim = {self.head_dim} must be even, for rotary positions")
-        if self.remat not in REMAT_POLICIES:
-            names = ", ".join(REMAT_POLICIES)
+        if self.remat not in POLICIES:
+            names = ", ".join(POLICIES)
             raise UserError(f"model.remat = {self.remat!r} is unknown: one of {names}")
         if self.compute_dtype not in ("bfloat16", "float32"):
             raise UserError(f"model.compute_dtype = {self.compute_dtype!r}: bfloat16 or float32")

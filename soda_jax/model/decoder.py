@@ -5,16 +5,17 @@ rotary positions. Every parameter carries its logical axes, from which the shard
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from soda_jax.model import rope
-from soda_jax.model.attention import attend, packed_mask
+from soda_jax.model import remat, rope
+from soda_jax.model.attention import Attention, attend, packed_attention
 from soda_jax.model.config import DecoderConfig
+from soda_jax.model.placement import OneDevice, Placement
 
 Cache = dict[str, jax.Array]
 
@@ -85,9 +86,8 @@ def apply_layer(
     *,
     config: DecoderConfig,
     angles: tuple[jax.Array, jax.Array],
-    mask: jax.Array,
-    constrain: Callable[[jax.Array, tuple], jax.Array],
-    flatten: bool,
+    attention: Attention,
+    placement: Placement,
     cache: Cache | None = None,
     write_at: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
@@ -98,15 +98,16 @@ def apply_layer(
       x: `[batch, sequence, d]`.
       config: the decoder's shape.
       angles: cosine and sine of the positions.
-      mask: bool `[batch, sequence, keys]`.
-      constrain: pins the sharding of an activation by its logical axes.
-      flatten: see `project`.
+      attention: of query, key and value, see `packed_attention`.
+      placement: of activations.
       cache: keys and values `[batch, length, kv_heads, head_dim]` of this layer, when generating.
       write_at: int32 `[batch]`, where in the cache row b's new keys begin.
 
     Returns:
       the new `x` and the new cache (None without one).
     """
+    constrain = placement.constrain
+    flatten = placement.ways("sequence", x.shape[1]) == 1  # see `project`
     normed = rms_norm(x, layer["attention_norm"], config.norm_eps)
     # Keys and values are gathered over the sequence axis; queries stay sharded.
     query = project(normed, layer["query"], flatten=flatten)
@@ -123,7 +124,7 @@ def apply_layer(
         key = _write(cache["key"], key, write_at)
         value = _write(cache["value"], value, write_at)
         cache = {"key": key, "value": value}
-    mixed = attend(query, key, value, mask, config.attention)
+    mixed = checkpoint_name(attention(query, key, value), remat.ATTENTION)
     x = x + project(mixed, layer["output"], 2, flatten)
     x = constrain(x, ("batch", "sequence", None))
     normed = rms_norm(x, layer["mlp_norm"], config.norm_eps)
@@ -141,8 +142,7 @@ def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
     return jax.vmap(write_row)(cache, new, write_at)
 
 
-def _unconstrained(x: jax.Array, axes: tuple) -> jax.Array:
-    return x
+_HERE = OneDevice()
 
 
 class Decoder(nnx.Module):
@@ -171,12 +171,10 @@ class Decoder(nnx.Module):
         self.final_norm = _scale(d, "embed")
 
     def head_blocks(self) -> tuple[jax.Array, jax.Array]:
-        """The head as `[padded_first, d]` and `[groups · group_rows, d]`, f32."""
+        """The head as `[1, padded_first, d]` and `[groups, group_rows, d]`, f32."""
         if self.config.tied:
-            first, groups = self.embedding_first[...], self.embedding_groups[...]
-        else:
-            first, groups = self.head_first[...], self.head_groups[...]
-        return first, groups.reshape(-1, self.config.width)
+            return self.embedding_first[...][None], self.embedding_groups[...]
+        return self.head_first[...][None], self.head_groups[...]
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Rows of int32 ids `[batch, sequence]`, in the compute type `[batch, sequence, d]`."""
@@ -195,21 +193,19 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         *,
-        constrain: Callable[[jax.Array, tuple], jax.Array] = _unconstrained,
-        flatten: bool = True,
+        placement: Placement = _HERE,
     ) -> jax.Array:
         """Final hidden states of packed windows.
 
         Args:
           tokens, segment_ids, positions: int32 `[batch, sequence]`; positions lie below `sequence`.
-          constrain: pins the sharding of activations.
-          flatten: False where the sequence is split over devices, see `project`.
+          placement: of activations; it also decides which kernel attention is.
 
         Returns:
           `[batch, sequence, d]` after the final norm, in the compute type.
         """
-        mask = packed_mask(segment_ids)
-        hidden, _ = self._run(tokens, positions, mask, constrain, flatten)
+        attention = packed_attention(segment_ids, self.config.attention, placement)
+        hidden, _ = self._run(tokens, positions, attention, placement)
         return hidden
 
     def decode(
@@ -228,7 +224,11 @@ class Decoder(nnx.Module):
         """
         places = jnp.arange(cache["key"].shape[2])
         mask = places[None, None, :] <= positions[:, :, None]
-        return self._run(tokens, positions, mask, _unconstrained, True, cache, lengths)
+
+        def attention(query, key, value):
+            return attend(query, key, value, mask)
+
+        return self._run(tokens, positions, attention, _HERE, cache, lengths)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """A cache of zeros for `batch` rows of at most `length` tokens."""
@@ -236,9 +236,9 @@ class Decoder(nnx.Module):
         shape = (c.layers, batch, length, c.kv_heads, c.head_dim)
         return {name: jnp.zeros(shape, c.compute_dtype) for name in ("key", "value")}
 
-    def _run(self, tokens, positions, mask, constrain, flatten, cache=None, write_at=None):
+    def _run(self, tokens, positions, attention, placement, cache=None, write_at=None):
         c = self.config
-        x = constrain(self.embed(tokens), ("batch", "sequence", None))
+        x = placement.constrain(self.embed(tokens), ("batch", "sequence", None))
         length = tokens.shape[1] if cache is None else cache["key"].shape[2]
         angles = rope.angles(positions, length, c.head_dim, c.rope)
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
@@ -255,23 +255,22 @@ class Decoder(nnx.Module):
                 x,
                 config=c,
                 angles=angles,
-                mask=mask,
-                constrain=constrain,
-                flatten=flatten,
+                attention=attention,
+                placement=placement,
                 cache=layer_cache,
                 write_at=write_at,
             )
 
-        if cache is None and c.remat != "none":
-            policy = jax.checkpoint_policies.checkpoint_dots if c.remat == "dots" else None
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        if cache is None:
+            body = remat.checkpointed(body, c.remat)
         x, cache = jax.lax.scan(body, x, (stacked, cache), unroll=c.unroll)
         return rms_norm(x, self.final_norm[...], c.norm_eps), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits of all ids, f32 `[…, vocabulary]`: for generation; training never holds them whole."""
         vocabulary = self.config.vocabulary
-        first, groups = (block.astype(hidden.dtype) for block in self.head_blocks())
+        blocks = (block.reshape(-1, self.config.width) for block in self.head_blocks())
+        first, groups = (block.astype(hidden.dtype) for block in blocks)
 
         def project(block: jax.Array) -> jax.Array:
             return jnp.einsum("...d,vd->...v", hidden, block, preferred_element_type=jnp.float32)

@@ -7,43 +7,47 @@ multiplied three times, as by the plain loss, and nothing is recomputed.
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
+
+from soda_jax.model.placement import OneDevice, Placement
 
 Blocks = tuple[jax.Array, ...]
 _MASKED = -1e30
+_HERE = OneDevice()
 
 
 class LossSettings(NamedTuple):
     """Static settings of the loss.
 
     Attributes:
-      valid_rows: for each block, the rows that are not padding, as a tuple of bools' bytes.
+      valid_rows: for each block, the rows that are not padding, as the bytes of bools `[groups · rows]`.
       z_weight: weight of the z-loss, log²Z.
-      chunk: tokens whose logits exist at a time.
-      sequence_shards: over how many devices the sequence is split; a chunk takes a part of each.
+      chunk: tokens whose logits exist at a time, on each device.
+      placement: of the arrays.
     """
 
     valid_rows: tuple[bytes, ...]
     z_weight: float
     chunk: int
-    sequence_shards: int = 1
+    placement: Placement = _HERE
 
 
 def loss_settings(
     valid_rows: np.ndarray,
-    block_rows: tuple[int, ...],
+    blocks: Blocks,
     z_weight: float,
     chunk: int,
-    sequence_shards: int = 1,
+    placement: Placement = _HERE,
 ) -> LossSettings:
-    """Makes `LossSettings` from the valid rows of all blocks, bool `[rows]`."""
-    ends = np.cumsum((0, *block_rows))
+    """Makes `LossSettings` from the valid rows of all blocks, bool `[rows]`, and the blocks themselves."""
+    ends = np.cumsum([0, *(block.shape[0] * block.shape[1] for block in blocks)])
     parts = [valid_rows[a:b].tobytes() for a, b in itertools.pairwise(ends)]
-    return LossSettings(tuple(parts), float(z_weight), int(chunk), sequence_shards)
+    return LossSettings(tuple(parts), float(z_weight), int(chunk), placement)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -54,12 +58,15 @@ def linear_cross_entropy(
     target_rows: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Summed loss of `hidden @ concatenate(blocks).T` against `target_rows`.
+    """Summed loss of `hidden` times the rows of all blocks against `target_rows`.
+
+    Every device works through its own tokens with the whole width of its rows of the head, and adds up
+    the gradient of those rows; what the devices found is added once, at the end.
 
     Args:
-      settings: padding rows, z-loss weight, chunk.
+      settings: padding rows, z-loss weight, chunk, placement.
       hidden: `[batch, sequence, d]`.
-      blocks: head matrices `[rows_i, d]`; a target row counts through them in order.
+      blocks: parts of the head `[groups, rows, d]`; a target row counts through them in order.
       target_rows: int32 `[batch, sequence]`.
       weights: f32 `[batch, sequence]`, 0 where there is no loss.
 
@@ -95,82 +102,171 @@ linear_cross_entropy.defvjp(_linear_cross_entropy_fwd, _linear_cross_entropy_bwd
 
 
 def _forward(settings, hidden, blocks, target_rows, weights, with_gradients):
-    batch, sequence, _ = hidden.shape
-    shards = settings.sequence_shards
-    # Chunks are cut along the sequence, inside each device's part, so that the sharding stays.
-    length = max(1, min(sequence, settings.chunk // batch) // shards)
-    while (sequence // shards) % length:
-        length -= 1
-    count = sequence // shards // length
-    # Tokens of a chunk as one axis: two-dimensional products need no transposed copies.
-    flat = (batch * length,) if shards == 1 else (batch, shards, length)
-
-    def cut(x):
-        parts = x.reshape(batch, shards, count, length, *x.shape[2:])
-        return jnp.moveaxis(parts, 2, 0).reshape(count, *flat, *x.shape[2:])
-
-    def join(x):
-        parts = x.reshape(count, batch, shards, length, *x.shape[1 + len(flat) :])
-        return jnp.moveaxis(parts, 0, 2).reshape(batch, sequence, *parts.shape[4:])
-
+    """(total, nll, log_z, d_hidden, d_blocks), each device at its part of the arrays."""
+    place = settings.placement
     head = tuple(block.astype(hidden.dtype) for block in blocks)
-    starts = np.cumsum((0, *(block.shape[0] for block in blocks)))
-    masks = [np.frombuffer(valid, bool) for valid in settings.valid_rows]
-
-    def chunk(d_blocks, inputs):
-        h, target, weight = inputs
-        logits = []
-        for matrix, valid in zip(head, masks, strict=True):
-            product = jnp.einsum("...d,vd->...v", h, matrix, preferred_element_type=jnp.float32)
-            logits.append(product if valid.all() else jnp.where(valid, product, _MASKED))
-        peak = functools.reduce(jnp.maximum, [x.max(-1) for x in logits])
-        exponentials = [jnp.exp(x - peak[..., None]) for x in logits]
-        normaliser = sum(x.sum(-1) for x in exponentials)
-        log_z = jnp.log(normaliser) + peak
-        at_target = sum(
-            _at(x, target - start) for x, start in zip(logits, starts[:-1], strict=True)
-        )
-        nll = log_z - at_target
-        if not with_gradients:
-            return d_blocks, (nll, log_z, None)
-        factor = weight * (1.0 + 2.0 * settings.z_weight * log_z) / normaliser
-        d_hidden, new = jnp.zeros(h.shape, jnp.float32), []
-        leading = tuple(range(len(flat)))
-        for matrix, e, start, d_block in zip(
-            head, exponentials, starts[:-1], d_blocks, strict=True
-        ):
-            hit = (target - start)[..., None] == jnp.arange(e.shape[-1])
-            d_logits = e * factor[..., None] - jnp.where(hit, weight[..., None], 0.0)
-            d_logits = d_logits.astype(h.dtype)
-            d_hidden += jnp.einsum(
-                "...v,vd->...d", d_logits, matrix, preferred_element_type=jnp.float32
-            )
-            contract = ((leading, leading), ((), ()))
-            new.append(
-                d_block
-                + jax.lax.dot_general(d_logits, h, contract, preferred_element_type=jnp.float32)
-            )
-        return tuple(new), (nll, log_z, d_hidden.astype(h.dtype))
-
-    zeros = tuple(jnp.zeros(block.shape, jnp.float32) for block in blocks) if with_gradients else ()
-    inputs = (cut(hidden), cut(target_rows), cut(weights))
-    if count == 1:
-        d_blocks, outputs = chunk(zeros, jax.tree.map(lambda x: x[0], inputs))
-        outputs = jax.tree.map(lambda x: x[None], outputs)
+    laid = place.sharding(("batch", "sequence", None), hidden.shape)
+    if laid is None:
+        function = functools.partial(_on_part, settings, with_gradients, _Split((), (), ((),) * 2))
+        nll, log_z, d_hidden, d_blocks = function(hidden, head, target_rows, weights)
     else:
-        d_blocks, outputs = jax.lax.scan(chunk, zeros, inputs)
-    nll, log_z = join(outputs[0]), join(outputs[1])
+        tokens = PartitionSpec(*laid.spec[:2])
+        summed = _names(tokens)
+        rows = [place.sharding((None, "vocabulary", None), b.shape).spec for b in blocks]  # type: ignore[union-attr]
+        # A gradient goes where its parameter lies, as far as the sum over the tokens passes there.
+        width = _names(place.sharding((None, "embed"), blocks[0].shape[1:]).spec)  # type: ignore[union-attr]
+        width = width if set(width) <= set(summed) else ()
+        split = _Split(summed, width, tuple(_names(spec) for spec in rows))
+        gradients = [PartitionSpec(None, spec[1], width or None) for spec in rows]
+        inputs = (laid.spec, tuple(rows), tokens, tokens)
+        output: Any = (tokens, tokens, laid.spec, tuple(gradients))
+        if not with_gradients:
+            output = (tokens, tokens, None, None)
+        function = functools.partial(_on_part, settings, with_gradients, split)
+        nll, log_z, d_hidden, d_blocks = place.on_shards(function, inputs, output)(
+            hidden, head, target_rows, weights
+        )
     total = jnp.sum(weights * (nll + settings.z_weight * jnp.square(log_z)))
-    d_hidden = join(outputs[2]) if with_gradients else None
     return total, nll, log_z, d_hidden, d_blocks
 
 
-def _at(logits: jax.Array, rows: jax.Array) -> jax.Array:
-    """The logit of each token's target, 0 where the target is in another block."""
-    size = logits.shape[-1]
-    inside = (rows >= 0) & (rows < size)
-    picked = jnp.take_along_axis(logits, jnp.clip(rows, 0, size - 1)[..., None], axis=-1)[..., 0]
-    return jnp.where(inside, picked, 0.0)
+class _Split(NamedTuple):
+    """Mesh axes over which a device's part must talk to others.
+
+    Attributes:
+      tokens: that split the tokens.
+      width: those of them that split the width of the head's gradient.
+      rows: for each block, those that split its rows.
+    """
+
+    tokens: tuple[str, ...]
+    width: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _names(spec: PartitionSpec) -> tuple[str, ...]:
+    return tuple(
+        name for part in spec if part for name in ((part,) if isinstance(part, str) else part)
+    )
+
+
+def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights):
+    """(nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
+    shape, tokens = target_rows.shape, target_rows.size
+    length = _chunk_length(tokens, settings.chunk)
+    flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)
+    targets = _places(settings, head, split.rows, target_rows)
+    masks = [
+        _local_rows(np.frombuffer(valid, bool), block.shape, axes)
+        for valid, block, axes in zip(settings.valid_rows, head, split.rows, strict=True)
+    ]
+
+    def cut(x):
+        return x.reshape(tokens // length, length, *x.shape[2:])
+
+    def chunk(d_head, inputs):
+        h, places, weight = inputs
+        logits = []
+        for matrix, valid in zip(flat_head, masks, strict=True):
+            product = jnp.einsum("td,vd->tv", h, matrix, preferred_element_type=jnp.float32)
+            logits.append(product if valid is None else jnp.where(valid, product, _MASKED))
+        peak = functools.reduce(jnp.maximum, [_over(jax.lax.pmax, x.max(-1), axes)
+                                              for x, axes in zip(logits, split.rows, strict=True)])  # fmt: skip
+        exponentials = [jnp.exp(x - peak[:, None]) for x in logits]
+        normaliser = _added([x.sum(-1) for x in exponentials], split.rows)
+        log_z = jnp.log(normaliser) + peak
+        hits = [_at(x, place) for x, place in zip(logits, places, strict=True)]
+        nll = log_z - _added(hits, split.rows)
+        if not with_gradients:
+            return d_head, (nll, log_z, None)
+        factor = weight * (1.0 + 2.0 * settings.z_weight * log_z) / normaliser
+        d_hidden, new = [], []
+        for matrix, e, place, d_matrix in zip(flat_head, exponentials, places, d_head, strict=True):
+            hit = place[:, None] == jnp.arange(e.shape[-1])
+            d_logits = e * factor[:, None] - jnp.where(hit, weight[:, None], 0.0)
+            d_logits = d_logits.astype(h.dtype)
+            d_hidden.append(
+                jnp.einsum("tv,vd->td", d_logits, matrix, preferred_element_type=jnp.float32)
+            )
+            contract = (((0,), (0,)), ((), ()))
+            more = jax.lax.dot_general(d_logits, h, contract, preferred_element_type=jnp.float32)
+            new.append(d_matrix + more)
+        return tuple(new), (nll, log_z, _added(d_hidden, split.rows).astype(h.dtype))
+
+    zeros = tuple(jnp.zeros(m.shape, jnp.float32) for m in flat_head) if with_gradients else ()
+    inputs = (cut(hidden), tuple(cut(t) for t in targets), cut(weights))
+    if length == tokens:
+        d_head, outputs = chunk(zeros, jax.tree.map(lambda x: x[0], inputs))
+    else:
+        d_head, outputs = jax.lax.scan(chunk, zeros, inputs)
+    nll, log_z = outputs[0].reshape(shape), outputs[1].reshape(shape)
+    if not with_gradients:
+        return nll, log_z, None, None
+    d_blocks = tuple(
+        _summed(d.reshape(block.shape), split) for d, block in zip(d_head, head, strict=True)
+    )
+    return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
+
+
+def _chunk_length(tokens: int, chunk: int) -> int:
+    """The largest divisor of `tokens` that is at most `chunk`."""
+    count = -(-tokens // max(1, chunk))
+    while tokens % count:
+        count += 1
+    return tokens // count
+
+
+def _places(settings, head, rows, target_rows):
+    """For each block, the place of each target among the device's rows, −1 where it is not there."""
+    places, start = [], 0
+    for valid, block, axes in zip(settings.valid_rows, head, rows, strict=True):
+        groups, local, _ = block.shape
+        group, row = jnp.divmod(target_rows - start, len(valid) // groups)
+        row = row - _first_row(local, axes)
+        here = (group >= 0) & (group < groups) & (row >= 0) & (row < local)
+        places.append(jnp.where(here, group * local + row, -1))
+        start += len(valid)
+    return places
+
+
+def _first_row(local: int, axes: tuple[str, ...]) -> Any:
+    return jax.lax.axis_index(axes) * local if axes else 0
+
+
+def _local_rows(valid: np.ndarray, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
+    """The mask of the device's rows, bool `[groups · local rows]`; None if no row is padding."""
+    if valid.all():
+        return None
+    groups, local, _ = shape
+    mask = jnp.asarray(valid.reshape(groups, -1))
+    return jax.lax.dynamic_slice_in_dim(mask, _first_row(local, axes), local, 1).reshape(-1)
+
+
+def _over(operation: Any, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    return operation(x, axes) if axes else x
+
+
+def _added(parts: list[jax.Array], rows: tuple[tuple[str, ...], ...]) -> jax.Array:
+    """The sum over blocks, and over the devices that hold other rows of a block."""
+    split = [part for part, axes in zip(parts, rows, strict=True) if axes]
+    whole = [part for part, axes in zip(parts, rows, strict=True) if not axes]
+    axes = next((axes for axes in rows if axes), ())
+    if split:
+        whole.append(jax.lax.psum(functools.reduce(jnp.add, split), axes))
+    return functools.reduce(jnp.add, whole)
+
+
+def _summed(gradient: jax.Array, split: _Split) -> jax.Array:
+    """The sum over all tokens of a local gradient `[groups, rows, d]`, cut along d over `split.width`."""
+    for axis in split.width:
+        gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=2, tiled=True)
+    return _over(jax.lax.psum, gradient, tuple(a for a in split.tokens if a not in split.width))
+
+
+def _at(logits: jax.Array, places: jax.Array) -> jax.Array:
+    """The logit at each place, 0 where it is −1."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(places, 0)[:, None], axis=-1)[:, 0]
+    return jnp.where(places >= 0, picked, 0.0)
 
 
 def class_sums(

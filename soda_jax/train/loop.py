@@ -65,7 +65,7 @@ def train(
         report = reader.choose() if reader.steps() else None
         metadata = reader.metadata(report.step) if report else None
         dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)
-        program = parts.make_program(config, dataset)
+        program = parts.make_program(config, dataset.layout, len(dataset.source_names))
         # Nothing is written before config and data are known to be sound.
         checkpointer = stack.enter_context(parts.open_checkpoints(config, reader))
         parts.write_run_files(config, dataset, workdir)

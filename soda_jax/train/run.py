@@ -5,8 +5,9 @@ import functools
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -16,11 +17,15 @@ from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.errors import UserError
 from soda_jax.files import link_or_copy, write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state
 from soda_jax.train.step import StepSettings, make_train_step
+
+if TYPE_CHECKING:
+    from soda_jax.tokens.vocabulary import VocabularyLayout
 
 
 def use_compilation_cache() -> None:
@@ -111,15 +116,15 @@ def _check_front_end(
         )
 
 
-def step_settings(config: Any, dataset: Dataset) -> StepSettings:
+def step_settings(config: Any, classes: int, sources: int) -> StepSettings:
     """`StepSettings` of a config; UserError where batch, micro-batches and mesh do not fit."""
     if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of accumulate {config.accumulate}"
         )
     return StepSettings(
-        classes=len(dataset.layout.class_names),
-        sources=len(dataset.source_names),
+        classes=classes,
+        sources=sources,
         accumulate=config.accumulate,
         z_loss=config.optimizer.z_loss,
         loss_chunk=config.loss_chunk,
@@ -148,10 +153,26 @@ class Program:
     step: Any
 
 
-def make_program(config: Any, dataset: Dataset) -> Program:
-    """Builds the training program of a config for a mixture."""
-    mesh = make_mesh(config.mesh.to_dict())
-    settings = step_settings(config, dataset)
+def make_program(
+    config: Any,
+    layout: "VocabularyLayout",
+    sources: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
+    """Builds the training program of a config.
+
+    Args:
+      config: of the run.
+      layout: the vocabulary of its data.
+      sources: number of data sources.
+      devices: that it runs on, which need not be here; all devices by default.
+
+    Raises:
+      UserError: where batch, sequence, mesh, model and devices do not fit.
+    """
+    mesh = make_mesh(config.mesh.to_dict(), devices)
+    settings = step_settings(config, len(layout.class_names), sources)
+    backend_for(config.model.attention, mesh.devices.flat[0].platform)
     micro = config.batch_size // config.accumulate
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if micro % ways:
@@ -164,7 +185,7 @@ def make_program(config: Any, dataset: Dataset) -> Program:
             f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
             f"{mesh.shape['sequence']}"
         )
-    blocks = VocabularyBlocks(dataset.layout.audio_base, dataset.layout.codebook_sizes)
+    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
     model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))
     optimizer, schedule = make_optimizer(config.optimizer, config.steps, model.abstract)
     abstract = abstract_state(model, optimizer, mesh)

@@ -1,7 +1,6 @@
 """One training step: gradients of the token-weighted loss, safety, update."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import optax
 
 from soda_jax.model import Decoder, ModelFunctions
 from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
-from soda_jax.parallel import rules
+from soda_jax.parallel.placement import OnMesh
 from soda_jax.train.state import State
 
 Batch = dict[str, jax.Array]
@@ -26,7 +25,7 @@ class StepSettings:
       sources: number of data sources.
       accumulate: micro-batches a step.
       z_loss: weight of log²Z.
-      loss_chunk: tokens whose logits exist at a time.
+      loss_chunk: tokens whose logits exist at a time, on each device.
       clip: largest global gradient norm.
       spike_factor, spike_after: see `config.safety`.
     """
@@ -61,13 +60,12 @@ def batch_loss(
       `[sources, classes]`, and `log_z_squared`, f32 scalar.
     """
     vocabulary = decoder.config.vocabulary
-    shards = mesh.shape["sequence"]
+    placement = OnMesh(mesh)
     hidden = decoder(
         batch["tokens"],
         batch["segment_ids"],
         batch["positions"],
-        constrain=functools.partial(rules.constrain, mesh=mesh),
-        flatten=shards == 1,
+        placement=placement,
     )
     # The last place of a window has no target; its mask is 0 whatever rolls in.
     targets = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
@@ -75,10 +73,10 @@ def batch_loss(
     blocks = decoder.head_blocks()
     loss = loss_settings(
         vocabulary.valid_rows,
-        tuple(block.shape[0] for block in blocks),
+        blocks,
         settings.z_loss,
         settings.loss_chunk,
-        shards,
+        placement,
     )
     total, nll, log_z = linear_cross_entropy(loss, hidden, blocks, targets, weights)
     sums = class_sums(

@@ -36,7 +36,9 @@ def random_tokens(seed: int, shape: tuple[int, ...], vocabulary=VOCABULARY) -> n
 
 def plain_loss(hidden, blocks, valid, target_rows, weights, z_weight):
     """Cross-entropy with all logits at once: Σ weight · (nll + z · log²Z), nll, log Z."""
-    logits = jnp.concatenate([hidden @ block.T for block in blocks], axis=-1)
+    logits = jnp.concatenate(
+        [hidden @ block.reshape(-1, block.shape[-1]).T for block in blocks], axis=-1
+    )
     logits = jnp.where(valid, logits, -jnp.inf)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nll = log_z - jnp.take_along_axis(logits, target_rows[..., None], axis=-1)[..., 0]

@@ -10,9 +10,17 @@ from model_toys import VOCABULARY, assert_trees_close, plain_loss
 
 from soda_jax.model import VocabularyBlocks
 from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
+from soda_jax.model.placement import OneDevice
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.placement import OnMesh
 
 BATCH, SEQUENCE, WIDTH = 4, 12, 16
 Z_WEIGHT = 0.05
+
+
+def head_shapes(vocabulary):
+    groups = (len(vocabulary.groups), vocabulary.group_rows, WIDTH)
+    return (1, vocabulary.padded_first, WIDTH), groups
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +28,18 @@ def inputs():
     """Hidden states, two head blocks with padding rows, targets, weights."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(BATCH, SEQUENCE, WIDTH)).astype(np.float32)
-    rows = (VOCABULARY.padded_first, VOCABULARY.rows - VOCABULARY.padded_first)
-    blocks = tuple(rng.normal(size=(n, WIDTH)).astype(np.float32) for n in rows)
+    shapes = head_shapes(VOCABULARY)
+    blocks = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
     targets = VOCABULARY.row_of_id[rng.integers(0, VOCABULARY.size, (BATCH, SEQUENCE))]
     weights = (rng.random((BATCH, SEQUENCE)) < 0.6).astype(np.float32)
     weights[1] = 0.0  # a row without loss
     return hidden, blocks, targets, weights
 
 
-def chunked(inputs, chunk, shards=1, z_weight=Z_WEIGHT):
+def chunked(inputs, chunk, axes=None, z_weight=Z_WEIGHT):
     hidden, blocks, targets, weights = inputs
-    rows = tuple(len(block) for block in blocks)
-    settings = loss_settings(VOCABULARY.valid_rows, rows, z_weight, chunk, shards)
+    placement = OnMesh(make_mesh(axes)) if axes else OneDevice()
+    settings = loss_settings(VOCABULARY.valid_rows, blocks, z_weight, chunk, placement)
 
     def total(hidden, blocks):
         found = linear_cross_entropy(settings, hidden, blocks, targets, weights)
@@ -56,19 +64,26 @@ def expected(inputs):
 
 
 @pytest.mark.parametrize(
-    ("chunk", "shards"), [(1, 1), (8, 1), (20, 1), (10_000, 1), (16, 2), (24, 3)]
+    ("chunk", "axes"),
+    [
+        (1, None),
+        (8, None),
+        (20, None),
+        (10_000, None),
+        (2, {"data": 2, "sequence": 2, "tensor": 2}),
+        (100, {"fsdp": 4, "tensor": 2}),
+        (4, {"tensor": 8}),  # the rows of a codebook do not divide: that block is whole everywhere
+    ],
 )
-def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(
-    inputs, expected, chunk, shards
-):
-    ((_, found), gradients), ((_, wanted), exact) = chunked(inputs, chunk, shards), expected
+def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(inputs, expected, chunk, axes):
+    ((_, found), gradients), ((_, wanted), exact) = chunked(inputs, chunk, axes), expected
     for name, a, b in zip(("total", "nll", "log_z"), found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6, err_msg=name)
     assert_trees_close(gradients, exact, rtol=2e-5, atol=2e-6)
     d_hidden, d_blocks = gradients
     masked = inputs[3] == 0
     assert not np.asarray(d_hidden)[masked].any() and np.asarray(d_hidden)[~masked].any()
-    d_rows = np.concatenate(d_blocks)
+    d_rows = np.concatenate([d.reshape(-1, WIDTH) for d in d_blocks])
     assert not d_rows[~VOCABULARY.valid_rows].any()
 
 
@@ -114,13 +129,12 @@ CHUNK = 64
 
 def large_gradient(batch, sequence, with_chunks):
     """The gradient function at this size and abstract arguments for it."""
-    rows = (LARGE.padded_first, LARGE.rows - LARGE.padded_first)
     abstract = jax.ShapeDtypeStruct
     hidden = abstract((batch, sequence, WIDTH), jnp.float32)
-    blocks = tuple(abstract((n, WIDTH), jnp.float32) for n in rows)
+    blocks = tuple(abstract(shape, jnp.float32) for shape in head_shapes(LARGE))
     targets = abstract((batch, sequence), jnp.int32)
     weights = abstract((batch, sequence), jnp.float32)
-    settings = loss_settings(LARGE.valid_rows, rows, 1e-4, CHUNK)
+    settings = loss_settings(LARGE.valid_rows, blocks, 1e-4, CHUNK)
 
     def total(hidden, blocks, targets, weights):
         if with_chunks:

@@ -214,6 +214,11 @@ def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(co
     assert [row["skipped"] for row in rows_of(tmp_path)] == [0, 1, 2]
 
 
+def make_program(settings):
+    data = parts.open_data(settings, None, False)
+    return parts.make_program(settings, data.layout, len(data.source_names))
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -233,13 +238,13 @@ def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(co
 def test_settings_that_do_not_fit_are_named_before_anything_is_compiled(config, change, told):
     settings = config(**change)
     with pytest.raises(UserError) as error:
-        parts.make_program(settings, parts.open_data(settings, None, False))
+        make_program(settings)
     assert told in str(error.value)
 
 
 def test_the_state_is_sharded_as_its_parameters(config, datasets):
     settings = config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-    program = parts.make_program(settings, parts.open_data(settings, None, False))
+    program = make_program(settings)
     by_name = {}
 
     def note(path, leaf):

@@ -1,9 +1,7 @@
-"""Attention backends behind one function; none crosses a segment boundary."""
+"""Attention as plain array operations: the reference, and what runs on a CPU."""
 
 import jax
 import jax.numpy as jnp
-
-from soda_jax.errors import UserError
 
 _MASKED = -1e30
 
@@ -13,7 +11,6 @@ def attend(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array,
-    backend: str = "xla",
 ) -> jax.Array:
     """Grouped-query attention.
 
@@ -21,16 +18,10 @@ def attend(
       query: `[batch, queries, heads, head_dim]`.
       key, value: `[batch, keys, kv_heads, head_dim]`; head h attends with kv head h // (heads/kv_heads).
       mask: bool `[batch, queries, keys]`, True where a query may see a key.
-      backend: "xla", the plain reference.
 
     Returns:
       `[batch, queries, heads, head_dim]` in the type of `query`; softmax runs in f32.
-
-    Raises:
-      UserError: for an unknown backend.
     """
-    if backend != "xla":
-        raise UserError(f"model.attention = {backend!r} is unknown: xla")
     batch, queries, heads, head_dim = query.shape
     groups = key.shape[2]
     shared = heads // groups  # query heads that share a kv head

@@ -1,0 +1,64 @@
+"""Attention over packed windows behind one function; no backend crosses a segment boundary."""
+
+from collections.abc import Callable
+
+import jax
+
+from soda_jax.errors import UserError
+from soda_jax.model.attention.plain import attend, packed_mask
+from soda_jax.model.placement import Placement
+
+__all__ = ["BACKENDS", "attend", "backend_for", "packed_attention", "packed_mask"]
+
+# "auto" takes the first of its platform.
+BACKENDS = {"cpu": ("xla",), "gpu": ("tokamax", "xla"), "tpu": ("splash", "xla")}
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def backend_for(name: str, platform: str) -> str:
+    """The backend that `model.attention = name` means on a platform.
+
+    Raises:
+      UserError: for a name that is unknown or does not run there.
+    """
+    here = BACKENDS.get(platform, ("xla",))
+    if name == "auto":
+        return here[0]
+    if name not in here:
+        known = sorted({backend for names in BACKENDS.values() for backend in names})
+        if name not in known:
+            raise UserError(f"model.attention = {name!r} is unknown: auto, {', '.join(known)}")
+        raise UserError(
+            f"model.attention = {name!r} does not run on {platform}: auto or {', '.join(here)}"
+        )
+    return name
+
+
+def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement) -> Attention:
+    """Causal grouped-query attention within segments, prepared once for all layers.
+
+    Args:
+      segment_ids: int32 `[batch, sequence]`, ascending along the sequence.
+      backend: "auto", or one of `BACKENDS`.
+      placement: of the arrays.
+
+    Returns:
+      A function of query `[batch, sequence, heads, head_dim]`, key and value `[batch, sequence,
+      kv_heads, head_dim]`, whose result is like query; head h attends with kv head h // (heads / kv_heads),
+      and the softmax runs in f32.
+
+    Raises:
+      UserError: for a backend that is unknown or does not run on the platform.
+    """
+    chosen = backend_for(backend, placement.platform)
+    if chosen == "splash":
+        from soda_jax.model.attention.splash import splash_attention
+
+        return splash_attention(segment_ids, placement)
+    if chosen == "tokamax":
+        from soda_jax.model.attention.gpu import tokamax_attention
+
+        return tokamax_attention(segment_ids, placement)
+    mask = packed_mask(segment_ids)
+    return lambda query, key, value: attend(query, key, value, mask)

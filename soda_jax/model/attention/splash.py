@@ -1,0 +1,95 @@
+"""Splash attention, the Pallas kernel of jax for TPU: blocks above the diagonal are never computed."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from soda_jax.errors import UserError
+from soda_jax.model.placement import Placement
+from soda_jax.model.remat import ATTENTION
+
+# Rows and columns of a tile of scores. Two tiles of 512 × 512 f32 fit in the vector memory of every
+# generation; the kernel wants multiples of 128.
+BLOCK = 512
+LANES = 128
+
+
+def splash_attention(segment_ids: jax.Array, placement: Placement, interpret: bool = False):
+    """See `packed_attention`.
+
+    Args:
+      segment_ids: int32 `[batch, sequence]`.
+      placement: of the arrays. Heads are split where both kinds of head can be; queries over the
+        sequence axis, keys and values whole there.
+      interpret: run the kernel's operations one by one on any platform, for tests.
+
+    Raises:
+      UserError: if a device's part of the sequence is not a multiple of 128.
+    """
+    length = segment_ids.shape[1]
+    shards = placement.ways("sequence", length)
+    block = _block(length, shards)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        heads, groups, head_dim = query.shape[2], key.shape[2], query.shape[3]
+        # A device must hold the kv heads of its query heads.
+        split = placement.ways("kv_heads", groups) == placement.ways("heads", heads)
+        ways = placement.ways("heads", heads) if split else 1
+        kernel = _kernel(heads // ways, length, shards, block, interpret)
+
+        def local(kernel, query, key, value, query_segments, key_segments):
+            def row(query, key, value, query_segments, key_segments):
+                ids = splash.SegmentIds(q=query_segments, kv=key_segments)
+                return kernel(query, key, value, segment_ids=ids)
+
+            first = (x.swapaxes(1, 2) for x in (query, key, value))
+            return jax.vmap(row)(*first, query_segments, key_segments).swapaxes(1, 2)
+
+        query = query * jnp.asarray(head_dim**-0.5, query.dtype)
+        arrays = (query, key, value, segment_ids, segment_ids)
+        axes = (
+            ("batch", "sequence", "heads" if split else None, None),
+            ("batch", None, "kv_heads" if split else None, None),
+            ("batch", None, "kv_heads" if split else None, None),
+            ("batch", "sequence"),
+            ("batch", None),
+        )
+        laid = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]
+        if None in laid:  # one device
+            return local(kernel, *arrays)
+        of_mask = placement.sharding((None, "sequence"), (1, length))
+        inputs = (kernel.manual_sharding_spec(of_mask), *(one.spec for one in laid))  # type: ignore[union-attr]
+        return placement.on_shards(local, inputs, laid[0].spec)(kernel, *arrays)  # type: ignore[union-attr]
+
+    return attend
+
+
+def _block(length: int, shards: int) -> int:
+    """The largest tile up to `BLOCK` that divides a device's part of the sequence."""
+    part = length // shards
+    block = next((size for size in range(BLOCK, 0, -LANES) if part % size == 0), 0)
+    if not block:
+        raise UserError(
+            f"model.attention = splash: data.sequence_length {length} over {shards} devices is {part}, "
+            f"not a multiple of {LANES}; change it, or mesh.sequence, or set --config.model.attention=xla"
+        )
+    return block
+
+
+def _kernel(heads: int, length: int, shards: int, block: int, interpret: bool):
+    mask = splash.MultiHeadMask(
+        [splash.CausalMask((length, length), shard_count=shards) for _ in range(heads)]
+    )
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    return splash.make_splash_mha(
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=shards,
+        residual_checkpoint_name=ATTENTION,
+        interpret=interpret,
+    )

@@ -1,0 +1,97 @@
+"""Invariant 4: every backend of attention gives the numbers of the plain one, within segments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from soda_jax.errors import UserError
+from soda_jax.model.attention import attend, backend_for, packed_attention, packed_mask
+from soda_jax.model.attention.splash import splash_attention
+from soda_jax.model.placement import OneDevice
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.placement import OnMesh
+
+BATCH, LENGTH, HEADS, GROUPS, HEAD_DIM = 2, 256, 4, 2, 16
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Segments of uneven lengths, one of a single token; query, key, value and a cotangent."""
+    rng = np.random.default_rng(0)
+    ends = [[1, 100, 129, 256], [7, 200, 250, 256]]
+    segments = np.array([np.searchsorted(row, np.arange(LENGTH), side="right") for row in ends])
+
+    def normal(heads):
+        return rng.normal(size=(BATCH, LENGTH, heads, HEAD_DIM)).astype(np.float32)
+
+    return segments.astype(np.int32), normal(HEADS), normal(GROUPS), normal(GROUPS), normal(HEADS)
+
+
+def values_and_gradients(function, arrays):
+    segments, query, key, value, cotangent = arrays
+
+    @jax.jit
+    def run(segments, query, key, value):
+        out, pull = jax.vjp(function(segments), query, key, value)
+        return out, *pull(cotangent)
+
+    return run(segments, query, key, value)
+
+
+@pytest.fixture(scope="module")
+def expected(arrays):
+    def plain(segments):
+        mask = packed_mask(segments)
+        return lambda query, key, value: attend(query, key, value, mask)
+
+    return values_and_gradients(plain, arrays)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        None,
+        {"fsdp": 2, "sequence": 2, "tensor": 2},
+        {"tensor": 4},  # more than kv heads: both kinds of head are whole on each device
+    ],
+)
+def test_invariant_4_splash_gives_values_and_gradients_of_the_reference(arrays, expected, axes):
+    count = int(np.prod(list(axes.values()))) if axes else 1
+    mesh = make_mesh(axes or {"data": 1}, jax.devices()[:count])
+    placement = OnMesh(mesh) if axes else OneDevice()
+    found = values_and_gradients(
+        lambda segments: splash_attention(segments, placement, interpret=True), arrays
+    )
+    for name, a, b in zip(("out", "query", "key", "value"), found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_splash_refuses_a_sequence_that_its_tiles_do_not_fit():
+    with pytest.raises(UserError, match=r"sequence_length 200 over 1 devices is 200, not a mult"):
+        splash_attention(jnp.zeros((1, 200), jnp.int32), OneDevice("tpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "backend"),
+    [
+        ("auto", "cpu", "xla"),
+        ("auto", "tpu", "splash"),
+        ("auto", "gpu", "tokamax"),
+        ("xla", "tpu", "xla"),
+    ],
+)
+def test_the_backend_follows_the_platform_of_the_devices(name, platform, backend):
+    assert backend_for(name, platform) == backend
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "told"),
+    [
+        ("flash", "tpu", "model.attention = 'flash' is unknown: auto, splash, tokamax, xla"),
+        ("splash", "gpu", "'splash' does not run on gpu: auto or tokamax, xla"),
+    ],
+)
+def test_a_backend_that_is_unknown_or_elsewhere_is_refused(name, platform, told):
+    with pytest.raises(UserError, match=told):
+        packed_attention(jnp.zeros((1, 8), jnp.int32), name, OneDevice(platform))
