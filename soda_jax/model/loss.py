@@ -107,14 +107,16 @@ def _forward(settings, hidden, blocks, target_rows, weights, with_gradients):
     head = tuple(block.astype(hidden.dtype) for block in blocks)
     laid = place.sharding(("batch", "sequence", None), hidden.shape)
     if laid is None:
-        function = functools.partial(_on_part, settings, with_gradients, _Split((), (), ((),) * 2))
+        function = functools.partial(
+            _on_part, settings, with_gradients, _Split((), (), ((),) * len(blocks))
+        )
         nll, log_z, d_hidden, d_blocks = function(hidden, head, target_rows, weights)
     else:
         tokens = PartitionSpec(*laid.spec[:2])
         summed = _names(tokens)
-        rows = [place.sharding((None, "vocabulary", None), b.shape).spec for b in blocks]  # type: ignore[union-attr]
+        rows = [place.sharding((None, "vocabulary", None), b.shape).spec for b in blocks]
         # A gradient goes where its parameter lies, as far as the sum over the tokens passes there.
-        width = _names(place.sharding((None, "embed"), blocks[0].shape[1:]).spec)  # type: ignore[union-attr]
+        width = _names(place.sharding((None, "embed"), blocks[0].shape[1:]).spec)
         width = width if set(width) <= set(summed) else ()
         split = _Split(summed, width, tuple(_names(spec) for spec in rows))
         gradients = [PartitionSpec(None, spec[1], width or None) for spec in rows]

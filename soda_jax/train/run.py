@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -23,9 +23,6 @@ from soda_jax.parallel.mesh import make_mesh
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state
 from soda_jax.train.step import StepSettings, make_train_step
-
-if TYPE_CHECKING:
-    from soda_jax.tokens.vocabulary import VocabularyLayout
 
 
 def use_compilation_cache() -> None:
@@ -155,7 +152,7 @@ class Program:
 
 def make_program(
     config: Any,
-    layout: "VocabularyLayout",
+    layout: Any,
     sources: int,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
@@ -163,7 +160,7 @@ def make_program(
 
     Args:
       config: of the run.
-      layout: the vocabulary of its data.
+      layout: the `VocabularyLayout` of its data.
       sources: number of data sources.
       devices: that it runs on, which need not be here; all devices by default.
 

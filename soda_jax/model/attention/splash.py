@@ -1,5 +1,8 @@
 """Splash attention, the Pallas kernel of jax for TPU: blocks above the diagonal are never computed."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -14,7 +17,9 @@ BLOCK = 512
 LANES = 128
 
 
-def splash_attention(segment_ids: jax.Array, placement: Placement, interpret: bool = False):
+def splash_attention(
+    segment_ids: jax.Array, placement: Placement, interpret: bool = False
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """See `packed_attention`.
 
     Args:
@@ -42,8 +47,8 @@ def splash_attention(segment_ids: jax.Array, placement: Placement, interpret: bo
                 ids = splash.SegmentIds(q=query_segments, kv=key_segments)
                 return kernel(query, key, value, segment_ids=ids)
 
-            first = (x.swapaxes(1, 2) for x in (query, key, value))
-            return jax.vmap(row)(*first, query_segments, key_segments).swapaxes(1, 2)
+            q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))  # heads before positions
+            return jax.vmap(row)(q, k, v, query_segments, key_segments).swapaxes(1, 2)
 
         query = query * jnp.asarray(head_dim**-0.5, query.dtype)
         arrays = (query, key, value, segment_ids, segment_ids)
@@ -76,7 +81,7 @@ def _block(length: int, shards: int) -> int:
     return block
 
 
-def _kernel(heads: int, length: int, shards: int, block: int, interpret: bool):
+def _kernel(heads: int, length: int, shards: int, block: int, interpret: bool) -> Any:
     mask = splash.MultiHeadMask(
         [splash.CausalMask((length, length), shard_count=shards) for _ in range(heads)]
     )
