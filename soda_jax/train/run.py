@@ -153,10 +153,11 @@ def make_program(config: Any, dataset: Dataset) -> Program:
     mesh = make_mesh(config.mesh.to_dict())
     settings = step_settings(config, dataset)
     micro = config.batch_size // config.accumulate
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = rules.batch_ways(mesh)
     if micro % ways:
+        axes = " x ".join(rules.RULES["batch"])
         raise UserError(
-            f"batch_size / accumulate = {micro} windows cannot be split over data x fsdp = {ways} "
+            f"batch_size / accumulate = {micro} windows cannot be split over {axes} = {ways} "
             "devices; make it a multiple"
         )
     if config.data.sequence_length % mesh.shape["sequence"]:

@@ -219,8 +219,8 @@ def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(co
     [
         ({"accumulate": 3}, "batch_size 8 is not a multiple of accumulate 3"),
         ({"accumulate": 0}, "batch_size 8 is not a multiple of accumulate 0"),
-        ({"batch_size": 12}, "= 12 windows cannot be split over data x fsdp = 8 devices"),
-        ({"accumulate": 2}, "= 4 windows cannot be split over data x fsdp = 8 devices"),
+        ({"batch_size": 12}, "= 12 windows cannot be split over dcn x data x fsdp = 8 devices"),
+        ({"accumulate": 2}, "= 4 windows cannot be split over dcn x data x fsdp = 8 devices"),
         (
             {"mesh__data": 1, "mesh__fsdp": 1, "mesh__sequence": 8, "data__sequence_length": 36},
             "data.sequence_length 36 is not a multiple of mesh.sequence = 8",
