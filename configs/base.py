@@ -59,7 +59,9 @@ def default() -> ConfigDict:
                 "spike_after": 100,  # accepted steps before spikes are looked for
                 "max_skipped_in_a_row": 20,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
+            # Devices along each axis; one may be -1, the rest. dcn: slices joined by a slower network,
+            # -1 for as many as there are.
+            "mesh": {"dcn": 1, "data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoint": {"every_steps": 1000, "every_minutes": 30.0, "keep": 3, "keep_period": 0},
             "evaluate": {"every_steps": 1000, "batches": 16},
             "log": {"every_steps": 1, "tensorboard": True, "wandb_project": ""},

@@ -1,9 +1,13 @@
-"""The device mesh."""
+"""The device mesh: sizes of the axes, and which device stands where."""
 
+import collections
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from soda_jax.errors import UserError
@@ -15,20 +19,20 @@ AXES = tuple(MESH_AXES)
 def make_mesh(
     axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Arranges devices along the axes (data, fsdp, sequence, tensor).
+    """Arranges devices along the axes (dcn, data, fsdp, sequence, tensor).
 
     The axes are `AxisType.Auto`: XLA propagates shardings from the constraints. (`jax.make_mesh`
     alone would make them Explicit.) Neighbouring devices land on the last axis, tensor, which
-    talks the most.
+    talks the most; the first, dcn, is the only one that crosses TPU slices.
 
     Args:
-      axes: devices along each axis; a missing axis has 1; one axis may be -1 and takes what the
-        others leave. Nothing at all means `data=-1`.
+      axes: devices along each axis; a missing axis has 1. dcn may be -1: the number of slices. One
+        of the others may be -1 and takes what the rest leaves. Nothing at all means `data=-1`.
       devices: all devices of all processes by default.
 
     Raises:
-      UserError: if an axis is unknown, a size is not positive, two axes are -1, or the product
-        is not the number of devices.
+      UserError: if an axis is unknown, a size is not positive, two axes are -1, the product is not
+        the number of devices, or dcn is not the number of (equal) TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict.fromkeys(AXES, 1) | dict(axes or {"data": -1})
@@ -36,15 +40,53 @@ def make_mesh(
     if unknown:
         raise UserError(f"mesh axis {unknown[0]!r} is unknown; the axes are {', '.join(AXES)}")
     told = " × ".join(f"{name}={size}" for name, size in sizes.items())
+    if sizes["dcn"] == -1:
+        sizes["dcn"] = len({_slice(device) for device in devices})
     fills = [name for name, size in sizes.items() if size == -1]
     if len(fills) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"mesh {told}: sizes are positive, and at most one is -1 (fill)")
+        raise UserError(f"mesh {told}: sizes are positive, and at most one is -1 (fill) beside dcn")
     if fills:
         sizes[fills[0]] = max(1, len(devices) // -math.prod(sizes.values()))
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
             f"mesh {told} does not make {len(devices)} devices; change a size, or set one to -1"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    placed = _place(tuple(sizes.values()), devices)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: jax.Device) -> int:
+    """The slice of a TPU, the NVLink domain of a GPU; the process of a device that has neither."""
+    number = getattr(device, "slice_index", None)
+    if number is None:  # a TPU that is alone in its slice does not number it
+        return 0 if device.platform == "tpu" else device.process_index
+    return number
+
+
+def _place(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """The devices as an array of `shape`, dcn first, in the order that suits their network.
+
+    Raises:
+      UserError: if an axis other than dcn would cross TPU slices, or if slices differ in size.
+    """
+    if devices[0].platform != "tpu":
+        # Hosts of GPUs, or simulated devices: slice, then process, stay together, so that the outer
+        # axes cross hosts first. Unlike slices of TPUs, any axis may cross them.
+        ordered = sorted(devices, key=lambda d: (_slice(d), d.process_index, d.id))
+        return np.array(ordered, dtype=object).reshape(shape)
+    chips = collections.Counter(map(_slice, devices))
+    if len(chips) != shape[0] or len(set(chips.values())) > 1:
+        told = ", ".join(f"{chips[number]} in slice {number}" for number in sorted(chips))
+        raise UserError(
+            f"mesh.dcn={shape[0]}, but the TPU devices are {told}; only dcn may cross slices, which "
+            "must be alike: set mesh.dcn=-1"
+        )
+    if shape[0] == 1:
+        lay = functools.partial(mesh_utils.create_device_mesh, shape, devices)
+    else:
+        inner, outer = (1, *shape[1:]), (shape[0], *(1 for _ in shape[1:]))
+        lay = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices)
+    try:
+        return lay()
+    except NotImplementedError:  # an axis has to share a dimension of the torus with another
+        return lay(allow_split_physical_axes=True)

@@ -4,6 +4,7 @@ The model names the dimensions of its arrays ("embed", "mlp", …) and never spe
 Adding a mesh axis is one line in `MESH_AXES`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Mesh axis -> the logical axes that it splits, in the order of the mesh.
 MESH_AXES: Mapping[str, tuple[str, ...]] = {
+    "dcn": ("batch",),  # the only axis that crosses TPU slices, see mesh.py
     "data": ("batch",),
     "fsdp": ("batch", "embed"),
     "sequence": ("sequence",),
@@ -82,8 +84,13 @@ def constrain(
     return jax.lax.with_sharding_constraint(x, sharding(mesh, logical_axes, x.shape, rules))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts `mesh` splits the rows of a batch; a batch must be a multiple of it."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
+
+
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:
-    """How a batch [batch, sequence] lies: rows over data and fsdp, positions over sequence.
+    """How a batch [batch, sequence] lies: rows over dcn, data and fsdp, positions over sequence.
 
     `shape` may also be [batch] alone, for one number a row.
     """

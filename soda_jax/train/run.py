@@ -171,10 +171,11 @@ def make_program(
     settings = step_settings(config, len(layout.class_names), sources)
     backend_for(config.model.attention, mesh.devices.flat[0].platform)
     micro = config.batch_size // config.accumulate
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = rules.batch_ways(mesh)
     if micro % ways:
+        axes = " x ".join(rules.RULES["batch"])
         raise UserError(
-            f"batch_size / accumulate = {micro} windows cannot be split over data x fsdp = {ways} "
+            f"batch_size / accumulate = {micro} windows cannot be split over {axes} = {ways} "
             "devices; make it a multiple"
         )
     if config.data.sequence_length % mesh.shape["sequence"]:

@@ -1,4 +1,8 @@
+import dataclasses
+import itertools
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -8,7 +12,7 @@ from soda_jax.parallel import mesh, rules
 
 def test_mesh_fills_one_axis_and_is_auto():
     made = mesh.make_mesh({"fsdp": 2, "data": -1})
-    assert dict(made.shape) == {"data": 4, "fsdp": 2, "sequence": 1, "tensor": 1}
+    assert dict(made.shape) == {"dcn": 1, "data": 4, "fsdp": 2, "sequence": 1, "tensor": 1}
     assert set(made.axis_types) == {AxisType.Auto}
 
 
@@ -28,12 +32,90 @@ def test_mesh_on_given_devices():
         ({"data": -1, "fsdp": 16}, "does not make 8"),
         ({"data": -1, "fsdp": -1}, "at most one"),
         ({"data": 0}, "positive"),
+        ({"dcn": -1, "data": -1, "fsdp": -1}, "at most one"),
+        ({"dcn": 3}, "dcn=3 × data=1"),
         ({"expert": 8}, "'expert' is unknown"),
     ],
 )
 def test_wrong_mesh_is_named(axes, told):
     with pytest.raises(UserError, match=told):
         mesh.make_mesh(axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the layout of a mesh looks at in a TPU device."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+
+
+def make_chips(*slices, side=(2, 2, 2)):
+    """Slices of `side` chips with the given numbers, hosts of four chips."""
+    spots = list(itertools.product(*(range(n) for n in side)))
+    size = len(spots)
+    return [
+        Chip(place * size + n, number, (place * size + n) // 4, spot[::-1])
+        for place, number in enumerate(slices)
+        for n, spot in enumerate(spots)
+    ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_only_dcn_crosses_slices(order):
+    chips = make_chips(0, 1, 2)[::order]
+    made = mesh.make_mesh({"dcn": -1, "fsdp": -1, "tensor": 2}, chips)
+    assert dict(made.shape) == {"dcn": 3, "data": 1, "fsdp": 4, "sequence": 1, "tensor": 2}
+    for number, part in enumerate(made.devices):
+        assert {chip.slice_index for chip in part.flat} == {number}
+    assert set(made.devices.flat) == set(chips)
+    # The innermost axis joins neighbours of the torus.
+    for pair in made.devices.reshape(-1, 2):
+        assert np.abs(np.subtract(pair[0].coords, pair[1].coords)).sum() == 1
+
+
+def test_one_slice_needs_no_dcn_and_two_are_not_taken_for_one():
+    unnumbered = [dataclasses.replace(chip, slice_index=None) for chip in make_chips(0)]
+    for chips in (make_chips(4), unnumbered):
+        assert mesh.make_mesh({"dcn": -1, "data": -1}, chips).shape["dcn"] == 1
+    for sizes in ({"fsdp": -1}, {"dcn": 4, "fsdp": -1}):
+        with pytest.raises(UserError, match=r"8 in slice 0, 8 in slice 1; .* set mesh.dcn=-1"):
+            mesh.make_mesh(sizes, make_chips(0, 1))
+    with pytest.raises(UserError, match="8 in slice 0, 4 in slice 1"):
+        mesh.make_mesh({"dcn": 2, "fsdp": -1}, make_chips(0, 1)[:12])
+
+
+def test_an_axis_may_be_part_of_a_dimension_of_the_torus():
+    for chips in (make_chips(0, side=(4, 4, 1)), make_chips(0, 1, side=(4, 4, 1))):
+        made = mesh.make_mesh({"dcn": -1, "data": 2, "fsdp": -1, "tensor": 2}, chips)
+        assert made.devices.shape[1:] == (2, 4, 1, 2)
+        assert set(made.devices.flat) == set(chips)
+
+
+def test_hosts_without_slices_stay_together():
+    devices = [
+        dataclasses.replace(chip, platform="gpu", slice_index=None, device_kind="NVIDIA H100")
+        for chip in make_chips(0, 0)
+    ]
+    made = mesh.make_mesh({"dcn": -1, "fsdp": 4}, devices[::-1])
+    assert made.shape["dcn"] == 4
+    for number, part in enumerate(made.devices):
+        assert {device.process_index for device in part.flat} == {number}
+    # GPUs of several hosts may also be one fsdp axis.
+    assert mesh.make_mesh({"fsdp": -1}, devices).shape["fsdp"] == 16
+
+
+def test_batch_ways_counts_every_axis_that_splits_rows():
+    made = mesh.make_mesh({"dcn": 2, "data": 2, "fsdp": 2})
+    assert rules.batch_ways(made) == 8
+    assert rules.batch_ways(mesh.make_mesh({"fsdp": 4, "tensor": 2})) == 4
+    # dcn first, then data, then fsdp: each slice reads rows that follow each other.
+    assert rules.spec(made, ("batch",)) == PartitionSpec(("dcn", "data", "fsdp"))
 
 
 def test_rules_split_what_divides_and_drop_what_does_not():

@@ -224,8 +224,8 @@ def make_program(settings):
     [
         ({"accumulate": 3}, "batch_size 8 is not a multiple of accumulate 3"),
         ({"accumulate": 0}, "batch_size 8 is not a multiple of accumulate 0"),
-        ({"batch_size": 12}, "= 12 windows cannot be split over data x fsdp = 8 devices"),
-        ({"accumulate": 2}, "= 4 windows cannot be split over data x fsdp = 8 devices"),
+        ({"batch_size": 12}, "= 12 windows cannot be split over dcn x data x fsdp = 8 devices"),
+        ({"accumulate": 2}, "= 4 windows cannot be split over dcn x data x fsdp = 8 devices"),
         (
             {"mesh__data": 1, "mesh__fsdp": 1, "mesh__sequence": 8, "data__sequence_length": 36},
             "data.sequence_length 36 is not a multiple of mesh.sequence = 8",
