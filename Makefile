@@ -15,7 +15,7 @@ BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 help:
 	@echo "make demo     the whole path on synthetic speech, in minutes; writes demo/report.html"
 	@echo "make test     the test suite"
-	@echo "make parity   what is compared with torch, transformers and seqio, which it installs beside"
+	@echo "make parity   what is compared with torch, transformers and seqio or needs the TPU compiler, which it installs beside"
 	@echo "make lint     ruff, import-linter, mypy"
 	@echo "make bench    the benchmarks, one table each"
 	@echo "make golden   rewrites the golden files of the tests; look at the difference before a commit"
@@ -28,7 +28,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 parity: .parity/extras
-	.parity/bin/python -m pytest tests/parity
+	JAX_PLATFORMS=cpu .parity/bin/python -m pytest tests/parity
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -64,7 +64,7 @@ $(STAMP) $(PARITY): requirements.lock setup.py
 
 # By pip, which finds the build of torch that is meant for this place (without CUDA, say) where one is set up.
 .parity/extras: $(PARITY)
-	@echo "installing torch, transformers and seqio into .parity"
+	@echo "installing torch, transformers, seqio and the TPU compiler into .parity"
 	@.parity/bin/python -m pip install $(QUIET) $(QUIET) --disable-pip-version-check --no-build-isolation \
-	  --constraint requirements.lock -e '.[parity,two-encoder,seqio]'
+	  --constraint requirements.lock -e '.[parity,two-encoder,seqio,tpu]'
 	@touch $@

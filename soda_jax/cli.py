@@ -16,6 +16,7 @@ COMMANDS = (
     "tokenize",
     "retext",
     "inspect",
+    "plan",
     "train",
     "checkpoints",
     "evaluate",

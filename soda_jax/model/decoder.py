@@ -176,7 +176,7 @@ class Decoder(nnx.Module):
             return self.embedding_first[...][None], self.embedding_groups[...]
         return self.head_first[...][None], self.head_groups[...]
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: jax.Array, placement: Placement = _HERE) -> jax.Array:
         """Rows of int32 ids `[batch, sequence]`, in the compute type `[batch, sequence, d]`."""
         vocabulary = self.config.vocabulary
         row = jnp.asarray(vocabulary.row_of_id)[tokens]
@@ -185,7 +185,11 @@ class Decoder(nnx.Module):
             table = self.embedding_groups[...].reshape(-1, self.config.width)
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
-        return first.astype(self.config.compute_dtype)
+        first = first.astype(self.config.compute_dtype)
+        # Each device reads its part of the width for the rows of its fsdp group; the parts are then
+        # exchanged. Told nothing, XLA would gather all rows on every device.
+        first = placement.constrain(first, ("rows", "sequence", "embed"))
+        return placement.constrain(first, ("batch", "sequence", None))
 
     def __call__(
         self,
@@ -238,7 +242,7 @@ class Decoder(nnx.Module):
 
     def _run(self, tokens, positions, attention, placement, cache=None, write_at=None):
         c = self.config
-        x = placement.constrain(self.embed(tokens), ("batch", "sequence", None))
+        x = self.embed(tokens, placement)
         length = tokens.shape[1] if cache is None else cache["key"].shape[2]
         angles = rope.angles(positions, length, c.head_dim, c.rope)
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))

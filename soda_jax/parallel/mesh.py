@@ -35,24 +35,40 @@ def make_mesh(
         the number of devices, or dcn is not the number of (equal) TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(axes, len(devices), len({_slice(device) for device in devices}))
+    placed = _place(tuple(sizes.values()), devices)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(axes: Mapping[str, int] | None, devices: int, slices: int = 1) -> dict[str, int]:
+    """Devices along each axis, with every -1 replaced.
+
+    Args:
+      axes: see `make_mesh`.
+      devices: how many there are.
+      slices: that they make up.
+
+    Raises:
+      UserError: if an axis is unknown, a size is not positive, two axes are -1, or the product is not
+        the number of devices.
+    """
     sizes = dict.fromkeys(AXES, 1) | dict(axes or {"data": -1})
     unknown = [name for name in sizes if name not in AXES]
     if unknown:
         raise UserError(f"mesh axis {unknown[0]!r} is unknown; the axes are {', '.join(AXES)}")
     told = " × ".join(f"{name}={size}" for name, size in sizes.items())
     if sizes["dcn"] == -1:
-        sizes["dcn"] = len({_slice(device) for device in devices})
+        sizes["dcn"] = slices
     fills = [name for name, size in sizes.items() if size == -1]
     if len(fills) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"mesh {told}: sizes are positive, and at most one is -1 (fill) beside dcn")
     if fills:
-        sizes[fills[0]] = max(1, len(devices) // -math.prod(sizes.values()))
-    if math.prod(sizes.values()) != len(devices):
+        sizes[fills[0]] = max(1, devices // -math.prod(sizes.values()))
+    if math.prod(sizes.values()) != devices:
         raise UserError(
-            f"mesh {told} does not make {len(devices)} devices; change a size, or set one to -1"
+            f"mesh {told} does not make {devices} devices; change a size, or set one to -1"
         )
-    placed = _place(tuple(sizes.values()), devices)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
 
 
 def _slice(device: jax.Device) -> int:

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Mesh axis -> the logical axes that it splits, in the order of the mesh.
 MESH_AXES: Mapping[str, tuple[str, ...]] = {
-    "dcn": ("batch",),  # the only axis that crosses TPU slices, see mesh.py
-    "data": ("batch",),
+    "dcn": ("batch", "rows"),  # the only axis that crosses TPU slices, see mesh.py
+    "data": ("batch", "rows"),  # rows: of a batch whose width is split over fsdp
     "fsdp": ("batch", "embed"),
     "sequence": ("sequence",),
     "tensor": ("heads", "kv_heads", "mlp", "vocabulary", "codebook_size"),

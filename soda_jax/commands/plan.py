@@ -1,0 +1,61 @@
+"""`soda plan`."""
+
+import argparse
+
+SUMMARY = (
+    "compile the training step for machines that are not here: does it fit, how fast, how long"
+)
+EXAMPLE = "soda plan --config=configs/soda_4b.py --topology=v5p:4x4x8 --price_per_chip_hour=2.0"
+PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `soda plan`; `--config.key=value` overrides come on top."""
+    parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="chips and shape: v5p:4x4x8, v5e:4x8, v6e:8x8, v4:2x2x4, h100:8",
+    )
+    parser.add_argument("--slices", type=int, default=1, help="slices of that topology (default 1)")
+    parser.add_argument(
+        "--data", help="data set whose vocabulary to take; SODA's 144,644 rows by default"
+    )
+    parser.add_argument("--price_per_chip_hour", type=float, help="prints what the run costs")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat and accumulation; print what fits"
+    )
+    parser.add_argument(
+        "--candidates", type=int, default=12, help="that --search compiles (default %(default)s)"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="compile nothing; GPUs that are not here always are"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan; returns 0 if the step fits, 1 if it does not."""
+    from soda_jax.commands._config import load_config
+    from soda_jax.errors import UserError
+    from soda_jax.plan.topologies import parse_topology
+
+    topology = parse_topology(args.topology, args.slices)
+    if args.price_per_chip_hour is not None and args.price_per_chip_hour < 0:
+        raise UserError(f"--price_per_chip_hour={args.price_per_chip_hour} must not be negative")
+    if args.candidates < 1:
+        raise UserError(f"--candidates={args.candidates} must be at least 1")
+    config = load_config(args.config, args.unknown)
+
+    from soda_jax.plan import run as plan
+
+    if topology.is_tpu:
+        plan.compile_for_tpu_without_one()
+    planner = plan.Planner(
+        config, plan.layout_of(args.data), topology, args.price_per_chip_hour, args.estimate
+    )
+    return (
+        plan.search(planner, args.candidates, args.json)
+        if args.search
+        else plan.show(planner, args.json)
+    )

@@ -1,0 +1,1 @@
+"""What a training step needs of the machines it will run on, before they are rented."""

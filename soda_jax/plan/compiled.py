@@ -1,0 +1,153 @@
+"""The training step of a config, compiled for machines that are not here."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from soda_jax.data.windows import empty_batch
+from soda_jax.errors import UserError
+from soda_jax.parallel import rules
+from soda_jax.plan.costs import Costs, count_costs
+from soda_jax.plan.hlo import parse_module
+from soda_jax.train.run import Program, make_program
+
+# Products of matrices in each kernel of splash attention: the backward pass computes the scores again.
+_SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip at the peak, by kind.
+
+    Attributes:
+      parameters: f32.
+      optimizer: moments and counters.
+      batch: token ids and what goes with them.
+      temporaries: activations, gradients, gathered weights.
+      code: the program.
+      host: offloaded to the memory of the host; not part of the total.
+    """
+
+    parameters: float
+    optimizer: float
+    batch: float
+    temporaries: float
+    code: float
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All that lies on the chip."""
+        return self.parameters + self.optimizer + self.batch + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled step.
+
+    Attributes:
+      program: mesh, model and functions.
+      memory: of one chip.
+      costs: of one chip.
+      xla_flops: of XLA's own analysis, each loop counted once.
+      seconds: that compiling took.
+    """
+
+    program: Program
+    memory: Memory
+    costs: Costs
+    xla_flops: float
+    seconds: float
+
+
+class DoesNotFitError(UserError):
+    """The compiler found that the step needs more memory than a chip has."""
+
+
+def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
+    """Compiles the step that `soda train` runs.
+
+    Args:
+      config: of the run.
+      layout: `VocabularyLayout` of its data.
+      devices: of a topology or of this process.
+
+    Raises:
+      DoesNotFitError: if the memory of a chip does not suffice.
+      UserError: where config and devices do not fit each other.
+    """
+    program = make_program(config, layout, max(1, len(config.data.sources)), devices)
+    rows = config.batch_size
+    one = empty_batch(1, config.data.sequence_length)._asdict()
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            shape := (rows, *array.shape[1:]),
+            array.dtype,
+            sharding=rules.batch_sharding(program.mesh, shape),
+        )
+        for name, array in one.items()
+    }
+    platform = program.mesh.devices.flat[0].platform
+    began = time.perf_counter()
+    try:
+        traced = program.step.trace(program.abstract, batch)
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _no_fit(error) from None
+    seconds = time.perf_counter() - began
+    module = parse_module(compiled.as_text())
+    costs = count_costs(module, dict(program.mesh.shape), _kernels(config, program))
+    analysis = compiled.cost_analysis() or {}
+    memory = _memory(program, batch, compiled.memory_analysis())
+    return Step(program, memory, costs, float(analysis.get("flops", 0.0)), seconds)
+
+
+def _no_fit(error: Exception) -> Exception:
+    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    if used:
+        return DoesNotFitError(f"the step needs {used[1]} of the {used[2]} of a chip")
+    return error
+
+
+def _kernels(config: Any, program: Program) -> dict[str, float]:
+    """FLOPs of the attention kernels on one device: the causal half of the scores."""
+    mesh, length = program.mesh, config.data.sequence_length
+    rows = config.batch_size // config.accumulate
+    shape = (rows, length, config.model.heads, config.model.head_dim)
+    axes: tuple[str | None, ...] = ("batch", "sequence", "heads", None)
+    if rules.spec(mesh, ("kv_heads",), (config.model.kv_heads,)) != rules.spec(
+        mesh, ("heads",), shape[2:3]
+    ):
+        axes = ("batch", "sequence", None, None)  # see model/attention/splash.py
+    batch, queries, heads, size = rules.sharding(mesh, axes, shape).shard_shape(shape)
+    product = 2.0 * batch * heads * queries * length * size / 2
+    return {name: count * product for name, count in _SPLASH.items()}
+
+
+def _memory(program: Program, batch: Any, stats: Any) -> Memory:
+    params = _local_bytes(program.abstract["params"])
+    state = _local_bytes(program.abstract)
+    unaliased = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    return Memory(
+        parameters=params,
+        optimizer=state - params,
+        batch=_local_bytes(batch),
+        temporaries=stats.temp_size_in_bytes + unaliased,
+        code=stats.generated_code_size_in_bytes,
+        host=stats.host_temp_size_in_bytes,
+    )
+
+
+def _local_bytes(tree: Any) -> float:
+    """Bytes of one device's part of all arrays."""
+    return float(
+        sum(
+            jax.numpy.dtype(leaf.dtype).itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+            for leaf in jax.tree.leaves(tree)
+        )
+    )

@@ -1,0 +1,257 @@
+"""FLOPs, bytes and collectives of a compiled step on one device, loops counted as often as they run."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from soda_jax.plan.hlo import Array, Instruction, Module, product_flops, trip_count
+
+# Instructions that move nothing by themselves.
+_FREE = frozenset(
+    [
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "iota",
+        "opt-barrier",
+        "add-dependency",
+        "copy-done",
+        "all-gather-done",
+        "all-reduce-done",
+        "collective-permute-done",
+        "async-done",
+        "async-update",
+        "send-done",
+        "recv-done",
+    ]
+)
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """An exchange between devices.
+
+    Attributes:
+      kind: "all-gather", "all-reduce", …
+      axes: mesh axes along which its devices differ.
+      devices: how many take part.
+      bytes: that one device sends, by the ring algorithm.
+      times: how often it runs in a step.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    devices: int
+    bytes: float
+    times: int
+
+
+@dataclasses.dataclass
+class Costs:
+    """What one device does in one run of a program.
+
+    Attributes:
+      flops: of matrix products and kernels.
+      flops_once: of matrix products, every loop body counted once, as XLA's analysis does.
+      kernel_flops: the part of `flops` in kernels, by their authors' statement.
+      bytes: read from and written to the main memory.
+      collectives: exchanges with other devices.
+      open_loops: loops whose number of runs could not be found, counted once.
+    """
+
+    flops: float = 0.0
+    flops_once: float = 0.0
+    kernel_flops: float = 0.0
+    bytes: float = 0.0
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
+    open_loops: int = 0
+
+    def sent(self) -> dict[tuple[str, ...], float]:
+        """Bytes that one device sends in a step, by the mesh axes of the exchange."""
+        total: dict[tuple[str, ...], float] = {}
+        for one in self.collectives:
+            total[one.axes] = total.get(one.axes, 0.0) + one.bytes * one.times
+        return total
+
+
+def count_costs(module: Module, mesh: Mapping[str, int], kernels: Mapping[str, float]) -> Costs:
+    """Walks the program from its entry.
+
+    Args:
+      module: the parsed program.
+      mesh: sizes of the mesh's axes in order; device n of the program is device n of the mesh.
+      kernels: FLOPs of a kernel by a part of its name.
+    """
+    costs = Costs()
+    _walk(module, module.entry, 1, costs, mesh, kernels)
+    return costs
+
+
+def _walk(module, name, times, costs, mesh, kernels):
+    lines = module.computations[name]
+    for line in lines.values():
+        if line.opcode == "while":
+            runs = trip_count(module, line)
+            costs.open_loops += runs is None
+            _walk(module, line.called("body"), times * (runs or 1), costs, mesh, kernels)
+        elif line.opcode == "conditional":
+            # Whichever branch costs most would need all of them; steps have none that matters.
+            for branch in re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line.text):
+                _walk(module, branch, times, costs, mesh, kernels)
+        elif line.opcode == "call":
+            _walk(module, line.called("to_apply"), times, costs, mesh, kernels)
+        else:
+            if line.opcode == "custom-call":
+                costs.kernel_flops += _kernel(line, kernels) * times
+                costs.flops += _kernel(line, kernels) * times
+            for once in _products(module, line, lines):
+                costs.flops += once * times
+                costs.flops_once += once
+            costs.bytes += _moved(module, line, lines) * times
+            if found := _collective(module, line, lines, mesh):
+                costs.collectives.append(dataclasses.replace(found, times=times))
+
+
+def _products(
+    module: Module, line: Instruction, lines: Mapping[str, Instruction]
+) -> Iterator[float]:
+    if line.opcode in ("dot", "convolution"):
+        yield product_flops(line, lines)
+    elif line.opcode == "fusion" or line.opcode.startswith("async"):
+        inner = module.computations.get(line.called("calls") or "", {})
+        for one in inner.values():
+            yield from _products(module, one, inner)
+
+
+def _kernel(line: Instruction, kernels: Mapping[str, float]) -> float:
+    return next((flops for name, flops in kernels.items() if name in line.name), 0.0)
+
+
+def _moved(module: Module, line: Instruction, lines: Mapping[str, Instruction]) -> float:
+    """Bytes between the main memory and the rest of the device."""
+    if line.opcode in _FREE:
+        return 0.0
+    if line.opcode == "copy-start":
+        return float(sum(_main(array) for array in line.arrays[:2]))
+    if line.opcode == "dynamic-slice":
+        return 2.0 * _main(line.arrays[0])
+    if line.opcode == "dynamic-update-slice":
+        return 2.0 * _main(lines[line.operands[1]].arrays[0])
+    result = float(sum(_main(array) for array in line.arrays))
+    if line.opcode != "fusion":
+        return result + sum(_main(a) for name in line.operands for a in lines[name].arrays)
+    inner = module.computations.get(line.called("calls") or "", {})
+    root = next((one for one in inner.values() if one.root), None)
+    if root is not None and root.opcode == "dynamic-update-slice":
+        result = float(_main(inner[root.operands[1]].arrays[0]))
+    numbers = {int(p.arguments): p.name for p in inner.values() if p.opcode == "parameter"}
+    for number, name in enumerate(line.operands):
+        arrays = lines[name].arrays
+        if not arrays or _main(arrays[0]) == 0:
+            continue
+        users = [one for one in inner.values() if numbers.get(number) in one.operands]
+        result += min(
+            float(_main(arrays[0])), sum(_read(one, numbers.get(number), inner) for one in users)
+        )
+    return result
+
+
+def _read(user: Instruction, parameter: str | None, inner: Mapping[str, Instruction]) -> float:
+    """Bytes of a fusion's parameter that one of its users reads."""
+    if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter:
+        return float(user.arrays[0].bytes)
+    if user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
+        return 0.0
+    return float("inf")
+
+
+def _main(array: Array) -> int:
+    return 0 if array.fast else array.bytes
+
+
+def _collective(
+    module: Module,
+    line: Instruction,
+    lines: Mapping[str, Instruction],
+    mesh: Mapping[str, int],
+) -> Collective | None:
+    opcode = line.opcode.removesuffix("-start")
+    if opcode == "fusion":
+        inner = module.computations.get(line.called("calls") or "", {})
+        for one in inner.values():
+            if found := _collective(module, one, inner, mesh):
+                # A sum of which each device keeps a part, in one kernel.
+                cut = any(other.opcode == "dynamic-slice" for other in inner.values())
+                if found.kind == "all-reduce" and cut:
+                    return dataclasses.replace(found, kind="reduce-scatter", bytes=found.bytes / 2)
+                return found
+        return None
+    if opcode not in _COLLECTIVES:
+        return None
+    axes, devices = _partners(line, mesh)
+    if devices == 1:
+        return None
+    size = sum(array.bytes for array in line.arrays)
+    read = sum(array.bytes for name in line.operands for array in lines[name].arrays)
+    share = (devices - 1) / devices
+    sent = {
+        "all-gather": share * (size - read if line.opcode.endswith("-start") else size),
+        "reduce-scatter": share * read,
+        "all-reduce": 2 * share * read,
+        "all-to-all": share * read,
+        "collective-permute": float(read),
+    }[opcode]
+    return Collective(opcode, axes, devices, sent, 1)
+
+
+def _partners(line: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """Mesh axes along which the devices of a group differ, and the size of a group."""
+    group = _first_group(line.text)
+    if group is None and "replica_groups={}" not in line.text and "replica_groups=" in line.text:
+        raise ValueError(f"replica groups in a notation that is unknown: {line.text[:200]}")
+    if group is None:  # all devices
+        group = np.arange(int(np.prod(list(mesh.values()))))
+    places = np.array(np.unravel_index(group, tuple(mesh.values())))
+    differ = (places != places[:, :1]).any(axis=1)
+    return tuple(name for name, other in zip(mesh, differ, strict=True) if other), len(group)
+
+
+def _first_group(text: str) -> Any:
+    """Devices of the first group of a collective, in any of the notations of XLA."""
+    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
+        return np.array([int(pairs[1]), int(pairs[2])])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return np.array([int(n) for n in listed[1].split(",")])
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        order = np.arange(int(iota[1]) * int(iota[2])).reshape(_numbers(iota[3]))
+        order = order.transpose(_numbers(iota[4])) if iota[4] else order
+        return order.reshape(int(iota[1]), int(iota[2]))[0]
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}", text
+    )  # fmt: skip
+    if named:
+        sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        wanted = re.findall(r"'([^']+)'", named[4])
+        order = np.arange(int(np.prod(list(sizes.values()))))
+        if named[2]:
+            order = order.reshape(_numbers(named[2]))
+            order = order.transpose(_numbers(named[3])) if named[3] else order
+        index = tuple(slice(None) if name in wanted else 0 for name in sizes)
+        return order.reshape(tuple(sizes.values()))[index].reshape(-1)
+    return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))

@@ -1,0 +1,88 @@
+"""A step's memory, FLOPs and traffic by arithmetic alone, where nothing can be compiled.
+
+It counts the arrays that must exist and the bytes that must move; what a compiler adds is not in it. It
+also orders the candidates of a search before they are compiled.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from soda_jax.model.config import DecoderConfig
+from soda_jax.model.flops import training_flops_per_token
+from soda_jax.plan.compiled import Memory
+from soda_jax.plan.costs import Collective, Costs
+
+F32, BF16 = 4, 2
+
+
+def estimate_step(
+    config: Any, decoder: DecoderConfig, mesh: Mapping[str, int]
+) -> tuple[Memory, Costs]:
+    """Memory and costs of one device.
+
+    Args:
+      config: of the run.
+      decoder: its model.
+      mesh: sizes of the axes.
+    """
+    rows = math.prod(mesh[axis] for axis in mesh if axis in ("dcn", "data", "fsdp"))
+    split = mesh["fsdp"] * mesh["tensor"]
+    tokens = config.batch_size * config.data.sequence_length / rows / mesh["sequence"]
+    micro = tokens / config.accumulate
+    wide = BF16 if decoder.compute_dtype == "bfloat16" else F32
+    layer, size = decoder.layer_parameters, decoder.parameters
+    vocabulary = decoder.vocabulary.rows * decoder.width / mesh["tensor"]
+    attention = (2 * decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
+    inner = (attention + 3 * decoder.mlp_width) / mesh["tensor"] + 4 * decoder.width
+    kept = {
+        "none": inner + decoder.width,
+        "dots": inner + decoder.width,
+        "attention": decoder.width + decoder.heads * decoder.head_dim / mesh["tensor"],
+        "full": decoder.width,
+        "offload": 0,
+    }[decoder.remat]
+    temporaries = (
+        F32 * size / split  # gradients
+        + wide * (size + 2 * layer) / split
+        + 2 * wide * layer / mesh["tensor"]  # gathered weights of two layers
+        + vocabulary * (wide + F32)  # the head and its gradient, whole width
+        + 2 * F32 * min(config.loss_chunk, micro) * decoder.vocabulary.rows / mesh["tensor"]
+        + decoder.layers * micro * kept * wide
+        + 2 * micro * inner * wide
+    )
+    memory = Memory(
+        parameters=F32 * size / split,
+        optimizer=2 * F32 * size / split,
+        batch=tokens * 17,
+        temporaries=temporaries,
+        code=0.0,
+        host=decoder.layers * micro * decoder.width * wide if decoder.remat == "offload" else 0.0,
+    )
+    chips = math.prod(mesh.values())
+    whole = training_flops_per_token(decoder, config.data.sequence_length)
+    head = 6.0 * decoder.vocabulary.size * decoder.width
+    again = {"none": 0.0, "dots": 0.0, "attention": 0.3, "full": 1 / 3, "offload": 1 / 3}
+    all_tokens = config.batch_size * config.data.sequence_length
+    flops = (whole + again[decoder.remat] * (whole - head)) * all_tokens / chips
+    costs = Costs(flops=flops, flops_once=flops)
+    # Weights pass the memory at each use, the state is read and written once.
+    costs.bytes = config.accumulate * 3 * wide * size / mesh["tensor"] + 7 * F32 * size / split
+    costs.bytes += decoder.layers * tokens * inner * wide * 4
+    costs.collectives = list(_exchanges(config, decoder, mesh, wide, tokens))
+    return memory, costs
+
+
+def _exchanges(config, decoder, mesh, wide, tokens):
+    weights = wide * decoder.parameters / mesh["tensor"]
+    for axis, kind, size, times in (
+        ("fsdp", "all-gather", weights, 2 * config.accumulate),
+        ("fsdp", "reduce-scatter", weights, config.accumulate),
+        ("data", "all-reduce", 2 * weights / mesh["fsdp"], config.accumulate),
+        ("dcn", "all-reduce", 2 * weights / mesh["fsdp"], config.accumulate),
+        ("tensor", "all-reduce", 2 * wide * tokens * decoder.width, 4 * decoder.layers),
+        ("sequence", "all-gather", wide * tokens * mesh["sequence"] * 2
+         * decoder.kv_heads * decoder.head_dim / mesh["tensor"], 3 * decoder.layers),
+    ):  # fmt: skip
+        if (count := mesh.get(axis, 1)) > 1:
+            yield Collective(kind, (axis,), count, size * (count - 1) / count, times)

@@ -1,0 +1,201 @@
+"""`soda plan`: one step, or a search over meshes, remat and accumulation."""
+
+import copy
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from soda_jax.errors import UserError
+from soda_jax.plan.topologies import Topology, tpu_devices
+
+
+def compile_for_tpu_without_one() -> None:
+    """Sets the environment of this process for the TPU compiler; before the first use of jax."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at once disturb nobody
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any that it knows: the topology is named when it compiles
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def layout_of(data: str | None) -> Any:
+    """The vocabulary of a data set, SODA's without one."""
+    if data is None:
+        from soda_jax.tokens.vocabulary import VocabularyLayout
+
+        return VocabularyLayout.soda()
+    from soda_jax.data.manifest import Manifest
+
+    return Manifest.load(data).layout
+
+
+class Planner:
+    """Makes plans of one config on one topology.
+
+    Attributes:
+      config: as given.
+      topology: the machines.
+      estimates: whether figures are estimated, because nothing can be compiled or it was asked for.
+    """
+
+    def __init__(
+        self, config: Any, layout: Any, topology: Topology, price: float | None, estimate: bool
+    ):
+        """Args: layout: `VocabularyLayout`. price: of a chip hour. estimate: compile nothing."""
+        self.config, self.topology = config, topology
+        self._layout, self._price = layout, price
+        self._devices = None if estimate else self._find_devices()
+        self.estimates = self._devices is None
+
+    def _find_devices(self) -> Any:
+        if self.topology.is_tpu:
+            return tpu_devices(self.topology)
+        import jax
+
+        here = [device for device in jax.devices() if device.platform == "gpu"]
+        same = [d for d in here if self.topology.chip.name in d.device_kind.lower()]
+        return same[: self.topology.chips] if len(same) >= self.topology.chips else None
+
+    def make(self, config: Any, estimate: bool = False) -> Any:
+        """The `Outcome` of a config; UserError or DoesNotFitError where there is none."""
+        from soda_jax.model import VocabularyBlocks, decoder_config
+        from soda_jax.plan.compiled import compile_step
+        from soda_jax.plan.estimate import estimate_step
+        from soda_jax.plan.outcome import Outcome
+
+        layout = self._layout
+        blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+        decoder = decoder_config(config.model.to_dict(), blocks)
+        mesh = _mesh_sizes(config.mesh.to_dict(), self.topology)
+        common: dict[str, Any] = {
+            "topology": self.topology,
+            "mesh": mesh,
+            "settings": {
+                "accumulate": config.accumulate,
+                "remat": config.model.remat,
+                "attention": config.model.attention,
+                "loss chunk": config.loss_chunk,
+            },
+            "decoder": decoder,
+            "steps": config.steps,
+            "batch": config.batch_size,
+            "sequence": config.data.sequence_length,
+            "price": self._price,
+        }
+        if self._devices is None or estimate:
+            memory, costs = estimate_step(config, decoder, mesh)
+            why = "estimated by arithmetic, nothing was compiled"
+            return Outcome(memory=memory, costs=costs, source=why, **common)
+        step = compile_step(config, layout, self._devices)
+        kind = step.program.mesh.devices.flat[0].device_kind
+        return Outcome(
+            memory=step.memory,
+            costs=step.costs,
+            source=f"compiled for {kind} in {step.seconds:.0f} s",
+            compile_seconds=step.seconds,
+            xla_flops=step.xla_flops,
+            **common,
+        )
+
+
+def show(planner: Planner, as_json: bool) -> int:
+    """Prints the plan of the config as it is; 0 if it fits, else 1."""
+    from soda_jax.plan.compiled import DoesNotFitError
+    from soda_jax.plan.page import page
+
+    try:
+        outcome = planner.make(planner.config)
+    except DoesNotFitError as error:
+        if as_json:
+            print(json.dumps({"topology": str(planner.topology), "fits": False, "why": str(error)}))
+        else:
+            print(f"{planner.topology}: DOES NOT FIT: {error}; try --search")
+        return 1
+    print(json.dumps(outcome.to_json()) if as_json else page(outcome))
+    return 0 if outcome.fits else 1
+
+
+def search(planner: Planner, count: int, as_json: bool) -> int:
+    """Compiles the `count` candidates that the estimate finds best; prints what fits, best first."""
+    from soda_jax.plan.compiled import DoesNotFitError
+    from soda_jax.plan.page import table
+    from soda_jax.progress import progress
+
+    estimated: list[tuple[bool, float, int, Any]] = []
+    for config in candidates(planner.config, planner.topology):
+        guess = planner.make(config, estimate=True)
+        # The compiler may find room where the estimate sees none: those come last.
+        if guess.memory.total < 1.5 * planner.topology.chip.memory:
+            estimated.append((not guess.fits, guess.seconds, len(estimated), config))
+    if not estimated:
+        raise UserError(
+            f"{planner.topology}: no mesh and remat comes near fitting; take more chips"
+        )
+    found, failed = [], []
+    with progress("plans", min(count, len(estimated))) as bar:
+        for *_, config in sorted(estimated)[:count]:
+            name = _name(config)
+            try:
+                outcome = planner.make(config)
+                if outcome.fits:
+                    found.append(outcome)
+                else:
+                    failed.append((name, f"{outcome.memory.total / 1e9:.1f} GB"))
+            except DoesNotFitError as error:
+                failed.append((name, str(error)))
+            bar.advance(note=name)
+    # Of equal rooflines the one with more room.
+    found.sort(key=lambda one: (round(one.seconds, 3), one.memory.total))
+    if as_json:
+        print(json.dumps({"plans": [one.to_json() for one in found], "does_not_fit": failed}))
+    else:
+        print(table(found, failed))
+    return 0 if found else 1
+
+
+def candidates(config: Any, topology: Topology) -> Iterator[Any]:
+    """Configs with other meshes, remat and accumulation that the batch and the model allow."""
+    per_slice = topology.chips // topology.slices
+    sizes = [n for n in range(1, per_slice + 1) if per_slice % n == 0]
+    for fsdp, tensor in itertools.product(sizes, (1, 2, 4)):
+        if (
+            per_slice % (fsdp * tensor)
+            or config.model.width % fsdp
+            or config.model.kv_heads % tensor
+        ):
+            continue
+        rows = topology.chips // tensor
+        for accumulate, remat in itertools.product(
+            (1, 2, 4, 8), ("full", "attention", "dots", "offload", "none")
+        ):
+            if config.batch_size % (rows * accumulate):
+                continue
+            one = copy.deepcopy(config)
+            one.mesh.update(
+                dcn=topology.slices,
+                data=per_slice // fsdp // tensor,
+                fsdp=fsdp,
+                tensor=tensor,
+                sequence=1,
+            )
+            one.accumulate, one.model.remat = accumulate, remat
+            yield one
+
+
+def _name(config: Any) -> str:
+    mesh = " × ".join(f"{name}={size}" for name, size in config.mesh.items() if size > 1)
+    return f"{mesh or '1 chip'}, accumulate {config.accumulate}, remat {config.model.remat}"
+
+
+def _mesh_sizes(axes: dict[str, int], topology: Topology) -> dict[str, int]:
+    from soda_jax.parallel.mesh import mesh_sizes
+
+    return mesh_sizes(axes, topology.chips, topology.slices)

@@ -1,0 +1,158 @@
+"""The reading of compiled programs, on programs of this machine whose costs are known by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from soda_jax.parallel import rules
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.plan.costs import _first_group, count_costs
+from soda_jax.plan.hlo import _window_pairs, parse_module
+
+ROWS, WIDTH, LAYERS = 32, 64, 20
+
+
+def costs_of(function, *arguments, mesh=None, kernels=None):
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    sizes = dict(mesh.shape) if mesh is not None else {"data": 1}
+    return count_costs(parse_module(text), sizes, kernels or {})
+
+
+def array(*shape, sharding=None):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
+def test_a_loop_is_counted_as_often_as_it_runs():
+    def layers(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    found = costs_of(layers, array(ROWS, WIDTH), array(LAYERS, WIDTH, WIDTH))
+    assert found.flops == LAYERS * 2 * ROWS * WIDTH * WIDTH
+    assert found.flops_once == 2 * ROWS * WIDTH * WIDTH
+    assert found.open_loops == 0
+    # Each round reads one layer of the weights, not the stack.
+    weights = LAYERS * WIDTH * WIDTH * 4
+    assert weights < found.bytes < 8 * weights
+
+
+def test_loops_within_loops_multiply():
+    def inner(x, w):
+        return jax.lax.fori_loop(0, 3, lambda _, x: x @ w, x), None
+
+    def layers(x, weights):
+        return jax.lax.scan(inner, x, weights)[0]
+
+    found = costs_of(layers, array(ROWS, WIDTH), array(LAYERS, WIDTH, WIDTH))
+    assert found.flops == 3 * LAYERS * 2 * ROWS * WIDTH * WIDTH
+
+
+def test_products_with_batches_and_several_contracted_axes():
+    found = costs_of(
+        lambda a, b: jnp.einsum("gijk,gjkm->gim", a, b), array(3, 8, 16, 5), array(3, 16, 5, 32)
+    )
+    assert found.flops == 2 * 3 * 8 * 32 * 16 * 5
+
+
+def test_traffic_is_what_an_element_wise_step_reads_and_writes():
+    found = costs_of(lambda a, b: a * 2 + b, array(1000, 100), array(1000, 100))
+    assert found.bytes == 3 * 1000 * 100 * 4
+
+
+@pytest.mark.parametrize(
+    ("axes", "split", "kind"),
+    [
+        ({"data": 2, "fsdp": 4}, ("batch", None), "all-reduce"),
+        ({"data": 2, "tensor": 4}, ("batch", None), "all-reduce"),
+    ],
+)
+def test_collectives_are_told_by_mesh_axis_and_bytes(axes, split, kind):
+    mesh = make_mesh(axes)
+    laid = rules.sharding(mesh, split, (ROWS, WIDTH))
+
+    @functools.partial(jax.jit, out_shardings=rules.replicated(mesh))
+    def gram(x):
+        return x.T @ x
+
+    text = gram.lower(array(ROWS, WIDTH, sharding=laid)).compile().as_text()
+    found = count_costs(parse_module(text), dict(mesh.shape), {})
+    split_over = tuple(name for name in ("data", "fsdp") if axes.get(name, 1) > 1)
+    count = 1
+    for name in split_over:
+        count *= axes[name]
+    (one,) = found.collectives
+    assert (one.kind, one.axes, one.devices) == (kind, split_over, count)
+    assert one.bytes == pytest.approx(2 * (count - 1) / count * WIDTH * WIDTH * 4)
+    assert found.flops == 2 * WIDTH * WIDTH * ROWS / count
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups={{0,4},{1,5}}, x", [0, 4]),
+        ("replica_groups=[4,2]<=[8], x", [0, 1]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [0, 4]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, x", [0, 1, 2, 3]),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", [0, 4]),
+        ("source_target_pairs={{0,1},{1,2}}", [0, 1]),
+    ],
+)  # fmt: skip
+def test_every_notation_of_a_group_of_devices_is_read(text, group):
+    assert _first_group(text).tolist() == group
+
+
+def test_places_of_a_window_over_padding_do_not_count():
+    # A product written as a convolution: 8 places, window of 8, reversed over padding of 7 on each side.
+    assert _window_pairs(1, 8, 8, 1, 7, 1, 1) == 8
+    assert _window_pairs(8, 1, 8, 1, 0, 1, 1) == 8
+    assert _window_pairs(10, 10, 3, 1, 1, 1, 1) == 3 * 10 - 2
+    assert _window_pairs(4, 7, 1, 1, 0, 2, 1) == 4
+
+
+def test_a_condition_without_a_written_count_is_read_from_its_comparison():
+    text = """HloModule m
+
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %p = (s32[], f32[8,8]{1,0:T(8,128)}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %y = f32[8,8]{1,0:T(8,128)} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %r = (s32[], f32[8,8]{1,0:T(8,128)}) tuple(%next, %y)
+}
+
+%condition (q: (s32[], f32[8,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(36)
+  %q = (s32[], f32[8,8]{1,0:T(8,128)}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %a = (s32[], f32[8,8]{1,0:T(8,128)}) parameter(0)
+  ROOT %w = (s32[], f32[8,8]{1,0:T(8,128)}) while(%a), condition=%condition, body=%body
+}
+"""
+    found = count_costs(parse_module(text), {"data": 1}, {})
+    assert found.flops == 36 * 2 * 8**3
+    # Nothing is guessed where the text does not tell.
+    found = count_costs(parse_module(text.replace("constant(36)", "parameter(1)")), {"data": 1}, {})
+    assert (found.flops, found.open_loops) == (2 * 8**3, 1)
+
+
+def test_kernels_count_with_the_flops_stated_for_them():
+    text = """ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8] parameter(0)
+  ROOT %splash_mha_fwd.3 = f32[8] custom-call(%a), custom_call_target="tpu_custom_call"
+}
+"""
+    found = count_costs(parse_module(text), {"data": 1}, {"splash_mha_fwd": 1e6})
+    assert (found.flops, found.kernel_flops, found.flops_once) == (1e6, 1e6, 0.0)
+
+
+def test_a_text_that_is_no_program_is_refused():
+    with pytest.raises(ValueError, match="ENTRY"):
+        parse_module("nothing")

@@ -1,0 +1,142 @@
+"""`soda plan` without the TPU's compiler: names, arithmetic, search, JSON."""
+
+import argparse
+import json
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from soda_jax.commands import plan as command
+from soda_jax.commands._config import load_config
+from soda_jax.errors import UserError
+from soda_jax.plan import run as plan
+from soda_jax.plan.compiled import compile_step
+from soda_jax.plan.topologies import parse_topology
+from soda_jax.tokens.vocabulary import VocabularyLayout
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "memory"),
+    [("v5p:4x4x8", 128, 95 * 2**30), ("v5e:4x8", 32, 16 * 2**30), ("H100:8", 8, 80e9)],
+)
+def test_a_topology_is_chip_and_shape(text, chips, memory):
+    found = parse_topology(text)
+    assert (found.chips, found.chip.memory) == (chips, memory)
+    assert parse_topology(text, 2).chips == 2 * chips
+
+
+@pytest.mark.parametrize(
+    ("text", "slices", "told"),
+    [
+        ("v9:2x2", 1, "--topology=v9:2x2 is unknown: CHIP:SHAPE with a chip of v4, v5e, v5p, v6e, h100, h200"),
+        ("v5p", 1, "as in v4:2x2x4"),
+        ("v5p:0x2x2", 1, "is unknown"),
+        ("v5p:4x4", 1, "the shape of v5p is AxBxC"),
+        ("h100:2x4", 1, "the shape of h100 is a number of GPUs"),
+        ("v5e:4x4", 0, "--slices=0"),
+    ],
+)  # fmt: skip
+def test_a_topology_that_is_none_is_refused_with_the_valid_names(text, slices, told):
+    with pytest.raises(UserError, match=told):
+        parse_topology(text, slices)
+
+
+def planner(*overrides, topology="h100:8", config="soda_135m", price=None):
+    found = load_config(config, [f"--config.{one}" for one in overrides])
+    return plan.Planner(found, VocabularyLayout.soda(), parse_topology(topology), price, True)
+
+
+def test_an_estimate_counts_the_state_exactly_and_the_rest_by_its_arrays():
+    one = planner(price=2.0)
+    outcome = one.make(one.config)
+    blocks = 2 * (128_512 - 128_260) * 512  # padding rows are held, not counted
+    assert outcome.memory.parameters == pytest.approx(4 * outcome.decoder.parameters / 8)
+    assert outcome.memory.optimizer == 2 * outcome.memory.parameters
+    assert blocks / outcome.decoder.parameters < 2e-3
+    value = outcome.to_json()
+    assert value["tokens"] == 238_419 * 512 * 4096
+    assert value["cost"] == pytest.approx(value["chip_hours"] * 2.0)
+    assert value["roofline_seconds"] == max(value["bounds_seconds"].values())
+    assert 0 < value["mfu_bound"] < 1 and value["fits"]
+    # Full rematerialisation runs the forward pass of the layers twice.
+    none = planner("model.remat=none").make(load_config("soda_135m", ["--config.model.remat=none"]))
+    assert none.flops < outcome.flops < 4 / 3 * none.flops
+    assert none.memory.temporaries > 2 * outcome.memory.temporaries
+
+
+def test_traffic_of_gpus_beyond_their_node_is_the_networks():
+    inside = planner("mesh.fsdp=8").make(load_config("soda_4b", ["--config.mesh.fsdp=8"]))
+    assert "links" in inside.bounds() and "network" not in inside.bounds()
+    config = load_config("soda_4b", ["--config.mesh.fsdp=64"])
+    across = planner(topology="h100:64").make(config)
+    assert "network" in across.bounds() and "links" not in across.bounds()
+
+
+def test_the_search_prints_what_fits_best_first(capsys):
+    assert plan.search(planner(topology="h100:8", config="soda_1_7b"), 6, False) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| data")]
+    steps = [float(row.split("|")[5].replace(",", "")) for row in rows]
+    assert len(rows) > 1 and steps == sorted(steps)
+
+
+def test_candidates_keep_batch_and_model_divisible():
+    config = load_config("soda_135m", [])
+    found = list(plan.candidates(config, parse_topology("v5p:2x2x1")))
+    assert len(found) > 20
+    for one in found:
+        rows = one.mesh.dcn * one.mesh.data * one.mesh.fsdp
+        assert rows * one.mesh.tensor == 4
+        assert one.batch_size % (rows * one.accumulate) == 0
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args, args.unknown = parser.parse_known_args(words)
+    return args
+
+
+def test_the_command_prints_one_json_object(capsys):
+    words = ("--config=soda_600m", "--topology=h200:8", "--json", "--estimate")
+    assert command.run(arguments(*words)) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["parameters"] == 736_698_368 and value["chips"] == 8
+
+
+def test_a_step_that_does_not_fit_ends_with_1(capsys):
+    words = ("--config=soda_4b", "--topology=h100:1", "--estimate")
+    assert command.run(arguments(*words)) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_a_tpu_without_its_compiler_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    config, layout = load_config("soda_135m", []), VocabularyLayout.soda()
+    with pytest.raises(UserError, match=r"pip install 'soda-jax\[tpu\]'"):
+        plan.Planner(config, layout, parse_topology("v5p:2x2x1"), None, False)
+
+
+def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
+    """On simulated devices: the parts that need no TPU."""
+    config = load_config("demo", ["--config.mesh.data=2", "--config.mesh.fsdp=4"])
+    layout = VocabularyLayout(260, (256, 257, 258, 259), 256, 257, (16,) * 4)
+    step = compile_step(config, layout, jax.devices()[:8])
+    decoder = step.program.model.config
+    tokens = config.batch_size * config.data.sequence_length / 8
+    # Forward and backward products of the layers, whole squares of scores, and the head with padding.
+    attention = (
+        config.model.layers * 12 * decoder.heads * decoder.head_dim * config.data.sequence_length
+    )
+    rows = decoder.vocabulary.rows - decoder.vocabulary.size
+    wanted = (6 * (decoder.matmul_parameters + rows * decoder.width) + attention) * tokens
+    assert step.costs.flops == pytest.approx(wanted, rel=0.02)
+    assert step.costs.flops_once <= step.costs.flops and step.costs.open_loops == 0
+    params = sum(leaf.size for leaf in jax.tree.leaves(step.program.abstract["params"])) * 4
+    assert step.memory.parameters == pytest.approx(params / 4, rel=0.05)
+    assert step.memory.optimizer == pytest.approx(2 * step.memory.parameters, rel=0.01)
+    sent = step.costs.sent()
+    assert any("fsdp" in axes for axes in sent) and any("data" in axes for axes in sent)
+    assert isinstance(config, ConfigDict)
