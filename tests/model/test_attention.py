@@ -7,7 +7,9 @@ import pytest
 
 from soda_jax.errors import UserError
 from soda_jax.model.attention import attend, backend_for, packed_attention, packed_mask
+from soda_jax.model.attention.mosaic import key_ranges
 from soda_jax.model.attention.splash import splash_attention
+from soda_jax.model.attention.triton import triton_attention
 from soda_jax.model.placement import OneDevice
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -67,6 +69,45 @@ def test_invariant_4_splash_gives_values_and_gradients_of_the_reference(arrays, 
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("axes", [None, {"fsdp": 2, "tensor": 2}, {"tensor": 4}])
+def test_invariant_4_triton_gives_values_and_gradients_of_the_reference(arrays, expected, axes):
+    count = int(np.prod(list(axes.values()))) if axes else 1
+    placement = OnMesh(make_mesh(axes, jax.devices()[:count])) if axes else OneDevice()
+    found = values_and_gradients(
+        lambda segments: triton_attention(segments, placement, interpret=True), arrays
+    )
+    for name, a, b in zip(("out", "query", "key", "value"), found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_triton_is_made_for_a_gpu_forward_and_backward_without_all_scores(arrays):
+    """As far as a machine without a GPU goes: to the module that its compiler takes."""
+    segments, *rest = (jnp.asarray(x) for x in arrays)
+
+    def run(segments, query, key, value, cotangent):
+        attention = triton_attention(segments, OneDevice("gpu"))
+        out, pull = jax.vjp(attention, query, key, value)
+        return out, *pull(cotangent)
+
+    check = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    made = jax.export.export(jax.jit(run), platforms=["cuda"], disabled_checks=[check])
+    text = made(segments, *(x.astype(jnp.bfloat16) for x in rest)).mlir_module()
+    assert text.count("__gpu$xla.gpu.triton") >= 2
+    assert f"{LENGTH}x{LENGTH}x" not in text
+    # The keys keep their own number of heads.
+    assert f"{BATCH}x{LENGTH}x{GROUPS}x{HEAD_DIM}" in text
+
+
+@pytest.mark.parametrize(
+    ("length", "axes", "told"),
+    [(200, {"data": 1}, "200 is not a multiple of 64"), (256, {"sequence": 2}, "whole sequences")],
+)
+def test_triton_refuses_what_its_kernel_cannot_take(length, axes, told):
+    placement = OnMesh(make_mesh(axes, jax.devices()[: max(axes.values())]))
+    with pytest.raises(UserError, match=told):
+        triton_attention(jnp.zeros((1, length), jnp.int32), placement)
+
+
 def test_splash_refuses_a_sequence_that_its_tiles_do_not_fit():
     with pytest.raises(UserError, match=r"sequence_length 200 over 1 devices is 200, not a mult"):
         splash_attention(jnp.zeros((1, 200), jnp.int32), OneDevice("tpu"))
@@ -77,7 +118,7 @@ def test_splash_refuses_a_sequence_that_its_tiles_do_not_fit():
     [
         ("auto", "cpu", "xla"),
         ("auto", "tpu", "splash"),
-        ("auto", "gpu", "tokamax"),
+        ("auto", "gpu", "triton"),
         ("xla", "tpu", "xla"),
     ],
 )
@@ -88,10 +129,27 @@ def test_the_backend_follows_the_platform_of_the_devices(name, platform, backend
 @pytest.mark.parametrize(
     ("name", "platform", "told"),
     [
-        ("flash", "tpu", "model.attention = 'flash' is unknown: auto, splash, tokamax, xla"),
-        ("splash", "gpu", "'splash' does not run on gpu: auto or tokamax, xla"),
+        ("flash", "tpu", "model.attention = 'flash' is unknown: auto, mosaic, splash, triton, xla"),
+        ("splash", "gpu", "'splash' does not run on gpu: auto or triton, mosaic, xla"),
     ],
 )
 def test_a_backend_that_is_unknown_or_elsewhere_is_refused(name, platform, told):
     with pytest.raises(UserError, match=told):
         packed_attention(jnp.zeros((1, 8), jnp.int32), name, OneDevice(platform))
+
+
+def test_the_ranges_for_gpu_kernels_are_the_mask():
+    rng = np.random.default_rng(1)
+    segments = np.cumsum(rng.random((3, 50)) < 0.2, axis=1).astype(np.int32)
+    first, last = (np.asarray(x) for x in key_ranges(jnp.asarray(segments)))
+    keys = np.arange(50)
+    ranges = (keys >= first[..., None]) & (keys < last[..., None])
+    np.testing.assert_array_equal(ranges, packed_mask(jnp.asarray(segments)))
+
+
+def test_mosaic_without_tokamax_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tokamax._src.ops.attention", None)
+    with pytest.raises(UserError, match=r"pip install 'soda-jax\[gpu\]'"):
+        packed_attention(jnp.zeros((1, 8), jnp.int32), "mosaic", OneDevice("gpu"))

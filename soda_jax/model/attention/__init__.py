@@ -11,7 +11,7 @@ from soda_jax.model.placement import Placement
 __all__ = ["BACKENDS", "attend", "backend_for", "packed_attention", "packed_mask"]
 
 # "auto" takes the first of its platform.
-BACKENDS = {"cpu": ("xla",), "gpu": ("tokamax", "xla"), "tpu": ("splash", "xla")}
+BACKENDS = {"cpu": ("xla",), "gpu": ("triton", "mosaic", "xla"), "tpu": ("splash", "xla")}
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -56,9 +56,13 @@ def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement)
         from soda_jax.model.attention.splash import splash_attention
 
         return splash_attention(segment_ids, placement)
-    if chosen == "tokamax":
-        from soda_jax.model.attention.gpu import tokamax_attention
+    if chosen == "triton":
+        from soda_jax.model.attention.triton import triton_attention
 
-        return tokamax_attention(segment_ids, placement)
+        return triton_attention(segment_ids, placement)
+    if chosen == "mosaic":
+        from soda_jax.model.attention.mosaic import ranged_attention
+
+        return ranged_attention(segment_ids, placement)
     mask = packed_mask(segment_ids)
     return lambda query, key, value: attend(query, key, value, mask)

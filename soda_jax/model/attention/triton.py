@@ -1,0 +1,74 @@
+"""Attention on a GPU by the Triton kernel of jax: scores stay on the chip, keys are not repeated."""
+
+from collections.abc import Callable
+
+import jax
+from jax.experimental.pallas.ops.gpu import attention as kernels
+
+from soda_jax.errors import UserError
+from soda_jax.model.placement import Placement
+
+BLOCK = 64
+_SIZES = kernels.BlockSizes(
+    block_q=BLOCK, block_k=BLOCK, block_q_dkv=BLOCK, block_kv_dkv=BLOCK, block_q_dq=BLOCK,
+    block_kv_dq=BLOCK,
+)  # fmt: skip
+
+
+def triton_attention(
+    segment_ids: jax.Array, placement: Placement, interpret: bool = False
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """See `packed_attention`.
+
+    Args:
+      segment_ids: int32 `[batch, sequence]`.
+      placement: of the arrays. Heads are split where both kinds of head can be; the sequence is whole.
+      interpret: run the kernel's operations one by one on any platform, for tests.
+
+    Raises:
+      UserError: if the sequence is not a multiple of 64, or is split over devices.
+    """
+    length = segment_ids.shape[1]
+    if placement.ways("sequence", length) > 1:
+        raise UserError(
+            "model.attention = triton needs whole sequences: set --config.mesh.sequence=1, or "
+            "--config.model.attention=mosaic"
+        )
+    if length % BLOCK:
+        raise UserError(
+            f"model.attention = triton: data.sequence_length {length} is not a multiple of {BLOCK}; "
+            "change it, or set --config.model.attention=xla"
+        )
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
+        scale, groups = query.shape[-1] ** -0.5, key.shape[2]
+
+        def one_of_group(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return kernels.mha(
+                query, key, value, ids, sm_scale=scale, causal=True, block_sizes=_SIZES,
+                interpret=interpret,
+            )  # fmt: skip
+
+        # Query heads of one kv head are a further dimension of the grid; the keys have none there.
+        by_group = query.reshape(*query.shape[:2], groups, -1, query.shape[-1])
+        mixed = jax.vmap(one_of_group, (3, None, None), 3)(by_group, key, value)
+        return mixed.reshape(query.shape)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        heads, groups = query.shape[2], key.shape[2]
+        # A device must hold the kv heads of its query heads.
+        split = placement.ways("kv_heads", groups) == placement.ways("heads", heads)
+        axes: tuple[tuple[str | None, ...], ...] = (
+            ("batch", None, "heads" if split else None, None),
+            ("batch", None, "kv_heads" if split else None, None),
+            ("batch", None, "kv_heads" if split else None, None),
+            ("batch", None),
+        )
+        arrays = (query, key, value, segment_ids)
+        laid = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]
+        if laid[0] is None:
+            return local(*arrays)
+        inputs = tuple(one.spec for one in laid if one is not None)
+        return placement.on_shards(local, inputs, inputs[0])(*arrays)
+
+    return attend
