@@ -7,7 +7,7 @@ readonly PREEMPTED=75
 readonly SCRIPT=${0##*/}
 
 say() {
-  printf '%s: %s\n' "$SCRIPT" "$*" >&2
+  printf '%s: %s\n' "$SCRIPT" "${*//$'\n'/ }" >&2
 }
 
 # fail MESSAGE: one line, and the status of a fault that the user can mend.

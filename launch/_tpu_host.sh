@@ -46,13 +46,14 @@ stop() {
 
 # detached ARGUMENTS…: the run itself; its exit status stays in ~/soda-run/code.
 detached() {
-  local code=0 pid
+  local code=0 pid='' terminated=''
+  # A machine that goes down tells every process. The signal ends the wait, not the run.
+  trap 'terminated=1; [[ -z $pid ]] || kill -TERM "$pid"' TERM
   cd "$ROOT"
   .venv/bin/soda train "$@" &
   pid=$!
+  [[ -z $terminated ]] || kill -TERM "$pid"
   echo "$pid" >"$RUN/pid"
-  # A machine that goes down tells every process. The signal ends the wait, not the run.
-  trap 'kill -TERM "$pid"' TERM
   while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
   wait "$pid" || code=$?
   echo "$code" >"$RUN/code.partial"
@@ -82,9 +83,11 @@ case ${1:-} in
     if [[ $(cat "$RUN/attempt" 2>/dev/null) != "$attempt" ]]; then
       stop
       rm -f "$RUN/code"
+      # Here, because the one who follows may be there before the one who writes.
+      : >"$RUN/log"
       exec 9>"$RUN/lock"
       flock 9
-      setsid nohup "$ROOT/launch/_tpu_host.sh" detached "$@" >"$RUN/log" 2>&1 </dev/null &
+      setsid nohup "$ROOT/launch/_tpu_host.sh" detached "$@" >>"$RUN/log" 2>&1 </dev/null &
       echo $! >"$RUN/runner"
       exec 9>&-
       echo "$ROOT" >"$RUN/source"

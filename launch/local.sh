@@ -95,7 +95,7 @@ while ((${#left[@]})); do
     if [[ -z $limit ]]; then
       # 75 is agreed among the processes, the others are on their way; another status leaves them
       # waiting for one that never comes back.
-      limit=$((SECONDS + option[grace] * (code == PREEMPTED ? 6 : 1)))
+      limit=$((SECONDS + 1 + option[grace] * (code == PREEMPTED ? 6 : 1)))
       ((code == PREEMPTED)) || {
         say "a process ended with status $code: ending the others" 2>&"$errors"
         signal_all TERM

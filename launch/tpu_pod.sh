@@ -52,7 +52,8 @@ commit=$(git -C "$ROOT" rev-parse --short=12 HEAD 2>/dev/null) ||
 # Files that git does not know count as well: a config of one's own would not be there.
 changed=$(git -C "$ROOT" status --porcelain)
 if [[ -n $changed ]]; then
-  told="${changed%%$'\n'*} is not in commit $commit, which is what the pod gets"
+  first=${changed%%$'\n'*}
+  told="${first:3} is not as in commit $commit, which is what the pod gets"
   [[ -n ${option[allow_uncommitted]} || -n ${option[dry_run]} ]] ||
     fail "$told; commit it, or pass --allow_uncommitted"
   say "warning: $told"
@@ -136,9 +137,8 @@ set_command() {
   command=$(quote bash "$source/launch/_tpu_host.sh" train "$stamp-$attempt" "${arguments[@]}")
 }
 
-# prepare: brings pod, source and command to where the next attempt can start.
+# prepare: brings source and command to where the next attempt can start.
 prepare() {
-  ensure_pod
   until [[ -n $installed ]]; do
     if put_source; then
       installed=1
@@ -183,7 +183,7 @@ trap 'rm -rf "$scratch"' EXIT
 ensure_pod
 trap at_end EXIT
 
-if [[ -z $created ]] && on_hosts '! flock --nonblock soda-run/lock true'; then
+if [[ -z $created ]] && on_hosts 'test -e soda-run/lock && ! flock --nonblock soda-run/lock true'; then
   say "$name trains already: following that; the arguments given here count from its next start"
   # shellcheck disable=SC2016  # for the shell of the host
   command='bash "$(cat soda-run/source)/launch/_tpu_host.sh" follow'
@@ -201,6 +201,7 @@ while true; do
   ask
   if [[ $state != READY ]]; then
     say "status $code and $name is $state: going on with a new pod"
+    ensure_pod
     prepare
   elif ((code == PREEMPTED)); then
     say "stopped with a checkpoint saved: starting again"
@@ -208,7 +209,7 @@ while true; do
   elif ((code == 255 && ++lost <= 5)); then
     say "no connection to $name: trying again; what runs there goes on"
   else
-    say "error: soda train ended with status $code"
+    say "error: the run on $name ended with status $code; what it said stands above"
     exit "$code"
   fi
 done

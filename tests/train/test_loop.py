@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from run_toys import (
+    CLOCKS,
     KilledError,
     Watcher,
     assert_same_run,
@@ -17,7 +18,6 @@ from run_toys import (
     rows_of,
     stored_state,
     terminate,
-    without_clocks,
 )
 from train_toys import LAYOUT
 
