@@ -77,6 +77,7 @@ def test_a_job_that_is_cancelled_stays_cancelled(cloud, batch):
     file = cloud.folder / "batch"
     file.write_text(batch())
     file.chmod(0o755)
+    cloud.add("scontrol")
     srun = cloud.path / "srun"
     srun.write_text("#!/bin/sh\nkill -TERM $PPID\nexit 75\n")
     srun.chmod(0o755)

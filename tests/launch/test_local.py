@@ -24,6 +24,8 @@ for name, status in on.items():
             os._exit(status)
     signal.signal(getattr(signal, "SIG" + name), told)
 pathlib.Path(sys.argv[-1].removeprefix("--process=")).touch()
+while len(os.listdir()) < int(sys.argv[-2].removeprefix("--processes=")):
+    time.sleep(0.05)
 while True:
     time.sleep(0.05)
 """
@@ -39,10 +41,12 @@ def start(folder, program, *options, processes=2):
     pipe = subprocess.PIPE
     running = subprocess.Popen(words, cwd=folder, stdout=pipe, stderr=pipe, text=True)
     deadline = time.monotonic() + 30
-    while len(list(folder.iterdir())) < processes:
-        assert running.poll() is None and time.monotonic() < deadline
+    while True:
+        ended = running.poll()  # asked first: all may announce themselves and one end meanwhile
+        if len(list(folder.iterdir())) == processes:
+            return running
+        assert ended is None and time.monotonic() < deadline
         time.sleep(0.02)
-    return running
 
 
 def test_each_process_is_told_its_number_and_one_free_port():
@@ -121,7 +125,7 @@ def _alive(pid):
 
 
 def test_75_waits_for_the_others_to_save(tmp_path):
-    program = "import sys, time\nlate = sys.argv[-1].endswith('=1')\ntime.sleep(1.5 * late)\n"
+    program = "import sys, time\nlate = sys.argv[-1].endswith('=1')\ntime.sleep(3 * late)\n"
     program += "print('saved'); sys.exit(75)"
     done = run("--processes=2", "--grace=1", "--", sys.executable, "-c", program)
     assert done.returncode == 75 and not done.stderr
