@@ -33,8 +33,9 @@ usage() {
 declare -A option=()
 rest=()
 
-# parse_options VALUES FLAGS WORD…: fills option[name] (defaults may stand there, else it is empty) from --name=value or --name value for the names in
-# VALUES and with 1 for those in FLAGS, and `rest` with the words after `--`.
+# parse_options VALUES FLAGS WORD…: fills option[name] from --name=value or --name value for the names in VALUES
+# and with 1 for those in FLAGS, and `rest` with the words after `--`. What is not given keeps the default that
+# stands in `option`, or is empty.
 parse_options() {
   local values=" $1 " flags=" $2 " word name
   shift 2

@@ -12,7 +12,7 @@
 # --spot, --reserved      kind of capacity
 # --bucket=gs://B[/DIR]   the workdir is gs://B/DIR/NAME, unless the arguments name one
 # --allow_uncommitted     go on although the checkout has changes that the pod will not see
-# --delete_when_done      delete the pod when the run is done or has failed (not after Ctrl-C)
+# --delete_when_done      delete the pod when the run is done or has failed (not after Ctrl-C or a lost connection)
 # --poll_seconds=S        how often to ask while waiting for a pod (30)
 # --dry_run               print the commands, run none
 #
@@ -84,17 +84,27 @@ must() {
 }
 
 # ask: `state` becomes READY, NONE (nothing of that name), or what stands in the way: the state of the queued
-# resource, or of the pod, which is told first of a preemption.
+# resource, or of the pod, which is told first of a preemption. Once gcloud has answered, a run of days is not
+# given up for a network that is away for minutes.
+tries=1
 ask() {
-  if ! state=$("${describe_queue[@]}" 2>"$scratch/told"); then
-    absent_or_fail
-    state=NONE
-  elif [[ $state == ACTIVE ]]; then
-    state=$("${describe_pod[@]}" 2>"$scratch/told") || absent_or_fail
-  fi
+  local try
+  for ((try = 1; try <= tries; try++)); do
+    if answer; then
+      tries=10
+      return
+    fi
+    ((try == tries)) || sleep "${option[poll_seconds]}"
+  done
+  fail "gcloud cannot tell the state of $name: $(tail -n 1 "$scratch/told")"
 }
-absent_or_fail() {
-  grep -q NOT_FOUND "$scratch/told" || fail "gcloud cannot tell the state of $name: $(tail -n 1 "$scratch/told")"
+answer() {
+  if ! state=$("${describe_queue[@]}" 2>"$scratch/told"); then
+    state=NONE
+    grep -q NOT_FOUND "$scratch/told"
+  elif [[ $state == ACTIVE ]]; then
+    state=$("${describe_pod[@]}" 2>"$scratch/told") || grep -q NOT_FOUND "$scratch/told"
+  fi
 }
 
 # ensure_pod: returns when the pod is there. A new one has no soda: `created` is 1, `installed` empty.
@@ -169,16 +179,16 @@ if [[ -n ${option[dry_run]} ]]; then
 fi
 
 scratch=$(mktemp -d)
-interrupted=''
+ended='' # 1 when the run is known to have ended
 at_end() {
   rm -rf "$scratch"
-  if [[ -n ${option[delete_when_done]} && -z $interrupted ]]; then
+  if [[ -n ${option[delete_when_done]} && -n $ended ]]; then
     must "${delete[@]}"
   else
     say "$name stays, with what runs on it, and is paid for until: $(quote "${delete[@]}")"
   fi
 }
-trap 'interrupted=1; exit 130' INT TERM
+trap 'exit 130' INT TERM
 trap 'rm -rf "$scratch"' EXIT
 ensure_pod
 trap at_end EXIT
@@ -194,7 +204,10 @@ lost=0
 while true; do
   began=$SECONDS code=0
   on_hosts "$command" || code=$?
-  ((code)) || exit 0
+  if ! ((code)); then
+    ended=1
+    exit
+  fi
   # What has been preempted is not known as such at once.
   sleep "${option[poll_seconds]}"
   ((SECONDS - began < 600)) || lost=0
@@ -210,6 +223,8 @@ while true; do
     say "no connection to $name: trying again; what runs there goes on"
   else
     say "error: the run on $name ended with status $code; what it said stands above"
+    # Without a connection (255) it may go on.
+    ((code == 255)) || ended=1
     exit "$code"
   fi
 done

@@ -233,6 +233,31 @@ def test_a_gcloud_that_cannot_answer_is_not_taken_for_an_absent_pod(cloud, pod):
     )
 
 
+def test_a_gcloud_that_fails_for_a_while_does_not_end_a_run(cloud, pod):
+    say_states(cloud, "NONE", READY)
+    for _ in range(9):
+        cloud.answer("queued-resources", "describe", stderr="ERROR: no network\n", code=1)
+    say_states(cloud, READY)
+    cloud.answer("create")
+    cloud.answer("scp")
+    say_statuses(cloud, 0, 255, 0)
+    assert pod().returncode == 0
+    assert len(set(attempts(cloud))) == 1
+
+
+@pytest.mark.parametrize("states", [["READY"] * 6, []])
+def test_a_pod_on_which_the_run_may_go_on_is_not_deleted(cloud, pod, states):
+    # The connection stays lost, or gcloud cannot tell the state any more.
+    say_states(cloud, "NONE", READY, *["ACTIVE/" + state for state in states])
+    cloud.answer("create")
+    cloud.answer("scp")
+    say_statuses(cloud, 0, *[255] * (len(states) or 1))
+    cloud.answer("describe", always=True, stderr="ERROR: no network\n", code=1)
+    done = pod("--delete_when_done")
+    assert done.returncode == (255 if states else 2)
+    assert "delete" not in verbs(cloud) and "pod stays" in done.stderr
+
+
 def test_an_installation_that_fails_on_a_sound_pod_is_an_error(cloud, pod):
     say_states(cloud, "NONE", READY, READY)
     cloud.answer("create")
