@@ -16,7 +16,7 @@ help:
 	@echo "make demo     the whole path on synthetic speech, in minutes; writes demo/report.html"
 	@echo "make test     the test suite"
 	@echo "make parity   what is compared with torch, transformers and seqio or needs the TPU compiler, which it installs beside"
-	@echo "make lint     ruff, import-linter, mypy"
+	@echo "make lint     ruff, import-linter, mypy, shellcheck"
 	@echo "make bench    the benchmarks, one table each"
 	@echo "make golden   rewrites the golden files of the tests; look at the difference before a commit"
 	@echo "make clean    removes .venv, .parity, demo/ and caches"
@@ -35,6 +35,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources launch/*.sh .ci/run
 
 bench: $(STAMP)
 	@for file in $(BENCHMARKS); do echo "== $$file"; \

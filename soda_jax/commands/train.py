@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deterministic", action="store_true", help="bit-for-bit repeatable kernels on GPU"
     )
+    processes = parser.add_argument_group(
+        "processes", "a run of several, where Slurm or the cloud does not say it"
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    processes.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from soda_jax.parallel import hosts
     from soda_jax.train.loop import train
 
-    hosts.start()
+    hosts.start(args.coordinator, args.processes, args.process)
     hooks: list = []
     if config.evaluate.every_steps:
         hooks.append(LossHook(config.evaluate.every_steps, config.evaluate.batches))

@@ -9,8 +9,17 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from run_toys import KilledError, Watcher, kill, rows_of, terminate
-from train_toys import LAYOUT, leaves
+from run_toys import (
+    CLOCKS,
+    KilledError,
+    Watcher,
+    assert_same_run,
+    kill,
+    rows_of,
+    stored_state,
+    terminate,
+)
+from train_toys import LAYOUT
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.data.dataset import make_dataset
@@ -19,40 +28,6 @@ from soda_jax.parallel import mesh, rules
 from soda_jax.train import loop
 from soda_jax.train import run as parts
 from soda_jax.train.loop import DONE, PREEMPTED, train
-
-# What two runs with the same numbers may differ in.
-CLOCKS = {
-    "seconds", "tokens_per_second", "audio_seconds_per_second", "flops_per_second", "mfu",
-    "data_wait_seconds",
-}  # fmt: skip
-
-
-def without_clocks(rows):
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
-
-
-def stored_state(workdir, step):
-    """All arrays of a checkpoint, by name, as numpy."""
-    import orbax.checkpoint as ocp
-
-    reader = CheckpointReader(workdir / "checkpoints")
-    found = {}
-    for item in ("params", "training"):
-        tree = ocp.PyTreeCheckpointer().restore(reader.path(step) / item)
-        found |= {f"{item}.{name}": value for name, value in leaves(tree).items()}
-    return found, reader.metadata(step)
-
-
-def assert_same_run(workdir, other, step=6):
-    (found, metadata), (wanted, metadata_wanted) = (
-        stored_state(folder, step) for folder in (workdir, other)
-    )
-    assert found.keys() == wanted.keys() and len(found) > 30
-    for name, value in wanted.items():
-        assert found[name].dtype == value.dtype
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert metadata == metadata_wanted
-    assert without_clocks(rows_of(workdir)) == without_clocks(rows_of(other))
 
 
 def test_hooks_are_called_at_their_steps_and_after_the_last_one(whole):

@@ -1,0 +1,152 @@
+# shellcheck shell=bash
+# What the launch scripts share: options, errors, quoting. Sourced, never run.
+
+# soda's exit status for "stopped by SIGTERM with a checkpoint saved: start it again".
+# shellcheck disable=SC2034  # used by the scripts that source this file
+readonly PREEMPTED=75
+readonly SCRIPT=${0##*/}
+
+say() {
+  printf '%s: %s\n' "$SCRIPT" "${*//$'\n'/ }" >&2
+}
+
+# fail MESSAGE: one line, and the status of a fault that the user can mend.
+fail() {
+  say "error: $*"
+  exit 2
+}
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
+fi
+
+# need TOOL WHERE_FROM: the tool is on PATH.
+need() {
+  command -v "$1" >/dev/null || fail "$1 is not on PATH: $2"
+}
+
+# The comment at the head of the script is its help.
+usage() {
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+}
+
+declare -A option=()
+rest=()
+
+# parse_options VALUES FLAGS WORD…: fills option[name] from --name=value or --name value for the names in VALUES
+# and with 1 for those in FLAGS, and `rest` with the words after `--`. What is not given keeps the default that
+# stands in `option`, or is empty.
+parse_options() {
+  local values=" $1 " flags=" $2 " word name
+  shift 2
+  for name in $values $flags; do option[$name]=${option[$name]:-}; done
+  while (($#)); do
+    word=$1
+    name=${word#--}
+    name=${name%%=*}
+    shift
+    case $word in
+      --)
+        rest=("$@")
+        return
+        ;;
+      --help | -h)
+        usage
+        exit 0
+        ;;
+      --*=*)
+        [[ $flags != *" $name "* ]] || fail "--$name takes no value"
+        [[ $values == *" $name "* ]] || _unknown "$name" "$values$flags"
+        option[$name]=${word#*=}
+        ;;
+      --*)
+        if [[ $flags == *" $name "* ]]; then
+          option[$name]=1
+          continue
+        fi
+        [[ $values == *" $name "* ]] || _unknown "$name" "$values$flags"
+        (($#)) || fail "--$name needs a value"
+        option[$name]=$1
+        shift
+        ;;
+      *) fail "unexpected argument $(quote "$word"): arguments of soda train come after --" ;;
+    esac
+  done
+}
+
+_unknown() {
+  local names
+  read -ra names <<<"$2"
+  fail "unknown option --$1; there are ${names[*]/#/--}"
+}
+
+# require NAME…: these options were given, with a value.
+require() {
+  local name
+  for name; do
+    [[ -n ${option[$name]:-} ]] || fail "--$name=… is missing; see $SCRIPT --help"
+  done
+}
+
+# require_number NAME [LEAST]: the option is a whole number, at least LEAST (1).
+require_number() {
+  local value=${option[$1]} least=${2:-1}
+  if ! [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((value < least)); then
+    fail "--$1=$value: give a whole number, $least or more"
+  fi
+}
+
+# quote WORD…: the words as one line that any POSIX shell reads back unchanged.
+quote() {
+  local word line=
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+=" $word"
+  done
+  printf '%s\n' "${line# }"
+}
+
+# run WORD…: runs the command; under --dry_run prints it.
+run() {
+  if [[ -n ${option[dry_run]:-} ]]; then quote "$@"; else "$@"; fi
+}
+
+# prefix TEXT: copies standard input, each line behind TEXT.
+prefix() {
+  local line
+  while IFS= read -r line || [[ -n $line ]]; do printf '%s%s\n' "$1" "$line"; done
+}
+
+# set_training WORD…: `training` becomes the command that trains: the words as they are if the first is a
+# command, else the words behind `soda train`, with the soda of this checkout where there is one.
+training=()
+set_training() {
+  (($#)) || fail "give the arguments of soda train after --, as in -- --config=configs/demo.py --workdir=runs/demo"
+  case $1 in
+    -*)
+      local soda="$ROOT/.venv/bin/soda"
+      [[ -x $soda ]] || soda=soda
+      training=("$soda" train "$@")
+      ;;
+    *) training=("$@") ;;
+  esac
+}
+
+# set_train_arguments WORD…: `arguments` becomes what `soda train` on another machine is given; with
+# --bucket, a workdir in it named after the job unless there is one.
+arguments=()
+set_train_arguments() {
+  local word
+  # `soda train …` is what one writes by hand; elsewhere only the arguments travel.
+  if [[ ${1:-} == soda && ${2:-} == train ]]; then shift 2; fi
+  (($#)) || fail "give the arguments of soda train after --, as in -- --config=configs/soda_4b.py"
+  [[ $1 == -* ]] || fail "$(quote "$1"): after -- come the arguments of soda train, as in -- --config=configs/soda_4b.py"
+  arguments=("$@")
+  for word; do
+    [[ $word != --workdir && $word != --workdir=* ]] || return 0
+  done
+  [[ -n ${option[bucket]:-} ]] ||
+    fail "no --workdir among the arguments of soda train; give one, or --bucket=gs://… for a folder named after the job"
+  [[ ${option[bucket]} == gs://?* ]] || fail "--bucket=${option[bucket]}: give gs://BUCKET or gs://BUCKET/FOLDER"
+  arguments+=("--workdir=${option[bucket]%/}/${option[name]}")
+}
