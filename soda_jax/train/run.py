@@ -20,6 +20,7 @@ from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.xla_options import compiler_options
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state
 from soda_jax.train.step import StepSettings, make_train_step
@@ -196,6 +197,7 @@ def make_program(
         make_train_step(model, optimizer, schedule, settings, mesh),
         donate_argnums=0,
         out_shardings=(state_shardings, rules.replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
     return Program(mesh, model, abstract, init, step)
 
