@@ -125,5 +125,5 @@ def suite(
     )
     config.optimizer.peak = suite_learning_rate(width)
     config.data.sources = ConfigDict(suite_sources())
-    config.mesh.update(data=1, fsdp=-1)
+    config.mesh.update(data=-1, fsdp=-1)
     return config

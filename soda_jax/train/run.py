@@ -19,7 +19,7 @@ from soda_jax.files import link_or_copy, write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
-from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.mesh import fill_both, make_mesh, slice_count
 from soda_jax.parallel.xla_options import compiler_options
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state
@@ -168,7 +168,9 @@ def make_program(
     Raises:
       UserError: where batch, sequence, mesh, model and devices do not fit.
     """
-    mesh = make_mesh(config.mesh.to_dict(), devices)
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = fill_both(config.mesh.to_dict(), len(devices), slice_count(devices), config.model.width)
+    mesh = make_mesh(sizes, devices)
     settings = step_settings(config, len(layout.class_names), sources)
     backend_for(config.model.attention, mesh.devices.flat[0].platform)
     micro = config.batch_size // config.accumulate
