@@ -17,6 +17,7 @@ COMMANDS = (
     "retext",
     "inspect",
     "plan",
+    "doctor",
     "train",
     "checkpoints",
     "evaluate",
