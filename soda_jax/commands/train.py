@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deterministic", action="store_true", help="bit-for-bit repeatable kernels on GPU"
     )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="process 0 of a run of several; Slurm, Cloud TPU and Kubernetes need no flags",
+    )
+    parser.add_argument("--processes", type=int, help="how many there are; 1: run alone")
+    parser.add_argument("--process", type=int, help="number of this one, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from soda_jax.parallel import hosts
     from soda_jax.train.loop import train
 
-    hosts.start()
+    hosts.start(args.coordinator, args.processes, args.process)
     hooks: list = []
     if config.evaluate.every_steps:
         hooks.append(LossHook(config.evaluate.every_steps, config.evaluate.batches))
