@@ -84,7 +84,8 @@ def start(
     timer.cancel()
     if found.number == 0:
         print(found, file=sys.stderr, flush=True)
-    _peers = Peers(private.client(), found.number, found.count, lost)
+    private.hold_aborts()
+    _peers = Peers(private.client(), found.number, found.count, lost, coordinator=found.coordinator)
     _peers.start()
     atexit.register(_peers.leave)  # before jax leaves: it was registered earlier
     return found

@@ -24,3 +24,19 @@ def client() -> Any:
     from jax._src import distributed
 
     return distributed.global_state.client
+
+
+def hold_aborts() -> None:
+    """Lets an abort of this process sleep for six seconds first.
+
+    When the coordinator goes, jax aborts the others within the same millisecond, from a thread of
+    its own and with nothing but a stack trace. With libc's `sleep` as the handler of SIGABRT (its
+    argument is then the number of the signal, 6) our own listener gets to say who was lost.
+    """
+    import ctypes
+    import signal
+
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))

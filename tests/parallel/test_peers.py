@@ -1,7 +1,11 @@
 """Signs of life, with a coordination service and a clock of the test."""
 
 import json
+import socket
+import threading
+import time
 
+import numpy as np
 import pytest
 
 from soda_jax.parallel.peers import LOST, Peers
@@ -83,16 +87,45 @@ def test_processes_that_were_all_suspended_do_not_take_each_other_for_lost(run):
     assert not ended
 
 
-def test_a_coordinator_that_is_gone_is_process_0(run, capfd):
-    service, clock, peers, ended = run
-    peers[1].look()
-    service.down = True
-    clock[0] = 59.0
-    peers[1].look()
-    assert not ended  # it may come back
-    clock[0] = 61.0
-    peers[1].look()
-    peers[2]._listen()
-    assert ended == [(1, LOST), (2, LOST)]
-    for line in capfd.readouterr().err.splitlines():
-        assert "process 0 was lost: its coordinator does not answer (UNAVAILABLE: no serv" in line
+@pytest.fixture
+def coordinator():
+    """A server on this machine that says something and never hangs up."""
+    with socket.create_server(("localhost", 0)) as server:
+        yield server, f"localhost:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("hung", [True, False])
+def test_a_coordinator_that_is_gone_or_hangs_is_process_0(run, coordinator, capfd, hung):
+    service, clock, _, _ = run
+    server, address = coordinator
+    ended = []
+
+    class EndedError(Exception):
+        pass
+
+    def end(status):
+        ended.append(status)
+        raise EndedError
+
+    one = Peers(service, 1, 3, 2.0, coordinator=address, clock=lambda: clock[0], end_process=end)
+    holding = threading.Thread(target=lambda: pytest.raises(EndedError, one._hold_the_line))
+    holding.start()
+    line, _ = server.accept()
+    line.send(b"hello")
+    line.close()  # it hangs up on one that says nothing: no loss
+    line, _ = server.accept()
+    assert not ended
+    if hung:
+        service.down = True
+        for clock[0] in np.arange(0, 3, 0.25):
+            one.look()
+            time.sleep(0.6)
+    else:
+        server.close()
+        line.close()
+    holding.join(20)
+    line.close()
+    assert ended == [LOST] and not holding.is_alive()
+    told = capfd.readouterr().err
+    assert told.startswith("soda: process 1 of 3: process 0 was lost: its coordinator is gone (")
+    assert told.count("\n") == 1 and ("no answer for 2 s" in told) == hung

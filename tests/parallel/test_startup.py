@@ -205,6 +205,7 @@ def test_start_joins_as_it_was_found_and_says_so_once(environment, monkeypatch, 
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append((a, k)))
     monkeypatch.setattr(private, "client", Service)
+    monkeypatch.setattr(private, "hold_aborts", lambda: None)
     monkeypatch.setattr(hosts, "_peers", None)
     for number in "30":
         monkeypatch.setenv("SLURM_PROCID", number)
