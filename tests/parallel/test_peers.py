@@ -108,7 +108,12 @@ def test_a_coordinator_that_is_gone_or_hangs_is_process_0(run, coordinator, capf
         raise EndedError
 
     one = Peers(service, 1, 3, 2.0, coordinator=address, clock=lambda: clock[0], end_process=end)
-    holding = threading.Thread(target=lambda: pytest.raises(EndedError, one._hold_the_line))
+
+    def hold():
+        with pytest.raises(EndedError):
+            one._hold_the_line()
+
+    holding = threading.Thread(target=hold)
     holding.start()
     line, _ = server.accept()
     line.send(b"hello")

@@ -167,7 +167,7 @@ def test_a_single_tpu_vm_is_alone(environment, tpu_host):
 def test_metadata_that_does_not_answer_is_one_clear_error(environment, monkeypatch, tpu_host):
     tpu_host.clear()
     environment({})
-    with pytest.raises(UserError, match="Cloud TPU: its metadata cannot be read.*--processes=1"):
+    with pytest.raises(UserError, match=r"Cloud TPU: its metadata cannot be read.*--processes=1"):
         startup.find()
 
 

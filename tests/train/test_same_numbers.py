@@ -1,6 +1,6 @@
 """Invariant 7: one device and eight in any split give the same loss and the same gradients.
 
-Two processes with four devices each are in test_two_processes.py.
+Two processes with four devices each are in test_several_processes.py.
 """
 
 import functools

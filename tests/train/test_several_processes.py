@@ -33,7 +33,7 @@ from soda_jax.parallel import hosts
 hosts.start(f"localhost:{port}", 2, number)
 import jax
 from mesh_toys import check_same_numbers, on_one_device, toy_batch
-from test_two_processes import MESHES
+from test_several_processes import MESHES
 
 assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
 with jax.default_matmul_precision("highest"):
