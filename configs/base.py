@@ -58,6 +58,7 @@ def default() -> ConfigDict:
                 "spike_factor": 20.0,  # skip a gradient this many times its running norm; 0: never
                 "spike_after": 100,  # accepted steps before spikes are looked for
                 "max_skipped_in_a_row": 20,
+                "stuck_minutes": 30.0,  # without end of a step: write all stacks; 0: never
             },
             # Devices along each axis; one may be -1, the rest. dcn: slices joined by a slower network,
             # -1 for as many as there are.

@@ -13,6 +13,8 @@ from etils import epath
 
 NAME = "digest.json"
 VERSION = 1
+# How long the others wait for process 0, which reads whole checkpoints.
+SECONDS = 4 * 3600.0
 _CHUNK_BYTES = 8 << 20
 
 

@@ -86,7 +86,7 @@ class CheckpointReader:
         found: dict[str, Any] = {}
         if hosts.is_first():
             found = self._choose(step, accept_unverified, params_only)
-        found = hosts.broadcast_json(found)
+        found = hosts.broadcast_json(found, "checkpoint to use", digest.SECONDS)
         skipped = tuple((int(number), str(reason)) for number, reason in found["skipped"])
         news = [number for number, _ in skipped if number not in self.rejected]
         self.rejected.update(skipped)
