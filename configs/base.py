@@ -38,6 +38,11 @@ def default() -> ConfigDict:
                 "sequence_length": 4096,
                 "seed": 0,
                 "damaged": "fatal",  # or "mask": keep the places of a damaged record, without loss
+                "storage": "auto",  # "direct", "stage", "range"; auto: direct for paths, range for URLs
+                "cache_dir": "",  # local folder of staged shards, and of the indexes of remote ones
+                "cache_bytes": 256 << 20,  # of records that are read by range, in memory
+                "read_threads": 32,  # reads of a host from a store at a time
+                "retries": 8,  # of a failed read from a store, for a minute and a half in all
                 "sources": {},
             },
             "optimizer": {

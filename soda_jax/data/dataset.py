@@ -10,14 +10,15 @@ from typing import Any
 from soda_jax.data import config as data_config
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.mixture import InOrder, Mixture, normalised_weights
-from soda_jax.data.reading import ShardReaders
 from soda_jax.data.source import Source, SourceOptions
+from soda_jax.data.storage.split import Storage
 from soda_jax.data.windows import Batch, annotate, empty_batch
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 _DIGEST_VERSION = 1
+_DOCUMENTS_AHEAD = 32  # asked for together, where a read takes long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ class Dataset:
       sequence_length: tokens of a window.
       windows: number of windows of one pass (None: the mixture has no end).
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
+      storage: how the shards are read; of no influence on the windows.
     """
 
     def __init__(self, config: Mapping[str, Any], split: str, *, one_pass: bool):
@@ -66,14 +68,14 @@ class Dataset:
             settings[name]["generation"] = manifest.generation
         self.layout, self.codec = _agree(manifests)
         self.tokenizer_fingerprint = _same_tokenizer(manifests)
-        readers = ShardReaders()
+        self.storage = Storage(self.config)
         options = {
             name: data_config.options(settings[name], manifest, name, self.config["damaged"])
             for name, manifest in manifests.items()
         }
         self.sources = tuple(
             Source(name, settings[name]["path"], manifest, split, self.sequence_length,
-                   options[name], readers)
+                   options[name], self.storage)
             for name, manifest in manifests.items()
         )  # fmt: skip
         counts = [source.windows for source in self.sources]
@@ -105,14 +107,18 @@ class Dataset:
 
         Raises:
           DamagedRecordError: if a record cannot be read and the policy is "fatal".
+          StoreError: if the store of a remote data set cannot be read, whatever the policy.
         """
-        batch = empty_batch(len(rows), self.sequence_length)
-        for row, offset in enumerate(rows):
-            place = self.place(k + offset)
+        length = self.sequence_length
+        batch = empty_batch(len(rows), length)
+        places = [self.place(k + offset) for offset in rows]
+        for number, window in filter(None, places):
+            if self.sources[number].reads_ahead:
+                self.sources[number].ahead(window * length, (window + 1) * length)
+        for row, place in enumerate(places):
             if place is not None:
                 number, window = place
-                start = window * self.sequence_length
-                holes = self.sources[number].read(start, batch.tokens[row])
+                holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
         return batch
@@ -128,7 +134,10 @@ class Dataset:
         given: set[tuple[str, int, int]] = set()
         for source in self.sources:
             shared = digests[source.manifest.digest] > 1
-            for shard, first, last in source.stored_documents():
+            documents = source.stored_documents()
+            for number, (shard, first, last) in enumerate(documents):
+                if number % _DOCUMENTS_AHEAD == 0:
+                    source.read_ahead_documents(documents[number : number + _DOCUMENTS_AHEAD])
                 place = (source.manifest.digest, shard, first)
                 if place in given:
                     continue

@@ -251,10 +251,12 @@ class _Log:
             "data_wait_seconds": waited - self._waited,
         }
         self._waited = waited
-        # Only under data.damaged=mask; a sound data set has no such line in its log.
+        # Only under data.damaged=mask, or where a store fails now and then; else there is no such line.
         damaged = sum(len(source.damage) for source in dataset.sources)
         if damaged:
             values["masked_records"] = float(damaged)
+        if dataset.storage.remote.failures:
+            values["repeated_reads"] = float(dataset.storage.remote.failures)
         return values
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
