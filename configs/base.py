@@ -65,7 +65,13 @@ def default() -> ConfigDict:
                 "max_skipped_in_a_row": 20,
             },
             "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
-            "checkpoint": {"every_steps": 1000, "every_minutes": 30.0, "keep": 3, "keep_period": 0},
+            "checkpoint": {
+                "directory": "checkpoints",  # in the workdir, or another path, or gs://…
+                "every_steps": 1000,
+                "every_minutes": 30.0,
+                "keep": 3,
+                "keep_period": 0,
+            },
             "evaluate": {"every_steps": 1000, "batches": 16},
             "log": {"every_steps": 1, "tensorboard": True, "wandb_project": ""},
         }

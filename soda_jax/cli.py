@@ -40,6 +40,7 @@ EXTRAS = {
     "torch": "two-encoder",
     "transformers": "two-encoder",
     "seqio": "seqio",
+    "gcsfs": "gcs",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from soda_jax.checkpoints import CheckpointReader
+from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.data.dataset import Dataset
 from soda_jax.data.loader import Loader
 from soda_jax.data.loss_vector import loss_vector
@@ -43,7 +43,8 @@ def train(
 
     Args:
       config: an ml_collections config with the keys of `configs/base.py`.
-      workdir: checkpoints, metrics and the front end go there.
+      workdir: a local folder; metrics and the front end go there, and the checkpoints unless
+        `config.checkpoint.directory` names another place.
       hooks: evaluators and the like.
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
       allow_data_change: resume although the data is not the checkpoint's; tokenizer, codec and
@@ -56,12 +57,12 @@ def train(
       UserError: for faults of config, data or checkpoints, and when too many updates in a row had
         to be skipped.
     """
-    workdir = Path(workdir)
+    workdir = folder.local_workdir(workdir)
     parts.use_compilation_cache()
     with ExitStack() as stack:
         terminated = stack.enter_context(_terminate_flag())
         # Restore point: the newest checkpoint whose digest agrees.
-        reader = CheckpointReader(workdir / "checkpoints")
+        reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         report = reader.choose() if reader.steps() else None
         metadata = reader.metadata(report.step) if report else None
         dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)

@@ -17,6 +17,7 @@ import fsspec
 import fsspec.asyn
 import numpy as np
 import pytest
+from gcs import require_bucket
 from shaky import ShakyFileSystem as Store
 
 from soda_jax.data.dataset import documents, make_dataset
@@ -421,3 +422,17 @@ def test_a_program_that_fails_does_not_wait_for_reads_under_way(corpus, settings
     )
     arguments = [str(Path(__file__).parent), str(Store.root), json.dumps(settings())]
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("storage", ["range", "stage"])
+def test_batches_from_a_bucket_equal_those_of_shards_in_place(corpus, settings, storage):
+    bucket = require_bucket()
+    system, _ = fsspec.core.url_to_fs(bucket)
+    folder = f"{bucket}/{corpus.parents[1].name}"
+    for path in corpus.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"{folder}/{path.relative_to(corpus)}", path.read_bytes())
+    expected = batches(settings(corpus, "direct"))
+    assert_equal(batches(settings(folder, storage)), expected)
+    with pytest.raises(UserError, match=r"gs://bucket/nowhere/manifest.json: cannot read"):
+        make_dataset(settings("gs://bucket/nowhere", storage))
