@@ -30,14 +30,22 @@ def require_bucket() -> str:
 
 @functools.cache
 def _start() -> str:
-    server = ThreadingHTTPServer(("localhost", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("localhost", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://localhost:{server.server_port}"
     os.environ["STORAGE_EMULATOR_HOST"] = os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
     os.environ["NO_GCE_CHECK"] = "true"  # nobody looks for a metadata server
     return f"gs://{BUCKET}"
+
+
+class Server(ThreadingHTTPServer):
+    """Says nothing when a client hangs up."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Silence."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -18,7 +18,6 @@ from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 _DIGEST_VERSION = 1
-_DOCUMENTS_AHEAD = 32  # asked for together, where a read takes long
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,15 +111,18 @@ class Dataset:
         length = self.sequence_length
         batch = empty_batch(len(rows), length)
         places = [self.place(k + offset) for offset in rows]
-        for number, window in filter(None, places):
-            if self.sources[number].reads_ahead:
-                self.sources[number].ahead(window * length, (window + 1) * length)
+        held = [
+            self.sources[number].ahead(window * length, (window + 1) * length)
+            for number, window in filter(None, places)
+            if self.sources[number].reads_ahead
+        ]
         for row, place in enumerate(places):
             if place is not None:
                 number, window = place
                 holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
+        del held
         return batch
 
     def documents(self) -> Iterator[Document]:
@@ -134,10 +136,7 @@ class Dataset:
         given: set[tuple[str, int, int]] = set()
         for source in self.sources:
             shared = digests[source.manifest.digest] > 1
-            documents = source.stored_documents()
-            for number, (shard, first, last) in enumerate(documents):
-                if number % _DOCUMENTS_AHEAD == 0:
-                    source.read_ahead_documents(documents[number : number + _DOCUMENTS_AHEAD])
+            for shard, first, last in source.documents_ahead():
                 place = (source.manifest.digest, shard, first)
                 if place in given:
                     continue

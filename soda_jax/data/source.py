@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance, View
 
 _LOG = logging.getLogger(__name__)
+_DOCUMENTS_AHEAD = 32  # asked for together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,15 +177,15 @@ class Source:
             place, begin = place + 1, end
         return holes
 
-    def ahead(self, start: int, stop: int) -> None:
-        """Begins to read the records of tokens [start, stop), which will be read next."""
+    def ahead(self, start: int, stop: int) -> list[Any]:
+        """Begins to read the records of tokens [start, stop); keep the result until they are read."""
         place = int(np.searchsorted(self.record_starts, start, side="right")) - 1
         last = int(np.searchsorted(self.record_starts, stop, side="left"))
         places = np.arange(place, last)
         places = places[np.diff(self.record_starts[place : last + 1]) > 0]  # denied ones are empty
         records = len(self._index.flags)
         numbers = [int(self._order[p // records][p % records]) for p in places.tolist()]
-        self._store.ahead(self._in_shard(n) for n in numbers if n not in self._masked)
+        return self._store.ahead(self._in_shard(n) for n in numbers if n not in self._masked)
 
     def _in_shard(self, number: int) -> tuple[int, int]:
         """Shard, and number in it, of a record of the split."""
@@ -254,9 +256,16 @@ class Source:
             self.damage[file, number] = message
             _LOG.warning("masked: %s", message)
 
-    def read_ahead_documents(self, places: Sequence[tuple[int, int, int]]) -> None:
-        """Begins to read documents, from their places in `stored_documents`."""
-        self._store.ahead((shard, n) for shard, first, last in places for n in range(first, last))
+    def documents_ahead(self) -> Iterator[tuple[int, int, int]]:
+        """`stored_documents` one by one; where a read takes long, those that follow are under way."""
+        stored = self.stored_documents()
+        for begin in range(0, len(stored), _DOCUMENTS_AHEAD):
+            group = stored[begin : begin + _DOCUMENTS_AHEAD]
+            held = self._store.ahead(
+                (shard, number) for shard, first, last in group for number in range(first, last)
+            )
+            yield from group
+            del held
 
     def stored_documents(self) -> list[tuple[int, int, int]]:
         """Documents without a denied or masked record: (shard, first record, one behind)."""

@@ -69,6 +69,15 @@ def test_invariant_8_a_save_that_was_killed_in_a_bucket_does_not_count_and_is_ma
     assert restored_step(place) == 2
 
 
+def test_invariant_8_what_a_killed_save_left_in_a_bucket_is_removed(place):
+    save(place, 1, 2)
+    for name in (digest.NAME, "commit_success.txt"):
+        (epath.Path(place) / "2" / name).unlink()
+    save(place, 3)
+    assert CheckpointReader(place).steps() == [1, 3]
+    assert sorted(path.name for path in epath.Path(place).iterdir()) == ["1", "3"]
+
+
 def test_a_bucket_that_is_not_there_is_one_error():
     require_bucket()
     with pytest.raises(UserError, match=r"gs://elsewhere/run: cannot be reached .*bucket exists"):

@@ -158,6 +158,12 @@ def test_the_reads_of_a_batch_go_out_together(corpus, settings):
     dataset.batch(100, range(16))
     reads = sum(Store.asked.values())
     assert reads > 10 and Store.most_at_once == 8
+    # Once each, although the cache keeps nothing: the batch holds what it has asked for.
+    Store.asked.clear()
+    again = make_dataset(settings(cache_bytes=1 << 30))
+    Store.asked.clear()
+    again.batch(100, range(16))
+    assert sum(Store.asked.values()) == reads
 
 
 def test_whole_documents_come_by_range_too(corpus, settings):

@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -30,11 +32,12 @@ class RangeReader:
         """Args: remote: reads the store. cache_bytes: of records. threads: reads at a time."""
         self.remote, self.cache = remote, ByteCache(cache_bytes)
         self._workers = Workers(threads, "range")
-        self._flying: dict[Key, Future[bytes]] = {}
+        # What somebody waits for or holds; without a holder the cache decides what is kept.
+        self._flying: WeakValueDictionary[Key, Future[bytes]] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def request(self, key: Key, shards: "RangeShards", shard: int, number: int) -> Future[bytes]:
-        """The record under a key, being read or kept; one that is under way is not read twice."""
+        """The record under a key, to come; one that is kept or under way is not read again."""
         with self._lock:
             flying = self._flying.get(key)
             if flying is not None:
@@ -52,13 +55,9 @@ class RangeReader:
             return future
 
     def _read(self, key: Key, shards: "RangeShards", shard: int, number: int) -> bytes:
-        try:
-            record = shards.fetch(shard, number)
-            self.cache.put(key, record)
-            return record
-        finally:
-            with self._lock:
-                del self._flying[key]
+        record = shards.fetch(shard, number)
+        self.cache.put(key, record)
+        return record
 
 
 class RangeShards:
@@ -84,10 +83,12 @@ class RangeShards:
         """The URL of a shard."""
         return self._urls[shard]
 
-    def ahead(self, records: Iterable[tuple[int, int]]) -> None:
-        """Begins to read records (shard, number) that will be asked for next, all at once."""
-        for shard, number in records:
+    def ahead(self, records: Iterable[tuple[int, int]]) -> list[Any]:
+        """Begins to read records (shard, number), all at once; keep the result until they are read."""
+        return [
             self._reader.request((self._urls[shard], number), self, shard, number)
+            for shard, number in records
+        ]
 
     def read(self, shard: int, number: int) -> bytes:
         """The bytes of a record.

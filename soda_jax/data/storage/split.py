@@ -46,8 +46,8 @@ class Shards(Protocol):
     def read(self, shard: int, number: int) -> bytes:
         """The bytes of a record; raises DamagedRecordError, or StoreError where there is a store."""
 
-    def ahead(self, records: Iterable[tuple[int, int]]) -> None:
-        """Begins to read records (shard, number) that will be asked for next."""
+    def ahead(self, records: Iterable[tuple[int, int]]) -> list[Any]:
+        """Begins to read records (shard, number); they are there at least while the result is kept."""
 
 
 class DirectShards:
@@ -73,8 +73,9 @@ class DirectShards:
         path, records = self._paths[shard]
         return self._readers.read(path, number, records)
 
-    def ahead(self, records: Iterable[tuple[int, int]]) -> None:
+    def ahead(self, records: Iterable[tuple[int, int]]) -> list[Any]:
         """Nothing: the operating system reads ahead."""
+        return []
 
 
 class Storage:
