@@ -7,12 +7,22 @@ kept as text: `pathlib` would make one slash of two.
 import os
 from pathlib import Path
 
+from soda_jax.errors import UserError
+
 Location = str | os.PathLike[str]
 
 
 def is_url(location: Location) -> bool:
     """Whether a location is a URL and not a path of this machine."""
     return "://" in os.fspath(location)
+
+
+def refuse_url(location: Location, what: str) -> None:
+    """UserError if a location is a URL; `what` begins the sentence: "soda tokenize writes"."""
+    if is_url(location):
+        raise UserError(
+            f"{location} is a URL: {what} a folder of this machine; name one, or mount it"
+        )
 
 
 def join(location: Location, *names: str) -> str:
