@@ -30,7 +30,7 @@ class StoreError(UserError):
 
 
 class ShortReadError(StoreError):
-    """A store gave fewer bytes than it was asked for, several times."""
+    """A file in a store is shorter than it should be."""
 
 
 class _ShortError(OSError):
@@ -60,15 +60,24 @@ class RemoteFiles:
 
         Raises:
           FileNotFoundError: if there is no such file; it is not asked for again.
-          ShortReadError: if fewer bytes come at every attempt: the file is truncated.
+          ShortReadError: if the file ends before `stop`, or fewer bytes come at every attempt.
           StoreError: if every attempt failed otherwise.
         """
 
         def once() -> bytes:
-            data = self._call("cat_file", location, start=start, end=stop)
-            if len(data) != stop - start:
-                raise _ShortError(f"{len(data)} of {stop - start} bytes came")
-            return data
+            try:
+                data = self._call("cat_file", location, start=start, end=stop)
+                if len(data) != stop - start:
+                    raise _ShortError(f"{len(data)} of {stop - start} bytes came")
+                return data
+            except Exception:
+                # Some stores give what there is, others refuse; each has its own error for that.
+                size = self._size(location)
+                if size is not None and size < stop:
+                    raise ShortReadError(
+                        f"{location}: bytes {start} to {stop} are wanted and it has {size}"
+                    ) from None
+                raise
 
         return self._patiently(f"{location}, bytes {start} to {stop}", once)
 
@@ -86,17 +95,25 @@ class RemoteFiles:
         names = [path.removeprefix(root).lstrip("/") for path in sorted(found)]
         return {name: join(folder, name) for name in names if name}
 
+    def _size(self, location: Location) -> int | None:
+        """Bytes of a file, None if the store does not tell at the first attempt."""
+        try:
+            return self._call("info", location).get("size")
+        except Exception:  # the read has failed already, and that error is told
+            return None
+
     def _system(self, location: Location) -> tuple[Any, str]:
         """The file system of a location and the path there."""
         import fsspec
 
         url = str(location) if is_url(location) else f"file://{Path(location).absolute()}"
-        scheme = url.partition("://")[0]
+        scheme, _, rest = url.partition("://")
+        store = f"{scheme}://{rest.partition('/')[0]}"
         try:
             with self._lock:  # fsspec would make one for each thread
-                if scheme not in self._systems:
-                    self._systems[scheme] = fsspec.core.url_to_fs(url)[0]
-                system = self._systems[scheme]
+                if store not in self._systems:
+                    self._systems[store] = fsspec.core.url_to_fs(url)[0]
+                system = self._systems[store]
             return system, system._strip_protocol(url)
         except ImportError as error:
             hint = "pip install 'soda-jax[gcs]'" if scheme in ("gs", "gcs") else str(error)
