@@ -42,6 +42,7 @@ EXTRAS = {
     "torch": "two-encoder",
     "transformers": "two-encoder",
     "seqio": "seqio",
+    "gcsfs": "gcs",
 }
 
 

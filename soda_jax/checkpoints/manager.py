@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Self
 
-from soda_jax.checkpoints import digest, tree
+from soda_jax.checkpoints import digest, folder, tree
 from soda_jax.checkpoints.restore import (
     FORMAT_VERSION,
     METADATA,
@@ -70,7 +70,8 @@ class Checkpointer:
         self._failure: str | None = None
         self._closed = False
         try:
-            self._manager = _open(self.directory)
+            with folder.reaching(self.directory):
+                self._manager = _open(self.directory)
         except OSError as error:
             raise UserError(f"{self.directory}: cannot be used for checkpoints ({error})") from None
 

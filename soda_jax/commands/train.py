@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "processes", "a run of several; Slurm, Cloud TPU and Kubernetes need no flags"
     )
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    processes.add_argument("--processes", type=int, metavar="N", help="how many there are; 1: alone")
+    processes.add_argument(
+        "--processes", type=int, metavar="N", help="how many there are; 1: alone"
+    )
     processes.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from soda_jax.checkpoints import Checkpointer, CheckpointReader
+from soda_jax.checkpoints import Checkpointer, CheckpointReader, folder
 from soda_jax.data.dataset import Dataset
 from soda_jax.data.loader import Loader
 from soda_jax.data.loss_vector import loss_vector
@@ -44,7 +44,8 @@ def train(
 
     Args:
       config: an ml_collections config with the keys of `configs/base.py`.
-      workdir: checkpoints, metrics and the front end go there.
+      workdir: a local folder; metrics and the front end go there, and the checkpoints unless
+        `config.checkpoint.directory` names another place.
       hooks: evaluators and the like.
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
       allow_data_change: resume although the data is not the checkpoint's; tokenizer, codec and
@@ -57,12 +58,12 @@ def train(
       UserError: for faults of config, data or checkpoints, and when too many updates in a row had
         to be skipped.
     """
-    workdir = Path(workdir)
+    workdir = folder.local_workdir(workdir)
     parts.use_compilation_cache()
     with hosts.together(), ExitStack() as stack:
         terminated = stack.enter_context(_terminate_flag())
         # Restore point: the newest checkpoint whose digest agrees.
-        reader = CheckpointReader(workdir / "checkpoints")
+        reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         report = reader.choose() if reader.steps() else None
         metadata = reader.metadata(report.step) if report else None
         dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)
@@ -263,10 +264,12 @@ class _Log:
             "data_wait_seconds": waited - self._waited,
         }
         self._waited = waited
-        # Only under data.damaged=mask; a sound data set has no such line in its log.
+        # Only under data.damaged=mask, or where a store fails now and then; else there is no such line.
         damaged = sum(len(source.damage) for source in dataset.sources)
         if damaged:
             values["masked_records"] = float(damaged)
+        if dataset.storage.remote.failures:
+            values["repeated_reads"] = float(dataset.storage.remote.failures)
         return values
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

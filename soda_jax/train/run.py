@@ -14,6 +14,8 @@ import jax
 import soda_jax
 from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
+from soda_jax.data.storage.locations import absolute, is_url, join
+from soda_jax.data.storage.remote import download_folder
 from soda_jax.errors import UserError
 from soda_jax.files import link_or_copy, write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
@@ -217,7 +219,7 @@ def run_metadata(
         codec = earlier["codec_fingerprint"]
     # Absolute, so that the data is found from any folder; the digest does not count where it lies.
     sources = {
-        name: {**source, "path": os.path.abspath(source["path"])}
+        name: {**source, "path": absolute(source["path"])}
         for name, source in dataset.config["sources"].items()
     }
     return {
@@ -238,12 +240,19 @@ def copy_front_end(dataset: Dataset, workdir: Path) -> None:
     """Copies tokenizer and codec of the data beside the model, so that the folder speaks for itself."""
     for source in dataset.config["sources"].values():
         for name in ("tokenizer", "codec"):
-            origin, target = Path(source["path"]) / name, workdir / name
-            if origin.is_dir() and not target.is_dir():
-                partial = workdir / f".{name}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
+            origin, target = join(source["path"], name), workdir / name
+            if target.is_dir():
+                continue
+            partial = workdir / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            if is_url(origin):
+                if not download_folder(origin, partial):
+                    continue
+            elif os.path.isdir(origin):
                 shutil.copytree(origin, partial, copy_function=link_or_copy)
-                partial.rename(target)
+            else:
+                continue
+            partial.rename(target)
 
 
 def open_checkpoints(config: Any, reader: CheckpointReader) -> Checkpointer:
