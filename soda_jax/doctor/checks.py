@@ -91,13 +91,13 @@ def arithmetic(size: int = 4096, repeats: int = 5) -> Iterator[Finding]:
                 yield Finding(WARNING, "arithmetic", told)
 
 
-def all_reduce(mesh: jax.sharding.Mesh, size: int = REDUCED_BYTES) -> Iterator[Finding]:
+def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Iterator[Finding]:
     """A sum over each axis of the mesh: is it right, and how fast."""
     if mesh.size == 1:
         yield Finding(OK, "all-reduce", "one device, nothing to add up")
     for axis, count in mesh.shape.items():
         if count > 1:
-            yield _reduce_over(mesh, axis, count, size)
+            yield _reduce_over(mesh, axis, count, size or REDUCED_BYTES)
 
 
 def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> Finding:
