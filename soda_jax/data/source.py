@@ -88,8 +88,9 @@ class Source:
         if not self._shards:
             raise UserError(f"source {name}: {directory} has no {split} split; tokenize more data")
         self._store = storage.open(name, directory, split, self._shards)
-        self._check_indexes()
-        self._index = ShardIndex.joined(self._store.indexes)
+        indexes = self._store.read_indexes()
+        self._check(indexes)
+        self._index = ShardIndex.joined(indexes)
         self.reads_ahead = self._store.reads_ahead
         self._shard_starts = np.cumsum([0, *(shard.records for shard in self._shards)])
         self._masked = self._find_masked()
@@ -111,10 +112,8 @@ class Source:
                 f"than one window of {sequence_length}; shorten sequence_length or add data"
             )
 
-    def _check_indexes(self) -> None:
-        for number, (shard, index) in enumerate(
-            zip(self._shards, self._store.indexes, strict=True)
-        ):
+    def _check(self, indexes: Sequence[ShardIndex]) -> None:
+        for number, (shard, index) in enumerate(zip(self._shards, indexes, strict=True)):
             if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
                 raise UserError(
                     f"{self._store.location(number)}: its index has {len(index.flags)} records, the "

@@ -150,6 +150,17 @@ def test_an_index_without_places_is_read_by_range_too(corpus, settings):
         assert_equal(batches(settings(path, storage)), expected)
 
 
+def test_a_wrong_byte_in_a_footer_is_outlasted_too(corpus, settings):
+    expected = batches(settings(corpus, "direct"))
+    without_places(corpus)
+    # The first read is of the postscript and the second of the footer with the places.
+    for reads in (1, 2):
+        dataset = make_dataset(settings(read_threads=1))
+        Store.only, Store.flips = "array_record", reads
+        found = [dataset.batch(4 * number, range(4)).tokens for number in range(3)]
+        np.testing.assert_array_equal(np.concatenate(found), expected["tokens"][:12])
+
+
 def test_the_reads_of_a_batch_go_out_together(corpus, settings):
     dataset = make_dataset(settings(read_threads=8, cache_bytes=0))
     dataset.batch(0, range(1))

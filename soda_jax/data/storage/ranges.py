@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from soda_jax.data.reading import damaged
 from soda_jax.data.records import check_sum
-from soda_jax.data.shards import ShardIndex, ShardInfo
+from soda_jax.data.shards import ShardIndex, ShardInfo, index_path, read_index
 from soda_jax.data.storage.cache import ByteCache
 from soda_jax.data.storage.locations import join
 from soda_jax.data.storage.places import find_places, unpack_record
@@ -66,18 +67,25 @@ class RangeShards:
     reads_ahead = True
 
     def __init__(
-        self,
-        folder: str,
-        shards: Sequence[ShardInfo],
-        indexes: Sequence[ShardIndex],
-        reader: RangeReader,
+        self, folder: str, shards: Sequence[ShardInfo], index_folder: Path, reader: RangeReader
     ):
-        """Args: folder: URL of the split. shards, indexes: of it. reader: shared by all splits."""
-        self.indexes = list(indexes)
-        self._shards, self._reader = shards, reader
+        """Args: folder: URL of the split. shards: of it. index_folder: their indexes. reader: shared."""
+        self._shards, self._index_folder, self._reader = shards, index_folder, reader
         self._urls = [join(folder, shard.file) for shard in shards]
-        self._places = [index.places for index in indexes]
+        # From the indexes, and those in use: an index of version 1 has none.
+        self._indexed: list[np.ndarray | None] = [None] * len(shards)
+        self._places = list(self._indexed)
         self._place_locks = [threading.Lock() for _ in shards]
+
+    def read_indexes(self) -> list[ShardIndex]:
+        """The index of each shard; the places of the records are kept here."""
+        indexes = [
+            read_index(index_path(self._index_folder / shard.file), shard.index_crc32c)
+            for shard in self._shards
+        ]
+        self._indexed = [index.places for index in indexes]
+        self._places = list(self._indexed)
+        return indexes
 
     def location(self, shard: int) -> str:
         """The URL of a shard."""
@@ -109,12 +117,13 @@ class RangeShards:
                     places = self._places_of(shard)
                     start, stop = int(places[number]), int(places[number + 1])
                     record = unpack_record(self._reader.remote.read(url, start, stop), start)
+                    if check_sum(record):
+                        return record
+                    reason = "its checksum (crc32c) does not match"
                 except ValueError as error:
                     reason = str(error)
-                    continue
-                if check_sum(record):
-                    return record
-                reason = "its checksum (crc32c) does not match"
+                # Places that came from the store may be what is wrong.
+                self._places[shard] = self._indexed[shard]
         except FileNotFoundError:
             raise damaged(url, number, "the shard is missing") from None
         except ShortReadError as error:

@@ -33,12 +33,13 @@ class Shards(Protocol):
     """The shards of one split of a data set.
 
     Attributes:
-      indexes: of each shard, checked against the manifest.
       reads_ahead: whether `ahead` is of any use.
     """
 
-    indexes: list[ShardIndex]
     reads_ahead: bool
+
+    def read_indexes(self) -> list[ShardIndex]:
+        """The index of each shard; UserError if one is missing or not that of the manifest."""
 
     def location(self, shard: int) -> str:
         """Path or URL of a shard, for messages."""
@@ -57,11 +58,14 @@ class DirectShards:
 
     def __init__(self, folder: Path, shards: Sequence[ShardInfo], readers: ShardReaders):
         """Args: folder: of the split. shards: what the manifest says. readers: the open files."""
-        self._readers = readers
+        self._shards, self._readers = shards, readers
         self._paths = [(folder / shard.file, shard.records) for shard in shards]
-        self.indexes = [
+
+    def read_indexes(self) -> list[ShardIndex]:
+        """The index of each shard."""
+        return [
             read_index(index_path(path), shard.index_crc32c)
-            for (path, _), shard in zip(self._paths, shards, strict=True)
+            for (path, _), shard in zip(self._paths, self._shards, strict=True)
         ]
 
     def location(self, shard: int) -> str:
@@ -104,8 +108,7 @@ class Storage:
           shards: what the manifest says of them.
 
         Raises:
-          UserError: if an index cannot be read or is not the manifest's, a URL is to be read
-            directly, or staging fails.
+          UserError: if a URL is to be read directly, or staging fails.
         """
         storage = self._config["storage"]
         if storage == "auto":
@@ -137,7 +140,4 @@ class Storage:
             return DirectShards(folder, shards, self._readers)
         if self._ranges is None:
             self._ranges = RangeReader(self.remote, self._config["cache_bytes"], threads)
-        indexes = [
-            read_index(index_path(folder / shard.file), shard.index_crc32c) for shard in shards
-        ]
-        return RangeShards(join(directory, split), shards, indexes, self._ranges)
+        return RangeShards(join(directory, split), shards, folder, self._ranges)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from soda_jax.data.shards import file_crc32c
 from soda_jax.data.storage.remote import RemoteFiles
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
@@ -46,7 +47,7 @@ class Copy:
 
 
 def stage(copies: Sequence[Copy], remote: RemoteFiles, label: str, threads: int) -> None:
-    """Fetches what is not there yet, in parallel, and shows progress on stderr if it takes long.
+    """Fetches what is not there yet, in parallel, with progress and the time left on stderr.
 
     A copy that was checked once is checked again only if its size or time of change is another.
 
@@ -176,22 +177,11 @@ def _is_staged(copy: Copy) -> bool:
     known = {"crc32c": copy.crc32c, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     if note == known:
         return True
-    if _checksum(copy.target) != copy.crc32c:
+    if file_crc32c(copy.target)[1] != copy.crc32c:
         return False
     with contextlib.suppress(OSError):  # somebody else's folder: it is read again next time
         _write_note(copy, copy.target)
     return True
-
-
-def _checksum(path: Path) -> str:
-    checksum = google_crc32c.Checksum()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                checksum.update(block)
-    except OSError:
-        return ""
-    return checksum.digest().hex()
 
 
 @contextlib.contextmanager
