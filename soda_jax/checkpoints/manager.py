@@ -111,8 +111,7 @@ class Checkpointer:
             folder holds a newer checkpoint than `step` that was not found unusable: going on
             would leave two branches of a run in one folder.
         """
-        if hosts.alone():
-            self._raise_failure()
+        self.raise_failure()
         if step == self._last_step or not (force or self.due(step)):
             return False
         self.wait()
@@ -138,6 +137,14 @@ class Checkpointer:
             self._raise_failure()
         self._last_step, self._last_time = step, self._clock()
         return True
+
+    def raise_failure(self) -> None:
+        """Raises what went wrong in the background since, if the run is one process.
+
+        Several find it out together at the next save.
+        """
+        if hosts.alone():
+            self._raise_failure()
 
     def _clear_the_way(self, step: int) -> None:
         """Refuses, before the first save, a folder whose valid steps are not behind `step`."""

@@ -82,7 +82,8 @@ def train(
         step, windows = (report.step, metadata["windows"]) if report and metadata else (0, 0)
 
         rows = local_rows(program.mesh, config.batch_size)
-        log = _Log(config, workdir, dataset, program, step, step - int(state["accepted"]))
+        skipped = step - int(state["accepted"])
+        log = _Log(config, workdir, dataset, program, checkpointer, step, skipped)
         with (
             log,
             _Trace(profile_steps, workdir / "profile", step, config.steps) as trace,
@@ -90,41 +91,50 @@ def train(
             progress("train", config.steps, start=step) as bar,
             Watchdog(workdir, config.safety.stuck_minutes) as watchdog,
         ):
-            patience = FIRST_STEP
+            patience, ahead = FIRST_STEP, None
             while step < config.steps:
                 trace.before(step + 1)
                 watchdog.now(f"step {step + 1}", patience)
                 batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
                 state, metrics = program.step(state, batch)
                 step, patience = step + 1, 1.0
-                values = log.step(step, metrics, loader.waited)
-                trace.after(step, state)
-                _stop_if_broken(config, step, values, checkpointer)
-
-                for hook in hooks:
-                    if step % hook.every == 0 or step == config.steps:
-                        watchdog.now(f"{type(hook).__name__} after step {step}")
-                        view = RunView(
-                            step,
-                            config,
-                            workdir,
-                            program.mesh,
-                            program.model,
-                            state["params"],
-                            dataset,
-                            values,
-                        )
-                        values |= hook(view)
-                log.write(step, values)
-                bar.advance(note=f"loss {values.get('loss/all', float('nan')):.3f}")
-
-                watchdog.now(f"saving after step {step}")
+                # A step's numbers are read while the next one runs, so that the devices never wait
+                # for the host, unless something is to be done with the state between the two.
+                if ahead is not None:
+                    log.write(ahead[0], log.step(*ahead), bar)
+                ahead = (step, metrics, loader.waited)
+                due = [hook for hook in hooks if step % hook.every == 0 or step == config.steps]
                 stop = hosts.any_process(terminated.is_set(), "stop")
-                last = stop or step == config.steps
-                # The loader's count is the position in the data: what step `step` has consumed.
-                consumed = loader.windows
-                about = functools.partial(parts.run_metadata, config, dataset, consumed, metadata)
-                checkpointer.maybe_save(step, state, about, force=last)
+                save = stop or step == config.steps or checkpointer.due(step)
+                if not (save or due or trace.ends(step)):
+                    checkpointer.raise_failure()
+                    continue
+
+                values, ahead = log.step(*ahead), None
+                trace.after(step, state)
+                for hook in due:
+                    watchdog.now(f"{type(hook).__name__} after step {step}")
+                    view = RunView(
+                        step,
+                        config,
+                        workdir,
+                        program.mesh,
+                        program.model,
+                        state["params"],
+                        dataset,
+                        values,
+                    )
+                    values |= hook(view)
+                log.write(step, values, bar)
+                if due and not stop:  # a hook may take long
+                    stop = hosts.any_process(terminated.is_set(), "stop")
+                if save or stop:
+                    watchdog.now(f"saving after step {step}")
+                    # The loader's count is the position in the data: what step `step` has consumed.
+                    about = functools.partial(
+                        parts.run_metadata, config, dataset, loader.windows, metadata
+                    )
+                    checkpointer.maybe_save(step, state, about, force=True)
                 if stop and step < config.steps:
                     print(f"asked to stop: saved step {step}", file=sys.stderr)
                     return PREEMPTED
@@ -167,8 +177,11 @@ class _Trace:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
+    def ends(self, step: int) -> bool:
+        return bool(self._steps and self._running and step == self._steps[1])
+
     def after(self, step: int, state: Any) -> None:
-        if self._steps and self._running and step == self._steps[1]:
+        if self.ends(step):
             jax.block_until_ready(state)
             self._stop()
 
@@ -202,8 +215,8 @@ def _stop_if_broken(
 class _Log:
     """Turns a step's device metrics into floats with rates, and writes them on process 0."""
 
-    def __init__(self, config, workdir, dataset, program, start_step, skipped):
-        self._config, self._dataset = config, dataset
+    def __init__(self, config, workdir, dataset, program, checkpointer, start_step, skipped):
+        self._config, self._dataset, self._checkpointer = config, dataset, checkpointer
         self._file = (
             MetricsLog(workdir, start_step, config.log.tensorboard) if hosts.is_first() else None
         )
@@ -270,15 +283,17 @@ class _Log:
             values["masked_records"] = float(damaged)
         if dataset.storage.remote.failures:
             values["repeated_reads"] = float(dataset.storage.remote.failures)
+        _stop_if_broken(self._config, step, values, self._checkpointer)
         return values
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], bar: Any) -> None:
         # Time spent in hooks is not the next step's.
         self._before = time.perf_counter()
         every = self._config.log.every_steps
         due = step == self._config.steps or (every and step % every == 0)
         if self._file is not None and due:
             self._file.write(step, values)
+        bar.advance(note=f"loss {values.get('loss/all', float('nan')):.3f}")
 
 
 def _frame_rates(dataset: Dataset) -> float:
