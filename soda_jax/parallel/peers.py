@@ -87,13 +87,11 @@ class Peers:
         with self._ending:  # for ever: one message is enough
             self._say(message)
             told = json.dumps([message, status])
-            for other in range(self._count):
+            for other in reversed(range(self._count)):  # process 0 last: it carries the messages
                 if other != self._number:
                     with contextlib.suppress(Exception):  # it has been told, or none can be
                         self._client.key_value_set(f"soda/end/{other}", told)
-            if self._number == 0:
-                time.sleep(_GRACE)
-            self._end_process(status)
+            self._leave_at_once(status)
 
     def _say(self, message: str) -> None:
         line = f"soda: process {self._number} of {self._count}: {' '.join(message.split())}\n"
@@ -111,8 +109,13 @@ class Peers:
                 message, status = json.loads(told)
                 with self._ending:
                     self._say(message)
-                    self._end_process(status)
+                    self._leave_at_once(status)
             return
+
+    def _leave_at_once(self, status: int) -> None:
+        if self._number == 0:
+            time.sleep(_GRACE)
+        self._end_process(status)
 
     def _look_regularly(self) -> None:
         while True:

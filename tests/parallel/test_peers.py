@@ -68,6 +68,17 @@ def test_a_process_without_a_sign_of_life_is_lost_and_the_others_are_told(run, c
     assert lines == [f"soda: process {number} of 3: {told}" for number in (0, 1)]
 
 
+def test_process_0_is_told_last_and_outlives_its_messages(run, monkeypatch):
+    service, _, peers, ended = run
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    peers[1].end("process 1 stopped: a bug", 1)
+    assert [key for key in service.values if "/end/" in key] == ["soda/end/2", "soda/end/0"]
+    assert ended == [(1, 1)] and not waited
+    peers[0]._listen()
+    assert ended == [(1, 1), (0, 1)] and waited and waited[0] > 1
+
+
 def test_slow_signs_and_an_orderly_end_are_no_loss(run):
     _, clock, peers, ended = run
     peers[2].look()
