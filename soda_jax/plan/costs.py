@@ -217,9 +217,19 @@ def _collectives(
                 ):
                     found = dataclasses.replace(found, kind="reduce-scatter", bytes=found.bytes / 2)
                 yield channel, found
+    elif opcode == "send" and (sent := re.search(r'megascale_transfer_type="(\w+)"', line.text)):
+        # Slices talk through their hosts: the devices hand over what is to be exchanged.
+        kind = sent[1].lower().replace("_", "-")
+        yield None, _between_slices(kind, lines[line.operands[0]].arrays[0].bytes, mesh["dcn"])
     elif opcode in _COLLECTIVES and (exchange := _collective(opcode, line, lines, mesh)):
         numbered = re.search(r"channel_id=(\d+)", line.text)
         yield numbered[1] if numbered else None, exchange
+
+
+def _between_slices(kind: str, size: int, slices: int) -> Collective:
+    share = (slices - 1) / slices
+    sent = {"all-reduce": 2 * share, "all-gather": slices - 1, "reduce-scatter": share}
+    return Collective(kind, ("dcn",), slices, sent.get(kind, 1.0) * size, 1)
 
 
 def _collective(

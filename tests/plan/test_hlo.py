@@ -156,3 +156,16 @@ def test_kernels_count_with_the_flops_stated_for_them():
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         parse_module("nothing")
+
+
+def test_what_goes_between_slices_is_of_the_dcn_axis():
+    text = """ENTRY %main (a: bf16[64,128]) -> bf16[64,128] {
+  %a = bf16[64,128]{1,0:T(8,128)} parameter(0)
+  %t = token[] after-all()
+  %s = (bf16[64,128], u32[], token[]) send(%a, %t), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %d = token[] send-done(%s), channel_id=2
+}
+"""
+    (one,) = count_costs(parse_module(text), {"dcn": 4, "data": 2}, {}).collectives
+    assert (one.kind, one.axes, one.devices) == ("all-reduce", ("dcn",), 4)
+    assert one.bytes == pytest.approx(2 * 3 / 4 * 64 * 128 * 2)
