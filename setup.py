@@ -14,6 +14,7 @@ CORE = [
     "ml-collections>=1.1,<2",
     "absl-py>=2.1",
     "etils>=1.12",
+    "fsspec>=2025.3",  # data sets at a URL
     "numpy>=2",
     "scipy>=1.13",
     "tensorboardX>=2.6",
@@ -71,6 +72,8 @@ setup(
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]", TOKAMAX],
+        # orbax asks the bucket about itself through google-cloud-storage
+        "gcs": ["gcsfs>=2025.3", "google-cloud-storage>=2.18"],
         "wandb": ["wandb"],
         "two-encoder": ["transformers>=5.23,<6", "torch"],
         # sentencepiece 0.2.3 wants protobuf 7, which Beam does not take

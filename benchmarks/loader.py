@@ -7,6 +7,9 @@ near 8,192 tokens, utterances of 2 to 10 seconds) are written to a temporary fol
 page cache. Random codes are the worst case for the disk: nothing of them can be left out. Prints one
 table: medians over repeats with their spread, the share of each step, whole records at random beside the
 windows, and the bytes a token takes on disk, index included.
+
+A second table reads the batch of one host of 32 by byte range through fsspec, from a file system whose
+reads take `--latency` milliseconds as those of an object store do, with more and more threads.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from _machine import describe_machine
+from _ranges import print_ranges
 
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.manifest import Manifest
@@ -152,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=8_000_000, help="of each source, one order")
     parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--latency", type=float, default=30, help="of a read by range, in ms")
     args = parser.parse_args()
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
@@ -164,7 +169,8 @@ def main() -> None:
             write_dataset(path, layout, args.tokens, number)
             sources[str(number)] = {"path": str(path), "weight": weight, "order": "both"}
             size += stored_bytes(path)
-        dataset = make_dataset({"sequence_length": SEQUENCE_LENGTH, "sources": sources})
+        config = {"sequence_length": SEQUENCE_LENGTH, "sources": sources}
+        dataset = make_dataset(config)
         tokens = sum(source.tokens for source in dataset.sources) // 2
 
         def batches(repeat: int) -> None:
@@ -181,6 +187,7 @@ def main() -> None:
         rate, spread = whole_records(dataset, args.repeats)
         print(f"whole records, tokens/s  {rate / 1e6:8.1f} M  ± {100 * spread / rate:.0f}%")
         print(f"bytes a token on disk    {size / tokens:8.3f}")
+        print_ranges(config, Path(folder) / "cache", args.latency / 1e3, min(args.repeats, 9))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def default() -> ConfigDict:
                 "sequence_length": 4096,
                 "seed": 0,
                 "damaged": "fatal",  # or "mask": keep the places of a damaged record, without loss
+                "storage": "auto",  # "direct", "stage", "range"; auto: direct for paths, range for URLs
+                "cache_dir": "",  # local folder of staged shards, and of the indexes of remote ones
+                "cache_bytes": 256 << 20,  # of records that are read by range, in memory
+                "read_threads": 32,  # reads of a host from a store at a time
+                "retries": 8,  # of a failed read from a store, for a minute and a half in all
                 "sources": {},
             },
             "optimizer": {
@@ -58,11 +63,18 @@ def default() -> ConfigDict:
                 "spike_factor": 20.0,  # skip a gradient this many times its running norm; 0: never
                 "spike_after": 100,  # accepted steps before spikes are looked for
                 "max_skipped_in_a_row": 20,
+                "stuck_minutes": 30.0,  # without end of a step: write all stacks; 0: never
             },
-            # Devices along each axis; one may be -1, the rest. dcn: slices joined by a slower network,
-            # -1 for as many as there are.
+            # Devices along each axis; one may be -1, the rest, or data and fsdp both: see
+            # `parallel.mesh.fill_both`. dcn: slices joined by a slower network, -1 for as many as there are.
             "mesh": {"dcn": 1, "data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
-            "checkpoint": {"every_steps": 1000, "every_minutes": 30.0, "keep": 3, "keep_period": 0},
+            "checkpoint": {
+                "directory": "checkpoints",  # in the workdir, or another path, or gs://…
+                "every_steps": 1000,
+                "every_minutes": 30.0,
+                "keep": 3,
+                "keep_period": 0,
+            },
             "evaluate": {"every_steps": 1000, "batches": 16},
             "log": {"every_steps": 1, "tensorboard": True, "wandb_project": ""},
         }
@@ -125,5 +137,5 @@ def suite(
     )
     config.optimizer.peak = suite_learning_rate(width)
     config.data.sources = ConfigDict(suite_sources())
-    config.mesh.update(data=1, fsdp=-1)
+    config.mesh.update(data=-1, fsdp=-1)
     return config

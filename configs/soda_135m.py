@@ -1,6 +1,7 @@
 """SODA-135M on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
 
-    soda train --config=configs/soda_135m.py --workdir=gs://…/soda-135m
+    soda train --config=configs/soda_135m.py --workdir=runs/soda-135m \
+        --config.checkpoint.directory=gs://…/soda-135m
 
 Expected (paper): ASR WER 28.1, TTS WER 11.2, SALMon 70.0 after 238,419 steps on a v5p-32.
 """

@@ -1,6 +1,7 @@
 """SODA-1.7B on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
 
-    soda train --config=configs/soda_1_7b.py --workdir=gs://…/soda-1_7b
+    soda train --config=configs/soda_1_7b.py --workdir=runs/soda-1_7b \
+        --config.checkpoint.directory=gs://…/soda-1_7b
 
 Expected (paper): ASR WER 7.0, TTS WER 6.9, SALMon 70.6 after 238,419 steps on a v5p-128.
 """

@@ -1,6 +1,7 @@
 """SODA-4B on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
 
-    soda train --config=configs/soda_4b.py --workdir=gs://…/soda-4b
+    soda train --config=configs/soda_4b.py --workdir=runs/soda-4b \
+        --config.checkpoint.directory=gs://…/soda-4b
 
 Expected (paper): ASR WER 5.0, TTS WER 6.1, SALMon 70.4 after 238,419 steps on a v5p-256.
 """

@@ -1,6 +1,7 @@
 """SODA-600M on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
 
-    soda train --config=configs/soda_600m.py --workdir=gs://…/soda-600m
+    soda train --config=configs/soda_600m.py --workdir=runs/soda-600m \
+        --config.checkpoint.directory=gs://…/soda-600m
 
 Expected (paper): ASR WER 10.2, TTS WER 7.6, SALMon 70.1 after 238,419 steps on a v5p-64.
 """

@@ -4,6 +4,7 @@
 # soda's exit status for "stopped by SIGTERM with a checkpoint saved: start it again".
 # shellcheck disable=SC2034  # used by the scripts that source this file
 readonly PREEMPTED=75
+readonly LOST=76 # another host was lost, or a step never ended: the last checkpoint stands
 readonly SCRIPT=${0##*/}
 
 say() {

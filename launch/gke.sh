@@ -135,7 +135,7 @@ spec:
           podFailurePolicy:
             rules:
               - action: FailJob
-                onExitCodes: {containerName: soda, operator: In, values: [$PREEMPTED]}
+                onExitCodes: {containerName: soda, operator: In, values: [$PREEMPTED, $LOST]}
               - action: FailJob
                 onPodConditions: [{type: DisruptionTarget, status: \"True\"}]
           template:

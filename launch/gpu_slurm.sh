@@ -64,8 +64,12 @@ trap 'cancelled=1' TERM
 cancelled=
 code=0
 $(quote "${srun[@]}" "$soda" train "${arguments[@]}") || code=\$?
+# A lost node may be gone for good, and a step that hangs may hang again: so not for ever.
+if [ "\$code" = $LOST ] && [ "\${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+  code=$PREEMPTED
+fi
 if [ "\$code" = $PREEMPTED ] && [ -z "\$cancelled" ]; then
-  echo "stopped with a checkpoint saved: back into the queue"
+  echo "stopped, the last checkpoint stands: back into the queue"
   scontrol requeue "\$SLURM_JOB_ID" && exit
 fi
 exit "\$code"

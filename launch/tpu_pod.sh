@@ -219,6 +219,9 @@ while true; do
   elif ((code == PREEMPTED)); then
     say "stopped with a checkpoint saved: starting again"
     prepare
+  elif ((code == LOST && ++lost <= 5)); then
+    say "a host was lost or a step never ended: starting again from the last checkpoint"
+    prepare
   elif ((code == 255 && ++lost <= 5)); then
     say "no connection to $name: trying again; what runs there goes on"
   else

@@ -17,6 +17,7 @@ COMMANDS = (
     "retext",
     "inspect",
     "plan",
+    "doctor",
     "train",
     "checkpoints",
     "evaluate",
@@ -41,6 +42,7 @@ EXTRAS = {
     "torch": "two-encoder",
     "transformers": "two-encoder",
     "seqio": "seqio",
+    "gcsfs": "gcs",
 }
 
 

@@ -45,6 +45,13 @@ def random_params(model: ModelFunctions, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(make, model.abstract)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def run_two(
     program: str, *arguments: str, environment: Mapping[str, str], timeout: float
 ) -> tuple[list[int], list[str]]:
@@ -53,9 +60,7 @@ def run_two(
     Returns:
       exit codes and what each printed, stderr included.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     running = [
         subprocess.Popen(
             [sys.executable, "-c", program, port, str(number), *arguments],

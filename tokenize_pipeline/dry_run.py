@@ -33,7 +33,7 @@ _RECORD_BYTES = 24 + 20 + 55
 _UTTERANCE_BYTES = 6
 _BLOCK_BYTES = 65_536  # an ArrayRecord file is whole blocks, and one more for its footer
 # Of the index: a row for each record, a hash for each document, the frame of the .npz file.
-_INDEX_BYTES = {"records": 13, "documents": 8, "shards": 1_500}
+_INDEX_BYTES = {"records": 21, "documents": 8, "shards": 1_750}
 _COMPRESSED_AT_ONCE = 32_768  # bytes of text, about those of a record
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.shards import index_path, read_index
+from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from tokenize_pipeline.options import Options, find_data_root, find_inputs, plan_settings
@@ -95,6 +96,7 @@ def read_request(options: Options) -> Request:
     """
     inputs = find_inputs(options.input)
     reader = find_reader(options.format)
+    refuse_url(options.output, "soda tokenize writes")
     dataset = Path(options.output)
     _check_folder(dataset)
     if options.beam_options or options.runner != Options.runner:

@@ -6,6 +6,7 @@ checkpoint at rest, not an error between memory and that first reading.
 """
 
 import json
+import os
 from collections.abc import Collection
 
 import google_crc32c
@@ -13,6 +14,8 @@ from etils import epath
 
 NAME = "digest.json"
 VERSION = 1
+# How long the others wait for process 0, which reads whole checkpoints.
+SECONDS = 4 * 3600.0
 _CHUNK_BYTES = 8 << 20
 
 
@@ -40,6 +43,10 @@ def seal(step_directory: epath.Path) -> None:
     """Writes the digest of a committed checkpoint: a whole file or none."""
     sums = {name: checksum(path) for name, path in _files(step_directory).items()}
     content = json.dumps({"digest_version": VERSION, "files": sums}, indent=1) + "\n"
+    if "://" in os.fspath(step_directory):
+        # An object store has no rename, and needs none: an object appears when it is whole.
+        (step_directory / NAME).write_text(content)
+        return
     temporary = step_directory / f".{NAME}.tmp"
     temporary.write_text(content)
     temporary.replace(step_directory / NAME)

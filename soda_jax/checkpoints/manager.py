@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Self
 
-from soda_jax.checkpoints import digest, tree
+from soda_jax.checkpoints import digest, folder, tree
 from soda_jax.checkpoints.restore import (
     FORMAT_VERSION,
     METADATA,
@@ -70,7 +70,8 @@ class Checkpointer:
         self._failure: str | None = None
         self._closed = False
         try:
-            self._manager = _open(self.directory)
+            with folder.reaching(self.directory):
+                self._manager = _open(self.directory)
         except OSError as error:
             raise UserError(f"{self.directory}: cannot be used for checkpoints ({error})") from None
 
@@ -83,7 +84,7 @@ class Checkpointer:
         if not self._every_minutes or (not hosts.alone() and step % _ASK_THE_CLOCK_EVERY_STEPS):
             return False
         passed = self._clock() - self._last_time >= 60 * self._every_minutes
-        return hosts.broadcast_json(passed)
+        return hosts.broadcast_json(passed, "save by minutes")
 
     def maybe_save(
         self,
@@ -143,7 +144,7 @@ class Checkpointer:
         if self._way_is_clear:
             return
         ahead = [n for n in self.reader.steps() if n >= step and n not in self.reader.rejected]
-        newest = hosts.broadcast_json(ahead[-1] if ahead else None)
+        newest = hosts.broadcast_json(ahead[-1] if ahead else None, "first save")
         if newest is not None:
             raise UserError(
                 f"{self.directory} holds checkpoint {newest}, but this run is at step {step}; "
@@ -182,7 +183,7 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if hosts.any_process(self._failure is not None):
+        if hosts.any_process(self._failure is not None, "last save", digest.SECONDS):
             self._failure = self._failure or "saving a checkpoint failed in another process"
             self._raise_failure()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from soda_jax.checkpoints import digest, tree
+from soda_jax.checkpoints import digest, folder, tree
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
@@ -43,8 +43,15 @@ class CheckpointReader:
     """
 
     def __init__(self, directory: str | PathLike[str]):
-        """Args: directory: the folder that holds the step folders, e.g. WORKDIR/checkpoints."""
-        self.directory = epath.Path(directory).absolute()
+        """Names the folder that holds the step folders; it need not exist.
+
+        Args:
+          directory: a path, e.g. WORKDIR/checkpoints, or gs://…
+
+        Raises:
+          UserError: for another kind of URL, and where a package for gs:// is missing.
+        """
+        self.directory = folder.opened(directory)
         self.rejected: dict[int, str] = {}
         self._verified: dict[int, bool] = {}  # step -> whole step (else parameters only)
 
@@ -52,11 +59,12 @@ class CheckpointReader:
         """Committed steps, ascending, not verified; saves under way or killed are not among them."""
         from orbax.checkpoint.path import step as step_lib
 
-        if not self.directory.exists():
-            return []
-        return sorted(
-            found.step for found in step_lib.standard_name_format().find_all(self.directory)
-        )
+        with folder.reaching(self.directory):
+            if not self.directory.exists():
+                return []
+            return sorted(
+                found.step for found in step_lib.standard_name_format().find_all(self.directory)
+            )
 
     def path(self, step: int) -> epath.Path:
         """The folder of one step."""
@@ -86,7 +94,7 @@ class CheckpointReader:
         found: dict[str, Any] = {}
         if hosts.is_first():
             found = self._choose(step, accept_unverified, params_only)
-        found = hosts.broadcast_json(found)
+        found = hosts.broadcast_json(found, "checkpoint to use", digest.SECONDS)
         skipped = tuple((int(number), str(reason)) for number, reason in found["skipped"])
         news = [number for number, _ in skipped if number not in self.rejected]
         self.rejected.update(skipped)
@@ -120,7 +128,8 @@ class CheckpointReader:
             return f"it has no {digest.NAME}: the run was killed just after the save"
         if self._verified.get(step, False) or (params_only and step in self._verified):
             return None
-        reason = digest.flaw(self.path(step), (PARAMS, METADATA) if params_only else None)
+        with folder.reaching(self.directory):
+            reason = digest.flaw(self.path(step), (PARAMS, METADATA) if params_only else None)
         if reason is None:
             self._verified[step] = not params_only
         return reason

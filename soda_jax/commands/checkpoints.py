@@ -8,7 +8,9 @@ EXAMPLE = "soda checkpoints runs/demo"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda checkpoints`."""
-    parser.add_argument("workdir", help="the folder of the run, the one given to soda train")
+    parser.add_argument(
+        "workdir", help="the folder of the run, the one given to soda train, or gs://…"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,13 +19,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       UserError: if the run has no checkpoints.
     """
-    from pathlib import Path
-
-    from soda_jax.checkpoints import CheckpointReader
+    from soda_jax.checkpoints import CheckpointReader, folder
     from soda_jax.errors import UserError
     from soda_jax.progress import track
 
-    reader = CheckpointReader(Path(args.workdir) / "checkpoints")
+    reader = CheckpointReader(folder.of_run(args.workdir))
     steps = reader.steps()
     if not steps:
         raise UserError(f"no checkpoints in {reader.directory}; is {args.workdir} a run's workdir?")

@@ -56,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
     if args.output or args.report:
         raise UserError("--output and --report belong to --contamination TRAIN EVAL")
     from soda_jax.data.manifest import Manifest
+    from soda_jax.data.storage.locations import refuse_url
 
+    if args.verify or args.record is not None or args.document is not None:
+        refuse_url(args.dataset, "--verify, --record and --document read")
     if args.verify:
         return print_faults(args.dataset, args.generation)
     manifest = Manifest.load(args.dataset, args.generation)
     directory = Path(args.dataset)
     if args.record is None and args.document is None:
-        print("\n".join(_summary(directory, manifest)))
+        print("\n".join(_summary(args.dataset, manifest)))
         return 0
     if args.record is not None:
         print("\n".join(_readable(*_record(directory, manifest, args.record), manifest)))
@@ -87,7 +90,9 @@ def shard_bytes(folder: Path, shard: "ShardInfo") -> int:
     return shard.bytes + (index.stat().st_size if index.is_file() else 0)
 
 
-def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
+def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
+    from soda_jax.data.storage.locations import is_url
+
     layout, codec = manifest.layout, manifest.codec
     yield f"{directory}: {manifest.kind}, generation {manifest.generation}, digest {manifest.digest[:16]}"
     sizes = "·".join(map(str, layout.codebook_sizes)) or "none"
@@ -108,7 +113,11 @@ def _summary(directory: Path, manifest: "Manifest") -> Iterator[str]:
         for view, count in tokens.items():
             both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
             yield f"  {view:<6} {count:,} tokens{both}"
-        stored = sum(shard_bytes(directory / split, shard) for shard in manifest.splits[split])
+        if is_url(directory):
+            yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / max(tokens.values()):.3f} a token"
+            continue
+        folder = Path(directory) / split
+        stored = sum(shard_bytes(folder, shard) for shard in manifest.splits[split])
         yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} a token"
     yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
     for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):

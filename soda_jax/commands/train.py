@@ -23,10 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deterministic", action="store_true", help="bit-for-bit repeatable kernels on GPU"
     )
     processes = parser.add_argument_group(
-        "processes", "a run of several, where Slurm or the cloud does not say it"
+        "processes", "a run of several; Slurm, Cloud TPU and Kubernetes need no flags"
     )
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    processes.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument(
+        "--processes", type=int, metavar="N", help="how many there are; 1: alone"
+    )
     processes.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 

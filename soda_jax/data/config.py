@@ -1,21 +1,34 @@
 """The data part of a config: checked, with defaults, and turned into what a source needs.
 
-{"sequence_length": 4096, "seed": 0, "damaged": "fatal",
+{"sequence_length": 4096, "seed": 0, "damaged": "fatal", "storage": "auto", "cache_dir": "",
+ "cache_bytes": 268435456, "read_threads": 32, "retries": 8,
  "sources": {name: {"path": …, "weight": …, "order": "both", "composition": "S+A+T",
                     "codebooks": 0, "denied": "", "masked": "", "generation": -1}}}
 """
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.source import SourceOptions
+from soda_jax.data.storage.remote import RETRIES, read_bytes
+from soda_jax.data.storage.split import STORAGES
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import COMPOSITIONS, ORDERS, View
 
-DEFAULTS = {"sequence_length": 4096, "seed": 0, "damaged": "fatal", "sources": None}
+DEFAULTS = {
+    "sequence_length": 4096,
+    "seed": 0,
+    "damaged": "fatal",
+    # How the shards are reached; the windows, and so the digest, do not depend on it.
+    "storage": "auto",
+    "cache_dir": "",
+    "cache_bytes": 256 << 20,
+    "read_threads": 32,
+    "retries": RETRIES,
+    "sources": None,
+}
 SOURCE_DEFAULTS = {
     "path": None,
     "weight": 1.0,
@@ -43,6 +56,13 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"data.seed is {seed!r}; it must be an integer of 0 or more")
     if data["damaged"] not in POLICIES:
         raise UserError(f"data.damaged is {data['damaged']!r}: one of {', '.join(POLICIES)}")
+    if data["storage"] not in STORAGES:
+        raise UserError(f"data.storage is {data['storage']!r}: one of {', '.join(STORAGES)}")
+    for key, least in (("cache_bytes", 0), ("read_threads", 1), ("retries", 0)):
+        if not isinstance(data[key], int) or data[key] < least:
+            raise UserError(
+                f"data.{key} is {data[key]!r}; it must be an integer of {least} or more"
+            )
     sources = {}
     for name in sorted(data["sources"]):
         where = f"data.sources.{name}"
@@ -93,7 +113,7 @@ def _lines(path: str, where: str) -> list[str]:
     if not path:
         return []
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: cannot read {path}: {error}; one entry a line, UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

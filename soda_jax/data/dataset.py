@@ -10,8 +10,8 @@ from typing import Any
 from soda_jax.data import config as data_config
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.mixture import InOrder, Mixture, normalised_weights
-from soda_jax.data.reading import ShardReaders
 from soda_jax.data.source import Source, SourceOptions
+from soda_jax.data.storage.split import Storage
 from soda_jax.data.windows import Batch, annotate, empty_batch
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
@@ -50,6 +50,7 @@ class Dataset:
       sequence_length: tokens of a window.
       windows: number of windows of one pass (None: the mixture has no end).
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
+      storage: how the shards are read; of no influence on the windows.
     """
 
     def __init__(self, config: Mapping[str, Any], split: str, *, one_pass: bool):
@@ -66,14 +67,14 @@ class Dataset:
             settings[name]["generation"] = manifest.generation
         self.layout, self.codec = _agree(manifests)
         self.tokenizer_fingerprint = _same_tokenizer(manifests)
-        readers = ShardReaders()
+        self.storage = Storage(self.config)
         options = {
             name: data_config.options(settings[name], manifest, name, self.config["damaged"])
             for name, manifest in manifests.items()
         }
         self.sources = tuple(
             Source(name, settings[name]["path"], manifest, split, self.sequence_length,
-                   options[name], readers)
+                   options[name], self.storage)
             for name, manifest in manifests.items()
         )  # fmt: skip
         counts = [source.windows for source in self.sources]
@@ -105,16 +106,23 @@ class Dataset:
 
         Raises:
           DamagedRecordError: if a record cannot be read and the policy is "fatal".
+          StoreError: if the store of a remote data set cannot be read, whatever the policy.
         """
-        batch = empty_batch(len(rows), self.sequence_length)
-        for row, offset in enumerate(rows):
-            place = self.place(k + offset)
+        length = self.sequence_length
+        batch = empty_batch(len(rows), length)
+        places = [self.place(k + offset) for offset in rows]
+        held = [
+            self.sources[number].ahead(window * length, (window + 1) * length)
+            for number, window in filter(None, places)
+            if self.sources[number].reads_ahead
+        ]
+        for row, place in enumerate(places):
             if place is not None:
                 number, window = place
-                start = window * self.sequence_length
-                holes = self.sources[number].read(start, batch.tokens[row])
+                holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
+        del held
         return batch
 
     def documents(self) -> Iterator[Document]:
@@ -128,7 +136,7 @@ class Dataset:
         given: set[tuple[str, int, int]] = set()
         for source in self.sources:
             shared = digests[source.manifest.digest] > 1
-            for shard, first, last in source.stored_documents():
+            for shard, first, last in source.documents_ahead():
                 place = (source.manifest.digest, shard, first)
                 if place in given:
                     continue

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.data.shards import ShardInfo
+from soda_jax.data.storage.locations import Location, join
+from soda_jax.data.storage.remote import read_bytes
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.tokens.vocabulary import VocabularyLayout
@@ -22,7 +24,7 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 FORMAT_VERSION = 1
 KINDS = ("speech", "text")
 SPLITS = ("train", "validation")
-_MANIFEST = "manifest.json"
+_MANIFEST, _GENERATION = "manifest.json", "manifests/{:04d}.json"
 _CODEC_KEYS = ("name", "fingerprint", "sample_rate", "frame_rate")
 
 
@@ -99,15 +101,15 @@ class Manifest:
         write_json(Path(directory) / _MANIFEST, self.to_json())
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str], generation: int = -1) -> "Manifest":
-        """Reads a generation of a data set, the newest for -1.
+    def load(cls, directory: Location, generation: int = -1) -> "Manifest":
+        """Reads a generation of a data set, the newest for -1; `directory` is a path or a URL.
 
         Raises:
           UserError: if there is none, it is damaged, or its format is of another version.
         """
-        path = Path(directory) / _MANIFEST
+        path = join(directory, _MANIFEST)
         if generation >= 0:
-            path = generation_path(directory, generation)
+            path = join(directory, *_GENERATION.format(generation).split("/"))
         value = _read(path)
         version = value.get("format_version")
         if version != FORMAT_VERSION:
@@ -161,12 +163,12 @@ def tokens_by_view(kind: str, codebooks: int, totals: Mapping[str, int]) -> dict
 
 def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:
     """Path of one generation's manifest."""
-    return Path(directory) / "manifests" / f"{generation:04d}.json"
+    return Path(directory) / _GENERATION.format(generation)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Location) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path).decode())
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the manifest ({error.strerror}); name a folder that "

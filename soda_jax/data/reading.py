@@ -86,7 +86,7 @@ def read_records(
             yield damaged(shard, number, str(error))
 
 
-def damaged(shard: Path, number: int, reason: str) -> DamagedRecordError:
+def damaged(shard: str | os.PathLike[str], number: int, reason: str) -> DamagedRecordError:
     """The error for a record that cannot be read, with its place and what to do."""
     return DamagedRecordError(f"{shard}, record {number} is damaged: {reason}; restore the shard")
 

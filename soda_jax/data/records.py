@@ -125,13 +125,18 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
+def check_sum(record: bytes) -> bool:
+    """Whether the checksum of a record is right."""
+    return len(record) >= _HEADER.size + 4 and google_crc32c.value(record) == _RESIDUE
+
+
 def read_header(record: bytes, layout: VocabularyLayout) -> Header:
     """Checks the bytes of a record and says where its columns stand.
 
     Raises:
       DamagedRecordError: if the checksum or the lengths are wrong, or the version is another.
     """
-    if len(record) < _HEADER.size + 4 or google_crc32c.value(record) != _RESIDUE:
+    if not check_sum(record):
         raise DamagedRecordError("its checksum (crc32c) does not match")
     version, flags, name, utterances, text_tokens, frames, text = _HEADER.unpack_from(record)
     if version != RECORD_VERSION:

@@ -2,7 +2,7 @@
 
 `shard-00000.array_record` holds one record a chunk (group_size 1, not compressed: packed codes do not
 shrink). `shard-00000.index.npz` holds the counts of every record, so that a window is found without
-reading the shard. The index appears first and the shard last, each by atomic rename: a shard that is
+reading the shard, and its place in the file, so that it can be read by byte range. The index appears first and the shard last, each by atomic rename: a shard that is
 there is whole.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,11 +28,13 @@ from soda_jax.data.records import (
     RecordData,
     encode_record,
 )
+from soda_jax.data.storage.places import find_places
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+_WITHOUT_PLACES = 1  # the version before
 SHARD_SUFFIX = ".array_record"
 INDEX_SUFFIX = ".index.npz"
 _OPTIONS = "group_size:1,uncompressed"
@@ -54,6 +57,9 @@ class ShardIndex:
       utterances: utterances or pieces of one, uint32 `[records]`.
       flags: see `records.RecordData.flags`, uint8 `[records]`.
       document_hashes: `document_hash` of each document, uint64 `[documents]`.
+      places: where each record's chunk begins in the shard and where the last one ends, in bytes,
+        uint64 `[records + 1]`, see `storage.places`; None in an index of version 1 and where the
+        indexes of several shards are joined.
     """
 
     text_tokens: np.ndarray
@@ -61,11 +67,19 @@ class ShardIndex:
     utterances: np.ndarray
     flags: np.ndarray
     document_hashes: np.ndarray
+    places: np.ndarray | None = None
 
     @property
     def part(self) -> np.ndarray:
         """Kind of each record: 0 whole, 1 text, 2 audio."""
         return self.flags >> PART_SHIFT & PART_MASK
+
+    @classmethod
+    def joined(cls, indexes: "Sequence[ShardIndex]") -> "ShardIndex":
+        """The records of several shards as one row."""
+        return cls(**{
+            name: np.concatenate([getattr(index, name) for index in indexes]) for name in _COLUMNS
+        })  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +164,9 @@ class ShardWriter:
         content = io.BytesIO()
         arrays = dict(zip(_COLUMNS, (*columns, np.array(self._hashes, np.uint64)), strict=True))
         typed = {name: arrays[name].astype(kind) for name, kind in _COLUMNS.items()}
-        np.savez(content, allow_pickle=False, version=np.array(INDEX_VERSION), **typed)
+        places = shard_places(self._temporary)
+        version = np.array(INDEX_VERSION)
+        np.savez(content, allow_pickle=False, version=version, **typed, places=places)
         write_atomic(index_path(self._path), content.getvalue())
         os.replace(self._temporary, self._path)
         return read_shard_info(self._path)
@@ -198,11 +214,27 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             version = int(file["version"])
             columns = {name: file[name] for name in _COLUMNS}
+            if version != _WITHOUT_PLACES:
+                columns["places"] = file["places"]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a shard index: {error}; tokenize the shard again") from None
-    if version != INDEX_VERSION:
-        raise UserError(f"{path} has index version {version}, this program reads {INDEX_VERSION}")
+    if version not in (_WITHOUT_PLACES, INDEX_VERSION):
+        raise UserError(
+            f"{path} has index version {version}, this program reads {_WITHOUT_PLACES} and "
+            f"{INDEX_VERSION}"
+        )
     return ShardIndex(**columns)
+
+
+def shard_places(path: str | os.PathLike[str]) -> np.ndarray:
+    """`ShardIndex.places` of a shard, from its own footer; ValueError if it has none."""
+    with open(path, "rb") as file:
+
+        def read(start: int, stop: int) -> bytes:
+            file.seek(start)
+            return file.read(stop - start)
+
+        return find_places(read, os.path.getsize(path))
 
 
 def read_shard_info(path: str | os.PathLike[str]) -> ShardInfo:

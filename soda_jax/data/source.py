@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from soda_jax.data.manifest import SPLITS, Manifest
-from soda_jax.data.reading import ShardReaders, damaged
+from soda_jax.data.reading import damaged
 from soda_jax.data.records import (
     FIRST,
     LAST,
@@ -19,12 +20,14 @@ from soda_jax.data.records import (
     read_header,
 )
 from soda_jax.data.rendering import Renderer
-from soda_jax.data.shards import ShardIndex, document_hash, index_path, read_index
+from soda_jax.data.shards import ShardIndex, document_hash
 from soda_jax.data.splitting import join_records
+from soda_jax.data.storage.split import Storage
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance, View
 
 _LOG = logging.getLogger(__name__)
+_DOCUMENTS_AHEAD = 32  # asked for together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Source:
       denied_documents: number of documents left out.
       masked_records: number of records that the config masks.
       damage: message by (shard file, record) for the records found damaged and masked.
+      reads_ahead: whether `ahead` is of any use.
     """
 
     def __init__(
@@ -70,27 +74,24 @@ class Source:
         split: str,
         sequence_length: int,
         options: SourceOptions,
-        readers: ShardReaders,
+        storage: Storage,
     ):
-        """Reads the indexes of the split.
+        """Opens the shards of the split and reads their indexes.
 
         Raises:
           UserError: if the split is empty or shorter than one window, a denied or masked entry is
             not in it, or an index is damaged or not that of the manifest.
         """
         self.name, self.manifest = name, manifest
-        self._folder, self._readers = Path(directory) / split, readers
-        self._options, self._length = options, sequence_length
+        self._split, self._options, self._length = split, options, sequence_length
         self._shards = manifest.splits.get(split, ())
         if not self._shards:
             raise UserError(f"source {name}: {directory} has no {split} split; tokenize more data")
-        indexes = [self._read_index(number) for number in range(len(self._shards))]
-        self._index = ShardIndex(
-            **{
-                field.name: np.concatenate([getattr(index, field.name) for index in indexes])
-                for field in dataclasses.fields(ShardIndex)
-            }
-        )
+        self._store = storage.open(name, directory, split, self._shards)
+        indexes = self._store.read_indexes()
+        self._check(indexes)
+        self._index = ShardIndex.joined(indexes)
+        self.reads_ahead = self._store.reads_ahead
         self._shard_starts = np.cumsum([0, *(shard.records for shard in self._shards)])
         self._masked = self._find_masked()
         self.masked_records = len(self._masked)
@@ -111,25 +112,22 @@ class Source:
                 f"than one window of {sequence_length}; shorten sequence_length or add data"
             )
 
-    def _read_index(self, number: int) -> ShardIndex:
-        shard = self._shards[number]
-        path = index_path(self._folder / shard.file)
-        index = read_index(path, shard.index_crc32c)
-        if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
-            raise UserError(
-                f"{path} has {len(index.flags)} records, the manifest says {shard.records}; "
-                "restore the data set"
-            )
-        return index
+    def _check(self, indexes: Sequence[ShardIndex]) -> None:
+        for number, (shard, index) in enumerate(zip(self._shards, indexes, strict=True)):
+            if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
+                raise UserError(
+                    f"{self._store.location(number)}: its index has {len(index.flags)} records, the "
+                    f"manifest says {shard.records}; restore the data set"
+                )
 
     def _find_masked(self) -> frozenset[int]:
         place = {shard.file: number for number, shard in enumerate(self._shards)}
         found = set()
         for file, record in self._options.masked:
             split, _, name = file.rpartition("/")
-            if split in SPLITS and split != self._folder.name:
+            if split in SPLITS and split != self._split:
                 continue  # one file names the damage of all splits
-            known = split in ("", self._folder.name) and name in place
+            known = split in ("", self._split) and name in place
             if not known or not 0 <= record < self._shards[place[name]].records:
                 raise UserError(f"source {self.name}: masked record {file} {record} does not exist")
             found.add(int(self._shard_starts[place[name]]) + record)
@@ -178,13 +176,27 @@ class Source:
             place, begin = place + 1, end
         return holes
 
+    def ahead(self, start: int, stop: int) -> list[Any]:
+        """Begins to read the records of tokens [start, stop); keep the result until they are read."""
+        place = int(np.searchsorted(self.record_starts, start, side="right")) - 1
+        last = int(np.searchsorted(self.record_starts, stop, side="left"))
+        places = np.arange(place, last)
+        places = places[np.diff(self.record_starts[place : last + 1]) > 0]  # denied ones are empty
+        records = len(self._index.flags)
+        numbers = [int(self._order[p // records][p % records]) for p in places.tolist()]
+        return self._store.ahead(self._in_shard(n) for n in numbers if n not in self._masked)
+
+    def _in_shard(self, number: int) -> tuple[int, int]:
+        """Shard, and number in it, of a record of the split."""
+        shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
+        return shard, number - int(self._shard_starts[shard])
+
     def _render(self, place: int, first: int, last: int, out: np.ndarray) -> bool:
         view, position = divmod(place, len(self._index.flags))
         number = int(self._order[view][position])
         if number in self._masked:
             return False
-        shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
-        in_shard = number - int(self._shard_starts[shard])
+        shard, in_shard = self._in_shard(number)
         try:
             record = self.read_record(shard, in_shard)
             header = read_header(record, self.manifest.layout)
@@ -202,9 +214,11 @@ class Source:
         return True
 
     def read_record(self, shard: int, number: int) -> bytes:
-        """The bytes of a record; DamagedRecordError if the shard does not give them."""
-        info = self._shards[shard]
-        return self._readers.read(self._folder / info.file, number, info.records)
+        """The bytes of a record; DamagedRecordError if the shard does not give them.
+
+        Where the shards lie behind a store that cannot be read: StoreError, whatever the policy.
+        """
+        return self._store.read(shard, number)
 
     def read_document(
         self, shard: int, first: int, last: int
@@ -231,15 +245,26 @@ class Source:
     def report_damage(self, shard: int, number: int, error: DamagedRecordError) -> None:
         """Applies the policy: raises an error that names the place, or notes it and warns once."""
         file = self._shards[shard].file
-        path = self._folder / file
+        path = self._store.location(shard)
         message = str(error)
-        if not message.startswith(str(path)):
+        if not message.startswith(path):
             message = str(damaged(path, number, message))
         if self._options.on_damage == "fatal":
             raise DamagedRecordError(f"{message} or set data.damaged=mask") from None
         if (file, number) not in self.damage:
             self.damage[file, number] = message
             _LOG.warning("masked: %s", message)
+
+    def documents_ahead(self) -> Iterator[tuple[int, int, int]]:
+        """`stored_documents` one by one; where a read takes long, those that follow are under way."""
+        stored = self.stored_documents()
+        for begin in range(0, len(stored), _DOCUMENTS_AHEAD):
+            group = stored[begin : begin + _DOCUMENTS_AHEAD]
+            held = self._store.ahead(
+                (shard, number) for shard, first, last in group for number in range(first, last)
+            )
+            yield from group
+            del held
 
     def stored_documents(self) -> list[tuple[int, int, int]]:
         """Documents without a denied or masked record: (shard, first record, one behind)."""

@@ -1,5 +1,6 @@
 """One shard, read from end to end: what of it is not as it was written, or not as the manifest says."""
 
+import contextlib
 import dataclasses
 import struct
 import zlib
@@ -28,6 +29,7 @@ from soda_jax.data.shards import (
     file_crc32c,
     index_path,
     read_index,
+    shard_places,
 )
 from soda_jax.data.verify_document import SPEECH_VIEWS, TEXT_VIEWS, StoredRecord, document_fault
 from soda_jax.errors import UserError
@@ -123,6 +125,10 @@ class ShardVerifier:
                 f"it names {named} documents and {begun} begin in it, the manifest says "
                 f"{shard.documents}"
             )
+        if index.places is not None and path.is_file():
+            with contextlib.suppress(ValueError):  # such a shard is named for itself
+                if not np.array_equal(index.places, shard_places(path)):
+                    raise UserError("its places of the records are not those of the shard")
         return index
 
     def _record_faults(

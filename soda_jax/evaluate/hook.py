@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from soda_jax.data.loss_vector import loss_vector
+from soda_jax.data.storage.remote import StoreError
 from soda_jax.errors import UserError
 from soda_jax.evaluate.loss import make_loss_function, sum_losses
 from soda_jax.evaluate.windows import Windows, open_windows
@@ -55,6 +56,8 @@ class LossHook:
         )
         try:
             self._windows = open_windows(run.dataset.config, "validation")
+        except StoreError:  # the split may well be there: that is no reason to go on without
+            raise
         except UserError as error:
             _tell(f"no held-out loss: {error}")
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.data.manifest import Manifest, check_compatible
+from soda_jax.data.storage.locations import is_url
 from soda_jax.errors import UserError
 from soda_jax.evaluate.baselines import fit_baselines
 from soda_jax.evaluate.loss import held_out_sums
@@ -110,7 +111,7 @@ def _data_config(model: SpeechModel | TrainedDecoder, paths: Mapping[str, str]) 
             raise UserError(f"the run has no source {name}; its sources are {', '.join(sources)}")
         sources[name]["path"] = path
     for name, source in sources.items():
-        if not Path(source["path"]).is_dir():
+        if not is_url(source["path"]) and not Path(source["path"]).is_dir():
             raise UserError(
                 f"source {name}: {source['path']} does not exist here; name its folder with "
                 f"--source={name}=DIR"

@@ -34,9 +34,9 @@ def load_decoder(workdir: str | Path, step: int | None = None) -> TrainedDecoder
     """
     import jax
 
-    from soda_jax.checkpoints import CheckpointReader
+    from soda_jax.checkpoints import CheckpointReader, folder
 
-    reader = CheckpointReader(Path(workdir) / "checkpoints")
+    reader = CheckpointReader(folder.of_run(folder.local_workdir(workdir)))
     report = reader.choose(step, params_only=True)
     metadata = reader.metadata(report.step)
     layout = VocabularyLayout.from_json(metadata["layout"])

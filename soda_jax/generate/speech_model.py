@@ -210,8 +210,8 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
     Raises:
       UserError: if there is no valid checkpoint, or tokenizer or codec are not those of training.
     """
-    workdir = Path(workdir)
     decoder = load_decoder(workdir, step)
+    workdir = Path(workdir)
     layout, metadata = decoder.layout, decoder.metadata
     tokenizer = load_tokenizer(workdir / "tokenizer")
     if tokenizer.fingerprint != metadata["tokenizer_fingerprint"]:

@@ -14,6 +14,7 @@ from soda_jax.errors import UserError
 from soda_jax.parallel.rules import MESH_AXES
 
 AXES = tuple(MESH_AXES)
+TILE = 128
 
 
 def make_mesh(
@@ -35,7 +36,7 @@ def make_mesh(
         the number of devices, or dcn is not the number of (equal) TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = mesh_sizes(axes, len(devices), len({_slice(device) for device in devices}))
+    sizes = mesh_sizes(axes, len(devices), slice_count(devices))
     placed = _place(tuple(sizes.values()), devices)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -69,6 +70,35 @@ def mesh_sizes(axes: Mapping[str, int] | None, devices: int, slices: int = 1) ->
             f"mesh {told} does not make {devices} devices; change a size, or set one to -1"
         )
     return sizes
+
+
+def fill_both(axes: Mapping[str, int], devices: int, slices: int, width: int) -> dict[str, int]:
+    """Axes with `data` and `fsdp` both -1 replaced; others as they are.
+
+    fsdp becomes the largest divisor that leaves every device at least 128 columns of the model's width,
+    the side of a tile: narrower parts are padded, and on TPU gathered by adding whole matrices up
+    (docs/plan.md has both compiled). data takes the rest.
+
+    Args:
+      axes: see `make_mesh`.
+      devices: how many there are.
+      slices: that they make up.
+      width: of the model.
+    """
+    sizes = dict.fromkeys(AXES, 1) | dict(axes)
+    if sizes["data"] != -1 or sizes["fsdp"] != -1:
+        return sizes
+    dcn = slices if sizes["dcn"] == -1 else sizes["dcn"]
+    left = devices // max(1, dcn * sizes["sequence"] * sizes["tensor"])
+    fitting = [
+        n for n in range(1, left + 1) if left % n == 0 and width % n == 0 and width // n >= TILE
+    ]
+    return sizes | {"fsdp": max(fitting, default=1)}
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+    """How many slices (TPU), NVLink domains or processes the devices make up."""
+    return len({_slice(device) for device in devices})
 
 
 def _slice(device: jax.Device) -> int:

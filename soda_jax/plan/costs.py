@@ -95,23 +95,23 @@ def count_costs(module: Module, mesh: Mapping[str, int], kernels: Mapping[str, f
       kernels: FLOPs of a kernel by a part of its name.
     """
     costs = Costs()
-    _walk(module, module.entry, 1, costs, mesh, kernels)
+    _walk(module, module.entry, 1, costs, mesh, kernels, set())
     return costs
 
 
-def _walk(module, name, times, costs, mesh, kernels):
+def _walk(module, name, times, costs, mesh, kernels, seen):
     lines = module.computations[name]
     for line in lines.values():
         if line.opcode == "while":
             runs = trip_count(module, line)
             costs.open_loops += runs is None
-            _walk(module, line.called("body"), times * (runs or 1), costs, mesh, kernels)
+            _walk(module, line.called("body"), times * (runs or 1), costs, mesh, kernels, seen)
         elif line.opcode == "conditional":
             # Whichever branch costs most would need all of them; steps have none that matters.
             for branch in re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line.text):
-                _walk(module, branch, times, costs, mesh, kernels)
+                _walk(module, branch, times, costs, mesh, kernels, seen)
         elif line.opcode == "call":
-            _walk(module, line.called("to_apply"), times, costs, mesh, kernels)
+            _walk(module, line.called("to_apply"), times, costs, mesh, kernels, seen)
         else:
             if line.opcode == "custom-call":
                 costs.kernel_flops += _kernel(line, kernels) * times
@@ -120,8 +120,11 @@ def _walk(module, name, times, costs, mesh, kernels):
                 costs.flops += once * times
                 costs.flops_once += once
             costs.bytes += _moved(module, line, lines) * times
-            if found := _collective(module, line, lines, mesh):
-                costs.collectives.append(dataclasses.replace(found, times=times))
+            for channel, found in _collectives(module, line, lines, mesh):
+                # One that runs beside other work is begun, carried on and ended by several fusions.
+                if channel is None or channel not in seen:
+                    costs.collectives.append(dataclasses.replace(found, times=times))
+                    seen.add(channel)
 
 
 def _products(
@@ -149,9 +152,12 @@ def _moved(module: Module, line: Instruction, lines: Mapping[str, Instruction]) 
         return 2.0 * _main(line.arrays[0])
     if line.opcode == "dynamic-update-slice":
         return 2.0 * _main(lines[line.operands[1]].arrays[0])
-    result = float(sum(_main(array) for array in line.arrays))
     if line.opcode != "fusion":
-        return result + sum(_main(a) for name in line.operands for a in lines[name].arrays)
+        read = sum(_main(a) for name in line.operands for a in lines[name].arrays)
+        return float(read + sum(_main(array) for array in line.arrays))
+    # What is handed on as it lies moves nothing, as in the fusions that carry on with an exchange.
+    kept = _aliased(line)
+    result = float(sum(_main(a) for n, a in enumerate(line.arrays) if n not in kept))
     inner = module.computations.get(line.called("calls") or "", {})
     root = next((one for one in inner.values() if one.root), None)
     if root is not None and root.opcode == "dynamic-update-slice":
@@ -159,6 +165,8 @@ def _moved(module: Module, line: Instruction, lines: Mapping[str, Instruction]) 
     numbers = {int(p.arguments): p.name for p in inner.values() if p.opcode == "parameter"}
     for number, name in enumerate(line.operands):
         arrays = lines[name].arrays
+        if number in kept.values() and len(line.arrays) > 1:
+            continue
         if not arrays or _main(arrays[0]) == 0:
             continue
         users = [one for one in inner.values() if numbers.get(number) in one.operands]
@@ -166,6 +174,13 @@ def _moved(module: Module, line: Instruction, lines: Mapping[str, Instruction]) 
             float(_main(arrays[0])), sum(_read(one, numbers.get(number), inner) for one in users)
         )
     return result
+
+
+def _aliased(line: Instruction) -> dict[int, int]:
+    """Outputs of a fusion that are operands in place, by number: output to operand."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?)\}(?:, [a-z]|$)", line.text)
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", found[1]) if found else []
+    return {int(output): int(operand) for output, operand in pairs}
 
 
 def _read(user: Instruction, parameter: str | None, inner: Mapping[str, Instruction]) -> float:
@@ -181,25 +196,35 @@ def _main(array: Array) -> int:
     return 0 if array.fast else array.bytes
 
 
-def _collective(
+def _collectives(
     module: Module,
     line: Instruction,
     lines: Mapping[str, Instruction],
     mesh: Mapping[str, int],
-) -> Collective | None:
+) -> Iterator[tuple[str | None, Collective]]:
+    """Exchanges in an instruction with their channels, several where a fusion carries on with some."""
     opcode = line.opcode.removesuffix("-start")
-    if opcode == "fusion":
+    if opcode == "fusion" or opcode == "async":
         inner = module.computations.get(line.called("calls") or "", {})
+        # A sum of which each device keeps a part, in one kernel.
+        cut = any(other.opcode == "dynamic-slice" for other in inner.values())
         for one in inner.values():
-            if found := _collective(module, one, inner, mesh):
-                # A sum of which each device keeps a part, in one kernel.
-                cut = any(other.opcode == "dynamic-slice" for other in inner.values())
-                if found.kind == "all-reduce" and cut:
-                    return dataclasses.replace(found, kind="reduce-scatter", bytes=found.bytes / 2)
-                return found
-        return None
-    if opcode not in _COLLECTIVES:
-        return None
+            for channel, found in _collectives(module, one, inner, mesh):
+                if (
+                    found.kind == "all-reduce"
+                    and cut
+                    and "all-reduce-scatter" in (line.called("calls") or "")
+                ):
+                    found = dataclasses.replace(found, kind="reduce-scatter", bytes=found.bytes / 2)
+                yield channel, found
+    elif opcode in _COLLECTIVES and (exchange := _collective(opcode, line, lines, mesh)):
+        numbered = re.search(r"channel_id=(\d+)", line.text)
+        yield numbered[1] if numbered else None, exchange
+
+
+def _collective(
+    opcode: str, line: Instruction, lines: Mapping[str, Instruction], mesh: Mapping[str, int]
+) -> Collective | None:
     axes, devices = _partners(line, mesh)
     if devices == 1:
         return None

@@ -74,7 +74,7 @@ class Planner:
         layout = self._layout
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
         decoder = decoder_config(config.model.to_dict(), blocks)
-        mesh = _mesh_sizes(config.mesh.to_dict(), self.topology)
+        mesh = _mesh_sizes(config, self.topology)
         common: dict[str, Any] = {
             "topology": self.topology,
             "mesh": mesh,
@@ -195,7 +195,9 @@ def _name(config: Any) -> str:
     return f"{mesh or '1 chip'}, accumulate {config.accumulate}, remat {config.model.remat}"
 
 
-def _mesh_sizes(axes: dict[str, int], topology: Topology) -> dict[str, int]:
-    from soda_jax.parallel.mesh import mesh_sizes
+def _mesh_sizes(config: Any, topology: Topology) -> dict[str, int]:
+    from soda_jax.parallel.mesh import fill_both, mesh_sizes
 
-    return mesh_sizes(axes, topology.chips, topology.slices)
+    chips, slices = topology.chips, topology.slices
+    axes = fill_both(config.mesh.to_dict(), chips, slices, config.model.width)
+    return mesh_sizes(axes, chips, slices)

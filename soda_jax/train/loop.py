@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from soda_jax.checkpoints import CheckpointReader
+from soda_jax.checkpoints import Checkpointer, CheckpointReader, folder
 from soda_jax.data.dataset import Dataset
 from soda_jax.data.loader import Loader
 from soda_jax.data.loss_vector import loss_vector
@@ -25,6 +25,7 @@ from soda_jax.train import run as parts
 from soda_jax.train.hardware import peak_flops
 from soda_jax.train.hooks import Hook, RunView
 from soda_jax.train.metrics import MetricsLog, note_start
+from soda_jax.train.watchdog import FIRST_STEP, Watchdog
 
 DONE = 0
 # EX_TEMPFAIL of sysexits.h: the launch scripts start the run again.
@@ -43,7 +44,8 @@ def train(
 
     Args:
       config: an ml_collections config with the keys of `configs/base.py`.
-      workdir: checkpoints, metrics and the front end go there.
+      workdir: a local folder; metrics and the front end go there, and the checkpoints unless
+        `config.checkpoint.directory` names another place.
       hooks: evaluators and the like.
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
       allow_data_change: resume although the data is not the checkpoint's; tokenizer, codec and
@@ -56,12 +58,12 @@ def train(
       UserError: for faults of config, data or checkpoints, and when too many updates in a row had
         to be skipped.
     """
-    workdir = Path(workdir)
+    workdir = folder.local_workdir(workdir)
     parts.use_compilation_cache()
-    with ExitStack() as stack:
+    with hosts.together(), ExitStack() as stack:
         terminated = stack.enter_context(_terminate_flag())
         # Restore point: the newest checkpoint whose digest agrees.
-        reader = CheckpointReader(workdir / "checkpoints")
+        reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         report = reader.choose() if reader.steps() else None
         metadata = reader.metadata(report.step) if report else None
         dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)
@@ -74,6 +76,9 @@ def train(
             print(f"resumed from step {report.step}", file=sys.stderr)
         else:
             state = program.init()
+        # From here on a fault of one process ends all at once: to close in order, it would have to
+        # wait for the others, which wait for it in a collective.
+        stack.enter_context(hosts.together())
         step, windows = (report.step, metadata["windows"]) if report and metadata else (0, 0)
 
         rows = local_rows(program.mesh, config.batch_size)
@@ -83,18 +88,22 @@ def train(
             _Trace(profile_steps, workdir / "profile", step, config.steps) as trace,
             Loader(dataset, config.batch_size, windows, rows) as loader,
             progress("train", config.steps, start=step) as bar,
+            Watchdog(workdir, config.safety.stuck_minutes) as watchdog,
         ):
+            patience = FIRST_STEP
             while step < config.steps:
                 trace.before(step + 1)
+                watchdog.now(f"step {step + 1}", patience)
                 batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
                 state, metrics = program.step(state, batch)
-                step += 1
+                step, patience = step + 1, 1.0
                 values = log.step(step, metrics, loader.waited)
                 trace.after(step, state)
-                _stop_if_broken(config, step, values)
+                _stop_if_broken(config, step, values, checkpointer)
 
                 for hook in hooks:
                     if step % hook.every == 0 or step == config.steps:
+                        watchdog.now(f"{type(hook).__name__} after step {step}")
                         view = RunView(
                             step,
                             config,
@@ -109,7 +118,8 @@ def train(
                 log.write(step, values)
                 bar.advance(note=f"loss {values.get('loss/all', float('nan')):.3f}")
 
-                stop = hosts.any_process(terminated.is_set())
+                watchdog.now(f"saving after step {step}")
+                stop = hosts.any_process(terminated.is_set(), "stop")
                 last = stop or step == config.steps
                 # The loader's count is the position in the data: what step `step` has consumed.
                 consumed = loader.windows
@@ -176,9 +186,12 @@ class _Trace:
             self._stop()
 
 
-def _stop_if_broken(config: Any, step: int, values: Mapping[str, float]) -> None:
+def _stop_if_broken(
+    config: Any, step: int, values: Mapping[str, float], checkpointer: Checkpointer
+) -> None:
     limit = config.safety.max_skipped_in_a_row
     if limit and values["skipped_in_a_row"] >= limit:
+        checkpointer.wait()  # all processes come here alike
         raise UserError(
             f"step {step}: {limit} updates in a row were skipped (gradient norm "
             f"{values['gradient_norm']:.3g}); the last good checkpoint stands. Lower optimizer.peak or "
@@ -251,10 +264,12 @@ class _Log:
             "data_wait_seconds": waited - self._waited,
         }
         self._waited = waited
-        # Only under data.damaged=mask; a sound data set has no such line in its log.
+        # Only under data.damaged=mask, or where a store fails now and then; else there is no such line.
         damaged = sum(len(source.damage) for source in dataset.sources)
         if damaged:
             values["masked_records"] = float(damaged)
+        if dataset.storage.remote.failures:
+            values["repeated_reads"] = float(dataset.storage.remote.failures)
         return values
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -14,12 +14,15 @@ import jax
 import soda_jax
 from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
+from soda_jax.data.storage.locations import absolute, is_url, join
+from soda_jax.data.storage.remote import download_folder
 from soda_jax.errors import UserError
 from soda_jax.files import link_or_copy, write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
-from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.mesh import fill_both, make_mesh, slice_count
+from soda_jax.parallel.xla_options import compiler_options
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state
 from soda_jax.train.step import StepSettings, make_train_step
@@ -167,7 +170,9 @@ def make_program(
     Raises:
       UserError: where batch, sequence, mesh, model and devices do not fit.
     """
-    mesh = make_mesh(config.mesh.to_dict(), devices)
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = fill_both(config.mesh.to_dict(), len(devices), slice_count(devices), config.model.width)
+    mesh = make_mesh(sizes, devices)
     settings = step_settings(config, len(layout.class_names), sources)
     backend_for(config.model.attention, mesh.devices.flat[0].platform)
     micro = config.batch_size // config.accumulate
@@ -196,6 +201,7 @@ def make_program(
         make_train_step(model, optimizer, schedule, settings, mesh),
         donate_argnums=0,
         out_shardings=(state_shardings, rules.replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
     return Program(mesh, model, abstract, init, step)
 
@@ -213,7 +219,7 @@ def run_metadata(
         codec = earlier["codec_fingerprint"]
     # Absolute, so that the data is found from any folder; the digest does not count where it lies.
     sources = {
-        name: {**source, "path": os.path.abspath(source["path"])}
+        name: {**source, "path": absolute(source["path"])}
         for name, source in dataset.config["sources"].items()
     }
     return {
@@ -234,12 +240,19 @@ def copy_front_end(dataset: Dataset, workdir: Path) -> None:
     """Copies tokenizer and codec of the data beside the model, so that the folder speaks for itself."""
     for source in dataset.config["sources"].values():
         for name in ("tokenizer", "codec"):
-            origin, target = Path(source["path"]) / name, workdir / name
-            if origin.is_dir() and not target.is_dir():
-                partial = workdir / f".{name}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
+            origin, target = join(source["path"], name), workdir / name
+            if target.is_dir():
+                continue
+            partial = workdir / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            if is_url(origin):
+                if not download_folder(origin, partial):
+                    continue
+            elif os.path.isdir(origin):
                 shutil.copytree(origin, partial, copy_function=link_or_copy)
-                partial.rename(target)
+            else:
+                continue
+            partial.rename(target)
 
 
 def open_checkpoints(config: Any, reader: CheckpointReader) -> Checkpointer:

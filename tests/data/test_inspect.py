@@ -100,3 +100,15 @@ def test_invariant_2_random_codes_take_at_most_one_and_a_half_bytes_a_token_in_a
     shown = re.search(r"([\d,]+) bytes with the index, ([\d.]+) a token", capsys.readouterr().out)
     assert int(shown[1].replace(",", "")) == stored
     assert float(shown[2]) == pytest.approx(stored / tokens, abs=1e-3)
+
+
+def test_a_data_set_at_a_url_is_described_and_its_records_want_a_folder(
+    tmp_path, write, speech, capsys
+):
+    url = f"file://{write(tmp_path, speech())}"
+    assert run(url) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{url}: speech") and "documents" in out
+    for option in ("--verify", "--record=train:0", "--document=doc/0-1"):
+        with pytest.raises(UserError, match="is a URL: --verify, --record and --document read"):
+            run(url, option)

@@ -131,6 +131,19 @@ def test_an_index_that_disagrees_with_a_record_is_found(corpus, column):
     assert fault.file == SHARD and fault.records == (3,) and column.split("_")[0] in fault.message
 
 
+def test_places_that_are_not_those_of_the_shard_are_found_and_old_indexes_have_none(corpus):
+    index = read_index(corpus / INDEX)
+    columns = {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
+    np.savez(corpus / INDEX, version=np.array(1), **columns)
+    with_shard(corpus, index_crc32c=crc32c(corpus / INDEX))
+    assert not list(verify(corpus))
+    columns["places"] = columns["places"] + np.uint64(8)
+    np.savez(corpus / INDEX, version=np.array(2), **columns)
+    with_shard(corpus, index_crc32c=crc32c(corpus / INDEX))
+    (fault,) = verify(corpus)
+    assert fault.file == str(INDEX) and "places of the records" in fault.message
+
+
 def test_an_index_that_names_other_documents_is_found(corpus):
     index = read_index(corpus / INDEX)
     columns = {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}

@@ -85,7 +85,7 @@ def test_a_preemption_starts_all_again_and_another_failure_does_not(cloud):
     spec = manifest(cloud, *TPU)["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     on_exit, on_disruption = job["podFailurePolicy"]["rules"]
-    assert on_exit["onExitCodes"]["values"] == [75] and on_exit["action"] == "FailJob"
+    assert on_exit["onExitCodes"]["values"] == [75, 76] and on_exit["action"] == "FailJob"
     assert (
         on_exit["onExitCodes"]["containerName"] == pod_of({"spec": spec})["containers"][0]["name"]
     )

@@ -52,9 +52,12 @@ def test_the_job_has_a_task_for_each_gpu_and_is_told_before_its_limit(batch):
 
 
 @pytest.mark.parametrize(
-    "status, ends, requeued", [(0, 0, False), (1, 1, False), (137, 137, False), (75, 0, True)]
+    "status, ends, requeued",
+    [(0, 0, False), (1, 1, False), (137, 137, False), (75, 0, True), (76, 0, True)],
 )
-def test_the_job_goes_back_into_the_queue_after_75_alone(cloud, batch, status, ends, requeued):
+def test_the_job_goes_back_into_the_queue_after_75_and_76_alone(
+    cloud, batch, status, ends, requeued
+):
     file = cloud.folder / "batch"
     file.write_text(batch())
     file.chmod(0o755)
@@ -83,6 +86,16 @@ def test_a_job_that_is_cancelled_stays_cancelled(cloud, batch):
     srun.chmod(0o755)
     assert cloud.run(file, SLURM_JOB_ID="17").returncode == 75
     assert len(cloud.calls()) == 1
+
+
+def test_a_job_that_loses_its_hosts_again_and_again_ends(cloud, batch):
+    file = cloud.folder / "batch"
+    file.write_text(batch())
+    file.chmod(0o755)
+    cloud.add("srun", "scontrol")
+    cloud.answer("srun", code=76)
+    assert cloud.run(file, SLURM_JOB_ID="17", SLURM_RESTART_COUNT="20").returncode == 76
+    assert len(cloud.calls()) == 2  # sbatch and srun
 
 
 def test_a_requeue_that_is_refused_ends_with_75(cloud, batch):

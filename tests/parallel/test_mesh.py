@@ -151,3 +151,28 @@ def test_constrain_lays_the_array_inside_jit():
     assert laid.addressable_shards[0].data.shape == (2, 3)
     assert rules.constrain(batch, ("batch", "sequence"), None) is batch
     assert rules.replicated(made).is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("devices", "slices", "width", "axes", "fsdp"),
+    [
+        (128, 1, 2560, {}, 16),  # 20 columns a device would be left by 128
+        (64, 1, 2048, {}, 16),
+        (16, 1, 512, {}, 4),
+        (8, 1, 2560, {}, 8),
+        (1, 1, 512, {}, 1),
+        (8, 1, 64, {}, 1),
+        (128, 2, 2560, {"dcn": -1, "tensor": 8}, 8),
+        (12, 1, 768, {}, 6),
+    ],
+)
+def test_fsdp_and_data_both_to_fill_leave_every_device_a_tile(devices, slices, width, axes, fsdp):
+    asked = {"data": -1, "fsdp": -1, **axes}
+    sizes = mesh.mesh_sizes(mesh.fill_both(asked, devices, slices, width), devices, slices)
+    assert sizes["fsdp"] == fsdp
+    assert np.prod(list(sizes.values())) == devices
+
+
+def test_one_axis_to_fill_stays_as_it_is():
+    asked = {"data": 2, "fsdp": -1}
+    assert mesh.fill_both(asked, 128, 1, 512)["fsdp"] == -1

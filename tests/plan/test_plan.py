@@ -50,8 +50,9 @@ def planner(*overrides, topology="h100:8", config="soda_135m", price=None):
 def test_an_estimate_counts_the_state_exactly_and_the_rest_by_its_arrays():
     one = planner(price=2.0)
     outcome = one.make(one.config)
+    assert (outcome.mesh["data"], outcome.mesh["fsdp"]) == (2, 4)
     blocks = 2 * (128_512 - 128_260) * 512  # padding rows are held, not counted
-    assert outcome.memory.parameters == pytest.approx(4 * outcome.decoder.parameters / 8)
+    assert outcome.memory.parameters == pytest.approx(4 * outcome.decoder.parameters / 4)
     assert outcome.memory.optimizer == 2 * outcome.memory.parameters
     assert blocks / outcome.decoder.parameters < 2e-3
     value = outcome.to_json()

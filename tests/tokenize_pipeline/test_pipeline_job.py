@@ -359,6 +359,14 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path, changed, messag
     assert not (tmp_path / "data").exists()
 
 
+def test_an_output_that_is_a_url_is_refused_and_makes_no_folder_of_that_name(tmp_path, monkeypatch):
+    source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gs://bucket/data is a URL: soda tokenize writes a folder"):
+        tokenize(Options(source, "gs://bucket/data", codec="toy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
     source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
     with pytest.raises(UserError, match="holds other files"):

@@ -1,0 +1,39 @@
+"""`soda doctor`."""
+
+import argparse
+
+SUMMARY = "check this machine, or all hosts of a pod, before a run; a minute"
+EXAMPLE = "soda doctor --config=configs/demo.py --workdir=runs/demo"
+PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `soda doctor`; those of `soda train` that say what will run where."""
+    parser.add_argument("--config", help="config of the run: its mesh and data are tried")
+    parser.add_argument(
+        "--workdir", help="of the run: a small checkpoint is written there and removed"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="as for soda train")
+    parser.add_argument("--processes", type=int, help="as for soda train")
+    parser.add_argument("--process", type=int, help="as for soda train")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line a finding; returns 1 if the run would fail."""
+    from pathlib import Path
+
+    from soda_jax.errors import UserError
+
+    config = None
+    if args.config:
+        from soda_jax.commands._config import load_config
+
+        config = load_config(args.config, args.unknown)
+    elif args.unknown:
+        raise UserError(f"{args.unknown[0]}: overrides need --config")
+    from soda_jax.parallel import hosts
+
+    hosts.start(args.coordinator, args.processes, args.process)
+    from soda_jax.doctor.run import examine
+
+    return examine(config, Path(args.workdir) if args.workdir else None)

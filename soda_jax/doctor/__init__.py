@@ -1,0 +1,1 @@
+"""`soda doctor`: what to know of a machine or a pod before a run."""

@@ -1,0 +1,230 @@
+"""The checks of `soda doctor`, each a few seconds; every host runs them alike and in one order."""
+
+import functools
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from soda_jax.doctor.findings import FAILURE, OK, WARNING, Finding
+from soda_jax.parallel import hosts, rules
+
+PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
+REDUCED_BYTES = 64 << 20  # of each device, enough to be bandwidth and not latency
+CLOCK_WARNING, CLOCK_FAILURE = 5.0, 300.0  # stores refuse requests signed five minutes off
+SLOW_DEVICE = 0.8  # of the median rate
+READING_SECONDS = 5.0
+
+
+def versions() -> Iterator[Finding]:
+    """Python and packages, which must be alike on all hosts."""
+    mine = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            mine[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            mine[name] = "none"
+    everyone = hosts.gather_json(mine, "doctor: versions of all")
+    for name, version in mine.items():
+        if version != everyone[0][name]:
+            told = f"{name} is {version}, on process 0 {everyone[0][name]}: install the same lock everywhere"
+            yield Finding(FAILURE, "versions", told)
+    told = ", ".join(
+        f"{name} {version}" for name, version in everyone[0].items() if version != "none"
+    )
+    yield Finding(OK, "versions", told)
+
+
+def devices() -> Iterator[Finding]:
+    """Number, kind and memory of this host's devices."""
+    here = jax.local_devices()
+    mine = {"count": len(here), "kind": here[0].device_kind}
+    first = hosts.gather_json(mine, "doctor: devices of all")[0]
+    stats = [device.memory_stats() or {} for device in here]
+    limits = sorted({stat["bytes_limit"] for stat in stats if "bytes_limit" in stat})
+    memory = f", {limits[0] / 1e9:.1f} GB each" if limits else ""
+    told = f"{mine['count']} × {mine['kind']}{memory}; {len(jax.devices())} in all"
+    yield Finding(FAILURE if mine != first else OK, "devices", told)
+    if mine != first:
+        told = f"process 0 has {first['count']} × {first['kind']}: a run wants hosts that are alike"
+        yield Finding(FAILURE, "devices", told)
+    for device, stat in zip(here, stats, strict=True):
+        if stat.get("bytes_in_use", 0) > 0.05 * stat.get("bytes_limit", float("inf")):
+            used = stat["bytes_in_use"] / 1e9
+            yield Finding(
+                WARNING, "devices", f"{device}: {used:.1f} GB are in use by something else"
+            )
+
+
+def arithmetic(size: int = 4096, repeats: int = 5) -> Iterator[Finding]:
+    """A product of matrices on each device alone: a slow one slows all."""
+    if jax.local_devices()[0].platform == "cpu":
+        size = 1024
+    product = jax.jit(jnp.matmul)
+    rates = []
+    for device in jax.local_devices():
+        matrix = jax.device_put(jnp.ones((size, size), jnp.bfloat16), device)
+        product(matrix, matrix).block_until_ready()
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            product(matrix, matrix).block_until_ready()
+            times.append(time.perf_counter() - began)
+        rates.append(2 * size**3 / min(times))
+    everyone = hosts.gather_json(rates, "doctor: rates of all")
+    median = float(np.median([rate for rates in everyone for rate in rates]))
+    told = f"{min(rates) / 1e12:.3g} to {max(rates) / 1e12:.3g} TFLOP/s a device, bf16, {size}³"
+    yield Finding(OK, "arithmetic", told)
+    # Simulated devices share the processor: their rates say nothing of each other.
+    if jax.local_devices()[0].platform != "cpu":
+        for device, rate in zip(jax.local_devices(), rates, strict=True):
+            if rate < SLOW_DEVICE * median:
+                told = f"{device} has {rate / median:.0%} of the median rate: replace its host"
+                yield Finding(WARNING, "arithmetic", told)
+
+
+def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Iterator[Finding]:
+    """A sum over each axis of the mesh: is it right, and how fast."""
+    if mesh.size == 1:
+        yield Finding(OK, "all-reduce", "one device, nothing to add up")
+    for axis, count in mesh.shape.items():
+        if count > 1:
+            yield _reduce_over(mesh, axis, count, size or REDUCED_BYTES)
+
+
+def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> Finding:
+    names = tuple(mesh.shape)
+    numbers = size // 4
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(), out_specs=PartitionSpec(names), check_vma=False
+    )
+    def make() -> jax.Array:
+        own = jnp.float32(jax.lax.axis_index(axis) + 1)
+        return jnp.full((numbers,), own)
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=PartitionSpec(names), out_specs=PartitionSpec(names),
+        check_vma=False,
+    )  # fmt: skip
+    def reduce(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, axis)
+
+    x = jax.jit(make)()
+    run = jax.jit(reduce)
+    out = run(x).block_until_ready()
+    wanted = count * (count + 1) / 2
+    right = all((np.asarray(part.data[:8]) == wanted).all() for part in out.addressable_shards)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        run(x).block_until_ready()
+        times.append(time.perf_counter() - began)
+    rate = 2 * (count - 1) / count * size / min(times)
+    told = f"{axis}={count}: {rate / 1e9:.2f} GB/s a device ({size >> 20} MiB, ring)"
+    if not right:
+        return Finding(
+            FAILURE, "all-reduce", f"{axis}={count}: the sum is wrong; replace the hardware"
+        )
+    return Finding(OK, "all-reduce", told)
+
+
+def data(config: Any, dataset: Any, rows: Sequence[int]) -> Iterator[Finding]:
+    """Random windows as the run reads them, for a few seconds."""
+    from soda_jax.data.loader import Loader
+
+    batches, began = 0, time.perf_counter()
+    with Loader(dataset, config.batch_size, 0, rows) as loader:
+        while time.perf_counter() - began < READING_SECONDS:
+            next(loader)
+            batches += 1
+    seconds = time.perf_counter() - began
+    tokens = batches * len(rows) * config.data.sequence_length
+    names = ", ".join(f"{s.name} {s.windows:,}" for s in dataset.sources)
+    yield Finding(
+        OK, "data", f"{tokens / seconds:,.0f} tokens/s read on this host; windows: {names}"
+    )
+
+
+def disk(folder: Path, state_bytes: float, keep: int) -> Iterator[Finding]:
+    """Whether the checkpoints that are kept have room, where the folder is local."""
+    place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(place).free
+    needed = (keep + 1) * state_bytes
+    told = f"{free / 1e9:,.1f} GB free at {place}; {keep} checkpoints and one in the making: {needed / 1e9:,.1f}"
+    yield Finding(OK if free > needed else FAILURE, "disk", told)
+
+
+def checkpoint(mesh: jax.sharding.Mesh, folder: Path, size: int = 32 << 20) -> Iterator[Finding]:
+    """Writes a sharded array as a run does, reads it back and compares every bit."""
+    from soda_jax.checkpoints import Checkpointer
+
+    numbers = size // 4 * len(jax.local_devices()) * hosts.process_count() // mesh.size * mesh.size
+    laid = NamedSharding(mesh, PartitionSpec(tuple(mesh.shape)))
+    state = {"params": {"doctor": jax.jit(lambda: jnp.arange(numbers), out_shardings=laid)()}}
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    place = folder / "doctor"
+    began = time.perf_counter()
+    try:
+        with Checkpointer(place, every_steps=1, keep=1) as checkpointer:
+            checkpointer.maybe_save(1, state, {"windows": 0}, force=True)
+            checkpointer.wait()
+            written = time.perf_counter() - began
+            began = time.perf_counter()
+            restored, _, _ = checkpointer.restore(abstract, 1)
+            read = time.perf_counter() - began
+    finally:
+        hosts.barrier("doctor: checkpoint read")
+        if hosts.is_first():
+            shutil.rmtree(place, ignore_errors=True)
+    same = all(
+        np.array_equal(np.asarray(a.data), np.asarray(b.data))
+        for a, b in zip(
+            state["params"]["doctor"].addressable_shards,
+            restored["params"]["doctor"].addressable_shards,
+            strict=True,
+        )
+    )
+    megabytes = numbers * 4 / 1e6
+    told = (
+        f"{megabytes:,.0f} MB written at {megabytes / written:,.0f} MB/s with its digest, read and "
+        f"verified at {megabytes / read:,.0f}"
+    )
+    if not same:
+        told = f"what was read back from {place} is not what was written: do not use this store"
+    yield Finding(OK if same else FAILURE, "checkpoint", told)
+
+
+def clocks() -> Iterator[Finding]:
+    """How far the clocks of the hosts are apart, from readings behind one barrier."""
+    hosts.barrier("doctor: clocks")
+    times = hosts.gather_json(time.time(), "doctor: clocks of all")
+    spread = max(times) - min(times)
+    level = FAILURE if spread > CLOCK_FAILURE else WARNING if spread > CLOCK_WARNING else OK
+    told = f"{len(times)} clocks within {spread:.2f} s"
+    if level != OK:
+        told += ": start the time service (NTP) on all hosts"
+    yield Finding(level, "clocks", told)
+
+
+def logical_rows(mesh: jax.sharding.Mesh) -> Iterable[Finding]:
+    """How batch, width and sequence are split."""
+    split = {name: rules.RULES[name] for name in ("batch", "embed", "sequence", "heads")}
+    sizes = {
+        name: int(np.prod([mesh.shape[axis] for axis in axes])) for name, axes in split.items()
+    }
+    told = (
+        ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    )
+    rows = ", ".join(f"{name} over {size}" for name, size in sizes.items() if size > 1)
+    yield Finding(OK, "mesh", f"{told}{'; ' + rows if rows else ''}")

@@ -1,0 +1,141 @@
+"""`soda doctor`: a line a finding, and a failure where a run would fail."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toys import run_two
+
+from soda_jax.doctor import checks
+from soda_jax.doctor.findings import FAILURE, OK, WARNING, Finding, run_check
+from soda_jax.doctor.run import examine
+from soda_jax.parallel import hosts
+from soda_jax.parallel.mesh import make_mesh
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(checks, "READING_SECONDS", 0.2)
+    monkeypatch.setattr(checks, "REDUCED_BYTES", 1 << 16)
+
+
+def test_a_sound_machine_is_ready_and_nothing_is_left(config, tmp_path, capsys):
+    settings = config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    assert examine(settings, tmp_path / "run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    looked = {line.split()[1] for line in lines[:-1]}
+    expected = [
+        "versions",
+        "clocks",
+        "devices",
+        "arithmetic",
+        "mesh",
+        "all-reduce",
+        "data",
+        "disk",
+        "checkpoint",
+    ]
+    assert looked == set(expected) and all(line.startswith("ok ") for line in lines[:-1])
+    assert sum("all-reduce" in line for line in lines) == 3  # an axis each
+    assert lines[-1] == "ready: 0 failures, 0 warnings"
+    assert not list(tmp_path.rglob("doctor"))
+
+
+def test_a_run_that_would_fail_is_said_to_and_the_rest_is_still_looked_at(config, tmp_path, capsys):
+    settings = config(mesh__data=3)
+    assert examine(settings, tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "FAILS    mesh" in out and "does not make 8 devices" in out
+    assert "ok       checkpoint" in out and out.endswith(
+        "the run would fail: 1 failures, 0 warnings\n"
+    )
+
+
+def test_data_that_is_missing_and_a_store_that_cannot_be_written_are_findings(
+    config, tmp_path, capsys
+):
+    settings = config()
+    settings.data.sources.speech.path = str(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert examine(settings, tmp_path / "file") == 1
+    out = capsys.readouterr().out
+    assert "nowhere" in out and "FAILS    checkpoint" in out
+    assert "Traceback" not in out
+
+
+def test_too_little_disk_is_a_failure(tmp_path):
+    (found,) = checks.disk(tmp_path / "not/yet", 1e18, 3)
+    assert found.level == FAILURE and "4,000,000,000.0" in found.told
+    (found,) = checks.disk(tmp_path, 1.0, 3)
+    assert found.level == OK
+
+
+@pytest.mark.parametrize(("spread", "level"), [(0.1, OK), (20.0, WARNING), (400.0, FAILURE)])
+def test_clocks_apart_are_told(monkeypatch, spread, level):
+    monkeypatch.setattr(hosts, "gather_json", lambda value, name: [value, value + spread])
+    (found,) = checks.clocks()
+    assert found.level == level and ("NTP" in found.told) == (level != OK)
+
+
+def test_a_host_with_another_version_is_a_failure(monkeypatch):
+    def gather(value, name):
+        return [{**value, "jax": "0.1.0"}, value]
+
+    monkeypatch.setattr(hosts, "gather_json", gather)
+    levels = {found.level: found.told for found in checks.versions()}
+    assert "on process 0 0.1.0" in levels[FAILURE]
+
+
+def test_a_sum_that_is_wrong_is_a_failure(monkeypatch):
+    monkeypatch.setattr(checks.jax.lax, "psum", lambda x, axis: x)
+    found = list(checks.all_reduce(make_mesh({"data": 8}), 1 << 12))
+    assert [one.level for one in found] == [FAILURE]
+
+
+def test_lines_that_are_alike_on_all_hosts_are_one(monkeypatch):
+    monkeypatch.setattr(hosts, "process_count", lambda: 2)
+    rows = [
+        [["ok", "disk", "much", 0], ["ok", "data", "quick", 0]],
+        [["ok", "disk", "much", 1], ["ok", "data", "slow", 1]],
+    ]
+    monkeypatch.setattr(hosts, "gather_json", lambda value, name: rows)
+    found = run_check("disk", lambda: [])
+    assert [(one.told, one.host) for one in found] == [("much", -1), ("quick", 0), ("slow", 1)]
+
+
+def test_a_fault_in_a_check_is_a_finding():
+    def check():
+        raise OSError("the store is gone\nand more")
+
+    assert run_check("data", check) == [Finding(FAILURE, "data", "the store is gone")]
+
+
+PROGRAM = """
+import sys
+port, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+from pathlib import Path
+from soda_jax.doctor import checks
+from soda_jax.doctor.run import examine
+checks.REDUCED_BYTES = 1 << 16
+checks.checkpoint.__defaults__ = (1 << 16,)
+if number == 1:
+    real = checks.devices
+    def devices():
+        yield from real()
+        raise OSError("a card fell off")
+    checks.devices = devices
+print("status", examine(None, Path(folder)))
+"""
+
+
+def test_two_processes_make_one_list_and_a_fault_of_one_is_named(tmp_path):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    codes, told = run_two(PROGRAM, str(tmp_path), environment=flags, timeout=120)
+    assert codes == [0, 0], told
+    assert all("status 1" in text for text in told)
+    assert "a card fell off (process 1)" in told[0]
+    assert "all-reduce   data=4" in told[0] and "2 clocks within" in told[0]
+    assert "ok       checkpoint" in told[0] and "checkpoint" not in told[1]
+    assert not list(Path(tmp_path).iterdir()), json.dumps(told)

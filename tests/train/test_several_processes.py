@@ -1,0 +1,151 @@
+"""Two real processes with four devices each: the numbers of one device, one run by turns, a loss."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from process_toys import environment_of_two, read_rows, rows_as_told, told_batches, train_until
+from run_toys import rows_of
+from toys import free_port, run_two
+from train_toys import tiny_config
+
+from soda_jax.data.dataset import make_dataset
+from soda_jax.data.loader import Loader
+from soda_jax.parallel.peers import LOST
+from soda_jax.train.loop import DONE, PREEMPTED
+
+MESHES = {
+    "dcn": ({"dcn": 2, "data": 4}, 1),
+    "data": ({"data": 8}, 1),
+    "fsdp": ({"fsdp": 8}, 1),
+    "sequence": ({"sequence": 8}, 1),
+    "tensor": ({"tensor": 8}, 1),
+    "dcn-fsdp-tensor": ({"dcn": 2, "fsdp": 2, "tensor": 2}, 2),
+}
+
+SAME_NUMBERS = """
+import sys
+port, number = sys.argv[1], int(sys.argv[2])
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+import jax
+from mesh_toys import check_same_numbers, on_one_device, toy_batch
+from test_several_processes import MESHES
+
+assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
+with jax.default_matmul_precision("highest"):
+    batch = toy_batch()
+    alone = on_one_device(batch)
+    for name, (axes, accumulate) in MESHES.items():
+        try:
+            check_same_numbers(axes, accumulate, batch, alone)
+            print("agrees:", name, flush=True)
+        except AssertionError as error:
+            print("differs:", name, error, flush=True)
+"""
+
+TRAIN = """
+import sys
+from pathlib import Path
+port, number, datasets, workdir, stop = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+import jax
+from process_toys import told_batches, train_until
+from train_toys import tiny_config
+
+mesh = {"mesh__dcn": 2, "mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2}
+with jax.default_matmul_precision("highest"), told_batches(lambda line: print(line, flush=True)):
+    sys.exit(train_until(tiny_config(Path(datasets), **mesh), workdir, int(stop)))
+"""
+
+LONG = """
+from pathlib import Path
+from train_toys import tiny_config
+
+def get_config():
+    return tiny_config(Path({datasets!r}), steps=100_000, checkpoint__every_steps=0)
+"""
+
+
+@pytest.fixture(scope="module")
+def meshes():
+    """What each of two processes says about every mesh."""
+    codes, told = run_two(SAME_NUMBERS, environment=environment_of_two(), timeout=300)
+    assert codes == [0, 0], told
+    return told
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_invariant_7_two_processes_give_the_numbers_of_one_device(meshes, name):
+    for told in meshes:
+        assert f"agrees: {name}\n" in told, told
+
+
+def test_invariant_7_two_processes_then_one_then_two_repeat_the_run_of_one(
+    datasets, whole, tmp_path
+):
+    workdir, read = tmp_path / "turns", {}
+
+    def two(step, first):
+        arguments = (str(datasets), str(workdir), str(step))
+        codes, told = run_two(TRAIN, *arguments, environment=environment_of_two(), timeout=180)
+        lines = [line for text in told for line in text.splitlines()]
+        read.update({(first + n, row): crc for (n, row), crc in read_rows(lines).items()})
+        return codes
+
+    assert two(2, 0) == [PREEMPTED] * 2
+    lines = []
+    with told_batches(lines.append):
+        alone = tiny_config(datasets, mesh__data=2, mesh__fsdp=1, mesh__sequence=4)
+        assert train_until(alone, workdir, 4) == PREEMPTED
+    read.update({(2 + n, row): crc for (n, row), crc in read_rows(lines).items()})
+    assert two(6, 4) == [DONE] * 2
+
+    assert len(read) == 6 * 8 and len(set(read.values())) > 40
+    with Loader(make_dataset(tiny_config(datasets).data.to_dict()), 8, 0, list(range(8))) as loader:
+        wanted = [rows_as_told(n, next(loader), range(8)) for n in range(6)]
+    assert read == read_rows([line for lines in wanted for line in lines])
+    rows, wanted = rows_of(workdir), rows_of(whole[0])
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row, want in zip(rows, wanted, strict=True):
+        for name in (n for n in want if n.startswith(("loss", "gradient", "parameter"))):
+            assert row[name] == pytest.approx(want[name], rel=2e-5), (row["step"], name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line_that_names_it(datasets, tmp_path, victim):
+    config, workdir = tmp_path / "long.py", tmp_path / "run"
+    config.write_text(LONG.format(datasets=str(datasets)))
+    command = [sys.executable, "-m", "soda_jax.cli", "train", f"--config={config}"]
+    command += [f"--workdir={workdir}", "--config.evaluate.every_steps=0", "--processes=2"]
+    command += [f"--coordinator=localhost:{free_port()}"]
+    running = [
+        subprocess.Popen(
+            [*command, f"--process={number}"],
+            env={**os.environ, **environment_of_two(), "SODA_LOST_SECONDS": "8"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while len(rows_of(workdir)) < 3 and all(one.poll() is None for one in running):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running[victim].send_signal(signal.SIGKILL)
+        told = running[1 - victim].communicate(timeout=30)[0]
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+    assert running[1 - victim].returncode == LOST, told
+    lines = [line for line in told.splitlines() if "was lost" in line]
+    assert len(lines) == 1, told
+    assert lines[0].startswith(f"soda: process {1 - victim} of 2: process {victim} was lost: ")
+    assert "start the run again" in lines[0] and "Traceback" not in told
