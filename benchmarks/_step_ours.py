@@ -12,28 +12,40 @@ def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
     return [{"remat": name} for name in names]
 
 
-def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
-    """The step of a run's config."""
+def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The `Program` of a run's config on the first device, and a batch there."""
     import jax
     import numpy as np
 
     from soda_jax.data.windows import empty_batch
     from soda_jax.parallel import rules
-    from soda_jax.train import hardware
-    from soda_jax.train.run import make_program, use_compilation_cache
+    from soda_jax.train.run import make_program
 
-    use_compilation_cache()
-    shape, device = order["shape"], jax.devices()[0]
+    shape = order["shape"]
     layout = vocabulary(shape)
-    program = make_program(config_of(order, setting), layout, 1, [device])
-    one = empty_batch(shape["batch"], shape["sequence"])
-    one.tokens[:] = np.random.default_rng(0).integers(0, layout.size, one.tokens.shape)
-    one.target_class[:, :-1] = layout.class_of_id[one.tokens[:, 1:]]
-    one.loss_mask[:, :-1] = 1
+    program = make_program(config_of(order, setting), layout, 1, jax.devices()[:1])
+    windows = empty_batch(shape["batch"], shape["sequence"])
+    size = windows.tokens.shape
+    windows.tokens[:] = np.random.default_rng(0).integers(0, layout.size, size)
+    windows.target_class[:, :-1] = layout.class_of_id[windows.tokens[:, 1:]]
+    windows.loss_mask[:, :-1] = 1
     batch = {
         name: jax.device_put(array, rules.batch_sharding(program.mesh, array.shape))
-        for name, array in one._asdict().items()
+        for name, array in windows._asdict().items()
     }
+    return program, batch
+
+
+def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
+    """The step of a run's config."""
+    import jax
+
+    from soda_jax.train import hardware
+    from soda_jax.train.run import use_compilation_cache
+
+    use_compilation_cache()
+    program, batch = prepare(order, setting)
+    device = program.mesh.devices.flat[0]
     state = [program.init()]
 
     def run(steps: int) -> None:
@@ -42,9 +54,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
         jax.block_until_ready((state[0], metrics))
 
     def peak() -> dict[str, Any]:
-        if (
-            device.platform == "cpu"
-        ):  # beside every turn, for the machine has faster and slower moments
+        if device.platform == "cpu":  # at every turn, for the machine has faster and slower moments
             return {"peak_flops": hardware.measure_matmul(2048), "peak_source": "2048³ f32 product"}
         rate, source = hardware.peak_flops([device])
         return {"peak_flops": rate, "peak_source": source}

@@ -5,7 +5,8 @@ Standard library only, because a peer's interpreter need not have this package. 
 
     {"ready": …}      once, after a first step: facts of the side, as `Step.facts`, and `first_step`
     {"missing": …}    instead, where the side cannot run here, and why
-    {"seconds": …}    for every line {"steps": N} on its standard input, with `peak_bytes`
+    {"seconds": …}    for every line {"steps": N} on its standard input, with `core_seconds` (of all
+                      threads) and `peak_bytes`
 
 What libraries print goes to standard error.
 """
@@ -62,11 +63,14 @@ def serve(
     print(json.dumps({"ready": ready}), file=answers)
     for line in sys.stdin:
         steps = json.loads(line)["steps"]
-        began = time.perf_counter()
+        began, cores = time.perf_counter(), time.process_time()
         step.run(steps)
-        seconds = time.perf_counter() - began
-        answer = {"seconds": seconds, "peak_bytes": step.peak_bytes(), **step.after()}
-        print(json.dumps(answer), file=answers)
+        answer = {
+            "seconds": time.perf_counter() - began,
+            "core_seconds": time.process_time() - cores,
+            "peak_bytes": step.peak_bytes(),
+        }
+        print(json.dumps({**answer, **step.after()}), file=answers)
 
 
 def _first_that_fits(

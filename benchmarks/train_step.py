@@ -119,7 +119,7 @@ def refuse_other_sizes(turns: dict[str, Turns]) -> None:
             continue
         found, wanted = side.ready["parameters"], ours["parameters"]
         if abs(found - wanted) > PARAMETER_TOLERANCE * wanted:
-            side.missing = f"{found:,} parameters against our {wanted:,}: not compared"
+            side.missing = f"{found:,} parameters against our {wanted:,}"
             side.answers = []
 
 
@@ -127,53 +127,59 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
     """One shape as Markdown, with what is missing below."""
     refuse_other_sizes(turns)
     ours = turns["ours"]
-    flops = shape.flops()
-    rates = {
-        side: [shape.tokens * a["steps"] / a["seconds"] for a in told.answers]
-        for side, told in turns.items()
-        if told.answers and not told.missing
-    }
-    size = f"{ours.ready['parameters']:,} parameters" if ours.ready else "no parameters known"
+    size = f"{ours.ready['parameters']:,} parameters" if ours.ready else "parameters unknown"
     lines = [
         f"### {name}: d {shape.width} × {shape.layers} layers, {size}, vocabulary "
         f"{shape.vocabulary:,}, batch {shape.batch} × {shape.sequence:,}",
         "",
-        "| side | tokens/s, median | slowest to fastest round | ours is faster by | MFU | peak memory | setting |",
-        "|---|---|---|---|---|---|---|",
+        "| side | tokens/s, median | slowest to fastest round | ours / side | core-seconds a step | MFU "
+        "| peak memory | setting |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for side, values in rates.items():
-        told = turns[side]
-        # Round by round, against the turn of ours that stands beside it.
-        factor = [a / b for a, b in zip(rates.get("ours", []), values, strict=False)]
-        peaks = [a["peak_flops"] for a in ours.answers]
-        mfu = [r / shape.tokens * flops / p for r, p in zip(values, peaks, strict=False)]
-        setting = ", ".join(f"{k} {v}" for k, v in (told.ready or {})["setting"].items())
-        lines.append(
-            f"| {side} | {statistics.median(values):,.0f} | {min(values):,.0f} to {max(values):,.0f} "
-            f"| {f'{statistics.median(factor):.2f} ×' if factor else '–'} "
-            f"| {f'{statistics.median(mfu):.0%}' if mfu else '–'} "
-            f"| {max(a['peak_bytes'] for a in told.answers) / 1e9:.2f} GB | {setting} |"
-        )
+    lines += [row(side, told, shape, ours) for side, told in turns.items() if told.answers]
     lines.append("")
     for side, told in turns.items():
         if told.missing:
-            lines.append(f"{side}: not measured: {told.missing}")
+            after = f" after {len(told.answers)} rounds" if told.answers else ""
+            lines.append(f"{side}: not measured{after}: {told.missing}  ")
         elif told.ready:
-            lines.append(f"{side}: {told.ready['version']} on {told.ready['device']}")
-    return "\n".join([*lines, *footnotes(shape, ours, flops)])
+            lines.append(f"{side}: {told.ready['version']} on {told.ready['device']}  ")
+    return "\n".join([*lines, *footnotes(shape, ours)])
 
 
-def footnotes(shape: Shape, ours: Turns, flops: float) -> list[str]:
-    """The peak that MFU refers to, and what of our step is no matrix product."""
+def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
+    """A side's row; it is compared with ours round by round, each turn with the one beside it."""
+    rates = [shape.tokens * a["steps"] / a["seconds"] for a in told.answers]
+    beside = [shape.tokens * a["steps"] / a["seconds"] for a in ours.answers]
+    factors = [a / b for a, b in zip(beside, rates, strict=False)]
+    flops = shape.flops() / shape.tokens
+    mfu = [r * flops / a["peak_flops"] for r, a in zip(rates, ours.answers, strict=False)]
+    cores = [a["core_seconds"] / a["steps"] for a in told.answers]
+    cells = [
+        side,
+        f"{statistics.median(rates):,.0f}",
+        f"{min(rates):,.0f} to {max(rates):,.0f}",
+        f"{statistics.median(factors):.2f}" if factors else "–",
+        f"{statistics.median(cores):.2f}",
+        f"{statistics.median(mfu):.0%}" if mfu else "–",
+        f"{max(a['peak_bytes'] for a in told.answers) / 1e9:.2f} GB",
+        ", ".join(f"{k} {v}" for k, v in (told.ready or {}).get("setting", {}).items()),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def footnotes(shape: Shape, ours: Turns) -> list[str]:
+    """The peak that MFU refers to, and what of our step is no matrix product, by arithmetic."""
     if not ours.answers:
         return []
+    flops = shape.flops()
     peaks = [a["peak_flops"] for a in ours.answers]
     seconds = [a["seconds"] / a["steps"] for a in ours.answers]
     away = [1 - flops / p / s for p, s in zip(peaks, seconds, strict=True)]
     return [
-        f"peak: {ours.answers[0]['peak_source']}, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s",
-        f"our step: {statistics.median(seconds) * 1e3:,.0f} ms, of which {statistics.median(away):.0%} is "
-        f"time beyond {flops / 1e9:,.1f} GFLOP at the peak",
+        f"peak: {ours.answers[0]['peak_source']}, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s  ",
+        f"our step: {statistics.median(seconds) * 1e3:,.0f} ms; {statistics.median(away):.0%} of it is beyond "
+        f"the time of its {flops / 1e9:,.1f} GFLOP at that peak (step_profile.py says where)",
     ]
 
 
