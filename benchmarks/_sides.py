@@ -136,7 +136,7 @@ def take_turns(
     """Runs the sides in turn.
 
     Args:
-      commands: the sides by name; each round takes them in this order.
+      commands: the sides by name; the first round takes them in this order, the next in reverse.
       rounds: turns of each side.
       seconds: length of a turn; a side runs as many whole steps as fit, at least one.
       resident: keep the workers; otherwise one at a time is in memory.
@@ -145,8 +145,10 @@ def take_turns(
     turns = {name: Turns() for name in commands}
     workers: dict[str, Worker] = {}
     try:
-        for _ in track(range(rounds), what):
-            for name, command in commands.items():
+        for number in track(range(rounds), what):
+            order = list(commands.items())
+            # There and back, so that no side always follows the same other.
+            for name, command in reversed(order) if number % 2 else order:
                 if not turns[name].missing:
                     _turn(name, command, turns[name], workers, seconds)
                     if (not resident or turns[name].missing) and name in workers:
