@@ -164,6 +164,11 @@ def _turn(
 ) -> None:
     try:
         if name not in workers:
+            if (
+                turns.ready is not None
+            ):  # another search would leave its failures in the peak of memory
+                setting = turns.ready["setting"]
+                command = dataclasses.replace(command, order={**command.order, "setting": setting})
             workers[name] = Worker(command)
             turns.ready = workers[name].ready()
         assert turns.ready is not None

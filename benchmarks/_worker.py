@@ -50,13 +50,15 @@ def serve(
 
     Args:
       build: (order, setting) → step.
-      settings: order → ways to run it, best first; the first one that fits in memory is taken.
+      settings: order → ways to run it, best first; the first one that fits in memory is taken. An
+        order with a `setting` has that one alone.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     order = json.loads(sys.argv[1])
     try:
-        step, ready = _first_that_fits(build, order, settings(order))
+        chosen = [order["setting"]] if "setting" in order else settings(order)
+        step, ready = _first_that_fits(build, order, chosen)
     except (MissingError, ImportError) as error:
         print(json.dumps({"missing": str(error)}), file=answers)
         return

@@ -13,6 +13,7 @@ attention, over the data sheet's bf16 peak, on a CPU over a matrix product timed
 
 import argparse
 import dataclasses
+import importlib
 import statistics
 import sys
 from pathlib import Path
@@ -20,9 +21,11 @@ from pathlib import Path
 from _machine import describe_machine
 from _sides import Command, Turns, platform_here, take_turns
 
+from soda_jax.configs import base
 from soda_jax.errors import UserError
 from soda_jax.model import VocabularyBlocks, decoder_config
 from soda_jax.model.flops import training_flops_per_token
+from soda_jax.tokens.vocabulary import VocabularyLayout
 
 PARITY = Path(__file__).resolve().parents[1] / ".parity" / "bin" / "python"
 PARAMETER_TOLERANCE = 0.01
@@ -51,8 +54,6 @@ class Shape:
 
     def flops(self) -> float:
         """Model FLOPs of a step, recomputation not counted."""
-        from soda_jax.configs import base
-
         fields = base.default().model.to_dict()
         fields.update({name: getattr(self, name) for name in fields if hasattr(self, name)})
         coded = self.codebooks * self.codebook_size
@@ -74,41 +75,38 @@ def shape_of(name: str, batch: int | None) -> Shape:
         return dataclasses.replace(shape, batch=batch or shape.batch)
     if name not in SUITE:
         raise UserError(f"--shapes: {name!r} is unknown: one of {', '.join([*SMALL, *SUITE])}")
-    import importlib
-
     module, usual = SUITE[name]
     config = importlib.import_module(f"soda_jax.configs.{module}").get_config()
     model = {
         f.name: config.model[f.name] for f in dataclasses.fields(Shape) if f.name in config.model
     }
+    layout = VocabularyLayout.soda()
     return Shape(
         **model,
-        vocabulary=144_644,
-        codebook_size=2048,
+        vocabulary=layout.size,
+        codebook_size=layout.codebook_sizes[0],
         batch=batch or usual,
         sequence=config.data.sequence_length,
     )
 
 
 def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str, Command]:
-    """The sides; ours first, since the others are compared with it."""
+    """The sides that are asked for; ours among them, since the others are compared with it."""
     order = {"platform": platform, "shape": dataclasses.asdict(shape)}
     compiled = {**order, "compile": True}
+    torch, script = args.transformers_python, "_step_transformers.py"
+    # One side at a time is on an accelerator; by default jax leaves a quarter of its memory alone.
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
     sides = {
-        "ours": Command(sys.executable, "_step_ours.py", order),
-        "transformers": Command(args.transformers_python, "_step_transformers.py", order),
-        "transformers, torch.compile": Command(
-            args.transformers_python, "_step_transformers.py", compiled
-        ),
-        "levanter": Command(args.levanter_python, "_step_levanter.py", order),
+        "ours": ("ours", Command(sys.executable, "_step_ours.py", order, memory)),
+        "transformers": ("transformers", Command(torch, script, order)),
+        "compiled": ("transformers, torch.compile", Command(torch, script, compiled)),
+        "levanter": ("levanter", Command(args.levanter_python, "_step_levanter.py", order, memory)),
     }
-    wanted = (
-        args.sides.split(",") if args.sides else ["ours", "transformers", "compiled", "levanter"]
-    )
-    names = dict(zip(["ours", "transformers", "compiled", "levanter"], sides, strict=True))
-    if unknown := [name for name in wanted if name not in names]:
-        raise UserError(f"--sides: {unknown[0]!r} is unknown: one of {', '.join(names)}")
-    return {names[key]: sides[names[key]] for key in names if key in {"ours", *wanted}}
+    wanted = {"ours", *args.sides.split(",")} if args.sides else set(sides)
+    if unknown := wanted - set(sides):
+        raise UserError(f"--sides: {min(unknown)!r} is unknown: one of {', '.join(sides)}")
+    return dict(sides[key] for key in sides if key in wanted)
 
 
 def refuse_other_sizes(turns: dict[str, Turns]) -> None:
@@ -162,7 +160,7 @@ def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
         f"{statistics.median(factors):.2f}" if factors else "–",
         f"{statistics.median(cores):.2f}",
         f"{statistics.median(mfu):.0%}" if mfu else "–",
-        f"{max(a['peak_bytes'] for a in told.answers) / 1e9:.2f} GB",
+        f"{told.answers[-1]['peak_bytes'] / 1e9:.2f} GB",
         ", ".join(f"{k} {v}" for k, v in (told.ready or {}).get("setting", {}).items()),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -204,11 +202,12 @@ def main() -> None:
         on_cpu = platform == "cpu"
         names = (args.shapes or ",".join(SMALL if on_cpu else SUITE)).split(",")
         shapes = {name: shape_of(name, args.batch) for name in names}
+        sides = {name: commands(args, shape, platform) for name, shape in shapes.items()}
         rounds = args.rounds or (7 if on_cpu else 2)
         print(f"{describe_machine()}; {platform}; {rounds} rounds of {args.seconds:g} s a side\n")
         for name, shape in shapes.items():
-            sides = commands(args, shape, platform)
-            print(table(name, shape, take_turns(sides, rounds, args.seconds, on_cpu, name)))
+            turns = take_turns(sides[name], rounds, args.seconds, on_cpu, name)
+            print(table(name, shape, turns))
             print(flush=True)
     except UserError as error:
         sys.exit(f"error: {error}")
