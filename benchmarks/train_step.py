@@ -1,128 +1,217 @@
-"""Training step on this machine: tokens/s, and its FLOP/s as a share of a matrix product's.
+"""The step of `soda train` beside other trainers, on this machine and in one interleaved run.
 
-    python benchmarks/train_step.py [--width=512 --layers=4 --batch=8 --sequence=256]
+    python benchmarks/train_step.py                                   # ours; transformers after make parity
+    python benchmarks/train_step.py --shapes=135m,600m,1.7b           # what a GPU runs by default
+    python benchmarks/train_step.py --transformers_python=PATH --levanter_python=PATH
 
-Both sides are measured in turn in one run: the whole step of `soda train` (loss, gradients, cautious
-AdamW) on random tokens, and a plain f32 matrix product. FLOPs are those of the model FLOP
-utilisation: 6 x matmul parameters and causal attention, nothing else counted.
+Every side trains a Qwen3 of the same shape (queries and keys normed, grouped queries, SwiGLU, RMSNorm,
+embedding and head apart) on the same number of random tokens: loss, gradients, their norm clipped,
+AdamW. f32 on a CPU, bf16 arithmetic and f32 parameters on an accelerator. A side that is not installed
+is named and left out. MFU is the design's: 6 FLOPs a matmul parameter and token and the causal half of
+attention, over the data sheet's bf16 peak, on a CPU over a matrix product timed beside every turn.
 """
 
 import argparse
+import dataclasses
+import importlib
 import statistics
-import time
-from collections.abc import Callable
+import sys
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from _machine import describe_machine
+from _sides import Command, Turns, platform_here, take_turns
 
-from soda_jax import memory
 from soda_jax.configs import base
-from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.errors import UserError
+from soda_jax.model import VocabularyBlocks, decoder_config
 from soda_jax.model.flops import training_flops_per_token
-from soda_jax.parallel.mesh import make_mesh
-from soda_jax.train.optimizer import make_optimizer
-from soda_jax.train.state import make_state
-from soda_jax.train.step import StepSettings, make_train_step
+from soda_jax.tokens.vocabulary import VocabularyLayout
 
-CODEBOOKS, CODEBOOK_SIZE, TEXT = 8, 512, 262
-PRODUCTS = 5
+PARITY = Path(__file__).resolve().parents[1] / ".parity" / "bin" / "python"
+PARAMETER_TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A model and its batch; the vocabulary is text, markers and `codebooks` of `codebook_size`."""
+
+    layers: int
+    width: int
+    mlp_width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    codebook_size: int
+    batch: int
+    sequence: int
+    codebooks: int = 8
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.sequence
+
+    def flops(self) -> float:
+        """Model FLOPs of a step, recomputation not counted."""
+        fields = base.default().model.to_dict()
+        fields.update({name: getattr(self, name) for name in fields if hasattr(self, name)})
+        coded = self.codebooks * self.codebook_size
+        blocks = VocabularyBlocks(self.vocabulary - coded, (self.codebook_size,) * self.codebooks)
+        return training_flops_per_token(decoder_config(fields, blocks), self.sequence) * self.tokens
+
+
+SMALL = {
+    "d256": Shape(4, 256, 768, 4, 2, 64, 8192, 512, 4, 256),
+    "d512": Shape(4, 512, 1536, 8, 8, 64, 4358, 512, 8, 256),
+}
+SUITE = {"135m": ("soda_135m", 16), "600m": ("soda_600m", 8), "1.7b": ("soda_1_7b", 8)}
+
+
+def shape_of(name: str, batch: int | None) -> Shape:
+    """A shape by name; UserError for one that is unknown."""
+    if name in SMALL:
+        shape = SMALL[name]
+        return dataclasses.replace(shape, batch=batch or shape.batch)
+    if name not in SUITE:
+        raise UserError(f"--shapes: {name!r} is unknown: one of {', '.join([*SMALL, *SUITE])}")
+    module, usual = SUITE[name]
+    config = importlib.import_module(f"soda_jax.configs.{module}").get_config()
+    model = {
+        f.name: config.model[f.name] for f in dataclasses.fields(Shape) if f.name in config.model
+    }
+    layout = VocabularyLayout.soda()
+    return Shape(
+        **model,
+        vocabulary=layout.size,
+        codebook_size=layout.codebook_sizes[0],
+        batch=batch or usual,
+        sequence=config.data.sequence_length,
+    )
+
+
+def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str, Command]:
+    """The sides that are asked for; ours among them, since the others are compared with it."""
+    order = {"platform": platform, "shape": dataclasses.asdict(shape)}
+    compiled = {**order, "compile": True}
+    torch, script = args.transformers_python, "_step_transformers.py"
+    # One side at a time is on an accelerator; by default jax leaves a quarter of its memory alone.
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    sides = {
+        "ours": ("ours", Command(sys.executable, "_step_ours.py", order, memory)),
+        "transformers": ("transformers", Command(torch, script, order)),
+        "compiled": ("transformers, torch.compile", Command(torch, script, compiled)),
+        "levanter": ("levanter", Command(args.levanter_python, "_step_levanter.py", order, memory)),
+    }
+    wanted = {"ours", *args.sides.split(",")} if args.sides else set(sides)
+    if unknown := wanted - set(sides):
+        raise UserError(f"--sides: {min(unknown)!r} is unknown: one of {', '.join(sides)}")
+    return dict(sides[key] for key in sides if key in wanted)
+
+
+def refuse_other_sizes(turns: dict[str, Turns]) -> None:
+    """Takes out of the comparison whatever has another number of parameters than ours."""
+    ours = turns["ours"].ready
+    for side in turns.values():
+        if ours is None or side.ready is None:
+            continue
+        found, wanted = side.ready["parameters"], ours["parameters"]
+        if abs(found - wanted) > PARAMETER_TOLERANCE * wanted:
+            side.missing = f"{found:,} parameters against our {wanted:,}"
+            side.answers = []
+
+
+def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
+    """One shape as Markdown, with what is missing below."""
+    refuse_other_sizes(turns)
+    ours = turns["ours"]
+    size = f"{ours.ready['parameters']:,} parameters" if ours.ready else "parameters unknown"
+    lines = [
+        f"### {name}: d {shape.width} × {shape.layers} layers, {size}, vocabulary "
+        f"{shape.vocabulary:,}, batch {shape.batch} × {shape.sequence:,}",
+        "",
+        "| side | tokens/s, median | slowest to fastest round | ours / side | core-seconds a step | MFU "
+        "| peak memory | setting |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [row(side, told, shape, ours) for side, told in turns.items() if told.answers]
+    lines.append("")
+    for side, told in turns.items():
+        if told.missing:
+            after = f" after {len(told.answers)} rounds" if told.answers else ""
+            lines.append(f"{side}: not measured{after}: {told.missing}  ")
+        elif told.ready:
+            lines.append(f"{side}: {told.ready['version']} on {told.ready['device']}  ")
+    return "\n".join([*lines, *footnotes(shape, ours)])
+
+
+def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
+    """A side's row; it is compared with ours round by round, each turn with the one beside it."""
+    rates = [shape.tokens * a["steps"] / a["seconds"] for a in told.answers]
+    beside = [shape.tokens * a["steps"] / a["seconds"] for a in ours.answers]
+    factors = [a / b for a, b in zip(beside, rates, strict=False)]
+    flops = shape.flops() / shape.tokens
+    mfu = [r * flops / a["peak_flops"] for r, a in zip(rates, ours.answers, strict=False)]
+    cores = [a["core_seconds"] / a["steps"] for a in told.answers]
+    cells = [
+        side,
+        f"{statistics.median(rates):,.0f}",
+        f"{min(rates):,.0f} to {max(rates):,.0f}",
+        f"{statistics.median(factors):.2f}" if factors else "–",
+        f"{statistics.median(cores):.2f}",
+        f"{statistics.median(mfu):.0%}" if mfu else "–",
+        f"{told.answers[-1]['peak_bytes'] / 1e9:.2f} GB",
+        ", ".join(f"{k} {v}" for k, v in (told.ready or {}).get("setting", {}).items()),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def footnotes(shape: Shape, ours: Turns) -> list[str]:
+    """The peak that MFU refers to, and what of our step is no matrix product, by arithmetic."""
+    if not ours.answers:
+        return []
+    flops = shape.flops()
+    peaks = [a["peak_flops"] for a in ours.answers]
+    seconds = [a["seconds"] / a["steps"] for a in ours.answers]
+    away = [1 - flops / p / s for p, s in zip(peaks, seconds, strict=True)]
+    return [
+        f"peak: {ours.answers[0]['peak_source']}, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s  ",
+        f"our step: {statistics.median(seconds) * 1e3:,.0f} ms; {statistics.median(away):.0%} of it is beyond "
+        f"the time of its {flops / 1e9:,.1f} GFLOP at that peak (step_profile.py says where)",
+    ]
 
 
 def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--sequence", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
+    """Measures and prints a table for each shape."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shapes", help=f"of {', '.join([*SMALL, *SUITE])}; by default what fits here"
+    )
+    parser.add_argument("--sides", help="of ours, transformers, compiled, levanter (all)")
+    parser.add_argument("--rounds", type=int, help="turns of each side (CPU 7, else 2)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (%(default)s)")
+    parser.add_argument("--batch", type=int, help="windows a step, for all shapes")
+    usual = str(PARITY) if PARITY.exists() else sys.executable
+    for peer in ("transformers", "levanter"):
+        text = f"interpreter that has {peer} ({usual if peer == 'transformers' else 'this one'})"
+        default = usual if peer == "transformers" else sys.executable
+        parser.add_argument(f"--{peer}_python", default=default, metavar="PATH", help=text)
     args = parser.parse_args()
-
-    config = base.default()
-    config.model.update(
-        layers=args.layers,
-        width=args.width,
-        mlp_width=3 * args.width,
-        heads=args.width // 64,
-        kv_heads=args.width // 64,
-        head_dim=64,
-        compute_dtype="float32",
-        remat="none",
-        unroll=args.layers,
-    )
-    blocks = VocabularyBlocks(TEXT, (CODEBOOK_SIZE,) * CODEBOOKS)
-    model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    optimizer, schedule = make_optimizer(config.optimizer, 1000, model.abstract)
-    settings = StepSettings(classes=CODEBOOKS + 2, sources=1, loss_chunk=2048)
-    step = jax.jit(make_train_step(model, optimizer, schedule, settings, mesh), donate_argnums=0)
-    state = jax.jit(lambda: make_state(model, optimizer, 0))()
-    batch = random_batch(args.batch, args.sequence, blocks.size)
-
-    size = 2048
-    matrix = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
-    state, _ = jax.block_until_ready(step(state, batch))
-    step_seconds, rates, shares = [], [], []
-    tokens = args.batch * args.sequence
-    flops = training_flops_per_token(model.config, args.sequence) * tokens
-    for _ in range(args.rounds):
-        # The best of several: a single product is short and easily disturbed.
-        rate = max(product_rate(product, matrix) for _ in range(PRODUCTS))
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, batch))
-        seconds = time.perf_counter() - began
-        step_seconds.append(seconds)
-        rates.append(rate)
-        shares.append(flops / seconds / rate)
-
-    median = statistics.median(step_seconds)
-    print(f"machine: {describe_machine()}, {jax.devices()[0].device_kind}")
-    print(
-        f"model: {model.config.parameters:,} parameters, d {args.width} x {args.layers} layers, "
-        f"batch {args.batch} x {args.sequence}, f32; median of {args.rounds} interleaved rounds"
-    )
-    print(f"{'what':<44}{'median':>14}{'min':>12}{'max':>12}")
-    rows = [
-        ("tokens/s", [tokens / s for s in step_seconds], "{:,.0f}"),
-        ("step, GFLOP/s", [flops / s / 1e9 for s in step_seconds], "{:.1f}"),
-        (
-            f"matrix product {size}^3, GFLOP/s, best of {PRODUCTS}",
-            [r / 1e9 for r in rates],
-            "{:.1f}",
-        ),
-        ("share of the matrix product's rate", shares, "{:.2f}"),
-    ]
-    for name, values, form in rows:
-        cells = (statistics.median(values), min(values), max(values))
-        print(f"{name:<44}" + "".join(f"{form.format(v):>13}" for v in cells))
-    print(f"step: {median * 1e3:.0f} ms")
-
-
-def product_rate(product: Callable[..., jax.Array], matrix: jax.Array) -> float:
-    """FLOP/s of one matrix product."""
-    began = time.perf_counter()
-    product(matrix, matrix).block_until_ready()
-    return 2 * matrix.shape[0] ** 3 / (time.perf_counter() - began)
-
-
-def random_batch(rows: int, sequence: int, vocabulary: int) -> dict[str, np.ndarray]:
-    """A batch of random tokens, one segment a row."""
-    generator = np.random.default_rng(0)
-    shape = (rows, sequence)
-    return {
-        "tokens": generator.integers(0, vocabulary, shape, np.int32),
-        "segment_ids": np.ones(shape, np.int32),
-        "positions": np.tile(np.arange(sequence, dtype=np.int32), (rows, 1)),
-        "target_class": np.zeros(shape, np.int8),
-        "loss_mask": np.ones(shape, np.float32),
-        "source": np.zeros(rows, np.int32),
-    }
+    try:
+        platform = platform_here()
+        on_cpu = platform == "cpu"
+        names = (args.shapes or ",".join(SMALL if on_cpu else SUITE)).split(",")
+        shapes = {name: shape_of(name, args.batch) for name in names}
+        sides = {name: commands(args, shape, platform) for name, shape in shapes.items()}
+        rounds = args.rounds or (7 if on_cpu else 2)
+        print(f"{describe_machine()}; {platform}; {rounds} rounds of {args.seconds:g} s a side\n")
+        for name, shape in shapes.items():
+            turns = take_turns(sides[name], rounds, args.seconds, on_cpu, name)
+            print(table(name, shape, turns))
+            print(flush=True)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    memory.restart_with_huge_pages()  # as `soda train` does; both sides run under it
     main()

@@ -1,0 +1,187 @@
+"""Sides of a comparison as processes that take turns, so that a slow moment of the machine meets all.
+
+A side is a worker script (`_worker.py` has the protocol) under an interpreter of its own. On a CPU all
+stay in memory and run one after the other, round by round; the one that waits sleeps. On an accelerator
+they would not fit beside each other, so each is started anew for each of its turns.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from soda_jax.errors import UserError
+from soda_jax.progress import track
+
+START_LIMIT, TURN_LIMIT = 1200.0, 300.0  # seconds after which a side counts as hung
+_HERE = Path(__file__).parent
+
+
+class SideError(Exception):
+    """A side that cannot run, has died or has hung; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """How a side is started.
+
+    Attributes:
+      python: interpreter.
+      worker: script in this folder.
+      order: what it is to build; `_worker.serve` hands it to the script.
+      environment: variables on top of this process's.
+    """
+
+    python: str
+    worker: str
+    order: Mapping[str, Any]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Turns:
+    """What a side has told.
+
+    Attributes:
+      ready: its facts, None if it never became ready.
+      answers: one for each round, with `steps` and `seconds`.
+      missing: why it has no (more) answers.
+    """
+
+    ready: dict[str, Any] | None = None
+    answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    missing: str = ""
+
+
+class Worker:
+    """A running side."""
+
+    def __init__(self, command: Command):
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in `stop`
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        try:
+            self._process = subprocess.Popen(
+                [command.python, str(_HERE / command.worker), json.dumps(command.order)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env={**os.environ, **command.environment},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise SideError(f"{command.python}: {error.strerror}") from None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input = self._process.stdin
+        reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        reader.start()
+
+    def _read(self, output: IO[str]) -> None:
+        for line in output:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def ready(self) -> dict[str, Any]:
+        """Facts of the side, once it has trained its first steps; SideError if it cannot."""
+        answer = self._answer(START_LIMIT)
+        if "missing" in answer:
+            raise SideError(answer["missing"])
+        return answer["ready"]
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """Trains `steps` steps; the worker's answer, with `steps`."""
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says why it has died
+            self._input.write(json.dumps({"steps": steps}) + "\n")
+            self._input.flush()
+        return {"steps": steps, **self._answer(TURN_LIMIT)}
+
+    def _answer(self, limit: float) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=limit)
+        except queue.Empty:
+            raise SideError(f"no answer in {limit:.0f} s") from None
+        if line is None:
+            raise SideError(f"exit status {self._process.wait()}: {self._last_words()}")
+        return json.loads(line)
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").splitlines()
+        told = [line for line in lines if "Error" in line] or lines
+        return told[-1].strip()[:300] if told else "nothing on standard error"
+
+    def stop(self) -> None:
+        """Ends the process and what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+        self._errors.close()
+
+
+def take_turns(
+    commands: Mapping[str, Command], rounds: int, seconds: float, resident: bool, what: str = ""
+) -> dict[str, Turns]:
+    """Runs the sides in turn.
+
+    Args:
+      commands: the sides by name; the first round takes them in this order, the next in reverse.
+      rounds: turns of each side.
+      seconds: length of a turn; a side runs as many whole steps as fit, at least one.
+      resident: keep the workers; otherwise one at a time is in memory.
+      what: for the bar.
+    """
+    turns = {name: Turns() for name in commands}
+    workers: dict[str, Worker] = {}
+    try:
+        for number in track(range(rounds), what):
+            order = list(commands.items())
+            # There and back, so that no side always follows the same other.
+            for name, command in reversed(order) if number % 2 else order:
+                if not turns[name].missing:
+                    _turn(name, command, turns[name], workers, seconds)
+                    if (not resident or turns[name].missing) and name in workers:
+                        workers.pop(name).stop()
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    return turns
+
+
+def _turn(
+    name: str, command: Command, turns: Turns, workers: dict[str, Worker], seconds: float
+) -> None:
+    try:
+        if name not in workers:
+            if (
+                turns.ready is not None
+            ):  # another search would leave its failures in the peak of memory
+                setting = turns.ready["setting"]
+                command = dataclasses.replace(command, order={**command.order, "setting": setting})
+            workers[name] = Worker(command)
+            turns.ready = workers[name].ready()
+        assert turns.ready is not None
+        steps = max(1, round(seconds / turns.ready["first_step"]))
+        turns.answers.append(workers[name].run(steps))
+    except SideError as error:
+        turns.missing = str(error)
+
+
+def platform_here() -> str:
+    """`cpu`, `gpu` or `tpu`, asked of a process of its own: this one must not take the memory of a GPU."""
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    answer = subprocess.run(ask, capture_output=True, text=True, timeout=START_LIMIT)
+    if answer.returncode:
+        raise UserError(f"jax finds no device: {(answer.stderr.splitlines() or [''])[-1]}")
+    return answer.stdout.split()[-1]

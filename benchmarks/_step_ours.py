@@ -1,0 +1,98 @@
+"""Worker of `train_step.py`: the step of `soda train` on random tokens, one segment a row."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from _worker import Step, jax_peak_bytes, serve
+
+
+def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Everything kept for the backward pass; the less, the less memory there is."""
+    names = ("none", "attention", "full") if order["platform"] != "cpu" else ("none",)
+    return [{"remat": name} for name in names]
+
+
+def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The `Program` of a run's config on the first device, and a batch there."""
+    import jax
+    import numpy as np
+
+    from soda_jax.data.windows import empty_batch
+    from soda_jax.parallel import rules
+    from soda_jax.train.run import make_program
+
+    shape = order["shape"]
+    layout = vocabulary(shape)
+    program = make_program(config_of(order, setting), layout, 1, jax.devices()[:1])
+    windows = empty_batch(shape["batch"], shape["sequence"])
+    size = windows.tokens.shape
+    windows.tokens[:] = np.random.default_rng(0).integers(0, layout.size, size)
+    windows.target_class[:, :-1] = layout.class_of_id[windows.tokens[:, 1:]]
+    windows.loss_mask[:, :-1] = 1
+    batch = {
+        name: jax.device_put(array, rules.batch_sharding(program.mesh, array.shape))
+        for name, array in windows._asdict().items()
+    }
+    return program, batch
+
+
+def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
+    """The step of a run's config."""
+    import jax
+
+    from soda_jax.train import hardware
+    from soda_jax.train.run import use_compilation_cache
+
+    use_compilation_cache()
+    program, batch = prepare(order, setting)
+    device = program.mesh.devices.flat[0]
+    state = [program.init()]
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            state[0], metrics = program.step(state[0], batch)
+        jax.block_until_ready((state[0], metrics))
+
+    def peak() -> dict[str, Any]:
+        if device.platform == "cpu":  # at every turn, for the machine has faster and slower moments
+            return {"peak_flops": hardware.measure_matmul(2048), "peak_source": "2048³ f32 product"}
+        rate, source = hardware.peak_flops([device])
+        return {"peak_flops": rate, "peak_source": source}
+
+    facts = {
+        "parameters": program.model.config.parameters,
+        "device": device.device_kind,
+        "version": f"jax {jax.__version__}",
+    }
+    return Step(run, facts, lambda: jax_peak_bytes(device), peak)
+
+
+def vocabulary(shape: dict[str, Any]) -> Any:
+    """A layout of the shape's size: text, markers and codebooks."""
+    from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
+
+    codebooks = (shape["codebook_size"],) * shape["codebooks"]
+    text = shape["vocabulary"] - sum(codebooks) - len(MARKERS)
+    return VocabularyLayout(text, (0, 1), 0, 1, codebooks)
+
+
+def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
+    """The config of a run of this shape on one device."""
+    from soda_jax.configs import base
+
+    config, shape, on_cpu = base.default(), order["shape"], order["platform"] == "cpu"
+    names = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim")
+    config.model.update({name: shape[name] for name in names})
+    config.model.remat = setting["remat"]
+    if on_cpu:  # as configs/demo.py and configs/numbers.py
+        config.model.update(compute_dtype="float32", unroll=shape["layers"])
+    config.batch_size = shape["batch"]
+    config.data.sequence_length = shape["sequence"]
+    return config
+
+
+if __name__ == "__main__":
+    from soda_jax import memory
+
+    memory.restart_with_huge_pages()  # as `soda train` does
+    serve(build, settings)

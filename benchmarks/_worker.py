@@ -1,0 +1,110 @@
+"""The worker's half of `_sides`: builds a training step, then runs it on demand.
+
+Standard library only, because a peer's interpreter need not have this package. A worker is a script
+`WORKER.py ORDER`, ORDER a JSON object; on its standard output stands one JSON object a line:
+
+    {"ready": …}      once, after a first step: facts of the side, as `Step.facts`, and `first_step`
+    {"missing": …}    instead, where the side cannot run here, and why
+    {"seconds": …}    for every line {"steps": N} on its standard input, with `core_seconds` (of all
+                      threads) and `peak_bytes`
+
+What libraries print goes to standard error.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class MissingError(Exception):
+    """The side cannot run in this interpreter or on this device; the message says why."""
+
+
+@dataclasses.dataclass
+class Step:
+    """A training step, built.
+
+    Attributes:
+      run: trains that many steps and returns when the device has done them.
+      facts: `parameters` and `device`, and whatever else the side tells.
+      peak_bytes: largest memory so far.
+      after: further facts for the answer to a turn, measured after the clock has stopped.
+    """
+
+    run: Callable[[int], None]
+    facts: dict[str, Any]
+    peak_bytes: Callable[[], int]
+    after: Callable[[], dict[str, Any]] = dict
+
+
+def serve(
+    build: Callable[[dict[str, Any], dict[str, Any]], Step],
+    settings: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
+) -> None:
+    """Runs a worker.
+
+    Args:
+      build: (order, setting) → step.
+      settings: order → ways to run it, best first; the first one that fits in memory is taken. An
+        order with a `setting` has that one alone.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    order = json.loads(sys.argv[1])
+    try:
+        chosen = [order["setting"]] if "setting" in order else settings(order)
+        step, ready = _first_that_fits(build, order, chosen)
+    except (MissingError, ImportError) as error:
+        print(json.dumps({"missing": str(error)}), file=answers)
+        return
+    print(json.dumps({"ready": ready}), file=answers)
+    for line in sys.stdin:
+        steps = json.loads(line)["steps"]
+        began, cores = time.perf_counter(), time.process_time()
+        step.run(steps)
+        answer = {
+            "seconds": time.perf_counter() - began,
+            "core_seconds": time.process_time() - cores,
+            "peak_bytes": step.peak_bytes(),
+        }
+        print(json.dumps({**answer, **step.after()}), file=answers)
+
+
+def _first_that_fits(
+    build: Callable[..., Step], order: dict[str, Any], settings: Iterable[dict[str, Any]]
+) -> tuple[Step, dict[str, Any]]:
+    for setting in settings:
+        try:
+            step = build(order, setting)
+            step.run(1)  # compiles
+            step.run(1)  # the allocator's first growth
+            began = time.perf_counter()
+            step.run(1)
+            seconds = time.perf_counter() - began
+            return step, {**step.facts, "setting": setting, "first_step": seconds}
+        except Exception as error:
+            text = f"{type(error).__name__} {error}"
+            if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
+                raise
+        step = None
+        gc.collect()  # what the failed attempt held
+    raise MissingError("out of memory in every setting")
+
+
+def resident_bytes() -> int:
+    """The largest resident memory of this process so far, compilation included."""
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+def jax_peak_bytes(device: Any) -> int:
+    """The largest memory so far of a jax device; of the process on a CPU."""
+    stats = device.memory_stats()
+    return int(stats["peak_bytes_in_use"]) if stats else resident_bytes()
