@@ -1,0 +1,107 @@
+"""The loss over a large vocabulary, value and gradients: ours, all logits at once, and tokamax's.
+
+    python benchmarks/vocabulary_loss.py        # .parity/bin/python has tokamax
+
+Ours works through the tokens in chunks and makes the gradients on the way; it also gives the loss of
+each token, log Z and the z-loss, which tokamax's, one scalar, does not. tokamax's is a fused kernel on a
+TPU and plain products elsewhere. The sides take turns within a round.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _machine import describe_machine
+
+from soda_jax.model.loss import linear_cross_entropy, loss_settings
+from soda_jax.progress import track
+
+Side = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def sides(vocabulary: int, chunk: int) -> dict[str, Side]:
+    """Functions of hidden `[1, tokens, d]`, head `[vocabulary, d]`, targets `[1, tokens]` to the summed loss."""
+
+    def ours(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        blocks = (head[None],)
+        settings = loss_settings(np.ones(vocabulary, bool), blocks, 0.0, chunk)
+        weights = jnp.ones(targets.shape, jnp.float32)
+        return linear_cross_entropy(settings, hidden, blocks, targets, weights)[0]
+
+    def whole(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = jnp.einsum(
+            "bsd,vd->bsv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(jax.nn.logsumexp(logits, axis=-1) - picked)
+
+    found: dict[str, Side] = {"ours": ours, "all logits at once": whole}
+    try:
+        import tokamax
+    except ImportError:
+        return found
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # tokamax would parse this program's options
+        flags.FLAGS.mark_as_parsed()
+
+    def theirs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        weights = head.astype(hidden.dtype).T
+        return tokamax.linear_softmax_cross_entropy_loss(hidden[0], targets[0], weights)
+
+    return {**found, "tokamax": theirs}
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    accelerator = jax.default_backend() != "cpu"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=16_384 if accelerator else 2048)
+    parser.add_argument("--width", type=int, default=2048 if accelerator else 256)
+    parser.add_argument("--vocabulary", type=int, default=144_896 if accelerator else 16_384)
+    parser.add_argument("--chunk", type=int, default=2048 if accelerator else 512)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+
+    kind = jnp.bfloat16 if accelerator else jnp.float32
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(1, args.tokens, args.width)), kind)
+    head = jnp.asarray(0.02 * rng.normal(size=(args.vocabulary, args.width)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, args.vocabulary, (1, args.tokens)), jnp.int32)
+    compiled: dict[str, Any] = {}
+    losses: dict[str, float] = {}
+    for name, side in sides(args.vocabulary, args.chunk).items():
+        function = jax.jit(jax.value_and_grad(side, (0, 1)))
+        compiled[name] = function.lower(hidden, head, targets).compile()
+        losses[name] = float(compiled[name](hidden, head, targets)[0])
+    times: dict[str, list[float]] = {name: [] for name in compiled}
+    for _ in track(range(args.rounds), "rounds"):
+        for name, run in compiled.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run(hidden, head, targets))
+            times[name].append(time.perf_counter() - began)
+    print(
+        f"{describe_machine()}; {jax.devices()[0].device_kind}; {args.tokens:,} tokens, d {args.width}, "
+        f"vocabulary {args.vocabulary:,}, chunks of {args.chunk}; {args.rounds} rounds\n"
+    )
+    print("| loss | value | ms, median | spread | its time / ours | temporaries, MB |")
+    print("|---|---:|---:|---|---:|---:|")
+    for name, taken in times.items():
+        ratio = statistics.median(a / b for a, b in zip(taken, times["ours"], strict=True))
+        temporaries = compiled[name].memory_analysis().temp_size_in_bytes / 1e6
+        low, high = (1e3 * edge(taken) for edge in (min, max))
+        print(
+            f"| {name} | {losses[name]:.1f} | {1e3 * statistics.median(taken):.0f} | {low:.0f} to {high:.0f} "
+            f"| {ratio:.2f} | {temporaries:.0f} |"
+        )
+    if "tokamax" not in compiled:
+        print("\ntokamax is not installed: run it with .parity/bin/python after `make parity`")
+
+
+if __name__ == "__main__":
+    main()
