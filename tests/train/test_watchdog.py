@@ -117,10 +117,10 @@ def test_a_run_says_what_it_does_and_leaves_no_watchdog(datasets, tmp_path, monk
     assert said[:6] == [
         "starting",
         "step 1",
-        "saving after step 1",
         "step 2",
         "Hook after step 2",
         "saving after step 2",
+        "step 3",
     ]
     assert said[-1] == "saving after step 6"
 
