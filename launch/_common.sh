@@ -134,20 +134,32 @@ set_training() {
 }
 
 # set_train_arguments WORD…: `arguments` becomes what `soda train` on another machine is given; with
-# --bucket, a workdir in it named after the job unless there is one.
+# --bucket, a local workdir and checkpoints in the bucket, both named after the job, unless the words say other.
 arguments=()
 set_train_arguments() {
-  local word
+  local word workdir='' checkpoints=''
   # `soda train …` is what one writes by hand; elsewhere only the arguments travel.
   if [[ ${1:-} == soda && ${2:-} == train ]]; then shift 2; fi
   (($#)) || fail "give the arguments of soda train after --, as in -- --config=configs/soda_4b.py"
   [[ $1 == -* ]] || fail "$(quote "$1"): after -- come the arguments of soda train, as in -- --config=configs/soda_4b.py"
   arguments=("$@")
   for word; do
-    [[ $word != --workdir && $word != --workdir=* ]] || return 0
+    case $word in
+      --workdir=*://* | *://*) [[ $word == --workdir=* || $workdir == next ]] &&
+        fail "$(quote "$word"): a workdir is a local folder; for checkpoints in a bucket give --bucket=gs://… instead" ;;
+    esac
+    case $word in
+      --workdir) workdir=next ;;
+      --workdir=*) workdir=1 ;;
+      --config.checkpoint.directory | --config.checkpoint.directory=*) checkpoints=1 ;;
+      *) [[ $workdir != next ]] || workdir=1 ;;
+    esac
   done
-  [[ -n ${option[bucket]:-} ]] ||
-    fail "no --workdir among the arguments of soda train; give one, or --bucket=gs://… for a folder named after the job"
-  [[ ${option[bucket]} == gs://?* ]] || fail "--bucket=${option[bucket]}: give gs://BUCKET or gs://BUCKET/FOLDER"
-  arguments+=("--workdir=${option[bucket]%/}/${option[name]}")
+  if [[ -n ${option[bucket]:-} ]]; then
+    [[ ${option[bucket]} == gs://?* ]] || fail "--bucket=${option[bucket]}: give gs://BUCKET or gs://BUCKET/FOLDER"
+    [[ -n $workdir ]] || arguments+=("--workdir=/var/tmp/soda/${option[name]}")
+    [[ -n $checkpoints ]] || arguments+=("--config.checkpoint.directory=${option[bucket]%/}/${option[name]}/checkpoints")
+  elif [[ -z $workdir ]]; then
+    fail "no --workdir among the arguments of soda train; give one that all hosts share, or --bucket=gs://… for the checkpoints"
+  fi
 }

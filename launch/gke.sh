@@ -12,7 +12,7 @@
 #                         --slices=N of them (1)
 # --gpu=TYPE --nodes=N    label cloud.google.com/gke-accelerator and size of the job, with --gpus_per_node=G (8)
 # --spot                  only nodes of a spot pool
-# --bucket=gs://B[/DIR]   the workdir is gs://B/DIR/NAME, unless the arguments name one
+# --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
 # --namespace=NS --service_account=S
 # --max_restarts=N        how often to start again after a failure that is no preemption (0)
 # --poll_seconds=S        how often to ask how the JobSet stands (30)

@@ -10,7 +10,7 @@
 # --project=PROJECT       otherwise gcloud's own
 # --runtime_version=V     image of the hosts, otherwise the usual one for the type
 # --spot, --reserved      kind of capacity
-# --bucket=gs://B[/DIR]   the workdir is gs://B/DIR/NAME, unless the arguments name one
+# --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
 # --allow_uncommitted     go on although the checkout has changes that the pod will not see
 # --delete_when_done      delete the pod when the run is done or has failed (not after Ctrl-C or a lost connection)
 # --poll_seconds=S        how often to ask while waiting for a pod (30)

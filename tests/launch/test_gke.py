@@ -17,7 +17,7 @@ AWKWARD = [
     "--c=a\n\tb",
     "ü: [1]",
 ]
-TRAIN = ["--", "--config=my config.py", *AWKWARD, "--workdir=gs://b/w"]
+TRAIN = ["--", "--config=my config.py", *AWKWARD, "--workdir=/shared/w"]
 GET = ["kubectl", "get", "jobset", "soda-4b", "--ignore-not-found"]
 GET += ["--output=jsonpath={.status.terminalState}"]
 

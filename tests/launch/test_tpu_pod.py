@@ -2,9 +2,13 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from launch_toys import ROOT
+
+from soda_jax.checkpoints.folder import is_url, local_workdir, of_run
+from soda_jax.commands._config import load_config
 
 OPTIONS = ("--name=pod", "--zone=us-east5-a", "--type=v5p-256", "--project=p", "--poll_seconds=0")
 WHERE = ["--zone=us-east5-a", "--project=p", "--quiet"]
@@ -22,7 +26,7 @@ AWKWARD = [
     "",
     "--c=a\nb",
 ]
-TRAIN = ["--", *AWKWARD, "--workdir=gs://b/w"]
+TRAIN = ["--", *AWKWARD, "--workdir=/shared/w"]
 ABSENT = {"stderr": "ERROR: (gcloud...) NOT_FOUND: no such thing\n", "code": 1}
 
 
@@ -336,12 +340,34 @@ def test_options_reach_the_request(cloud, checkout, options, words):
     assert create[4] == "create" and set(words) <= set(create) and "--spot" not in create
 
 
-def test_a_bucket_gives_the_workdir_unless_there_is_one(cloud, checkout):
+def test_a_bucket_holds_the_checkpoints_unless_they_have_a_place(cloud, checkout):
     script = checkout / "launch" / "tpu_pod.sh"
     options = (*OPTIONS, "--bucket=gs://b/runs/", "--dry_run", "--")
-    assert "--workdir=gs://b/runs/pod'" in cloud.run(script, *options, "--config=c").stdout
-    for own in (["--workdir=gs://c"], ["--workdir", "gs://c"]):
-        assert "gs://b" not in cloud.run(script, *options, "--config=c", *own).stdout
+    out = cloud.run(script, *options, "--config=c").stdout
+    assert (
+        "--workdir=/var/tmp/soda/pod --config.checkpoint.directory=gs://b/runs/pod/checkpoints"
+        in out
+    )
+    own = cloud.run(script, *options, "--config=c", "--workdir=w").stdout
+    assert "/var/tmp" not in own and "gs://b/runs/pod/checkpoints" in own
+    kept = cloud.run(script, *options, "--config=c", "--config.checkpoint.directory=gs://c").stdout
+    assert "gs://b" not in kept.replace("--bucket=gs://b/runs/", "")
+
+
+@pytest.mark.parametrize("words", [["--workdir=gs://c/w"], ["--workdir", "gs://c/w"]])
+def test_a_workdir_that_the_trainer_refuses_is_refused_before_a_pod_is_paid_for(fails, words):
+    assert "give --bucket=gs://" in fails("tpu_pod.sh", *OPTIONS, "--", "--config=c", *words)
+
+
+def test_the_arguments_made_for_a_bucket_are_taken_by_the_trainer(cloud, checkout):
+    script = checkout / "launch" / "tpu_pod.sh"
+    words = ("--bucket=gs://b", "--dry_run", "--", "--config=demo")
+    out = cloud.run(script, *OPTIONS, *words).stdout
+    made = re.findall(r"--workdir=\S+|--config\.checkpoint\.directory=[^\s']+", out)
+    workdir, directory = made[0].partition("=")[2], made[1]
+    assert local_workdir(workdir) == Path(workdir)
+    config = load_config("demo", [directory])
+    assert is_url(of_run(Path(workdir), config.checkpoint.directory))
 
 
 def test_spot_and_reserved_exclude_each_other(fails):
