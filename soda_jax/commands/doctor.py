@@ -20,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line a finding; returns 1 if the run would fail."""
-    from pathlib import Path
-
     from soda_jax.errors import UserError
 
     config = None
@@ -31,9 +29,11 @@ def run(args: argparse.Namespace) -> int:
         config = load_config(args.config, args.unknown)
     elif args.unknown:
         raise UserError(f"{args.unknown[0]}: overrides need --config")
+    from soda_jax.checkpoints.folder import local_workdir
     from soda_jax.parallel import hosts
 
+    workdir = local_workdir(args.workdir) if args.workdir else None
     hosts.start(args.coordinator, args.processes, args.process)
     from soda_jax.doctor.run import examine
 
-    return examine(config, Path(args.workdir) if args.workdir else None)
+    return examine(config, workdir)

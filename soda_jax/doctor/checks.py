@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from soda_jax.doctor.findings import FAILURE, OK, WARNING, Finding
+from soda_jax.doctor.findings import FAILURE, OK, PATIENCE, WARNING, Finding
 from soda_jax.parallel import hosts, rules
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
@@ -23,53 +23,71 @@ CLOCK_WARNING, CLOCK_FAILURE = 5.0, 300.0  # stores refuse requests signed five 
 SLOW_DEVICE = 0.8  # of the median rate
 READING_SECONDS = 5.0
 
+Told = list[tuple[str, str]]  # level and text of each finding
 
-def versions() -> Iterator[Finding]:
-    """Python and packages, which must be alike on all hosts."""
-    mine = {"python": platform.python_version()}
+
+def versions() -> dict[str, str]:
+    """Python and packages of this host, "none" for what is not installed."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            mine[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            mine[name] = "none"
-    everyone = hosts.gather_json(mine, "doctor: versions of all")
+            found[name] = "none"
+    return found
+
+
+def judge_versions(values: list[Any], number: int) -> Iterator[Finding]:
+    """They must be alike on all hosts."""
+    mine, first = values[number], values[0] or values[number]
     for name, version in mine.items():
-        if version != everyone[0][name]:
-            told = f"{name} is {version}, on process 0 {everyone[0][name]}: install the same lock everywhere"
+        if version != first[name]:
+            told = (
+                f"{name} is {version}, on process 0 {first[name]}: install the same lock everywhere"
+            )
             yield Finding(FAILURE, "versions", told)
-    told = ", ".join(
-        f"{name} {version}" for name, version in everyone[0].items() if version != "none"
-    )
+    told = ", ".join(f"{name} {version}" for name, version in mine.items() if version != "none")
     yield Finding(OK, "versions", told)
 
 
-def devices() -> Iterator[Finding]:
+def devices() -> dict[str, Any]:
     """Number, kind and memory of this host's devices."""
     here = jax.local_devices()
-    mine = {"count": len(here), "kind": here[0].device_kind}
-    first = hosts.gather_json(mine, "doctor: devices of all")[0]
     stats = [device.memory_stats() or {} for device in here]
-    limits = sorted({stat["bytes_limit"] for stat in stats if "bytes_limit" in stat})
-    memory = f", {limits[0] / 1e9:.1f} GB each" if limits else ""
-    told = f"{mine['count']} × {mine['kind']}{memory}; {len(jax.devices())} in all"
-    yield Finding(FAILURE if mine != first else OK, "devices", told)
-    if mine != first:
-        told = f"process 0 has {first['count']} × {first['kind']}: a run wants hosts that are alike"
-        yield Finding(FAILURE, "devices", told)
-    for device, stat in zip(here, stats, strict=True):
-        if stat.get("bytes_in_use", 0) > 0.05 * stat.get("bytes_limit", float("inf")):
-            used = stat["bytes_in_use"] / 1e9
-            yield Finding(
-                WARNING, "devices", f"{device}: {used:.1f} GB are in use by something else"
-            )
+    used = [
+        [str(device), stat["bytes_in_use"]]
+        for device, stat in zip(here, stats, strict=True)
+        if stat.get("bytes_in_use", 0) > 0.05 * stat.get("bytes_limit", float("inf"))
+    ]
+    limits = [stat["bytes_limit"] for stat in stats if "bytes_limit" in stat]
+    return {
+        "count": len(here),
+        "kind": here[0].device_kind,
+        "limit": min(limits, default=0),
+        "used": used,
+    }
 
 
-def arithmetic(size: int = 4096, repeats: int = 5) -> Iterator[Finding]:
-    """A product of matrices on each device alone: a slow one slows all."""
+def judge_devices(values: list[Any], number: int) -> Iterator[Finding]:
+    """They must be alike on all hosts, and free."""
+    mine, first = values[number], values[0] or values[number]
+    memory = f", {mine['limit'] / 1e9:.1f} GB each" if mine["limit"] else ""
+    total = sum(value["count"] for value in values if value)
+    yield Finding(OK, "devices", f"{mine['count']} × {mine['kind']}{memory}; {total} in all")
+    if (mine["count"], mine["kind"]) != (first["count"], first["kind"]):
+        told = f"{mine['count']} × {mine['kind']}, process 0 has {first['count']} × {first['kind']}"
+        yield Finding(FAILURE, "devices", f"{told}: a run wants hosts that are alike")
+    for name, size in mine["used"]:
+        told = f"{name}: {size / 1e9:.1f} GB are in use by something else"
+        yield Finding(WARNING, "devices", told)
+
+
+def arithmetic(size: int = 4096, repeats: int = 5) -> dict[str, Any]:
+    """FLOP/s of a product of matrices on each device of this host alone, bf16."""
     if jax.local_devices()[0].platform == "cpu":
         size = 1024
     product = jax.jit(jnp.matmul)
-    rates = []
+    rates = {}
     for device in jax.local_devices():
         matrix = jax.device_put(jnp.ones((size, size), jnp.bfloat16), device)
         product(matrix, matrix).block_until_ready()
@@ -78,29 +96,36 @@ def arithmetic(size: int = 4096, repeats: int = 5) -> Iterator[Finding]:
             began = time.perf_counter()
             product(matrix, matrix).block_until_ready()
             times.append(time.perf_counter() - began)
-        rates.append(2 * size**3 / min(times))
-    everyone = hosts.gather_json(rates, "doctor: rates of all")
-    median = float(np.median([rate for rates in everyone for rate in rates]))
-    told = f"{min(rates) / 1e12:.3g} to {max(rates) / 1e12:.3g} TFLOP/s a device, bf16, {size}³"
+        rates[str(device)] = 2 * size**3 / min(times)
+    return {"size": size, "rates": rates, "platform": jax.local_devices()[0].platform}
+
+
+def judge_arithmetic(values: list[Any], number: int) -> Iterator[Finding]:
+    """A slow device slows all."""
+    mine = values[number]
+    rates = mine["rates"]
+    low, high = min(rates.values()) / 1e12, max(rates.values()) / 1e12
+    told = f"{low:.3g} to {high:.3g} TFLOP/s a device, bf16, {mine['size']}³"
     yield Finding(OK, "arithmetic", told)
+    median = float(
+        np.median([rate for value in values if value for rate in value["rates"].values()])
+    )
     # Simulated devices share the processor: their rates say nothing of each other.
-    if jax.local_devices()[0].platform != "cpu":
-        for device, rate in zip(jax.local_devices(), rates, strict=True):
-            if rate < SLOW_DEVICE * median:
-                told = f"{device} has {rate / median:.0%} of the median rate: replace its host"
-                yield Finding(WARNING, "arithmetic", told)
+    for name, rate in rates.items() if mine["platform"] != "cpu" else ():
+        if rate < SLOW_DEVICE * median:
+            told = f"{name} has {rate / median:.0%} of the median rate: replace its host"
+            yield Finding(WARNING, "arithmetic", told)
 
 
-def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Iterator[Finding]:
+def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Told:
     """A sum over each axis of the mesh: is it right, and how fast."""
     if mesh.size == 1:
-        yield Finding(OK, "all-reduce", "one device, nothing to add up")
-    for axis, count in mesh.shape.items():
-        if count > 1:
-            yield _reduce_over(mesh, axis, count, size or REDUCED_BYTES)
+        return [(OK, "one device, nothing to add up")]
+    axes = [(axis, count) for axis, count in mesh.shape.items() if count > 1]
+    return [_reduce_over(mesh, axis, count, size or REDUCED_BYTES) for axis, count in axes]
 
 
-def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> Finding:
+def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> tuple[str, str]:
     names = tuple(mesh.shape)
     numbers = size // 4
 
@@ -131,13 +156,11 @@ def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> F
     rate = 2 * (count - 1) / count * size / min(times)
     told = f"{axis}={count}: {rate / 1e9:.2f} GB/s a device ({size >> 20} MiB, ring)"
     if not right:
-        return Finding(
-            FAILURE, "all-reduce", f"{axis}={count}: the sum is wrong; replace the hardware"
-        )
-    return Finding(OK, "all-reduce", told)
+        return FAILURE, f"{axis}={count}: the sum is wrong; replace the hardware"
+    return OK, told
 
 
-def data(config: Any, dataset: Any, rows: Sequence[int]) -> Iterator[Finding]:
+def data(config: Any, dataset: Any, rows: Sequence[int]) -> Told:
     """Random windows as the run reads them, for a few seconds."""
     from soda_jax.data.loader import Loader
 
@@ -149,22 +172,28 @@ def data(config: Any, dataset: Any, rows: Sequence[int]) -> Iterator[Finding]:
     seconds = time.perf_counter() - began
     tokens = batches * len(rows) * config.data.sequence_length
     names = ", ".join(f"{s.name} {s.windows:,}" for s in dataset.sources)
-    yield Finding(
-        OK, "data", f"{tokens / seconds:,.0f} tokens/s read on this host; windows: {names}"
-    )
+    return [(OK, f"{tokens / seconds:,.0f} tokens/s read on this host; windows: {names}")]
 
 
-def disk(folder: Path, state_bytes: float, keep: int) -> Iterator[Finding]:
+def disk(folder: Path, state_bytes: float, keep: int) -> Told:
     """Whether the checkpoints that are kept have room, where the folder is local."""
     place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(place).free
     needed = (keep + 1) * state_bytes
     told = f"{free / 1e9:,.1f} GB free at {place}; {keep} checkpoints and one in the making: {needed / 1e9:,.1f}"
-    yield Finding(OK if free > needed else FAILURE, "disk", told)
+    return [(OK if free > needed else FAILURE, told)]
 
 
-def checkpoint(mesh: jax.sharding.Mesh, folder: Path, size: int = 32 << 20) -> Iterator[Finding]:
-    """Writes a sharded array as a run does, reads it back and compares every bit."""
+def checkpoint(mesh: jax.sharding.Mesh, folder: str, size: int = 32 << 20) -> Told:
+    """Writes a sharded array as a run does, reads it back and compares every bit.
+
+    Args:
+      mesh: of the run.
+      folder: of its checkpoints, or gs://…; what is written there is removed.
+      size: bytes for each device.
+    """
+    from etils import epath
+
     from soda_jax.checkpoints import Checkpointer
 
     numbers = size // 4 * len(jax.local_devices()) * hosts.process_count() // mesh.size * mesh.size
@@ -173,7 +202,7 @@ def checkpoint(mesh: jax.sharding.Mesh, folder: Path, size: int = 32 << 20) -> I
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    place = folder / "doctor"
+    place = f"{folder.rstrip('/')}/doctor"
     began = time.perf_counter()
     try:
         with Checkpointer(place, every_steps=1, keep=1) as checkpointer:
@@ -184,9 +213,9 @@ def checkpoint(mesh: jax.sharding.Mesh, folder: Path, size: int = 32 << 20) -> I
             restored, _, _ = checkpointer.restore(abstract, 1)
             read = time.perf_counter() - began
     finally:
-        hosts.barrier("doctor: checkpoint read")
-        if hosts.is_first():
-            shutil.rmtree(place, ignore_errors=True)
+        hosts.barrier("doctor: checkpoint read", PATIENCE)
+        if hosts.is_first() and (left := epath.Path(place)).exists():
+            left.rmtree()
     same = all(
         np.array_equal(np.asarray(a.data), np.asarray(b.data))
         for a, b in zip(
@@ -202,13 +231,18 @@ def checkpoint(mesh: jax.sharding.Mesh, folder: Path, size: int = 32 << 20) -> I
     )
     if not same:
         told = f"what was read back from {place} is not what was written: do not use this store"
-    yield Finding(OK if same else FAILURE, "checkpoint", told)
+    return [(OK if same else FAILURE, told)]
 
 
-def clocks() -> Iterator[Finding]:
-    """How far the clocks of the hosts are apart, from readings behind one barrier."""
-    hosts.barrier("doctor: clocks")
-    times = hosts.gather_json(time.time(), "doctor: clocks of all")
+def clocks() -> float:
+    """The clock of this host, read when all have come."""
+    hosts.barrier("doctor: all here", PATIENCE)
+    return time.time()
+
+
+def judge_clocks(values: list[Any], number: int) -> Iterator[Finding]:
+    """How far the clocks of the hosts are apart."""
+    times = [value for value in values if value is not None]
     spread = max(times) - min(times)
     level = FAILURE if spread > CLOCK_FAILURE else WARNING if spread > CLOCK_WARNING else OK
     told = f"{len(times)} clocks within {spread:.2f} s"
@@ -217,8 +251,8 @@ def clocks() -> Iterator[Finding]:
     yield Finding(level, "clocks", told)
 
 
-def logical_rows(mesh: jax.sharding.Mesh) -> Iterable[Finding]:
-    """How batch, width and sequence are split."""
+def layout(mesh: jax.sharding.Mesh) -> Told:
+    """How the mesh splits batch, width, sequence and heads."""
     split = {name: rules.RULES[name] for name in ("batch", "embed", "sequence", "heads")}
     sizes = {
         name: int(np.prod([mesh.shape[axis] for axis in axes])) for name, axes in split.items()
@@ -227,4 +261,4 @@ def logical_rows(mesh: jax.sharding.Mesh) -> Iterable[Finding]:
         ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     )
     rows = ", ".join(f"{name} over {size}" for name, size in sizes.items() if size > 1)
-    yield Finding(OK, "mesh", f"{told}{'; ' + rows if rows else ''}")
+    return [(OK, f"{told}{'; ' + rows if rows else ''}")]

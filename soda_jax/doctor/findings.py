@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
 OK, WARNING, FAILURE = "ok", "warning", "FAILS"
+PATIENCE = 180.0  # seconds that hosts wait for the slowest at the end of a check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,39 @@ class Finding:
     host: int = -1
 
 
-def run_check(what: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def run_check(
+    what: str,
+    measure: Callable[[], Any],
+    judge: Callable[[list[Any], int], Iterable[Finding]] | None = None,
+) -> list[Finding]:
     """The findings of all hosts for one check, the same list on each.
 
-    A fault of one host is a finding, not the end: the others would wait for it.
+    Every host measures, then all tell each other once, then each judges the values of all. A fault while
+    measuring is a finding of that host: it must not keep the others waiting.
+
+    Args:
+      what: the check.
+      measure: gives plain JSON; without `judge` a list of [level, told].
+      judge: of the values of all hosts (None for one that failed) and the number of one of them: the
+        findings of that one. It talks to nobody.
     """
-    number = hosts.process_index()
+    value, fault = None, ""
     try:
-        found = list(check())
-    except (UserError, OSError, RuntimeError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        found = [Finding(FAILURE, what, lines[0])]
-    mine = [dataclasses.replace(one, host=number if one.host < 0 else one.host) for one in found]
-    everyone = hosts.gather_json([dataclasses.astuple(one) for one in mine], f"doctor: {what}")
-    return _merged([Finding(*row) for rows in everyone for row in rows])
+        value = measure()
+    except Exception as error:  # whatever it is, the other hosts are waiting
+        fault = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    told = hosts.gather_json([value, fault], f"doctor: {what}", PATIENCE)
+    values = [None if fault else value for value, fault in told]
+    judge = judge or _as_told(what)
+    found: list[Finding] = []
+    for number, (_, fault) in enumerate(told):
+        judged = [Finding(FAILURE, what, fault)] if fault else judge(values, number)
+        found += [dataclasses.replace(one, host=number) for one in judged]
+    return _merged(found)
+
+
+def _as_told(what: str) -> Callable[[list[Any], int], Iterable[Finding]]:
+    return lambda values, number: [Finding(level, what, told) for level, told in values[number]]
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:

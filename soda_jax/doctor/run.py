@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from soda_jax.checkpoints import folder
 from soda_jax.doctor import checks
 from soda_jax.doctor.findings import FAILURE, WARNING, Finding, line, run_check
 from soda_jax.parallel import hosts
@@ -23,30 +24,43 @@ def examine(config: Any | None, workdir: Path | None) -> int:
     Returns:
       1 if the run would fail, else 0.
     """
+    with hosts.together():
+        return _examine(config, workdir)
+
+
+def _examine(config: Any | None, workdir: Path | None) -> int:
     found: list[Finding] = []
 
-    def look(what: str, check: Callable[[], Iterable[Finding]]) -> bool:
-        new = run_check(what, check)
+    def look(
+        what: str,
+        measure: Callable[[], Any],
+        judge: Callable[[list[Any], int], Iterable[Finding]] | None = None,
+    ) -> bool:
+        new = run_check(what, measure, judge)
         found.extend(new)
         if hosts.is_first():
             for one in new:
                 print(line(one), flush=True)
         return all(one.level != FAILURE for one in new)
 
-    look("versions", checks.versions)
-    look("clocks", checks.clocks)
-    look("devices", checks.devices)
-    look("arithmetic", checks.arithmetic)
+    look("versions", checks.versions, checks.judge_versions)
+    look("clocks", checks.clocks, checks.judge_clocks)
+    look("devices", checks.devices, checks.judge_devices)
+    look("arithmetic", checks.arithmetic, checks.judge_arithmetic)
     made: dict[str, Any] = {}
     if not look("mesh", functools.partial(_open, config, made)):
-        made["mesh"] = make_mesh()
+        made = {"mesh": make_mesh()}  # on all hosts, also where it could be opened
     look("all-reduce", functools.partial(checks.all_reduce, made["mesh"]))
     if "dataset" in made:
         look("data", functools.partial(checks.data, config, made["dataset"], made["rows"]))
     if workdir is not None:
-        keep = config.checkpoint.keep if config is not None else 1
-        look("disk", functools.partial(checks.disk, workdir, made.get("state_bytes", 0.0), keep))
-        look("checkpoint", functools.partial(checks.checkpoint, made["mesh"], workdir))
+        directory = folder.DEFAULT if config is None else config.checkpoint.directory
+        place = str(folder.of_run(workdir, directory))
+        if not folder.is_url(place):
+            keep = config.checkpoint.keep if config is not None else 1
+            size = made.get("state_bytes", 0.0)
+            look("disk", functools.partial(checks.disk, Path(place), size, keep))
+        look("checkpoint", functools.partial(checks.checkpoint, made["mesh"], place))
     failures, warnings = (sum(one.level == level for one in found) for level in (FAILURE, WARNING))
     if hosts.is_first():
         verdict = "the run would fail" if failures else "ready"
@@ -54,11 +68,11 @@ def examine(config: Any | None, workdir: Path | None) -> int:
     return 1 if failures else 0
 
 
-def _open(config: Any | None, made: dict[str, Any]) -> Iterable[Finding]:
+def _open(config: Any | None, made: dict[str, Any]) -> checks.Told:
     """Opens data and program of the config, as the run will, and says how the mesh splits them."""
     if config is None:
         made["mesh"] = make_mesh()
-        return list(checks.logical_rows(made["mesh"]))
+        return checks.layout(made["mesh"])
     from soda_jax.parallel.batches import local_rows
     from soda_jax.train import run as parts
 
@@ -71,4 +85,4 @@ def _open(config: Any | None, made: dict[str, Any]) -> Iterable[Finding]:
         "rows": local_rows(program.mesh, config.batch_size),
         "state_bytes": float(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)),
     }
-    return list(checks.logical_rows(program.mesh))
+    return checks.layout(program.mesh)

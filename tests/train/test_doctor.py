@@ -1,14 +1,16 @@
 """`soda doctor`: a line a finding, and a failure where a run would fail."""
 
-import json
+import argparse
 from pathlib import Path
 
 import pytest
 from toys import run_two
 
+from soda_jax.commands import doctor as command
 from soda_jax.doctor import checks
 from soda_jax.doctor.findings import FAILURE, OK, WARNING, Finding, run_check
 from soda_jax.doctor.run import examine
+from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 from soda_jax.parallel.mesh import make_mesh
 
@@ -64,48 +66,76 @@ def test_data_that_is_missing_and_a_store_that_cannot_be_written_are_findings(
 
 
 def test_too_little_disk_is_a_failure(tmp_path):
-    (found,) = checks.disk(tmp_path / "not/yet", 1e18, 3)
-    assert found.level == FAILURE and "4,000,000,000.0" in found.told
-    (found,) = checks.disk(tmp_path, 1.0, 3)
-    assert found.level == OK
+    ((level, told),) = checks.disk(tmp_path / "not/yet", 1e18, 3)
+    assert level == FAILURE and "4,000,000,000.0" in told
+    ((level, _),) = checks.disk(tmp_path, 1.0, 3)
+    assert level == OK
+
+
+def test_checkpoints_kept_elsewhere_are_tried_there(config, tmp_path, capsys):
+    settings = config(checkpoint__directory=str(tmp_path / "elsewhere"))
+    assert examine(settings, tmp_path / "run") == 0
+    assert str(tmp_path) in capsys.readouterr().out
+    assert (tmp_path / "elsewhere").is_dir() and not (tmp_path / "run").exists()
+
+
+def test_a_workdir_at_a_url_is_refused_as_the_trainer_does():
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args, args.unknown = parser.parse_known_args(["--workdir=gs://nowhere/x"])
+    with pytest.raises(UserError, match="local folder"):
+        command.run(args)
 
 
 @pytest.mark.parametrize(("spread", "level"), [(0.1, OK), (20.0, WARNING), (400.0, FAILURE)])
-def test_clocks_apart_are_told(monkeypatch, spread, level):
-    monkeypatch.setattr(hosts, "gather_json", lambda value, name: [value, value + spread])
-    (found,) = checks.clocks()
+def test_clocks_apart_are_told(spread, level):
+    (found,) = checks.judge_clocks([1000.0, None, 1000.0 + spread], 0)
     assert found.level == level and ("NTP" in found.told) == (level != OK)
 
 
-def test_a_host_with_another_version_is_a_failure(monkeypatch):
-    def gather(value, name):
-        return [{**value, "jax": "0.1.0"}, value]
+def test_a_host_with_another_version_is_a_failure():
+    mine = checks.versions()
+    found = {
+        one.level: one.told for one in checks.judge_versions([{**mine, "jax": "0.1.0"}, mine], 1)
+    }
+    assert "on process 0 0.1.0" in found[FAILURE]
+    assert [one.level for one in checks.judge_versions([mine, mine], 1)] == [OK]
 
-    monkeypatch.setattr(hosts, "gather_json", gather)
-    levels = {found.level: found.told for found in checks.versions()}
-    assert "on process 0 0.1.0" in levels[FAILURE]
+
+def test_hosts_with_other_devices_and_devices_in_use_are_told():
+    mine = {"count": 4, "kind": "TPU v5", "limit": 1e11, "used": [["TPU_2", 9e10]]}
+    found = list(checks.judge_devices([{**mine, "count": 8}, mine], 1))
+    assert [one.level for one in found] == [OK, FAILURE, WARNING]
+    assert "12 in all" in found[0].told and "TPU_2: 90.0 GB" in found[2].told
+
+
+def test_a_slow_device_is_named():
+    quick = {"size": 4096, "platform": "tpu", "rates": {"TPU_0": 4e14, "TPU_1": 4e14}}
+    slow = {**quick, "rates": {"TPU_2": 4e14, "TPU_3": 1e14}}
+    assert [one.level for one in checks.judge_arithmetic([quick, slow], 0)] == [OK]
+    assert "TPU_3 has 25%" in list(checks.judge_arithmetic([quick, slow], 1))[1].told
 
 
 def test_a_sum_that_is_wrong_is_a_failure(monkeypatch):
     monkeypatch.setattr(checks.jax.lax, "psum", lambda x, axis: x)
-    found = list(checks.all_reduce(make_mesh({"data": 8}), 1 << 12))
-    assert [one.level for one in found] == [FAILURE]
+    found = checks.all_reduce(make_mesh({"data": 8}), 1 << 12)
+    assert [level for level, _ in found] == [FAILURE]
 
 
 def test_lines_that_are_alike_on_all_hosts_are_one(monkeypatch):
     monkeypatch.setattr(hosts, "process_count", lambda: 2)
     rows = [
-        [["ok", "disk", "much", 0], ["ok", "data", "quick", 0]],
-        [["ok", "disk", "much", 1], ["ok", "data", "slow", 1]],
+        [[["ok", "much"], ["ok", "quick"]], ""],
+        [[["ok", "much"], ["ok", "slow"]], ""],
     ]
-    monkeypatch.setattr(hosts, "gather_json", lambda value, name: rows)
+    monkeypatch.setattr(hosts, "gather_json", lambda value, name, timeout: rows)
     found = run_check("disk", lambda: [])
     assert [(one.told, one.host) for one in found] == [("much", -1), ("quick", 0), ("slow", 1)]
 
 
 def test_a_fault_in_a_check_is_a_finding():
     def check():
-        raise OSError("the store is gone\nand more")
+        raise ZeroDivisionError("the store is gone\nand more")
 
     assert run_check("data", check) == [Finding(FAILURE, "data", "the store is gone")]
 
@@ -116,16 +146,17 @@ port, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 from soda_jax.parallel import hosts
 hosts.start(f"localhost:{port}", 2, number)
 from pathlib import Path
+from soda_jax.commands import doctor as command
 from soda_jax.doctor import checks
 from soda_jax.doctor.run import examine
 checks.REDUCED_BYTES = 1 << 16
 checks.checkpoint.__defaults__ = (1 << 16,)
 if number == 1:
-    real = checks.devices
-    def devices():
-        yield from real()
+    def arithmetic():
         raise OSError("a card fell off")
-    checks.devices = devices
+    def layout(mesh):
+        raise OSError("no such disk")
+    checks.arithmetic, checks.layout = arithmetic, layout
 print("status", examine(None, Path(folder)))
 """
 
@@ -135,7 +166,7 @@ def test_two_processes_make_one_list_and_a_fault_of_one_is_named(tmp_path):
     codes, told = run_two(PROGRAM, str(tmp_path), environment=flags, timeout=120)
     assert codes == [0, 0], told
     assert all("status 1" in text for text in told)
-    assert "a card fell off (process 1)" in told[0]
+    assert "a card fell off (process 1)" in told[0] and "no such disk (process 1)" in told[0]
     assert "all-reduce   data=4" in told[0] and "2 clocks within" in told[0]
     assert "ok       checkpoint" in told[0] and "checkpoint" not in told[1]
-    assert not list(Path(tmp_path).iterdir()), json.dumps(told)
+    assert not list(Path(tmp_path).rglob("doctor")), told
