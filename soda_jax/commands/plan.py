@@ -41,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from soda_jax.plan.topologies import parse_topology
 
     topology = parse_topology(args.topology, args.slices)
-    if args.price_per_chip_hour is not None and args.price_per_chip_hour < 0:
-        raise UserError(f"--price_per_chip_hour={args.price_per_chip_hour} must not be negative")
+    price = args.price_per_chip_hour
+    if price is not None and not 0 <= price < float("inf"):
+        raise UserError(f"--price_per_chip_hour={price} must be a number from 0 on")
     if args.candidates < 1:
         raise UserError(f"--candidates={args.candidates} must be at least 1")
     config = load_config(args.config, args.unknown)

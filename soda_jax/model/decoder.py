@@ -170,11 +170,13 @@ class Decoder(nnx.Module):
         self.layers = stack(rngs)
         self.final_norm = _scale(d, "embed")
 
-    def head_blocks(self) -> tuple[jax.Array, jax.Array]:
-        """The head as `[1, padded_first, d]` and `[groups, group_rows, d]`, f32."""
+    def head_blocks(self) -> tuple[jax.Array, ...]:
+        """The head as `[1, padded_first, d]` and, if there are groups, `[groups, group_rows, d]`, f32."""
         if self.config.tied:
-            return self.embedding_first[...][None], self.embedding_groups[...]
-        return self.head_first[...][None], self.head_groups[...]
+            first, groups = self.embedding_first[...], self.embedding_groups[...]
+        else:
+            first, groups = self.head_first[...], self.head_groups[...]
+        return (first[None], groups) if self.config.vocabulary.groups else (first[None],)
 
     def embed(self, tokens: jax.Array, placement: Placement = _HERE) -> jax.Array:
         """Rows of int32 ids `[batch, sequence]`, in the compute type `[batch, sequence, d]`."""
@@ -273,8 +275,10 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits of all ids, f32 `[…, vocabulary]`: for generation; training never holds them whole."""
         vocabulary = self.config.vocabulary
-        blocks = (block.reshape(-1, self.config.width) for block in self.head_blocks())
-        first, groups = (block.astype(hidden.dtype) for block in blocks)
+        first, *groups = (
+            block.reshape(-1, self.config.width).astype(hidden.dtype)
+            for block in self.head_blocks()
+        )
 
         def project(block: jax.Array) -> jax.Array:
             return jnp.einsum("...d,vd->...v", hidden, block, preferred_element_type=jnp.float32)
@@ -283,4 +287,4 @@ class Decoder(nnx.Module):
         if not vocabulary.groups:
             return logits
         rows = vocabulary.row_of_id[vocabulary.first_rows :] - vocabulary.padded_first
-        return jnp.concatenate([logits, project(groups)[..., rows]], axis=-1)
+        return jnp.concatenate([logits, project(groups[0])[..., rows]], axis=-1)

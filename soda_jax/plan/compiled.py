@@ -98,7 +98,7 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
         traced = program.step.trace(program.abstract, batch)
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _no_fit(error) from None
+        raise _told(error) from None
     seconds = time.perf_counter() - began
     module = parse_module(compiled.as_text())
     costs = count_costs(module, dict(program.mesh.shape), _kernels(config, program))
@@ -107,11 +107,13 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     return Step(program, memory, costs, float(analysis.get("flops", 0.0)), seconds)
 
 
-def _no_fit(error: Exception) -> Exception:
+def _told(error: Exception) -> UserError:
+    """What the compiler says, as one line."""
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
     if used:
         return DoesNotFitError(f"the step needs {used[1]} of the {used[2]} of a chip")
-    return error
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"the compiler does not take the step: {reason[:300]}")
 
 
 def _kernels(config: Any, program: Program) -> dict[str, float]:

@@ -70,11 +70,13 @@ class Planner:
         from soda_jax.plan.compiled import compile_step
         from soda_jax.plan.estimate import estimate_step
         from soda_jax.plan.outcome import Outcome
+        from soda_jax.train.run import check_sizes
 
         layout = self._layout
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
         decoder = decoder_config(config.model.to_dict(), blocks)
         mesh = _mesh_sizes(config, self.topology)
+        check_sizes(config, mesh, "tpu" if self.topology.is_tpu else "gpu")
         common: dict[str, Any] = {
             "topology": self.topology,
             "mesh": mesh,
@@ -125,16 +127,19 @@ def show(planner: Planner, as_json: bool) -> int:
 
 def search(planner: Planner, count: int, as_json: bool) -> int:
     """Compiles the `count` candidates that the estimate finds best; prints what fits, best first."""
-    from soda_jax.plan.compiled import DoesNotFitError
     from soda_jax.plan.page import table
     from soda_jax.progress import progress
 
-    estimated: list[tuple[bool, float, int, Any]] = []
+    estimated: list[tuple[bool, float, bool, int, Any]] = []
     for config in candidates(planner.config, planner.topology):
-        guess = planner.make(config, estimate=True)
+        try:
+            guess = planner.make(config, estimate=True)
+        except UserError:
+            continue  # this mesh is none for the config
         # The compiler may find room where the estimate sees none: those come last.
         if guess.memory.total < 1.5 * planner.topology.chip.memory:
-            estimated.append((not guess.fits, guess.seconds, len(estimated), config))
+            offloads = guess.memory.host > 0
+            estimated.append((not guess.fits, guess.seconds, offloads, len(estimated), config))
     if not estimated:
         raise UserError(
             f"{planner.topology}: no mesh and remat comes near fitting; take more chips"
@@ -149,11 +154,11 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
                     found.append(outcome)
                 else:
                     failed.append((name, f"{outcome.memory.total / 1e9:.1f} GB"))
-            except DoesNotFitError as error:
+            except UserError as error:
                 failed.append((name, str(error)))
             bar.advance(note=name)
-    # Of equal rooflines the one with more room.
-    found.sort(key=lambda one: (round(one.seconds, 3), one.memory.total))
+    # Of equal rooflines the one that needs no memory of the host, then the one with more room.
+    found.sort(key=lambda one: (round(one.seconds, 3), one.memory.host > 0, one.memory.total))
     if as_json:
         print(json.dumps({"plans": [one.to_json() for one in found], "does_not_fit": failed}))
     else:
@@ -200,4 +205,10 @@ def _mesh_sizes(config: Any, topology: Topology) -> dict[str, int]:
 
     chips, slices = topology.chips, topology.slices
     axes = fill_both(config.mesh.to_dict(), chips, slices, config.model.width)
-    return mesh_sizes(axes, chips, slices)
+    sizes = mesh_sizes(axes, chips, slices)
+    if topology.is_tpu and sizes["dcn"] != slices:
+        raise UserError(
+            f"mesh.dcn={sizes['dcn']}, but there are {slices} slices, which no other axis may cross: "
+            "set --config.mesh.dcn=-1"
+        )
+    return sizes

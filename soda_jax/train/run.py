@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,37 @@ class Program:
     step: Any
 
 
+def check_sizes(config: Any, mesh: Mapping[str, int], platform: str) -> None:
+    """Refuses a config that does not fit a mesh, before anything is compiled.
+
+    Args:
+      config: of the run.
+      mesh: sizes of the axes.
+      platform: of the devices.
+
+    Raises:
+      UserError: where batch, micro-batches, sequence, loss chunk, attention and mesh do not fit.
+    """
+    step_settings(config, 1, 1)
+    backend_for(config.model.attention, platform)
+    for name in ("batch_size", "loss_chunk", "steps"):
+        if config[name] < 1:
+            raise UserError(f"{name} {config[name]} must be at least 1")
+    micro = config.batch_size // config.accumulate
+    ways = math.prod(mesh[axis] for axis in rules.RULES["batch"])
+    if micro % ways:
+        axes = " x ".join(rules.RULES["batch"])
+        raise UserError(
+            f"batch_size / accumulate = {micro} windows cannot be split over {axes} = {ways} "
+            "devices; make it a multiple"
+        )
+    if config.data.sequence_length % mesh["sequence"]:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
+            f"{mesh['sequence']}"
+        )
+
+
 def make_program(
     config: Any,
     layout: Any,
@@ -173,21 +205,8 @@ def make_program(
     devices = list(jax.devices() if devices is None else devices)
     sizes = fill_both(config.mesh.to_dict(), len(devices), slice_count(devices), config.model.width)
     mesh = make_mesh(sizes, devices)
+    check_sizes(config, mesh.shape, mesh.devices.flat[0].platform)
     settings = step_settings(config, len(layout.class_names), sources)
-    backend_for(config.model.attention, mesh.devices.flat[0].platform)
-    micro = config.batch_size // config.accumulate
-    ways = rules.batch_ways(mesh)
-    if micro % ways:
-        axes = " x ".join(rules.RULES["batch"])
-        raise UserError(
-            f"batch_size / accumulate = {micro} windows cannot be split over {axes} = {ways} "
-            "devices; make it a multiple"
-        )
-    if config.data.sequence_length % mesh.shape["sequence"]:
-        raise UserError(
-            f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
-            f"{mesh.shape['sequence']}"
-        )
     blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
     model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))
     optimizer, schedule = make_optimizer(config.optimizer, config.steps, model.abstract)

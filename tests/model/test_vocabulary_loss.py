@@ -1,14 +1,16 @@
 """Invariants 5 and 6: the chunked loss equals the plain one and never holds all logits."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_toys import VOCABULARY, assert_trees_close, plain_loss
+from model_toys import TINY, VOCABULARY, assert_trees_close, plain_loss
+from toys import random_params
 
-from soda_jax.model import VocabularyBlocks
+from soda_jax.model import ModelFunctions, VocabularyBlocks
 from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
 from soda_jax.model.placement import OneDevice
 from soda_jax.parallel.mesh import make_mesh
@@ -85,6 +87,21 @@ def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(inputs, exp
     assert not np.asarray(d_hidden)[masked].any() and np.asarray(d_hidden)[~masked].any()
     d_rows = np.concatenate([d.reshape(-1, WIDTH) for d in d_blocks])
     assert not d_rows[~VOCABULARY.valid_rows].any()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_of_text_alone_has_a_head_of_one_block(tied):
+    vocabulary = VocabularyBlocks(21, ())
+    model = ModelFunctions(dataclasses.replace(TINY, vocabulary=vocabulary, tied=tied))
+    decoder = model.bind(random_params(model))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 21, (2, 6)), jnp.int32)
+    places = (jnp.ones((2, 6), jnp.int32), jnp.broadcast_to(jnp.arange(6), (2, 6)))
+    hidden, blocks = decoder(tokens, *places), decoder.head_blocks()
+    settings = loss_settings(vocabulary.valid_rows, blocks, 0.0, 4)
+    _, nll, _ = linear_cross_entropy(settings, hidden, blocks, tokens, jnp.ones((2, 6)))
+    wanted = -jax.nn.log_softmax(decoder.logits(hidden))
+    picked = jnp.take_along_axis(wanted, tokens[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(nll, picked, rtol=1e-5)
 
 
 def test_invariant_6_z_loss_is_part_of_total_and_gradient(inputs, expected):

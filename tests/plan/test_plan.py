@@ -141,3 +141,30 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
     sent = step.costs.sent()
     assert any("fsdp" in axes for axes in sent) and any("data" in axes for axes in sent)
     assert isinstance(config, ConfigDict)
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "override", "told"),
+    [
+        ("h100:64", 1, "batch_size=500", "500 windows cannot be split over dcn x data x fsdp = 64"),
+        ("h100:8", 1, "accumulate=0", "is not a multiple of accumulate 0"),
+        ("h100:8", 1, "batch_size=0", "batch_size 0 must be at least 1"),
+        ("h100:8", 1, "loss_chunk=0", "loss_chunk 0 must be at least 1"),
+        ("h100:8", 1, "model.attention=foo", "'foo' is unknown"),
+        ("h100:8", 1, "model.attention=splash", "does not run on gpu"),
+        ("v5p:2x2x1", 2, "batch_size=512", "set --config.mesh.dcn=-1"),
+    ],
+)
+def test_an_estimate_refuses_what_the_run_would_refuse(topology, slices, override, told):
+    config = load_config("soda_135m", [f"--config.{override}"])
+    layout = VocabularyLayout.soda()
+    one = plan.Planner(config, layout, parse_topology(topology, slices), None, True)
+    with pytest.raises(UserError, match=told):
+        one.make(config)
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_a_price_that_is_no_amount_is_refused(price):
+    words = ("--config=soda_135m", "--topology=h100:8", f"--price_per_chip_hour={price}")
+    with pytest.raises(UserError, match="must be a number from 0 on"):
+        command.run(arguments(*words))
