@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,16 @@ def train(
 
         rows = local_rows(program.mesh, config.batch_size)
         skipped = step - int(state["accepted"])
-        log = _Log(config, workdir, dataset, program, checkpointer, step, skipped)
+        log = _Log(config, workdir, dataset, program, step, skipped)
         with (
             log,
             _Trace(profile_steps, workdir / "profile", step, config.steps) as trace,
             Loader(dataset, config.batch_size, windows, rows) as loader,
             progress("train", config.steps, start=step) as bar,
             Watchdog(workdir, config.safety.stuck_minutes) as watchdog,
+            _Ahead(config, checkpointer, log, bar) as ahead,
         ):
-            patience, ahead = FIRST_STEP, None
+            patience = FIRST_STEP
             while step < config.steps:
                 trace.before(step + 1)
                 watchdog.now(f"step {step + 1}", patience)
@@ -100,9 +101,8 @@ def train(
                 step, patience = step + 1, 1.0
                 # A step's numbers are read while the next one runs, so that the devices never wait
                 # for the host, unless something is to be done with the state between the two.
-                if ahead is not None:
-                    log.write(ahead[0], log.step(*ahead), bar)
-                ahead = (step, metrics, loader.waited)
+                ahead.write()
+                ahead.step = (step, metrics, loader.waited)
                 due = [hook for hook in hooks if step % hook.every == 0 or step == config.steps]
                 stop = hosts.any_process(terminated.is_set(), "stop")
                 save = stop or step == config.steps or checkpointer.due(step)
@@ -110,7 +110,7 @@ def train(
                     checkpointer.raise_failure()
                     continue
 
-                values, ahead = log.step(*ahead), None
+                values = ahead.read()
                 trace.after(step, state)
                 for hook in due:
                     watchdog.now(f"{type(hook).__name__} after step {step}")
@@ -215,8 +215,8 @@ def _stop_if_broken(
 class _Log:
     """Turns a step's device metrics into floats with rates, and writes them on process 0."""
 
-    def __init__(self, config, workdir, dataset, program, checkpointer, start_step, skipped):
-        self._config, self._dataset, self._checkpointer = config, dataset, checkpointer
+    def __init__(self, config, workdir, dataset, program, start_step, skipped):
+        self._config, self._dataset = config, dataset
         self._file = (
             MetricsLog(workdir, start_step, config.log.tensorboard) if hosts.is_first() else None
         )
@@ -283,7 +283,6 @@ class _Log:
             values["masked_records"] = float(damaged)
         if dataset.storage.remote.failures:
             values["repeated_reads"] = float(dataset.storage.remote.failures)
-        _stop_if_broken(self._config, step, values, self._checkpointer)
         return values
 
     def write(self, step: int, values: Mapping[str, float], bar: Any) -> None:
@@ -294,6 +293,41 @@ class _Log:
         if self._file is not None and due:
             self._file.write(step, values)
         bar.advance(note=f"loss {values.get('loss/all', float('nan')):.3f}")
+
+
+class _Ahead:
+    """The numbers of a step that still runs; a run that fails leaves none unwritten."""
+
+    def __init__(self, config: Any, checkpointer: Checkpointer, log: _Log, bar: Any):
+        self.step: tuple[int, Mapping[str, jax.Array], float] | None = None
+        self._config, self._checkpointer, self._log, self._bar = config, checkpointer, log, bar
+
+    def read(self) -> dict[str, float]:
+        """Waits for the step and takes its numbers."""
+        assert self.step is not None
+        step, self.step = self.step, None
+        values = self._log.step(*step)
+        try:
+            _stop_if_broken(self._config, step[0], values, self._checkpointer)
+        except UserError:
+            self._log.write(step[0], values, self._bar)
+            raise
+        return values
+
+    def write(self) -> None:
+        """Writes the numbers of the step, if there is one."""
+        if self.step is not None:
+            number = self.step[0]
+            self._log.write(number, self.read(), self._bar)
+
+    def __enter__(self) -> "_Ahead":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # With several processes the step may wait for one that is gone.
+        if kind is not None and issubclass(kind, Exception) and hosts.alone():
+            with suppress(Exception):
+                self.write()
 
 
 def _frame_rates(dataset: Dataset) -> float:

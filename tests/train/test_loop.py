@@ -181,12 +181,29 @@ def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(co
     assert "step 4: 3 updates in a row were skipped" in str(error.value)
     assert "\n" not in str(error.value) and "optimizer.peak" in str(error.value)
     rows = rows_of(tmp_path)
-    assert [row["skipped"] for row in rows] == [0, 1, 2]
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 3]  # the last one too, it says why
     assert rows[0]["gradient_norm"] > 0 and rows[1]["gradient_norm"] is None
     # The parameters of the last good step are those of the checkpoint, and the count goes on.
     with pytest.raises(UserError, match="step 4: 3 updates"):
         train(broken, tmp_path)
-    assert [row["skipped"] for row in rows_of(tmp_path)] == [0, 1, 2]
+    assert [row["skipped"] for row in rows_of(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_run_that_fails_between_two_steps_has_written_the_numbers_of_the_first(
+    config, tmp_path, monkeypatch
+):
+    real, read = loop.Loader.__next__, []
+
+    def failing(loader):
+        read.append(1)
+        if len(read) == 4:
+            raise UserError("the disk is gone")
+        return real(loader)
+
+    monkeypatch.setattr(loop.Loader, "__next__", failing)
+    with pytest.raises(UserError, match="the disk is gone"):
+        train(config(checkpoint__every_steps=100), tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
 
 
 def make_program(settings):
