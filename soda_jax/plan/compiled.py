@@ -54,7 +54,7 @@ class Step:
       program: mesh, model and functions.
       memory: of one chip.
       costs: of one chip.
-      xla_flops: of XLA's own analysis, each loop counted once.
+      xla_flops, xla_bytes: of XLA's own analysis, each loop counted once.
       seconds: that compiling took.
     """
 
@@ -62,6 +62,7 @@ class Step:
     memory: Memory
     costs: Costs
     xla_flops: float
+    xla_bytes: float
     seconds: float
 
 
@@ -104,7 +105,8 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     costs = count_costs(module, dict(program.mesh.shape), _kernels(config, program))
     analysis = compiled.cost_analysis() or {}
     memory = _memory(program, batch, compiled.memory_analysis())
-    return Step(program, memory, costs, float(analysis.get("flops", 0.0)), seconds)
+    theirs = [float(analysis.get(name, 0.0)) for name in ("flops", "bytes accessed")]
+    return Step(program, memory, costs, *theirs, seconds)
 
 
 def _told(error: Exception) -> UserError:

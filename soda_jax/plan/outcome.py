@@ -25,7 +25,7 @@ class Outcome:
       batch, sequence: of a step.
       source: how the figures were found.
       compile_seconds: 0 for an estimate.
-      xla_flops: of XLA's analysis, loops counted once; 0 for an estimate.
+      xla_flops, xla_bytes: of XLA's analysis, loops counted once; 0 for an estimate.
       price: of a chip for an hour, None if unknown.
     """
 
@@ -41,6 +41,7 @@ class Outcome:
     source: str
     compile_seconds: float = 0.0
     xla_flops: float = 0.0
+    xla_bytes: float = 0.0
     price: float | None = None
 
     @property
@@ -122,6 +123,7 @@ class Outcome:
             "our_flops_loops_once": self.costs.flops_once,
             "loops_of_unknown_length": self.costs.open_loops,
             "memory_traffic": self.costs.bytes,
+            "xla_memory_traffic_loops_once": self.xla_bytes,
             "collectives": self._collectives(),
             "bounds_seconds": self.bounds(),
             "roofline_seconds": self.seconds,

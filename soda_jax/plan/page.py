@@ -49,7 +49,10 @@ def page(outcome: Outcome) -> str:
         lines.append(
             f"                {outcome.costs.open_loops} loops of unknown length, counted once"
         )
-    lines.append(f"memory traffic  {outcome.costs.bytes / 1e9:,.1f} GB a chip")
+    theirs = (
+        f" ({outcome.xla_bytes / 1e9:,.1f} by XLA, each loop once)" if outcome.xla_bytes else ""
+    )
+    lines.append(f"memory traffic  {outcome.costs.bytes / 1e9:,.1f} GB a chip{theirs}")
     for row in value["collectives"]:
         lines.append(
             f"{row['kind']:15} {row['bytes'] / 1e9:,.2f} GB a chip over {'+'.join(row['axes'])} "

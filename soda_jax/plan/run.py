@@ -104,6 +104,7 @@ class Planner:
             source=f"compiled for {kind} in {step.seconds:.0f} s",
             compile_seconds=step.seconds,
             xla_flops=step.xla_flops,
+            xla_bytes=step.xla_bytes,
             **common,
         )
 
