@@ -105,8 +105,8 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     costs = count_costs(module, dict(program.mesh.shape), _kernels(config, program))
     analysis = compiled.cost_analysis() or {}
     memory = _memory(program, batch, compiled.memory_analysis())
-    theirs = [float(analysis.get(name, 0.0)) for name in ("flops", "bytes accessed")]
-    return Step(program, memory, costs, *theirs, seconds)
+    flops, moved = (float(analysis.get(name, 0.0)) for name in ("flops", "bytes accessed"))
+    return Step(program, memory, costs, flops, moved, seconds)
 
 
 def _told(error: Exception) -> UserError:
