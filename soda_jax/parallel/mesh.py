@@ -134,5 +134,5 @@ def _place(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
         lay = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices)
     try:
         return lay()
-    except NotImplementedError:  # an axis has to share a dimension of the torus with another
+    except NotImplementedError:  # jax says so where axes must share a dimension of the torus
         return lay(allow_split_physical_axes=True)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from soda_jax.errors import UserError
+from soda_jax.model.attention.parts import run_on_parts
 from soda_jax.model.placement import Placement
 
 MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # tokamax's names; its reference runs anywhere, for tests
@@ -38,22 +39,9 @@ def ranged_attention(
     run = _kernel(kernel)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        heads, groups = query.shape[2], key.shape[2]
-        # A device must hold the kv heads of its query heads.
-        split = placement.ways("kv_heads", groups) == placement.ways("heads", heads)
-        axes: tuple[tuple[str | None, ...], ...] = (
-            ("batch", "sequence", "heads" if split else None, None),
-            ("batch", None, "kv_heads" if split else None, None),
-            ("batch", None, "kv_heads" if split else None, None),
-            ("batch", "sequence"),
-            ("batch", "sequence"),
-        )
+        rows = ("batch", "sequence")
         arrays = (query, key, value, first, last)
-        laid = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]
-        if laid[0] is None:
-            return run(*arrays)
-        inputs = tuple(one.spec for one in laid if one is not None)
-        return placement.on_shards(run, inputs, inputs[0])(*arrays)
+        return run_on_parts(run, placement, arrays, (rows, rows), "sequence")
 
     return attend
 

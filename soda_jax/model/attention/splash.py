@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from soda_jax.errors import UserError
+from soda_jax.model.attention.parts import array_axes, splits_heads
 from soda_jax.model.placement import Placement
 from soda_jax.model.remat import ATTENTION
 
@@ -36,9 +37,8 @@ def splash_attention(
     block = _block(length, shards)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        heads, groups, head_dim = query.shape[2], key.shape[2], query.shape[3]
-        # A device must hold the kv heads of its query heads.
-        split = placement.ways("kv_heads", groups) == placement.ways("heads", heads)
+        heads, head_dim = query.shape[2], query.shape[3]
+        split = splits_heads(placement, query, key)
         ways = placement.ways("heads", heads) if split else 1
         kernel = _kernel(heads // ways, length, shards, block, interpret)
 
@@ -53,9 +53,7 @@ def splash_attention(
         query = query * jnp.asarray(head_dim**-0.5, query.dtype)
         arrays = (query, key, value, segment_ids, segment_ids)
         axes = (
-            ("batch", "sequence", "heads" if split else None, None),
-            ("batch", None, "kv_heads" if split else None, None),
-            ("batch", None, "kv_heads" if split else None, None),
+            *array_axes(placement, query, key, "sequence"),
             ("batch", "sequence"),
             ("batch", None),
         )

@@ -6,6 +6,7 @@ import jax
 from jax.experimental.pallas.ops.gpu import attention as kernels
 
 from soda_jax.errors import UserError
+from soda_jax.model.attention.parts import run_on_parts
 from soda_jax.model.placement import Placement
 
 BLOCK = 64
@@ -55,20 +56,7 @@ def triton_attention(
         return mixed.reshape(query.shape)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        heads, groups = query.shape[2], key.shape[2]
-        # A device must hold the kv heads of its query heads.
-        split = placement.ways("kv_heads", groups) == placement.ways("heads", heads)
-        axes: tuple[tuple[str | None, ...], ...] = (
-            ("batch", None, "heads" if split else None, None),
-            ("batch", None, "kv_heads" if split else None, None),
-            ("batch", None, "kv_heads" if split else None, None),
-            ("batch", None),
-        )
         arrays = (query, key, value, segment_ids)
-        laid = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]
-        if laid[0] is None:
-            return local(*arrays)
-        inputs = tuple(one.spec for one in laid if one is not None)
-        return placement.on_shards(local, inputs, inputs[0])(*arrays)
+        return run_on_parts(local, placement, arrays, (("batch", None),), None)
 
     return attend
