@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from storage_toys import corpus, settings  # noqa: F401, fixtures
 
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.shards import ShardInfo, ShardWriter
