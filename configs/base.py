@@ -66,7 +66,7 @@ def default() -> ConfigDict:
                 "stuck_minutes": 30.0,  # without end of a step: write all stacks; 0: never
             },
             # Devices along each axis; one may be -1, the rest, or data and fsdp both: see
-            # `parallel.mesh.fill_both`. dcn: slices joined by a slower network, -1 for as many as there are.
+            # `parallel.mesh.mesh_sizes`. dcn: slices joined by a slower network, -1 for as many as there are.
             "mesh": {"dcn": 1, "data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoint": {
                 "directory": "checkpoints",  # in the workdir, or another path, or gs://…

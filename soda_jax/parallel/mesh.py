@@ -41,17 +41,25 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def mesh_sizes(axes: Mapping[str, int] | None, devices: int, slices: int = 1) -> dict[str, int]:
+def mesh_sizes(
+    axes: Mapping[str, int] | None, devices: int, slices: int = 1, width: int | None = None
+) -> dict[str, int]:
     """Devices along each axis, with every -1 replaced.
+
+    `data` and `fsdp` may both be -1 where the width of the model is known: fsdp becomes the largest
+    divisor that leaves every device at least 128 columns of it, the side of a tile: narrower parts are
+    padded, and on TPU gathered by adding whole matrices up (docs/plan.md has both compiled). data takes
+    the rest.
 
     Args:
       axes: see `make_mesh`.
       devices: how many there are.
       slices: that they make up.
+      width: of the model.
 
     Raises:
-      UserError: if an axis is unknown, a size is not positive, two axes are -1, or the product is not
-        the number of devices.
+      UserError: if an axis is unknown, a size is not positive, too many axes are -1, or the product is
+        not the number of devices. It shows the sizes as they were given.
     """
     sizes = dict.fromkeys(AXES, 1) | dict(axes or {"data": -1})
     unknown = [name for name in sizes if name not in AXES]
@@ -61,8 +69,19 @@ def mesh_sizes(axes: Mapping[str, int] | None, devices: int, slices: int = 1) ->
     if sizes["dcn"] == -1:
         sizes["dcn"] = slices
     fills = [name for name, size in sizes.items() if size == -1]
-    if len(fills) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"mesh {told}: sizes are positive, and at most one is -1 (fill) beside dcn")
+    both = width is not None and set(fills) == {"data", "fsdp"}
+    if (len(fills) > 1 and not both) or any(size < 1 and size != -1 for size in sizes.values()):
+        pair = "" if width is None else ", or data and fsdp both,"
+        raise UserError(
+            f"mesh {told}: sizes are positive, and at most one{pair} is -1 (fill) beside dcn"
+        )
+    if both:
+        assert width is not None
+        left = devices // math.prod(sizes[name] for name in AXES if name not in fills)
+        fitting = [
+            n for n in range(1, left + 1) if left % n == 0 and width % n == 0 and width // n >= TILE
+        ]
+        sizes["fsdp"], fills = max(fitting, default=1), ["data"]
     if fills:
         sizes[fills[0]] = max(1, devices // -math.prod(sizes.values()))
     if math.prod(sizes.values()) != devices:
@@ -70,30 +89,6 @@ def mesh_sizes(axes: Mapping[str, int] | None, devices: int, slices: int = 1) ->
             f"mesh {told} does not make {devices} devices; change a size, or set one to -1"
         )
     return sizes
-
-
-def fill_both(axes: Mapping[str, int], devices: int, slices: int, width: int) -> dict[str, int]:
-    """Axes with `data` and `fsdp` both -1 replaced; others as they are.
-
-    fsdp becomes the largest divisor that leaves every device at least 128 columns of the model's width,
-    the side of a tile: narrower parts are padded, and on TPU gathered by adding whole matrices up
-    (docs/plan.md has both compiled). data takes the rest.
-
-    Args:
-      axes: see `make_mesh`.
-      devices: how many there are.
-      slices: that they make up.
-      width: of the model.
-    """
-    sizes = dict.fromkeys(AXES, 1) | dict(axes)
-    if sizes["data"] != -1 or sizes["fsdp"] != -1:
-        return sizes
-    dcn = slices if sizes["dcn"] == -1 else sizes["dcn"]
-    left = devices // max(1, dcn * sizes["sequence"] * sizes["tensor"])
-    fitting = [
-        n for n in range(1, left + 1) if left % n == 0 and width % n == 0 and width // n >= TILE
-    ]
-    return sizes | {"fsdp": max(fitting, default=1)}
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:

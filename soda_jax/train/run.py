@@ -22,7 +22,7 @@ from soda_jax.files import link_or_copy, write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
-from soda_jax.parallel.mesh import fill_both, make_mesh, slice_count
+from soda_jax.parallel.mesh import make_mesh, mesh_sizes, slice_count
 from soda_jax.parallel.xla_options import compiler_options
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state
@@ -203,7 +203,8 @@ def make_program(
       UserError: where batch, sequence, mesh, model and devices do not fit.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = fill_both(config.mesh.to_dict(), len(devices), slice_count(devices), config.model.width)
+    slices, width = slice_count(devices), config.model.width
+    sizes = mesh_sizes(config.mesh.to_dict(), len(devices), slices, width)
     mesh = make_mesh(sizes, devices)
     check_sizes(config, mesh.shape, mesh.devices.flat[0].platform)
     settings = step_settings(config, len(layout.class_names), sources)

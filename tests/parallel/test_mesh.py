@@ -168,11 +168,27 @@ def test_constrain_lays_the_array_inside_jit():
 )
 def test_fsdp_and_data_both_to_fill_leave_every_device_a_tile(devices, slices, width, axes, fsdp):
     asked = {"data": -1, "fsdp": -1, **axes}
-    sizes = mesh.mesh_sizes(mesh.fill_both(asked, devices, slices, width), devices, slices)
+    sizes = mesh.mesh_sizes(asked, devices, slices, width)
     assert sizes["fsdp"] == fsdp
     assert np.prod(list(sizes.values())) == devices
 
 
-def test_one_axis_to_fill_stays_as_it_is():
-    asked = {"data": 2, "fsdp": -1}
-    assert mesh.fill_both(asked, 128, 1, 512)["fsdp"] == -1
+def test_one_axis_to_fill_takes_all_that_is_left():
+    assert mesh.mesh_sizes({"data": 2, "fsdp": -1}, 128, 1, 512)["fsdp"] == 64
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        (
+            {"dcn": -1, "data": -1, "fsdp": -1, "tensor": -1},
+            "dcn=-1 × data=-1 × fsdp=-1 × sequence=1 × tensor=-1: .* one, or data and fsdp both, is -1",
+        ),
+        ({"data": -1, "fsdp": -1, "tensor": 3}, "data=-1 × fsdp=-1 × sequence=1 × tensor=3 does not"),
+        ({"data": -1, "fsdp": -1, "tensor": 0}, "data=-1 × fsdp=-1 × sequence=1 × tensor=0: .* posit"),
+        ({"data": -1, "sequence": -1}, "data=-1 × fsdp=1 × sequence=-1 × tensor=1: "),
+    ],
+)  # fmt: skip
+def test_an_error_about_a_mesh_shows_what_was_written_not_what_was_filled_in(axes, told):
+    with pytest.raises(UserError, match=told):
+        mesh.mesh_sizes(axes, 8, 2, 512)
