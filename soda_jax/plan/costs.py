@@ -7,35 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.plan.hlo import Array, Instruction, Module, product_flops, trip_count
+from soda_jax.plan.hlo import Instruction, Module, product_flops, trip_count
+from soda_jax.plan.traffic import host_bytes, main_bytes
 
-# Instructions that move nothing by themselves.
-_FREE = frozenset(
-    [
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "while",
-        "conditional",
-        "call",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "iota",
-        "opt-barrier",
-        "add-dependency",
-        "copy-done",
-        "all-gather-done",
-        "all-reduce-done",
-        "collective-permute-done",
-        "async-done",
-        "async-update",
-        "send-done",
-        "recv-done",
-    ]
-)
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -67,6 +41,7 @@ class Costs:
       flops_once: of matrix products, every loop body counted once, as XLA's analysis does.
       kernel_flops: the part of `flops` in kernels, by their authors' statement.
       bytes: read from and written to the main memory.
+      host_bytes: that go to the memory of the host and come back.
       collectives: exchanges with other devices.
       open_loops: loops whose number of runs could not be found, counted once.
     """
@@ -75,6 +50,7 @@ class Costs:
     flops_once: float = 0.0
     kernel_flops: float = 0.0
     bytes: float = 0.0
+    host_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     open_loops: int = 0
 
@@ -107,9 +83,10 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
             costs.open_loops += runs is None
             _walk(module, line.called("body"), times * (runs or 1), costs, mesh, kernels, seen)
         elif line.opcode == "conditional":
-            # Whichever branch costs most would need all of them; steps have none that matters.
-            for branch in re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line.text):
-                _walk(module, branch, times, costs, mesh, kernels, seen)
+            _add_largest(
+                costs,
+                [_branch(module, name, times, mesh, kernels, seen) for name in _branches(line)],
+            )
         elif line.opcode == "call":
             _walk(module, line.called("to_apply"), times, costs, mesh, kernels, seen)
         else:
@@ -119,12 +96,46 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
             for once in _products(module, line, lines):
                 costs.flops += once * times
                 costs.flops_once += once
-            costs.bytes += _moved(module, line, lines) * times
+            costs.bytes += main_bytes(module, line, lines) * times
+            costs.host_bytes += host_bytes(module, line, lines) * times
             for channel, found in _collectives(module, line, lines, mesh):
                 # One that runs beside other work is begun, carried on and ended by several fusions.
                 if channel is None or channel not in seen:
                     costs.collectives.append(dataclasses.replace(found, times=times))
                     seen.add(channel)
+
+
+def _branches(line: Instruction) -> list[str]:
+    """Computations of which a conditional runs one; XLA writes them by truth, or by number."""
+    listed = re.search(r"branch_computations=\{([^}]*)\}", line.text)
+    text = listed[1] if listed else line.text
+    return re.findall(
+        r"%([\w.\-]+)" if listed else r"\b(?:true|false)_computation=%([\w.\-]+)", text
+    )
+
+
+def _branch(module, name, times, mesh, kernels, seen):
+    costs = Costs()
+    # An exchange has its own channel in each branch; what was begun before may end here.
+    _walk(module, name, times, costs, mesh, kernels, set(seen))
+    return costs
+
+
+def _add_largest(costs: Costs, branches: list[Costs]) -> None:
+    """Adds what runs at most: by arithmetic, memory and exchanges each the branch that has most of it.
+
+    The bounds of a step are taken one by one, and XLA's own analysis does the same.
+    """
+    if not branches:
+        return
+    most = max(branches, key=lambda one: one.flops)
+    costs.flops += most.flops
+    costs.kernel_flops += most.kernel_flops
+    costs.flops_once += most.flops_once
+    costs.bytes += max(one.bytes for one in branches)
+    costs.host_bytes += max(one.host_bytes for one in branches)
+    costs.collectives += max(branches, key=lambda one: sum(one.sent().values())).collectives
+    costs.open_loops += max(one.open_loops for one in branches)
 
 
 def _products(
@@ -140,60 +151,6 @@ def _products(
 
 def _kernel(line: Instruction, kernels: Mapping[str, float]) -> float:
     return next((flops for name, flops in kernels.items() if name in line.name), 0.0)
-
-
-def _moved(module: Module, line: Instruction, lines: Mapping[str, Instruction]) -> float:
-    """Bytes between the main memory and the rest of the device."""
-    if line.opcode in _FREE:
-        return 0.0
-    if line.opcode == "copy-start":
-        return float(sum(_main(array) for array in line.arrays[:2]))
-    if line.opcode == "dynamic-slice":
-        return 2.0 * _main(line.arrays[0])
-    if line.opcode == "dynamic-update-slice":
-        return 2.0 * _main(lines[line.operands[1]].arrays[0])
-    if line.opcode != "fusion":
-        read = sum(_main(a) for name in line.operands for a in lines[name].arrays)
-        return float(read + sum(_main(array) for array in line.arrays))
-    # What is handed on as it lies moves nothing, as in the fusions that carry on with an exchange.
-    kept = _aliased(line)
-    result = float(sum(_main(a) for n, a in enumerate(line.arrays) if n not in kept))
-    inner = module.computations.get(line.called("calls") or "", {})
-    root = next((one for one in inner.values() if one.root), None)
-    if root is not None and root.opcode == "dynamic-update-slice":
-        result = float(_main(inner[root.operands[1]].arrays[0]))
-    numbers = {int(p.arguments): p.name for p in inner.values() if p.opcode == "parameter"}
-    for number, name in enumerate(line.operands):
-        arrays = lines[name].arrays
-        if number in kept.values() and len(line.arrays) > 1:
-            continue
-        if not arrays or _main(arrays[0]) == 0:
-            continue
-        users = [one for one in inner.values() if numbers.get(number) in one.operands]
-        result += min(
-            float(_main(arrays[0])), sum(_read(one, numbers.get(number), inner) for one in users)
-        )
-    return result
-
-
-def _aliased(line: Instruction) -> dict[int, int]:
-    """Outputs of a fusion that are operands in place, by number: output to operand."""
-    found = re.search(r"output_to_operand_aliasing=\{(.*?)\}(?:, [a-z]|$)", line.text)
-    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", found[1]) if found else []
-    return {int(output): int(operand) for output, operand in pairs}
-
-
-def _read(user: Instruction, parameter: str | None, inner: Mapping[str, Instruction]) -> float:
-    """Bytes of a fusion's parameter that one of its users reads."""
-    if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter:
-        return float(user.arrays[0].bytes)
-    if user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
-        return 0.0
-    return float("inf")
-
-
-def _main(array: Array) -> int:
-    return 0 if array.fast else array.bytes
 
 
 def _collectives(

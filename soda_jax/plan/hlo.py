@@ -31,12 +31,17 @@ class Array:
     Attributes:
       type: "bf16", "f32", …
       shape: of one device's part.
-      fast: whether it lies in memory other than the main one (the vector memory of a TPU, or the host's).
+      space: number of the memory in which it lies; 0 is the main one, others are faster, 5 is the host's.
     """
 
     type: str
     shape: tuple[int, ...]
-    fast: bool
+    space: int
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it lies in the memory of the host (`kHostMemorySpace` of XLA's layouts)."""
+        return self.space == 5
 
     @property
     def elements(self) -> int:
@@ -135,7 +140,7 @@ def _arrays(text: str) -> Iterator[Array]:
         if kind in _BYTES:
             space = re.search(r"S\((\d+)\)", layout)
             dims = tuple(int(n) for n in shape.split(",") if n)
-            yield Array(kind, dims, space is not None and space[1] != "0")
+            yield Array(kind, dims, int(space[1]) if space else 0)
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:

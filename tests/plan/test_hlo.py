@@ -169,3 +169,89 @@ def test_what_goes_between_slices_is_of_the_dcn_axis():
     (one,) = count_costs(parse_module(text), {"dcn": 4, "data": 2}, {}).collectives
     assert (one.kind, one.axes, one.devices) == ("all-reduce", ("dcn",), 4)
     assert one.bytes == pytest.approx(2 * 3 / 4 * 64 * 128 * 2)
+
+
+def test_of_a_conditional_the_largest_branch_counts():
+    product = 2 * ROWS * WIDTH * WIDTH
+    of_two = costs_of(
+        lambda p, x, w: jax.lax.cond(p, lambda x: jnp.tanh(x @ w @ w), lambda x: x @ w, x),
+        jax.ShapeDtypeStruct((), bool), array(ROWS, WIDTH), array(WIDTH, WIDTH),
+    )  # fmt: skip
+    assert of_two.flops == 2 * product
+    of_three = costs_of(
+        lambda i, x, w: jax.lax.switch(i, [jnp.sin, lambda x: x @ w @ w @ w, lambda x: x @ w], x),
+        jax.ShapeDtypeStruct((), jnp.int32), array(ROWS, WIDTH), array(WIDTH, WIDTH),
+    )  # fmt: skip
+    assert of_three.flops == 3 * product
+    # Three products read the weights thrice and no more, whatever the other branches read.
+    weights, values = WIDTH * WIDTH * 4, ROWS * WIDTH * 4
+    assert 3 * (weights + 2 * values) <= of_three.bytes < 3 * (weights + 2 * values) + 4 * values
+
+
+def test_a_conditional_in_a_loop_counts_as_often_as_the_loop_runs():
+    def layers(x, weights):
+        def one(x, w):
+            return jax.lax.cond(x[0, 0] > 0, lambda x: jnp.tanh(x @ w), lambda x: x, x), None
+
+        return jax.lax.scan(one, x, weights)[0]
+
+    found = costs_of(layers, array(ROWS, WIDTH), array(LAYERS, WIDTH, WIDTH))
+    assert found.flops == LAYERS * 2 * ROWS * WIDTH * WIDTH
+
+
+def test_branches_by_truth_are_those_of_two_computations():
+    """As XLA writes a conditional over a pred, which its CPU compiler does not leave."""
+    text = """HloModule m
+
+%yes (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %y = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%no (q: f32[8,8]) -> f32[8,8] {
+  %q = f32[8,8]{1,0} parameter(0)
+  %n = f32[8,8]{1,0} all-reduce(%q), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+  ROOT %m = f32[8,8]{1,0} negate(%n)
+}
+
+ENTRY %main (b: pred[], a: f32[8,8]) -> f32[8,8] {
+  %b = pred[] parameter(0)
+  %a = f32[8,8]{1,0} parameter(1)
+  ROOT %c = f32[8,8]{1,0} conditional(%b, %a, %a), true_computation=%yes, false_computation=%no
+}
+"""
+    found = count_costs(parse_module(text), {"data": 2}, {})
+    size = 8 * 8 * 4
+    assert found.flops == 2 * 8**3
+    # Each bound takes the branch that is longest by it.
+    assert found.bytes == 4 * size
+    assert found.sent() == {("data",): 2 * size / 2}
+
+
+def test_what_goes_to_the_host_and_back_is_apart_from_the_traffic_of_the_memory():
+    """The offload of a scan, as the TPU's compiler writes it: a slice out, and one in, each layer."""
+    whole = "bf16[15,4,8]{2,1,0:T(8,128)(2,1)S(5)}"
+    slice_ = "bf16[1,4,8]{2,1,0:T(8,128)(2,1)}"
+    text = f"""ENTRY %main (a: bf16[1,4,8], i: s32[]) -> bf16[1,4,8] {{
+  %a = {slice_} parameter(0)
+  %i = s32[]{{:T(128)}} parameter(1)
+  %h = {whole} custom-call(), custom_call_target="AllocateBuffer"
+  %out = (({whole}, {slice_}, s32[], s32[], s32[]), {whole}, u32[]{{:S(2)}}) dynamic-update-slice-start(%h, %a, %i, %i, %i)
+  %kept = {whole} dynamic-update-slice-done(%out)
+  %in = (({whole}, s32[], s32[], s32[]), {slice_}, u32[]{{:S(2)}}) dynamic-slice-start(%kept, %i, %i, %i), dynamic_slice_sizes={{1,4,8}}
+  ROOT %back = {slice_} dynamic-slice-done(%in)
+}}
+"""
+    found = count_costs(parse_module(text), {"data": 1}, {})
+    size = 4 * 8 * 2
+    assert found.host_bytes == 2 * size
+    assert found.bytes == 2 * size  # read on the way out, written on the way in
+    # A plain copy to the host, and what stays on the device.
+    copies = """ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %s = (f32[8]{0:S(5)}, f32[8]{0}, u32[]) copy-start(%a)
+  %d = f32[8]{0:S(5)} copy-done(%s)
+  ROOT %b = f32[8]{0} copy(%a)
+}
+"""
+    assert count_costs(parse_module(copies), {"data": 1}, {}).host_bytes == 8 * 4
