@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.unknown)
 
     from soda_jax.plan import run as plan
+    from soda_jax.plan.search import search
 
     if topology.is_tpu:
         plan.compile_for_tpu_without_one()
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         config, plan.layout_of(args.data), topology, args.price_per_chip_hour, args.estimate
     )
     return (
-        plan.search(planner, args.candidates, args.json)
+        search(planner, args.candidates, args.json)
         if args.search
         else plan.show(planner, args.json)
     )

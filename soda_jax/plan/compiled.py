@@ -67,7 +67,16 @@ class Step:
 
 
 class DoesNotFitError(UserError):
-    """The compiler found that the step needs more memory than a chip has."""
+    """The compiler found that the step needs more memory than a chip has.
+
+    Attributes:
+      needed: bytes on a chip.
+    """
+
+    def __init__(self, message: str, needed: float):
+        """Args: message: for the user. needed: bytes on a chip."""
+        super().__init__(message)
+        self.needed = needed
 
 
 def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
@@ -111,9 +120,11 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
 
 def _told(error: Exception) -> UserError:
     """What the compiler says, as one line."""
-    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+\w) hbm", str(error))
     if used:
-        return DoesNotFitError(f"the step needs {used[1]} of the {used[2]} of a chip")
+        needed = float(used[1]) * 1024.0 ** (1 + "KMGT".index(used[2]))
+        told = f"the step needs {used[1]}{used[2]} of the {used[3]} of a chip"
+        return DoesNotFitError(told, needed)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"the compiler does not take the step: {reason[:300]}")
 

@@ -14,6 +14,11 @@ from soda_jax.plan.compiled import Memory
 from soda_jax.plan.costs import Collective, Costs
 
 F32, BF16 = 4, 2
+# Traffic of the memory, by docs/figures/estimate_check.py: what the compiler's steps of the suite for v5p
+# move, within 15%. Times that a layer's values go through it, by what the backward pass computes again;
+# bytes a logit, and bytes a number of the head for each chunk of the loss.
+_PASSES = {"none": 11.0, "dots": 11.0, "attention": 13.0, "full": 14.0, "offload": 14.0}
+_LOGIT, _HEAD = 18.5, 16.0
 
 
 def estimate_step(
@@ -29,6 +34,7 @@ def estimate_step(
     rows = math.prod(mesh[axis] for axis in mesh if axis in ("dcn", "data", "fsdp"))
     split = mesh["fsdp"] * mesh["tensor"]
     tokens = config.batch_size * config.data.sequence_length / rows / mesh["sequence"]
+    chunk = min(config.loss_chunk, tokens / config.accumulate)
     micro = tokens / config.accumulate
     wide = BF16 if decoder.compute_dtype == "bfloat16" else F32
     layer, size = decoder.layer_parameters, decoder.parameters
@@ -47,7 +53,7 @@ def estimate_step(
         + wide * (size + 2 * layer) / split
         + 2 * wide * layer / mesh["tensor"]  # gathered weights of two layers
         + vocabulary * (wide + F32)  # the head and its gradient, whole width
-        + 2 * F32 * min(config.loss_chunk, micro) * decoder.vocabulary.rows / mesh["tensor"]
+        + 2 * F32 * chunk * decoder.vocabulary.rows / mesh["tensor"]
         + decoder.layers * micro * kept * wide
         + 2 * micro * inner * wide
     )
@@ -68,7 +74,11 @@ def estimate_step(
     costs = Costs(flops=flops, flops_once=flops)
     # Weights pass the memory at each use, the state is read and written once.
     costs.bytes = config.accumulate * 3 * wide * size / mesh["tensor"] + 7 * F32 * size / split
-    costs.bytes += decoder.layers * tokens * inner * wide * 4
+    costs.bytes += decoder.layers * tokens * inner * wide * _PASSES[decoder.remat]
+    costs.bytes += tokens * decoder.vocabulary.rows / mesh["tensor"] * _LOGIT
+    costs.bytes += tokens / chunk * vocabulary * _HEAD
+    if decoder.remat == "offload":  # the input of each layer goes out and comes back
+        costs.host_bytes = 2 * decoder.layers * tokens * decoder.width * wide
     costs.collectives = list(_exchanges(config, decoder, mesh, wide, tokens))
     return memory, costs
 

@@ -1,10 +1,12 @@
 """What a plan says: the figures of a step on a topology, as a page and as one JSON object."""
 
 import dataclasses
+import math
 from typing import Any
 
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.flops import training_flops_per_token
+from soda_jax.parallel.rules import RULES
 from soda_jax.plan.compiled import Memory
 from soda_jax.plan.costs import Costs
 from soda_jax.plan.topologies import Topology
@@ -66,9 +68,11 @@ class Outcome:
             "arithmetic": self.flops / chip.flops,
             "memory": self.costs.bytes / chip.bandwidth,
         }
+        if self.costs.host_bytes:
+            found["host"] = self.costs.host_bytes / chip.host_link
         links: dict[str, float] = {}
         for axes, sent in self.costs.sent().items():
-            beyond = "dcn" in axes or (not self.topology.is_tpu and self._leaves_node(axes))
+            beyond = "dcn" in axes if self.topology.is_tpu else self._leaves_node(axes)
             name = "network" if beyond else "links"
             links[name] = links.get(name, 0.0) + sent
         for name, sent in links.items():
@@ -76,11 +80,12 @@ class Outcome:
         return found
 
     def _leaves_node(self, axes: tuple[str, ...]) -> bool:
-        """Whether a group of GPUs along these axes has members in several nodes of eight."""
+        """Whether a group of GPUs along these axes has members in several nodes."""
+        node = self.topology.chips // self.topology.domains
         inner, spans = 1, False
         for name in reversed(list(self.mesh)):
             reach = inner * self.mesh[name]
-            spans |= name in axes and reach > self.topology.chip.host[0]
+            spans |= name in axes and reach > node
             inner = reach
         return spans
 
@@ -88,6 +93,18 @@ class Outcome:
     def seconds(self) -> float:
         """The roofline: the longest bound, everything else hidden behind it."""
         return max(self.bounds().values())
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """Least is best: the roofline, of equal ones the sum of all bounds, then the memory."""
+        return round(self.seconds, 3), round(sum(self.bounds().values()), 3), self.memory.total
+
+    @property
+    def micro_batch(self) -> tuple[float, float]:
+        """Windows, and positions of each, that a chip works on at a time."""
+        rows = math.prod(self.mesh[axis] for axis in RULES["batch"])
+        windows = self.batch / rows / self.settings["accumulate"]
+        return windows, self.sequence / self.mesh["sequence"]
 
     @property
     def mfu_bound(self) -> float:
@@ -111,6 +128,7 @@ class Outcome:
             "compile_seconds": round(self.compile_seconds, 1),
             "mesh": self.mesh,
             "settings": self.settings,
+            "micro_batch": list(self.micro_batch),
             "parameters": self.decoder.parameters,
             "non_embedding_parameters": self.decoder.non_embedding_parameters,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
@@ -123,6 +141,7 @@ class Outcome:
             "our_flops_loops_once": self.costs.flops_once,
             "loops_of_unknown_length": self.costs.open_loops,
             "memory_traffic": self.costs.bytes,
+            "host_traffic": self.costs.host_bytes,
             "xla_memory_traffic_loops_once": self.xla_bytes,
             "collectives": self._collectives(),
             "bounds_seconds": self.bounds(),

@@ -1,6 +1,6 @@
 """A plan as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from soda_jax.plan.outcome import Outcome
 
@@ -16,11 +16,10 @@ _KINDS = (
 def page(outcome: Outcome) -> str:
     """All figures of one step, a line each."""
     value, chip = outcome.to_json(), outcome.topology.chip
-    mesh = " × ".join(f"{name}={size}" for name, size in outcome.mesh.items() if size > 1)
     settings = ", ".join(f"{name} {setting}" for name, setting in outcome.settings.items())
     lines = [
         f"{outcome.topology}, {outcome.topology.chips} chips; {outcome.source}",
-        f"mesh {mesh or '1 chip'}; {settings}",
+        f"mesh {mesh_name(outcome.mesh)}; {settings}",
         "",
         f"parameters      {outcome.decoder.parameters:,} ({outcome.decoder.non_embedding_parameters:,} "
         "without embedding and head)",
@@ -53,6 +52,10 @@ def page(outcome: Outcome) -> str:
         f" ({outcome.xla_bytes / 1e9:,.1f} by XLA, each loop once)" if outcome.xla_bytes else ""
     )
     lines.append(f"memory traffic  {outcome.costs.bytes / 1e9:,.1f} GB a chip{theirs}")
+    if outcome.costs.host_bytes:
+        lines.append(
+            f"host traffic    {outcome.costs.host_bytes / 1e9:,.2f} GB a chip, there and back"
+        )
     for row in value["collectives"]:
         lines.append(
             f"{row['kind']:15} {row['bytes'] / 1e9:,.2f} GB a chip over {'+'.join(row['axes'])} "
@@ -78,16 +81,23 @@ def page(outcome: Outcome) -> str:
 
 def table(outcomes: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> str:
     """The candidates of a search that fit, best first, and why the others do not."""
-    rows = ["| mesh | accumulate | remat | memory, GB | step, ms | limited by | MFU at most | days |",
-            "|---|---:|---|---:|---:|---|---:|---:|"]  # fmt: skip
+    rows = [
+        "| mesh | micro-batch of a chip | accumulate | remat | memory, GB | step, ms | limited by "
+        "| MFU at most | days |",
+        "|---|---:|---:|---|---:|---:|---|---:|---:|",
+    ]
     for one in outcomes:
-        mesh = " × ".join(f"{name}={size}" for name, size in one.mesh.items() if size > 1)
-        bounds = one.bounds()
+        bounds, (windows, positions) = one.bounds(), one.micro_batch
         rows.append(
-            f"| {mesh or '1 chip'} | {one.settings['accumulate']} | {one.settings['remat']} "
-            f"| {one.memory.total / 1e9:.1f} | {one.seconds * 1e3:,.0f} "
+            f"| {mesh_name(one.mesh)} | {windows:g} × {positions:,.0f} | {one.settings['accumulate']} "
+            f"| {one.settings['remat']} | {one.memory.total / 1e9:.1f} | {one.seconds * 1e3:,.0f} "
             f"| {max(bounds, key=bounds.__getitem__)} | {100 * one.mfu_bound:.1f}% "
             f"| {one.steps * one.seconds / 86_400:.1f} |"
         )
-    rows += [f"does not fit: {what}: {why}" for what, why in failed]
+    rows += [""] * bool(failed) + [f"does not fit: {what}: {why}" for what, why in failed]
     return "\n".join(rows)
+
+
+def mesh_name(mesh: Mapping[str, int]) -> str:
+    """The axes that have more than one device."""
+    return " × ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "1 chip"

@@ -1,10 +1,7 @@
-"""`soda plan`: one step, or a search over meshes, remat and accumulation."""
+"""`soda plan`: the step of a config on a topology, compiled or estimated."""
 
-import copy
-import itertools
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from soda_jax.errors import UserError
@@ -126,90 +123,14 @@ def show(planner: Planner, as_json: bool) -> int:
     return 0 if outcome.fits else 1
 
 
-def search(planner: Planner, count: int, as_json: bool) -> int:
-    """Compiles the `count` candidates that the estimate finds best; prints what fits, best first."""
-    from soda_jax.plan.page import table
-    from soda_jax.progress import progress
-
-    estimated: list[tuple[bool, float, bool, int, Any]] = []
-    for config in candidates(planner.config, planner.topology):
-        try:
-            guess = planner.make(config, estimate=True)
-        except UserError:
-            continue  # this mesh is none for the config
-        # The compiler may find room where the estimate sees none: those come last.
-        if guess.memory.total < 1.5 * planner.topology.chip.memory:
-            offloads = guess.memory.host > 0
-            estimated.append((not guess.fits, guess.seconds, offloads, len(estimated), config))
-    if not estimated:
-        raise UserError(
-            f"{planner.topology}: no mesh and remat comes near fitting; take more chips"
-        )
-    found, failed = [], []
-    with progress("plans", min(count, len(estimated))) as bar:
-        for *_, config in sorted(estimated)[:count]:
-            name = _name(config)
-            try:
-                outcome = planner.make(config)
-                if outcome.fits:
-                    found.append(outcome)
-                else:
-                    failed.append((name, f"{outcome.memory.total / 1e9:.1f} GB"))
-            except UserError as error:
-                failed.append((name, str(error)))
-            bar.advance(note=name)
-    # Of equal rooflines the one that needs no memory of the host, then the one with more room.
-    found.sort(key=lambda one: (round(one.seconds, 3), one.memory.host > 0, one.memory.total))
-    if as_json:
-        print(json.dumps({"plans": [one.to_json() for one in found], "does_not_fit": failed}))
-    else:
-        print(table(found, failed))
-    return 0 if found else 1
-
-
-def candidates(config: Any, topology: Topology) -> Iterator[Any]:
-    """Configs with other meshes, remat and accumulation that the batch and the model allow."""
-    per_slice = topology.chips // topology.slices
-    sizes = [n for n in range(1, per_slice + 1) if per_slice % n == 0]
-    for fsdp, tensor in itertools.product(sizes, (1, 2, 4)):
-        if (
-            per_slice % (fsdp * tensor)
-            or config.model.width % fsdp
-            or config.model.kv_heads % tensor
-        ):
-            continue
-        rows = topology.chips // tensor
-        for accumulate, remat in itertools.product(
-            (1, 2, 4, 8), ("full", "attention", "dots", "offload", "none")
-        ):
-            if config.batch_size % (rows * accumulate):
-                continue
-            one = copy.deepcopy(config)
-            one.mesh.update(
-                dcn=topology.slices,
-                data=per_slice // fsdp // tensor,
-                fsdp=fsdp,
-                tensor=tensor,
-                sequence=1,
-            )
-            one.accumulate, one.model.remat = accumulate, remat
-            yield one
-
-
-def _name(config: Any) -> str:
-    mesh = " × ".join(f"{name}={size}" for name, size in config.mesh.items() if size > 1)
-    return f"{mesh or '1 chip'}, accumulate {config.accumulate}, remat {config.model.remat}"
-
-
 def _mesh_sizes(config: Any, topology: Topology) -> dict[str, int]:
-    from soda_jax.parallel.mesh import fill_both, mesh_sizes
+    from soda_jax.parallel.mesh import mesh_sizes
 
-    chips, slices = topology.chips, topology.slices
-    axes = fill_both(config.mesh.to_dict(), chips, slices, config.model.width)
-    sizes = mesh_sizes(axes, chips, slices)
-    if topology.is_tpu and sizes["dcn"] != slices:
+    domains = topology.domains
+    sizes = mesh_sizes(config.mesh.to_dict(), topology.chips, domains, config.model.width)
+    if topology.is_tpu and sizes["dcn"] != domains:
         raise UserError(
-            f"mesh.dcn={sizes['dcn']}, but there are {slices} slices, which no other axis may cross: "
+            f"mesh.dcn={sizes['dcn']}, but there are {domains} slices, which no other axis may cross: "
             "set --config.mesh.dcn=-1"
         )
     return sizes

@@ -20,6 +20,7 @@ class Chip:
       bandwidth: of the memory, bytes/s.
       link: bytes/s that the chip sends to the others of its slice or node, all links together, one way.
       network: bytes/s that it sends beyond: the data centre's network.
+      host_link: bytes/s between its memory and the host's, one way.
       dims: dimensions of the torus; 0 for GPUs.
       host: chips that one host holds, the shape of a TPU host.
     """
@@ -30,6 +31,7 @@ class Chip:
     bandwidth: float
     link: float
     network: float
+    host_link: float
     dims: int
     host: tuple[int, ...]
 
@@ -39,15 +41,18 @@ GB, GIB = 1e9, 2.0**30
 # TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), "key specifications"; the link is half of the
 # bidirectional bandwidth, the network is that of a pod over its chips. GPU: the SXM data sheets of NVIDIA,
 # NVLink one way, and one 400 Gbit/s port a GPU between nodes.
+# Link to the host, TPU: jax-ml.github.io/scaling-book/tpus, 16 GB/s each way for v4, typically 15 a chip,
+# 32 for v6e; for v5e and v5p no data sheet names it, so 15 is an assumption. GPU: PCIe 5, half of the
+# data sheets' 128 GB/s.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1200 * GB, 300 * GB, 50 / 8 * GB, 3, (2, 2, 1)),
-        Chip("v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 25 / 8 * GB, 2, (2, 4)),
-        Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 50 / 8 * GB, 3, (2, 2, 1)),
-        Chip("v6e", 918e12, 32 * GIB, 1600 * GB, 400 * GB, 100 / 8 * GB, 2, (2, 4)),
-        Chip("h100", 989e12, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 0, (8,)),
-        Chip("h200", 989e12, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 0, (8,)),
+        Chip("v4", 275e12, 32 * GIB, 1200 * GB, 300 * GB, 50 / 8 * GB, 16 * GB, 3, (2, 2, 1)),
+        Chip("v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 25 / 8 * GB, 15 * GB, 2, (2, 4)),
+        Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 50 / 8 * GB, 15 * GB, 3, (2, 2, 1)),
+        Chip("v6e", 918e12, 32 * GIB, 1600 * GB, 400 * GB, 100 / 8 * GB, 32 * GB, 2, (2, 4)),
+        Chip("h100", 989e12, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 64 * GB, 0, (8,)),
+        Chip("h200", 989e12, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 64 * GB, 0, (8,)),
     )
 }
 EXAMPLES = "v4:2x2x4, v5e:4x8, v5p:4x4x8, v6e:8x8, h100:8, h200:64"
@@ -73,6 +78,12 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def domains(self) -> int:
+        """What `mesh.dcn=-1` counts: slices of TPUs, nodes of GPUs (up to eight, one NVLink domain)."""
+        nodes = 1 if self.is_tpu else -(-self.shape[0] // self.chip.host[0])
+        return nodes * self.slices
+
+    @property
     def is_tpu(self) -> bool:
         """Whether the TPU compiler can compile for it."""
         return self.chip.dims > 0
@@ -86,7 +97,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     """The topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
 
     Raises:
-      UserError: for a chip that is unknown, a shape that is not one of it, or slices below 1.
+      UserError: for a chip that is unknown, a shape that is not one of it, nodes of GPUs that are not
+        whole, or slices below 1.
     """
     name, _, size = text.lower().partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
@@ -101,6 +113,10 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
             3: "AxBxC, as in v5p:4x4x8",
         }
         raise UserError(f"--topology={text}: the shape of {name} is {like[chip.dims]}")
+    if not chip.dims and shape[0] > chip.host[0] and shape[0] % chip.host[0]:
+        raise UserError(
+            f"--topology={text}: GPUs come in nodes of {chip.host[0]}: up to {chip.host[0]}, or a multiple"
+        )
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
     return Topology(chip, shape, slices)

@@ -34,6 +34,7 @@ def test_a_topology_is_chip_and_shape(text, chips, memory):
         ("v5p:0x2x2", 1, "is unknown"),
         ("v5p:4x4", 1, "the shape of v5p is AxBxC"),
         ("h100:2x4", 1, "the shape of h100 is a number of GPUs"),
+        ("h100:12", 1, "GPUs come in nodes of 8: up to 8, or a multiple"),
         ("v5e:4x4", 0, "--slices=0"),
     ],
 )  # fmt: skip
@@ -74,21 +75,31 @@ def test_traffic_of_gpus_beyond_their_node_is_the_networks():
     assert "network" in across.bounds() and "links" not in across.bounds()
 
 
-def test_the_search_prints_what_fits_best_first(capsys):
-    assert plan.search(planner(topology="h100:8", config="soda_1_7b"), 6, False) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| data")]
-    steps = [float(row.split("|")[5].replace(",", "")) for row in rows]
-    assert len(rows) > 1 and steps == sorted(steps)
+def test_dcn_of_gpus_is_their_nodes():
+    config = load_config("soda_1_7b", ["--config.mesh.dcn=-1"])
+    outcome = planner(topology="h100:64").make(config)
+    assert (outcome.mesh["dcn"], outcome.mesh["data"] * outcome.mesh["fsdp"]) == (8, 8)
+    # Gradients alone leave the node; what fsdp gathers stays on NVLink.
+    assert {"network", "links"} <= set(outcome.bounds())
+    assert planner(topology="h100:8").make(config).mesh["dcn"] == 1
+    assert parse_topology("h100:4", 2).domains == 2
+    halves = load_config("soda_135m", ["--config.mesh.data=2", "--config.mesh.fsdp=4"])
+    layout = VocabularyLayout.soda()
+    two = plan.Planner(halves, layout, parse_topology("h100:4", 2), None, True).make(halves)
+    assert {"network", "links"} <= set(two.bounds())
 
 
-def test_candidates_keep_batch_and_model_divisible():
-    config = load_config("soda_135m", [])
-    found = list(plan.candidates(config, parse_topology("v5p:2x2x1")))
-    assert len(found) > 20
-    for one in found:
-        rows = one.mesh.dcn * one.mesh.data * one.mesh.fsdp
-        assert rows * one.mesh.tensor == 4
-        assert one.batch_size % (rows * one.accumulate) == 0
+def test_offload_is_bound_by_the_link_to_the_host():
+    config = load_config("soda_1_7b", ["--config.model.remat=offload"])
+    outcome = planner(topology="v5p:4x4x4").make(config)
+    # 28 inputs of layers of 512 x 4096 / 64 tokens, bf16, out and back.
+    size = 2 * 28 * (512 * 4096 / 64) * 2048 * 2
+    assert outcome.costs.host_bytes == size
+    assert outcome.bounds()["host"] == size / 15e9
+    value = outcome.to_json()
+    assert value["host_traffic"] == size and "host" in value["bounds_seconds"]
+    full = planner(topology="v5p:4x4x4").make(load_config("soda_1_7b", []))
+    assert "host" not in full.bounds() and full.seconds <= outcome.seconds
 
 
 def arguments(*words):
