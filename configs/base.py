@@ -58,7 +58,7 @@ def default() -> ConfigDict:
                 "clip": 1.0,
                 "z_loss": 1e-4,
             },
-            "loss_chunk": 2048,  # tokens whose logits exist at a time, on each device
+            "loss_chunk": 0,  # tokens whose logits exist at a time, on each device; 0: by platform
             "safety": {
                 "spike_factor": 20.0,  # skip a gradient this many times its running norm; 0: never
                 "spike_after": 100,  # accepted steps before spikes are looked for

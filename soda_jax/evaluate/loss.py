@@ -24,7 +24,7 @@ def make_loss_function(
     classes: int,
     sources: int,
     *,
-    chunk: int = 2048,
+    chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
     """The jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
@@ -32,7 +32,7 @@ def make_loss_function(
     Args:
       bind: params → decoder, `ModelFunctions.bind`.
       classes, sources: sizes of the sums.
-      chunk: tokens whose logits exist at a time, on each device.
+      chunk: tokens whose logits exist at a time, on each device; 0: by platform.
       mesh: of parameters and batches; the first device by default. The sums are on all of its devices.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])

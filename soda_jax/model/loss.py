@@ -7,6 +7,7 @@ multiplied three times, as by the plain loss, and nothing is recomputed.
 
 import functools
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,11 @@ from soda_jax.model.placement import OneDevice, Placement
 Blocks = tuple[jax.Array, ...]
 _MASKED = -1e30
 _HERE = OneDevice()
+
+# Tokens of a chunk, by platform; docs/performance.md has what stands behind them. CPU: a chunk's logits pass
+# through the caches. TPU: each chunk reads and writes the gradient of the head, and with fewer tokens that,
+# not arithmetic, is the limit of the step. GPU: not tuned yet.
+CHUNKS: Mapping[str, int] = {"cpu": 512, "tpu": 2048, "gpu": 2048}
 
 
 class LossSettings(NamedTuple):
@@ -37,6 +43,11 @@ class LossSettings(NamedTuple):
     placement: Placement = _HERE
 
 
+def chunk_tokens(chunk: int, platform: str) -> int:
+    """Tokens of a chunk: `chunk` itself, or that of `CHUNKS` for 0."""
+    return chunk or CHUNKS.get(platform, CHUNKS["gpu"])
+
+
 def loss_settings(
     valid_rows: np.ndarray,
     blocks: Blocks,
@@ -44,10 +55,19 @@ def loss_settings(
     chunk: int,
     placement: Placement = _HERE,
 ) -> LossSettings:
-    """Makes `LossSettings` from the valid rows of all blocks, bool `[rows]`, and the blocks themselves."""
+    """Makes `LossSettings`.
+
+    Args:
+      valid_rows: of all blocks, bool `[rows]`.
+      blocks: the head.
+      z_weight: weight of the z-loss.
+      chunk: tokens whose logits exist at a time, on each device; 0: by the platform of `placement`.
+      placement: of the arrays.
+    """
     ends = np.cumsum([0, *(block.shape[0] * block.shape[1] for block in blocks)])
     parts = [valid_rows[a:b].tobytes() for a, b in itertools.pairwise(ends)]
-    return LossSettings(tuple(parts), float(z_weight), int(chunk), placement)
+    chunk = chunk_tokens(int(chunk), placement.platform)
+    return LossSettings(tuple(parts), float(z_weight), chunk, placement)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -130,7 +130,10 @@ def _told(error: Exception) -> UserError:
 
 
 def _kernels(config: Any, program: Program) -> dict[str, float]:
-    """FLOPs of the attention kernels on one device: the causal half of the scores."""
+    """FLOPs of the attention kernels on the device that has most: the causal half of the scores.
+
+    Where the sequence is split, the device of its last part sees most of the keys, and the others wait.
+    """
     mesh, length = program.mesh, config.data.sequence_length
     rows = config.batch_size // config.accumulate
     shape = (rows, length, config.model.heads, config.model.head_dim)
@@ -140,7 +143,7 @@ def _kernels(config: Any, program: Program) -> dict[str, float]:
     ):
         axes = ("batch", "sequence", None, None)  # see model/attention/splash.py
     batch, queries, heads, size = rules.sharding(mesh, axes, shape).shard_shape(shape)
-    product = 2.0 * batch * heads * queries * length * size / 2
+    product = 2.0 * batch * heads * queries * (length - queries / 2) * size
     return {name: count * product for name, count in _SPLASH.items()}
 
 

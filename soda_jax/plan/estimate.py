@@ -10,6 +10,7 @@ from typing import Any
 
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.flops import training_flops_per_token
+from soda_jax.model.loss import chunk_tokens
 from soda_jax.plan.compiled import Memory
 from soda_jax.plan.costs import Collective, Costs
 
@@ -22,7 +23,7 @@ _LOGIT, _HEAD = 18.5, 16.0
 
 
 def estimate_step(
-    config: Any, decoder: DecoderConfig, mesh: Mapping[str, int]
+    config: Any, decoder: DecoderConfig, mesh: Mapping[str, int], platform: str
 ) -> tuple[Memory, Costs]:
     """Memory and costs of one device.
 
@@ -30,11 +31,12 @@ def estimate_step(
       config: of the run.
       decoder: its model.
       mesh: sizes of the axes.
+      platform: of the devices.
     """
     rows = math.prod(mesh[axis] for axis in mesh if axis in ("dcn", "data", "fsdp"))
     split = mesh["fsdp"] * mesh["tensor"]
     tokens = config.batch_size * config.data.sequence_length / rows / mesh["sequence"]
-    chunk = min(config.loss_chunk, tokens / config.accumulate)
+    chunk = min(chunk_tokens(config.loss_chunk, platform), tokens / config.accumulate)
     micro = tokens / config.accumulate
     wide = BF16 if decoder.compute_dtype == "bfloat16" else F32
     layer, size = decoder.layer_parameters, decoder.parameters
@@ -70,7 +72,9 @@ def estimate_step(
     head = 6.0 * decoder.vocabulary.size * decoder.width
     again = {"none": 0.0, "dots": 0.0, "attention": 0.3, "full": 1 / 3, "offload": 1 / 3}
     all_tokens = config.batch_size * config.data.sequence_length
-    flops = (whole + again[decoder.remat] * (whole - head)) * all_tokens / chips
+    # Of a split sequence the last part sees the most keys, and the other devices wait for its own.
+    late = (1 - 1 / mesh["sequence"]) * (whole - 6.0 * decoder.matmul_parameters)
+    flops = (whole + late + again[decoder.remat] * (whole + late - head)) * all_tokens / chips
     costs = Costs(flops=flops, flops_once=flops)
     # Weights pass the memory at each use, the state is read and written once.
     costs.bytes = config.accumulate * 3 * wide * size / mesh["tensor"] + 7 * F32 * size / split

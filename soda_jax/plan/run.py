@@ -64,6 +64,7 @@ class Planner:
     def make(self, config: Any, estimate: bool = False) -> Any:
         """The `Outcome` of a config; UserError or DoesNotFitError where there is none."""
         from soda_jax.model import VocabularyBlocks, decoder_config
+        from soda_jax.model.loss import chunk_tokens
         from soda_jax.plan.compiled import compile_step
         from soda_jax.plan.estimate import estimate_step
         from soda_jax.plan.outcome import Outcome
@@ -73,7 +74,8 @@ class Planner:
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
         decoder = decoder_config(config.model.to_dict(), blocks)
         mesh = _mesh_sizes(config, self.topology)
-        check_sizes(config, mesh, "tpu" if self.topology.is_tpu else "gpu")
+        platform = self.topology.platform
+        check_sizes(config, mesh, platform)
         common: dict[str, Any] = {
             "topology": self.topology,
             "mesh": mesh,
@@ -81,7 +83,7 @@ class Planner:
                 "accumulate": config.accumulate,
                 "remat": config.model.remat,
                 "attention": config.model.attention,
-                "loss chunk": config.loss_chunk,
+                "loss chunk": chunk_tokens(config.loss_chunk, platform),
             },
             "decoder": decoder,
             "steps": config.steps,
@@ -90,7 +92,7 @@ class Planner:
             "price": self._price,
         }
         if self._devices is None or estimate:
-            memory, costs = estimate_step(config, decoder, mesh)
+            memory, costs = estimate_step(config, decoder, mesh, platform)
             why = "estimated by arithmetic, nothing was compiled"
             return Outcome(memory=memory, costs=costs, source=why, **common)
         step = compile_step(config, layout, self._devices)

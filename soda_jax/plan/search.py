@@ -117,7 +117,7 @@ def _splits(config: Any, topology: Topology, parts: int) -> bool:
     from soda_jax.model.attention import backend_for
 
     length = config.data.sequence_length
-    backend = backend_for(config.model.attention, "tpu" if topology.is_tpu else "gpu")
+    backend = backend_for(config.model.attention, topology.platform)
     tile = 128 if backend == "splash" else 1  # see model/attention
     return length % (parts * tile) == 0 and (parts == 1 or backend != "triton")
 

@@ -88,6 +88,11 @@ class Topology:
         """Whether the TPU compiler can compile for it."""
         return self.chip.dims > 0
 
+    @property
+    def platform(self) -> str:
+        """jax's name for it."""
+        return "tpu" if self.is_tpu else "gpu"
+
     def __str__(self) -> str:
         name = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
         return name if self.slices == 1 else f"{name}, {self.slices} slices"

@@ -167,9 +167,11 @@ def check_sizes(config: Any, mesh: Mapping[str, int], platform: str) -> None:
     """
     step_settings(config, 1, 1)
     backend_for(config.model.attention, platform)
-    for name in ("batch_size", "loss_chunk", "steps"):
+    for name in ("batch_size", "steps"):
         if config[name] < 1:
             raise UserError(f"{name} {config[name]} must be at least 1")
+    if config.loss_chunk < 0:
+        raise UserError(f"loss_chunk {config.loss_chunk} must be at least 1, or 0: by platform")
     micro = config.batch_size // config.accumulate
     ways = math.prod(mesh[axis] for axis in rules.RULES["batch"])
     if micro % ways:

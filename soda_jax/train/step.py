@@ -25,7 +25,7 @@ class StepSettings:
       sources: number of data sources.
       accumulate: micro-batches a step.
       z_loss: weight of log²Z.
-      loss_chunk: tokens whose logits exist at a time, on each device.
+      loss_chunk: tokens whose logits exist at a time, on each device; 0: by platform.
       clip: largest global gradient norm.
       spike_factor, spike_after: see `config.safety`.
     """
@@ -34,7 +34,7 @@ class StepSettings:
     sources: int
     accumulate: int = 1
     z_loss: float = 1e-4
-    loss_chunk: int = 2048
+    loss_chunk: int = 0
     clip: float = 1.0
     spike_factor: float = 0.0
     spike_after: int = 0

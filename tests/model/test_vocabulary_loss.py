@@ -11,7 +11,7 @@ from model_toys import TINY, VOCABULARY, assert_trees_close, plain_loss
 from toys import random_params
 
 from soda_jax.model import ModelFunctions, VocabularyBlocks
-from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
+from soda_jax.model.loss import CHUNKS, class_sums, linear_cross_entropy, loss_settings
 from soda_jax.model.placement import OneDevice
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -138,6 +138,28 @@ def sizes_in(jaxpr) -> list[int]:
                 elif isinstance(inner, jax.extend.core.Jaxpr):
                     found += sizes_in(inner)
     return found
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
+def test_a_chunk_of_0_is_the_platforms_and_any_other_is_itself(platform):
+    blocks = (jnp.zeros((1, 8, WIDTH)),)
+    place = OneDevice(platform)
+    assert loss_settings(np.ones(8, bool), blocks, 0.0, 0, place).chunk == CHUNKS[platform] > 0
+    assert loss_settings(np.ones(8, bool), blocks, 0.0, 77, place).chunk == 77
+
+
+def test_invariant_6_a_chunk_by_platform_bounds_the_logits_as_one_that_is_named():
+    tokens = 4 * CHUNKS["cpu"]
+    hidden = jax.ShapeDtypeStruct((2, tokens // 2, WIDTH), jnp.float32)
+    blocks = tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in head_shapes(LARGE))
+    targets, weights = (jax.ShapeDtypeStruct((2, tokens // 2), kind) for kind in (jnp.int32, jnp.float32))  # fmt: skip
+    settings = loss_settings(LARGE.valid_rows, blocks, 1e-4, 0)
+
+    def total(hidden, blocks, targets, weights):
+        return linear_cross_entropy(settings, hidden, blocks, targets, weights)[0]
+
+    gradient = jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden, blocks, targets, weights)
+    assert max(sizes_in(gradient.jaxpr)) == CHUNKS["cpu"] * LARGE.padded_first
 
 
 LARGE = VocabularyBlocks(3000, (512, 512))

@@ -1,4 +1,4 @@
-"""The 135M step through the compiler of the TPU, with no TPU: what `soda plan` promises."""
+"""Steps through the compiler of the TPU, with no TPU: what `soda plan` promises, and splash on split meshes."""
 
 import json
 import os
@@ -12,23 +12,33 @@ pytest.importorskip("libtpu")
 CHIPS = 4
 
 
-@pytest.fixture(scope="module")
-def plan():
-    words = (
-        "plan",
-        "--config=soda_135m",
-        "--topology=v5p:2x2x1",
-        "--json",
-        "--config.batch_size=32",
-    )
+# Two layers, as narrow as four parts of a tile can be: what is compiled is how the arrays are split.
+SMALL = {
+    "model.layers": 2, "model.width": 512, "model.mlp_width": 512, "model.heads": 4,
+    "model.kv_heads": 2, "model.head_dim": 128, "data.sequence_length": 1024, "batch_size": 8,
+}  # fmt: skip
+KERNEL = (
+    4 * 128 * 1024**2 * 8 * 2
+)  # heads · head_dim · scores · windows · layers: a product, causal half
+
+
+def compiled(*words, **overrides):
+    """The plan of the 135M config with other values, on four v5p or so many slices of them."""
+    words = ("plan", "--config=soda_135m", "--topology=v5p:2x2x1", "--json", *words)
+    settings = [f"--config.{name}={value}" for name, value in overrides.items()]
     # Its own process: the environment of the compiler is set before the first use of jax.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-m", "soda_jax.cli", *words],
+        [sys.executable, "-m", "soda_jax.cli", *words, *settings],
         capture_output=True, text=True, timeout=900, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return compiled(batch_size=32)
 
 
 def test_the_step_of_135m_compiles_for_four_v5p_and_fits(plan):
@@ -56,6 +66,33 @@ def test_our_count_with_loops_once_is_xlas_and_loops_count_as_often_as_they_run(
 def test_weights_are_gathered_and_gradients_scattered_over_fsdp(plan):
     kinds = {row["kind"] for row in plan["collectives"] if row["axes"] == ["fsdp"]}
     assert {"all-gather", "reduce-scatter"} <= kinds
+
+
+def test_splash_compiles_where_heads_and_sequence_are_split():
+    plan = compiled(
+        **SMALL, **{"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 2, "mesh.sequence": 2}
+    )
+    assert (plan["mesh"]["tensor"], plan["mesh"]["sequence"], plan["fits"]) == (2, 2, True)
+    # Eleven products of a quarter each, and the second half of the sequence sees three quarters of the scores.
+    assert plan["kernel_flops"] == pytest.approx(11 * KERNEL / CHIPS * 1.5, rel=1e-6)
+    assert plan["loops_of_unknown_length"] == 0
+    axes = {axis for row in plan["collectives"] for axis in row["axes"]}
+    assert axes == {"tensor", "sequence"}
+    # Keys and values are gathered over the sequence, never heads over tensor.
+    gathered = [row for row in plan["collectives"] if row["kind"] == "all-gather"]
+    assert any(row["axes"] == ["sequence"] for row in gathered)
+
+
+def test_two_slices_tell_each_other_gradients_and_nothing_else():
+    plan = compiled("--slices=2", **SMALL, **{"mesh.dcn": -1, "mesh.data": 1, "mesh.fsdp": -1})
+    assert plan["chips"] == 2 * CHIPS and plan["mesh"]["dcn"] == 2 and plan["mesh"]["fsdp"] == 4
+    assert plan["kernel_flops"] == pytest.approx(11 * KERNEL / (2 * CHIPS), rel=1e-6)
+    across = [row for row in plan["collectives"] if "dcn" in row["axes"]]
+    assert across and {row["kind"] for row in across} == {"all-reduce"}
+    # Each chip sends its part of the gradients once, half of it twice, in bf16 or f32.
+    part = plan["parameters"] / CHIPS
+    assert 1.9 * part < sum(row["bytes"] for row in across) < 4.5 * part
+    assert plan["bounds_seconds"]["network"] > 0
 
 
 @pytest.mark.parametrize(

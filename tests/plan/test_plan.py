@@ -160,7 +160,7 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
         ("h100:64", 1, "batch_size=500", "500 windows cannot be split over dcn x data x fsdp = 64"),
         ("h100:8", 1, "accumulate=0", "is not a multiple of accumulate 0"),
         ("h100:8", 1, "batch_size=0", "batch_size 0 must be at least 1"),
-        ("h100:8", 1, "loss_chunk=0", "loss_chunk 0 must be at least 1"),
+        ("h100:8", 1, "loss_chunk=-1", "loss_chunk -1 must be at least 1, or 0: by platform"),
         ("h100:8", 1, "model.attention=foo", "'foo' is unknown"),
         ("h100:8", 1, "model.attention=splash", "does not run on gpu"),
         ("v5p:2x2x1", 2, "batch_size=512", "set --config.mesh.dcn=-1"),
