@@ -15,9 +15,10 @@ from soda_jax.plan.compiled import Memory
 from soda_jax.plan.costs import Collective, Costs
 
 F32, BF16 = 4, 2
-# Traffic of the memory, by docs/figures/estimate_check.py: what the compiler's steps of the suite for v5p
-# move, within 15%. Times that a layer's values go through it, by what the backward pass computes again;
-# bytes a logit, and bytes a number of the head for each chunk of the loss.
+# Traffic of the memory, fitted to the suite's steps as compiled for v5p (the table of docs/plan.md, which a
+# test compares with). Times that a layer's values go through it, by what the backward pass computes again;
+# bytes a logit; and bytes a number of the head for each chunk of the loss, which reads it and adds to its
+# gradient.
 _PASSES = {"none": 11.0, "dots": 11.0, "attention": 13.0, "full": 14.0, "offload": 14.0}
 _LOGIT, _HEAD = 18.5, 16.0
 

@@ -180,7 +180,8 @@ def _best(planner: Planner, families: list[list[Candidate]], count: int) -> Any:
     off: dict[str, float] = {}
     queue = [(family[0].order, number) for number, family in enumerate(families)]
     heapq.heapify(queue)
-    found, failed = [], []
+    found: list[Any] = []
+    failed: list[tuple[str, str]] = []
     with progress("plans", min(count, len(families))) as bar:
         while queue and len(found) + len(failed) < count:
             _, number = heapq.heappop(queue)
