@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from _machine import describe_machine
 
-from soda_jax.model.loss import linear_cross_entropy, loss_settings
+from soda_jax.model.loss import chunk_tokens, linear_cross_entropy, loss_settings
 from soda_jax.progress import track
 
 Side = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -74,8 +74,9 @@ def main() -> None:
     parser.add_argument(
         "--chunks",
         type=lambda text: [int(one) for one in text.split(",")],
-        default=[2048 if accelerator else 512],
-        help="tokens whose logits exist at a time; several, separated by commas, are compared",
+        default=[chunk_tokens(0, jax.default_backend())],
+        help="tokens whose logits exist at a time, by default the platform's; several, separated by "
+        "commas, are compared",
     )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()

@@ -118,13 +118,20 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     return Step(program, memory, costs, flops, moved, seconds)
 
 
+# How the compiler of the TPU says that memory does not suffice: all together, or the temporaries alone.
+_TOO_MUCH = (
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+\w) hbm"),
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+\w)\)"),
+)
+
+
 def _told(error: Exception) -> UserError:
     """What the compiler says, as one line."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+\w) hbm", str(error))
-    if used:
-        needed = float(used[1]) * 1024.0 ** (1 + "KMGT".index(used[2]))
-        told = f"the step needs {used[1]}{used[2]} of the {used[3]} of a chip"
-        return DoesNotFitError(told, needed)
+    for pattern in _TOO_MUCH:
+        if found := pattern.search(str(error)):
+            size, unit, room = found.groups()
+            needed = float(size) * 1024.0 ** (1 + "KMGT".index(unit))
+            return DoesNotFitError(f"the step needs {size}{unit} of the {room} of a chip", needed)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"the compiler does not take the step: {reason[:300]}")
 

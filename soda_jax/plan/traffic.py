@@ -51,11 +51,8 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
         return float(read + sum(_main(array) for array in line.arrays))
     # What is handed on as it lies moves nothing, as in the fusions that carry on with an exchange.
     kept = _aliased(line)
-    result = float(sum(_main(a) for n, a in enumerate(line.arrays) if n not in kept))
     inner = module.computations.get(line.called("calls") or "", {})
-    root = next((one for one in inner.values() if one.root), None)
-    if root is not None and root.opcode == "dynamic-update-slice":
-        result = float(_main(inner[root.operands[1]].arrays[0]))
+    result = float(sum(size for n, size in enumerate(_written(line, inner)) if n not in kept))
     numbers = {int(p.arguments): p.name for p in inner.values() if p.opcode == "parameter"}
     for number, name in enumerate(line.operands):
         arrays = lines[name].arrays
@@ -68,6 +65,27 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
             float(_main(arrays[0])), sum(_read(one, numbers.get(number), inner) for one in users)
         )
     return result
+
+
+def _written(line: Instruction, inner: Mapping[str, Instruction]) -> list[int]:
+    """Bytes that each output of a fusion writes to the main memory: of a stack, the part that is new."""
+    root = next((one for one in inner.values() if one.root), None)
+    names = root.operands if root is not None and root.opcode == "tuple" else ()
+    made = [inner[name] for name in names] if len(names) == len(line.arrays) else [root]
+    made += [None] * (len(line.arrays) - len(made))
+    return [
+        _main(array) if (new := _update(one, inner)) is None else new * (array.space == 0)
+        for array, one in zip(line.arrays, made, strict=False)
+    ]
+
+
+def _update(one: Instruction | None, inner: Mapping[str, Instruction]) -> int | None:
+    """Bytes that a dynamic-update-slice writes, also as seen through bitcasts; None for all else."""
+    while one is not None and one.opcode == "bitcast":
+        one = inner.get(one.operands[0])
+    if one is None or one.opcode != "dynamic-update-slice":
+        return None
+    return inner[one.operands[1]].arrays[0].bytes
 
 
 def host_bytes(module: Module, line: Instruction, lines: Mapping[str, Instruction]) -> float:

@@ -255,3 +255,30 @@ def test_what_goes_to_the_host_and_back_is_apart_from_the_traffic_of_the_memory(
 }
 """
     assert count_costs(parse_module(copies), {"data": 1}, {}).host_bytes == 8 * 4
+
+
+def test_of_a_stack_that_one_fusion_fills_beside_other_results_the_new_part_counts():
+    """As the TPU's compiler writes the activations that a scan keeps."""
+    text = """HloModule m
+
+%fused (p: bf16[15,8,8], x: bf16[8,8], i: s32[]) -> (bf16[15,8,8], bf16[8,8]) {
+  %p = bf16[15,8,8]{2,1,0} parameter(0)
+  %x = bf16[8,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  %y = bf16[8,8]{1,0} negate(%x)
+  %new = bf16[1,8,8]{2,1,0} bitcast(%y)
+  %stack = bf16[15,8,8]{2,1,0} dynamic-update-slice(%p, %new, %i, %z, %z)
+  ROOT %t = (bf16[15,8,8]{2,1,0}, bf16[8,8]{1,0}) tuple(%stack, %y)
+}
+
+ENTRY %main (p: bf16[15,8,8], x: bf16[8,8], i: s32[]) -> (bf16[15,8,8], bf16[8,8]) {
+  %p = bf16[15,8,8]{2,1,0} parameter(0)
+  %x = bf16[8,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %f = (bf16[15,8,8]{2,1,0}, bf16[8,8]{1,0}) fusion(%p, %x, %i), kind=kLoop, calls=%fused
+}
+"""
+    found = count_costs(parse_module(text), {"data": 1}, {})
+    # x is read, y written twice, once into the stack; and the place in it is read.
+    assert found.bytes == 3 * 8 * 8 * 2 + 4

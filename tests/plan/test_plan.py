@@ -12,7 +12,7 @@ from soda_jax.commands import plan as command
 from soda_jax.commands._config import load_config
 from soda_jax.errors import UserError
 from soda_jax.plan import run as plan
-from soda_jax.plan.compiled import compile_step
+from soda_jax.plan.compiled import DoesNotFitError, _told, compile_step
 from soda_jax.plan.topologies import parse_topology
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
@@ -200,6 +200,21 @@ def test_an_estimate_refuses_what_the_run_would_refuse(topology, slices, overrid
     one = plan.Planner(config, layout, parse_topology(topology, slices), None, True)
     with pytest.raises(UserError, match=told):
         one.make(config)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error.\nUsed 120.50G of 95.74G hbm. Exceeded",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(120.50G) exceeds available HBM (95.74G).",
+    ],
+)
+def test_a_compiler_without_room_is_understood_in_each_of_its_words(told):
+    error = _told(RuntimeError(told))
+    assert isinstance(error, DoesNotFitError) and error.needed == 120.5 * 2**30
+    assert str(error) == "the step needs 120.50G of the 95.74G of a chip"
+    assert not isinstance(_told(RuntimeError("INTERNAL: x")), DoesNotFitError)
 
 
 @pytest.mark.parametrize("price", ["-1", "nan", "inf"])
