@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--price_per_chip_hour", type=float, help="prints what the run costs")
     parser.add_argument(
-        "--search", action="store_true", help="try meshes, remat and accumulation; print what fits"
+        "--search", action="store_true", help="try meshes, remat and micro-batches; print what fits"
     )
     parser.add_argument(
         "--candidates", type=int, default=12, help="that --search compiles (default %(default)s)"
