@@ -145,16 +145,18 @@ def _families(planner: Planner) -> list[list[Candidate]]:
     """Estimated candidates, those of one mesh and remat together, the most promising first.
 
     Raises:
-      UserError: if no candidate splits the batch.
+      UserError: if no candidate splits the batch, or none is a config that could run.
     """
     families: dict[tuple[str, str], list[Candidate]] = {}
-    tried = 0
+    tried, estimated, refused = 0, 0, None
     for config in candidates(planner.config, planner.topology):
         tried += 1
         try:
             one = Candidate(config, planner.make(config, estimate=True))
-        except UserError:
-            continue  # this mesh is none for the config
+        except UserError as error:  # this mesh is none for the config
+            refused = error
+            continue
+        estimated += 1
         if one.guess.memory.total < HOPELESS * planner.topology.chip.memory:
             families.setdefault((mesh_name(one.guess.mesh), one.remat), []).append(one)
     if not tried:
@@ -163,6 +165,8 @@ def _families(planner: Planner) -> list[list[Candidate]]:
             f"{planner.topology.chips} chips of {planner.topology}, not even with the sequence and the "
             "heads split: take a number of chips that divides it, or change --config.batch_size"
         )
+    if not estimated and refused is not None:
+        raise refused
     for family in families.values():
         family.sort(key=lambda one: one.order)
     return list(families.values())

@@ -89,6 +89,8 @@ def test_a_batch_that_no_mesh_splits_is_told_and_one_that_few_split_is_noted(cap
         UserError, match="batch_size 7 cannot be split over the 16 chips of h100:16"
     ):
         search(planner(config_of("soda_135m", "batch_size=7"), "h100:16"), 2, False)
+    with pytest.raises(UserError, match="loss_chunk -1 must be"):  # the fault, not its consequence
+        search(planner(config_of("soda_135m", "loss_chunk=-1")), 2, False)
     assert search(planner(config_of("soda_1_7b"), "v5p:8x8x16"), 2, True) == 0
     value = json.loads(capsys.readouterr().out)
     assert any("512 is not a multiple of 1024" in note for note in value["notes"])
