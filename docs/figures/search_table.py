@@ -1,6 +1,6 @@
 """Searches for the best step of the 135M on four v5p and writes the table of docs/plan.md.
 
-pip install '.[tpu]' && python docs/figures/search_table.py      # some ten minutes on two cores
+pip install '.[tpu]' && python docs/figures/search_table.py      # some twenty minutes on two busy cores
 """
 
 import subprocess

@@ -19,6 +19,7 @@ F32, BF16 = 4, 2
 # test compares with). Times that a layer's values go through it, by what the backward pass computes again;
 # bytes a logit; and bytes a number of the head for each chunk of the loss, which reads it and adds to its
 # gradient.
+# "none" is taken like "dots", "offload" like "full".
 _PASSES = {"none": 22.0, "dots": 22.0, "attention": 13.0, "full": 14.0, "offload": 14.0}
 _LOGIT, _HEAD = 18.5, 16.0
 
