@@ -153,6 +153,41 @@ def test_invariant_3_another_batch_size_after_a_resume_goes_on_with_the_next_win
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_trace_holds_no_step_before_its_first_and_all_of_its_last(config, tmp_path, monkeypatch):
+    @jax.jit
+    def late(number):  # the same one, after a tenth of a second or more
+        work = jax.lax.fori_loop(
+            0, 50, lambda _, x: jax.numpy.tanh(x @ x), jax.numpy.ones((256, 256))
+        )
+        return number + 0.0 * work[0, 0]
+
+    real, averages, seen = parts.make_program, [], []
+
+    def delayed(*arguments):
+        program = real(*arguments)
+        step = program.step
+
+        def run(*arguments):
+            state, metrics = step(*arguments)
+            averages.append(late(state["gradient_norm_average"]))
+            return state | {"gradient_norm_average": averages[-1]}, metrics
+
+        program.step = run
+        return program
+
+    def note(*_):
+        written = [row["step"] for row in rows_of(tmp_path)]
+        seen.append((len(averages), averages[-1].is_ready(), written))
+
+    monkeypatch.setattr(parts, "make_program", delayed)
+    monkeypatch.setattr(jax.profiler, "start_trace", note)
+    monkeypatch.setattr(jax.profiler, "stop_trace", note)
+    settings = config(checkpoint__every_steps=0)
+    assert train(settings, tmp_path, profile_steps=(3, 5)) == DONE
+    assert seen == [(2, True, [1, 2]), (5, True, [1, 2, 3, 4])]
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(("action", "after"), [(terminate, PREEMPTED), (kill, KilledError)])
 def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, capsys, action, after):
     hooks = [Watcher(at=2, action=action)]
