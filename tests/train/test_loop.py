@@ -19,12 +19,13 @@ from run_toys import (
     stored_state,
     terminate,
 )
-from train_toys import LAYOUT
+from train_toys import LAYOUT, make_batch
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.data.dataset import make_dataset
 from soda_jax.errors import UserError
 from soda_jax.parallel import mesh, rules
+from soda_jax.plan.hlo import parse_module
 from soda_jax.train import loop
 from soda_jax.train import run as parts
 from soda_jax.train.loop import DONE, PREEMPTED, train
@@ -284,6 +285,23 @@ def test_the_state_is_sharded_as_its_parameters(config, datasets):
     moments = [s for name, s in by_name.items() if name.endswith("layers.gate")]
     assert len(moments) == 3 and all(s.is_equivalent_to(gate, 3) for s in moments)
     assert not gate.is_fully_replicated and by_name["step"].is_fully_replicated
+
+
+def test_a_step_overwrites_the_moments_where_they_lie(config):
+    program = make_program(config(mesh__data=8, mesh__fsdp=1))
+    laid = rules.batch_sharding(program.mesh, (8, 32))
+    batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=laid)
+        for name, array in make_batch(8, 32).items()
+        if name != "source"
+    }
+    batch["source"] = jax.ShapeDtypeStruct((8,), np.int32)
+    module = parse_module(program.step.lower(program.abstract, batch).compile().as_text())
+    entry = module.computations[module.entry]
+    given = {name for name, line in entry.items() if line.opcode == "parameter"}
+    assert len(given) > 50  # parameters, two moments of each, the batch
+    copied = [line.operands[0] for line in entry.values() if line.opcode == "copy"]
+    assert not given & set(copied)
 
 
 def test_metrics_may_be_written_seldom_or_not_at_all_but_for_the_last_step(whole, config, tmp_path):
