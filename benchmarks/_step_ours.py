@@ -54,10 +54,22 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
         jax.block_until_ready((state[0], metrics))
 
     def peak() -> dict[str, Any]:
-        if device.platform == "cpu":  # at every turn, for the machine has faster and slower moments
-            return {"peak_flops": hardware.measure_matmul(2048), "peak_source": "2048³ f32 product"}
-        rate, source = hardware.peak_flops([device])
-        return {"peak_flops": rate, "peak_source": source}
+        # At every turn, for the machine has faster and slower moments.
+        if device.platform == "cpu":
+            rate, name = hardware.measure_matmul(2048), "2048³ f32 product"
+            return {
+                "peak_flops": rate,
+                "peak_source": name,
+                "product_flops": rate,
+                "product_source": name,
+            }
+        top, source = hardware.peak_flops([device])
+        return {
+            "peak_flops": top,
+            "peak_source": source,
+            "product_flops": hardware.measure_matmul(8192, dtype="bfloat16"),
+            "product_source": "8192³ bf16 product",
+        }
 
     facts = {
         "parameters": program.model.config.parameters,

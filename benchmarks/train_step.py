@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py                                   # ours; transformers after make parity
     python benchmarks/train_step.py --shapes=135m,600m,1.7b           # what a GPU runs by default
-    python benchmarks/train_step.py --transformers_python=PATH --levanter_python=PATH
+    python benchmarks/train_step.py --transformers_python=PATH --levanter_python=PATH --maxtext_python=PATH
 
 Every side trains a Qwen3 of the same shape (queries and keys normed, grouped queries, SwiGLU, RMSNorm,
 embedding and head apart) on the same number of random tokens: loss, gradients, their norm clipped,
@@ -102,6 +102,7 @@ def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str,
         "transformers": ("transformers", Command(torch, script, order)),
         "compiled": ("transformers, torch.compile", Command(torch, script, compiled)),
         "levanter": ("levanter", Command(args.levanter_python, "_step_levanter.py", order, memory)),
+        "maxtext": ("maxtext", Command(args.maxtext_python, "_step_maxtext.py", order, memory)),
     }
     wanted = {"ours", *args.sides.split(",")} if args.sides else set(sides)
     if unknown := wanted - set(sides):
@@ -131,8 +132,8 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
         f"{shape.vocabulary:,}, batch {shape.batch} × {shape.sequence:,}",
         "",
         "| side | tokens/s, median | slowest to fastest round | ours / side | core-seconds a step | MFU "
-        "| peak memory | setting |",
-        "|---|---|---|---|---|---|---|---|",
+        "| beyond products | peak memory | setting |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [row(side, told, shape, ours) for side, told in turns.items() if told.answers]
     lines.append("")
@@ -152,6 +153,7 @@ def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
     factors = [a / b for a, b in zip(beside, rates, strict=False)]
     flops = shape.flops() / shape.tokens
     mfu = [r * flops / a["peak_flops"] for r, a in zip(rates, ours.answers, strict=False)]
+    away = [1 - r * flops / a["product_flops"] for r, a in zip(rates, ours.answers, strict=False)]
     cores = [a["core_seconds"] / a["steps"] for a in told.answers]
     cells = [
         side,
@@ -160,6 +162,7 @@ def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
         f"{statistics.median(factors):.2f}" if factors else "–",
         f"{statistics.median(cores):.2f}",
         f"{statistics.median(mfu):.0%}" if mfu else "–",
+        f"{statistics.median(away):.0%}" if away else "–",
         f"{told.answers[-1]['peak_bytes'] / 1e9:.2f} GB",
         ", ".join(f"{k} {v}" for k, v in (told.ready or {}).get("setting", {}).items()),
     ]
@@ -167,17 +170,19 @@ def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
 
 
 def footnotes(shape: Shape, ours: Turns) -> list[str]:
-    """The peak that MFU refers to, and what of our step is no matrix product, by arithmetic."""
+    """What MFU refers to, and how the share of a step beyond its products is reckoned."""
     if not ours.answers:
         return []
-    flops = shape.flops()
     peaks = [a["peak_flops"] for a in ours.answers]
+    rates = [a["product_flops"] for a in ours.answers]
     seconds = [a["seconds"] / a["steps"] for a in ours.answers]
-    away = [1 - flops / p / s for p, s in zip(peaks, seconds, strict=True)]
     return [
         f"peak: {ours.answers[0]['peak_source']}, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s  ",
-        f"our step: {statistics.median(seconds) * 1e3:,.0f} ms; {statistics.median(away):.0%} of it is beyond "
-        f"the time of its {flops / 1e9:,.1f} GFLOP at that peak (step_profile.py says where)",
+        "beyond products: 1 − model FLOPs of a step / rate of one product / time of a step, by arithmetic: "
+        "what is no product, and what the step's products lose against that one "
+        f"({ours.answers[0]['product_source']} beside every turn of ours, "
+        f"{statistics.median(rates) / 1e9:,.0f} GFLOP/s); step_profile.py parts the two for ours  ",
+        f"our step: {statistics.median(seconds) * 1e3:,.0f} ms for {shape.flops() / 1e9:,.1f} GFLOP",
     ]
 
 
@@ -187,12 +192,12 @@ def main() -> None:
     parser.add_argument(
         "--shapes", help=f"of {', '.join([*SMALL, *SUITE])}; by default what fits here"
     )
-    parser.add_argument("--sides", help="of ours, transformers, compiled, levanter (all)")
+    parser.add_argument("--sides", help="of ours, transformers, compiled, levanter, maxtext (all)")
     parser.add_argument("--rounds", type=int, help="turns of each side (CPU 7, else 2)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (%(default)s)")
     parser.add_argument("--batch", type=int, help="windows a step, for all shapes")
     usual = str(PARITY) if PARITY.exists() else sys.executable
-    for peer in ("transformers", "levanter"):
+    for peer in ("transformers", "levanter", "maxtext"):
         text = f"interpreter that has {peer} ({usual if peer == 'transformers' else 'this one'})"
         default = usual if peer == "transformers" else sys.executable
         parser.add_argument(f"--{peer}_python", default=default, metavar="PATH", help=text)

@@ -120,12 +120,33 @@ def test_sides_of_other_size_are_not_compared(sides: ModuleType, train_step: Mod
         ready = {"parameters": parameters, "version": "1", "device": "cpu", "setting": {}}
         answer = {"steps": 1, "seconds": 1.0, "core_seconds": 1.0, "peak_bytes": 1}
         answer |= {"peak_flops": 1e9, "peak_source": "product"}
+        answer |= {"product_flops": 1e9, "product_source": "product"}
         return sides.Turns(ready, [answer])
 
     turns = {"ours": told(1000), "near": told(1009), "far": told(1011)}
     table = train_step.table("d256", train_step.SMALL["d256"], turns)
     assert "| near |" in table and "| far |" not in table
     assert "far: not measured: 1,011 parameters against our 1,000" in table
+
+
+def test_the_share_beyond_products_is_what_their_rate_leaves_of_each_side_s_time(
+    sides: ModuleType, train_step: ModuleType
+) -> None:
+    shape = train_step.SMALL["d256"]
+    ready = {"parameters": 1000, "version": "1", "device": "gpu", "setting": {}}
+    # The products of a step take 0.6 s at the rate of one that is measured, 0.3 s at the peak.
+    rates = {"peak_flops": shape.flops() / 0.3, "product_flops": shape.flops() / 0.6}
+    rates |= {"peak_source": "data sheet", "product_source": "a product"}
+    answer = {"steps": 2, "core_seconds": 1.0, "peak_bytes": 1}
+    turns = {
+        "ours": sides.Turns(ready, [answer | rates | {"seconds": 2 * 0.75}]),
+        "peer": sides.Turns(ready, [answer | {"seconds": 2 * 1.2}]),
+    }
+    lines = train_step.table("d256", shape, turns).splitlines()
+    head, *_ = (line for line in lines if line.startswith("| side"))
+    column = head.split(" | ").index("beyond products")
+    cells = {line.split(" | ")[0]: line.split(" | ")[column] for line in lines if "GB |" in line}
+    assert cells == {"| ours": "20%", "| peer": "50%"}
 
 
 def test_parameters_of_named_shapes_are_those_of_the_suite(train_step: ModuleType) -> None:

@@ -61,10 +61,6 @@ def run(args: argparse.Namespace) -> int:
     hooks: list = []
     if config.evaluate.every_steps:
         hooks.append(LossHook(config.evaluate.every_steps, config.evaluate.batches))
-    if config.log.wandb_project:
-        from soda_jax.train.wandb import WandbHook
-
-        hooks.append(WandbHook(config.log.wandb_project, config.log.every_steps or config.steps))
     return train(
         config,
         args.workdir,

@@ -32,7 +32,11 @@ GPU: Options = {
     # Two rounds of the scan share no buffer, so that the two above need no copies.
     "xla_gpu_enable_while_loop_double_buffering": True,
 }
-CPU: Options = {}
+CPU: Options = {
+    # The moments are overwritten where they lie. By default each is copied first, because the update
+    # reads the old one as well: without need, since all of it reads before it writes.
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+}
 
 _BY_PLATFORM: Mapping[str, Options] = {"tpu": TPU, "gpu": GPU, "cpu": CPU}
 

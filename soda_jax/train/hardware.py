@@ -35,9 +35,9 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
     return measure_matmul(), f"measured f32 matrix product on {kind}"
 
 
-def measure_matmul(size: int = 1024, repeats: int = 7) -> float:
-    """FLOP/s of a `size`³ f32 matrix product on the default device: the best of `repeats`."""
-    matrix = jnp.ones((size, size), jnp.float32)
+def measure_matmul(size: int = 1024, repeats: int = 7, dtype: str = "float32") -> float:
+    """FLOP/s of a `size`³ product of matrices of `dtype` on the default device, the best of `repeats`."""
+    matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
     seconds = []

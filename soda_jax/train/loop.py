@@ -24,7 +24,9 @@ from soda_jax.progress import progress
 from soda_jax.train import run as parts
 from soda_jax.train.hardware import peak_flops
 from soda_jax.train.hooks import Hook, RunView
-from soda_jax.train.metrics import MetricsLog, note_start
+from soda_jax.train.metrics import note_start, open_logs
+from soda_jax.train.trace import Trace
+from soda_jax.train.wandb import package as wandb_package
 from soda_jax.train.watchdog import FIRST_STEP, Watchdog
 
 DONE = 0
@@ -68,6 +70,8 @@ def train(
         metadata = reader.metadata(report.step) if report else None
         dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)
         program = parts.make_program(config, dataset.layout, len(dataset.source_names))
+        if config.log.wandb_project:
+            wandb_package()
         # Nothing is written before config and data are known to be sound.
         checkpointer = stack.enter_context(parts.open_checkpoints(config, reader))
         parts.write_run_files(config, dataset, workdir)
@@ -86,7 +90,7 @@ def train(
         log = _Log(config, workdir, dataset, program, step, skipped)
         with (
             log,
-            _Trace(profile_steps, workdir / "profile", step, config.steps) as trace,
+            Trace(profile_steps, workdir / "profile", step, config.steps) as trace,
             Loader(dataset, config.batch_size, windows, rows) as loader,
             progress("train", config.steps, start=step) as bar,
             Watchdog(workdir, config.safety.stuck_minutes) as watchdog,
@@ -94,7 +98,9 @@ def train(
         ):
             patience = FIRST_STEP
             while step < config.steps:
-                trace.before(step + 1)
+                if trace.begins(step + 1):
+                    ahead.write()
+                    trace.start(state)
                 watchdog.now(f"step {step + 1}", patience)
                 batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
                 state, metrics = program.step(state, batch)
@@ -111,7 +117,8 @@ def train(
                     continue
 
                 values = ahead.read()
-                trace.after(step, state)
+                if trace.ends(step):
+                    trace.stop(state)
                 for hook in due:
                     watchdog.now(f"{type(hook).__name__} after step {step}")
                     view = RunView(
@@ -155,50 +162,6 @@ def _terminate_flag() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Trace:
-    """The profiler over the steps that were asked for; leaving it ends a trace that still runs."""
-
-    def __init__(self, steps: tuple[int, int] | None, folder: Path, done: int, total: int):
-        """Args: steps: first and last. folder: for the trace. done: steps so far. total: of the run."""
-        self._steps, self._folder, self._running = steps, folder, False
-        if steps and not done < steps[0] <= total:
-            self._steps = None
-            where = f"goes on at step {done + 1}" if done < total else "is done"
-            print(
-                f"no profile of steps {steps[0]} to {steps[1]}: the run {where} and has {total} "
-                "steps; give --profile_steps that lie ahead",
-                file=sys.stderr,
-            )
-        elif steps:
-            self._steps = (steps[0], min(steps[1], total))
-
-    def before(self, step: int) -> None:
-        if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def ends(self, step: int) -> bool:
-        return bool(self._steps and self._running and step == self._steps[1])
-
-    def after(self, step: int, state: Any) -> None:
-        if self.ends(step):
-            jax.block_until_ready(state)
-            self._stop()
-
-    def _stop(self) -> None:
-        # Before the call: a trace that cannot be ended is not to be ended again on the way out.
-        self._running = False
-        jax.profiler.stop_trace()
-
-    def __enter__(self) -> "_Trace":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._running and self._steps:
-            print(f"the profile ends before step {self._steps[1]}: the run stops", file=sys.stderr)
-            self._stop()
-
-
 def _stop_if_broken(
     config: Any, step: int, values: Mapping[str, float], checkpointer: Checkpointer
 ) -> None:
@@ -217,9 +180,7 @@ class _Log:
 
     def __init__(self, config, workdir, dataset, program, start_step, skipped):
         self._config, self._dataset = config, dataset
-        self._file = (
-            MetricsLog(workdir, start_step, config.log.tensorboard) if hosts.is_first() else None
-        )
+        self._logs = open_logs(config, workdir, start_step) if hosts.is_first() else []
         decoder = program.model.config
         tokens = config.batch_size * config.data.sequence_length
         self._flops = training_flops_per_token(decoder, config.data.sequence_length) * tokens
@@ -245,9 +206,9 @@ class _Log:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, kind, *rest):
+        for log in self._logs:
+            log.close(failed=kind is not None)
 
     def step(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> dict[str, float]:
         got = jax.device_get(metrics)
@@ -290,8 +251,8 @@ class _Log:
         self._before = time.perf_counter()
         every = self._config.log.every_steps
         due = step == self._config.steps or (every and step % every == 0)
-        if self._file is not None and due:
-            self._file.write(step, values)
+        for log in self._logs if due else ():
+            log.write(step, values)
         bar.advance(note=f"loss {values.get('loss/all', float('nan')):.3f}")
 
 

@@ -1,15 +1,40 @@
-"""Metrics of a run, written to JSONL and TensorBoard."""
+"""Metrics of a run, written to JSONL and TensorBoard, and to Weights & Biases if asked for."""
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from soda_jax.files import write_atomic
+from soda_jax.train.wandb import WandbLog
 
 FILE = "metrics.jsonl"
 STARTS = "starts.jsonl"
+
+
+class Log(Protocol):
+    """Where the metrics of a run's steps go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the metrics of `step`; called in the order of the steps."""
+
+    def close(self, failed: bool = False) -> None:
+        """Called once, after the last step; `failed` if an error has ended the run."""
+
+
+def open_logs(config: Any, workdir: Path, start_step: int) -> list[Log]:
+    """The logs that a config asks for.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      start_step: steps done so far.
+    """
+    logs: list[Log] = [MetricsLog(workdir, start_step, config.log.tensorboard)]
+    if config.log.wandb_project and start_step < config.steps:
+        logs.append(WandbLog(config.log.wandb_project, workdir, config))
+    return logs
 
 
 class MetricsLog:
@@ -41,8 +66,8 @@ class MetricsLog:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Flushes and closes both."""
+    def close(self, failed: bool = False) -> None:
+        """Flushes and closes both, however the run has ended."""
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -7,45 +7,45 @@ from typing import Any
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
-from soda_jax.parallel import hosts
-from soda_jax.train.hooks import RunView
 
 FILE = "wandb_id"
 
 
-class WandbHook:
-    """Sends the metrics of every `every`-th step; process 0 only.
+def package() -> Any:
+    """The module `wandb`; UserError if it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "config.log.wandb_project is set but wandb is missing: pip install 'soda-jax[wandb]'"
+        ) from None
+    return wandb
 
-    The id of the W&B run stands in the workdir, so that a resumed run goes on in the same curves.
+
+class WandbLog:
+    """A run there, which gets the lines of `metrics.jsonl`.
+
+    Its id stands in the workdir, so that a resumed run goes on in the same curves.
     """
 
-    def __init__(self, project: str, every: int):
-        """Args: project: its name there. every: steps between calls.
+    def __init__(self, project: str, workdir: Path, config: Any):
+        """Args: project: its name there. workdir: the run's folder. config: the run's ConfigDict.
 
         Raises:
           UserError: if the package is not installed.
         """
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "config.log.wandb_project is set but wandb is missing: pip install 'soda-jax[wandb]'"
-            ) from None
-        self.every, self._project, self._wandb = every, project, wandb
-        self._run: Any = None
+        self._run = package().init(
+            project=project, id=_run_id(workdir), config=config.to_dict(), resume="allow"
+        )
 
-    def __call__(self, run: RunView) -> Mapping[str, float]:
-        """Logs `run.metrics`; adds none of its own."""
-        if hosts.is_first():
-            if self._run is None:
-                self._run = self._wandb.init(
-                    project=self._project,
-                    id=_run_id(run.workdir),
-                    config=run.config.to_dict(),
-                    resume="allow",
-                )
-            self._run.log(dict(run.metrics), step=run.step)
-        return {}
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends the metrics of `step`."""
+        self._run.log(dict(values), step=step)
+
+    def close(self, failed: bool = False) -> None:
+        """Waits until all is sent; of a failure the package hears by itself, when the process ends."""
+        if not failed:  # what waits on a network must not hold up the end of the other processes
+            self._run.finish()
 
 
 def _run_id(workdir: Path) -> str:

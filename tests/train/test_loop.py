@@ -19,12 +19,13 @@ from run_toys import (
     stored_state,
     terminate,
 )
-from train_toys import LAYOUT
+from train_toys import LAYOUT, make_batch
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.data.dataset import make_dataset
 from soda_jax.errors import UserError
 from soda_jax.parallel import mesh, rules
+from soda_jax.plan.hlo import parse_module
 from soda_jax.train import loop
 from soda_jax.train import run as parts
 from soda_jax.train.loop import DONE, PREEMPTED, train
@@ -153,6 +154,41 @@ def test_invariant_3_another_batch_size_after_a_resume_goes_on_with_the_next_win
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_trace_holds_no_step_before_its_first_and_all_of_its_last(config, tmp_path, monkeypatch):
+    @jax.jit
+    def late(number):  # the same one, after a tenth of a second or more
+        work = jax.lax.fori_loop(
+            0, 50, lambda _, x: jax.numpy.tanh(x @ x), jax.numpy.ones((256, 256))
+        )
+        return number + 0.0 * work[0, 0]
+
+    real, averages, seen = parts.make_program, [], []
+
+    def delayed(*arguments):
+        program = real(*arguments)
+        step = program.step
+
+        def run(*arguments):
+            state, metrics = step(*arguments)
+            averages.append(late(state["gradient_norm_average"]))
+            return state | {"gradient_norm_average": averages[-1]}, metrics
+
+        program.step = run
+        return program
+
+    def note(*_):
+        written = [row["step"] for row in rows_of(tmp_path)]
+        seen.append((len(averages), averages[-1].is_ready(), written))
+
+    monkeypatch.setattr(parts, "make_program", delayed)
+    monkeypatch.setattr(jax.profiler, "start_trace", note)
+    monkeypatch.setattr(jax.profiler, "stop_trace", note)
+    settings = config(checkpoint__every_steps=0)
+    assert train(settings, tmp_path, profile_steps=(3, 5)) == DONE
+    assert seen == [(2, True, [1, 2]), (5, True, [1, 2, 3, 4])]
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(("action", "after"), [(terminate, PREEMPTED), (kill, KilledError)])
 def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, capsys, action, after):
     hooks = [Watcher(at=2, action=action)]
@@ -249,6 +285,23 @@ def test_the_state_is_sharded_as_its_parameters(config, datasets):
     moments = [s for name, s in by_name.items() if name.endswith("layers.gate")]
     assert len(moments) == 3 and all(s.is_equivalent_to(gate, 3) for s in moments)
     assert not gate.is_fully_replicated and by_name["step"].is_fully_replicated
+
+
+def test_a_step_overwrites_the_moments_where_they_lie(config):
+    program = make_program(config(mesh__data=8, mesh__fsdp=1))
+    laid = rules.batch_sharding(program.mesh, (8, 32))
+    batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=laid)
+        for name, array in make_batch(8, 32).items()
+        if name != "source"
+    }
+    batch["source"] = jax.ShapeDtypeStruct((8,), np.int32)
+    module = parse_module(program.step.lower(program.abstract, batch).compile().as_text())
+    entry = module.computations[module.entry]
+    given = {name for name, line in entry.items() if line.opcode == "parameter"}
+    assert len(given) > 50  # parameters, two moments of each, the batch
+    copied = [line.operands[0] for line in entry.values() if line.opcode == "copy"]
+    assert not given & set(copied)
 
 
 def test_metrics_may_be_written_seldom_or_not_at_all_but_for_the_last_step(whole, config, tmp_path):
