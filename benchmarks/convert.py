@@ -64,7 +64,12 @@ def write_tokenizer(folder: Path) -> None:
     pieces = [*alphabet, *(f"piece {n}" for n in range(128_000 - len(alphabet)))]
     names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_{n}|>" for n in range(254))]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     content = {
         "version": "1.0",
         "added_tokens": [
@@ -159,7 +164,9 @@ def main() -> None:
             rows.setdefault("plain copy and fsync", []).append((copy(out, folder / "copy"), 0.0))
             shutil.rmtree(out)
     print(describe_machine())
-    print(f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` alone {start:,.0f} MB")
+    print(
+        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` alone {start:,.0f} MB"
+    )
     print(f"{'':26} {'MB/s':>8} {'range':>17} {'largest memory, MB':>20}")
     for label, values in rows.items():
         rates = sorted(size / 1e6 / seconds for seconds, _ in values)

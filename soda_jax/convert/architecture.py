@@ -63,7 +63,9 @@ def config_json(
         "rope_theta": rope.theta,
         "rope_scaling": None if rope.factor == 1.0 else scaling,
         "max_position_embeddings": sequence_length,
-        **{name: _REQUIRED[name] for name in ("hidden_act", "attention_bias", "use_sliding_window")},
+        **{
+            name: _REQUIRED[name] for name in ("hidden_act", "attention_bias", "use_sliding_window")
+        },
         "attention_dropout": 0.0,
         "initializer_range": config.width**-0.5,
         "bos_token_id": bos,
@@ -72,6 +74,8 @@ def config_json(
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
+        # The first that has Qwen3; without one, some releases warn of a regular expression that is not there.
+        "transformers_version": "4.51.0",
     }
 
 
@@ -121,7 +125,9 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def decoder_of(content: Mapping[str, Any], vocabulary: VocabularyBlocks, file: Path) -> DecoderConfig:
+def decoder_of(
+    content: Mapping[str, Any], vocabulary: VocabularyBlocks, file: Path
+) -> DecoderConfig:
     """The decoder that `config.json` stands for, computing in f32, with a vocabulary of ours.
 
     Raises:

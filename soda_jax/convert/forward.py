@@ -34,7 +34,7 @@ def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
         x = jnp.asarray(np.concatenate(rows))[None]
         for number in range(config.layers):
             x = _layer(config, weights.layer(number), x)
-        x = rms_norm(x, weights.final_norm(), config.norm_eps)[0]
+        x = rms_norm(x, jnp.asarray(weights.final_norm()), config.norm_eps)[0]
         found = np.empty((len(tokens), config.vocabulary.size), np.float32)
         for first, last in row_blocks(config.vocabulary.size):
             found[:, first:last] = x @ weights.rows(tables(config)[-1], first, last).T

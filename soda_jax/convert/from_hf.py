@@ -105,9 +105,7 @@ def from_huggingface(
         text, layout = read_front_end(source, sizes, tokenizer)
         weights = _as_it_is(source, content, tensors, layout)
     else:
-        text, layout, weights = _extended(
-            source, content, tensors, sizes or SODA_CODEBOOKS, extend
-        )
+        text, layout, weights = _extended(source, content, tensors, sizes or SODA_CODEBOOKS, extend)
     fingerprint = _codec_fingerprint(source, codec, layout, about)
     total = sum(np.prod(t.shape) for t in tensors.tensors.values()) * 4 / 1e6
     if about is not None and "crc32c" in about:

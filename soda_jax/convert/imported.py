@@ -39,9 +39,7 @@ class HuggingFaceWeights:
 
     def _compare_head(self, vocabulary: int) -> None:
         for first, last in row_blocks(vocabulary):
-            pair = [
-                self._folder.read(name, first, last) for name in (names.EMBEDDING, names.HEAD)
-            ]
+            pair = [self._folder.read(name, first, last) for name in (names.EMBEDDING, names.HEAD)]
             if not np.array_equal(pair[0], pair[1]):
                 raise UserError(
                     f"{self._folder.path}: config.json says that the embeddings are tied, but "

@@ -118,7 +118,10 @@ class TensorFolder:
             # The library's own slices read the whole tensor, or map the file, whose pages then count
             # as memory of this process.
             values = np.fromfile(
-                file, dtype, (last - first) * row, offset=tensor.offset + first * row * dtype.itemsize
+                file,
+                dtype,
+                (last - first) * row,
+                offset=tensor.offset + first * row * dtype.itemsize,
             )
             return values.reshape(last - first, *tensor.shape[1:])
         except (OSError, ValueError) as error:
@@ -170,15 +173,14 @@ class TensorWriter:
         files = (
             [SINGLE]
             if len(groups) == 1
-            else [
-                f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))
-            ]
+            else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
         )
         self._file_of = {
             name: file for file, names in zip(files, groups, strict=True) for name in names
         }
         self._last = {names[-1] for names in groups}
-        self._shapes, self._held = dict(shapes), {}
+        self._shapes = dict(shapes)
+        self._held: dict[str, np.ndarray] = {}
 
     def add(self, name: str, tensor: np.ndarray) -> None:
         """Takes a tensor, and writes its file when it was the last one of it.
@@ -223,11 +225,11 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; get the folder again") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); get it again"
-        ) from None
+        raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from None
     return {
-        name: _Tensor(path.name, tuple(about["shape"]), about["dtype"], 8 + size + about["data_offsets"][0])
+        name: _Tensor(
+            path.name, tuple(about["shape"]), about["dtype"], 8 + size + about["data_offsets"][0]
+        )
         for name, about in header.items()
         if name != "__metadata__"
     }

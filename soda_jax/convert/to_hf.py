@@ -16,7 +16,8 @@ from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.convert import names, verify
 from soda_jax.convert.architecture import config_json, decoder_of, generation_config_json
-from soda_jax.convert.card import facts_of_run, model_card
+from soda_jax.convert.card import model_card
+from soda_jax.convert.card_facts import facts_of_run
 from soda_jax.convert.grammar_files import grammar_files
 from soda_jax.convert.imported import HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import DTYPES, SHARD_BYTES, TensorFolder, TensorWriter
@@ -216,9 +217,7 @@ def _outward(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
         yield names.HEAD, table("head")
 
 
-def _write_front_end(
-    partial: Path, metadata: Mapping[str, Any], workdir: Path
-) -> VocabularyLayout:
+def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) -> VocabularyLayout:
     layout = VocabularyLayout.from_json(metadata["layout"])
     tokenizer = load_tokenizer(workdir / "tokenizer")
     if tokenizer.fingerprint != metadata["tokenizer_fingerprint"]:
@@ -277,4 +276,3 @@ def _verify(
     if further is not None:
         further(weights, after)
     return result
-

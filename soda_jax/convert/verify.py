@@ -13,6 +13,7 @@ from soda_jax.model import DecoderConfig
 from soda_jax.progress import Progress
 
 _TYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
+_ROUNDING = 1e-4
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -85,7 +86,7 @@ def check_tensors(
 
 
 def compare_logits(before: Weights, after: Weights, intended: Weights | None = None) -> Logits:
-    """Runs one prompt through both; they must agree exactly, since their numbers do.
+    """Runs one prompt through both; they must agree to rounding, since their numbers are the same.
 
     Args:
       before: what was converted.
@@ -100,7 +101,8 @@ def compare_logits(before: Weights, after: Weights, intended: Weights | None = N
     wanted = first if intended is None else logits(intended, tokens)
     found = logits(after, tokens)
     off = float(np.abs(found - wanted).max())
-    if not off == 0.0:
+    # Products of several threads need not add up in the same order twice.
+    if not off <= _ROUNDING * float(wanted.std()):
         raise UserError(
             f"the converted model computes other logits (by up to {off:.3g}) although its tensors are as "
             "written: config.json or the names do not say what the model is; please report this"
@@ -110,10 +112,7 @@ def compare_logits(before: Weights, after: Weights, intended: Weights | None = N
 
 def described(result: Logits) -> str:
     """One phrase for what is printed."""
-    if result.difference == 0.0:
-        return "logits of a random prompt equal bit for bit"
     return (
-        f"logits of a random prompt differ by at most {result.difference:.2g} "
-        f"(standard deviation {result.deviation:.2g})"
+        f"logits of a random prompt differ by at most {result.difference:.2g}, their standard deviation "
+        f"is {result.deviation:.2g}"
     )
-

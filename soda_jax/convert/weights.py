@@ -84,9 +84,7 @@ class StoredWeights:
 
     def layer(self, number: int) -> dict[str, np.ndarray]:
         """See `Weights`."""
-        return {
-            name: self._reader.read(f"layers/{name}", number) for name in self._layer_names
-        }
+        return {name: self._reader.read(f"layers/{name}", number) for name in self._layer_names}
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""

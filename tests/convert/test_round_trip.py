@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import convert_toys as toys
 import ml_dtypes
@@ -17,7 +16,7 @@ from soda_jax.convert.weights import StoredWeights, whole
 from soda_jax.generate.checkpoint import load_decoder
 
 
-def weights_of(workdir, fields=None):
+def weights_of(workdir):
     reader = CheckpointReader(workdir / "checkpoints")
     step = reader.choose(params_only=True).step
     config = load_decoder(workdir).model.config
@@ -55,7 +54,7 @@ def test_there_and_back_gives_every_bit(tmp_path, tied, shard_bytes):
     assert CheckpointReader(tmp_path / "back" / "checkpoints").steps() == [7]
 
 
-def test_a_second_export_has_the_same_tensors_in_other_files(run, exported, tmp_path):
+def test_a_second_export_has_the_same_tensors_in_other_files(exported, tmp_path):
     assert len(list(exported.glob("*.safetensors"))) > 3
     from_huggingface(exported, tmp_path / "back")
     to_huggingface(tmp_path / "back", tmp_path / "again")
@@ -65,8 +64,8 @@ def test_a_second_export_has_the_same_tensors_in_other_files(run, exported, tmp_
         np.testing.assert_array_equal(one.read(name), many.read(name))
 
 
-def test_the_tables_are_one_matrix_by_id_without_padding(run, exported):
-    functions, params, metadata = toys.write_run(run.parent / "again")
+def test_the_tables_are_one_matrix_by_id_without_padding(exported, tmp_path):
+    functions, params, _ = toys.write_run(tmp_path / "again")
     vocabulary = functions.config.vocabulary
     assert vocabulary.rows > vocabulary.size  # there is padding to be cut
     folder = TensorFolder(exported)
@@ -81,11 +80,10 @@ def test_the_tables_are_one_matrix_by_id_without_padding(run, exported):
         for group, size in enumerate(toys.CODEBOOKS):
             np.testing.assert_array_equal(matrix[at : at + size], groups[group, :size])
             at += size
-    shutil.rmtree(run.parent / "again")
 
 
-def test_a_linear_layer_becomes_outputs_by_inputs(run, exported):
-    _, params, _ = toys.write_run(run.parent / "again")
+def test_a_linear_layer_becomes_outputs_by_inputs(exported, tmp_path):
+    _, params, _ = toys.write_run(tmp_path / "again")
     layers = params["layers"]
     folder = TensorFolder(exported)
     query = folder.read("model.layers.1.self_attn.q_proj.weight")
@@ -96,7 +94,6 @@ def test_a_linear_layer_becomes_outputs_by_inputs(run, exported):
     np.testing.assert_array_equal(query[2 * head_dim + 3], layers["query"][1, :, 2, 3])
     np.testing.assert_array_equal(output[:, 2 * head_dim + 3], layers["output"][1, 2, 3])
     np.testing.assert_array_equal(down, np.asarray(layers["down"][1]).T)
-    shutil.rmtree(run.parent / "again")
 
 
 def test_bf16_is_rounded_once_and_then_exact(run, tmp_path):
@@ -122,9 +119,7 @@ def test_the_converted_checkpoint_serves_as_a_run(run, exported, tmp_path):
         for d in (before, after)
     ]
     np.testing.assert_array_equal(*table)
-    np.testing.assert_array_equal(
-        before.params["layers"]["gate"], after.params["layers"]["gate"]
-    )
+    np.testing.assert_array_equal(before.params["layers"]["gate"], after.params["layers"]["gate"])
 
 
 def test_whole_gives_the_parameters_of_a_decoder(run):
