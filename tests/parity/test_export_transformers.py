@@ -132,6 +132,13 @@ def test_a_step_at_a_time_allows_the_same_as_reading_all_anew(tmp_path):
     assert 0 < ended < 40 * len(ids)
 
 
+def test_a_prompt_that_is_one_token_longer_than_the_last_is_not_taken_for_a_step(tmp_path):
+    one = save(tmp_path, SMALL).from_pretrained(tmp_path)
+    one.legal(torch.tensor([[8, 12, 14, 17], [8, 12, 15, 18]]))
+    legal = one.legal(torch.tensor([[8, 12, 14, 17, 13], [8, 1, 2, 3, 4]]))
+    assert legal[1].nonzero()[:, 0].tolist() == [*range(7), SMALL.eos]
+
+
 def test_a_row_that_met_another_stop_token_takes_padding(tmp_path):
     soda_grammar = save(tmp_path, SMALL)
     for padding in (SMALL.eos, 0):
