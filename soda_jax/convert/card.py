@@ -35,7 +35,7 @@ def _paragraphs(facts: CardFacts) -> Iterator[str]:
     yield f"# {_text(facts.name)}"
     yield (
         "An audio language model of the SODA family: a decoder that reads and writes interleaved text, "
-        "semantic and acoustic tokens. The architecture is Qwen3's; the model was trained with soda_jax."
+        "semantic and acoustic tokens. The architecture is Qwen3's."
     )
     yield _table(("", ""), _overview(facts))
     yield "## Use"
@@ -136,7 +136,12 @@ codes = [  # [frames, codebooks], for the decoder of the codec
     yield (
         f"Each audio id is written as one character, U+{FIRST_CHARACTER:X}–U+{last:X}. {where} This "
         "tokenizer makes audio of them wherever they stand: remove them from text before you put it into "
-        "a prompt. The model was trained on text that was encoded without this fault."
+        "a prompt."
+        + (
+            " soda_jax, which trained it, encodes text without this fault."
+            if facts.code_version
+            else ""
+        )
     )
 
 

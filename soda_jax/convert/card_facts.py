@@ -167,7 +167,7 @@ def _sources(
         if composition == "S+A+T" and source.get("order"):
             view.append(str(source["order"]).replace("_", "-"))
         if source.get("codebooks"):
-            view.append(f"{source['codebooks']} codebooks")
+            view.append(f"codebooks: {source['codebooks']}")
         noted = summary.get(name, {})
         found.append(
             Source(

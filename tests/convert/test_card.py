@@ -42,6 +42,7 @@ def metadata():
             "sources": {
                 "yodas2": {**source, "weight": 3.0, "denied": "denied/librispeech.txt"},
                 "pipe|d": {**source, "weight": 1.0, "composition": "text"},
+                "one": {**source, "weight": 4.0, "codebooks": 1},
             }
         },
     }  # fmt: skip
@@ -105,14 +106,15 @@ def test_the_card_names_what_the_run_knows(run):
     ):  # fmt: skip
         assert row in config, row
     assert "consent" in section(card, "Voices")
-    assert "not known" not in card.replace(section(card, "Contamination"), "")
+    assert "not known" not in head + config + section(card, "Loss")
 
 
 def test_sources_stand_with_weight_tokens_and_denied_documents(run):
     data = section(card_of(run), "Training data")
     assert DIGEST in data
-    assert "| yodas2 | 0.7500 | S+A+T, both | 123,456,789 | `denied/librispeech.txt`: 42 |" in data
-    assert r"| pipe\|d | 0.2500 | text | 777,777 | none |" in data
+    assert "| yodas2 | 0.3750 | S+A+T, both | 123,456,789 | `denied/librispeech.txt`: 42 |" in data
+    assert "| one | 0.5000 | S+A+T, both, codebooks: 1 | not known | none |" in data
+    assert r"| pipe\|d | 0.1250 | text | 777,777 | none |" in data
 
 
 def test_losses_are_the_newest_up_to_the_step_with_their_own_step(run):
@@ -149,7 +151,7 @@ def test_what_has_no_file_is_not_known(run):
     (run / "metrics.jsonl").unlink()
     card = card_of(run)
     assert (
-        "| yodas2 | 0.7500 | S+A+T, both | not known | `denied/librispeech.txt`: not known |"
+        "| yodas2 | 0.3750 | S+A+T, both | not known | `denied/librispeech.txt`: not known |"
         in (section(card, "Training data"))
     )
     assert section(card, "Loss").count("not known") == 2
@@ -158,7 +160,7 @@ def test_what_has_no_file_is_not_known(run):
         assert "not known" in section(card, title), title
     head = card.split("## Use")[0]
     assert head.count("not known") == 5  # tokens, tokenizer, codec, data, code
-    assert "denied" not in card and "left out" not in card
+    assert "denied" not in card and "left out" not in card and "soda_jax" not in card
 
 
 def test_counts_of_other_data_than_the_checkpoints_are_not_told(run):
