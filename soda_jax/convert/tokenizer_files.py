@@ -208,9 +208,13 @@ def check_ids(
                     f"U+{ord(character):X}, which is {wanted}: a text vocabulary that has this "
                     "character as a piece cannot be exported; use a byte-level one"
                 )
-    size = full.get_vocab_size(with_added_tokens=True)
-    if size != layout.size:
-        raise UserError(f"{source} has {size:,} ids, the vocabulary layout {layout.size:,}")
+    found = set(full.get_vocab(with_added_tokens=True).values())
+    differ = found ^ set(range(layout.size))
+    if differ:
+        raise UserError(
+            f"{source} has {len(found):,} ids, the vocabulary layout {layout.size:,}: id {min(differ)} is "
+            "in one of them alone"
+        )
     start, end = MARKERS[:2]
     for text in probes(tokenizer):
         ours = tokenizer.encode(text)

@@ -130,7 +130,7 @@ def test_ids_without_a_piece_get_a_name_and_keep_their_place(ids, reserved):
     found = exported.encode("<s>edcba</s><|audio_start|>\ue000\ue007").ids
     base = layout.audio_base
     assert found == [reserved[0], *ids[::-1], reserved[1], base - 2, base, base + 7]
-    assert exported.get_vocab_size() == layout.size
+    assert sorted(exported.get_vocab().values()) == list(range(layout.size))
 
 
 def test_settings_name_the_specials_and_add_nothing(tokenizers):

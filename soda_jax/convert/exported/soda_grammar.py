@@ -147,6 +147,7 @@ class SodaGrammar(LogitsProcessor):
     def _groups(self, ids: torch.Tensor) -> torch.Tensor:
         """The group of each id, one more than there are for ids outside the vocabulary."""
         groups = self._tables["group_of_id"]
+        ids = ids.to(groups.device)
         inside = (ids >= 0) & (ids < len(groups))
         return torch.where(inside, groups[ids.clamp(0, len(groups) - 1)], len(self._names))
 
