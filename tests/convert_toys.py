@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from toys import SHAPE, random_params
 
 from soda_jax.checkpoints import Checkpointer
+from soda_jax.data.manifest import Manifest
+from soda_jax.data.shards import ShardWriter
+from soda_jax.data.splitting import split_document
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.text import ByteTokenizer, TextTokenizer, make_layout
 
 CODEBOOKS = (6, 4, 4)
@@ -54,3 +59,24 @@ def write_run(
     with Checkpointer(workdir / "checkpoints", every_steps=1) as checkpointer:
         checkpointer.maybe_save(step, {"params": params, "moments": params}, metadata, force=True)
     return functions, params, metadata
+
+
+def write_data(folder: Path, documents: int = 30) -> Path:
+    """A data set of random bytes and codes with a validation split, for the model of `write_run`."""
+    tokenizer = ByteTokenizer()
+    layout = make_layout(tokenizer, CODEBOOKS)
+    rng = np.random.default_rng(5)
+    splits = {}
+    for split in ("train", "validation"):
+        writer = ShardWriter(folder / split / "shard-00000.array_record", layout)
+        for number in range(documents):
+            text = rng.integers(97, 122, 9).astype(np.int32)
+            codes = (rng.random((4, 3)) * CODEBOOKS).astype(np.uint16)
+            utterance = Utterance(bytes(text.tolist()).decode(), text, codes)
+            for record in split_document(f"{split}-{number}", [utterance], layout):
+                writer.write(record)
+        splits[split] = (writer.close(),)
+    codec = {"name": "toy", "fingerprint": "c" * 32, "sample_rate": 16_000, "frame_rate": 12.5}
+    manifest = Manifest("speech", layout, codec, tokenizer.fingerprint, splits, generation=0)
+    manifest.save(folder)
+    return folder

@@ -191,7 +191,8 @@ def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
             f"held-out loss of {windows.count:,} windows: {first:.5f} nats a token before, "
             f"{second:.5f} after"
         )
-        if not abs(second - first) < 0.01:
+        # Rounding to bf16 moves it a little.
+        if not abs(second - first) <= (0.01 if getattr(args, "dtype", "f32") == "bf16" else 1e-5):
             raise UserError(
                 f"the held-out loss is {first:.5f} before and {second:.5f} after the conversion; please "
                 "report this"
@@ -211,7 +212,7 @@ def _data(args: argparse.Namespace, workdir: str | None) -> dict[str, Any]:
 
         reader = CheckpointReader(folder.of_run(workdir))
         data = reader.metadata(reader.choose(args.step, params_only=True).step)["data"]
-        if not data["sources"]:
+        if not all(source["path"] for source in data["sources"].values()):
             raise UserError(
                 f"{workdir} was converted and knows no data; give a data set with --data=DIR"
             )

@@ -15,6 +15,7 @@ import numpy as np
 import soda_jax
 from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
+from soda_jax.configs import base
 from soda_jax.convert import names, verify
 from soda_jax.convert.architecture import decoder_of
 from soda_jax.convert.front_end import read_front_end
@@ -239,7 +240,7 @@ def _metadata(
         "jax": jax.__version__,
         "windows": 0,
         "config": {"model": fields},
-        "data": {"sources": {}},
+        "data": _data(about),
         "data_digest": about["data_digest"] if about else None,
         "layout": layout.to_json(),
         "layout_fingerprint": layout.fingerprint,
@@ -251,6 +252,14 @@ def _metadata(
             **({} if extend is None else dataclasses.asdict(extend)),
         },
     }
+
+
+def _data(about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The data of a run as its config has it, but for the paths, which nobody knows here."""
+    views = (about or {}).get("sources") or {"data": {"weight": 1.0}}
+    config = base.default()
+    config.data.sources = {name: base.source("", **view) for name, view in views.items()}
+    return config.data.to_dict()
 
 
 def _verify(

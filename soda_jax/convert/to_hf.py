@@ -32,6 +32,8 @@ from soda_jax.tokens.text import load_tokenizer
 
 FORMAT_VERSION = 1
 ABOUT, OURS = "soda.json", "soda"
+# Of a data source: how it was read, and not where it lay.
+VIEW = ("weight", "order", "composition", "codebooks")
 # A larger codec is somebody's published model: it is named, not copied.
 _CODEC_BYTES = 32 << 20
 
@@ -209,12 +211,15 @@ def _outward(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
 
     yield names.EMBEDDING, table("embedding")
     for number in range(config.layers):
-        layer = weights.layer(number)
-        for name, place in names.LAYER.items():
-            yield names.layer_name(number, place), names.outward(layer[name], place)
+        for place, values in _layer_outward(weights.layer(number)):
+            yield names.layer_name(number, place), names.outward(values, place)
     yield names.FINAL_NORM, weights.final_norm()
     if "head" in tables(config):
         yield names.HEAD, table("head")
+
+
+def _layer_outward(layer: Mapping[str, np.ndarray]) -> list[tuple[names.Place, np.ndarray]]:
+    return [(place, layer[name]) for name, place in names.LAYER.items()]
 
 
 def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) -> VocabularyLayout:
@@ -251,6 +256,10 @@ def _about(
         "data_digest": metadata.get("data_digest"),
         **{name: metadata[name] for name in kept},
         "config": config,
+        "sources": {
+            name: {key: source[key] for key in VIEW if key in source}
+            for name, source in metadata["data"]["sources"].items()
+        },
         "crc32c": dict(checksums),
     }
 
