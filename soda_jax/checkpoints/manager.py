@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Self
 
-from soda_jax.checkpoints import digest, folder, tree
+from soda_jax.checkpoints import chunks, digest, folder, tree
 from soda_jax.checkpoints.restore import (
     FORMAT_VERSION,
     METADATA,
@@ -119,9 +119,11 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         whole = tree.nested(state)
-        items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(whole.pop(PARAMS))}
-        if whole:
-            items[TRAINING] = ocp.args.PyTreeSave(whole)
+        arrays = {PARAMS: whole.pop(PARAMS)} | ({TRAINING: whole} if whole else {})
+        items: dict[str, Any] = {
+            name: ocp.args.PyTreeSave(item, chunks.save_arguments(item))
+            for name, item in arrays.items()
+        }
         content = metadata() if callable(metadata) else metadata
         items[METADATA] = ocp.args.JsonSave({**content, "format_version": FORMAT_VERSION})
         try:
