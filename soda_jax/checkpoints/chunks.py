@@ -1,4 +1,4 @@
-"""How large arrays lie in a checkpoint: in chunks, so that a part is read without the rest."""
+"""How large parameters lie in a checkpoint: in chunks, so that a part is read without the rest."""
 
 import math
 from typing import Any

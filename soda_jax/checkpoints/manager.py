@@ -119,11 +119,11 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         whole = tree.nested(state)
-        arrays = {PARAMS: whole.pop(PARAMS)} | ({TRAINING: whole} if whole else {})
-        items: dict[str, Any] = {
-            name: ocp.args.PyTreeSave(item, chunks.save_arguments(item))
-            for name, item in arrays.items()
-        }
+        params = whole.pop(PARAMS)
+        # Only the parameters are read in parts, and writing chunks costs a copy.
+        items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(params, chunks.save_arguments(params))}
+        if whole:
+            items[TRAINING] = ocp.args.PyTreeSave(whole)
         content = metadata() if callable(metadata) else metadata
         items[METADATA] = ocp.args.JsonSave({**content, "format_version": FORMAT_VERSION})
         try:
