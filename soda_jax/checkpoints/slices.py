@@ -22,7 +22,7 @@ from soda_jax.checkpoints.restore import PARAMS
 from soda_jax.errors import UserError
 
 # Chunks that were read and may be wanted again, as when one holds several layers.
-_CACHE_BYTES = 128 << 20
+_CACHE_BYTES = 64 << 20
 # OCDBT gathers what is written up to this size before it writes a file.
 _FILE_BYTES = 64 << 20
 _TREE = "_METADATA"

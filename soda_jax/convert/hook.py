@@ -1,6 +1,5 @@
 """Exports for Hugging Face while a run trains, as a hook of the trainer."""
 
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +17,8 @@ _SECONDS = 4 * 3600.0
 class ExportHook:
     """Writes `WORKDIR/exports/step-N` after every `every` steps and after the last one.
 
-    Every process takes part in fetching the parameters; process 0 writes. The folder appears whole, by
-    a rename. One that is there already, as in a run that was resumed before it, is left as it is.
+    Every process takes part in fetching the parameters; process 0 writes. The folder appears when it is
+    whole and verified. One that is there already, as in a run that was resumed before it, is left as it is.
     """
 
     def __init__(self, every: int, dtype: str, export: Callable[..., Any] | None = None):
@@ -48,30 +47,18 @@ class ExportHook:
         # Process 0 looks for all: a workdir may be a folder of one machine alone.
         if hosts.broadcast_json(folder.exists(), "export there"):
             return {}
-        partial, write = folder.with_name(f".{folder.name}.partial"), hosts.is_first()
-        try:
-            if write:
-                folder.parent.mkdir(exist_ok=True)
-                shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-            self._export(
-                LiveWeights(run.params, run.model.config, run.mesh),
-                partial,
-                metadata=run.metadata(),
-                workdir=run.workdir,
-                dtype=self._dtype,
-                write=write,
-            )
-            if write:
-                partial.rename(folder)
-                print(f"exported step {run.step} to {folder}", file=sys.stderr, flush=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: the export cannot be written ({error}); is the disk full or not writable? "
-                "Checkpoints are untouched"
-            ) from None
-        finally:
-            if write:
-                shutil.rmtree(partial, ignore_errors=True)
+        write = hosts.is_first()
+        self._export(
+            LiveWeights(run.params, run.model.config, run.mesh),
+            folder,
+            step=run.step,
+            metadata=run.metadata(),
+            workdir=run.workdir,
+            dtype=self._dtype,
+            write=write,
+        )
+        if write:
+            print(f"exported step {run.step} to {folder}", file=sys.stderr, flush=True)
         # Here, and not in a collective of the next step, the others wait for the files of process 0.
         hosts.barrier("export", _SECONDS)
         return {}

@@ -175,7 +175,7 @@ def export(
             workdir,
             dict(metadata),
             step,
-            name=out.name,
+            name=out.resolve().name,
             parameters=parameters,
             dtype=dtype,
             contamination=contamination,

@@ -53,7 +53,7 @@ def test_no_path_of_this_machine_leaves_with_an_export(exported, tmp_path):
         (("to-hf", "RUN", "RUN"), "not an empty folder"),
         (("to-hf", "RUN", "out", "--shard_mb=0"), "--shard_mb=0"),
         (("to-hf", "RUN", "out", "--contamination=none.jsonl"), "none.jsonl"),
-        (("to-hf", "RUN", "out", "--verify=full"), "held-out"),
+        (("to-hf", "RUN", "out", "--verify=full"), "validation split"),
         (("from-hf", "nowhere", "out"), "config.json is missing"),
         (("from-hf", "OUT", "out", "--codebook_sizes=6,x"), "--codebook_sizes=6,x"),
         (("from-hf", "OUT", "out", "--codebook_sizes=6,4"), "6,4"),
