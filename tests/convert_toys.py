@@ -36,6 +36,7 @@ def write_run(
     tokenizer: TextTokenizer | None = None,
     seed: int = 0,
     step: int = 7,
+    directory: str | None = None,
 ) -> tuple[ModelFunctions, dict[str, Any], dict[str, Any]]:
     """Writes a run; returns model, parameters and the checkpoint's metadata."""
     model = model or fields()
@@ -55,8 +56,10 @@ def write_run(
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
     tokenizer.save(workdir / "tokenizer")
-    write_json(workdir / "config.json", {**config, "checkpoint": {"directory": "checkpoints"}})
-    with Checkpointer(workdir / "checkpoints", every_steps=1) as checkpointer:
+    write_json(
+        workdir / "config.json", {**config, "checkpoint": {"directory": directory or "checkpoints"}}
+    )
+    with Checkpointer(directory or workdir / "checkpoints", every_steps=1) as checkpointer:
         checkpointer.maybe_save(step, {"params": params, "moments": params}, metadata, force=True)
     return functions, params, metadata
 

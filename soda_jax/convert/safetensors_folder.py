@@ -202,6 +202,7 @@ class TensorWriter:
             save_file(self._held, file, metadata={"format": "pt"})
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+            file.chmod(0o644)  # the library lets only the owner read it
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be written ({error}); is the disk full?") from None
         self._held = {}

@@ -149,3 +149,8 @@ def held_out(told):
     line = next(line for line in told.splitlines() if line.startswith("held-out loss"))
     words = line.split()
     return float(words[5]), float(words[words.index("before,") + 1])
+
+
+def test_others_may_read_an_export(exported):
+    for path in exported.rglob("*"):
+        assert path.stat().st_mode & 0o044 == 0o044, path

@@ -4,6 +4,7 @@ import convert_toys as toys
 import ml_dtypes
 import numpy as np
 import pytest
+from gcs import require_bucket
 from safetensors.numpy import load_file
 
 from soda_jax.checkpoints import CheckpointReader
@@ -131,3 +132,15 @@ def test_whole_gives_the_parameters_of_a_decoder(run):
     rows = weights.config.vocabulary.row_of_id
     table = np.concatenate([made["head_first"], made["head_groups"].reshape(-1, 16)])
     np.testing.assert_array_equal(table[rows], weights.rows("head", 0, len(rows)))
+
+
+def test_checkpoints_on_a_bucket_are_read_there(tmp_path):
+    place = f"{require_bucket()}/{tmp_path.name}/checkpoints"
+    toys.write_run(tmp_path / "run", directory=place)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    to_huggingface(tmp_path / "run", tmp_path / "out")
+    toys.write_run(tmp_path / "local")
+    to_huggingface(tmp_path / "local", tmp_path / "same")
+    first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "same"))
+    for name in second:
+        np.testing.assert_array_equal(first[name], second[name])
