@@ -19,7 +19,7 @@ CORE = [
     "scipy>=1.13",
     "tensorboardX>=2.6",
     "rich>=13",
-    "safetensors>=0.5",
+    "safetensors>=0.8",
     "google-crc32c>=1.6",
     "soundfile>=0.12",
     "soxr>=0.5",
@@ -67,7 +67,7 @@ setup(
         "soda_jax.configs",
     ],
     package_dir={"soda_jax.configs": "configs"},
-    package_data={"soda_jax": ["py.typed", "**/*.html"]},
+    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*.py"]},
     install_requires=CORE,
     extras_require={
         "tokenize": TOKENIZE,

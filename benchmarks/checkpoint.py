@@ -2,10 +2,11 @@
 
     python benchmarks/checkpoint.py [--megabytes 512] [--repeats 5] [--directory /tmp]
 
-The state is f32 noise on one device, a third parameters and two thirds moments. One round does
-everything once, in turn, so that a slow moment of the disk meets all rows alike; the table has the
-median over rounds and the range. Reads come from the page cache, so they show what the software
-costs, not the disk; a plain read of the same bytes stands beside them.
+The state is f32 noise on one device, a third parameters and two thirds moments: stacks of layers, as
+the decoder has them, and a table. One round does everything once, in turn, so that a slow moment of
+the disk meets all rows alike; the table has the median over rounds and the range. Reads come from the
+page cache, so they show what the software costs, not the disk; a plain read of the same bytes stands
+beside them.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from _machine import describe_machine
 from soda_jax.checkpoints import Checkpointer, CheckpointReader, digest
 from soda_jax.progress import track
 
-LAYERS = 16
+LAYERS, WIDTH = 16, 1024
 LIMITS = {
     "async save: training waits": "naming leaves, starting copies and threads; on a GPU or TPU also the copy to host",
     "async save until committed": "writing through the page cache, and fsync",
@@ -44,14 +45,20 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def make_state(megabytes: int) -> dict[str, Any]:
-    """{params, opt_state} of about so many MB of f32 noise."""
-    size = megabytes * 1_000_000 // (4 * 3 * LAYERS)
+    """{params, opt_state} of about so many MB of f32 noise, half in one stack, an eighth in a table."""
+    rows = max(LAYERS, megabytes * 1_000_000 // (4 * 3 * 8 * WIDTH) // LAYERS * LAYERS)
+    shapes = {
+        "up": (LAYERS, 4 * rows // LAYERS, WIDTH),
+        "down": (LAYERS, WIDTH, 2 * rows // LAYERS),
+        "output": (LAYERS, rows // LAYERS, WIDTH),
+        "table": (rows, WIDTH),
+    }
     generator = np.random.default_rng(0)
 
     def leaves() -> dict[str, jax.Array]:
         return {
-            f"layer_{n}": jax.device_put(generator.standard_normal(size, np.float32))
-            for n in range(LAYERS)
+            name: jax.device_put(generator.standard_normal(shape, np.float32))
+            for name, shape in shapes.items()
         }
 
     return {"params": leaves(), "opt_state": {"mu": leaves(), "nu": leaves()}}

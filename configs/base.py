@@ -11,6 +11,10 @@ def default() -> ConfigDict:
         {
             "seed": 0,
             "steps": 1000,
+            # A run without a checkpoint of its own takes its parameters from those of this workdir, of a
+            # run or of `soda convert from-hf`; also a checkpoint folder, or gs://…
+            "start_from": "",
+            "start_from_step": -1,  # -1: its newest
             "batch_size": 32,  # windows a step, over all hosts
             "accumulate": 1,  # micro-batches a step; the loss is weighted by tokens
             "model": {
@@ -76,6 +80,7 @@ def default() -> ConfigDict:
                 "keep_period": 0,
             },
             "evaluate": {"every_steps": 1000, "batches": 16},
+            "export": {"every_steps": 0, "dtype": "float32"},  # for Hugging Face; 0: never
             "log": {"every_steps": 1, "tensorboard": True, "wandb_project": ""},
         }
     ).lock()  # a misspelt key in an experiment is an error

@@ -20,6 +20,7 @@ COMMANDS = (
     "doctor",
     "train",
     "checkpoints",
+    "convert",
     "evaluate",
     "generate",
 )

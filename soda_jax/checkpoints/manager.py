@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Self
 
-from soda_jax.checkpoints import digest, folder, tree
+from soda_jax.checkpoints import chunks, digest, folder, tree
 from soda_jax.checkpoints.restore import (
     FORMAT_VERSION,
     METADATA,
@@ -119,7 +119,9 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         whole = tree.nested(state)
-        items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(whole.pop(PARAMS))}
+        params = whole.pop(PARAMS)
+        # Only the parameters are read in parts, and writing chunks costs a copy.
+        items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(params, chunks.save_arguments(params))}
         if whole:
             items[TRAINING] = ocp.args.PyTreeSave(whole)
         content = metadata() if callable(metadata) else metadata

@@ -70,6 +70,11 @@ class CheckpointReader:
         """The folder of one step."""
         return self.directory / str(step)
 
+    def has_training(self, step: int) -> bool:
+        """Whether a step has an optimizer state and counters, and not the parameters alone."""
+        with folder.reaching(self.directory):
+            return (self.path(step) / TRAINING).exists()
+
     def choose(
         self,
         step: int | None = None,

@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     hooks: list = []
     if config.evaluate.every_steps:
         hooks.append(LossHook(config.evaluate.every_steps, config.evaluate.batches))
+    if config.export.every_steps:
+        from soda_jax.convert.hook import ExportHook
+
+        hooks.append(ExportHook(config.export.every_steps, config.export.dtype))
     return train(
         config,
         args.workdir,

@@ -111,9 +111,9 @@ def _data_config(model: SpeechModel | TrainedDecoder, paths: Mapping[str, str]) 
             raise UserError(f"the run has no source {name}; its sources are {', '.join(sources)}")
         sources[name]["path"] = path
     for name, source in sources.items():
-        if not is_url(source["path"]) and not Path(source["path"]).is_dir():
+        if not source["path"] or not (is_url(source["path"]) or Path(source["path"]).is_dir()):
             raise UserError(
-                f"source {name}: {source['path']} does not exist here; name its folder with "
+                f"source {name}: {source['path'] or 'its data'} does not exist here; name its folder with "
                 f"--source={name}=DIR"
             )
         manifest = Manifest.load(source["path"], source["generation"])

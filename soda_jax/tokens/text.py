@@ -87,6 +87,9 @@ class JsonTokenizer:
     Without them a literal `<|audio_start|>` or `</s>` in a transcript is split like any other text.
     Where the vocabulary itself holds a special token as an ordinary piece (SentencePiece's `<s>`),
     the text is cut inside the piece and encoded again.
+
+    Attributes:
+      content: the JSON text.
     """
 
     def __init__(self, content: str, source: str = _FILE):
@@ -106,7 +109,7 @@ class JsonTokenizer:
             self._plain = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"{source} is not a tokenizer.json: {error}") from None
-        self._content = content
+        self.content = content
         self.vocabulary_size = _vocabulary_size(self._full, added)
         by_name = {token["content"]: int(token["id"]) for token in added}
         self.bos = _named(by_name, BOS_NAMES, "BOS", source)
@@ -153,7 +156,7 @@ class JsonTokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes the `tokenizer.json` unchanged."""
-        write_atomic(Path(directory) / _FILE, self._content)
+        write_atomic(Path(directory) / _FILE, self.content)
 
 
 def _vocabulary_size(tokenizer: Any, added: list[dict[str, Any]]) -> int:

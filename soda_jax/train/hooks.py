@@ -1,7 +1,7 @@
 """What may be plugged into a run: evaluators, exporters, further loggers."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ class RunView:
       params: its parameters on the devices; donated to the next step, so not to be kept.
       dataset: the training mixture.
       metrics: the metrics of this step as plain floats.
+      metadata: makes what a checkpoint of this step would hold beside its arrays.
     """
 
     step: int
@@ -33,6 +34,7 @@ class RunView:
     params: Any
     dataset: Any
     metrics: Mapping[str, float]
+    metadata: Callable[[], dict[str, Any]]
 
 
 class Hook(Protocol):

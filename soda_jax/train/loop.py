@@ -25,6 +25,7 @@ from soda_jax.train import run as parts
 from soda_jax.train.hardware import peak_flops
 from soda_jax.train.hooks import Hook, RunView
 from soda_jax.train.metrics import note_start, open_logs
+from soda_jax.train.start import check_resumable, find_start
 from soda_jax.train.trace import Trace
 from soda_jax.train.wandb import package as wandb_package
 from soda_jax.train.watchdog import FIRST_STEP, Watchdog
@@ -43,6 +44,8 @@ def train(
     allow_data_change: bool = False,
 ) -> int:
     """Trains `config` in `workdir`, from its newest valid checkpoint if it has one.
+
+    A run that has none begins with the parameters of `config.start_from`, or with random ones.
 
     Args:
       config: an ml_collections config with the keys of `configs/base.py`.
@@ -68,16 +71,23 @@ def train(
         reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         report = reader.choose() if reader.steps() else None
         metadata = reader.metadata(report.step) if report else None
+        if report and metadata:
+            check_resumable(reader, report.step, metadata)
+        start = None if report else find_start(config, workdir)
         dataset = parts.open_data(config, metadata, allow_data_change, reader.directory)
+        if start:
+            start.check_data(dataset)
         program = parts.make_program(config, dataset.layout, len(dataset.source_names))
         if config.log.wandb_project:
             wandb_package()
         # Nothing is written before config and data are known to be sound.
         checkpointer = stack.enter_context(parts.open_checkpoints(config, reader))
-        parts.write_run_files(config, dataset, workdir)
+        parts.write_run_files(config, dataset, workdir, start.path if start else "")
         if report:
             state, metadata, _ = checkpointer.restore(program.abstract, report.step)
             print(f"resumed from step {report.step}", file=sys.stderr)
+        elif start:
+            state, metadata = start.state(program), start.earlier()
         else:
             state = program.init()
         # From here on a fault of one process ends all at once: to close in order, it would have to
@@ -119,6 +129,10 @@ def train(
                 values = ahead.read()
                 if trace.ends(step):
                     trace.stop(state)
+                # The loader's count is the position in the data: what step `step` has consumed.
+                about = functools.partial(
+                    parts.run_metadata, config, dataset, loader.windows, metadata
+                )
                 for hook in due:
                     watchdog.now(f"{type(hook).__name__} after step {step}")
                     view = RunView(
@@ -130,6 +144,7 @@ def train(
                         state["params"],
                         dataset,
                         values,
+                        about,
                     )
                     values |= hook(view)
                 log.write(step, values, bar)
@@ -137,10 +152,6 @@ def train(
                     stop = hosts.any_process(terminated.is_set(), "stop")
                 if save or stop:
                     watchdog.now(f"saving after step {step}")
-                    # The loader's count is the position in the data: what step `step` has consumed.
-                    about = functools.partial(
-                        parts.run_metadata, config, dataset, loader.windows, metadata
-                    )
                     checkpointer.maybe_save(step, state, about, force=True)
                 if stop and step < config.steps:
                     print(f"asked to stop: saved step {step}", file=sys.stderr)

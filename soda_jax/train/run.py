@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +14,17 @@ import jax
 import soda_jax
 from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
-from soda_jax.data.storage.locations import absolute, is_url, join
-from soda_jax.data.storage.remote import download_folder
+from soda_jax.data.storage.locations import absolute
 from soda_jax.errors import UserError
-from soda_jax.files import link_or_copy, write_json
+from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.mesh import make_mesh, mesh_sizes, slice_count
 from soda_jax.parallel.xla_options import compiler_options
+from soda_jax.train.front_end import check_front_end, copy_front_end
 from soda_jax.train.optimizer import make_optimizer
-from soda_jax.train.state import State, abstract_state, make_state
+from soda_jax.train.state import State, abstract_state, make_state, state_of
 from soda_jax.train.step import StepSettings, make_train_step
 
 
@@ -63,7 +62,7 @@ def open_data(
                 source["generation"] = pinned[name]["generation"]
     dataset = make_dataset(data)
     if metadata is not None:
-        _check_front_end(dataset, metadata, checkpoint)
+        check_front_end(dataset, metadata, checkpoint)
     if metadata is not None and not allow_change and dataset.digest != metadata["data_digest"]:
         raise UserError(
             f"the data is not that of the checkpoint (digest {dataset.digest[:12]} against "
@@ -71,50 +70,6 @@ def open_data(
             "restore them, use another --workdir, or pass --allow_data_change"
         )
     return dataset
-
-
-def _check_front_end(
-    dataset: Dataset, metadata: dict[str, Any], checkpoint: str | os.PathLike[str]
-) -> None:
-    """Refuses data whose ids mean something else than those that the checkpoint has learned.
-
-    No option lets it pass: the run would go on without an error and train on noise. The layout comes
-    last, because another tokenizer or codec mostly changes it too and is the fault to mend.
-    """
-    ids = [
-        (
-            "tokenizer",
-            "tokenizer_fingerprint",
-            dataset.tokenizer_fingerprint,
-            "bring the data over with soda retext",
-        ),
-        (
-            "codec",
-            "codec_fingerprint",
-            dataset.codec_fingerprint,
-            "tokenize the data again with that codec",
-        ),
-        (
-            "vocabulary layout",
-            "layout_fingerprint",
-            dataset.layout.fingerprint,
-            "tokenize the data again with tokenizer and codec of the checkpoint",
-        ),
-    ]
-    for what, key, found, mend in ids:
-        wanted = metadata[key]
-        # Text alone has no codec: a model of text may go on to speech, and one of speech to text.
-        if found == wanted or (key == "codec_fingerprint" and None in (found, wanted)):
-            continue
-        paths = {
-            str(dataset.config["sources"][source.name]["path"])
-            for source in dataset.sources
-            if source.manifest.codec or key != "codec_fingerprint"
-        }
-        raise UserError(
-            f"{', '.join(sorted(paths))}: the {what} has fingerprint {found}, {checkpoint} was "
-            f"trained with {wanted}; {mend}, or use another --workdir"
-        )
 
 
 def step_settings(config: Any, classes: int, sources: int) -> StepSettings:
@@ -144,6 +99,7 @@ class Program:
       model: the decoder as functions.
       abstract: the state's shapes and shardings.
       init: () → state, jitted.
+      begin: parameters → state at step 0, jitted; the parameters are donated.
       step: (state, batch) → (state, metrics), jitted; the state is donated.
     """
 
@@ -151,6 +107,7 @@ class Program:
     model: ModelFunctions
     abstract: State
     init: Any
+    begin: Any
     step: Any
 
 
@@ -219,13 +176,18 @@ def make_program(
     init = jax.jit(
         functools.partial(make_state, model, optimizer, config.seed), out_shardings=state_shardings
     )
+    begin = jax.jit(
+        functools.partial(state_of, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=state_shardings,
+    )
     step = jax.jit(
         make_train_step(model, optimizer, schedule, settings, mesh),
         donate_argnums=0,
         out_shardings=(state_shardings, rules.replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
-    return Program(mesh, model, abstract, init, step)
+    return Program(mesh, model, abstract, init, begin, step)
 
 
 def run_metadata(
@@ -233,12 +195,13 @@ def run_metadata(
 ) -> dict[str, Any]:
     """What stands beside the arrays of a checkpoint: enough to resume, to check and to generate.
 
-    `earlier` is that of the checkpoint that was resumed: a model of speech that goes on with text
-    alone keeps its codec.
+    `earlier` is that of the checkpoint that was resumed or started from: a model of speech that goes
+    on with text alone keeps its codec, and where a run started from stays known.
     """
     codec = dataset.codec_fingerprint
     if codec is None and earlier is not None:
         codec = earlier["codec_fingerprint"]
+    origin = {key: value for key, value in (earlier or {}).items() if key == "started_from"}
     # Absolute, so that the data is found from any folder; the digest does not count where it lies.
     sources = {
         name: {**source, "path": absolute(source["path"])}
@@ -255,26 +218,8 @@ def run_metadata(
         "layout_fingerprint": dataset.layout.fingerprint,
         "codec_fingerprint": codec,
         "tokenizer_fingerprint": dataset.tokenizer_fingerprint,
+        **origin,
     }
-
-
-def copy_front_end(dataset: Dataset, workdir: Path) -> None:
-    """Copies tokenizer and codec of the data beside the model, so that the folder speaks for itself."""
-    for source in dataset.config["sources"].values():
-        for name in ("tokenizer", "codec"):
-            origin, target = join(source["path"], name), workdir / name
-            if target.is_dir():
-                continue
-            partial = workdir / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            if is_url(origin):
-                if not download_folder(origin, partial):
-                    continue
-            elif os.path.isdir(origin):
-                shutil.copytree(origin, partial, copy_function=link_or_copy)
-            else:
-                continue
-            partial.rename(target)
 
 
 def open_checkpoints(config: Any, reader: CheckpointReader) -> Checkpointer:
@@ -290,7 +235,7 @@ def open_checkpoints(config: Any, reader: CheckpointReader) -> Checkpointer:
     )
 
 
-def write_run_files(config: Any, dataset: Dataset, workdir: Path) -> None:
+def write_run_files(config: Any, dataset: Dataset, workdir: Path, start_from: str = "") -> None:
     """Writes the resolved config, the data summary and the front end; process 0 only."""
     if not hosts.is_first():
         return
@@ -298,7 +243,7 @@ def write_run_files(config: Any, dataset: Dataset, workdir: Path) -> None:
     write_json(workdir / "config.json", config.to_dict())
     summary = {"digest": dataset.digest, "config": dataset.config, "sources": dataset.summary()}
     write_json(workdir / "data.json", summary)
-    copy_front_end(dataset, workdir)
+    copy_front_end(dataset, workdir, start_from)
     for name, source in dataset.summary().items():
         print(
             f"source {name}: {source['windows']:,} windows, weight {source['weight']:.4f}, "

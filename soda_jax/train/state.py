@@ -36,7 +36,11 @@ def make_state(
     model: ModelFunctions, optimizer: optax.GradientTransformationExtraArgs, seed: int
 ) -> State:
     """A fresh state; call it inside jit with `shardings`, so that nothing is made whole on one device."""
-    params = model.init(seed)
+    return state_of(model.init(seed), optimizer)
+
+
+def state_of(params: Any, optimizer: optax.GradientTransformationExtraArgs) -> State:
+    """The state at step 0 of given parameters; likewise inside jit."""
     return {
         "params": params,
         "optimizer": optimizer.init(params),

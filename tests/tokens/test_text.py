@@ -240,7 +240,7 @@ def test_a_broken_tokenizer_json_is_refused_by_name(tmp_path, content):
 
 
 def test_a_tokenizer_without_bos_or_eos_is_refused(trained, tmp_path):
-    description = json.loads(trained._content)
+    description = json.loads(trained.content)
     for name, role in ((BOS, "BOS"), (EOS, "EOS")):
         kept = [token for token in description["added_tokens"] if token["content"] != name]
         with pytest.raises(UserError, match=f"has no {role} among its added tokens"):

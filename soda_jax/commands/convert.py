@@ -1,0 +1,222 @@
+"""`soda convert`: checkpoints to and from the Hugging Face format."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from soda_jax.commands._actions import add_action
+
+if TYPE_CHECKING:
+    from soda_jax.convert.to_hf import Check, Converted
+    from soda_jax.model import DecoderConfig
+
+SUMMARY = "convert checkpoints to and from the Hugging Face format"
+EXAMPLE = "soda convert to-hf runs/soda-600m exported/soda-600m --dtype=bf16"
+_FROM = "soda convert from-hf Qwen3-0.6B-Base warm/qwen3 --extend-vocabulary"
+_DTYPES = {"f32": "float32", "bf16": "bfloat16", "float32": "float32", "bfloat16": "bfloat16"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the two directions."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    out = add_action(actions, "to-hf", "a run's checkpoint as a folder for Transformers", EXAMPLE)
+    out.add_argument("workdir", help="of the run")
+    out.add_argument("out", help="folder to write: absent or empty")
+    out.add_argument("--step", type=int, help="of the checkpoint; the newest valid one by default")
+    out.add_argument("--dtype", default="f32", choices=tuple(_DTYPES), help="of the tensors")
+    out.add_argument(
+        "--shard_mb", type=int, default=1024, help="largest file; as much is held in memory"
+    )
+    out.add_argument(
+        "--contamination",
+        metavar="FILE",
+        help="report of soda inspect --contamination, for the model card",
+    )
+    _add_verify(out, "a data set; by default those of the run")
+    into = add_action(actions, "from-hf", "a Hugging Face folder as a checkpoint", _FROM)
+    into.add_argument("folder", help="with config.json, safetensors and tokenizer.json")
+    into.add_argument("workdir", help="folder to write: absent or empty")
+    into.add_argument(
+        "--extend-vocabulary",
+        "--extend_vocabulary",
+        action="store_true",
+        help="give a Qwen3 model of text rows for the markers and the codebooks",
+    )
+    into.add_argument(
+        "--new_rows",
+        default="spread",
+        choices=("spread", "mean"),
+        help="mean and standard deviation of the old rows, or the mean alone",
+    )
+    into.add_argument("--seed", type=int, default=0, help="of the new rows")
+    into.add_argument("--codec", metavar="SPEC", help="of the data, mel:DIR or mimi:DIR")
+    into.add_argument(
+        "--codebook_sizes",
+        metavar="N,N,…",
+        help="entries of each codebook, where no codec is given; 8 of 2048 by default",
+    )
+    into.add_argument(
+        "--tokenizer", help="text tokenizer of the data, for a model that soda did not export"
+    )
+    _add_verify(into, "a data set of the model's tokenizer and codec")
+
+
+def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
+    action.add_argument(
+        "--verify",
+        default="logits",
+        choices=("tensors", "logits", "full"),
+        help="what is compared: every tensor by checksum; logits of a prompt as well; "
+        "held-out loss as well",
+    )
+    action.add_argument("--data", metavar="DIR", help=f"for --verify=full: {data}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts, verifies and tells what was done."""
+    if args.action == "to-hf":
+        _to_huggingface(args)
+    else:
+        _from_huggingface(args)
+    return 0
+
+
+def _to_huggingface(args: argparse.Namespace) -> None:
+    from soda_jax.convert.to_hf import to_huggingface
+    from soda_jax.errors import UserError
+
+    if args.shard_mb < 1:
+        raise UserError(f"--shard_mb={args.shard_mb} must be at least 1")
+    done = to_huggingface(
+        args.workdir,
+        args.out,
+        step=args.step,
+        dtype=_DTYPES[args.dtype],
+        shard_bytes=args.shard_mb << 20,
+        compare=args.verify != "tensors",
+        contamination=args.contamination,
+        further=_held_out(args, args.workdir) if args.verify == "full" else None,
+    )
+    _tell(args.out, done)
+
+
+def _from_huggingface(args: argparse.Namespace) -> None:
+    from soda_jax.convert.from_hf import NewRows, from_huggingface
+    from soda_jax.errors import UserError
+
+    sizes = None
+    if args.codebook_sizes:
+        try:
+            sizes = tuple(int(part) for part in args.codebook_sizes.split(","))
+        except ValueError:
+            sizes = (0,)
+        if min(sizes) < 1:
+            raise UserError(
+                f"--codebook_sizes={args.codebook_sizes}: give positive numbers, as in 512,512"
+            )
+    if args.verify == "full" and not args.data:
+        raise UserError("--verify=full needs --data=DIR, a data set of the model")
+    rows = NewRows(args.seed, 1.0 if args.new_rows == "spread" else 0.0)
+    done, config = from_huggingface(
+        args.folder,
+        args.workdir,
+        extend=rows if args.extend_vocabulary else None,
+        codebook_sizes=sizes,
+        tokenizer=args.tokenizer,
+        codec=_codec(args.codec) if args.codec else None,
+        compare=args.verify != "tensors",
+        further=_held_out(args, None) if args.verify == "full" else None,
+    )
+    _tell(args.workdir, done)
+    print("start from it: soda train --config=… --workdir=… " + _settings(config, args.workdir))
+
+
+def _codec(spec: str) -> Any:
+    from soda_jax.codecs import load_codec
+    from soda_jax.convert.from_hf import Codec
+
+    codec = load_codec(spec)
+    return Codec(codec.fingerprint, tuple(codec.codebook_sizes), spec, codec.save)
+
+
+def _settings(config: "DecoderConfig", workdir: str) -> str:
+    """The overrides that make any config one of this model."""
+    names = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim", "tied", "norm_eps")
+    words = [f"--config.start_from={workdir}"]
+    words += [f"--config.model.{name}={getattr(config, name)}" for name in names]
+    rope = ("theta", "factor", "low", "high", "original_length")
+    words += [f"--config.model.rope.{name}={getattr(config.rope, name)}" for name in rope]
+    return " ".join(words)
+
+
+def _tell(where: str, done: "Converted") -> None:
+    from soda_jax.convert.verify import described
+
+    phrases = [
+        f"{done.parameters:,} parameters",
+        f"{done.bytes / 1e6:,.0f} MB in {done.seconds:.1f} s, {done.bytes / 1e6 / done.seconds:,.0f} MB/s "
+        "with what is read again",
+        "every tensor compared by checksum",
+    ]
+    if done.logits is not None:
+        phrases.append(described(done.logits))
+    print(f"{where}: {'; '.join(phrases)}")
+
+
+def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
+    """The held-out loss of both sides, which must agree as closely as their logits."""
+    from soda_jax.convert.weights import Weights, whole
+    from soda_jax.errors import UserError
+    from soda_jax.evaluate.loss import held_out_sums
+    from soda_jax.evaluate.windows import open_windows
+    from soda_jax.generate.checkpoint import TrainedDecoder
+    from soda_jax.model import ModelFunctions
+
+    windows = open_windows(_data(args, workdir))
+
+    def loss(weights: Weights) -> float:
+        vocabulary = weights.config.vocabulary
+        layout = windows.layout
+        if (vocabulary.first_rows, vocabulary.groups) != (layout.audio_base, layout.codebook_sizes):
+            raise UserError(
+                f"--data={args.data}: a vocabulary of {layout.size:,} ids, the model has "
+                f"{vocabulary.size:,}; give data of its tokenizer and codec (soda retext)"
+            )
+        model = ModelFunctions(weights.config)
+        sums = held_out_sums(TrainedDecoder(0, {}, layout, model, whole(weights)), windows)
+        return float(sums["nll"].sum() / sums["count"].sum())
+
+    def check(before: Weights, after: Weights) -> None:
+        first, second = loss(before), loss(after)
+        print(
+            f"held-out loss of {windows.count:,} windows: {first:.5f} nats a token before, "
+            f"{second:.5f} after"
+        )
+        # Rounding to bf16 moves it a little.
+        if not abs(second - first) <= (0.01 if getattr(args, "dtype", "f32") == "bf16" else 1e-5):
+            raise UserError(
+                f"the held-out loss is {first:.5f} before and {second:.5f} after the conversion; please "
+                "report this"
+            )
+
+    return check
+
+
+def _data(args: argparse.Namespace, workdir: str | None) -> dict[str, Any]:
+    """The data part of a config whose validation split is scored."""
+    from soda_jax.configs import base
+    from soda_jax.errors import UserError
+
+    if args.data is None:
+        assert workdir is not None
+        from soda_jax.checkpoints import CheckpointReader, folder
+
+        reader = CheckpointReader(folder.of_run(workdir))
+        data = reader.metadata(reader.choose(args.step, params_only=True).step)["data"]
+        if not all(source["path"] for source in data["sources"].values()):
+            raise UserError(
+                f"{workdir} was converted and knows no data; give a data set with --data=DIR"
+            )
+        return data
+    config = base.default()
+    config.data.sources = {"data": base.source(args.data, 1.0)}
+    return config.data.to_dict()

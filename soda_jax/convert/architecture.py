@@ -1,0 +1,169 @@
+"""`config.json` of Transformers' Qwen3ForCausalLM, and what of it this model can be."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soda_jax.errors import UserError
+from soda_jax.model import DecoderConfig, RopeConfig, VocabularyBlocks
+
+ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
+# Ours → theirs, of the same meaning.
+_FIELDS = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "tied": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+# What Transformers takes where config.json is silent.
+_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
+# Of another value the model would not be this one; what is absent has it.
+_REQUIRED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+_ROPE = {
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "original_length": "original_max_position_embeddings",
+}
+_DEFAULT_THETA = 10_000.0
+
+
+def config_json(
+    config: DecoderConfig, bos: int, eos: int, sequence_length: int, dtype: str
+) -> dict[str, Any]:
+    """`config.json` of a decoder.
+
+    Rope is written as `rope_theta` and `rope_scaling`, which Transformers 4 and 5 both read.
+
+    Args:
+      config: the decoder's shape.
+      bos, eos: ids of the tokens that begin and end a document.
+      sequence_length: of training, in tokens.
+      dtype: of the tensors, "float32" or "bfloat16".
+    """
+    rope = config.rope
+    scaling = {"rope_type": "llama3"} | {
+        theirs: getattr(rope, ours) for ours, theirs in _ROPE.items()
+    }
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "vocab_size": config.vocabulary.size,
+        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
+        "rope_theta": rope.theta,
+        "rope_scaling": None if rope.factor == 1.0 else scaling,
+        "max_position_embeddings": sequence_length,
+        **{
+            name: _REQUIRED[name] for name in ("hidden_act", "attention_bias", "use_sliding_window")
+        },
+        "attention_dropout": 0.0,
+        "initializer_range": config.width**-0.5,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+        "use_cache": True,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        # The first that has Qwen3; without one, some releases warn of a regular expression that is not there.
+        "transformers_version": "4.51.0",
+    }
+
+
+def generation_config_json(bos: int, eos: int) -> dict[str, Any]:
+    """`generation_config.json`: greedy, to the end of the document."""
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False}
+
+
+def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The `model` part of our config that `config.json` stands for.
+
+    Args:
+      content: of the file.
+      file: named in messages.
+
+    Raises:
+      UserError: for another architecture, a missing field, or a setting that this model has not.
+    """
+    architectures = content.get("architectures") or [ARCHITECTURE]
+    if content.get("model_type") != MODEL_TYPE or architectures != [ARCHITECTURE]:
+        raise UserError(
+            f"{file}: architecture {', '.join(map(str, architectures))} of model_type "
+            f"{content.get('model_type')!r} is unknown; only {ARCHITECTURE} of {MODEL_TYPE!r} can be converted"
+        )
+    for name, value in _REQUIRED.items():
+        if content.get(name, value) != value:
+            raise UserError(
+                f"{file}: {name} is {_short(content[name])}, this decoder has {value!r}; "
+                "such a model cannot be converted"
+            )
+    layer_types = set(content.get("layer_types") or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise UserError(
+            f"{file}: layer_types has {', '.join(sorted(map(str, layer_types)))}, this decoder has "
+            "full attention in all layers; such a model cannot be converted"
+        )
+    fields: dict[str, Any] = {}
+    for ours, theirs in _FIELDS.items():
+        value = content.get(theirs, _DEFAULTS.get(theirs))
+        wanted = bool if ours == "tied" else float if ours == "norm_eps" else int
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UserError(f"{file}: {theirs} is {_short(value)}; it must be {_KINDS[wanted]}")
+        fields[ours] = value
+    return {**fields, "rope": _rope_fields(content, file)}
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def decoder_of(
+    content: Mapping[str, Any], vocabulary: VocabularyBlocks, file: Path
+) -> DecoderConfig:
+    """The decoder that `config.json` stands for, computing in f32, with a vocabulary of ours.
+
+    Raises:
+      UserError: as `model_fields`, and for sizes that do not fit each other.
+    """
+    fields = model_fields(content, file)
+    rope = RopeConfig(**fields.pop("rope"))
+    try:
+        return DecoderConfig(vocabulary=vocabulary, rope=rope, compute_dtype="float32", **fields)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _rope_fields(content: Mapping[str, Any], file: Path) -> dict[str, float | int]:
+    # Transformers 5 has all of it in rope_parameters.
+    given = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise UserError(
+            f"{file}: rotary positions of type {kind!r}; this decoder has 'default' and 'llama3', so "
+            "such a model cannot be converted"
+        )
+    theta = given.get("rope_theta", content.get("rope_theta", _DEFAULT_THETA))
+    fields: dict[str, Any] = {"theta": theta}
+    if kind == "default":
+        fields |= {"factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
+    else:
+        fields |= {ours: given.get(theirs) for ours, theirs in _ROPE.items()}
+    for ours, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            theirs = _ROPE.get(ours, "rope_theta")
+            raise UserError(f"{file}: {theirs} of the rotary positions is {_short(value)}")
+        fields[ours] = int(value) if ours == "original_length" else float(value)
+    return fields
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,315 @@
+"""A folder of Transformers' Qwen3 as a checkpoint that a run can start from."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import soda_jax
+from soda_jax.checkpoints import CheckpointReader, folder
+from soda_jax.checkpoints.slices import SliceReader
+from soda_jax.configs import base
+from soda_jax.convert import names, verify
+from soda_jax.convert.architecture import decoder_of
+from soda_jax.convert.front_end import read_front_end
+from soda_jax.convert.imported import ExtendedWeights, HuggingFaceWeights
+from soda_jax.convert.safetensors_folder import TensorFolder
+from soda_jax.convert.stored import read_checksums, write_checkpoint
+from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION, OURS, Check, Converted, check_new
+from soda_jax.convert.weights import StoredWeights, Weights
+from soda_jax.errors import UserError
+from soda_jax.model import DecoderConfig, VocabularyBlocks
+from soda_jax.progress import progress
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.vocabulary import MARKERS
+
+SODA_CODEBOOKS = (2048,) * 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """The codec of a converted model.
+
+    Attributes:
+      fingerprint: of it.
+      codebook_sizes: number of entries of each codebook.
+      name: of it in messages.
+      save: writes it into a folder.
+    """
+
+    fingerprint: str
+    codebook_sizes: tuple[int, ...]
+    name: str
+    save: Callable[[Path], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRows:
+    """How the rows of new ids are made, see `ExtendedWeights`.
+
+    Attributes:
+      seed: of the random numbers.
+      spread: of them, times the standard deviation of the old rows.
+    """
+
+    seed: int = 0
+    spread: float = 1.0
+
+
+def from_huggingface(
+    source: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    *,
+    extend: NewRows | None = None,
+    codebook_sizes: Sequence[int] | None = None,
+    tokenizer: str | None = None,
+    codec: Codec | None = None,
+    compare: bool = True,
+    further: Check | None = None,
+) -> tuple[Converted, DecoderConfig]:
+    """Converts a folder.
+
+    Args:
+      source: with config.json, safetensors and tokenizer.json.
+      workdir: a new or empty folder.
+      extend: a model of text gets markers and codebooks; None: it has them.
+      codebook_sizes: of the codec; by default those of `codec`, else SODA's.
+      tokenizer: the text tokenizer of the data, where the folder is not an export of ours.
+      codec: whose codes the audio ids are.
+      compare: also compare logits before and after.
+      further: a check of one's own, of the weights before and after; what it raises undoes all.
+
+    Returns:
+      what was done, and the decoder's shape.
+
+    Raises:
+      UserError: naming file and tensor, for a folder that is damaged or no Qwen3, a vocabulary that
+        disagrees with the tokenizer, a workdir that is not empty; nothing is left behind then.
+    """
+    began = time.monotonic()
+    source, workdir = Path(source), folder.local_workdir(workdir)
+    check_new(workdir)
+    content = _read_json(source / "config.json")
+    tensors = TensorFolder(source)
+    about = _read_about(source)
+    sizes = tuple(codebook_sizes) if codebook_sizes else codec.codebook_sizes if codec else None
+    text: TextTokenizer
+    if extend is None:
+        text, layout = read_front_end(source, sizes, tokenizer)
+        weights = _as_it_is(source, content, tensors, layout)
+    else:
+        text, layout, weights = _extended(source, content, tensors, sizes or SODA_CODEBOOKS, extend)
+    fingerprint = _codec_fingerprint(source, codec, layout, about)
+    total = sum(np.prod(t.shape) for t in tensors.tensors.values()) * 4 / 1e6
+    if about is not None and "crc32c" in about:
+        with progress(f"reading {source}, MB", total) as bar:
+            verify.check_tensors(tensors, about["crc32c"], None, bar)
+    metadata = _metadata(source, weights.config, layout, text, fingerprint, about, extend)
+    step = int(about["step"]) if about else 0
+    partial = workdir.parent / f".{workdir.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        text.save(partial / "tokenizer")
+        if codec:
+            codec.save(partial / "codec")
+        elif (source / OURS / "codec").is_dir():
+            shutil.copytree(source / OURS / "codec", partial / "codec")
+        directory = partial / folder.DEFAULT
+        with progress(f"writing {workdir}, MB", _megabytes(weights.config)) as bar:
+            sums = write_checkpoint(weights, directory, step, metadata, bar)
+        result = _verify(weights, directory, step, sums, compare, further)
+        if workdir.is_dir():
+            workdir.rmdir()
+        partial.rename(workdir)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error}); is the disk full?") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    parameters = round(_megabytes(weights.config) * 1e6) // 4
+    return (
+        Converted(parameters, 4 * parameters, time.monotonic() - began, result),
+        weights.config,
+    )
+
+
+def _megabytes(config: DecoderConfig) -> float:
+    shapes = names.tensor_shapes(config, config.vocabulary.size).values()
+    return sum(int(np.prod(shape)) for shape in shapes) * 4 / 1e6
+
+
+def _as_it_is(
+    source: Path, content: dict[str, Any], tensors: TensorFolder, layout: VocabularyLayout
+) -> Weights:
+    size = content.get("vocab_size")
+    if size != layout.size:
+        raise UserError(
+            f"{source / 'config.json'}: vocab_size is {size}, tokenizer.json has {layout.size} ids; take "
+            "both from the same model"
+        )
+    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    config = decoder_of(content, blocks, source / "config.json")
+    return HuggingFaceWeights(tensors, config, layout.size)
+
+
+def _extended(
+    source: Path,
+    content: dict[str, Any],
+    tensors: TensorFolder,
+    codebook_sizes: tuple[int, ...],
+    extend: NewRows,
+) -> tuple[TextTokenizer, VocabularyLayout, Weights]:
+    file = source / "config.json"
+    text = load_tokenizer(source)
+    size = content.get("vocab_size")
+    if not isinstance(size, int) or size < text.vocabulary_size:
+        raise UserError(
+            f"{file}: vocab_size is {size}, fewer than the {text.vocabulary_size} ids of tokenizer.json; "
+            "take both from the same model"
+        )
+    ids = {
+        token["content"]: int(token["id"])
+        for token in _read_json(source / "tokenizer.json").get("added_tokens") or []
+    }
+    if all(marker in ids for marker in MARKERS):
+        raise UserError(
+            f"{source / 'tokenizer.json'} has the markers {', '.join(MARKERS)} already; convert the folder "
+            "without --extend-vocabulary"
+        )
+    base = HuggingFaceWeights(tensors, decoder_of(content, VocabularyBlocks(size, ()), file), size)
+    layout = make_layout(text, codebook_sizes)
+    markers = zip(MARKERS, range(layout.text_size, layout.audio_base), strict=True)
+    taken_over = {new: ids[marker] for marker, new in markers if marker in ids}
+    config = dataclasses.replace(
+        base.config,
+        vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
+        tied=False,
+    )
+    weights = ExtendedWeights(
+        base, config, layout.text_size, taken_over, extend.seed, extend.spread
+    )
+    return text, layout, weights
+
+
+def _codec_fingerprint(
+    source: Path,
+    codec: Codec | None,
+    layout: VocabularyLayout,
+    about: Mapping[str, Any] | None,
+) -> str | None:
+    known = about["codec_fingerprint"] if about else None
+    if codec is None:
+        return known
+    if codec.codebook_sizes != layout.codebook_sizes:
+        raise UserError(
+            f"the codec {codec.name} has codebooks of {list(codec.codebook_sizes)} entries, the model "
+            f"in {source} of {list(layout.codebook_sizes)}; give the codec of that model"
+        )
+    if known not in (None, codec.fingerprint):
+        raise UserError(
+            f"the codec {codec.name} has fingerprint {codec.fingerprint}, the model in {source} was "
+            f"trained with {known}; give that one"
+        )
+    return codec.fingerprint
+
+
+def _metadata(
+    source: Path,
+    config: DecoderConfig,
+    layout: VocabularyLayout,
+    tokenizer: TextTokenizer,
+    codec_fingerprint: str | None,
+    about: Mapping[str, Any] | None,
+    extend: NewRows | None,
+) -> dict[str, Any]:
+    """What stands beside the arrays, with the keys that a run's checkpoint has."""
+    fields = dataclasses.asdict(config)
+    del fields["vocabulary"]
+    # What it computes in is no part of the model: as a run has it that does not say.
+    fields["compute_dtype"] = "bfloat16"
+    return {
+        "soda_jax": soda_jax.__version__,
+        "jax": jax.__version__,
+        "windows": 0,
+        "config": {"model": fields},
+        "data": _data(about),
+        "data_digest": about["data_digest"] if about else None,
+        "layout": layout.to_json(),
+        "layout_fingerprint": layout.fingerprint,
+        "codec_fingerprint": codec_fingerprint,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "converted_from": {
+            "name": source.resolve().name,
+            "extended": extend is not None,
+            **({} if extend is None else dataclasses.asdict(extend)),
+        },
+    }
+
+
+def _data(about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The data of a run as its config has it, but for the paths, which nobody knows here."""
+    views = (about or {}).get("sources") or {"data": {"weight": 1.0}}
+    config = base.default()
+    config.data.sources = {name: base.source("", **view) for name, view in views.items()}
+    return config.data.to_dict()
+
+
+def _verify(
+    weights: Weights,
+    directory: Path,
+    step: int,
+    sums: Mapping[str, str],
+    compare: bool,
+    further: Check | None,
+) -> verify.Logits | None:
+    reader = CheckpointReader(directory)
+    reader.choose(step, params_only=True)  # the digest agrees with the files
+    after = StoredWeights(SliceReader(reader.path(step)), weights.config)
+    with progress("reading it again, MB", _megabytes(weights.config)) as bar:
+        found = read_checksums(after, bar)
+    for name, crc in sums.items():
+        if found[name] != crc:
+            raise UserError(
+                f"{name} has crc32c {found[name]}, {crc} was written: the disk or the memory of this "
+                "machine is not sound"
+            )
+    result = verify.compare_logits(weights, after) if compare else None
+    if further is not None:
+        further(weights, after)
+    return result
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); get it again") from None
+
+
+def _read_about(source: Path) -> dict[str, Any] | None:
+    file = source / ABOUT
+    if not file.exists():
+        return None
+    about = _read_json(file)
+    if about.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{file} has format version {about.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; use the version of soda_jax that wrote it"
+        )
+    for key in ("step", "codec_fingerprint", "data_digest", "crc32c"):
+        if key not in about:
+            raise UserError(f"{file} has no {key}; get it again")
+    return about

@@ -1,0 +1,197 @@
+"""The model card of a run tells what its files say, and that the rest is not known."""
+
+import ast
+import json
+
+import pytest
+import yaml
+from tokenizer_toys import every
+
+from soda_jax.convert.card import model_card
+from soda_jax.convert.card_facts import facts_of_run
+from soda_jax.errors import UserError
+from soda_jax.tokens.text import ByteTokenizer, make_layout
+
+LAYOUT = make_layout(ByteTokenizer(), (512, 256))
+DIGEST = "ab" * 32
+REPORT = [
+    {"document": "eval/1", "utterance": 0, "text": "a", "share": 0.75, "train_document": "t/1"},
+    {"document": "eval/1", "utterance": 3, "text": "b", "share": 1.0, "train_document": "t/2"},
+    {"document": "eval/2", "utterance": 0, "text": "c", "share": 0.9, "train_document": "t/2"},
+]
+
+
+def metadata():
+    source = {
+        "path": "data/x",
+        "order": "both",
+        "composition": "S+A+T",
+        "codebooks": 0,
+        "denied": "",
+    }
+    return {
+        "soda_jax": "1.2.3", "windows": 7_000, "layout": LAYOUT.to_json(), "data_digest": DIGEST,
+        "tokenizer_fingerprint": "feedfacefeedface", "codec_fingerprint": "c0dec" * 6,
+        "config": {
+            "seed": 5, "steps": 900, "batch_size": 24, "accumulate": 1,
+            "model": {"layers": 3, "norm_eps": 1e-5, "rope": {"theta": 500_000.0}},
+            "optimizer": {"peak": 0.00321, "schedule": "wsd"},
+            "data": {"sequence_length": 4096, "sources": {}},
+        },
+        "data": {
+            "sources": {
+                "yodas2": {**source, "weight": 3.0, "denied": "denied/librispeech.txt"},
+                "pipe|d": {**source, "weight": 1.0, "composition": "text"},
+                "one": {**source, "weight": 4.0, "codebooks": 1},
+            }
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    ByteTokenizer().save(folder / "tokenizer")
+    sources = {
+        "yodas2": {"tokens": 123_456_789, "windows": 30_000, "denied_documents": 42},
+        "pipe|d": {"tokens": 777_777, "windows": 200, "denied_documents": 0},
+    }
+    (folder / "data.json").write_text(json.dumps({"digest": DIGEST, "sources": sources}))
+    rows = [
+        {"step": 10, "loss/all": 5.5, "validation/loss/all": 4.4321, "validation/loss/text": 3.1234,
+         "validation/loss/yodas2/all": 4.1111},
+        {"step": 20, "loss/all": 2.2222, "loss/semantic": 6.6543, "loss/yodas2/all": 2.5, "loss": 9.0,
+         "learning_rate": 0.1, "loss/text": None},
+        {"step": 30, "loss/all": 1.0101, "validation/loss/all": 1.0202},
+    ]  # fmt: skip
+    lines = [json.dumps(row) for row in rows]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 3')
+    return folder
+
+
+def card_of(folder, step=20, about=None, **options):
+    facts = facts_of_run(
+        folder, about or metadata(), step, name="toy-model", parameters=12_345_678,
+        dtype="bfloat16", **options,
+    )  # fmt: skip
+    return model_card(facts)
+
+
+def section(card, title):
+    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_front_matter_is_yaml_that_claims_no_licence(run):
+    card = card_of(run)
+    _, front, rest = card.split("---\n", 2)
+    value = yaml.safe_load(front)
+    assert value["library_name"] == "transformers" and value["pipeline_tag"] == "text-generation"
+    assert "audio" in value["tags"] and not {"license", "license_name"} & set(value)
+    assert rest.startswith("\n# toy-model\n")
+    assert "for whoever publishes them to choose" in section(card, "Licence")
+
+
+def test_the_card_names_what_the_run_knows(run):
+    card = card_of(run)
+    head = card.split("## Use")[0]
+    for known in (
+        "| step | 20 |", "12,345,678", "bfloat16", f"{7_000 * 4096:,}", "feedfacefeedface",
+        "c0dec" * 6, DIGEST, "soda_jax 1.2.3", f"{LAYOUT.size:,} ids", "512 · 256",
+    ):  # fmt: skip
+        assert known in head, known
+    config = section(card, "Training config")
+    for row in (
+        "| `model.layers` | 3 |", "| `model.rope.theta` | 500000.0 |", "| `optimizer.peak` | 0.00321 |",
+        "| `steps` | 900 |", "| `batch_size` | 24 |", "| `data.sequence_length` | 4096 |",
+    ):  # fmt: skip
+        assert row in config, row
+    assert "consent" in section(card, "Voices")
+    assert "not known" not in head + config + section(card, "Loss")
+
+
+def test_sources_stand_with_weight_tokens_and_denied_documents(run):
+    data = section(card_of(run), "Training data")
+    assert DIGEST in data
+    assert "| yodas2 | 0.3750 | S+A+T, both | 123,456,789 | `denied/librispeech.txt`: 42 |" in data
+    assert "| one | 0.5000 | S+A+T, both, codebooks: 1 | not known | none |" in data
+    assert r"| pipe\|d | 0.1250 | text | 777,777 | none |" in data
+
+
+def test_losses_are_the_newest_up_to_the_step_with_their_own_step(run):
+    loss = section(card_of(run), "Loss")
+    validation, training = loss.split("Training batch")
+    assert "step 10:" in validation and "| all | 4.4321 | 4.1111 |" in validation
+    assert "| text | 3.1234 |  |" in validation
+    assert "step 20:" in training and "| all | 2.2222 | 2.5000 |" in training
+    assert "| semantic | 6.6543 |" in training
+    for other in ("1.0101", "1.0202", "9.0", "5.5", "learning_rate"):
+        assert other not in loss
+    assert "| all | 1.0202 |" in section(card_of(run, 30), "Loss")
+
+
+def test_contamination_is_a_report_a_text_or_not_known(run, tmp_path):
+    told = section(card_of(run), "Contamination")
+    assert "not known" in told and "`denied/librispeech.txt` (yodas2)" in told
+    report = tmp_path / "found.jsonl"
+    report.write_text("".join(json.dumps(row) + "\n" for row in REPORT))
+    told = section(card_of(run, contamination=report), "Contamination")
+    assert "3 utterances of 2 documents" in told and "2 documents of the training data" in told
+    assert "0.75–1.00" in told and "denied/librispeech.txt" in told and "not known" not in told
+    report.write_text("")
+    assert "no utterance" in section(card_of(run, contamination=str(report)), "Contamination")
+    report.write_text("dev-clean in yodas2: 12 documents\n  3 utterances | found\n")
+    told = section(card_of(run, contamination=report), "Contamination")
+    assert "```\ndev-clean in yodas2: 12 documents\n  3 utterances | found\n```" in told
+    with pytest.raises(UserError, match=r"--contamination=.*gone cannot be read"):
+        card_of(run, contamination=tmp_path / "gone")
+
+
+def test_what_has_no_file_is_not_known(run):
+    (run / "data.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    card = card_of(run)
+    assert (
+        "| yodas2 | 0.3750 | S+A+T, both | not known | `denied/librispeech.txt`: not known |"
+        in (section(card, "Training data"))
+    )
+    assert section(card, "Loss").count("not known") == 2
+    card = card_of(run, about={"layout": LAYOUT.to_json()})
+    for title in ("Training data", "Training config", "Contamination", "Loss"):
+        assert "not known" in section(card, title), title
+    head = card.split("## Use")[0]
+    assert head.count("not known") == 5  # tokens, tokenizer, codec, data, code
+    assert "denied" not in card and "left out" not in card and "soda_jax" not in card
+
+
+def test_counts_of_other_data_than_the_checkpoints_are_not_told(run):
+    value = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**value, "digest": "00" * 32}))
+    card = card_of(run)
+    assert "123,456,789" not in card and "00" * 32 not in card
+    (run / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"data\.json is damaged"):
+        card_of(run)
+
+
+def test_the_example_is_a_whole_prompt_of_this_tokenizer(run):
+    use = section(card_of(run), "Use")
+    code = use.split("```python\n")[1].split("```")[0]
+    ast.parse(code)
+    assert '"<|begin_of_text|><|text_start|>Hello there.<|text_end|><|audio_start|>"' in code
+    assert "starts = [0, 512]" in code and "nothing is added to a text by itself" in use
+
+
+@pytest.mark.parametrize(("sizes", "met"), [((2048,) * 8, True), ((512, 256), False)])
+def test_the_card_tells_which_characters_of_text_become_audio(run, sizes, met):
+    about = metadata() | {"layout": make_layout(ByteTokenizer(), sizes).to_json()}
+    use = section(card_of(run, about=about), "Use")
+    assert f"U+E000–U+{0xE000 + sum(sizes) - 1:X}" in use
+    assert all((name in use) == met for name in ("U+FE0F", "U+FF0C", "U+FFFD"))
+    assert "remove them from text" in use
+
+
+def test_the_bos_of_another_tokenizer_stands_in_the_prompt(run):
+    tokenizer = every()["trained"]
+    content = tokenizer.content.replace("<|begin_of_text|>", "<s>")
+    (run / "tokenizer" / "tokenizer.json").write_text(content)
+    assert '"<s><|text_start|>Hello' in card_of(run)

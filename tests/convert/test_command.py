@@ -1,0 +1,156 @@
+import convert_toys as toys
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from soda_jax import cli
+from soda_jax.convert import names
+
+
+def convert(*words):
+    return cli.main(["convert", *map(str, words)])
+
+
+def test_there_and_back(run, tmp_path, capsys):
+    assert convert("to-hf", run, tmp_path / "out", "--dtype=bf16", "--shard_mb=1") == 0
+    told = capsys.readouterr().out
+    assert "MB/s" in told and "checksum" in told and "logits of a random prompt" in told
+    assert convert("from-hf", tmp_path / "out", tmp_path / "back") == 0
+    told = capsys.readouterr().out
+    assert f"--config.start_from={tmp_path / 'back'}" in told
+    assert "--config.model.rope.theta=10000.0" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out"]
+
+
+def test_what_stands_in_an_export(exported):
+    found = {path.name for path in exported.iterdir() if path.suffix != ".safetensors"}
+    assert found == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "grammar.json",
+        "soda_grammar.py",
+        "soda.json",
+        "soda",
+        "README.md",
+    }
+
+
+def test_no_path_of_this_machine_leaves_with_an_export(exported, tmp_path):
+    for path in exported.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path.parent).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("to-hf", "nowhere", "out"), "no checkpoints in"),
+        (("to-hf", "RUN", "out", "--step=3"), "3: there is no such checkpoint"),
+        (("to-hf", "RUN", "RUN"), "not an empty folder"),
+        (("to-hf", "RUN", "out", "--shard_mb=0"), "--shard_mb=0"),
+        (("to-hf", "RUN", "out", "--contamination=none.jsonl"), "none.jsonl"),
+        (("to-hf", "RUN", "out", "--verify=full"), "validation split"),
+        (("from-hf", "nowhere", "out"), "config.json is missing"),
+        (("from-hf", "OUT", "out", "--codebook_sizes=6,x"), "--codebook_sizes=6,x"),
+        (("from-hf", "OUT", "out", "--codebook_sizes=6,4"), "6,4"),
+        (("from-hf", "OUT", "out", "--verify=full"), "--data=DIR"),
+        (("from-hf", "OUT", "gs://bucket/run"), "local folder"),
+        (("from-hf", "OUT", "out", "--codec=mel:none"), "none"),
+    ],
+)
+def test_a_fault_is_one_line_and_leaves_nothing(
+    run, exported, tmp_path, monkeypatch, capsys, words, told
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": run, "OUT": exported}
+    assert convert(*(places.get(word, word) for word in words)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("soda convert: error: ") and told in error, error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_tokenizer_beside_the_checkpoint_is_refused(tmp_path, capsys):
+    toys.write_run(tmp_path / "run")
+    (tmp_path / "run" / "tokenizer" / "tokenizer.json").unlink()
+    from soda_jax.tokens.text import train_bpe
+
+    train_bpe(["a b"], 258).save(tmp_path / "run" / "tokenizer")
+    assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 2
+    assert "has fingerprint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("direction", ["to-hf", "from-hf"])
+def test_a_full_disk_leaves_nothing(run, exported, tmp_path, monkeypatch, capsys, direction):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if direction == "to-hf":
+        monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    else:
+        monkeypatch.setattr("soda_jax.checkpoints.slices.SliceWriter.write", full)
+    source = run if direction == "to-hf" else exported
+    assert convert(direction, source, tmp_path / "out") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bits_that_change_on_the_way_to_the_disk_are_found(run, tmp_path, monkeypatch, capsys):
+    save = safetensors.numpy.save_file
+
+    def damage(tensors, file, **options):
+        tensors[names.FINAL_NORM][0] += 1
+        save(tensors, file, **options)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", damage)
+    assert convert("to-hf", run, tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert names.FINAL_NORM in told and "crc32c" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", ["names", "eps"])
+def test_a_model_that_runs_and_is_bad_is_found(run, tmp_path, monkeypatch, capsys, fault):
+    """What checksums cannot see: a tensor under another's name, a config that says something else."""
+    if fault == "names":
+        swapped = {**names.LAYER, "gate": names.LAYER["up"], "up": names.LAYER["gate"]}
+        outward = "soda_jax.convert.to_hf._layer_outward"
+        monkeypatch.setattr(outward, lambda layer: [(swapped[n], x) for n, x in layer.items()])
+    else:
+        from soda_jax.convert import to_hf
+
+        right = to_hf.config_json
+        monkeypatch.setattr(
+            to_hf, "config_json", lambda *a: {**right(*a), "rms_norm_eps": 0.1, "rope_theta": 1.0}
+        )
+    assert convert("to-hf", run, tmp_path / "out") == 2
+    assert "computes other logits" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_full_compares_the_held_out_loss(run, exported, tmp_path, capsys):
+    data = toys.write_data(tmp_path / "data")
+    options = ("--verify=full", f"--data={data}")
+    assert convert("to-hf", run, tmp_path / "out", *options) == 0
+    first = held_out(capsys.readouterr().out)
+    assert convert("from-hf", exported, tmp_path / "back", *options) == 0
+    second = held_out(capsys.readouterr().out)
+    assert first == second and first[0] == first[1] > 1.0
+    assert convert("to-hf", run, tmp_path / "half", "--dtype=bf16", *options) == 0
+    third = held_out(capsys.readouterr().out)
+    np.testing.assert_allclose(third, first, atol=0.01)
+
+
+def held_out(told):
+    line = next(line for line in told.splitlines() if line.startswith("held-out loss"))
+    words = line.split()
+    return float(words[5]), float(words[words.index("before,") + 1])
+
+
+def test_others_may_read_an_export(exported):
+    for path in exported.rglob("*"):
+        assert path.stat().st_mode & 0o044 == 0o044, path

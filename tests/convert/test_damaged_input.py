@@ -1,0 +1,195 @@
+"""Each fault of a folder is one line that names file and tensor, and leaves nothing behind."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from soda_jax.convert.from_hf import from_huggingface
+from soda_jax.errors import UserError
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy to be damaged, without the record of checksums, as from elsewhere."""
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (copy / "soda.json").unlink()
+    shutil.rmtree(copy / "soda")
+    return copy
+
+
+def refused(folder, tmp_path, *words):
+    options = {} if (folder / "soda.json").exists() else {"codebook_sizes": (6, 4, 4)}
+    with pytest.raises(UserError) as caught:
+        from_huggingface(folder, tmp_path / "work", **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+    assert not [path for path in tmp_path.iterdir() if path != folder]
+
+
+def file_of(folder, name):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return folder / index["weight_map"][name]
+
+
+def change(folder, name, make):
+    """Replaces a tensor by `make` of it; None takes it away, from the index as well."""
+    file = file_of(folder, name)
+    tensors = load_file(file)
+    made = make(tensors.pop(name))
+    if made is not None:
+        tensors[name] = made
+    save_file(tensors, file, metadata={"format": "pt"})
+    if made is None:
+        index = folder / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        del content["weight_map"][name]
+        index.write_text(json.dumps(content))
+
+
+def edit(file, **changes):
+    content = json.loads(file.read_text())
+    content.update(changes)
+    file.write_text(json.dumps(content))
+
+
+def test_the_copy_itself_is_sound(folder, tmp_path):
+    from_huggingface(folder, tmp_path / "work", codebook_sizes=(6, 4, 4))
+
+
+def test_a_missing_tensor(folder, tmp_path):
+    change(folder, QUERY, lambda tensor: None)
+    refused(folder, tmp_path, str(folder), QUERY, "missing")
+
+
+def test_a_tensor_that_the_index_promises(folder, tmp_path):
+    file = file_of(folder, QUERY)
+    tensors = load_file(file)
+    del tensors[QUERY]
+    save_file(tensors, file)
+    refused(folder, tmp_path, QUERY, file.name)
+
+
+def test_an_extra_tensor(folder, tmp_path):
+    file = file_of(folder, QUERY)
+    save_file({**load_file(file), "model.layers.1.self_attn.q_proj.bias": np.ones(2)}, file)
+    refused(folder, tmp_path, file.name, "q_proj.bias")
+
+
+def test_a_wrong_shape(folder, tmp_path):
+    change(folder, QUERY, lambda tensor: np.ascontiguousarray(tensor[:-1]))
+    refused(folder, tmp_path, file_of(folder, QUERY).name, QUERY, "[31, 16]", "[32, 16]")
+
+
+def test_a_strange_type(folder, tmp_path):
+    change(folder, QUERY, lambda tensor: tensor.astype(np.int8))
+    refused(folder, tmp_path, file_of(folder, QUERY).name, QUERY, "I8")
+
+
+def test_a_truncated_file(folder, tmp_path):
+    file = file_of(folder, QUERY)
+    file.write_bytes(file.read_bytes()[:-10])
+    refused(folder, tmp_path, str(file), "not a whole safetensors file")
+
+
+def test_a_missing_file(folder, tmp_path):
+    file = file_of(folder, QUERY)
+    file.unlink()
+    refused(folder, tmp_path, str(file), "missing")
+
+
+def test_an_index_that_points_elsewhere(folder, tmp_path):
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][QUERY] = "../other.safetensors"
+    index.write_text(json.dumps(content))
+    refused(folder, tmp_path, index.name, "../other.safetensors")
+
+
+def test_a_vocabulary_that_disagrees_with_the_tokenizer(folder, tmp_path):
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    edit(folder / "config.json", vocab_size=size + 1)
+    refused(folder, tmp_path, "config.json", str(size), str(size + 1), "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, ("LlamaForCausalLM",)),
+        ({"model_type": "qwen3_moe"}, ("qwen3_moe",)),
+        ({"attention_bias": True}, ("attention_bias", "True")),
+        ({"use_sliding_window": True}, ("use_sliding_window",)),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, ("sliding_attention",)),
+        ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ("yarn", "llama3")),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, ("low_freq_factor",)),
+        ({"num_hidden_layers": "two"}, ("num_hidden_layers", "'two'")),
+        ({"num_key_value_heads": 3}, ("heads",)),
+        ({"num_hidden_layers": 3}, ("model.layers.2.", "missing")),
+        ({"tie_word_embeddings": True}, ("lm_head.weight", "tied")),
+    ],
+)
+def test_a_config_that_is_not_this_model(folder, tmp_path, changes, words):
+    edit(folder / "config.json", **changes)
+    refused(folder, tmp_path, str(folder), *words)
+
+
+def test_no_config(folder, tmp_path):
+    (folder / "config.json").unlink()
+    refused(folder, tmp_path, "config.json", "missing")
+
+
+def test_a_config_that_is_no_json(folder, tmp_path):
+    (folder / "config.json").write_text("{")
+    refused(folder, tmp_path, "config.json")
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was opened",))
+
+
+def test_a_pickle_is_named_and_never_opened(folder, tmp_path):
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    refused(folder, tmp_path, "pytorch_model.bin", "pickle")
+
+
+def test_a_pickle_under_the_name_of_safetensors(folder, tmp_path):
+    file = file_of(folder, QUERY)
+    file.write_bytes(pickle.dumps(Bomb()))
+    refused(folder, tmp_path, str(file))
+
+
+def test_a_folder_of_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path, "config.json")
+
+
+def test_a_flipped_bit_is_found_by_the_checksums_of_an_export(exported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    file = file_of(copy, QUERY)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    refused(copy, tmp_path, file.name, "crc32c", "damaged")
+
+
+def test_a_workdir_that_is_in_use_is_left_alone(exported, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mine").write_text("x")
+    with pytest.raises(UserError, match="not an empty folder"):
+        from_huggingface(exported, tmp_path / "work")
+    assert (tmp_path / "work" / "mine").read_text() == "x"

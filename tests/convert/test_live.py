@@ -1,0 +1,56 @@
+"""Weights that are fetched from devices are the parameters."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from live_checks import check_weights
+from toys import run_two
+
+from soda_jax.convert import live
+
+MESHES = [
+    {"data": 1},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+]
+TWO = """
+import sys
+port, number = sys.argv[1], int(sys.argv[2])
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+from live_checks import check_weights
+for axes in ({"fsdp": 4}, {"data": 2, "tensor": 2}):
+    check_weights(axes)
+print("agreed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_weights_of_any_mesh_are_the_parameters_bit_for_bit(axes):
+    check_weights(axes, jax.devices()[: 1 if axes == {"data": 1} else 8])
+
+
+def test_the_head_of_a_tied_model_is_its_embedding():
+    check_weights({"data": 1}, jax.devices()[:1], tied=True)
+
+
+def test_more_rows_than_are_fetched_at_a_time_come_in_pieces(monkeypatch):
+    monkeypatch.setattr(live, "ROWS_AT_A_TIME", 7)
+    weights = check_weights({"fsdp": 2, "tensor": 4})
+    # One program for each of the two blocks, whatever is asked for.
+    assert weights._rows._cache_size() == 2
+
+
+def test_weights_of_two_processes_are_the_parameters_in_both():
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    environment = {
+        "PYTHONPATH": paths,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    codes, told = run_two(TWO, environment=environment, timeout=120)
+    assert codes == [0, 0] and all("agreed" in text for text in told), told

@@ -1,0 +1,168 @@
+"""A model of text becomes one of text and audio."""
+
+import json
+
+import numpy as np
+import pytest
+from convert_toys import CODEBOOKS, fields
+from test_round_trip import weights_of
+from toys import random_params
+
+from soda_jax.convert import names
+from soda_jax.convert.architecture import config_json, decoder_of
+from soda_jax.convert.forward import logits
+from soda_jax.convert.from_hf import NewRows, from_huggingface
+from soda_jax.convert.imported import HuggingFaceWeights
+from soda_jax.convert.safetensors_folder import TensorFolder, TensorWriter
+from soda_jax.convert.weights import whole
+from soda_jax.errors import UserError
+from soda_jax.files import write_json
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.text import load_tokenizer, train_bpe
+
+ROPE = {"theta": 1e6, "factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
+TEXT = 258  # bytes, BOS and EOS
+IDS = TEXT + 1  # and a special token
+PADDED = 320  # rows of the text model, more than its tokenizer has ids
+
+
+def text_model(folder, tied=True, specials=("<|audio_start|>",)):
+    """Writes a Qwen3 of text as it is published: more rows than ids, and a special token of our name.
+
+    Returns: its embedding `[PADDED, width]` and head.
+    """
+    tokenizer = train_bpe(["some words of some text"], TEXT)
+    content = json.loads(tokenizer.content)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for number, name in enumerate(specials, tokenizer.vocabulary_size):
+        content["added_tokens"].append({"id": number, "content": name, "special": True, **flags})
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    vocabulary = VocabularyBlocks(PADDED, ())
+    config = decoder_config(fields(tied=tied, rope=ROPE, norm_eps=1e-6), vocabulary)
+    params = random_params(ModelFunctions(config), 3)
+    params["embedding_first"] = params["embedding_first"] + 0.5  # a mean that is to be found again
+    tables = {"embedding": params["embedding_first"], "head": params.get("head_first")}
+    shapes = names.tensor_shapes(config, PADDED)
+    writer = TensorWriter(folder, shapes, "float32")
+    for name in shapes:
+        if name in names.TABLE_NAMES.values():
+            table = next(key for key, value in names.TABLE_NAMES.items() if value == name)
+            tensor = np.asarray(tables[table])[:PADDED]
+        elif name == names.FINAL_NORM:
+            tensor = np.asarray(params["final_norm"])
+        else:
+            number, rest = name.removeprefix("model.layers.").split(".", 1)
+            ours, place = next((k, p) for k, p in names.LAYER.items() if p.name == rest)
+            tensor = names.outward(np.asarray(params["layers"][ours][int(number)]), place)
+        writer.add(name, tensor)
+    writer.finish()
+    write_json(folder / "config.json", config_json(config, 256, 257, 64, "float32"))
+    embedding = np.asarray(params["embedding_first"])[:PADDED]
+    return embedding, embedding if tied else np.asarray(params["head_first"])[:PADDED]
+
+
+def extend(folder, workdir, **options):
+    return from_huggingface(folder, workdir, extend=NewRows(**options), codebook_sizes=CODEBOOKS)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return text_model(tmp_path / "qwen")
+
+
+def test_layout_rope_and_eps_are_the_text_models(base, tmp_path):
+    _, config = extend(tmp_path / "qwen", tmp_path / "work")
+    tokenizer = load_tokenizer(tmp_path / "work" / "tokenizer")
+    _, metadata = weights_of(tmp_path / "work")
+    layout = VocabularyLayout.from_json(metadata["layout"])
+    assert layout.text_size == tokenizer.vocabulary_size == IDS
+    assert layout.codebook_sizes == CODEBOOKS and layout.size == IDS + 4 + sum(CODEBOOKS)
+    assert metadata["tokenizer_fingerprint"] == tokenizer.fingerprint
+    assert (config.rope.theta, config.rope.factor, config.norm_eps) == (1e6, 1.0, 1e-6)
+    assert not config.tied
+
+
+def test_text_rows_stay_and_a_tied_embedding_becomes_the_head_too(base, tmp_path):
+    extend(tmp_path / "qwen", tmp_path / "work")
+    weights, _ = weights_of(tmp_path / "work")
+    embedding, head = base
+    np.testing.assert_array_equal(weights.rows("embedding", 0, IDS), embedding[:IDS])
+    np.testing.assert_array_equal(weights.rows("head", 0, IDS), head[:IDS])
+
+
+def test_the_logits_of_text_are_those_of_the_text_model(base, tmp_path):
+    extend(tmp_path / "qwen", tmp_path / "work")
+    weights, _ = weights_of(tmp_path / "work")
+    tokens = np.array([256, 40, 41, 200, 12], np.int32)
+    folder = TensorFolder(tmp_path / "qwen")
+    file = tmp_path / "qwen" / "config.json"
+    old_config = decoder_of(json.loads(file.read_text()), VocabularyBlocks(PADDED, ()), file)
+    old = logits(HuggingFaceWeights(folder, old_config, PADDED), tokens)
+    np.testing.assert_allclose(logits(weights, tokens)[:, :IDS], old[:, :IDS], atol=1e-5)
+
+
+def test_a_special_token_of_our_name_gives_its_row(base, tmp_path):
+    extend(tmp_path / "qwen", tmp_path / "work")
+    weights, metadata = weights_of(tmp_path / "work")
+    layout = VocabularyLayout.from_json(metadata["layout"])
+    marker = layout.audio_start
+    assert marker != TEXT
+    np.testing.assert_array_equal(weights.rows("embedding", marker, marker + 1)[0], base[0][TEXT])
+
+
+def test_new_rows_have_mean_and_spread_of_the_old_ones(tmp_path):
+    embedding, head = text_model(tmp_path / "qwen", tied=False, specials=())
+    sizes = (2000, 1000)
+    folder, work = tmp_path / "qwen", tmp_path / "work"
+    from_huggingface(folder, work, extend=NewRows(), codebook_sizes=sizes)
+    weights, _ = weights_of(work)
+    for table, old in (("embedding", embedding[:TEXT]), ("head", head[:TEXT])):
+        new = weights.rows(table, TEXT, TEXT + 4 + sum(sizes))
+        error = old.std(0) / np.sqrt(len(new))
+        assert (np.abs(new.mean(0) - old.mean(0)) < 5 * error).all()
+        np.testing.assert_allclose(new.std(0), old.std(0), rtol=0.1)
+        assert len(np.unique(new, axis=0)) == len(new)
+
+
+def test_the_seed_decides_and_the_mean_alone_can_be_had(base, tmp_path):
+    for name, options in (
+        ("first", {"seed": 1}),
+        ("again", {"seed": 1}),
+        ("other", {"seed": 2}),
+        ("mean", {"spread": 0.0}),
+    ):
+        extend(tmp_path / "qwen", tmp_path / name, **options)
+    new = {
+        name: weights_of(tmp_path / name)[0].rows("embedding", IDS + 4, IDS + 18)
+        for name in ("first", "again", "other", "mean")
+    }
+    np.testing.assert_array_equal(new["first"], new["again"])
+    assert (new["first"] != new["other"]).all()
+    np.testing.assert_allclose(new["mean"], np.tile(base[0][:IDS].mean(0), (14, 1)), rtol=1e-5)
+
+
+def test_rows_do_not_depend_on_how_they_are_read(base, tmp_path):
+    extend(tmp_path / "qwen", tmp_path / "work")
+    weights, _ = weights_of(tmp_path / "work")
+    made = whole(weights)
+    rows = weights.config.vocabulary.row_of_id
+    table = np.concatenate([made["head_first"], made["head_groups"].reshape(-1, 16)])[rows]
+    parts = [weights.rows("head", i, i + 1) for i in range(len(rows))]
+    np.testing.assert_array_equal(table, np.concatenate(parts))
+
+
+def test_a_model_with_markers_is_told_apart(exported, base, tmp_path):
+    with pytest.raises(UserError, match="without --extend-vocabulary"):
+        extend(exported, tmp_path / "work")
+    with pytest.raises(UserError, match="--extend-vocabulary"):
+        from_huggingface(tmp_path / "qwen", tmp_path / "work")
+
+
+def test_fewer_rows_than_the_tokenizer_has_ids(base, tmp_path):
+    file = tmp_path / "qwen" / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "vocab_size": 200}))
+    with pytest.raises(UserError, match=f"vocab_size is 200, fewer than the {IDS} ids"):
+        extend(tmp_path / "qwen", tmp_path / "work")

@@ -1,0 +1,85 @@
+"""A run's folder of a few thousand parameters, as `soda train` leaves it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from toys import SHAPE, random_params
+
+from soda_jax.checkpoints import Checkpointer
+from soda_jax.data.manifest import Manifest
+from soda_jax.data.shards import ShardWriter
+from soda_jax.data.splitting import split_document
+from soda_jax.files import write_json
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.documents import Utterance
+from soda_jax.tokens.text import ByteTokenizer, TextTokenizer, make_layout
+
+CODEBOOKS = (6, 4, 4)
+ROPE = {"theta": 10_000.0, "factor": 4.0, "low": 1.0, "high": 4.0, "original_length": 32}
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    """The model part of a config; heads × head_dim is not the width."""
+    return {**SHAPE, "mlp_width": 24, "rope": ROPE, "norm_eps": 1e-5, "tied": False, **changes}
+
+
+def blocks(layout: VocabularyLayout) -> VocabularyBlocks:
+    """The decoder's view of a layout."""
+    return VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+
+
+def write_run(
+    workdir: Path,
+    model: dict[str, Any] | None = None,
+    tokenizer: TextTokenizer | None = None,
+    seed: int = 0,
+    step: int = 7,
+    directory: str | None = None,
+) -> tuple[ModelFunctions, dict[str, Any], dict[str, Any]]:
+    """Writes a run; returns model, parameters and the checkpoint's metadata."""
+    model = model or fields()
+    tokenizer = tokenizer or ByteTokenizer()
+    layout = make_layout(tokenizer, CODEBOOKS)
+    functions = ModelFunctions(decoder_config(model, blocks(layout)))
+    params = random_params(functions, seed)
+    config = {"model": model, "data": {"sequence_length": 64}, "optimizer": {"peak": 0.003}}
+    metadata = {
+        "windows": 96,
+        "config": config,
+        "data": {"sources": {}},
+        "data_digest": "d" * 64,
+        "layout": layout.to_json(),
+        "layout_fingerprint": layout.fingerprint,
+        "codec_fingerprint": "c" * 32,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
+    tokenizer.save(workdir / "tokenizer")
+    write_json(
+        workdir / "config.json", {**config, "checkpoint": {"directory": directory or "checkpoints"}}
+    )
+    with Checkpointer(directory or workdir / "checkpoints", every_steps=1) as checkpointer:
+        checkpointer.maybe_save(step, {"params": params, "moments": params}, metadata, force=True)
+    return functions, params, metadata
+
+
+def write_data(folder: Path, documents: int = 30) -> Path:
+    """A data set of random bytes and codes with a validation split, for the model of `write_run`."""
+    tokenizer = ByteTokenizer()
+    layout = make_layout(tokenizer, CODEBOOKS)
+    rng = np.random.default_rng(5)
+    splits = {}
+    for split in ("train", "validation"):
+        writer = ShardWriter(folder / split / "shard-00000.array_record", layout)
+        for number in range(documents):
+            text = rng.integers(97, 122, 9).astype(np.int32)
+            codes = (rng.random((4, 3)) * CODEBOOKS).astype(np.uint16)
+            utterance = Utterance(bytes(text.tolist()).decode(), text, codes)
+            for record in split_document(f"{split}-{number}", [utterance], layout):
+                writer.write(record)
+        splits[split] = (writer.close(),)
+    codec = {"name": "toy", "fingerprint": "c" * 32, "sample_rate": 16_000, "frame_rate": 12.5}
+    manifest = Manifest("speech", layout, codec, tokenizer.fingerprint, splits, generation=0)
+    manifest.save(folder)
+    return folder
