@@ -1,6 +1,7 @@
 """A folder of Transformers' Qwen3 as a checkpoint that a run can start from."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -12,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import soda_jax
 from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.configs import base
@@ -236,7 +236,7 @@ def _metadata(
     # What it computes in is no part of the model: as a run has it that does not say.
     fields["compute_dtype"] = "bfloat16"
     return {
-        "soda_jax": soda_jax.__version__,
+        "soda_jax": importlib.metadata.version("soda-jax"),
         "jax": jax.__version__,
         "windows": 0,
         "config": {"model": fields},

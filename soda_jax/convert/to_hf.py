@@ -1,6 +1,7 @@
 """A run's parameters as a folder that Transformers loads."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-import soda_jax
 from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.convert import names, verify
@@ -250,7 +250,7 @@ def _about(
     config = {name: metadata["config"].get(name) for name in ("model", "optimizer")}
     return {
         "format_version": FORMAT_VERSION,
-        "soda_jax": soda_jax.__version__,
+        "soda_jax": importlib.metadata.version("soda-jax"),
         "step": step,
         "dtype": dtype,
         "data_digest": metadata.get("data_digest"),
