@@ -220,14 +220,14 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
             f"with {metadata['tokenizer_fingerprint']}; put the tokenizer of its data set there"
         )
     opened = load_codec(codec or saved_codec(workdir / "codec"))
-    if tuple(opened.codebook_sizes) != layout.codebook_sizes:
+    # A converted model may come from where codecs have no fingerprints.
+    unknown = metadata["codec_fingerprint"] is None and "converted_from" in metadata
+    if unknown and tuple(opened.codebook_sizes) != layout.codebook_sizes:
         raise UserError(
             f"the codec {codec or workdir / 'codec'} has codebooks of {list(opened.codebook_sizes)} "
             f"entries, the model of {list(layout.codebook_sizes)}; give its codec with --codec"
         )
-    # A converted model may come from where codecs have no fingerprints.
-    known = metadata["codec_fingerprint"] is not None or "converted_from" not in metadata
-    if known and opened.fingerprint != metadata["codec_fingerprint"]:
+    if not unknown and opened.fingerprint != metadata["codec_fingerprint"]:
         raise UserError(
             f"the codec {codec or workdir / 'codec'} has fingerprint {opened.fingerprint}, the "
             f"checkpoint was trained with {metadata['codec_fingerprint']}; give that one with --codec"

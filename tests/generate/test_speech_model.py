@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from soda_jax.checkpoints import Checkpointer
+from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
@@ -90,3 +90,21 @@ def test_load_refuses_another_codec(workdir, monkeypatch):
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no checkpoints"):
         load(str(tmp_path))
+
+
+def test_a_converted_model_of_unknown_codec_takes_one_of_its_codebooks(workdir, monkeypatch):
+    whole = CheckpointReader.metadata
+
+    def unknown(reader, step):
+        return {**whole(reader, step), "codec_fingerprint": None, "converted_from": {}}
+
+    monkeypatch.setattr(CheckpointReader, "metadata", unknown)
+
+    class Other:
+        fingerprint, codebook_sizes = "other", (6, 4, 5)
+
+    monkeypatch.setattr(speech_model, "load_codec", lambda spec: Other())
+    assert load(str(workdir)).codec.fingerprint == "other"
+    Other.codebook_sizes = (6, 4, 7)
+    with pytest.raises(UserError, match=r"\[6, 4, 7\]"):
+        load(str(workdir))

@@ -6,18 +6,20 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from tokenizer_toys import every, written
 
-from soda_jax.convert.card import model_card
-from soda_jax.convert.card_facts import CardFacts
-from soda_jax.convert.grammar_files import grammar_files
-from soda_jax.convert.tokenizer_files import tokenizer_files
-from soda_jax.tokens.documents import Utterance, View, parse, render
-from soda_jax.tokens.grammar import ILLEGAL, grammar
-from soda_jax.tokens.text import make_layout
-from soda_jax.tokens.vocabulary import VocabularyLayout
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tokenizer_toys import every, written  # noqa: E402
+
+from soda_jax.convert.card import model_card  # noqa: E402
+from soda_jax.convert.card_facts import CardFacts  # noqa: E402
+from soda_jax.convert.grammar_files import grammar_files  # noqa: E402
+from soda_jax.convert.tokenizer_files import tokenizer_files  # noqa: E402
+from soda_jax.tokens.documents import Utterance, View, parse, render  # noqa: E402
+from soda_jax.tokens.grammar import ILLEGAL, grammar  # noqa: E402
+from soda_jax.tokens.text import make_layout  # noqa: E402
+from soda_jax.tokens.vocabulary import VocabularyLayout  # noqa: E402
 
 SIZES = (4, 7, 19)
 # Text 0–6, reserved 7, BOS 8, EOS 9, markers 10–13, codebooks 14–16 and 17–18.
