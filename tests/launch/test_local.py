@@ -35,11 +35,18 @@ def run(*words: str, **options):
     return subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=60, **options)
 
 
+def _hear_interrupts():
+    # A shell starts what runs in its background deaf to Ctrl-C, and a script cannot undo that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder, program, *options, processes=2):
     """Starts the program and waits until each process has announced itself."""
     words = [SCRIPT, f"--processes={processes}", *options, "--", sys.executable, "-c", program]
     pipe = subprocess.PIPE
-    running = subprocess.Popen(words, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+    running = subprocess.Popen(
+        words, cwd=folder, stdout=pipe, stderr=pipe, text=True, preexec_fn=_hear_interrupts
+    )
     deadline = time.monotonic() + 30
     while True:
         ended = running.poll()  # asked first: all may announce themselves and one end meanwhile
