@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import shutil
 import time
@@ -17,19 +16,17 @@ from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.configs import base
 from soda_jax.convert import names, verify
-from soda_jax.convert.architecture import decoder_of
 from soda_jax.convert.front_end import read_front_end
-from soda_jax.convert.imported import ExtendedWeights, HuggingFaceWeights
+from soda_jax.convert.incoming import NewRows, as_it_is, extended, read_about, read_json
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.stored import read_checksums, write_checkpoint
-from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION, OURS, Check, Converted, check_new
+from soda_jax.convert.to_hf import OURS, Check, Converted, check_new
 from soda_jax.convert.weights import StoredWeights, Weights
 from soda_jax.errors import UserError
-from soda_jax.model import DecoderConfig, VocabularyBlocks
+from soda_jax.model import DecoderConfig
 from soda_jax.progress import progress
 from soda_jax.tokens import VocabularyLayout
-from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from soda_jax.tokens.vocabulary import MARKERS
+from soda_jax.tokens.text import TextTokenizer
 
 SODA_CODEBOOKS = (2048,) * 8
 
@@ -49,19 +46,6 @@ class Codec:
     codebook_sizes: tuple[int, ...]
     name: str
     save: Callable[[Path], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class NewRows:
-    """How the rows of new ids are made, see `ExtendedWeights`.
-
-    Attributes:
-      seed: of the random numbers.
-      spread: of them, times the standard deviation of the old rows.
-    """
-
-    seed: int = 0
-    spread: float = 1.0
 
 
 def from_huggingface(
@@ -97,16 +81,16 @@ def from_huggingface(
     began = time.monotonic()
     source, workdir = Path(source), folder.local_workdir(workdir)
     check_new(workdir)
-    content = _read_json(source / "config.json")
+    content = read_json(source / "config.json")
     tensors = TensorFolder(source)
-    about = _read_about(source)
+    about = read_about(source)
     sizes = tuple(codebook_sizes) if codebook_sizes else codec.codebook_sizes if codec else None
     text: TextTokenizer
     if extend is None:
         text, layout = read_front_end(source, sizes, tokenizer)
-        weights = _as_it_is(source, content, tensors, layout)
+        weights = as_it_is(source, content, tensors, layout)
     else:
-        text, layout, weights = _extended(source, content, tensors, sizes or SODA_CODEBOOKS, extend)
+        text, layout, weights = extended(source, content, tensors, sizes or SODA_CODEBOOKS, extend)
     fingerprint = _codec_fingerprint(source, codec, layout, about)
     total = sum(np.prod(t.shape) for t in tensors.tensors.values()) * 4 / 1e6
     if about is not None and "crc32c" in about:
@@ -144,59 +128,6 @@ def from_huggingface(
 def _megabytes(config: DecoderConfig) -> float:
     shapes = names.tensor_shapes(config, config.vocabulary.size).values()
     return sum(int(np.prod(shape)) for shape in shapes) * 4 / 1e6
-
-
-def _as_it_is(
-    source: Path, content: dict[str, Any], tensors: TensorFolder, layout: VocabularyLayout
-) -> Weights:
-    size = content.get("vocab_size")
-    if size != layout.size:
-        raise UserError(
-            f"{source / 'config.json'}: vocab_size is {size}, tokenizer.json has {layout.size} ids; take "
-            "both from the same model"
-        )
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-    config = decoder_of(content, blocks, source / "config.json")
-    return HuggingFaceWeights(tensors, config, layout.size)
-
-
-def _extended(
-    source: Path,
-    content: dict[str, Any],
-    tensors: TensorFolder,
-    codebook_sizes: tuple[int, ...],
-    extend: NewRows,
-) -> tuple[TextTokenizer, VocabularyLayout, Weights]:
-    file = source / "config.json"
-    text = load_tokenizer(source)
-    size = content.get("vocab_size")
-    if not isinstance(size, int) or size < text.vocabulary_size:
-        raise UserError(
-            f"{file}: vocab_size is {size}, fewer than the {text.vocabulary_size} ids of tokenizer.json; "
-            "take both from the same model"
-        )
-    ids = {
-        token["content"]: int(token["id"])
-        for token in _read_json(source / "tokenizer.json").get("added_tokens") or []
-    }
-    if all(marker in ids for marker in MARKERS):
-        raise UserError(
-            f"{source / 'tokenizer.json'} has the markers {', '.join(MARKERS)} already; convert the folder "
-            "without --extend-vocabulary"
-        )
-    base = HuggingFaceWeights(tensors, decoder_of(content, VocabularyBlocks(size, ()), file), size)
-    layout = make_layout(text, codebook_sizes)
-    markers = zip(MARKERS, range(layout.text_size, layout.audio_base), strict=True)
-    taken_over = {new: ids[marker] for marker, new in markers if marker in ids}
-    config = dataclasses.replace(
-        base.config,
-        vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
-        tied=False,
-    )
-    weights = ExtendedWeights(
-        base, config, layout.text_size, taken_over, extend.seed, extend.spread
-    )
-    return text, layout, weights
 
 
 def _codec_fingerprint(
@@ -285,31 +216,3 @@ def _verify(
     if further is not None:
         further(weights, after)
     return result
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        return content
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); get it again") from None
-
-
-def _read_about(source: Path) -> dict[str, Any] | None:
-    file = source / ABOUT
-    if not file.exists():
-        return None
-    about = _read_json(file)
-    if about.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{file} has format version {about.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}; use the version of soda_jax that wrote it"
-        )
-    for key in ("step", "codec_fingerprint", "data_digest", "crc32c"):
-        if key not in about:
-            raise UserError(f"{file} has no {key}; get it again")
-    return about

@@ -1,0 +1,139 @@
+"""What a Hugging Face folder holds: its config, its vocabulary, its weights, checked against each other."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from soda_jax.convert.architecture import decoder_of
+from soda_jax.convert.imported import ExtendedWeights, HuggingFaceWeights
+from soda_jax.convert.safetensors_folder import TensorFolder
+from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION
+from soda_jax.convert.weights import Weights
+from soda_jax.errors import UserError
+from soda_jax.model import VocabularyBlocks
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.vocabulary import MARKERS
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRows:
+    """How the rows of new ids are made, see `ExtendedWeights`.
+
+    Attributes:
+      seed: of the random numbers.
+      spread: of them, times the standard deviation of the old rows.
+    """
+
+    seed: int = 0
+    spread: float = 1.0
+
+
+def as_it_is(
+    source: Path, content: dict[str, Any], tensors: TensorFolder, layout: VocabularyLayout
+) -> Weights:
+    """The weights of a folder that has SODA's markers and codebooks.
+
+    Args:
+      source: the folder.
+      content: of its config.json.
+      tensors: in it.
+      layout: what its tokenizer says.
+
+    Raises:
+      UserError: if config.json, tokenizer and tensors do not agree.
+    """
+    size = content.get("vocab_size")
+    if size != layout.size:
+        raise UserError(
+            f"{source / 'config.json'}: vocab_size is {size}, tokenizer.json has {layout.size} ids; take "
+            "both from the same model"
+        )
+    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    config = decoder_of(content, blocks, source / "config.json")
+    return HuggingFaceWeights(tensors, config, layout.size)
+
+
+def extended(
+    source: Path,
+    content: dict[str, Any],
+    tensors: TensorFolder,
+    codebook_sizes: tuple[int, ...],
+    extend: NewRows,
+) -> tuple[TextTokenizer, VocabularyLayout, Weights]:
+    """A model of text with rows for markers and codebooks.
+
+    Args:
+      source: the folder.
+      content: of its config.json.
+      tensors: in it.
+      codebook_sizes: entries of each codebook.
+      extend: how the new rows are made.
+
+    Returns:
+      its tokenizer as it is, the new vocabulary, and the weights.
+
+    Raises:
+      UserError: as `as_it_is`, or if the folder has all markers already.
+    """
+    file = source / "config.json"
+    text = load_tokenizer(source)
+    size = content.get("vocab_size")
+    if not isinstance(size, int) or size < text.vocabulary_size:
+        raise UserError(
+            f"{file}: vocab_size is {size}, fewer than the {text.vocabulary_size} ids of tokenizer.json; "
+            "take both from the same model"
+        )
+    ids = {
+        token["content"]: int(token["id"])
+        for token in read_json(source / "tokenizer.json").get("added_tokens") or []
+    }
+    if all(marker in ids for marker in MARKERS):
+        raise UserError(
+            f"{source / 'tokenizer.json'} has the markers {', '.join(MARKERS)} already; convert the folder "
+            "without --extend-vocabulary"
+        )
+    base = HuggingFaceWeights(tensors, decoder_of(content, VocabularyBlocks(size, ()), file), size)
+    layout = make_layout(text, codebook_sizes)
+    markers = zip(MARKERS, range(layout.text_size, layout.audio_base), strict=True)
+    taken_over = {new: ids[marker] for marker, new in markers if marker in ids}
+    config = dataclasses.replace(
+        base.config,
+        vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
+        tied=False,
+    )
+    weights = ExtendedWeights(
+        base, config, layout.text_size, taken_over, extend.seed, extend.spread
+    )
+    return text, layout, weights
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; UserError names the file that is missing or something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); get it again") from None
+
+
+def read_about(source: Path) -> dict[str, Any] | None:
+    """The `soda.json` of a folder; None for a folder from elsewhere."""
+    file = source / ABOUT
+    if not file.exists():
+        return None
+    about = read_json(file)
+    if about.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{file} has format version {about.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; use the version of soda_jax that wrote it"
+        )
+    for key in ("step", "codec_fingerprint", "data_digest", "crc32c"):
+        if key not in about:
+            raise UserError(f"{file} has no {key}; get it again")
+    return about
