@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from toys import SHAPE, random_params
 
 from soda_jax.checkpoints import Checkpointer
+from soda_jax.configs import base
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.shards import ShardWriter
 from soda_jax.data.splitting import split_document
@@ -30,22 +32,12 @@ def blocks(layout: VocabularyLayout) -> VocabularyBlocks:
     return VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
 
 
-def write_run(
-    workdir: Path,
-    model: dict[str, Any] | None = None,
-    tokenizer: TextTokenizer | None = None,
-    seed: int = 0,
-    step: int = 7,
-    directory: str | None = None,
-) -> tuple[ModelFunctions, dict[str, Any], dict[str, Any]]:
-    """Writes a run; returns model, parameters and the checkpoint's metadata."""
-    model = model or fields()
-    tokenizer = tokenizer or ByteTokenizer()
-    layout = make_layout(tokenizer, CODEBOOKS)
-    functions = ModelFunctions(decoder_config(model, blocks(layout)))
-    params = random_params(functions, seed)
+def metadata_of(
+    model: dict[str, Any], tokenizer: TextTokenizer, layout: VocabularyLayout
+) -> dict[str, Any]:
+    """What stands beside a checkpoint."""
     config = {"model": model, "data": {"sequence_length": 64}, "optimizer": {"peak": 0.003}}
-    metadata = {
+    return {
         "windows": 96,
         "config": config,
         "data": {"sources": {}},
@@ -55,9 +47,32 @@ def write_run(
         "codec_fingerprint": "c" * 32,
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
+
+
+def write_run(
+    workdir: Path,
+    model: dict[str, Any] | None = None,
+    tokenizer: TextTokenizer | None = None,
+    seed: int = 0,
+    step: int = 7,
+    directory: str | None = None,
+    sources: dict[str, Any] | None = None,
+    started_from: str = "",
+) -> tuple[ModelFunctions, dict[str, Any], dict[str, Any]]:
+    """Writes a run; returns model, parameters and the checkpoint's metadata."""
+    model = model or fields()
+    tokenizer = tokenizer or ByteTokenizer()
+    layout = make_layout(tokenizer, CODEBOOKS)
+    functions = ModelFunctions(decoder_config(model, blocks(layout)))
+    params = random_params(functions, seed)
+    metadata = metadata_of(model, tokenizer, layout)
+    metadata["data"] = {"sources": sources or {}}
+    if started_from:
+        metadata["started_from"] = {"path": started_from, "step": 5, "data_digest": None}
     tokenizer.save(workdir / "tokenizer")
     write_json(
-        workdir / "config.json", {**config, "checkpoint": {"directory": directory or "checkpoints"}}
+        workdir / "config.json",
+        {**metadata["config"], "checkpoint": {"directory": directory or "checkpoints"}},
     )
     with Checkpointer(directory or workdir / "checkpoints", every_steps=1) as checkpointer:
         checkpointer.maybe_save(step, {"params": params, "moments": params}, metadata, force=True)
@@ -83,3 +98,16 @@ def write_data(folder: Path, documents: int = 30) -> Path:
     manifest = Manifest("speech", layout, codec, tokenizer.fingerprint, splits, generation=0)
     manifest.save(folder)
     return folder
+
+
+def tiny(data: Path, **changes: Any) -> ConfigDict:
+    """Two steps of the model of `fields` on the data of `write_data`."""
+    config = base.default()
+    config.steps, config.batch_size = 2, 8
+    config.model.update(**{name: x for name, x in fields().items() if name != "rope"})
+    config.model.rope.update(**ROPE)
+    config.data.sequence_length = 32
+    config.data.sources = ConfigDict({"data": base.source(str(data), 1.0)})
+    config.log.tensorboard = False
+    config.update(changes)
+    return config

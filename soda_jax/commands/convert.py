@@ -1,6 +1,12 @@
 """`soda convert`: checkpoints to and from the Hugging Face format."""
 
 import argparse
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from soda_jax.commands._actions import add_action
@@ -57,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     into.add_argument(
         "--tokenizer", help="text tokenizer of the data, for a model that soda did not export"
     )
+    into.add_argument(
+        "--changed",
+        action="store_true",
+        help="the weights were trained further since soda exported them",
+    )
     _add_verify(into, "a data set of the model's tokenizer and codec")
 
 
@@ -73,11 +84,31 @@ def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts, verifies and tells what was done."""
-    if args.action == "to-hf":
-        _to_huggingface(args)
-    else:
-        _from_huggingface(args)
+    with _ended_in_order():
+        if args.action == "to-hf":
+            _to_huggingface(args)
+        else:
+            _from_huggingface(args)
     return 0
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing half-written stays."""
+
+    def stop(number: int, _: Any) -> None:
+        print(f"soda convert: ended by {signal.Signals(number).name}", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _to_huggingface(args: argparse.Namespace) -> None:
@@ -123,6 +154,7 @@ def _from_huggingface(args: argparse.Namespace) -> None:
         codebook_sizes=sizes,
         tokenizer=args.tokenizer,
         codec=_codec(args.codec) if args.codec else None,
+        changed=args.changed,
         compare=args.verify != "tensors",
         further=_held_out(args, None) if args.verify == "full" else None,
     )
@@ -145,7 +177,7 @@ def _settings(config: "DecoderConfig", workdir: str) -> str:
     words += [f"--config.model.{name}={getattr(config, name)}" for name in names]
     rope = ("theta", "factor", "low", "high", "original_length")
     words += [f"--config.model.rope.{name}={getattr(config.rope, name)}" for name in rope]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _tell(where: str, done: "Converted") -> None:

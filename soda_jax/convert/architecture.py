@@ -35,7 +35,6 @@ _ROPE = {
     "high": "high_freq_factor",
     "original_length": "original_max_position_embeddings",
 }
-_DEFAULT_THETA = 10_000.0
 
 
 def config_json(
@@ -97,8 +96,8 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     architectures = content.get("architectures") or [ARCHITECTURE]
     if content.get("model_type") != MODEL_TYPE or architectures != [ARCHITECTURE]:
         raise UserError(
-            f"{file}: architecture {', '.join(map(str, architectures))} of model_type "
-            f"{content.get('model_type')!r} is unknown; only {ARCHITECTURE} of {MODEL_TYPE!r} can be converted"
+            f"{file}: architectures {_short(architectures)} of model_type "
+            f"{_short(content.get('model_type'))} is unknown; only {ARCHITECTURE} of {MODEL_TYPE!r} can be converted"
         )
     for name, value in _REQUIRED.items():
         if content.get(name, value) != value:
@@ -106,10 +105,15 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
                 f"{file}: {name} is {_short(content[name])}, this decoder has {value!r}; "
                 "such a model cannot be converted"
             )
-    layer_types = set(content.get("layer_types") or ["full_attention"])
-    if layer_types != {"full_attention"}:
+    layer_types = content.get("layer_types") or ["full_attention"]
+    others = (
+        [x for x in layer_types if x != "full_attention"]
+        if isinstance(layer_types, list)
+        else [layer_types]
+    )
+    if others:
         raise UserError(
-            f"{file}: layer_types has {', '.join(sorted(map(str, layer_types)))}, this decoder has "
+            f"{file}: layer_types has {_short(others[0])}, this decoder has "
             "full attention in all layers; such a model cannot be converted"
         )
     fields: dict[str, Any] = {}
@@ -119,6 +123,8 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise UserError(f"{file}: {theirs} is {_short(value)}; it must be {_KINDS[wanted]}")
         fields[ours] = value
+    if not 0 < fields["norm_eps"] < 1:
+        raise UserError(f"{file}: rms_norm_eps is {fields['norm_eps']}; it must be between 0 and 1")
     return {**fields, "rope": _rope_fields(content, file)}
 
 
@@ -144,22 +150,35 @@ def decoder_of(
 def _rope_fields(content: Mapping[str, Any], file: Path) -> dict[str, float | int]:
     # Transformers 5 has all of it in rope_parameters.
     given = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    cannot = "such a model cannot be converted"
+    if not isinstance(given, dict):
+        raise UserError(
+            f"{file}: the rotary positions are {_short(given)}, not a JSON object; {cannot}"
+        )
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(
-            f"{file}: rotary positions of type {kind!r}; this decoder has 'default' and 'llama3', so "
-            "such a model cannot be converted"
+            f"{file}: rotary positions of type {_short(kind)}; this decoder has 'default' and 'llama3', so "
+            f"{cannot}"
         )
-    theta = given.get("rope_theta", content.get("rope_theta", _DEFAULT_THETA))
-    fields: dict[str, Any] = {"theta": theta}
+    known = {"rope_type", "type", "rope_theta", *_ROPE.values()}
+    for name in given:
+        if name not in known:  # it would change what the model computes
+            raise UserError(
+                f"{file}: {_short(name)} of the rotary positions is unknown here; {cannot}"
+            )
+    fields: dict[str, Any] = {"theta": given.get("rope_theta", content.get("rope_theta"))}
     if kind == "default":
         fields |= {"factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
     else:
         fields |= {ours: given.get(theirs) for ours, theirs in _ROPE.items()}
     for ours, value in fields.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not plain or not 0 < value < 1e12:
             theirs = _ROPE.get(ours, "rope_theta")
-            raise UserError(f"{file}: {theirs} of the rotary positions is {_short(value)}")
+            raise UserError(
+                f"{file}: {theirs} of the rotary positions is {_short(value)}; it must be a positive number"
+            )
         fields[ours] = int(value) if ours == "original_length" else float(value)
     return fields
 

@@ -75,6 +75,8 @@ def _overview(facts: CardFacts) -> Iterator[tuple[str, object]]:
     yield "vocabulary", f"{layout.size:,} ids: {layout.text_size:,} of text, codebooks {sizes}"
     yield "tokenizer", facts.tokenizer_fingerprint or _UNKNOWN
     yield "codec", facts.codec_fingerprint or _UNKNOWN
+    if facts.origin:
+        yield "started from", facts.origin
     yield "data digest", facts.data_digest or _UNKNOWN
     yield "code", f"soda_jax {facts.code_version}" if facts.code_version else _UNKNOWN
 

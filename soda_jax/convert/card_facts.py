@@ -67,6 +67,7 @@ class CardFacts:
       sources: of the training data.
       training, validation: the loss vector of a training batch and of the held-out split.
       contamination: lines of a report on evaluation data within the training data.
+      origin: the model that training started from, or that was converted.
     """
 
     name: str
@@ -85,6 +86,7 @@ class CardFacts:
     training: Losses | None = None
     validation: Losses | None = None
     contamination: str | None = None
+    origin: str | None = None
 
 
 def facts_of_run(
@@ -116,6 +118,12 @@ def facts_of_run(
     windows = metadata.get("windows")
     rows = _metrics(workdir / "metrics.jsonl", step)
     sources = (metadata.get("data") or {}).get("sources") or {}
+    converted = metadata.get("converted_from")
+    if converted is None:
+        summary = _summary(workdir / "data.json", metadata.get("data_digest"))
+        told = _sources(sources, summary)
+    else:
+        told = tuple(Source(**source) for source in converted.get("sources") or ())
     bos, _ = special_names(load_tokenizer(workdir / "tokenizer"))
     return CardFacts(
         name=name,
@@ -130,11 +138,25 @@ def facts_of_run(
         config=_config(config),
         windows=windows,
         data_digest=metadata.get("data_digest"),
-        sources=_sources(sources, _summary(workdir / "data.json", metadata.get("data_digest"))),
+        sources=told,
+        origin=_origin(metadata),
         training=_losses(rows, "loss/", sources),
         validation=_losses(rows, "validation/loss/", sources),
         contamination=None if contamination is None else _contamination(Path(contamination)),
     )
+
+
+def _origin(metadata: Mapping[str, Any]) -> str | None:
+    if "converted_from" in metadata:
+        about = metadata["converted_from"]
+        rows = (
+            " with rows for markers and audio, not trained since" if about.get("extended") else ""
+        )
+        return f"{about['name']}, converted{rows}"
+    if "started_from" in metadata:
+        about = metadata["started_from"]
+        return f"{Path(about['path']).name}, step {about['step']:,}"
+    return None
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +197,7 @@ def _sources(
                 float(source["weight"]) / total,
                 ", ".join(view),
                 noted.get("tokens"),
-                str(source.get("denied") or ""),
+                Path(source.get("denied") or "").name,  # a card tells no paths
                 noted.get("denied_documents"),
             )
         )

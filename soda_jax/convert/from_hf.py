@@ -16,11 +16,12 @@ from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.configs import base
 from soda_jax.convert import names, verify
+from soda_jax.convert.appearing import appearing, check_new
 from soda_jax.convert.front_end import read_front_end
 from soda_jax.convert.incoming import NewRows, as_it_is, extended, read_about, read_json
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.stored import read_checksums, write_checkpoint
-from soda_jax.convert.to_hf import OURS, Check, Converted, check_new
+from soda_jax.convert.to_hf import OURS, Check, Converted
 from soda_jax.convert.weights import StoredWeights, Weights
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig
@@ -56,6 +57,7 @@ def from_huggingface(
     codebook_sizes: Sequence[int] | None = None,
     tokenizer: str | None = None,
     codec: Codec | None = None,
+    changed: bool = False,
     compare: bool = True,
     further: Check | None = None,
 ) -> tuple[Converted, DecoderConfig]:
@@ -68,6 +70,8 @@ def from_huggingface(
       codebook_sizes: of the codec; by default those of `codec`, else SODA's.
       tokenizer: the text tokenizer of the data, where the folder is not an export of ours.
       codec: whose codes the audio ids are.
+      changed: the tensors were trained further since soda exported them: do not compare them with
+        the checksums of then.
       compare: also compare logits before and after.
       further: a check of one's own, of the weights before and after; what it raises undoes all.
 
@@ -79,8 +83,7 @@ def from_huggingface(
         disagrees with the tokenizer, a workdir that is not empty; nothing is left behind then.
     """
     began = time.monotonic()
-    source, workdir = Path(source), folder.local_workdir(workdir)
-    check_new(workdir)
+    source, workdir = Path(source), check_new(workdir)
     content = read_json(source / "config.json")
     tensors = TensorFolder(source)
     about = read_about(source)
@@ -93,15 +96,13 @@ def from_huggingface(
         text, layout, weights = extended(source, content, tensors, sizes or SODA_CODEBOOKS, extend)
     fingerprint = _codec_fingerprint(source, codec, layout, about)
     total = sum(np.prod(t.shape) for t in tensors.tensors.values()) * 4 / 1e6
-    if about is not None and "crc32c" in about:
+    if about is not None and not changed:
         with progress(f"reading {source}, MB", total) as bar:
             verify.check_tensors(tensors, about["crc32c"], None, bar)
-    metadata = _metadata(source, weights.config, layout, text, fingerprint, about, extend)
+    length = content.get("max_position_embeddings", 4096)
+    metadata = _metadata(source, weights.config, layout, text, fingerprint, about, extend, length)
     step = int(about["step"]) if about else 0
-    partial = workdir.parent / f".{workdir.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with appearing(workdir) as partial:
         text.save(partial / "tokenizer")
         if codec:
             codec.save(partial / "codec")
@@ -111,13 +112,6 @@ def from_huggingface(
         with progress(f"writing {workdir}, MB", _megabytes(weights.config)) as bar:
             sums = write_checkpoint(weights, directory, step, metadata, bar)
         result = _verify(weights, directory, step, sums, compare, further)
-        if workdir.is_dir():
-            workdir.rmdir()
-        partial.rename(workdir)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written ({error}); is the disk full?") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     parameters = round(_megabytes(weights.config) * 1e6) // 4
     return (
         Converted(parameters, 4 * parameters, time.monotonic() - began, result),
@@ -160,25 +154,33 @@ def _metadata(
     codec_fingerprint: str | None,
     about: Mapping[str, Any] | None,
     extend: NewRows | None,
+    sequence_length: int,
 ) -> dict[str, Any]:
     """What stands beside the arrays, with the keys that a run's checkpoint has."""
     fields = dataclasses.asdict(config)
     del fields["vocabulary"]
     # What it computes in is no part of the model: as a run has it that does not say.
     fields["compute_dtype"] = "bfloat16"
+    trained = about or {}
     return {
-        "soda_jax": importlib.metadata.version("soda-jax"),
+        "soda_jax": trained.get("trained_with"),
         "jax": jax.__version__,
-        "windows": 0,
-        "config": {"model": fields},
+        "windows": trained.get("windows"),
+        "config": {
+            **(trained.get("config") or {}),
+            "model": fields,
+            "data": {"sequence_length": sequence_length},
+        },
         "data": _data(about),
-        "data_digest": about["data_digest"] if about else None,
+        "data_digest": trained.get("data_digest"),
         "layout": layout.to_json(),
         "layout_fingerprint": layout.fingerprint,
         "codec_fingerprint": codec_fingerprint,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "converted_from": {
             "name": source.resolve().name,
+            "converted_with": importlib.metadata.version("soda-jax"),
+            "sources": trained.get("sources") or [],
             "extended": extend is not None,
             **({} if extend is None else dataclasses.asdict(extend)),
         },
@@ -187,7 +189,7 @@ def _metadata(
 
 def _data(about: Mapping[str, Any] | None) -> dict[str, Any]:
     """The data of a run as its config has it, but for the paths, which nobody knows here."""
-    views = (about or {}).get("sources") or {"data": {"weight": 1.0}}
+    views = (about or {}).get("views") or {"data": {"weight": 1.0}}
     config = base.default()
     config.data.sources = {name: base.source("", **view) for name, view in views.items()}
     return config.data.to_dict()

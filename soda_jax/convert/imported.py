@@ -27,6 +27,11 @@ class HuggingFaceWeights:
             tied model brings and that is not its embedding.
         """
         self.config, self._folder = config, folder
+        if config.layers > len(folder.tensors):  # the list of their names would be as long
+            raise UserError(
+                f"{folder.path}: config.json has num_hidden_layers {config.layers:,}, and there are "
+                f"{len(folder.tensors):,} tensors in all; take the config.json of these weights"
+            )
         expected = names.tensor_shapes(config, vocabulary)
         # Some tied models are published with the head beside the embedding.
         twice = config.tied and names.HEAD in folder.tensors

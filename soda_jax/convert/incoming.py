@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from soda_jax.convert.architecture import decoder_of
+from soda_jax.convert.card_facts import Source
 from soda_jax.convert.imported import ExtendedWeights, HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION
@@ -13,7 +15,7 @@ from soda_jax.convert.weights import Weights
 from soda_jax.errors import UserError
 from soda_jax.model import VocabularyBlocks
 from soda_jax.tokens import VocabularyLayout
-from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.text import JsonTokenizer, TextTokenizer, load_tokenizer, make_layout
 from soda_jax.tokens.vocabulary import MARKERS
 
 
@@ -47,7 +49,7 @@ def as_it_is(
     size = content.get("vocab_size")
     if size != layout.size:
         raise UserError(
-            f"{source / 'config.json'}: vocab_size is {size}, tokenizer.json has {layout.size} ids; take "
+            f"{source / 'config.json'}: vocab_size is {size!r}, tokenizer.json has {layout.size} ids; take "
             "both from the same model"
         )
     blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
@@ -82,7 +84,7 @@ def extended(
     size = content.get("vocab_size")
     if not isinstance(size, int) or size < text.vocabulary_size:
         raise UserError(
-            f"{file}: vocab_size is {size}, fewer than the {text.vocabulary_size} ids of tokenizer.json; "
+            f"{file}: vocab_size is {size!r}, fewer than the {text.vocabulary_size} ids of tokenizer.json; "
             "take both from the same model"
         )
     ids = {
@@ -103,10 +105,29 @@ def extended(
         vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
         tied=False,
     )
+    text = _without_markers(text, taken_over)
     weights = ExtendedWeights(
         base, config, layout.text_size, taken_over, extend.seed, extend.spread
     )
     return text, layout, weights
+
+
+def _without_markers(text: TextTokenizer, taken_over: dict[int, int]) -> TextTokenizer:
+    """The tokenizer with other names for the tokens whose names are now those of markers."""
+    if not taken_over:
+        return text
+    assert isinstance(text, JsonTokenizer)  # only such a one has names
+    description = json.loads(text.content)
+    for token in description["added_tokens"]:
+        if token["id"] in taken_over.values():
+            token["content"] = f"<|replaced_{token['id']}|>"
+    renamed = JsonTokenizer(json.dumps(description, ensure_ascii=False))
+    if renamed.vocabulary_size != text.vocabulary_size:
+        raise UserError(
+            "tokenizer.json has pieces that are called like markers and cannot be renamed; take the name "
+            f"out of it: {', '.join(MARKERS)}"
+        )
+    return renamed
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -118,7 +139,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return content
     except FileNotFoundError:
         raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}); get it again") from None
 
 
@@ -133,7 +154,47 @@ def read_about(source: Path) -> dict[str, Any] | None:
             f"{file} has format version {about.get('format_version')}, this program reads "
             f"{FORMAT_VERSION}; use the version of soda_jax that wrote it"
         )
-    for key in ("step", "codec_fingerprint", "data_digest", "crc32c"):
-        if key not in about:
-            raise UserError(f"{file} has no {key}; get it again")
+    for key, right in _ABOUT.items():
+        if key not in about or not right(about[key]):
+            raise UserError(f"{file}: {key} is missing or not what soda writes there; get it again")
     return about
+
+
+def _text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _views(value: Any) -> bool:
+    kinds: dict[str, Any] = {
+        "weight": (int, float),
+        "order": str,
+        "composition": str,
+        "codebooks": int,
+    }
+    return isinstance(value, dict) and all(
+        isinstance(view, dict)
+        and "weight" in view
+        and all(key in kinds and isinstance(x, kinds[key]) for key, x in view.items())
+        for view in value.values()
+    )
+
+
+def _card_sources(value: Any) -> bool:
+    names = {field.name for field in dataclasses.fields(Source)}
+    return isinstance(value, list) and all(
+        isinstance(source, dict) and source.keys() == names for source in value
+    )
+
+
+# What each entry of soda.json must be.
+_ABOUT: dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: type(value) is int and 0 <= value < 2**53,
+    "windows": lambda value: value is None or type(value) is int,
+    "trained_with": _text_or_none,
+    "codec_fingerprint": _text_or_none,
+    "data_digest": _text_or_none,
+    "config": lambda value: isinstance(value, dict),
+    "crc32c": lambda value: isinstance(value, dict),
+    "views": _views,
+    "sources": _card_sources,
+}

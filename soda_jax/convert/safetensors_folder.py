@@ -68,7 +68,7 @@ class TensorFolder:
         if where is None and not (self.path / SINGLE).is_file():
             raise UserError(_nothing_here(self.path))
         for file in files:
-            if Path(file).name != file:
+            if Path(file).name != file or file in ("", ".."):
                 raise UserError(f"{index}: {file!r} lies outside the folder; not opened")
             for name, tensor in _read_header(self.path / file).items():
                 if name in self.tensors:
@@ -239,12 +239,17 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
 def _read_index(index: Path) -> dict[str, str]:
     try:
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in where.items()}
+        if not all(isinstance(file, str) for file in where.values()):
+            raise ValueError("a name of a file is not a string")
+        return dict(where)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of safetensors ({error}); get it again") from None
 
 
 def _nothing_here(path: Path) -> str:
+    for name in (SINGLE, INDEX):
+        if (path / name).is_symlink():
+            return f"{path / name} is a link to a file that is not there; get the model again"
     if not path.is_dir():
         return f"{path}: there is no such folder; name the one of a Hugging Face model"
     for pattern in _PICKLES:

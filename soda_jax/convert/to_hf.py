@@ -15,9 +15,10 @@ import numpy as np
 from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.convert import names, verify
+from soda_jax.convert.appearing import appearing, check_new
 from soda_jax.convert.architecture import config_json, decoder_of, generation_config_json
 from soda_jax.convert.card import model_card
-from soda_jax.convert.card_facts import facts_of_run
+from soda_jax.convert.card_facts import CardFacts, facts_of_run
 from soda_jax.convert.grammar_files import grammar_files
 from soda_jax.convert.imported import HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import DTYPES, SHARD_BYTES, TensorFolder, TensorWriter
@@ -86,8 +87,10 @@ def to_huggingface(
       UserError: if there is no valid checkpoint, the tokenizer is not its own, `out` is not empty, or
         what was written is not what was meant; nothing is left behind then.
     """
-    check_new(Path(out))
+    out = check_new(out)
     where = folder.local_workdir(workdir)
+    if (where / ABOUT).exists():
+        raise UserError(f"{where} is an export itself; soda convert from-hf takes it")
     reader = CheckpointReader(folder.of_run(where))
     report = reader.choose(step, params_only=True)
     metadata = reader.metadata(report.step)
@@ -97,7 +100,7 @@ def to_huggingface(
     weights = StoredWeights(SliceReader(reader.path(report.step)), config)
     return export(
         weights,
-        Path(out),
+        out,
         step=report.step,
         metadata=metadata,
         workdir=where,
@@ -107,12 +110,6 @@ def to_huggingface(
         contamination=contamination,
         further=further,
     )
-
-
-def check_new(out: Path) -> None:
-    """UserError unless a folder is absent or empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; name a new one")
 
 
 def export(
@@ -154,12 +151,19 @@ def export(
         for _ in _outward(weights):
             pass
         if compare:
-            verify.logits(weights, verify.prompt(weights.config))
+            verify.walk(weights, dtype)
         return Converted(parameters, 0, time.monotonic() - began, None)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    # What can be wrong beside the weights comes first: they take long.
+    facts = facts_of_run(
+        workdir,
+        dict(metadata),
+        step,
+        name=out.resolve().name,
+        parameters=parameters,
+        dtype=dtype,
+        contamination=contamination,
+    )
+    with appearing(out) as partial:
         layout = _write_front_end(partial, metadata, workdir)
         sequence_length = metadata["config"].get("data", {}).get("sequence_length", 4096)
         about = config_json(weights.config, layout.bos, layout.eos, sequence_length, dtype)
@@ -167,28 +171,12 @@ def export(
         write_json(
             partial / "generation_config.json", generation_config_json(layout.bos, layout.eos)
         )
+        write_atomic(partial / "README.md", model_card(facts))
         writer = TensorWriter(partial, shapes, dtype, shard_bytes)
         with progress(f"writing {out}, MB", writer.bytes / 1e6) as bar:
             _write_tensors(weights, writer, bar)
-        write_json(partial / ABOUT, _about(metadata, step, dtype, writer.checksums))
-        facts = facts_of_run(
-            workdir,
-            dict(metadata),
-            step,
-            name=out.resolve().name,
-            parameters=parameters,
-            dtype=dtype,
-            contamination=contamination,
-        )
-        write_atomic(partial / "README.md", model_card(facts))
+        write_json(partial / ABOUT, _about(metadata, facts, writer.checksums))
         result = _verify(weights, partial, writer, dtype, compare, further)
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error}); is the disk full?") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Converted(parameters, writer.bytes, time.monotonic() - began, result)
 
 
@@ -243,23 +231,25 @@ def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) 
 
 
 def _about(
-    metadata: Mapping[str, Any], step: int, dtype: str, checksums: Mapping[str, str]
+    metadata: Mapping[str, Any], facts: CardFacts, checksums: Mapping[str, str]
 ) -> dict[str, Any]:
     """`soda.json`: what Transformers does not ask for, and `from_hf` reads. No paths stand in it."""
     kept = ("layout", "layout_fingerprint", "tokenizer_fingerprint", "codec_fingerprint")
-    config = {name: metadata["config"].get(name) for name in ("model", "optimizer")}
     return {
         "format_version": FORMAT_VERSION,
         "soda_jax": importlib.metadata.version("soda-jax"),
-        "step": step,
-        "dtype": dtype,
-        "data_digest": metadata.get("data_digest"),
+        "trained_with": facts.code_version,
+        "step": facts.step,
+        "windows": facts.windows,
+        "dtype": facts.dtype,
+        "data_digest": facts.data_digest,
         **{name: metadata[name] for name in kept},
-        "config": config,
-        "sources": {
+        "config": {name: metadata["config"].get(name) for name in ("model", "optimizer")},
+        "views": {
             name: {key: source[key] for key in VIEW if key in source}
             for name, source in metadata["data"]["sources"].items()
         },
+        "sources": [dataclasses.asdict(source) for source in facts.sources],
         "crc32c": dict(checksums),
     }
 

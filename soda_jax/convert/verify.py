@@ -80,9 +80,16 @@ def check_tensors(
         if found != sums[name]:
             raise UserError(
                 f"{folder.path / tensor.file}: {name} has crc32c {found}, {sums[name]} was "
-                "written: the file is damaged; get it again, and see that the disk is sound"
+                "written: the file is damaged, get it again; or the model was trained further since, then "
+                "say so with --changed"
             )
         bar.advance(int(np.prod(tensor.shape)) * _BYTES[tensor.dtype] / 1e6)
+
+
+def walk(weights: Weights, dtype: str) -> None:
+    """Reads `weights` as `compare_logits` does, for a process that holds a part of them."""
+    for _ in range(1 if dtype == "float32" else 2):
+        logits(weights, prompt(weights.config))
 
 
 def compare_logits(before: Weights, after: Weights, intended: Weights | None = None) -> Logits:
@@ -98,6 +105,11 @@ def compare_logits(before: Weights, after: Weights, intended: Weights | None = N
     """
     tokens = prompt(after.config)
     first = logits(before, tokens)
+    if not np.isfinite(first).all():
+        raise UserError(
+            "the logits of the model itself are not finite: it has weights that are NaN or infinite; take "
+            "another checkpoint, or convert it all the same with --verify=tensors"
+        )
     wanted = first if intended is None else logits(intended, tokens)
     found = logits(after, tokens)
     off = float(np.abs(found - wanted).max())

@@ -23,3 +23,11 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "toy"
     to_huggingface(run, folder, shard_bytes=8_000)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`train` keeps its programs here and not in the user's folder."""
+    monkeypatch.setenv("SODA_CACHE", str(tmp_path_factory.getbasetemp() / "xla"))

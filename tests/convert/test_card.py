@@ -112,7 +112,7 @@ def test_the_card_names_what_the_run_knows(run):
 def test_sources_stand_with_weight_tokens_and_denied_documents(run):
     data = section(card_of(run), "Training data")
     assert DIGEST in data
-    assert "| yodas2 | 0.3750 | S+A+T, both | 123,456,789 | `denied/librispeech.txt`: 42 |" in data
+    assert "| yodas2 | 0.3750 | S+A+T, both | 123,456,789 | `librispeech.txt`: 42 |" in data
     assert "| one | 0.5000 | S+A+T, both, codebooks: 1 | not known | none |" in data
     assert r"| pipe\|d | 0.1250 | text | 777,777 | none |" in data
 
@@ -131,12 +131,12 @@ def test_losses_are_the_newest_up_to_the_step_with_their_own_step(run):
 
 def test_contamination_is_a_report_a_text_or_not_known(run, tmp_path):
     told = section(card_of(run), "Contamination")
-    assert "not known" in told and "`denied/librispeech.txt` (yodas2)" in told
+    assert "not known" in told and "`librispeech.txt` (yodas2)" in told
     report = tmp_path / "found.jsonl"
     report.write_text("".join(json.dumps(row) + "\n" for row in REPORT))
     told = section(card_of(run, contamination=report), "Contamination")
     assert "3 utterances of 2 documents" in told and "2 documents of the training data" in told
-    assert "0.75–1.00" in told and "denied/librispeech.txt" in told and "not known" not in told
+    assert "0.75–1.00" in told and "librispeech.txt" in told and "not known" not in told
     report.write_text("")
     assert "no utterance" in section(card_of(run, contamination=str(report)), "Contamination")
     report.write_text("dev-clean in yodas2: 12 documents\n  3 utterances | found\n")
@@ -150,9 +150,8 @@ def test_what_has_no_file_is_not_known(run):
     (run / "data.json").unlink()
     (run / "metrics.jsonl").unlink()
     card = card_of(run)
-    assert (
-        "| yodas2 | 0.3750 | S+A+T, both | not known | `denied/librispeech.txt`: not known |"
-        in (section(card, "Training data"))
+    assert "| yodas2 | 0.3750 | S+A+T, both | not known | `librispeech.txt`: not known |" in (
+        section(card, "Training data")
     )
     assert section(card, "Loss").count("not known") == 2
     card = card_of(run, about={"layout": LAYOUT.to_json()})

@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import convert_toys as toys
 import numpy as np
 import pytest
@@ -39,10 +43,30 @@ def test_what_stands_in_an_export(exported):
     }
 
 
-def test_no_path_of_this_machine_leaves_with_an_export(exported, tmp_path):
-    for path in exported.rglob("*"):
+def test_no_path_of_this_machine_leaves_with_an_export(tmp_path):
+    source = {"path": "/home/somebody/data", "weight": 1.0, "composition": "S+A+T", "codebooks": 0}
+    source |= {"order": "both", "denied": "/home/somebody/denied.txt"}
+    toys.write_run(tmp_path / "run", sources={"speech": source}, started_from="/home/somebody/old")
+    assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`denied.txt`" in card and "| started from | old, step 5 |" in card
+    for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
-            assert str(tmp_path.parent).encode() not in path.read_bytes(), path
+            content = path.read_bytes()
+            assert b"somebody" not in content and str(tmp_path).encode() not in content, path
+
+
+def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
+    source = {"path": "data", "weight": 1.0, "composition": "S", "order": "both", "codebooks": 0}
+    toys.write_run(tmp_path / "run", sources={"speech": {**source, "denied": "denied.txt"}})
+    assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 0
+    assert convert("from-hf", tmp_path / "out", tmp_path / "back") == 0
+    assert convert("to-hf", tmp_path / "back", tmp_path / "again") == 0
+    first, second = ((tmp_path / n / "README.md").read_text() for n in ("out", "again"))
+    for line in ("| speech | 1.0000 | S |", "`denied.txt`", "| step | 7 |", "| tokens seen"):
+        rows = [[x for x in card.splitlines() if line in x] for card in (first, second)]
+        assert rows[0] == rows[1] != [], line
+    assert "| started from | out, converted |" in second
 
 
 @pytest.mark.parametrize(
@@ -53,6 +77,10 @@ def test_no_path_of_this_machine_leaves_with_an_export(exported, tmp_path):
         (("to-hf", "RUN", "RUN"), "not an empty folder"),
         (("to-hf", "RUN", "out", "--shard_mb=0"), "--shard_mb=0"),
         (("to-hf", "RUN", "out", "--contamination=none.jsonl"), "none.jsonl"),
+        (("to-hf", "RUN", "p/q/out", "--contamination=none.jsonl"), "none.jsonl"),
+        (("to-hf", "RUN", "gs://bucket/x"), "local folder"),
+        (("to-hf", "RUN", "x" * 300), "File name too long"),
+        (("to-hf", "OUT", "out"), "from-hf takes it"),
         (("to-hf", "RUN", "out", "--verify=full"), "validation split"),
         (("from-hf", "nowhere", "out"), "config.json is missing"),
         (("from-hf", "OUT", "out", "--codebook_sizes=6,x"), "--codebook_sizes=6,x"),
@@ -89,12 +117,13 @@ def test_a_full_disk_leaves_nothing(run, exported, tmp_path, monkeypatch, capsys
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    place = tmp_path / "not" / "there" / "out"  # what was made on the way goes too
     if direction == "to-hf":
         monkeypatch.setattr(safetensors.numpy, "save_file", full)
     else:
         monkeypatch.setattr("soda_jax.checkpoints.slices.SliceWriter.write", full)
     source = run if direction == "to-hf" else exported
-    assert convert(direction, source, tmp_path / "out") == 2
+    assert convert(direction, source, place) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -129,6 +158,34 @@ def test_a_model_that_runs_and_is_bad_is_found(run, tmp_path, monkeypatch, capsy
         )
     assert convert("to-hf", run, tmp_path / "out") == 2
     assert "computes other logits" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_not_written_through(run, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert convert("to-hf", run, tmp_path / "link") == 2
+    assert "is a link" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+ASKED_TO_STOP = """
+import os, signal, sys
+from soda_jax import cli
+from soda_jax.convert import verify
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+verify.logits = stop
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("direction", ["to-hf", "from-hf"])
+def test_sigterm_leaves_nothing(run, exported, tmp_path, direction):
+    source = run if direction == "to-hf" else exported
+    command = [sys.executable, "-c", ASKED_TO_STOP, "convert", direction, source, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "ended by SIGTERM" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -135,11 +135,81 @@ def test_a_vocabulary_that_disagrees_with_the_tokenizer(folder, tmp_path):
         ({"num_key_value_heads": 3}, ("heads",)),
         ({"num_hidden_layers": 3}, ("model.layers.2.", "missing")),
         ({"tie_word_embeddings": True}, ("lm_head.weight", "tied")),
+        ({"architectures": "Qwen3ForCausalLM"}, ("architectures 'Qwen3ForCausalLM'",)),
+        ({"architectures": 5}, ("architectures 5",)),
+        ({"layer_types": 5}, ("layer_types", "5")),
+        ({"layer_types": [{}]}, ("layer_types", "{}")),
+        ({"rope_scaling": "llama3"}, ("'llama3'", "not a JSON object")),
+        ({"rope_scaling": None, "rope_theta": None}, ("rope_theta", "None")),
+        ({"rope_scaling": None, "rope_theta": 10**400}, ("rope_theta",)),
+        ({"rope_scaling": None, "rope_theta": float("inf")}, ("rope_theta", "inf")),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, ("full_attention",)),
+        ({"rope_scaling": {"rope_type": "llama3", "mscale": 2.0}}, ("mscale",)),
+        ({"rms_norm_eps": float("nan")}, ("rms_norm_eps",)),
+        ({"vocab_size": "276"}, ("vocab_size is '276'",)),
+        ({"num_hidden_layers": 10**7}, ("num_hidden_layers 10,000,000",)),
     ],
 )
 def test_a_config_that_is_not_this_model(folder, tmp_path, changes, words):
     edit(folder / "config.json", **changes)
     refused(folder, tmp_path, str(folder), *words)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "x"},
+        {"step": -3},
+        {"step": 10**30},
+        {"crc32c": None},
+        {"crc32c": []},
+        {"views": {"a": {"bogus": 1}}},
+        {"views": {"a": {"weight": "x"}}},
+        {"sources": [{"name": "a"}]},
+        {"codec_fingerprint": 7},
+        {"data_digest": {}},
+        {"format_version": 99},
+    ],
+)
+def test_a_record_of_another_kind(exported, tmp_path, changes):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    edit(copy / "soda.json", **changes)
+    refused(copy, tmp_path, "soda.json", next(iter(changes)).replace("_", " ").split()[0])
+
+
+def test_a_config_that_is_too_deep(folder, tmp_path):
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(folder, tmp_path, "config.json")
+
+
+def test_weights_that_are_no_numbers(folder, tmp_path):
+    change(folder, "model.norm.weight", lambda tensor: tensor * np.nan)
+    refused(folder, tmp_path, "not finite")
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "config.json").write_text("{}")
+    (tmp_path / "in" / "model.safetensors").symlink_to("blob")
+    refused(tmp_path / "in", tmp_path, "model.safetensors", "link")
+
+
+@pytest.mark.parametrize("file", [None, "", ".."])
+def test_an_index_of_strange_names(folder, tmp_path, file):
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][QUERY] = file
+    index.write_text(json.dumps(content))
+    refused(folder, tmp_path, index.name)
+
+
+def test_a_model_that_was_trained_further_comes_back_when_that_is_said(exported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    change(copy, QUERY, lambda tensor: tensor + 1)
+    refused(copy, tmp_path, QUERY, "--changed")
+    from_huggingface(copy, tmp_path / "work", changed=True)
 
 
 def test_no_config(folder, tmp_path):

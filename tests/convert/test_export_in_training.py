@@ -3,10 +3,8 @@
 import convert_toys as toys
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from test_round_trip import same, weights_of
 
-from soda_jax.configs import base
 from soda_jax.convert.from_hf import from_huggingface
 from soda_jax.convert.hook import ExportHook
 from soda_jax.errors import UserError
@@ -14,38 +12,21 @@ from soda_jax.tokens.text import ByteTokenizer
 from soda_jax.train.loop import DONE, train
 
 
-def tiny(data, **changes):
-    config = base.default()
-    config.steps, config.batch_size = 2, 8
-    config.model.update(**{name: x for name, x in toys.fields().items() if name != "rope"})
-    config.model.rope.update(**toys.ROPE)
-    config.data.sequence_length = 32
-    config.data.sources = ConfigDict({"data": base.source(str(data), 1.0)})
-    config.log.tensorboard = False
-    config.update(changes)
-    return config
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("SODA_CACHE", str(tmp_path_factory.getbasetemp() / "xla"))
-
-
 def test_export_convert_and_go_on(tmp_path):
     data = toys.write_data(tmp_path / "data")
     ByteTokenizer().save(data / "tokenizer")
     run, work = tmp_path / "run", tmp_path / "work"
-    assert train(tiny(data), run, hooks=[ExportHook(2, "float32")]) == DONE
+    assert train(toys.tiny(data), run, hooks=[ExportHook(2, "float32")]) == DONE
     exported = run / "exports" / "step-2"
     assert "loss" in (exported / "README.md").read_text()
     from_huggingface(exported, work)
     same(weights_of(run)[0], weights_of(work)[0])
 
     with pytest.raises(UserError, match="no optimizer state") as refused:
-        train(tiny(data, steps=4), work)
+        train(toys.tiny(data, steps=4), work)
     assert f"--config.start_from={work}" in str(refused.value)
 
-    again = tiny(data, steps=1, start_from=str(work))
+    again = toys.tiny(data, steps=1, start_from=str(work))
     again.optimizer.peak = 1e-20
     again.optimizer.weight_decay = 0.0
     assert train(again, tmp_path / "second") == DONE

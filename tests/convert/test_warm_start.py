@@ -1,11 +1,13 @@
 """A model of text becomes one of text and audio."""
 
+import dataclasses
 import json
 
+import convert_toys as toys
 import numpy as np
 import pytest
-from convert_toys import CODEBOOKS, fields
-from test_round_trip import weights_of
+from convert_toys import CODEBOOKS, fields, tiny
+from test_round_trip import same, weights_of
 from toys import random_params
 
 from soda_jax.convert import names
@@ -14,12 +16,15 @@ from soda_jax.convert.forward import logits
 from soda_jax.convert.from_hf import NewRows, from_huggingface
 from soda_jax.convert.imported import HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import TensorFolder, TensorWriter
+from soda_jax.convert.to_hf import to_huggingface
 from soda_jax.convert.weights import whole
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.tokens import VocabularyLayout
-from soda_jax.tokens.text import load_tokenizer, train_bpe
+from soda_jax.tokens.text import ByteTokenizer, load_tokenizer, train_bpe
+from soda_jax.train.loop import DONE, train
+from tokenize_pipeline.retext import retext
 
 ROPE = {"theta": 1e6, "factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
 TEXT = 258  # bytes, BOS and EOS
@@ -110,6 +115,31 @@ def test_a_special_token_of_our_name_gives_its_row(base, tmp_path):
     marker = layout.audio_start
     assert marker != TEXT
     np.testing.assert_array_equal(weights.rows("embedding", marker, marker + 1)[0], base[0][TEXT])
+
+
+def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
+    extend(tmp_path / "qwen", tmp_path / "work")
+    to_huggingface(tmp_path / "work", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| started from | qwen, converted with rows for markers and audio" in card
+    assert "The sources are not known." in card and "No documents were left out" not in card
+    assert "which trained it" not in card
+    from_huggingface(tmp_path / "out", tmp_path / "back")
+    same(weights_of(tmp_path / "work")[0], weights_of(tmp_path / "back")[0])
+
+
+def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
+    _, config = extend(tmp_path / "qwen", tmp_path / "work")
+    data = toys.write_data(tmp_path / "data")
+    ByteTokenizer().save(data / "tokenizer")
+    retext(data, tmp_path / "work" / "tokenizer", tmp_path / "retexted")
+    asked = tiny(tmp_path / "retexted", steps=2, start_from=str(tmp_path / "work"))
+    asked.model.norm_eps = config.norm_eps
+    asked.model.rope.update(dataclasses.asdict(config.rope))
+    assert train(asked, tmp_path / "run") == DONE
+    trained, metadata = weights_of(tmp_path / "run")
+    assert metadata["started_from"]["step"] == 0 and metadata["windows"] == 2 * asked.batch_size
+    assert (trained.layer(0)["gate"] != weights_of(tmp_path / "work")[0].layer(0)["gate"]).any()
 
 
 def test_new_rows_have_mean_and_spread_of_the_old_ones(tmp_path):
