@@ -100,6 +100,10 @@ def from_huggingface(
         with progress(f"reading {source}, MB", total) as bar:
             verify.check_tensors(tensors, about["crc32c"], None, bar)
     length = content.get("max_position_embeddings", 4096)
+    if type(length) is not int or length < 1:
+        raise UserError(
+            f"{source / 'config.json'}: max_position_embeddings is {length!r}; it must be a whole number"
+        )
     metadata = _metadata(source, weights.config, layout, text, fingerprint, about, extend, length)
     step = int(about["step"]) if about else 0
     with appearing(workdir) as partial:
@@ -109,19 +113,19 @@ def from_huggingface(
         elif (source / OURS / "codec").is_dir():
             shutil.copytree(source / OURS / "codec", partial / "codec")
         directory = partial / folder.DEFAULT
-        with progress(f"writing {workdir}, MB", _megabytes(weights.config)) as bar:
+        with progress(f"writing {workdir}, MB", 4e-6 * _parameters(weights.config)) as bar:
             sums = write_checkpoint(weights, directory, step, metadata, bar)
         result = _verify(weights, directory, step, sums, compare, further)
-    parameters = round(_megabytes(weights.config) * 1e6) // 4
+    parameters = _parameters(weights.config)
     return (
         Converted(parameters, 4 * parameters, time.monotonic() - began, result),
         weights.config,
     )
 
 
-def _megabytes(config: DecoderConfig) -> float:
+def _parameters(config: DecoderConfig) -> int:
     shapes = names.tensor_shapes(config, config.vocabulary.size).values()
-    return sum(int(np.prod(shape)) for shape in shapes) * 4 / 1e6
+    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 def _codec_fingerprint(
@@ -206,7 +210,7 @@ def _verify(
     reader = CheckpointReader(directory)
     reader.choose(step, params_only=True)  # the digest agrees with the files
     after = StoredWeights(SliceReader(reader.path(step)), weights.config)
-    with progress("reading it again, MB", _megabytes(weights.config)) as bar:
+    with progress("reading it again, MB", 4e-6 * _parameters(weights.config)) as bar:
         found = read_checksums(after, bar)
     for name, crc in sums.items():
         if found[name] != crc:

@@ -146,6 +146,7 @@ def test_a_vocabulary_that_disagrees_with_the_tokenizer(folder, tmp_path):
         ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, ("full_attention",)),
         ({"rope_scaling": {"rope_type": "llama3", "mscale": 2.0}}, ("mscale",)),
         ({"rms_norm_eps": float("nan")}, ("rms_norm_eps",)),
+        ({"max_position_embeddings": "x"}, ("max_position_embeddings", "'x'")),
         ({"vocab_size": "276"}, ("vocab_size is '276'",)),
         ({"num_hidden_layers": 10**7}, ("num_hidden_layers 10,000,000",)),
     ],
