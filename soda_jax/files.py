@@ -56,3 +56,19 @@ def json_text(value: Any) -> str:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `json_text(value)`, atomically."""
     write_atomic(path, json_text(value))
+
+
+def to_disk(folder: str | os.PathLike[str]) -> None:
+    """Brings all files below a folder, and the folders themselves, to the disk (fsync)."""
+    root = Path(folder)
+    for path in (*root.rglob("*"), root):
+        sync(path)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Brings one file, or the names in one folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

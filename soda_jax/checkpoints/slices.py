@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from soda_jax.checkpoints import digest, tree
 from soda_jax.checkpoints.manager import Checkpointer
 from soda_jax.checkpoints.restore import PARAMS
 from soda_jax.errors import UserError
+from soda_jax.files import to_disk
 
 # Chunks that were read and may be wanted again, as when one holds several layers.
 _CACHE_BYTES = 64 << 20
@@ -155,7 +155,7 @@ def new_step(
     (path / digest.NAME).unlink()
     yield SliceWriter(path / PARAMS, arrays)
     _describe(path / PARAMS, arrays)
-    _to_disk(Path(path))
+    to_disk(path)
     digest.seal(path)
 
 
@@ -168,13 +168,3 @@ def _describe(item: epath.Path, arrays: Mapping[str, NewArray]) -> None:
     (item / _TREE).write_text(json.dumps(about))
     # It repeats shapes and chunks, for arrays of more than one process; restoring does not need it.
     (item / "array_metadatas").rmtree()
-
-
-def _to_disk(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from soda_jax.checkpoints.folder import is_url
 from soda_jax.errors import UserError
+from soda_jax.files import sync, to_disk
 
 
 def check_new(out: str | os.PathLike[str]) -> Path:
@@ -46,12 +47,12 @@ def appearing(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        _to_disk(partial)
+        to_disk(partial)
         if out.is_dir():
             out.rmdir()
         partial.rename(out)
         done = True
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "free some space" if full else "name a folder that you may write"
@@ -61,17 +62,3 @@ def appearing(out: Path) -> Iterator[Path]:
         for folder in made if not done else ():
             with suppress(OSError):  # somebody else has put something there
                 folder.rmdir()
-
-
-def _to_disk(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

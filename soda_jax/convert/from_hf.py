@@ -98,7 +98,11 @@ def from_huggingface(
     total = sum(np.prod(t.shape) for t in tensors.tensors.values()) * 4 / 1e6
     if about is not None and not changed:
         with progress(f"reading {source}, MB", total) as bar:
-            verify.check_tensors(tensors, about["crc32c"], None, bar)
+            mend = (
+                "the file is damaged, get it again; or the model was trained further since, then say so "
+                "with --changed"
+            )
+            verify.check_tensors(tensors, about["crc32c"], None, bar, mend)
     length = content.get("max_position_embeddings", 4096)
     if type(length) is not int or length < 1:
         raise UserError(

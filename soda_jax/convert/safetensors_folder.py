@@ -200,8 +200,6 @@ class TensorWriter:
         try:
             # Without the mark Transformers does not load a file.
             save_file(self._held, file, metadata={"format": "pt"})
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
             file.chmod(0o644)  # the library lets only the owner read it
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be written ({error}); is the disk full?") from None

@@ -264,7 +264,8 @@ def _verify(
 ) -> verify.Logits | None:
     written = TensorFolder(partial)
     with progress("reading it again, MB", writer.bytes / 1e6) as bar:
-        verify.check_tensors(written, writer.checksums, dtype, bar)
+        mend = "see that the disk and the memory of this machine are sound"
+        verify.check_tensors(written, writer.checksums, dtype, bar, mend)
     file = partial / "config.json"
     config = decoder_of(json.loads(file.read_text()), weights.config.vocabulary, file)
     after = HuggingFaceWeights(written, config, config.vocabulary.size)

@@ -55,7 +55,7 @@ class Logits:
 
 
 def check_tensors(
-    folder: TensorFolder, sums: Mapping[str, str], dtype: str | None, bar: Progress
+    folder: TensorFolder, sums: Mapping[str, str], dtype: str | None, bar: Progress, mend: str
 ) -> None:
     """Reads every tensor and compares names, types and checksums.
 
@@ -64,13 +64,14 @@ def check_tensors(
       sums: crc32c by name.
       dtype: that all are of; None: any.
       bar: advanced by megabytes.
+      mend: what to do about a tensor that differs.
 
     Raises:
       UserError: naming the file and the tensor that differs.
     """
     if folder.tensors.keys() != sums.keys():
         differing = sorted(folder.tensors.keys() ^ sums.keys())
-        raise UserError(f"{folder.path}: tensor {differing[0]} is only on one side; get it again")
+        raise UserError(f"{folder.path}: tensor {differing[0]} is only on one side; {mend}")
     for name, tensor in folder.tensors.items():
         if dtype is not None and tensor.dtype != _TYPE_NAMES[dtype]:
             raise UserError(
@@ -80,8 +81,7 @@ def check_tensors(
         if found != sums[name]:
             raise UserError(
                 f"{folder.path / tensor.file}: {name} has crc32c {found}, {sums[name]} was "
-                "written: the file is damaged, get it again; or the model was trained further since, then "
-                "say so with --changed"
+                f"written; {mend}"
             )
         bar.advance(int(np.prod(tensor.shape)) * _BYTES[tensor.dtype] / 1e6)
 

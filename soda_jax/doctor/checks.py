@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from soda_jax.doctor.findings import FAILURE, OK, PATIENCE, WARNING, Finding
 from soda_jax.parallel import hosts, rules
+from soda_jax.train.hardware import measure_matmul
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
 REDUCED_BYTES = 64 << 20  # of each device, enough to be bandwidth and not latency
@@ -86,17 +87,10 @@ def arithmetic(size: int = 4096, repeats: int = 5) -> dict[str, Any]:
     """FLOP/s of a product of matrices on each device of this host alone, bf16."""
     if jax.local_devices()[0].platform == "cpu":
         size = 1024
-    product = jax.jit(jnp.matmul)
     rates = {}
     for device in jax.local_devices():
-        matrix = jax.device_put(jnp.ones((size, size), jnp.bfloat16), device)
-        product(matrix, matrix).block_until_ready()
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            product(matrix, matrix).block_until_ready()
-            times.append(time.perf_counter() - began)
-        rates[str(device)] = 2 * size**3 / min(times)
+        with jax.default_device(device):
+            rates[str(device)] = measure_matmul(size, repeats, "bfloat16")
     return {"size": size, "rates": rates, "platform": jax.local_devices()[0].platform}
 
 

@@ -98,10 +98,7 @@ def check_resumable(reader: CheckpointReader, step: int, metadata: Mapping[str, 
     place = path.parent if path.name == folder.DEFAULT else path
     reason = "it was saved without"
     if "converted_from" in metadata:
-        origin = metadata["converted_from"]
-        reason = (
-            f"it was converted from {origin}" if isinstance(origin, str) else "it was converted"
-        )
+        reason = f"it was converted from {metadata['converted_from']['name']}"
     raise UserError(
         f"{reader.path(step)} has no optimizer state ({reason}) and cannot be resumed; to begin a run "
         f"from its parameters give --config.start_from={place} and another --workdir"

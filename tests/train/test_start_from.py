@@ -38,7 +38,7 @@ def converted(whole, tmp_path_factory) -> Path:
             place[last] = jax.device_put(value)
     kept = ("layout", "layout_fingerprint", "tokenizer_fingerprint", "codec_fingerprint")
     about = {name: metadata[name] for name in kept} | {
-        "converted_from": "hub/model",
+        "converted_from": {"name": "model"},
         "config": {"model": metadata["config"]["model"]},
     }
     with Checkpointer(folder / "checkpoints", every_steps=1) as checkpointer:
@@ -226,7 +226,7 @@ def test_a_converted_model_is_started_from_and_never_resumed(whole, converted, c
     with pytest.raises(UserError) as error:
         train(config(), converted)
     message = str(error.value)
-    assert "no optimizer state (it was converted from hub/model)" in message
+    assert "no optimizer state (it was converted from model)" in message
     assert f"--config.start_from={converted} and another --workdir" in message
     assert "\n" not in message and sorted(converted.rglob("*")) == before
 
