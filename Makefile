@@ -8,7 +8,8 @@ PARITY := .parity/installed
 QUIET := $(shell test -t 2 || echo --quiet)
 # Beside transformers, where `make parity` has installed it.
 BENCH_MIMI := $(if $(wildcard .parity/extras),.parity/bin/python,$(BIN)/python)
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+# compare.py needs a commit to compare with.
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/compare.py,$(wildcard benchmarks/*.py))
 
 .PHONY: help demo test parity lint bench golden clean
 

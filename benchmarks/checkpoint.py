@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from _machine import describe_machine
+from _results import parse, written
 
 from soda_jax.checkpoints import Checkpointer, CheckpointReader, digest
 from soda_jax.progress import track
@@ -124,16 +125,19 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--directory", default=None, help="a folder on the disk to measure")
-    args = parser.parse_args()
+    args = parse(parser, {"megabytes": 128, "repeats": 2})
     state = make_state(args.megabytes)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     megabytes = sum(array.nbytes for array in arrays) / 1e6
-    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
+    with written(args.json) as results, tempfile.TemporaryDirectory(dir=args.directory) as folder:
         one_round(Path(folder), make_state(10), [np.zeros(1)])  # imports and first-call costs
         rounds = [
             one_round(Path(folder), state, arrays)
             for _ in track(range(args.repeats), "rounds", args.repeats)
         ]
+        for name in rounds[0]:
+            side = "reference" if name.startswith(("plain", "orbax")) else "ours"
+            results.add(name, side, "seconds", [took[name] for took in rounds])
     print(
         f"\n{megabytes:.0f} MB of f32, {len(arrays)} arrays; {args.repeats} rounds; "
         f"{describe_machine()}, {jax.devices()[0].device_kind}\n"

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 from _machine import describe_machine
+from _results import Results, parse, written
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import log_mel
@@ -127,7 +128,7 @@ def timed(action: Callable[[], Result], repeats: int) -> tuple[float, Result]:
     return statistics.median(times), result
 
 
-def measure(name: str, args: argparse.Namespace, listener: Listener) -> list[str]:
+def measure(name: str, args: argparse.Namespace, listener: Listener, results: Results) -> list[str]:
     """One row per codec size."""
     from threadpoolctl import threadpool_limits
 
@@ -143,6 +144,15 @@ def measure(name: str, args: argparse.Namespace, listener: Listener) -> list[str
             encode, codes = timed(partial(codec.encode, tests), args.repeats)
             decode, decoded = timed(partial(codec.decode, codes), args.repeats)
         coded = listener.word_error_rate(decoded, texts)
+        for what, unit, value in (
+            ("fit", "seconds", fit),
+            ("encode", "audio_seconds_per_second", seconds / encode),
+            ("decode", "audio_seconds_per_second", seconds / decode),
+            ("word error rate", "percent", coded),
+            ("log-mel distance", "nepers", log_mel_distance(tests, decoded)),
+        ):
+            results.add(f"{name} {shape}, {what}", "ours", unit, [value])
+        results.add(f"{name}, word error rate", "original audio", "percent", [original])
         rows.append(
             f"| {name} | {shape} | {original:.1f} | {coded:.1f} | {coded - original:+.1f} | "
             f"{log_mel_distance(tests, decoded):.2f} | {fit:.1f} | {seconds / encode:.0f} | {seconds / decode:.0f} |"
@@ -160,10 +170,15 @@ def main() -> None:
     parser.add_argument("--fits", type=int, default=3, help="fits timed")
     parser.add_argument("--repeats", type=int, default=3, help="encodings and decodings timed")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse(
+        parser,
+        {"clips": 4, "minutes": 2.0, "corpora": "demo", "fits": 1, "repeats": 1},
+    )
 
     listener = Listener()
-    rows = [row for name in args.corpora.split(",") for row in measure(name, args, listener)]
+    with written(args.json) as results:
+        corpora = args.corpora.split(",")
+        rows = [row for name in corpora for row in measure(name, args, listener, results)]
     print(
         f"\nMel codec at 12.5 frames/s, fitted on {args.minutes:g} minutes of one synthetic voice; "
         f"{args.clips} held-out clips a row.\n{describe_machine()}; encode and "

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from _machine import describe_machine
+from _results import parse, written
 
 from soda_jax.commands._config import load_config
 from soda_jax.convert.stored import write_checkpoint
@@ -140,11 +141,11 @@ def main() -> None:
     parser.add_argument("--config", default="soda_135m")
     parser.add_argument("--directory", default=tempfile.gettempdir())
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = parse(parser, {"rounds": 1})
     soda = [sys.executable, "-m", "soda_jax.cli"]
     start = measured(*soda, "convert", "--help")[1]
     rows: dict[str, list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory(dir=args.directory) as name:
+    with written(args.json) as results, tempfile.TemporaryDirectory(dir=args.directory) as name:
         folder = Path(name)
         size = write_run(folder / "run", args.config)
         run, out, back = folder / "run", folder / "out", folder / "back"
@@ -163,6 +164,12 @@ def main() -> None:
             shutil.rmtree(back)
             rows.setdefault("plain copy and fsync", []).append((copy(out, folder / "copy"), 0.0))
             shutil.rmtree(out)
+        for label, values in rows.items():
+            side = "ours" if "hf" in label else "reference"
+            rates = [size / 1e6 / seconds for seconds, _ in values]
+            results.add(label, side, "megabytes_per_second", rates)
+            if side == "ours":
+                results.add(f"{label}, memory", side, "megabytes", [peak for _, peak in values])
     print(describe_machine())
     print(
         f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` alone {start:,.0f} MB"

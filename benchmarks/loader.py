@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from _machine import describe_machine
 from _ranges import print_ranges
+from _results import parse, written
 
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.manifest import Manifest
@@ -156,12 +157,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=8_000_000, help="of each source, one order")
     parser.add_argument("--repeats", type=int, default=25)
-    parser.add_argument("--latency", type=float, default=30, help="of a read by range, in ms")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--latency", type=float, default=30, help="of a read by range, in ms; 0 skips it"
+    )
+    args = parse(parser, {"tokens": 2_000_000, "repeats": 9, "latency": 0.0})
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     layout = VocabularyLayout.soda()
-    with tempfile.TemporaryDirectory() as folder:
+    with written(args.json) as results, tempfile.TemporaryDirectory() as folder:
         sources = {}
         size = tokens = 0
         for number, weight in enumerate((0.7, 0.3)):
@@ -182,12 +185,18 @@ def main() -> None:
         print(f"one core of {describe_machine()}; {tokens:,} tokens in one order")
         print(f"tokens a second          {rate / 1e6:8.1f} M  ± {100 * spread / middle:.0f}%")
         print(f"a window of {SEQUENCE_LENGTH}         {unit:8.0f} µs")
+        results.add("windows in random order", "ours", "tokens_per_second", [rate])
         for name, microseconds in steps(dataset, args.repeats):
             print(f"  {microseconds:6.1f} µs  {name}")
+            results.add(name, "ours", "microseconds", [microseconds])
         rate, spread = whole_records(dataset, args.repeats)
+        results.add("whole records", "ours", "tokens_per_second", [rate])
+        results.add("bytes per token on disk", "ours", "bytes", [size / tokens])
         print(f"whole records, tokens/s  {rate / 1e6:8.1f} M  ± {100 * spread / rate:.0f}%")
         print(f"bytes a token on disk    {size / tokens:8.3f}")
-        print_ranges(config, Path(folder) / "cache", args.latency / 1e3, min(args.repeats, 9))
+        if args.latency:
+            cache = Path(folder) / "cache"
+            print_ranges(config, cache, args.latency / 1e3, min(args.repeats, 9))
 
 
 if __name__ == "__main__":

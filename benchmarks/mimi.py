@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from _machine import describe_machine
+from _results import parse, written
 
 from soda_jax.codecs.mimi import MimiCodec, MimiConfig
 from soda_jax.progress import track
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seconds", default="10,60", help="lengths of the clips (%(default)s)")
     parser.add_argument("--batches", default="1,16", help="clips at once (%(default)s)")
     parser.add_argument("--dtype", default="float32", help="of ours: float32 or bfloat16")
-    args = parser.parse_args()
+    args = parse(parser, {"repeats": 2, "seconds": "10", "batches": "1"})
 
     codec = MimiCodec.random(MimiConfig(), dtype=args.dtype)
     sides: dict[str, Callable[[np.ndarray], object]] = {"ours": lambda c: codec.encode(list(c))}
@@ -112,6 +113,12 @@ def main() -> None:
         for seconds in map(int, args.seconds.split(","))
         for batch in map(int, args.batches.split(","))
     ]
+    with written(args.json) as results:
+        for seconds, batch, rates in rows:
+            for side, rate in rates.items():
+                ratio = rate / rates["transformers"] if "transformers" in rates else None
+                name = f"{batch} x {seconds} s"
+                results.add(name, side, "audio_seconds_per_second", [rate], ratio)
     print(
         f"\nMimi encoder, {codec.model.codebooks} codebooks, {args.dtype}, times real time; medians of "
         f"{args.repeats} rounds.\n{describe_machine()}; {len(jax.local_devices())} × "

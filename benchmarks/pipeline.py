@@ -2,10 +2,12 @@
 
     python benchmarks/pipeline.py [--minutes 120] [--hours 36] [--repeats 3]
 
-The corpus is noise in clips of 3 to 12 seconds (the codec's speed does not depend on what is heard),
-16-bit WAV at 24 kHz, so that nothing is resampled, and once at 44.1 kHz, where everything is.
+The corpus is noise in clips of 3 to 12 seconds (the codec's speed does not depend on the sound). The
+same clips are stored as 16-bit WAV at 24 kHz, which needs no resampling, as WAV at 44.1 kHz, which
+does, as FLAC, as MP3, and as MP3 without its Xing/Info frame, whose frames must be counted. The
+last has a constant bitrate, because only then does its size give nearly the right length.
 
-The first table is of jobs as they run unless told otherwise: one process, whose numerical libraries take
+The first table measures jobs with default options: one process, whose numerical libraries use
 all cores. The second compares one process of one thread with two processes of one thread each: the
 whole command, from its start to its end, on `--hours` of audio, in which the clips come again and again
 under other document ids. Each round runs all jobs once, in turn, so that a slow moment of the machine
@@ -15,6 +17,7 @@ merge.
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -26,10 +29,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 from _machine import describe_machine
+from _results import Results, parse, written
 
 from soda_jax.codecs.audio import read_audio
 from soda_jax.codecs.mel import MelCodec
@@ -40,18 +45,56 @@ from tokenize_pipeline.options import Options
 SHARDS = 16
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 PROCESSES = (1, 2)
+RATE_UNIT = "audio_seconds_per_second"
 
 
-def make_clips(folder: Path, minutes: float, rate: int, seed: int) -> list[tuple[str, float]]:
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the clips are stored.
+
+    Attributes:
+      folder: name of the folder.
+      rate: Hz.
+      suffix: of the files.
+      options: of `soundfile.write`.
+      bare: remove the first MPEG frame, which holds the number of frames.
+    """
+
+    folder: str
+    rate: int
+    suffix: str
+    options: dict[str, Any]
+    bare: bool = False
+
+    def write(self, path: Path, samples: np.ndarray) -> None:
+        """Writes one clip, float `[samples]`."""
+        soundfile.write(path, samples, self.rate, **self.options)
+        if self.bare:
+            content = path.read_bytes()
+            path.write_bytes(content[content.index(content[:2], 4) :])
+
+
+MP3 = {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
+FORMS = {
+    "24 kHz WAV": Form("wav24", 24_000, "wav", {"subtype": "PCM_16"}),
+    "44.1 kHz WAV": Form("wav44", 44_100, "wav", {"subtype": "PCM_16"}),
+    "24 kHz FLAC": Form("flac", 24_000, "flac", {}),
+    "24 kHz MP3": Form("mp3", 24_000, "mp3", MP3),
+    "24 kHz MP3, frames counted": Form("bare", 24_000, "mp3", MP3, bare=True),
+}
+WAV = FORMS["24 kHz WAV"]
+
+
+def make_clips(folder: Path, minutes: float, form: Form, seed: int) -> list[tuple[str, float]]:
     """Writes clips of noise; returns the name and the seconds of each."""
     generator = np.random.default_rng(seed)
     clips: list[tuple[str, float]] = []
     folder.mkdir(parents=True)
     while sum(seconds for _, seconds in clips) < minutes * 60:
-        samples = round(generator.uniform(3, 12) * rate)
-        name = f"{len(clips):05d}.wav"
-        soundfile.write(folder / name, generator.normal(0, 0.1, samples), rate, subtype="PCM_16")
-        clips.append((name, samples / rate))
+        samples = round(generator.uniform(3, 12) * form.rate)
+        name = f"{len(clips):05d}.{form.suffix}"
+        form.write(folder / name, generator.normal(0, 0.1, samples))
+        clips.append((name, samples / form.rate))
     return clips
 
 
@@ -117,17 +160,22 @@ def measure(jobs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, 
     return times
 
 
-def print_one_process(folder: Path, minutes: float, codec: str, repeats: int, seed: int) -> None:
-    """The first table: one process, all cores."""
-    rates = (24_000, 44_100)
+def print_one_process(folder: Path, codec: str, args: argparse.Namespace, results: Results) -> None:
+    """Measures and prints the first table: one process, all cores."""
     lengths, jobs = {}, {"one minute": lambda: job_seconds(folder / "small/m.jsonl", codec)}
-    for rate in rates:
-        path = folder / str(rate) / "m.jsonl"
-        clips = make_clips(path.parent, minutes, rate, seed)
-        lengths[f"{rate / 1000:g} kHz"] = write_manifest(path, clips)
-        jobs[f"{rate / 1000:g} kHz"] = lambda path=path: job_seconds(path, codec)
-    job_seconds(folder / "small/m.jsonl", codec)  # imports Beam, which a repeat would not
-    times = {name: statistics.median(found) for name, found in measure(jobs, repeats).items()}
+    for name, form in FORMS.items():
+        path = folder / form.folder / "m.jsonl"
+        clips = make_clips(path.parent, args.minutes, form, args.seed)
+        lengths[name] = write_manifest(path, clips)
+        jobs[name] = lambda path=path: job_seconds(path, codec)
+    job_seconds(folder / "small/m.jsonl", codec)  # the first job also imports its libraries
+    found = measure(jobs, args.repeats)
+    for name, length in lengths.items():
+        rates = [length / seconds for seconds in found[name]]
+        results.add(f"job, {name}", "ours", RATE_UNIT, rates)
+    results.add("job, one minute", "ours", "seconds", found["one minute"])
+    times = {name: statistics.median(seconds) for name, seconds in found.items()}
+    minutes, repeats = args.minutes, args.repeats
     print(f"one process, {minutes:g} minutes of audio in {SHARDS} shards, median of {repeats}\n")
     print("| corpus | audio seconds/s | of it start and end |\n|---|---|---|")
     for name, length in lengths.items():
@@ -135,11 +183,15 @@ def print_one_process(folder: Path, minutes: float, codec: str, repeats: int, se
         print(f"| {name} | {length / times[name]:,.0f} | {fixed} |")
 
 
-def print_two_processes(folder: Path, hours: float, codec: str, repeats: int) -> None:
-    """The second table: one thread against two processes of one thread each."""
-    clips = [(p.name, soundfile.info(p).duration) for p in sorted(folder.glob("24000/*.wav"))]
-    path = folder / "24000" / "long.jsonl"
-    length = write_manifest(path, clips, hours * 3600)
+def print_two_processes(
+    folder: Path, codec: str, args: argparse.Namespace, results: Results
+) -> None:
+    """Measures and prints the second table: one thread against two processes of one thread each."""
+    repeats = args.repeats
+    sounds = sorted((folder / WAV.folder).glob("*.wav"))
+    clips = [(p.name, soundfile.info(p).duration) for p in sounds]
+    path = folder / WAV.folder / "long.jsonl"
+    length = write_manifest(path, clips, args.hours * 3600)
     small = folder / "small" / "m.jsonl"
     jobs = {f"start {n}": lambda n=n: command_seconds(small, codec, n) for n in PROCESSES}
     jobs |= {f"whole {n}": lambda n=n: command_seconds(path, codec, n) for n in PROCESSES}
@@ -151,27 +203,36 @@ def print_two_processes(folder: Path, hours: float, codec: str, repeats: int) ->
         fixed = f"{medians[f'start {n}']:.1f} of {medians[f'whole {n}']:.1f} s"
         print(f"| {n} | {length / medians[f'whole {n}']:,.0f} | {fixed} |")
     ratios = [one / two for one, two in zip(times["whole 1"], times["whole 2"], strict=True)]
+    for n in PROCESSES:
+        rates = [length / seconds for seconds in times[f"whole {n}"]]
+        ratio = medians["whole 1"] / medians[f"whole {n}"]
+        results.add(f"command, {n} processes", "ours", RATE_UNIT, rates, ratio)
+        results.add(f"command, {n} processes, start", "ours", "seconds", times[f"start {n}"])
     print(
         f"\ntwo processes are {medians['whole 1'] / medians['whole 2']:.2f} times as fast as one "
         f"({min(ratios):.2f} to {max(ratios):.2f} in the rounds)"
     )
 
 
-def print_parts(folder: Path, codec: MelCodec, repeats: int) -> None:
-    """The third table: what a job is made of, in one process."""
-    files = {rate: sorted(folder.glob(f"{rate}/*.wav"))[:60] for rate in (24_000, 44_100)}
-    sounds = [read_audio(file, 24_000) for file in files[24_000]]
-    heard = sum(map(len, sounds)) / 24_000
-    parts = {
-        "read 24 kHz": lambda: [read_audio(file, 24_000) for file in files[24_000]],
-        "read and resample 44.1 kHz": lambda: [read_audio(file, 24_000) for file in files[44_100]],
-        "mel codec, encode": lambda: codec.encode(sounds),
-    }
-    print("\n| part alone, one process | audio seconds/s |\n|---|---|")
-    for name, work in parts.items():
-        print(
-            f"| {name} | {heard / statistics.median(seconds_of(work) for _ in range(repeats)):,.0f} |"
-        )
+def print_parts(folder: Path, codec: MelCodec, repeats: int, results: Results) -> None:
+    """Measures and prints the third table: the parts of a job, in one process."""
+    parts: dict[str, Callable[[], object]] = {}
+    for name, form in FORMS.items():
+        files = sorted((folder / form.folder).glob(f"*.{form.suffix}"))[:60]
+        parts[f"read {name}"] = lambda files=files: [read_audio(file, 24_000) for file in files]
+    sounds = [read_audio(file, 24_000) for file in sorted((folder / WAV.folder).glob("*.wav"))[:60]]
+    seconds = sum(map(len, sounds)) / 24_000
+    parts["mel codec, encode"] = lambda: codec.encode(sounds)
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(repeats + 1):
+        for name, work in parts.items():
+            taken = seconds_of(work)
+            if number:  # the first reading fills the page cache
+                times[name].append(taken)
+    print("\n| part, one process | audio seconds/s |\n|---|---|")
+    for name, taken_each in times.items():
+        results.add(name, "ours", RATE_UNIT, [seconds / taken for taken in taken_each])
+        print(f"| {name} | {seconds / statistics.median(taken_each):,.0f} |")
 
 
 def main() -> None:
@@ -180,23 +241,26 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=120, help="of distinct audio (%(default)s)"
     )
-    parser.add_argument("--hours", type=float, default=36, help="second table (%(default)s)")
+    parser.add_argument(
+        "--hours", type=float, default=36, help="second table; 0 skips it (%(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    args = parse(parser, {"minutes": 10.0, "hours": 0.0, "repeats": 3})
+    with written(args.json) as results, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generator = np.random.default_rng(args.seed)
         clips = [generator.normal(0, 0.1, 240_000).astype(np.float32) for _ in range(12)]
         codec = MelCodec.fit(clips, seed=args.seed)
         codec.save(folder / "codec")
         spec = f"mel:{folder / 'codec'}"
-        small = make_clips(folder / "small", 1, 24_000, args.seed)
+        small = make_clips(folder / "small", 1, WAV, args.seed)
         write_manifest(folder / "small" / "m.jsonl", small)
         print(f"{describe_machine()}\n")
-        print_one_process(folder, args.minutes, spec, args.repeats, args.seed)
-        print_two_processes(folder, args.hours, spec, args.repeats)
-        print_parts(folder, codec, args.repeats)
+        print_one_process(folder, spec, args, results)
+        if args.hours:
+            print_two_processes(folder, spec, args, results)
+        print_parts(folder, codec, args.repeats, results)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from _machine import describe_machine
+from _results import parse, written
 
 from soda_jax.codecs.mel import MelCodec
 from soda_jax.progress import track
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="jobs a row (%(default)s)")
     parser.add_argument("--files", type=int, default=20, help="sound files (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    args = parser.parse_args()
+    args = parse(parser, {"documents": [1_000], "repeats": 1})
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -126,6 +127,11 @@ def main() -> None:
             rows.append(
                 (documents, hours, *(statistics.median(c) for c in zip(*runs, strict=True)))
             )
+    with written(args.json) as results:
+        for documents, _, own, _, seconds in rows:
+            name = f"{documents} documents"
+            results.add(f"{name}, memory", "ours", "megabytes", [own], own / rows[0][2])
+            results.add(f"{name}, time", "ours", "seconds", [seconds])
     print(f"{describe_machine()}; {args.processes} processes, median of {args.repeats}\n")
     print(
         "| documents | hours | job, MB | its largest child, MB | seconds | job, beside the first |"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _machine import describe_machine
+from _results import parse, written
 from train_step import SMALL, SUITE, shape_of
 
 from soda_jax import memory
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--shapes", help=f"of {', '.join([*SMALL, *SUITE])}")
     parser.add_argument("--batch", type=int, help="windows a step, for all shapes")
     parser.add_argument("--remat", default="", help="model.remat (CPU none, else full)")
-    args = parser.parse_args()
+    args = parse(parser, {"shapes": "d256"})
     # A recorded graph of kernels would be one event.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
@@ -128,6 +129,11 @@ def main() -> None:
     print("| share of the timed instructions | " + " | ".join(names) + " |")
     print("|---|" + "---|" * len(names))
     wholes = {name: sum(by_kind.values()) for name, by_kind in times.items()}
+    with written(args.json) as results:
+        for name, by_kind in times.items():
+            for kind, milliseconds in by_kind.items():
+                share = milliseconds / wholes[name]
+                results.add(f"{name}, {kind}", "ours", "share_of_time", [share])
     for kind in (*PRODUCTS, BETWEEN, UPDATE, COPIES):
         if any(kind in by_kind for by_kind in times.values()):
             cells = [f"{times[name].get(kind, 0.0) / wholes[name]:.0%}" for name in names]

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from _machine import describe_machine
+from _results import Results, parse, written
 from _sides import Command, Turns, platform_here, take_turns
 
 from soda_jax.configs import base
@@ -146,6 +147,18 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
     return "\n".join([*lines, *footnotes(shape, ours)])
 
 
+def add_rows(results: Results, name: str, shape: Shape, turns: dict[str, Turns]) -> None:
+    """Adds the tokens per second of each side that ran; its ratio is to ours, round by round."""
+    rates = {
+        side: [shape.tokens * a["steps"] / a["seconds"] for a in side_turns.answers]
+        for side, side_turns in turns.items()
+    }
+    for side, values in rates.items():
+        if pairs := list(zip(values, rates["ours"], strict=False)):
+            ratio = statistics.median(value / ours for value, ours in pairs)
+            results.add(name, side, "tokens_per_second", values, ratio)
+
+
 def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
     """A side's row; it is compared with ours round by round, each turn with the one beside it."""
     rates = [shape.tokens * a["steps"] / a["seconds"] for a in told.answers]
@@ -201,7 +214,7 @@ def main() -> None:
         text = f"interpreter that has {peer} ({usual if peer == 'transformers' else 'this one'})"
         default = usual if peer == "transformers" else sys.executable
         parser.add_argument(f"--{peer}_python", default=default, metavar="PATH", help=text)
-    args = parser.parse_args()
+    args = parse(parser, {"shapes": "d256", "sides": "ours", "rounds": 1})
     try:
         platform = platform_here()
         on_cpu = platform == "cpu"
@@ -210,10 +223,12 @@ def main() -> None:
         sides = {name: commands(args, shape, platform) for name, shape in shapes.items()}
         rounds = args.rounds or (7 if on_cpu else 2)
         print(f"{describe_machine()}; {platform}; {rounds} rounds of {args.seconds:g} s a side\n")
-        for name, shape in shapes.items():
-            turns = take_turns(sides[name], rounds, args.seconds, on_cpu, name)
-            print(table(name, shape, turns))
-            print(flush=True)
+        with written(args.json) as results:
+            for name, shape in shapes.items():
+                turns = take_turns(sides[name], rounds, args.seconds, on_cpu, name)
+                print(table(name, shape, turns))
+                print(flush=True)
+                add_rows(results, name, shape, turns)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _machine import describe_machine
+from _results import parse, written
 
 from soda_jax.model.loss import chunk_tokens, linear_cross_entropy, loss_settings
 from soda_jax.progress import track
@@ -79,7 +80,7 @@ def main() -> None:
         "commas, are compared",
     )
     parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = parse(parser, {"rounds": 3})
 
     kind = jnp.bfloat16 if accelerator else jnp.float32
     rng = np.random.default_rng(0)
@@ -109,6 +110,11 @@ def main() -> None:
     )
     print("|---|---:|---:|---|---:|---:|---:|")
     first = times[next(iter(times))]
+    with written(args.json) as results:
+        for name, taken in times.items():
+            rates = [args.tokens / seconds for seconds in taken]
+            ratio = statistics.median(b / a for a, b in zip(taken, first, strict=True))
+            results.add("loss and gradients", name, "tokens_per_second", rates, ratio)
     for name, taken in times.items():
         ratio = statistics.median(a / b for a, b in zip(taken, first, strict=True))
         temporaries = compiled[name].memory_analysis().temp_size_in_bytes / 1e6
