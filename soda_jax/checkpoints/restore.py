@@ -194,7 +194,11 @@ class CheckpointReader:
     ) -> tuple[Any, dict[str, Any], RestoreReport]:
         """Reads and verifies the parameters alone, cast to the dtypes of `abstract_params`.
 
+        Floats are cast to floats only, with no check of their range: 1e5 is infinite as float16.
         Arguments, result and errors are otherwise those of `restore`.
+
+        Raises:
+          UserError: also for a dtype that is not a float, such as int8, where the checkpoint has one.
         """
         report = self.choose(step, accept_unverified=accept_unverified, params_only=True)
         metadata = self.metadata(report.step)

@@ -56,8 +56,14 @@ def differences(wanted: dict[str, Any], stored: dict[str, Any], *, dtypes: bool)
     Args:
       wanted: nested dicts of things with `.shape` and `.dtype`, what the program expects.
       stored: likewise, what the checkpoint holds.
-      dtypes: whether dtypes must agree as well.
+      dtypes: whether dtypes must agree as well; if not, a float may differ from another float, as
+        one can be cast to the other, but not from an integer, a bool or a complex number.
     """
+    import jax.numpy as jnp
+
+    def castable(want: Any, have: Any) -> bool:
+        return all(jnp.issubdtype(dtype, jnp.floating) for dtype in (want, have))
+
     mine, theirs = flatten(wanted), flatten(stored)
     phrases = [f"{name} is not in the checkpoint" for name in mine if name not in theirs]
     phrases += [f"{name} is only in the checkpoint" for name in theirs if name not in mine]
@@ -65,6 +71,7 @@ def differences(wanted: dict[str, Any], stored: dict[str, Any], *, dtypes: bool)
         want, have = mine[name], theirs[name]
         if tuple(want.shape) != tuple(have.shape):
             phrases.append(f"{name} is {list(have.shape)} there and {list(want.shape)} here")
-        elif dtypes and want.dtype != have.dtype:
-            phrases.append(f"{name} is {have.dtype} there and {want.dtype} here")
+        elif want.dtype != have.dtype and (dtypes or not castable(want.dtype, have.dtype)):
+            cast = "" if dtypes else " (only floats are cast, to floats)"
+            phrases.append(f"{name} is {have.dtype} there and {want.dtype} here{cast}")
     return sorted(phrases)

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if args.max_tokens < 1:
             raise UserError(f"--max_tokens={args.max_tokens}: at least 1")
     elif not 0 < args.max_seconds < float("inf"):
-        raise UserError(f"--max_seconds={args.max_seconds}: more than 0")
+        raise UserError(f"--max_seconds={args.max_seconds}: more than 0 and finite")
     if args.action == "speak" and bool(args.voice) != bool(args.voice_text):
         raise UserError("--voice and --voice_text go together: the clip and what is said in it")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from soda_jax.tokens.grammar import AUDIO_END, ILLEGAL, grammar
 
 # Prompts and budgets are rounded up to these, so that few programs are compiled.
 _BUCKET = 64
+_INT32 = 2**31 - 1
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +27,7 @@ class Generated:
     """What came out for one prompt.
 
     Attributes:
-      ids: the new tokens, the stop token included if it came, int32 `[tokens]`.
+      ids: the new tokens, the stop token (or EOS) included if it came, int32 `[tokens]`.
       finished: whether the stop token came within the budget, of itself.
       log_probability: sum over the new tokens among the legal ones, in nats.
     """
@@ -74,29 +77,31 @@ class Engine:
 
         Args:
           prompts: legal beginnings of documents, int ids `[tokens]`.
-          stop: the id that ends a row.
-          budget: new tokens at most.
+          stop: the id that ends a row; so does EOS, after which nothing is legal.
+          budget: new tokens at most, at least 1.
           sampling: how tokens are drawn.
           max_frames: after that many frames only `audio_end` is legal; 0 for no limit.
-          seed: of the draws; a row's draws depend on (seed, row).
+          seed: of the draws, 0 to 2³² − 1; a row's draws depend on (seed, row).
 
         Raises:
-          UserError: if a prompt is not a legal beginning, with its number.
+          UserError: if a prompt is not a legal beginning, with its number; for a number out of range.
         """
+        for name, value, least, most in (
+            ("budget", budget, 1, _INT32),
+            ("max_frames", max_frames, 0, _INT32),
+            ("seed", seed, 0, LARGEST_SEED),
+        ):
+            if not isinstance(value, numbers.Integral) or not least <= value <= most:
+                raise UserError(f"{name} {value!r} is out of range: from {least} to {most:,}")
         if not len(prompts):
             return []
-        states = []
-        for number, prompt in enumerate(prompts):
-            state = self._grammar.run(prompt)
-            if state == ILLEGAL:
-                raise UserError(f"prompt {number} is not the beginning of a legal document")
-            states.append(state)
+        states = [self._state_after(prompt, number) for number, prompt in enumerate(prompts)]
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         padded = -(-int(lengths.max()) // _BUCKET) * _BUCKET
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
-        limit = max_frames or np.iinfo(np.int32).max
+        limit = max_frames or _INT32
         final = self._run(
             self._params,
             tokens,
@@ -109,15 +114,26 @@ class Engine:
             sampling=sampling,
             stop=stop,
         )
-        new, done, forced, score = jax.device_get(final)
+        new, forced, score = jax.device_get(final)
         results = []
         for row in range(len(prompts)):
             ids = new[row, :budget]
-            stops = np.flatnonzero(ids == stop)
-            ids = ids[: stops[0] + 1] if len(stops) else ids
-            finished = bool(done[row] and not forced[row])
+            ends = np.flatnonzero((ids == stop) | (ids == self._layout.eos))
+            ids = ids[: ends[0] + 1] if len(ends) else ids
+            finished = bool(ids[-1] == stop and not forced[row])
             results.append(Generated(ids, finished, float(score[row])))
         return results
+
+    def _state_after(self, prompt: np.ndarray, number: int) -> int:
+        """The automaton's state after a prompt, from which at least one token is legal."""
+        rules, prompt = self._grammar, np.asarray(prompt)
+        inside = (prompt >= 0) & (prompt < len(rules.group_of_id))
+        state = rules.run(prompt) if inside.all() else ILLEGAL
+        if state in (ILLEGAL, rules.start):
+            raise UserError(f"prompt {number} is not the beginning of a legal document")
+        if state == rules.end:
+            raise UserError(f"prompt {number} is a whole document: nothing may follow its EOS")
+        return state
 
     def _generate(
         self,
@@ -132,7 +148,7 @@ class Engine:
         budget: int,
         sampling: Sampling,
         stop: int,
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         decoder = self._model.bind(params)
         rules = self._grammar
         transitions = jnp.asarray(rules.transitions)
@@ -187,7 +203,7 @@ class Engine:
                 position=position,
                 automaton=automaton,
                 frames=state.frames + (boundary[automaton] & ~state.done),
-                done=state.done | (token == stop),
+                done=state.done | (token == stop) | (automaton == rules.end),
                 forced=state.forced | (full & ~state.done),
                 score=state.score + jnp.where(state.done, 0.0, score),
                 logits=decoder.logits(hidden)[:, 0],
@@ -195,4 +211,4 @@ class Engine:
             )
 
         final = jax.lax.while_loop(going, step, first)
-        return final.tokens, final.done, final.forced, final.score
+        return final.tokens, final.forced, final.score

@@ -159,6 +159,8 @@ class SpeechModel:
         sampling: Sampling | None,
         seed: int,
     ) -> list[Speech]:
+        if not 0 < max_seconds < float("inf"):
+            raise UserError(f"max_seconds {max_seconds} is out of range: more than 0 and finite")
         frames = max(1, int(max_seconds * self.codec.frame_rate))
         generated = self.engine(
             prompts,

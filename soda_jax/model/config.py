@@ -64,6 +64,12 @@ class VocabularyBlocks:
         valid[self.row_of_id] = True
         return valid
 
+    @functools.cached_property
+    def valid_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """`valid_rows` of each block, bool `[padded_first]` and `[groups, group_rows]`."""
+        first, groups = np.split(self.valid_rows, [self.padded_first])
+        return first, groups.reshape(len(self.groups), self.group_rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -22,8 +23,11 @@ Cache = dict[str, jax.Array]
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
     """A normal truncated at ±3σ (the paper's code; its exported config says otherwise)."""
-    sample = jax.random.truncated_normal(rngs.params(), -3.0, 3.0, shape, jnp.float32)
-    return nnx.Param(sample * deviation, logical_axes=axes)
+    return nnx.Param(_normal(rngs, shape, deviation), logical_axes=axes)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> jax.Array:
+    return jax.random.truncated_normal(rngs.params(), -3.0, 3.0, shape, jnp.float32) * deviation
 
 
 def _scale(size: int, axis: str | None) -> nnx.Param:
@@ -145,18 +149,34 @@ def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
 _HERE = OneDevice()
 
 
+def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
+    """Describes the matrices of the decoder that are stored as several arrays.
+
+    Returns:
+      for each matrix, the name of each of its arrays and the rows of that array that are not
+      padding: bool, of the array's shape without the last axis.
+    """
+    first, groups = config.vocabulary.valid_blocks
+    matrices = ("embedding",) if config.tied else ("embedding", "head")
+    return tuple({f"{name}_first": first, f"{name}_groups": groups} for name in matrices)
+
+
 class Decoder(nnx.Module):
     """The decoder with its embedding and head in two blocks (see `VocabularyBlocks`)."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         vocabulary, d = config.vocabulary, config.width
+        first, groups = vocabulary.valid_blocks
         rows = ("vocabulary", "embed")
-        grouped = (len(vocabulary.groups), vocabulary.group_rows, d)
+
+        def block(valid: np.ndarray, axes: tuple, deviation: float) -> nnx.Param:
+            # Padding is 0 and stays 0, since its gradient is 0: norms do not count it.
+            weight = _normal(rngs, (*valid.shape, d), deviation)
+            return nnx.Param(jnp.where(valid[..., None], weight, 0.0), logical_axes=axes)
 
         def blocks(deviation: float) -> tuple[nnx.Param, nnx.Param]:
-            first = _weight(rngs, (vocabulary.padded_first, d), rows, deviation)
-            return first, _weight(rngs, grouped, (None, *rows), deviation)
+            return block(first, rows, deviation), block(groups, (None, *rows), deviation)
 
         self.embedding_first, self.embedding_groups = blocks(1.0 / d)
         if not config.tied:

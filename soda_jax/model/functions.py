@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from soda_jax.model.config import DecoderConfig, RopeConfig, VocabularyBlocks
-from soda_jax.model.decoder import Decoder
+from soda_jax.model.decoder import Decoder, stored_matrices
 
 
 def decoder_config(fields: Mapping[str, Any], vocabulary: VocabularyBlocks) -> DecoderConfig:
@@ -43,6 +44,7 @@ class ModelFunctions:
       config: the decoder's shape.
       abstract: the parameters as `jax.ShapeDtypeStruct`s, a nested dict.
       axes: their logical axes, likewise.
+      matrices: which parameters form one matrix, see `decoder.stored_matrices`.
     """
 
     def __init__(self, config: DecoderConfig):
@@ -50,6 +52,7 @@ class ModelFunctions:
         self._graph, self._state = abstract_model(config)
         self.abstract = nnx.to_pure_dict(self._state)
         self.axes = logical_axes(self._state)
+        self.matrices: tuple[dict[str, np.ndarray], ...] = stored_matrices(config)
 
     def init(self, seed: int) -> dict[str, Any]:
         """Fresh parameters, f32."""

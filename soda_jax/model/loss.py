@@ -1,8 +1,8 @@
 """Cross-entropy of a large head without its logits.
 
-The tokens are cut into chunks; only one chunk's logits exist at a time. The gradients are computed
-in the forward pass (they are linear in the cotangent of the summed loss), so that the head is
-multiplied three times, as by the plain loss, and nothing is recomputed.
+The tokens are cut into chunks, the last one padded; only one chunk's logits exist at a time. The
+gradients are computed in the forward pass (they are linear in the cotangent of the summed loss), so
+that the head is multiplied three times, as by the plain loss, and nothing is recomputed.
 """
 
 import functools
@@ -175,7 +175,7 @@ def _names(spec: PartitionSpec) -> tuple[str, ...]:
 def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights):
     """(nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
     shape, tokens = target_rows.shape, target_rows.size
-    length = _chunk_length(tokens, settings.chunk)
+    count, length = _chunks(tokens, settings.chunk)
     flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)
     targets = _places(settings, head, split.rows, target_rows)
     masks = [
@@ -184,7 +184,13 @@ def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights
     ]
 
     def cut(x):
-        return x.reshape(tokens // length, length, *x.shape[2:])
+        x = x.reshape(tokens, *x.shape[2:])
+        if padding := count * length - tokens:  # zeros have weight 0, so no loss and no gradient
+            x = jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:])))
+        return x.reshape(count, length, *x.shape[1:])
+
+    def join(x):
+        return x.reshape(count * length, *x.shape[2:])[:tokens]
 
     def chunk(d_head, inputs):
         h, places, weight = inputs
@@ -217,10 +223,11 @@ def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights
 
     zeros = tuple(jnp.zeros(m.shape, jnp.float32) for m in flat_head) if with_gradients else ()
     inputs = (cut(hidden), tuple(cut(t) for t in targets), cut(weights))
-    if length == tokens:
+    if count == 1:
         d_head, outputs = chunk(zeros, jax.tree.map(lambda x: x[0], inputs))
     else:
         d_head, outputs = jax.lax.scan(chunk, zeros, inputs)
+        outputs = jax.tree.map(join, outputs)
     nll, log_z = outputs[0].reshape(shape), outputs[1].reshape(shape)
     if not with_gradients:
         return nll, log_z, None, None
@@ -230,12 +237,10 @@ def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights
     return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
 
 
-def _chunk_length(tokens: int, chunk: int) -> int:
-    """The largest divisor of `tokens` that is at most `chunk`."""
+def _chunks(tokens: int, chunk: int) -> tuple[int, int]:
+    """Returns number and length of the chunks: as few as `chunk` allows, and no longer than needed."""
     count = -(-tokens // max(1, chunk))
-    while tokens % count:
-        count += 1
-    return tokens // count
+    return count, -(-tokens // count)
 
 
 def _places(settings, head, rows, target_rows):

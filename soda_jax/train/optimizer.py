@@ -4,32 +4,71 @@ The learning rate follows the number of the training step, which is handed to `u
 skipped update leaves the optimizer's state untouched but not the schedule.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from soda_jax.train.schedules import make_schedule
 
+# Arrays that form one matrix: name of each → its rows that are not padding, as
+# `soda_jax.model.decoder.stored_matrices` returns them.
+Matrix = Mapping[str, np.ndarray]
 
-def cautious(inner: optax.GradientTransformation, eps: float) -> optax.GradientTransformation:
+
+def cautious(
+    inner: optax.GradientTransformation, eps: float, matrices: Sequence[Matrix] = ()
+) -> optax.GradientTransformation:
     """Keeps only the parts of an update that agree in sign with the gradient.
 
-    u ← u · mask / (mean(mask) + eps), mask = (g · u > 0), with the mean over each stored tensor: the
-    layers of the scan are stacked in one (SODA, section on training; Cautious Optimizers, 2411.16085).
+    u ← u · mask / (mean(mask) + eps), mask = (g · u > 0) (SODA, section on training; Cautious
+    Optimizers, 2411.16085). The mean is over a matrix as the paper stores it: the layers of the scan
+    are stacked in one, and the vocabulary blocks of a matrix have one mean, without padding.
+
+    Args:
+      inner: makes the update.
+      eps: added to the mean.
+      matrices: top-level parameters that form one matrix; each other array has its own mean.
     """
 
     def update(gradients, state, params=None):
         updates, state = inner.update(gradients, state, params)
-
-        def mask(update: jax.Array, gradient: jax.Array) -> jax.Array:
-            agrees = update * gradient > 0
-            return jnp.where(agrees, update, 0.0) / (jnp.mean(agrees, dtype=jnp.float32) + eps)
-
-        return jax.tree.map(mask, updates, gradients), state
+        agrees = jax.tree.map(lambda u, g: u * g > 0, updates, gradients)
+        updates = jax.tree.map(
+            lambda u, agree, share: jnp.where(agree, u, 0.0) / (share + eps),
+            updates,
+            agrees,
+            _shares(agrees, matrices),
+        )
+        return updates, state
 
     return optax.GradientTransformation(inner.init, update)
+
+
+def _shares(agrees: Any, matrices: Sequence[Matrix]) -> Any:
+    """For each array, the share of True in its matrix, f32 scalars in the structure of `agrees`."""
+    shares = jax.tree.map(lambda x: _count(x) / max(x.size, 1), agrees)
+    for matrix in matrices:
+        parts = [agrees[name] & valid[..., None] for name, valid in matrix.items()]
+        size = sum(
+            int(valid.sum()) * part.shape[-1]
+            for valid, part in zip(matrix.values(), parts, strict=True)
+        )
+        shares = {**shares, **dict.fromkeys(matrix, sum(map(_count, parts)) / size)}
+    return shares
+
+
+def _count(flags: jax.Array) -> jax.Array:
+    """Number of True elements, f32, with at most a few roundings.
+
+    A sum of ones in f32 can stop at 2²⁴. int32 is exact and the same on any mesh; it ends at 2³¹, so
+    a larger array is counted by its first axis.
+    """
+    axes = None if flags.size < 2**31 else tuple(range(1, flags.ndim))
+    return jnp.sum(jnp.sum(flags, axes, dtype=jnp.int32).astype(jnp.float32))
 
 
 def add_corrected_decay(
@@ -75,7 +114,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    settings: Any, steps: int, params: Any
+    settings: Any, steps: int, params: Any, matrices: Sequence[Matrix] = ()
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """The optimizer of `config.optimizer` and its schedule; clipping happens in the step.
 
@@ -83,11 +122,12 @@ def make_optimizer(
       settings: `config.optimizer`.
       steps: length of the run.
       params: the parameters or their abstract shapes, for the decay mask.
+      matrices: which of them form one matrix, `ModelFunctions.matrices`.
     """
     schedule = make_schedule(settings, steps)
     adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.eps)
     chain = optax.chain(
-        cautious(adam, settings.eps) if settings.cautious else adam,
+        cautious(adam, settings.eps, matrices) if settings.cautious else adam,
         add_corrected_decay(settings.weight_decay, schedule, settings.peak, decay_mask(params)),
         scale_by_step_schedule(schedule),
     )

@@ -169,7 +169,9 @@ def make_program(
     settings = step_settings(config, len(layout.class_names), sources)
     blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
     model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))
-    optimizer, schedule = make_optimizer(config.optimizer, config.steps, model.abstract)
+    optimizer, schedule = make_optimizer(
+        config.optimizer, config.steps, model.abstract, model.matrices
+    )
     abstract = abstract_state(model, optimizer, mesh)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # The optimizer's state is made inside jit with its shardings, or the first steps recompile.

@@ -72,6 +72,40 @@ def test_parameters_alone_are_read_verified_and_cast(tmp_path, fsdp):
         CheckpointReader(tmp_path).restore_params(wanted)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int4", "bool", "complex64"])
+def test_floats_are_not_cast_to_integers_bools_or_complex_numbers(tmp_path, fsdp, dtype):
+    saved = states.state(fsdp, 3)
+    with Checkpointer(tmp_path, every_steps=1) as checkpointer:
+        checkpointer.maybe_save(3, saved, {})
+    wanted = states.abstract(saved["params"])
+    wanted["layer"]["w"] = jax.ShapeDtypeStruct((8, 16), jnp.dtype(dtype))
+    with pytest.raises(UserError, match=f"layer/w is float32 there and {dtype} here.*only floats"):
+        CheckpointReader(tmp_path).restore_params(wanted)
+
+
+def test_integers_among_the_parameters_are_read_and_not_cast(tmp_path):
+    params = {"steps": jnp.arange(3), "flags": jnp.array([True, False]), "w": jnp.ones(2)}
+    with Checkpointer(tmp_path, every_steps=1) as checkpointer:
+        checkpointer.maybe_save(1, {"params": params}, {})
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    found, _, _ = CheckpointReader(tmp_path).restore_params(wanted)
+    states.assert_same(found, params)
+    for name, dtype in (("steps", jnp.float32), ("steps", jnp.int8), ("flags", jnp.int32)):
+        other = {**wanted, name: jax.ShapeDtypeStruct(params[name].shape, dtype)}
+        with pytest.raises(UserError, match=f"{name} is .* there and .* here"):
+            CheckpointReader(tmp_path).restore_params(other)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_floats_are_cast_to_narrower_floats(tmp_path, dtype):
+    params = {"w": jnp.linspace(-2.0, 2.0, 7)}
+    with Checkpointer(tmp_path, every_steps=1) as checkpointer:
+        checkpointer.maybe_save(1, {"params": params}, {})
+    wanted = {"w": jax.ShapeDtypeStruct((7,), jnp.dtype(dtype))}
+    found, _, _ = CheckpointReader(tmp_path).restore_params(wanted)
+    states.assert_same(found, {"w": params["w"].astype(dtype)})
+
+
 def test_a_state_of_other_names_shapes_or_dtypes_is_refused_by_name(tmp_path, fsdp):
     saved = states.state(fsdp)
     with Checkpointer(tmp_path, every_steps=1) as checkpointer:

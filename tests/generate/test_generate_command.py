@@ -62,6 +62,14 @@ def test_continue_can_write_the_clip_before_its_continuation(loaded, tmp_path):
         (["--workdir=R", "speak", "one", "--output=x.wav", "--top_p=0"], "top_p"),
         (["--workdir=R", "transcribe", "a.wav", "--max_tokens=0"], "max_tokens"),
         (["--workdir=R", "transcribe", "a.wav", "--seed=-1"], "--seed"),
+        (["--workdir=R", "transcribe", "a.wav", f"--seed={2**32}"], "--seed"),
+        (["--workdir=R", "transcribe", "a.wav", "--temperature=inf"], "temperature must be"),
+        (["--workdir=R", "transcribe", "a.wav", "--temperature=nan"], "temperature must be"),
+        (["--workdir=R", "transcribe", "a.wav", "--temperature=1e-39"], "temperature must be"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--temperature=1e30"], "must be"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--top_k=-1"], "top_k must be"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--max_seconds=inf"], "max_seconds"),
+        (["--workdir=R", "speak", "one", "--output=x.wav", "--max_seconds=nan"], "max_seconds"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(arguments, message, loaded):

@@ -94,5 +94,58 @@ def test_an_illegal_prompt_is_refused_with_its_number(engine, layout):
         engine([good, bad], stop=layout.audio_end, budget=8, sampling=GREEDY)
 
 
+def test_a_prompt_that_nothing_may_follow_is_refused(engine, layout):
+    whole = np.concatenate([prompts(layout)["speak"][:-1], [layout.eos]])
+    raw = np.concatenate([[layout.bos], TEXT, [layout.eos]])
+    for bad, reason in (
+        (raw, "prompt 0 is a whole document"),
+        (whole, "prompt 0 is not the beginning"),  # EOS after text alone is not legal
+        (np.zeros(0, np.int32), "prompt 0 is not the beginning"),
+        (np.array([layout.bos, layout.size]), "prompt 0 is not the beginning"),
+        (np.array([layout.bos, -1]), "prompt 0 is not the beginning"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            engine([bad], stop=layout.audio_end, budget=8, sampling=GREEDY)
+
+
+def test_invariant_9_a_document_that_ends_before_the_stop_token_ends_the_row(engine, layout):
+    results = engine(
+        [np.array([layout.bos])] * 24, stop=layout.audio_end, budget=64, sampling=WILD, seed=5
+    )
+    ended = [result for result in results if result.ids[-1] == layout.eos]
+    for result in results:
+        assert grammar(layout).run(np.concatenate([[layout.bos], result.ids])) != ILLEGAL
+        assert not (result.ids[:-1] == layout.eos).any()
+        assert result.finished == (result.ids[-1] == layout.audio_end)
+    assert ended, "no document ended: the test saw nothing of EOS"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *[{"seed": seed} for seed in (-1, 2**32, 1.5, None)],
+        *[{"budget": budget} for budget in (0, -1, 2**31)],
+        *[{"max_frames": frames} for frames in (-1, 2**31, 0.5)],
+    ],
+)
+def test_numbers_out_of_range_are_refused(engine, layout, numbers):
+    arguments = {"stop": layout.audio_end, "budget": 8, "sampling": GREEDY, **numbers}
+    with pytest.raises(UserError, match=f"{next(iter(numbers))} .* is out of range"):
+        engine([prompts(layout)["speak"]], **arguments)
+
+
+def test_the_largest_seed_is_taken(engine, layout):
+    arguments = {"stop": layout.audio_end, "budget": 8, "sampling": WILD}
+    (result,) = engine([prompts(layout)["speak"]], seed=np.uint32(2**32 - 1), **arguments)
+    assert len(result.ids)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1e6, 0, 1.0), Sampling(1e-6, 3, 0.5)])
+def test_invariant_9_extreme_temperatures_yield_legal_documents(engine, layout, sampling):
+    prompt = prompts(layout)["speak"]
+    for result in engine([prompt] * 8, stop=layout.audio_end, budget=64, sampling=sampling):
+        assert grammar(layout).run(np.concatenate([prompt, result.ids])) != ILLEGAL
+
+
 def test_no_prompts_no_results(engine, layout):
     assert engine([], stop=layout.audio_end, budget=8, sampling=GREEDY) == []

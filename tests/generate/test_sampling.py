@@ -1,10 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from soda_jax.errors import UserError
-from soda_jax.generate.sampling import GREEDY, Sampling, draw
+from soda_jax.generate.sampling import COLDEST, GREEDY, HOTTEST, Sampling, draw
 
 LOGITS = np.log([0.05, 0.4, 0.25, 0.2, 0.1]).astype(np.float32)
 MANY = 4000
@@ -63,9 +65,130 @@ def test_scores_are_log_probabilities_at_temperature_1_among_the_legal():
     np.testing.assert_allclose(scores, LOGITS[tokens], rtol=1e-5)
 
 
+INF, NAN = float("inf"), float("nan")
+
+
 @pytest.mark.parametrize(
-    "values", [(-1, 0, 1), (float("nan"), 0, 1), (1, -1, 1), (1, 0, 0), (1, 0, 1.1)]
+    "values",
+    [
+        *[
+            (t, 0, 1)
+            for t in (-1, NAN, INF, -INF, 1e30, 1e7, 1e-7, 1e-39, 10**400, "1", None, True)
+        ],
+        *[(1, k, 1) for k in (-1, 2.5, NAN, "3", None, True)],
+        *[(1, 0, p) for p in (0, -0.0, -0.5, 1.1, NAN, INF, "1", None, True)],
+    ],
 )
-def test_values_out_of_range_are_refused(values):
-    with pytest.raises(UserError, match="top_p"):
+def test_values_out_of_range_are_refused_in_one_line(values):
+    with pytest.raises(UserError, match=r"temperature .*, top_k .*, top_p .*: .* must be") as error:
         Sampling(*values)
+    assert "\n" not in str(error.value)
+
+
+def test_equal_settings_are_one_key_whatever_their_number_types():
+    found = Sampling(np.float32(0.5), np.int64(3), 1)
+    assert found == Sampling(0.5, 3, 1.0) and hash(found) == hash(Sampling(0.5, 3, 1.0))
+    assert [type(value) for value in dataclasses.astuple(found)] == [float, int, float]
+    assert Sampling(-0.0, 0, 1.0) == GREEDY
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_top_k_keeps_exactly_k_of_equal_tokens_the_lowest_ids_first(top_k):
+    # Ids 1 and 3 lead; of the three equal ones id 0 is kept before 2 and 4. −0 equals 0.
+    logits = np.array([0.0, 1.0, -0.0, 1.0, 0.0], np.float32)
+    shares, _, _ = drawn(Sampling(1.0, top_k, 1.0), logits=logits)
+    assert np.flatnonzero(shares).tolist() == sorted([1, 3, 0, 2][:top_k])
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.76, 4)])
+def test_top_p_keeps_no_more_equal_tokens_than_it_needs(top_p, kept):
+    shares, _, _ = drawn(Sampling(1.0, 0, top_p), (False, True, True, True, True), np.zeros(5))
+    assert np.flatnonzero(shares).tolist() == [1, 2, 3, 4][:kept]
+
+
+def test_top_k_ranks_logits_that_the_temperature_makes_equal():
+    # Less than 100 by the same f32 amount, yet not equal.
+    logits = np.array([1e-9, 3e-9, 2e-9, 100.0, -5.0], np.float32)
+    shares, _, _ = drawn(Sampling(1e6, 3, 1.0), logits=logits)
+    assert np.flatnonzero(shares).tolist() == [1, 2, 3]
+
+
+def test_a_temperature_at_its_bounds_is_greedy_or_uniform_over_the_legal():
+    legal = (True, False, True, True, True)
+    shares, _, _ = drawn(Sampling(COLDEST, 0, 1.0), legal)
+    assert shares[2] == 1
+    shares, _, _ = drawn(Sampling(HOTTEST, 0, 1.0), legal)
+    np.testing.assert_allclose(shares, [0.25, 0, 0.25, 0.25, 0.25], atol=0.03)
+
+
+VOCABULARY, REPEATS = 37, 24
+ROWS = (
+    "normal",
+    "equal",
+    "few values",
+    "zeros of both signs",
+    "huge",
+    "infinite",
+    "NaN",
+    "all -inf",
+)
+
+
+def extreme_logits(kind, rng):
+    values = rng.normal(size=VOCABULARY)
+    match kind:
+        case "equal":
+            values[:] = -3.0
+        case "few values":
+            values = np.round(values)
+        case "zeros of both signs":
+            values = np.where(rng.random(VOCABULARY) < 0.5, 0.0, -0.0)
+        case "huge":
+            values = np.sign(values) * 3e38
+        case "infinite":
+            values = np.where(rng.random(VOCABULARY) < 0.5, np.inf, -np.inf)
+        case "NaN":
+            values[rng.random(VOCABULARY) < 0.5] = np.nan
+        case "all -inf":
+            values[:] = -np.inf
+    return values.astype(np.float32)
+
+
+def allowed(logits, legal, sampling):
+    """The ids that may be drawn, from the definitions, in f64; top_p with room for rounding."""
+    largest = float(np.finfo(np.float32).max)
+    logits = np.nan_to_num(logits.astype(float), nan=-largest, posinf=largest, neginf=-largest)
+    order = sorted(np.flatnonzero(legal), key=lambda i: (-logits[i], i))
+    if sampling.temperature == 0:
+        return set(order[:1])
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    weights = np.exp((logits[order] - logits[order[0]]) / sampling.temperature)
+    mass = np.cumsum(weights / weights.sum())
+    return set(order[: 1 + int((mass[:-1] < sampling.top_p + 1e-6).sum())])
+
+
+def random_sampling(rng):
+    return Sampling(
+        rng.choice([0.0, COLDEST, 1e-3, 0.9, 1.0, 1e3, HOTTEST]),
+        rng.choice([0, 1, 2, 7, VOCABULARY, 10**9]),
+        rng.choice([1e-45, 0.1, 0.5, 0.999999, 1.0]),
+    )
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("seed", range(8))
+def test_invariant_9_any_setting_and_any_logits_draw_what_the_definitions_allow(seed, kind):
+    rng = np.random.default_rng(seed)
+    sampling = random_sampling(rng)
+    logits = np.array([extreme_logits(row, rng) for row in ROWS])
+    logits = np.asarray(jnp.asarray(logits, kind), np.float32)
+    legal = rng.random(logits.shape) < rng.choice([0.05, 0.5, 1.0], (len(ROWS), 1))
+    legal[np.arange(len(ROWS)), rng.integers(0, VOCABULARY, len(ROWS))] = True
+    keys = jax.random.split(jax.random.key(seed), REPEATS * len(ROWS))
+    repeated = [np.repeat(x, REPEATS, axis=0) for x in (logits, legal)]
+    tokens, scores = draw(keys, jnp.asarray(repeated[0], kind), jnp.asarray(repeated[1]), sampling)
+    assert scores.dtype == jnp.float32
+    for number, found in enumerate(np.asarray(tokens).reshape(len(ROWS), REPEATS)):
+        wanted = allowed(logits[number], legal[number], sampling)
+        assert set(found.tolist()) <= wanted, (ROWS[number], sampling)

@@ -35,6 +35,14 @@ def test_empty_text_is_refused(model):
         model.speak("  ")
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_length_out_of_range_is_refused(model, seconds):
+    with pytest.raises(UserError, match=r"max_seconds .* is out of range"):
+        model.speak("one", max_seconds=seconds)
+    with pytest.raises(UserError, match=r"max_seconds .* is out of range"):
+        model.continue_audio(CLIP, max_seconds=seconds)
+
+
 def test_transcribe_takes_files_arrays_and_codes_alike(model, tmp_path):
     write_wav(tmp_path / "clip.wav", CLIP, 1_000)
     from_file = model.transcribe(tmp_path / "clip.wav", max_tokens=12)

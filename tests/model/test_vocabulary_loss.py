@@ -71,7 +71,13 @@ def expected(inputs):
         (1, None),
         (8, None),
         (20, None),
+        (7, None),  # 7 chunks of 7 tokens for 48: the last one is padded
+        (11, None),
+        (47, None),
         (10_000, None),
+        (5, {"data": 2, "tensor": 4}),  # 5 chunks of 5 for 24 tokens of a device
+        (5, {"sequence": 2, "fsdp": 2, "tensor": 2}),
+        (7, {"tensor": 8}),
         (2, {"data": 2, "sequence": 2, "tensor": 2}),
         (100, {"fsdp": 4, "tensor": 2}),
         (4, {"tensor": 8}),  # the rows of a codebook do not divide: that block is whole everywhere
@@ -162,6 +168,48 @@ def test_invariant_6_a_chunk_by_platform_bounds_the_logits_as_one_that_is_named(
     assert max(sizes_in(gradient.jaxpr)) == CHUNKS["cpu"] * LARGE.padded_first
 
 
+def scan_lengths(jaxpr) -> list[int]:
+    """Number of steps of every scan in a jaxpr and its inner jaxprs."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            found.append(equation.params["length"])
+        for value in equation.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr):
+                found += scan_lengths(value.jaxpr)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "sequence", "chunks", "length"),
+    [
+        (1, 127, 2, 64),  # a prime
+        (8, 1021, 128, 64),
+        (1, 8191, 128, 64),  # a prime
+        (8, 1024, 128, 64),  # nothing to pad
+        (1, 65, 2, 33),
+        (3, 50, 3, 50),
+    ],
+)
+def test_tokens_without_a_divisor_are_cut_into_as_few_chunks_as_others(
+    batch, sequence, chunks, length
+):
+    gradient, arguments = large_gradient(batch, sequence, True)
+    jaxpr = jax.make_jaxpr(gradient)(*arguments).jaxpr
+    assert scan_lengths(jaxpr) == [chunks]
+    assert max(sizes_in(jaxpr)) == max(length * LARGE.padded_first, batch * sequence * WIDTH)
+
+
+def test_invariant_6_a_prime_number_of_tokens_has_the_plain_loss_and_gradient():
+    rng = np.random.default_rng(3)
+    hidden = rng.normal(size=(1, 127, WIDTH)).astype(np.float32)
+    blocks = tuple(rng.normal(size=s).astype(np.float32) for s in head_shapes(VOCABULARY))
+    targets = VOCABULARY.row_of_id[rng.integers(0, VOCABULARY.size, (1, 127))]
+    weights = np.ones((1, 127), np.float32)  # the last token counts, padding after it does not
+    inputs = hidden, blocks, targets, weights
+    assert_trees_close(chunked(inputs, 64), plain(inputs), rtol=2e-5, atol=2e-6)
+
+
 LARGE = VocabularyBlocks(3000, (512, 512))
 CHUNK = 64
 
@@ -207,8 +255,9 @@ def test_invariant_6_memory_is_bounded_by_the_chunk_and_constant_in_batch_and_se
     tokens = large[0] * large[1] - small[0] * small[1]
     few, many = (temporary_bytes(*size, True) for size in (small, large))
     assert few <= head_gradient + 2 * chunk_logits
-    # Only arrays as small as the hidden states grow.
+    # Only arrays as small as the hidden states grow, also where the last chunk is padded.
     assert many - few <= 4 * tokens * WIDTH * 4
+    assert temporary_bytes(16, 257, True) - few <= 4 * (tokens + 16) * WIDTH * 4
     plain_few, plain_many = (temporary_bytes(*size, False) for size in (small, large))
     assert plain_many - plain_few >= tokens * LARGE.size * 4
     assert few < plain_few
