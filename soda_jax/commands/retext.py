@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the new data set; 1 if the tokenizer cannot represent too many of its texts."""
     from soda_jax.data.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
+    from tokenize_pipeline.read_back import read_back
     from tokenize_pipeline.retext import retext
 
     before = Manifest.load(args.dataset)
@@ -40,4 +41,6 @@ def run(args: argparse.Namespace) -> int:
     lost = sum(manifest.quarantined.values()) - sum(before.quarantined.values())
     if lost:
         print(f"  not in the tokenizer, in {QUARANTINE}: {lost:,} utterances")
+    if other := read_back(args.output, manifest):
+        print(other)
     return 0

@@ -31,8 +31,9 @@ _LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # words that are checked only once
 class CoverageCheck:
     """Refuses texts that the ids of a tokenizer do not represent.
 
-    A model that can represent any text (a byte-level BPE with all bytes, or byte fallback) costs
-    nothing; of any other, each word is checked, frequent words once.
+    Most models write an unknown id for what they do not have, so that only its ids need a look; a
+    byte-level BPE with all bytes loses nothing. The words of a text are checked one by one where a
+    model or a pre-tokenizer may drop something without a trace, frequent words once.
     """
 
     def __init__(self, description: dict[str, Any], tokenizer: Any, refused: np.ndarray):
@@ -47,34 +48,46 @@ class CoverageCheck:
         self._model, self._refused = tokenizer.model, refused
         self._kind = type(self._model).__name__
         settings = description["model"]
-        self._prefix = settings.get("continuing_subword_prefix") or ""
+        word_piece = "##" if self._kind == "WordPiece" else ""
+        self._prefix = settings.get("continuing_subword_prefix") or word_piece
         self._suffix = settings.get("end_of_word_suffix") or ""
-        if self._kind == "WordPiece":
-            self._prefix = settings.get("continuing_subword_prefix", "##")
         self._byte_pieces: dict[str, int] = {}
         if settings.get("byte_fallback"):
             self._byte_pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        self._may_delete = not all(map(_never_deletes, _chain(description, "normalizer")))
-        self._complete = self._represents_all(_chain(description, "pre_tokenizer"))
+        steps = _chain(description, "pre_tokenizer")
+        marks_unknown = self._kind != "BPE" or settings.get("unk_token") is not None
+        self.may_drop = not (marks_unknown or self._has_all_bytes(steps)) or not all(
+            map(_keeps_words, steps)
+        )
+        self.may_delete = not all(map(_never_deletes, _chain(description, "normalizer")))
         self._kept_characters: set[str] = set()
         self._kept_words: set[str] = set()
 
-    def check(self, text: str) -> None:
-        """UserError naming the first characters of `text` that would be lost, and by which stage."""
-        if self._may_delete:
-            self._check_normalizer(text)
-        # Text that spells a byte piece may become that byte.
-        if not self._complete or (self._byte_pieces and "<0x" in text):
-            self._check_words(self._normalizer.normalize_str(text) if self._normalizer else text)
+    def check(self, text: str, ids: np.ndarray | None) -> None:
+        """Checks that `ids` represent `text`.
 
-    def _represents_all(self, steps: list[dict[str, Any]]) -> bool:
-        """Whether the pre-tokenizer `steps` and the model represent any text."""
-        if not all(map(_keeps_words, steps)) or self._prefix or self._suffix:
+        Args:
+          text: as it was before the normalizer.
+          ids: what the tokenizer made of it; None if it raised an error.
+
+        Raises:
+          UserError: naming the first characters that are lost, and the stage that loses them.
+        """
+        if self.may_delete:
+            self._check_normalizer(text)
+        bad = ids is None or self._refused[ids].any()
+        # Text that spells a byte piece may become that byte.
+        if bad or self.may_drop or (self._byte_pieces and "<0x" in text):
+            self._check_words(self._normalizer.normalize_str(text) if self._normalizer else text)
+        if bad:  # by the whole text, though by none of its words
+            raise UserError(f"the tokenizer has no ordinary ids for {text[:_SHOWN]!r}")
+
+    def _has_all_bytes(self, steps: list[dict[str, Any]]) -> bool:
+        """Whether a BPE after the pre-tokenizer `steps` has pieces for all bytes."""
+        if self._prefix or self._suffix:
             return False
         if self._byte_pieces:
             return all(map(self._is_piece, self._byte_pieces))
-        if self._kind != "BPE":
-            return False
         from tokenizers.pre_tokenizers import ByteLevel
 
         by_byte = any(step["type"] == "ByteLevel" for step in steps)
