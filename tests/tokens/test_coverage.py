@@ -243,3 +243,26 @@ def test_ordinary_tokenizers_are_known_to_represent_everything_without_looking_a
     for tokenizer in (trained, nfc):
         check = tokenizer._coverage
         assert not check.may_drop and not check.may_delete
+
+
+def test_words_of_byte_letters_with_a_suffix_are_checked_as_clip_has_them():
+    """A Split that removes what is no word, then bytes, then a suffix at the end of each word."""
+    split = {
+        "type": "Split", "pattern": {"Regex": r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"},
+        "behavior": "Removed", "invert": True,
+    }  # fmt: skip
+    steps = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
+    spaces = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+    normalizer = {
+        "type": "Sequence",
+        "normalizers": [{"type": "NFC"}, spaces, {"type": "Lowercase"}],
+    }
+    pieces = [*byte_letters(), *(letter + "</w>" for letter in byte_letters()), "<|endoftext|>"]
+    model = byte_level(pieces, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    tokenizer = build(model, steps, normalizer)
+    for text in ("It's  Café ☃\u200d 12", "<|endoftext|>", "a\n\tb"):
+        assert not lost(tokenizer, text)
+    few = build(byte_level(pieces[:40] + pieces[256:], end_of_word_suffix="</w>"), steps)
+    assert lost(few, "! Café").startswith("has no ordinary ids for ")
+    letters = build(model, {**split, "pattern": {"Regex": r"\p{L}+"}})
+    assert lost(letters, "one, two") == "pre-tokenizer deletes ','"
