@@ -110,6 +110,8 @@ class JsonTokenizer:
             model = _without_pieces(description["model"], apart, self.fingerprint)
             plain = {**description, "added_tokens": [], "post_processor": None, "model": model}
             plain["truncation"] = plain["padding"] = None
+            if model.get("dropout"):  # of merges, for training: ids would differ between calls
+                plain["model"] = {**model, "dropout": None}
             self._plain = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"{source} is not a tokenizer.json: {error}") from None

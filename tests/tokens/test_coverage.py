@@ -266,3 +266,12 @@ def test_words_of_byte_letters_with_a_suffix_are_checked_as_clip_has_them():
     assert lost(few, "! Café").startswith("has no ordinary ids for ")
     letters = build(model, {**split, "pattern": {"Regex": r"\p{L}+"}})
     assert lost(letters, "one, two") == "pre-tokenizer deletes ','"
+
+
+def test_merge_dropout_of_a_tokenizer_file_does_not_change_ids_between_calls():
+    trained = train_bpe(["hello there"] * 9, 300)
+    description = json.loads(trained.content)
+    description["model"]["dropout"] = 0.5
+    tokenizer = JsonTokenizer(json.dumps(description))
+    for _ in range(20):
+        assert tokenizer.encode("hello there").tolist() == trained.encode("hello there").tolist()
