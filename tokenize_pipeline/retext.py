@@ -33,7 +33,7 @@ from tokenize_pipeline.quarantine import (
 )
 from tokenize_pipeline.worker import text_ids
 
-_MADE = ("tokenizer", "codec", "plan", QUARANTINE, *SPLITS)
+_MADE = ("tokenizer", "codec", "plan", "manifests", QUARANTINE, *SPLITS)
 
 
 def retext(
@@ -155,11 +155,11 @@ def _check_share(
     if not rows or (len(rows) < total and len(rows) <= max_bad_fraction * total):
         return
     first = rows[0]
-    mend = "choose another tokenizer"
+    fix = "choose another tokenizer"
     if len(rows) < total:
-        mend += ", or run again with a larger --max_bad_fraction to leave them out"
+        fix += ", or run again with a larger --max_bad_fraction to leave them out"
     raise TooManyBadInputsError(
         f"{len(rows)} of {total} utterances are not in the tokenizer (the first: document "
         f"{first.document}, utterance {first.utterance}: {first.message}), --max_bad_fraction="
-        f"{max_bad_fraction:g}: see {folder / QUARANTINE}; {mend}"
+        f"{max_bad_fraction:g}: see {folder / QUARANTINE}; {fix}"
     )

@@ -90,7 +90,7 @@ class CoverageCheck:
             return all(map(self._is_piece, self._byte_pieces))
         from tokenizers.pre_tokenizers import ByteLevel
 
-        by_byte = any(step["type"] == "ByteLevel" for step in steps)
+        by_byte = any(step.get("type") == "ByteLevel" for step in steps)
         return by_byte and all(map(self._is_piece, ByteLevel.alphabet()))
 
     def _is_piece(self, piece: str) -> bool:
@@ -174,7 +174,7 @@ def _chain(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
     found = []
     while steps:
         step = steps.pop(0)
-        if step and step["type"] == "Sequence":
+        if step and step.get("type") == "Sequence":
             steps = [*(step.get("normalizers") or step.get("pretokenizers") or ()), *steps]
         elif step:
             found.append(step)
@@ -183,16 +183,16 @@ def _chain(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
 
 def _never_deletes(step: dict[str, Any]) -> bool:
     """Whether a normalizer deletes white space at most."""
-    if step["type"] == "Replace":  # SentencePiece's, of a space by its own letter
-        return step["pattern"].get("String", "x").isspace()
-    return step["type"] in _NEVER_DELETE
+    if step.get("type") == "Replace":  # SentencePiece's, of a space by its own letter
+        return step["pattern"].get("String", "").isspace()
+    return step.get("type") in _NEVER_DELETE
 
 
 def _keeps_words(step: dict[str, Any]) -> bool:
     """Whether a pre-tokenizer drops white space at most."""
-    if step["type"] in ("Split", "Punctuation"):
+    if step.get("type") in ("Split", "Punctuation"):
         return step.get("behavior") != "Removed"
-    return step["type"] in _KEEP_WORDS
+    return step.get("type") in _KEEP_WORDS
 
 
 def _carries_words(character: str) -> bool:
@@ -202,6 +202,9 @@ def _carries_words(character: str) -> bool:
     """
     if character.isalnum():
         return True
-    mark = unicodedata.category(character) in ("Mc", "Mn") and not unicodedata.combining(character)
+    if unicodedata.category(character) not in ("Mc", "Mn"):
+        return False
     name = unicodedata.name(character, "")
-    return mark and "SELECTOR" not in name and "JOINER" not in name
+    if not unicodedata.combining(character):
+        return "SELECTOR" not in name and "JOINER" not in name
+    return "VOWEL" in name or "SARA" in name

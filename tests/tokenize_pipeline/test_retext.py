@@ -145,7 +145,7 @@ def test_retext_to_a_tokenizer_without_any_of_the_texts_fails_whatever_share_is_
         retext(dataset, words, tmp_path / "new", max_bad_fraction=-1)
 
 
-def test_what_retext_quarantined_can_be_appended_again_with_its_text_mended(
+def test_what_retext_quarantined_can_be_appended_again_with_its_text_corrected(
     dataset, words, tmp_path
 ):
     retext(dataset, words, tmp_path / "new", max_bad_fraction=0.5)
@@ -172,6 +172,8 @@ def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             retext(dataset, bpe, tmp_path / "new")
     assert not (tmp_path / "new/manifest.json").exists()
+    retext(dataset, bpe, tmp_path / "new")
+    (tmp_path / "new/manifest.json").unlink()  # as killed before its last rename
     retext(dataset, bpe, tmp_path / "new")
     assert tree(tmp_path / "new") == tree(tmp_path / "whole")
 
