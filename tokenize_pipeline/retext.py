@@ -1,11 +1,14 @@
 """Another text tokenizer for a finished data set: text ids and index anew, codes as they are.
 
 The documents, their order and their shards stay; only where a long document is cut into records may
-move, because that goes by tokens.
+move, because that goes by tokens. An utterance whose text the new tokenizer does not represent is
+quarantined as `soda tokenize` would do it: it is left out and its document keeps the others.
 """
 
+import contextlib
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -16,16 +19,29 @@ from soda_jax.data.records import DamagedRecordError, RecordData
 from soda_jax.data.shards import ShardInfo, ShardWriter
 from soda_jax.data.splitting import join_records, split_document
 from soda_jax.errors import UserError
+from soda_jax.files import write_atomic
 from soda_jax.progress import track
 from soda_jax.tokens import Utterance, VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.merge import QUARANTINE
+from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
 from tokenize_pipeline.plan import plan_folder
+from tokenize_pipeline.quarantine import (
+    BadInputError,
+    QuarantineRow,
+    count_by_reason,
+    json_lines,
+)
+from tokenize_pipeline.worker import text_ids
 
-_MADE = ("tokenizer", "plan", "manifests", QUARANTINE)
+_MADE = ("tokenizer", "codec", "plan", "manifests", QUARANTINE, *SPLITS)
 
 
-def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Manifest:
+def retext(
+    source: str | Path,
+    tokenizer: str | Path,
+    output: str | Path,
+    max_bad_fraction: float = 0.01,
+) -> Manifest:
     """Writes the newest generation of `source` to `output` under another text tokenizer.
 
     The manifest is written last; a job that was stopped is begun again by running it again.
@@ -34,24 +50,24 @@ def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Man
       source: folder of a finished data set.
       tokenizer: spec of the text tokenizer.
       output: folder of the new data set: absent, empty, or left by a stopped `retext`.
+      max_bad_fraction: share of quarantined utterances above which no manifest is written.
 
     Returns:
-      The manifest of the new data set, generation 0.
+      The manifest of the new data set, generation 0; its `quarantined` has the counts of `source`
+      too, and its quarantine.jsonl the rows.
 
     Raises:
-      UserError: if `output` holds something else, or the tokenizer cannot write a text, which is named.
+      TooManyBadInputsError: if the tokenizer does not represent the texts of more utterances.
+      UserError: if `output` holds something else.
     """
     old = Manifest.load(source)
     folder = Path(output)
     if (folder / "manifest.json").exists():
         raise UserError(f"--output={folder} is a finished data set: name a new folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {
-        "tokenizer",
-        "codec",
-        "plan",
-        *SPLITS,
-    }:
+    if folder.exists() and {path.name for path in folder.iterdir()} - {*_MADE}:
         raise UserError(f"--output={folder} holds other files: name a new or empty folder")
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"--max_bad_fraction={max_bad_fraction} must be from 0 to 1")
     encoder = load_tokenizer(tokenizer)
     layout = make_layout(encoder, old.layout.codebook_sizes)
     for name in (*SPLITS, "manifests"):
@@ -61,26 +77,30 @@ def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Man
         shutil.copytree(Path(source) / "codec", folder / "codec", dirs_exist_ok=True)
     work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
+    rows: list[QuarantineRow] = []
     for split, info in track(work, "giving new text ids, shards"):
         path = Path(source) / split / info.file
-        with ShardWriter(folder / split / info.file, layout) as writer:
+        with contextlib.ExitStack() as stack:
+            writer: ShardWriter | None = None
             for document, utterances in _documents(path, old.layout):
-                again = [_encode(document, utterance, encoder) for utterance in utterances]
-                for record in split_document(document, again, layout):
+                again = list(_encode(document, utterances, encoder, f"{split}/{info.file}", rows))
+                for record in split_document(document, again, layout) if again else ():
+                    # A shard of which nothing is usable has no file.
+                    writer = writer or stack.enter_context(
+                        ShardWriter(folder / split / info.file, layout)
+                    )
                     writer.write(record)
-            new[split].append(writer.close())
-    quarantine = Path(source) / QUARANTINE
-    if quarantine.exists():
-        # The first copy is the one to which a later --append adds.
-        for place in (plan_folder(folder, 0), folder):
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(quarantine, place / QUARANTINE)
+            if writer:
+                new[split].append(writer.close())
+    _write_quarantine(Path(source), folder, rows)
+    _check_share(old, rows, max_bad_fraction, folder)
     manifest = dataclasses.replace(
         old,
         layout=layout,
         tokenizer_fingerprint=encoder.fingerprint,
         splits={split: tuple(shards) for split, shards in new.items()},
         generation=0,
+        quarantined=dict(Counter(old.quarantined) + Counter(count_by_reason(rows))),
     )
     manifest.save(folder)
     return manifest
@@ -99,13 +119,47 @@ def _sound(path: Path, layout: VocabularyLayout) -> Iterator[RecordData]:
         yield record
 
 
-def _encode(document: str, utterance: Utterance, encoder: TextTokenizer) -> Utterance:
-    try:
-        ids = encoder.encode(utterance.text)
-        if not len(ids):
-            raise UserError("the tokenizer makes no ids of it")
-    except UserError as error:
-        raise UserError(
-            f"document {document}: {utterance.text[:40]!r}: {error}; choose another tokenizer"
-        ) from None
-    return Utterance(utterance.text, ids, utterance.codes)
+def _encode(
+    document: str,
+    utterances: Iterable[Utterance],
+    encoder: TextTokenizer,
+    where: str,
+    rows: list[QuarantineRow],
+) -> Iterator[Utterance]:
+    """Yields the utterances with their new ids; `rows` receives those that have none."""
+    for number, utterance in enumerate(utterances):
+        try:
+            text, ids = text_ids(utterance.text, encoder)
+        except BadInputError as error:
+            rows.append(QuarantineRow(document, number, None, where, error.reason, str(error)))
+        else:
+            yield Utterance(text, ids, utterance.codes)
+
+
+def _write_quarantine(source: Path, folder: Path, rows: list[QuarantineRow]) -> None:
+    """Writes the rows of the source and the new ones, if there are any."""
+    old = source / QUARANTINE
+    content = (old.read_bytes() if old.exists() else b"") + json_lines(rows)
+    # The first copy is the one to which a later --append adds.
+    for path in (plan_folder(folder, 0) / QUARANTINE, folder / QUARANTINE):
+        if content or old.exists():
+            write_atomic(path, content)
+        else:
+            path.unlink(missing_ok=True)  # of a stopped job
+
+
+def _check_share(
+    old: Manifest, rows: list[QuarantineRow], max_bad_fraction: float, folder: Path
+) -> None:
+    total = sum(old.totals(split)["utterances"] for split in SPLITS)
+    if not rows or (len(rows) < total and len(rows) <= max_bad_fraction * total):
+        return
+    first = rows[0]
+    fix = "choose another tokenizer"
+    if len(rows) < total:
+        fix += ", or run again with a larger --max_bad_fraction to leave them out"
+    raise TooManyBadInputsError(
+        f"{len(rows)} of {total} utterances are not in the tokenizer (the first: document "
+        f"{first.document}, utterance {first.utterance}: {first.message}), --max_bad_fraction="
+        f"{max_bad_fraction:g}: see {folder / QUARANTINE}; {fix}"
+    )

@@ -190,13 +190,15 @@ def _tokenize_texts(
     for number, document in enumerate(window):
         for place, utterance in enumerate(document.utterances):
             try:
-                texts[number, place] = _text_ids(utterance.text.strip(), tokenizer)
+                texts[number, place] = text_ids(utterance.text, tokenizer)
             except BadInputError as error:
                 bad[number, place] = error
     return texts
 
 
-def _text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
+def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
+    """The text without white space around it, and its ids; BadInputError if it has none."""
+    text = text.strip()
     if not text:
         raise BadInputError("empty_text", "the text is empty")
     try:

@@ -1,6 +1,7 @@
 """`soda retext`: the same codes under another text tokenizer."""
 
 import argparse
+import sys
 
 SUMMARY = "give a data set another text tokenizer, codes untouched"
 EXAMPLE = "soda retext data/speech --tokenizer=llama3/tokenizer.json --output=data/speech-llama3"
@@ -13,13 +14,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", required=True, help="bytes, a tokenizer.json or the folder of one"
     )
     parser.add_argument("--output", required=True, help="folder of the new data set")
+    parser.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=0.01,
+        help="share of utterances that the tokenizer cannot represent above which the job fails at its "
+        "end (default 0.01)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the new data set."""
+    """Writes the new data set; 1 if the tokenizer cannot represent too many of its texts."""
+    from soda_jax.data.manifest import SPLITS, Manifest
+    from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
+    from tokenize_pipeline.read_back import read_back
     from tokenize_pipeline.retext import retext
 
-    manifest = retext(args.dataset, args.tokenizer, args.output)
-    tokens = sum(manifest.totals(split)["text_tokens"] for split in ("train", "validation"))
+    before = Manifest.load(args.dataset)
+    try:
+        manifest = retext(args.dataset, args.tokenizer, args.output, args.max_bad_fraction)
+    except TooManyBadInputsError as error:
+        print(f"soda retext: {error}", file=sys.stderr)
+        return 1
+    tokens = sum(manifest.totals(split)["text_tokens"] for split in SPLITS)
     print(f"{args.output}: {tokens:,} text tokens, vocabulary of {manifest.layout.size:,} ids")
+    lost = sum(manifest.quarantined.values()) - sum(before.quarantined.values())
+    if lost:
+        print(f"  not in the tokenizer, in {QUARANTINE}: {lost:,} utterances")
+    if other := read_back(args.output, manifest):
+        print(other)
     return 0

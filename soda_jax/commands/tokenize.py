@@ -103,6 +103,7 @@ def _dry_run(options: "Options", rate: float | None) -> int:
 def _tokenize(options: "Options") -> int:
     from tokenize_pipeline.job import tokenize
     from tokenize_pipeline.merge import TooManyBadInputsError
+    from tokenize_pipeline.read_back import read_back
 
     try:
         summary = tokenize(options)
@@ -110,4 +111,6 @@ def _tokenize(options: "Options") -> int:
         print(f"soda tokenize: {error}", file=sys.stderr)
         return 1
     print(summary.describe(options.output))
+    if other := read_back(options.output, summary.manifest):
+        print(other)
     return 0

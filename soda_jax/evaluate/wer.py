@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from soda_jax.errors import UserError
@@ -14,8 +15,20 @@ def normalise(text: str) -> str:
     """The paper's normaliser: punctuation deleted (not spaced), lower case, spaces collapsed.
 
     Deleted are `. , ! ? ; : " ' - ( ) [ ] { }` and curly quotes (SODA, protocol of the ASR benchmark).
+
+    Texts that Unicode defines as the same ("é" as one code point or as two) give the same result, in
+    Unicode's normal form C. Compatibility forms (ligatures, full-width letters, "…") stay different
+    as under the paper's rules: form KC would change what the paper counts, and turns "½" into "1⁄2" and
+    the accent of "don´t" into a space.
     """
-    return " ".join(text.translate(_DELETED).lower().split())
+    bare = _canonical(text).translate(_DELETED).lower()
+    # Again: a deleted character may have kept an accent from its letter, and a letter may have one code
+    # point with its accent in lower case only.
+    return " ".join(_canonical(bare).split())
+
+
+def _canonical(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 _ONES = (
@@ -50,7 +63,7 @@ def number_normaliser(references: Sequence[str]) -> Normaliser:
     homophones = {word: digit for word, digit in _HOMOPHONES.items() if word not in meant}
 
     def spell(text: str) -> str:
-        text = re.sub(r"(?<=\d)(st|nd|rd|th)\b|(?<=\d),(?=\d)|['‘’]", "", text.lower())
+        text = re.sub(r"(?<=\d)(st|nd|rd|th)\b|(?<=\d),(?=\d)|['‘’]", "", _canonical(text.lower()))
         words = [homophones.get(word, word) for word in re.findall(r"\d|[^\W\d_]+", text)]
         return " ".join(_digits(words))
 

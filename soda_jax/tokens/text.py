@@ -5,10 +5,10 @@ byte-level BPE is trained by `train_bpe` (`soda tokenizer train`). The vocabular
 `seqio_text`.
 """
 
+import contextlib
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
+from soda_jax.tokens.coverage import CoverageCheck
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>", "<|endoftext|>")
@@ -82,18 +83,17 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`, with its added tokens taken out of the encoder.
+    """A Hugging Face `tokenizer.json`, with its special tokens taken out of the encoder.
 
     Without them a literal `<|audio_start|>` or `</s>` in a transcript is split like any other text.
-    Where the vocabulary itself holds a special token as an ordinary piece (SentencePiece's `<s>`),
-    the text is cut inside the piece and encoded again.
+    A text that the ids would not represent as a whole is refused, see `coverage`.
 
     Attributes:
       content: the JSON text.
     """
 
     def __init__(self, content: str, source: str = _FILE):
-        """Reads the JSON text `content`; `source` stands in messages.
+        """Reads the JSON text `content`; `source` is named in messages.
 
         Raises:
           UserError: if it is not a tokenizer, or names no BOS or EOS among its special tokens.
@@ -104,59 +104,93 @@ class JsonTokenizer:
             description: dict[str, Any] = json.loads(content)
             self._full = Tokenizer.from_str(content)
             added = description.get("added_tokens") or []
-            plain = {**description, "added_tokens": [], "post_processor": None}
+            by_name = {token["content"]: int(token["id"]) for token in added}
+            apart = set(by_name.values()) | _unknown_ids(description["model"])
+            self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+            model = _without_pieces(description["model"], apart, self.fingerprint)
+            plain = {**description, "added_tokens": [], "post_processor": None, "model": model}
             plain["truncation"] = plain["padding"] = None
+            if model.get("dropout"):  # of merges, for training: ids would differ between calls
+                plain["model"] = {**model, "dropout": None}
             self._plain = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"{source} is not a tokenizer.json: {error}") from None
         self.content = content
         self.vocabulary_size = _vocabulary_size(self._full, added)
-        by_name = {token["content"]: int(token["id"]) for token in added}
         self.bos = _named(by_name, BOS_NAMES, "BOS", source)
         others = {name: i for name, i in by_name.items() if i != self.bos}
         self.eos = _named(others, EOS_NAMES, "EOS", source)
         used = set(self._plain.get_vocab(with_added_tokens=False).values())
         holes = set(range(self.vocabulary_size)) - used
         self.specials = tuple(sorted(set(by_name.values()) | holes))
-        self._special = np.zeros(self.vocabulary_size, bool)
-        self._special[list(self.specials)] = True
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self._refused = np.zeros(self.vocabulary_size, bool)
+        self._refused[list({*self.specials, *apart})] = True
+        self._coverage = CoverageCheck(plain, self._plain, self._refused)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ordinary ids of `text`, int32 `[tokens]`; UserError if it holds a lone surrogate."""
+        """Ordinary ids of `text`, int32 `[tokens]`.
+
+        Raises:
+          UserError: for a lone surrogate, or naming the characters that the ids would not represent.
+        """
         utf8(text)
-        ids = [np.zeros(0, np.int32)]
-        waiting = [text]  # parts of the text still to be encoded, the first one last
-        while waiting:
-            part = waiting.pop()
-            encoding = self._plain.encode(part, add_special_tokens=False)
-            found = np.array(encoding.ids, np.int32)
-            bad = np.flatnonzero(self._special[found])
-            if not len(bad):
-                ids.append(found)
-                continue
-            offsets = encoding.offsets  # a new list at each access
-            places = [offsets[i] for i in bad.tolist()]
-            # Inside a special piece; around the character where it is a single one.
-            cuts = {first + 1 if last - first > 1 else last for first, last in places}
-            cuts |= {first for first, last in places if last - first <= 1}
-            inside = sorted(cut for cut in cuts if 0 < cut < len(part))
-            if not inside:
-                # An unknown-token piece for a single character: the vocabulary cannot write it.
-                raise UserError(f"the tokenizer has no ordinary ids for {part!r}")
-            edges = [0, *inside, len(part)]
-            waiting += [part[a:b] for a, b in itertools.pairwise(edges)][::-1]
-        return np.concatenate(ids)
+        ids = None
+        with contextlib.suppress(Exception):  # of an unknown piece that the vocabulary lacks
+            ids = np.array(self._plain.encode(text, add_special_tokens=False).ids, np.int32)
+        self._coverage.check(text, ids)
+        assert ids is not None
+        return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ordinary ids; special ids are left out."""
         array = np.asarray(ids, np.int64)
         inside = array[(array >= 0) & (array < self.vocabulary_size)]
-        return self._plain.decode(inside[~self._special[inside]].tolist())
+        return self._plain.decode(inside[~self._refused[inside]].tolist())
 
     def save(self, directory: str | Path) -> None:
         """Writes the `tokenizer.json` unchanged."""
         write_atomic(Path(directory) / _FILE, self.content)
+
+
+def _unknown_ids(model: dict[str, Any]) -> set[int]:
+    """The id that a model writes for what it does not know, if it has one."""
+    if isinstance(model["vocab"], dict):
+        number = model["vocab"].get(model.get("unk_token"))
+    else:
+        number = model.get("unk_id")
+    return set() if number is None else {number}
+
+
+def _without_pieces(model: dict[str, Any], ids: set[int], secret: str) -> dict[str, Any]:
+    """The model with other names for the pieces `ids`, which no text has, and without their merges.
+
+    SentencePiece's vocabularies hold `<s>` and `</s>` as ordinary pieces, which a text could spell.
+    """
+    vocabulary = model["vocab"]
+    pairs = vocabulary.items() if isinstance(vocabulary, dict) else _numbered(vocabulary)
+    names = {piece: f"\U0010ffff{secret}:{i}" for piece, i in pairs if i in ids}
+    if not names:
+        return model
+    changed = dict(model)
+    if isinstance(vocabulary, dict):
+        changed["vocab"] = {names.get(piece, piece): i for piece, i in vocabulary.items()}
+    else:
+        changed["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    if model.get("unk_token") in names:
+        changed["unk_token"] = names[model["unk_token"]]
+    if model.get("merges"):
+        prefix = len(model.get("continuing_subword_prefix") or "")
+        changed["merges"] = [
+            merge
+            for merge in model["merges"]
+            for left, right in [merge.split(" ") if isinstance(merge, str) else merge]
+            if names.keys().isdisjoint((left, right, left + right[prefix:]))
+        ]
+    return changed
+
+
+def _numbered(vocabulary: list[list[Any]]) -> Iterator[tuple[str, int]]:
+    return ((piece, i) for i, (piece, _) in enumerate(vocabulary))
 
 
 def _vocabulary_size(tokenizer: Any, added: list[dict[str, Any]]) -> int:

@@ -1,4 +1,9 @@
+import itertools
+import unicodedata
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from soda_jax.errors import UserError
 from soda_jax.evaluate.wer import normalise, number_normaliser, word_errors
@@ -16,6 +21,70 @@ from soda_jax.evaluate.wer import normalise, number_normaliser, word_errors
 )
 def test_the_papers_normaliser_deletes_its_characters_without_spacing(text, bare):
     assert normalise(text) == bare
+
+
+FORMS = ("NFC", "NFD")
+# One text of each script in which a letter has several code points; the last has two marks.
+SAME = [
+    "café", "Zürich Ångström", "各 가각힣", "がぎぐ パピプ", "क़ख़", "Ελλάδα ΐ", "ở Việt", "\u0323s\u0307 ṩ",
+    "\u212b \u212a \u2126",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_texts_that_unicode_defines_as_the_same_have_no_word_errors(text):
+    for one, other in itertools.permutations([unicodedata.normalize(f, text) for f in FORMS], 2):
+        assert normalise(one) == normalise(other)
+        assert word_errors([one], [other]).corpus == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("s\u0323\u0307", "s\u0307\u0323"),  # marks in another order
+        ("J\u030cin", "\u01f0in"),  # one code point in lower case only
+        ("caf(e)\u0301", "caf\u00e9"),  # a mark after a deleted character
+        ("what\u037e", "what;"),  # the Greek question mark is a semicolon
+        ("CAFE\u0301", "caf\u00e9"),
+    ],
+)
+def test_marks_and_singletons_compare_in_one_form(one, other):
+    assert normalise(one) == normalise(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("ﬁne", "ﬁne"),
+        ("ＯＫ１", "ｏｋ１"),
+        ("well… ½ x²", "well… ½ x²"),
+        ("don´t don’t don't", "don´t dont dont"),
+        ("a–b—c‐d-e", "a–b—c‐de"),
+        ("„so“ «so» ‚so’", "„so «so» ‚so"),
+        ("non\u00a0breaking\u3000spaces", "non breaking spaces"),
+    ],
+)
+def test_compatibility_forms_stay_as_under_the_papers_rules(text, bare):
+    assert normalise(text) == bare
+
+
+@given(st.text(st.characters(codec="ascii"), max_size=30))
+def test_ascii_has_the_papers_result(text):
+    kept = "".join(c for c in text if c not in ".,!?;:\"'-()[]{}")
+    assert normalise(text) == " ".join(kept.lower().split())
+
+
+@given(st.text(max_size=20))
+def test_the_result_is_in_form_c_and_the_same_for_every_form(text):
+    bare = normalise(text)
+    assert unicodedata.normalize("NFC", bare) == bare
+    for form in FORMS:
+        assert normalise(unicodedata.normalize(form, text)) == bare
+
+
+def test_numbers_beside_decomposed_words_compare_like_composed_ones():
+    spell = number_normaliser(["café 28"])
+    assert spell("cafe\u0301 twenty-eight") == spell("café 28") == "café 2 8"
 
 
 @pytest.mark.parametrize(

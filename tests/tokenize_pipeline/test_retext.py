@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline_toys import documents_of, make_corpus, tree, write_manifest
+from pipeline_toys import documents_of, make_corpus, quarantine_of, tree, write_manifest
 
 from soda_jax.commands import retext as retext_command
 from soda_jax.commands import tokenize as tokenize_command
@@ -20,6 +20,7 @@ from tokenize_pipeline import retext as retext_module
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import Options
 from tokenize_pipeline.retext import retext
+from tokenize_pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
@@ -75,6 +76,87 @@ def test_retext_cuts_long_documents_anew_and_keeps_every_token(tmp_path, bpe):
     assert documents_of(tmp_path / "new")["long"][0].text == long
 
 
+WORDS = ["hum", "0", "1", "2"]  # of the corpus: documents d3 to d5 have a word that is not here
+
+
+@pytest.fixture
+def words(tmp_path) -> Path:
+    """A tokenizer of whole words, whose unknown piece is not among its added tokens."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    names = ("<s>", "</s>")
+    added = [{"id": 9 + n, "content": c, "special": True, **flags} for n, c in enumerate(names)]
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", *WORDS])}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    space = {"type": "Whitespace"}
+    content = json.dumps({"added_tokens": added, "pre_tokenizer": space, "model": model})
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/tokenizer.json").write_text(content)
+    return tmp_path / "words"
+
+
+def test_invariant_8_retext_quarantines_what_the_tokenizer_cannot_represent(
+    tmp_path, words, capsys
+):
+    source = make_corpus(tmp_path / "corpus")
+    row = {"audio": "clips/0-0.wav", "text": "hum \N{SNOWMAN} 9", "document": "d0", "order": 7}
+    bad = {"audio": "absent.wav", "text": "hum", "document": "d0", "order": 8}
+    with open(source, "a") as file:
+        file.write(json.dumps(row) + "\n" + json.dumps(bad) + "\n")
+    given = {"codec": "toy", "validation_fraction": 0.3, "shards": 2, "max_bad_fraction": 0.9}
+    tokenize(Options(source, str(tmp_path / "data"), **given))
+    direct = {**given, "tokenizer": str(words)}
+    tokenize(Options(source, str(tmp_path / "direct"), **direct))
+
+    options = [f"{tmp_path}/data", f"--tokenizer={words}", f"--output={tmp_path}/new"]
+    assert command(retext_command, *options) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "10 of 19 utterances are not in the tokenizer" in line
+    assert "document d" in line and "no ordinary ids for" in line
+    assert not (tmp_path / "new/manifest.json").exists()
+    assert len(quarantine_of(tmp_path / "new")) == 11
+
+    assert command(retext_command, *options, "--max_bad_fraction=0.6") == 0
+    assert "in quarantine.jsonl: 10 utterances" in capsys.readouterr().out
+    new = Manifest.load(tmp_path / "new")
+    assert new.quarantined == {"missing": 1, "not_in_tokenizer": 10}
+    rows = [r for r in quarantine_of(tmp_path / "new") if r["reason"] == "not_in_tokenizer"]
+    assert rows[0]["where"].split("/")[0] in ("train", "validation")
+    named = {(r["document"], r["utterance"]): r["message"] for r in rows}
+    assert named["d0", 3].endswith("no ordinary ids for '\N{SNOWMAN}'")
+    assert {document for document, _ in named} == {"d0", "d3", "d4", "d5"}
+    assert not list(verify(tmp_path / "new"))
+    # The shards are those of a corpus that was tokenized so from the first.
+    assert Manifest.load(tmp_path / "direct").quarantined == new.quarantined
+    shards = [
+        {name: content for name, content in tree(folder).items() if name[:5] in ("train", "valid")}
+        for folder in (tmp_path / "new", tmp_path / "direct")
+    ]
+    assert shards[0] == shards[1]
+
+
+def test_retext_to_a_tokenizer_without_any_of_the_texts_fails_whatever_share_is_allowed(
+    dataset, words, tmp_path
+):
+    content = (words / "tokenizer.json").read_text().replace('"hum"', '"ham"')
+    (words / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"18 of 18 utterances .*; choose another tokenizer$"):
+        retext(dataset, words, tmp_path / "new", max_bad_fraction=1.0)
+    with pytest.raises(UserError, match="max_bad_fraction=-1 must be from 0 to 1"):
+        retext(dataset, words, tmp_path / "new", max_bad_fraction=-1)
+
+
+def test_what_retext_quarantined_can_be_appended_again_with_its_text_corrected(
+    dataset, words, tmp_path
+):
+    retext(dataset, words, tmp_path / "new", max_bad_fraction=0.5)
+    rows = [{"audio": "clips/3-0.wav", "text": "hum 1 1", "document": "d3"}]
+    more = write_manifest(tmp_path / "corpus/more.jsonl", rows)
+    summary = tokenize(Options(more, str(tmp_path / "new"), codec="toy", append=True))
+    assert summary.state == "finished" and summary.manifest.quarantined == {"not_in_tokenizer": 9}
+    found = {**documents_of(tmp_path / "new"), **documents_of(tmp_path / "new", "validation")}
+    assert sorted(found) == ["d0", "d1", "d2", "d3"]
+
+
 def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, monkeypatch):
     retext(dataset, bpe, tmp_path / "whole")
     real, calls = retext_module.split_document, []
@@ -90,6 +172,8 @@ def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             retext(dataset, bpe, tmp_path / "new")
     assert not (tmp_path / "new/manifest.json").exists()
+    retext(dataset, bpe, tmp_path / "new")
+    (tmp_path / "new/manifest.json").unlink()  # as killed before its last rename
     retext(dataset, bpe, tmp_path / "new")
     assert tree(tmp_path / "new") == tree(tmp_path / "whole")
 
