@@ -61,7 +61,7 @@ class Summary:
             # They are of no generation, so quarantine.jsonl does not have them.
             lines.append(f"  bad inputs, passed over: {_list_reasons(self.bad)}")
         elif self.state == NOTHING and self.counts["rejected_rows"]:
-            lines.append(f"  malformed rows, passed over: {self.counts['rejected_rows']:,}")
+            lines.append(f"  rejected rows, passed over: {self.counts['rejected_rows']:,}")
         elif self.bad:
             lines.append(f"  bad inputs, in {QUARANTINE}: {_list_reasons(self.bad)}")
             lines.append(f"  documents with nothing left: {self.dropped_documents:,}")

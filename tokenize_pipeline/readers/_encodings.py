@@ -6,6 +6,7 @@ follows in such a file may have another encoding (a shell that appends UTF-16 to
 """
 
 import codecs
+import re
 
 from soda_jax.errors import UserError
 
@@ -18,7 +19,7 @@ _MARKS = (
     ("UTF-16-BE", codecs.BOM_UTF16_BE),
 )
 _UNITS = {"UTF-32-LE": 4, "UTF-32-BE": 4, "UTF-16-LE": 2, "UTF-16-BE": 2}
-_SPACES = (" ", "\n", "\r", "\t")
+_SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\xff]|\Z)")
 
 
 def other_encoding(head: bytes) -> str | None:
@@ -49,12 +50,11 @@ def _may_be(head: bytes, name: str) -> bool:
         return False
     if unit == 4:  # a quarter of the bytes is NUL, and no character is beyond U+10FFFF
         return True
-    # Spaces and line ends of UTF-16 have a NUL next to them; those of UTF-8 have none.
-    spaces = sum(map(text.count, _SPACES))
-    bytes_like_spaces = sum(head.count(space.encode()) for space in _SPACES)
-    if bytes_like_spaces:
-        return 2 * spaces > bytes_like_spaces
-    return 4 * head.count(0) >= 3 * len(text)
+    # A space or line end of UTF-16 has a NUL next to it, one of UTF-8 has letters or others on both sides.
+    spaces, spaces_of_utf8 = text.count(" ") + text.count("\n"), len(_SPACE_OF_UTF8.findall(head))
+    if spaces or spaces_of_utf8:
+        return spaces > spaces_of_utf8
+    return 4 * sum(character < "\u0100" for character in text) >= 3 * len(text)
 
 
 def check_encoding(head: bytes, name: str) -> None:

@@ -115,4 +115,4 @@ def _rows(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str] | Ro
             yield number, fields
         else:
             message = f"{len(fields)} fields, not NAME|PROMPT TEXT|PROMPT|TEXT or one more"
-            yield number, no_row(line, message, attempt=len(fields) > 3)
+            yield number, no_row(line, message, attempt=len(fields) > 1)
