@@ -32,6 +32,8 @@ def text_fault(text: str) -> TextFault | None:
     """What is wrong with a text; None if nothing is."""
     if not text:
         return TextFault("empty_text", "is empty")
+    if text.isascii():
+        return None
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

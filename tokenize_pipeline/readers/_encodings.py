@@ -18,6 +18,7 @@ _MARKS = (
     ("UTF-16-LE", codecs.BOM_UTF16_LE),
     ("UTF-16-BE", codecs.BOM_UTF16_BE),
 )
+_FIRST_OF_MARKS = {mark[:1] for _, mark in _MARKS}
 _UNITS = {"UTF-32-LE": 4, "UTF-32-BE": 4, "UTF-16-LE": 2, "UTF-16-BE": 2}
 _SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\xff]|\Z)")
 
@@ -28,9 +29,10 @@ def other_encoding(head: bytes) -> str | None:
     Args:
       head: the first bytes of the text, at least `HEAD_BYTES` or all that there are.
     """
-    for name, mark in _MARKS:
-        if head.startswith(mark):
-            return name
+    if head[:1] in _FIRST_OF_MARKS:
+        for name, mark in _MARKS:
+            if head.startswith(mark):
+                return name
     head = head[:HEAD_BYTES]
     if b"\0" not in head:
         return None

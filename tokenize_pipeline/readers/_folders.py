@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 
 def common_folder(folders: Iterable[Path]) -> Path:
@@ -21,5 +21,6 @@ def is_mac_metadata(name: str) -> bool:
     Args:
       name: relative to the folder or archive.
     """
-    *folders, file = PurePosixPath(name).parts or ("",)
-    return file.startswith("._") or file == ".DS_Store" or "__MACOSX" in folders
+    file = name.rpartition("/")[2]
+    is_one = file.startswith("._") or file == ".DS_Store"
+    return is_one or ("__MACOSX" in name and "__MACOSX" in name.split("/")[:-1])

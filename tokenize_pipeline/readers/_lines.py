@@ -126,7 +126,8 @@ def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     check_encoding(head, name)
     first = io.BytesIO(head.removeprefix(codecs.BOM_UTF8) + file.readline())  # whole lines
     for number, line in enumerate(chain(first, file), 1):
-        yield number, decode_text(line)
+        text = line.decode("utf-8", "surrogateescape")
+        yield number, text.replace("\0", NUL_MARK) if "\0" in text else text
 
 
 def utf8_text(content: bytes) -> str:
@@ -140,11 +141,6 @@ def utf8_text(content: bytes) -> str:
     return decode_text(content.removeprefix(codecs.BOM_UTF8))
 
 
-def without_end(line: str) -> str:
-    """The line without the LF or CRLF that ends it."""
-    return line.removesuffix("\n").removesuffix("\r")
-
-
 def optional_string(row: dict[str, Any], name: str) -> str | None:
     """Field `name` as a string; None where it is absent, null or empty. Integers are written out.
 
@@ -156,9 +152,10 @@ def optional_string(row: dict[str, Any], name: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(f"{name!r} is {value!r}, not a string")
-    if (fault := text_fault(str(value))) is not None:
+    text = str(value)
+    if not text.isascii() and (fault := text_fault(text)) is not None:
         raise RowError(f"{name!r} {fault.message}", fault.reason)
-    return str(value)
+    return text
 
 
 class RepeatedFields(dict[str, Any]):

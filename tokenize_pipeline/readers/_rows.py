@@ -66,12 +66,12 @@ def uncut(rows: Iterable[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row
     audio has all of the text, so the row must not be used.
     """
     held: tuple[int, Row | RowError] | None = None
-    for number, row in rows:
+    for item in rows:
         if held is not None:
-            if isinstance(row, NoRowError) and not isinstance(held[1], RowError):
-                message = f"line {number} is no row and may be the rest of this text"
+            if isinstance(item[1], NoRowError) and not isinstance(held[1], RowError):
+                message = f"line {item[0]} is no row and may be the rest of this text"
                 held = held[0], RowError(f"{message}: remove the line end from it", row=held[1])
             yield held
-        held = number, row
+        held = item
     if held is not None:
         yield held

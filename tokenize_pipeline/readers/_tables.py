@@ -7,11 +7,11 @@ malformed rows; a row is never filled up or cut.
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers._lines import RowError, without_end
+from tokenize_pipeline.readers._lines import RowError
 from tokenize_pipeline.readers._rows import no_row, uncut
 
 _LARGEST_FIELD = 2**30
@@ -29,7 +29,7 @@ class Table(NamedTuple):
     rows: Iterator[Fields]
 
 
-def csv_table(lines: Iterable[tuple[int, str]], name: str, required: Sequence[str]) -> Table:
+def csv_table(lines: Iterator[tuple[int, str]], name: str, required: Sequence[str]) -> Table:
     """Reads CSV; a malformed row of several lines is given once for each line.
 
     Args:
@@ -41,18 +41,19 @@ def csv_table(lines: Iterable[tuple[int, str]], name: str, required: Sequence[st
       UserError: for a wrong header, or (from the rows) a quote that is open where the file ends: how many
         rows it has swallowed is not known, so they cannot be counted as bad ones.
     """
-    return _table(_csv_fields(lines, name), name, required)
-
-
-def tsv_table(lines: Iterable[tuple[int, str]], name: str, required: Sequence[str]) -> Table:
-    """Reads TSV; arguments and errors are those of `csv_table`."""
-    rows = ((number, without_end(line)) for number, line in lines)
-    return _table(((n, row.split("\t")) for n, row in rows if row), name, required)
-
-
-def _table(rows: Iterator[Fields], name: str, required: Sequence[str]) -> Table:
+    rows = _csv_rows(lines, name)
     _, header = next(rows, (0, []))
     assert not isinstance(header, RowError)
+    return _table(header, rows, name, required)
+
+
+def tsv_table(lines: Iterator[tuple[int, str]], name: str, required: Sequence[str]) -> Table:
+    """Reads TSV; arguments and errors are those of `csv_table`."""
+    header = next((_tsv_fields(line) for _, line in lines if line.strip("\r\n")), [])
+    return _table(header, _tsv_rows(lines, len(header)), name, required)
+
+
+def _table(header: list[str], rows: Iterator[Fields], name: str, required: Sequence[str]) -> Table:
     missing = [column for column in required if column not in header]
     if missing:
         raise UserError(f"{name} has no column {missing[0]!r} in its header {str(header)[:300]}")
@@ -61,22 +62,31 @@ def _table(rows: Iterator[Fields], name: str, required: Sequence[str]) -> Table:
         raise UserError(
             f"{name} has more than one column {repeated[0]!r} in its header: rename all but one"
         )
-    complete = _with_all_fields(rows, len(header))
-    return Table(header, uncut(complete) if header[-1] == required[-1] else complete)
+    return Table(header, uncut(rows) if header[-1] == required[-1] else rows)
 
 
-def _with_all_fields(rows: Iterator[Fields], count: int) -> Iterator[Fields]:
-    for number, fields in rows:
-        if isinstance(fields, RowError) or len(fields) == count:
+def _wrong_count(fields: list[str], count: int) -> RowError:
+    more = len(fields) > count
+    amount = "more" if more else "fewer"
+    message = f"{len(fields)} fields, {amount} fields than the header has columns ({count})"
+    return no_row("".join(fields), message, attempt=more, row=fields)
+
+
+def _tsv_fields(line: str) -> list[str]:
+    return line.rstrip("\r\n").split("\t")
+
+
+def _tsv_rows(lines: Iterator[tuple[int, str]], count: int) -> Iterator[Fields]:
+    for number, line in lines:
+        fields = _tsv_fields(line)
+        if len(fields) == count:
             yield number, fields
-        else:
-            more = len(fields) > count
-            amount = "more" if more else "fewer"
-            message = f"{len(fields)} fields, {amount} fields than the header has columns ({count})"
-            yield number, no_row("".join(fields), message, attempt=more, row=fields)
+        elif fields != [""]:  # not an empty line
+            yield number, _wrong_count(fields, count)
 
 
-def _csv_fields(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Fields]:
+def _csv_rows(lines: Iterator[tuple[int, str]], name: str) -> Iterator[Fields]:
+    """Yields the header and then the rows."""
     csv.field_size_limit(_LARGEST_FIELD)
     ended = False
 
@@ -87,7 +97,7 @@ def _csv_fields(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Fields]
         ended = True
 
     reader = csv.reader(content(), strict=True)
-    is_header = True
+    count = 0  # columns of the header, once it is read
     while True:
         first = reader.line_num + 1
         try:
@@ -100,7 +110,7 @@ def _csv_fields(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Fields]
                     f"{name}: the row that begins in line {first} has a quote that is never closed: "
                     'close it with ", or write "" for a quote inside a field'
                 ) from None
-            if is_header:
+            if not count:
                 raise UserError(
                     f"{name} has no readable header in line {first}: {_cause(error)}"
                 ) from None
@@ -108,9 +118,10 @@ def _csv_fields(lines: Iterable[tuple[int, str]], name: str) -> Iterator[Fields]
             for number in range(first, reader.line_num + 1):
                 yield number, RowError(f"not a CSV row: {_cause(error)}")
             continue
-        if fields:  # not an empty line
-            yield first, fields
-            is_header = False
+        if not fields:  # an empty line
+            continue
+        count = count or len(fields)
+        yield first, fields if len(fields) == count else _wrong_count(fields, count)
 
 
 def _cause(error: csv.Error) -> str:

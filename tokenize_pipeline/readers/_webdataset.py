@@ -13,17 +13,17 @@ the id that the data set has already and is skipped, counted as `already_in_data
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
 from tokenize_pipeline.readers._lines import RowError, json_object, optional_string, utf8_text
-from tokenize_pipeline.readers._rows import Repeats
+from tokenize_pipeline.readers._rows import repeat_error
 from tokenize_pipeline.readers._tar import members
 
-SOUNDS = (".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a")
+SOUNDS = ("mp3", "flac", "wav", "ogg", "opus", "m4a")
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
@@ -75,18 +75,21 @@ def _utterances(
     """Yields (stem, utterance) of an archive once both files of it were met, then the incomplete ones."""
     sounds: dict[str, str] = {}
     rows: dict[str, bytes] = {}
-    known_sounds, known_rows = Repeats(), Repeats()
+    # Member in which the sound or the row of each stem is, and a hash of what it is.
+    known_sounds: dict[str, tuple[int, int]] = {}
+    known_rows: dict[str, tuple[int, int]] = {}
     for number, (name, size, content) in enumerate(_members(path), 1):
-        member = PurePosixPath(name)
-        stem, is_row = member.stem, member.suffix == ".json"
-        if not is_row and member.suffix.lower() not in SOUNDS:
+        stem, _, suffix = name.rpartition("/")[2].rpartition(".")
+        is_row = suffix == "json"
+        if not stem or (not is_row and suffix.lower() not in SOUNDS):
             continue
-        known, what = (known_rows, hash(content)) if is_row else (known_sounds, (name, size))
-        try:
-            known.check(stem, what, f"member {number}", f"member {number}, {name},")
-        except RowError as error:
+        known, what = (known_rows, hash(content)) if is_row else (known_sounds, hash((name, size)))
+        first, first_what = known.setdefault(stem, (number, what))
+        if first != number:
             # The JSON file describes the utterance: its sound, there twice, adds nothing.
-            if is_row or error.reason != "duplicate":
+            if is_row or what != first_what:
+                repeated = f"member {number}, {name},"
+                error = repeat_error(repeated, f"member {first}", same=what == first_what)
                 yield Rejected(error.reason, str(error), f"{audio}:{name}")
             continue
         if is_row:

@@ -26,8 +26,8 @@ from typing import NamedTuple
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
-from tokenize_pipeline.readers._lines import RowError, content_lines, lines, without_end
-from tokenize_pipeline.readers._rows import Repeats, no_row, uncut
+from tokenize_pipeline.readers._lines import RowError, content_lines, lines
+from tokenize_pipeline.readers._rows import no_row, repeat_error, uncut
 from tokenize_pipeline.readers._tables import tsv_table
 from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
@@ -48,10 +48,11 @@ class _Target(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """What Common Voice says of a clip."""
+    """What Common Voice says of a clip, and the number of the line where it says so."""
 
     sentence: str
     speaker: str | None
+    number: int
 
 
 class _Sounds(NamedTuple):
@@ -150,7 +151,7 @@ def _targets(
     for number, line in rows:
         if not line.strip():
             continue
-        clip, *texts = without_end(line).split("\t")
+        clip, *texts = line.rstrip("\r\n").split("\t")
         if len(texts) == 1 and _CLIP.fullmatch(clip):
             yield number, _Target(clip, texts[0], f"{place}:{number}")
         else:
@@ -221,7 +222,7 @@ def _common_voice(
 
 
 def _sentences(
-    rows: Iterable[tuple[int, str]], wanted: set[str], name: str, language: str
+    rows: Iterator[tuple[int, str]], wanted: set[str], name: str, language: str
 ) -> tuple[dict[str, _Source], list[tuple[str, Rejected]]]:
     """Sentence and speaker of the wanted clips, and the rows of wanted clips that cannot be used.
 
@@ -230,20 +231,21 @@ def _sentences(
     """
     table = tsv_table(rows, name, ("client_id", "path", "sentence"))
     speaker, path, sentence = map(table.header.index, ("client_id", "path", "sentence"))
+    place = f"{COMMON_VOICE}/{language}/validated.tsv"
     found: dict[str, _Source] = {}
     rejected: list[tuple[str, Rejected]] = []
-    repeats = Repeats()
     for number, row in table.rows:
         fields = row.row if isinstance(row, RowError) else row
         if len(fields) <= path or (clip := fields[path]) not in wanted:
             continue
-        where = f"{COMMON_VOICE}/{language}/validated.tsv:{number}"
         try:
             if isinstance(row, RowError):
                 raise row
-            repeats.check(clip, fields[sentence], where, clip)
-            found[clip] = _Source(fields[sentence], fields[speaker] or None)
+            source = _Source(fields[sentence], fields[speaker] or None, number)
+            first = found.setdefault(clip, source)
+            # A clip that is there twice adds nothing: the row of CVSS-T describes the pair.
+            if first.sentence != source.sentence:
+                raise repeat_error(clip, f"{place}:{first.number}", same=False)
         except RowError as error:
-            if error.reason != "duplicate":  # the row of CVSS-T describes the pair
-                rejected.append((clip, Rejected(error.reason, str(error), where)))
+            rejected.append((clip, Rejected(error.reason, str(error), f"{place}:{number}")))
     return found, rejected

@@ -10,7 +10,7 @@ document id is a document of its own, named after its audio and times.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     documents: dict[object, list[_Row]] = {}
     count = 0
     for path in inputs:
+        file = path.name
         for number, row in _rows(path):
-            where = f"{path.name}:{number}"
+            where = f"{file}:{number}"
             count += 1
             try:
                 if isinstance(row, RowError):
@@ -63,8 +64,10 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
         yield DocumentSource(rows[0][2], tuple(row[3] for row in rows))
 
 
-def _without_repeats(rows: Iterable[_Row]) -> tuple[list[_Row], list[Rejected]]:
+def _without_repeats(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
     """The rows of a document, in the order of the files, that describe a sound for the first time."""
+    if len({row[3].audio for row in rows}) == len(rows):
+        return rows, []
     kept, rejected, repeats = [], list[Rejected](), Repeats()
     for row in rows:
         _, _, document, utterance = row
@@ -83,22 +86,22 @@ def _without_repeats(rows: Iterable[_Row]) -> tuple[list[_Row], list[Rejected]]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     suffix = content_suffix(path)
     if suffix == ".csv":
-        yield from _named(csv_table(lines(path), str(path), REQUIRED))
-    elif suffix == ".tsv":
-        for number, row in _named(tsv_table(lines(path), str(path), REQUIRED)):
-            yield number, row if isinstance(row, RowError) else _without_csv_quotes(row)
-    elif suffix in (".jsonl", ".json", ".ndjson"):
-        for number, line in lines(path):
-            if not line.strip():
-                continue
+        return _named(csv_table(lines(path), str(path), REQUIRED))
+    if suffix == ".tsv":
+        rows = _named(tsv_table(lines(path), str(path), REQUIRED))
+        return ((n, r if isinstance(r, RowError) else _without_csv_quotes(r)) for n, r in rows)
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        return _json_rows(path)
+    raise UserError(f"{path} is neither .jsonl nor .csv nor .tsv (compressed or not): rename it")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    for number, line in lines(path):
+        if line.strip():
             try:
                 yield number, json_object(line)
             except RowError as error:
                 yield number, error
-    else:
-        raise UserError(
-            f"{path} is neither .jsonl nor .csv nor .tsv (compressed or not): rename it"
-        )
 
 
 def _named(table: Table) -> Iterator[tuple[int, dict[str, Any] | RowError]]:

@@ -28,7 +28,7 @@ from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
-from tokenize_pipeline.readers._rows import Repeats, no_row, uncut
+from tokenize_pipeline.readers._rows import Repeats, no_row, repeat_error, uncut
 from tokenize_pipeline.readers._tar import is_tar, members
 
 KIND = "speech"
@@ -63,6 +63,7 @@ class _Split(NamedTuple):
 class _Row(NamedTuple):
     """A line of one of the text files: its UTTERANCE, what follows, its position, what is wrong."""
 
+    book: Book | None
     utterance: str
     rest: str
     where: str
@@ -129,31 +130,30 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
 def _books(rows: Iterable[tuple[int, str]], path: Path) -> Iterator[tuple[Book, list[_Row]]]:
     """Yields (book, its rows) of one of the text files; a malformed line goes with its neighbours."""
     place = "/".join(path.parts[-3:])
-    parsed = _parsed(rows)
+    parsed = _parsed(rows, place)
     book: Book | None = None
     held: list[_Row] = []
     # The last field of a transcript is text, that of a segment is a time.
     for number, row in uncut(parsed) if path.stem == "transcripts" else parsed:
-        error = row if isinstance(row, RowError) else None
-        utterance, rest = (row.row or ("", "")) if isinstance(row, RowError) else row
-        if matched := _UTTERANCE.fullmatch(utterance):
-            if book is not None and book != matched.groups():
+        if isinstance(row, RowError):
+            row = (row.row or _Row(None, "", "", f"{place}:{number}", None))._replace(error=row)
+        if row.book is not None:
+            if book is not None and book != row.book:
                 yield book, held
                 held = []
-            book = (matched[1], matched[2])
-        held.append(_Row(utterance, rest, f"{place}:{number}", error))
+            book = row.book
+        held.append(row)
     if held:
         yield book or ("", ""), held
 
 
-def _parsed(
-    rows: Iterable[tuple[int, str]],
-) -> Iterator[tuple[int, tuple[str, str] | RowError]]:
-    """Yields (number, (UTTERANCE, what follows)) of the lines that are not empty."""
+def _parsed(rows: Iterable[tuple[int, str]], place: str) -> Iterator[tuple[int, _Row | RowError]]:
+    """Yields (number, row) of the lines that are not empty."""
     for number, line in rows:
         utterance, _, rest = line.strip().partition("\t")
-        if _UTTERANCE.fullmatch(utterance):
-            yield number, (utterance, rest)
+        if matched := _UTTERANCE.fullmatch(utterance):
+            book = (matched[1], matched[2])
+            yield number, _Row(book, utterance, rest, f"{place}:{number}", None)
         elif utterance:
             message = f"{utterance[:80]!r} is not the id of an utterance, SPEAKER_BOOK_NUMBER"
             attempt = re.match(r"\d+_", utterance, re.ASCII) is not None
@@ -188,16 +188,15 @@ def _documents(
     """Yields the rejected rows of a book and then its documents."""
     times: dict[str, tuple[_Segment, str]] = {}
     reported: set[str] = set()  # utterances of which the segment is lost
-    repeats = Repeats()
     for row in segments:
         try:
             found = _segment(row)
-            repeats.check(row.utterance, found, row.where, row.utterance)
-            times[row.utterance] = found, row.where
-        except RowError as error:
+            first = times.setdefault(row.utterance, (found, row.where))
             # A segment that is there twice adds nothing: the transcript describes the utterance.
-            if error.reason != "duplicate":
-                yield Rejected(error.reason, str(error), row.where)
+            if first[0] != found:
+                raise repeat_error(row.utterance, first[1], same=False)
+        except RowError as error:
+            yield Rejected(error.reason, str(error), row.where)
             if row.utterance not in times:
                 reported.add(row.utterance)
     recordings: dict[str, list[tuple[float, float, str, UtteranceSource]]] = {}
@@ -206,7 +205,7 @@ def _documents(
         try:
             if row.error is not None:
                 raise row.error
-            repeats.check(row.utterance, row.rest.strip(), row.where, row.utterance)
+            repeats.check(row.utterance, row.rest, row.where, row.utterance)
             if row.utterance in reported:
                 continue
             if row.utterance not in times:
@@ -214,7 +213,7 @@ def _documents(
         except RowError as error:
             yield Rejected(error.reason, str(error), row.where)
             continue
-        (url, start, end), _ = times[row.utterance]
+        url, start, end = times[row.utterance][0]
         utterance = _utterance(split, book, row, end - start)
         recordings.setdefault(url, []).append((start, end, row.utterance, utterance))
     transcribed = {row.utterance for row in transcripts}
@@ -223,17 +222,17 @@ def _documents(
             yield Rejected("malformed_row", f"transcripts.txt does not have {name!r}", where)
     for rows in recordings.values():
         rows.sort(key=lambda row: row[:3])
-        first = 0
+        start_at = 0
         for at in range(1, len(rows) + 1):
             # Times are given in hundredths: what binary fractions add must not part a gap of 0.2 s.
             if at == len(rows) or round(rows[at][0] - rows[at - 1][1], 3) > LONGEST_GAP:
-                utterances = tuple(row[3] for row in rows[first:at])
-                yield DocumentSource(f"{split.name}/{rows[first][2]}", utterances)
-                first = at
+                utterances = tuple(row[3] for row in rows[start_at:at])
+                yield DocumentSource(f"{split.name}/{rows[start_at][2]}", utterances)
+                start_at = at
 
 
 def _utterance(split: _Split, book: Book, row: _Row, seconds: float) -> UtteranceSource:
-    sound = f"{split.name}/audio/{'/'.join(book)}/{row.utterance}{split.suffix}"
+    sound = f"{split.name}/audio/{book[0]}/{book[1]}/{row.utterance}{split.suffix}"
     return UtteranceSource(
         row.rest,
         split.archive or sound,

@@ -31,7 +31,6 @@ from tokenize_pipeline.readers._rows import Repeats
 from tokenize_pipeline.text_faults import decode_text
 
 KIND = "speech"
-_UTTERANCE = re.compile(r".+-(\d+)-(\d+)-(\d+)")
 _SUBSET = re.compile(r"(.+?)\d{3}")
 
 
@@ -103,17 +102,17 @@ def _document(
     kept: list[tuple[int, int, UtteranceSource]] = []
     repeats = Repeats()
     for name, text, place in _captions(captions, where):
-        times = _UTTERANCE.fullmatch(name)
+        video_of_name, *numbers = name.rsplit("-", 3)
         try:
-            if times is None:
+            if not (video_of_name and len(numbers) == 3 and all(map(str.isdecimal, numbers))):
                 raise RowError(f"utterance id names no times: {name!r}")
             if not isinstance(text, str):
                 raise RowError(f"caption is {text!r}: {name!r}")
-            number, start, end = map(int, times.groups())
-            if not text.strip() or start == end:
+            number, start, end = map(int, numbers)
+            if not (words := text.strip()) or start == end:
                 continue
             # Two captions of one span would give the same sound twice.
-            repeats.check((start, end), text.strip(), place, name)
+            repeats.check((start, end), words, place, name)
         except RowError as error:
             yield Rejected(error.reason, str(error), place, video)
             continue
