@@ -149,12 +149,10 @@ def _targets(
 ) -> Iterator[tuple[int, _Target | RowError]]:
     """Yields (number, row) of the lines that are not empty; the text is the last field."""
     for number, line in rows:
-        if not line.strip():
-            continue
-        clip, *texts = line.rstrip("\r\n").split("\t")
-        if len(texts) == 1 and _CLIP.fullmatch(clip):
-            yield number, _Target(clip, texts[0], f"{place}:{number}")
-        else:
+        clip, tab, text = line.rstrip("\r\n").partition("\t")
+        if tab and "\t" not in text and _CLIP.fullmatch(clip):
+            yield number, _Target(clip, text, f"{place}:{number}")
+        elif line.strip():
             message = f"{line[:80].strip()!r} is not the name of a clip, a tab and its text"
             yield number, no_row(line, message, attempt=clip.startswith("common_voice_"))
 
@@ -235,17 +233,14 @@ def _sentences(
     found: dict[str, _Source] = {}
     rejected: list[tuple[str, Rejected]] = []
     for number, row in table.rows:
-        fields = row.row if isinstance(row, RowError) else row
-        if len(fields) <= path or (clip := fields[path]) not in wanted:
-            continue
-        try:
-            if isinstance(row, RowError):
-                raise row
-            source = _Source(fields[sentence], fields[speaker] or None, number)
-            first = found.setdefault(clip, source)
+        error: RowError | None = None
+        if isinstance(row, RowError):
+            clip, error = row.row[path] if len(row.row) > path else "", row
+        elif (clip := row[path]) in wanted:
+            first = found.setdefault(clip, _Source(row[sentence], row[speaker] or None, number))
             # A clip that is there twice adds nothing: the row of CVSS-T describes the pair.
-            if first.sentence != source.sentence:
-                raise repeat_error(clip, f"{place}:{first.number}", same=False)
-        except RowError as error:
+            if first.number != number and first.sentence != row[sentence]:
+                error = repeat_error(clip, f"{place}:{first.number}", same=False)
+        if error is not None and clip in wanted:
             rejected.append((clip, Rejected(error.reason, str(error), f"{place}:{number}")))
     return found, rejected

@@ -102,13 +102,13 @@ def _document(
     kept: list[tuple[int, int, UtteranceSource]] = []
     repeats = Repeats()
     for name, text, place in _captions(captions, where):
-        video_of_name, *numbers = name.rsplit("-", 3)
+        parts = name.rsplit("-", 3)
         try:
-            if not (video_of_name and len(numbers) == 3 and all(map(str.isdecimal, numbers))):
+            if len(parts) < 4 or not (parts[0] and all(map(str.isdecimal, parts[1:]))):
                 raise RowError(f"utterance id names no times: {name!r}")
             if not isinstance(text, str):
                 raise RowError(f"caption is {text!r}: {name!r}")
-            number, start, end = map(int, numbers)
+            number, start, end = map(int, parts[1:])
             if not (words := text.strip()) or start == end:
                 continue
             # Two captions of one span would give the same sound twice.
