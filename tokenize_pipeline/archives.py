@@ -7,11 +7,11 @@ Of a Parquet file the row group that was read last is kept, of one column. Nothi
 
 import functools
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from tokenize_pipeline.parquet_cells import Found, ParquetCells
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.tar_stream import (
     COMPRESSED,
@@ -24,11 +24,9 @@ from tokenize_pipeline.tar_stream import (
 )
 
 SUFFIXES = (".tar", *COMPRESSED, ".parquet")
-_CELL = re.compile(r"(.+)/(\d{1,9})/(\d{1,12})", re.ASCII | re.DOTALL)
 _OPEN_ARCHIVES = 4  # each may keep a row group, or the names of all members
 
 Key = tuple[str, str]  # (path of the archive, member)
-Found = tuple[str, bytes | BadInputError]  # (member, content or what is wrong with it)
 
 
 def is_archive(path: str) -> bool:
@@ -72,7 +70,7 @@ class ArchiveReader:
 
     def _archive(self, path: str) -> _Archive:
         if path not in self._open:
-            kind = _Parquet if path.lower().endswith(".parquet") else _PlainTar
+            kind = ParquetCells if path.lower().endswith(".parquet") else _PlainTar
             self._open[path] = _CompressedTar(path) if is_compressed(path) else kind(path)
             if len(self._open) > _OPEN_ARCHIVES:
                 self._open.popitem(last=False)
@@ -225,80 +223,3 @@ class _CompressedTar:
         if self._stream is not None:
             self._stream.close()
         self._stream, self._at, self._header = None, 0, None
-
-
-class _Parquet:
-    def __init__(self, path: str):
-        self._path = path
-        self._file: Any = None
-        self._held: tuple[tuple[int, str] | None, Any] = (None, None)
-
-    def read(self, members: Sequence[str]) -> Iterator[Found]:
-        cells: dict[tuple[int, str], list[tuple[int, str]]] = {}
-        for member in members:
-            if match := _CELL.fullmatch(member):
-                column, group, row = match.groups()
-                cells.setdefault((int(group), column), []).append((int(row), member))
-            else:
-                message = f"{self._path}: member {member} is not COLUMN/ROWGROUP/ROW"
-                yield member, BadInputError("missing", message)
-        for place, rows in sorted(cells.items()):
-            try:
-                values = self._values(*place)
-            except BadInputError as error:
-                for _, member in rows:
-                    yield member, BadInputError(error.reason, f"{error}, so {member} is lost")
-                continue
-            for row, member in sorted(rows):
-                yield member, self._cell(values, row, member)
-
-    def _values(self, group: int, column: str) -> Any:
-        """The cells of one column in one row group, as an arrow array in chunks."""
-        import pyarrow
-        import pyarrow.parquet
-
-        if self._held[0] == (group, column):
-            return self._held[1]
-        self._held = (None, None)  # makes room before the next one is read
-        try:
-            if self._file is None:
-                self._file = pyarrow.parquet.ParquetFile(self._path)
-            if not 0 <= group < self._file.num_row_groups:
-                raise BadInputError("missing", f"{self._path}: it has no row group {group}")
-            if column not in self._file.schema_arrow.names:
-                raise BadInputError("missing", f"{self._path}: it has no column {column}")
-            kind = self._file.schema_arrow.field(column).type
-            nested = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-            name = f"{column}.bytes" if nested else column
-            values = self._file.read_row_group(group, columns=[name]).column(column)
-        except FileNotFoundError:
-            raise BadInputError("missing", f"{self._path}: there is no such archive") from None
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-            cause = str(error).partition("\n")[0]
-            reason = "truncated" if _lacks_end(self._path) else "undecodable"
-            raise BadInputError(reason, f"{self._path}: not readable ({cause})") from None
-        self._held = ((group, column), values)
-        return values
-
-    def _cell(self, values: Any, row: int, member: str) -> bytes | BadInputError:
-        if row >= len(values):
-            return BadInputError("missing", f"{self._path}: the row group ends before {member}")
-        value = values[row].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if content is None:
-            return BadInputError("missing", f"{self._path}: the cell {member} is empty")
-        if not isinstance(content, bytes):
-            kind = type(content).__name__
-            return BadInputError("undecodable", f"{self._path}: {member} is {kind}, not bytes")
-        return content
-
-
-def _lacks_end(path: str) -> bool:
-    """Whether a file begins as Parquet does and does not end as it should."""
-    try:
-        with open(path, "rb") as file:
-            begins = file.read(4) == b"PAR1"
-            file.seek(max(0, os.path.getsize(path) - 4))
-            return begins and file.read(4) != b"PAR1"
-    except OSError:
-        return False

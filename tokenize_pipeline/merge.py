@@ -13,7 +13,7 @@ from soda_jax.data.shards import ShardInfo
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 from tokenize_pipeline.plan import Plan, plan_folder
-from tokenize_pipeline.quarantine import count_by_reason, json_lines, read_rows
+from tokenize_pipeline.quarantine import count_by_reason, json_lines, lost_count, read_rows
 from tokenize_pipeline.results import ShardResult
 
 QUARANTINE = "quarantine.jsonl"
@@ -61,7 +61,7 @@ class Summary:
             # They are of no generation, so quarantine.jsonl does not have them.
             lines.append(f"  bad inputs, passed over: {_list_reasons(self.bad)}")
         elif self.state == NOTHING and self.counts["rejected_rows"]:
-            lines.append(f"  malformed rows, passed over: {self.counts['rejected_rows']:,}")
+            lines.append(f"  rejected rows, passed over: {self.counts['rejected_rows']:,}")
         elif self.bad:
             lines.append(f"  bad inputs, in {QUARANTINE}: {_list_reasons(self.bad)}")
             lines.append(f"  documents with nothing left: {self.dropped_documents:,}")
@@ -106,7 +106,7 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
     total = plan.counts["utterances"] + plan.counts["rejected_rows"]
     if plan.generation and not any(new.values()):
         give_up(folder)
-        if sum(bad.values()) <= max_bad_fraction * total:
+        if lost_count(bad) <= max_bad_fraction * total:
             return Summary(before, NOTHING, plan.counts, dropped, bad)
         raise TooManyBadInputsError(
             f"no new input is usable, of {total} ({_list_reasons(bad)}; the first is "
@@ -135,7 +135,7 @@ def _check_share(
     max_bad_fraction: float,
     usable: bool,
 ) -> None:
-    count = sum(bad.values())
+    count = lost_count(bad)
     if usable and count <= max_bad_fraction * total:
         return
     reasons = _list_reasons(bad)

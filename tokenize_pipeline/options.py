@@ -10,6 +10,7 @@ from typing import Any
 from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import Reader
+from tokenize_pipeline.readers._folders import is_mac_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,12 @@ class Options:
 
 
 def find_inputs(pattern: str) -> list[Path]:
-    """The files that `pattern` (a path or a glob pattern) names, sorted; UserError if there is none."""
+    """The files that `pattern` (a path or a glob pattern) names, sorted; UserError if there is none.
+
+    What macOS adds to folders (`._NAME`, `.DS_Store`) is left out.
+    """
     paths = [Path(pattern)] if Path(pattern).exists() else map(Path, sorted(glob.glob(pattern)))
-    files = [path for path in paths if path.is_file()]
+    files = [path for path in paths if path.is_file() and not is_mac_metadata(path.name)]
     if not files:
         raise UserError(f"--input={pattern} names no file: give a file or a pattern of files")
     return files

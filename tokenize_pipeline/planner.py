@@ -13,16 +13,15 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from soda_jax.data.shards import document_hash
 from soda_jax.files import write_atomic
 from soda_jax.progress import track
+from tokenize_pipeline.admission import Admission
 from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, split_of
 from tokenize_pipeline.quarantine import QuarantineRow, json_lines
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, UtteranceSource
 from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.tar_stream import is_compressed
 
-LONGEST_ID = 65_535
 LEAST_SHARDS = 8
 SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec, so little is lost by a kill
 SHARD_TEXT_BYTES = 64 * 2**20
@@ -99,12 +98,10 @@ def make_plan(
     names = ("documents", "utterances", "rejected_rows", "repeated_in_input", "already_in_dataset")
     counts = Counter(dict.fromkeys(names, 0))
     rejected = []
-    admitted = _admitted(reader, inputs, known, counts)
-    for item in track(admitted, "planning, first reading"):
+    admission = Admission(reader, inputs, known)
+    for item in track(admission.first_reading(counts), "planning, first reading"):
         if isinstance(item, Rejected):
-            rejected.append(
-                QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
-            )
+            rejected.append(_quarantine_row(item))
         else:
             split = split_of(item.id, fraction)
             # A floor keeps documents of unknown length from piling up in one shard.
@@ -112,38 +109,26 @@ def make_plan(
             runs[split].add(item)
             counts["documents"] += 1
             counts["utterances"] += len(item.utterances)
-    counts["rejected_rows"] = len(rejected)
-    write_atomic(folder / "rejected.jsonl", json_lines(rejected))
     totals = {split: shard_count(weights[split], split, settings) for split in SPLITS}
     places = {split: cut(weights[split], totals[split], runs[split].starts()) for split in SPLITS}
     writers = {s: _ShardFiles(folder, s, first_numbers[s]) for s in SPLITS}
-    again = _admitted(reader, inputs, known, Counter())
-    for item in track(again, "planning, second reading", counts["documents"] + len(rejected)):
-        if isinstance(item, DocumentSource):
+    again = admission.second_reading(counts)
+    for item in track(again, "planning, second reading", counts["documents"]):
+        if isinstance(item, Rejected):
+            rejected.append(_quarantine_row(item))
+        else:
             split = split_of(item.id, fraction)
             writers[split].write(item, *next(places[split]))
+    counts["rejected_rows"] = len(rejected)
+    write_atomic(folder / "rejected.jsonl", json_lines(rejected))
     shards = [shard for split in SPLITS for shard in writers[split].close()]
     plan = Plan(generation, settings, described, shards, dict(counts))
     plan.save(folder)
     return plan
 
 
-def _admitted(
-    reader: Reader, inputs: Sequence[Path], known: Container[int], counts: Counter[str]
-) -> Iterator[DocumentSource | Rejected]:
-    seen: set[int] = set()
-    for item in reader.read(inputs):
-        if isinstance(item, DocumentSource):
-            if len(item.id.encode()) > LONGEST_ID:
-                message = f"the document id has more than {LONGEST_ID} bytes: {item.id[:40]}…"
-                yield Rejected("malformed_row", message, item.utterances[0].where)
-                continue
-            key = document_hash(item.id)
-            if key in known or key in seen:
-                counts["already_in_dataset" if key in known else "repeated_in_input"] += 1
-                continue
-            seen.add(key)
-        yield item
+def _quarantine_row(item: Rejected) -> QuarantineRow:
+    return QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
 
 
 def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) -> int:

@@ -19,8 +19,11 @@ REASONS = {
     "outside_data_root": "the path leads out of --data_root",
     "empty_text": "the transcript is empty or white space",
     "invalid_utf8": "the text is not valid UTF-8",
+    "nul": "the row contains a NUL byte",
     "not_in_tokenizer": "the tokenizer cannot write the text",
     "malformed_row": "the row of the manifest cannot be read, or a column is missing or wrong",
+    "duplicate": "the row repeats an earlier one exactly; nothing is lost",
+    "conflicting_duplicate": "an earlier row has the same id with other content, and that row is used",
 }
 
 
@@ -73,3 +76,8 @@ def count_by_reason(rows: Iterable[QuarantineRow]) -> dict[str, int]:
     """How often each reason occurs, the most frequent first, ties by name."""
     counts = Counter(row.reason for row in rows)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def lost_count(counts: dict[str, int]) -> int:
+    """How many inputs are lost, of counts by reason; an exact repeat is not."""
+    return sum(count for reason, count in counts.items() if reason != "duplicate")

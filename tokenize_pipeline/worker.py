@@ -31,6 +31,7 @@ from tokenize_pipeline.readers import DocumentSource, UtteranceSource
 from tokenize_pipeline.results import ShardResult, note_progress
 from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.sweep import shard_file
+from tokenize_pipeline.text_faults import text_fault
 
 # A window is held as texts and codes: a day is some 20 MB with eight codebooks, and a compressed archive
 # whose order is not that of the documents is passed once for each. The sounds have a limit of their own.
@@ -197,15 +198,10 @@ def _tokenize_texts(
 
 
 def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
-    """The text without white space around it, and its ids; BadInputError if it has none."""
+    """The text without white space around it, and its ids; BadInputError if it cannot be used."""
     text = text.strip()
-    if not text:
-        raise BadInputError("empty_text", "the text is empty")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        message = f"character {error.start} of the text is not valid UTF-8"
-        raise BadInputError("invalid_utf8", message) from None
+    if (fault := text_fault(text)) is not None:
+        raise BadInputError(fault.reason, f"the text {fault.message}")
     try:
         ids = tokenizer.encode(text)
     except UserError as error:

@@ -131,8 +131,15 @@ def _stretches(args: argparse.Namespace) -> list[Stretch]:
     if source.is_dir():
         import soundfile
 
+        from tokenize_pipeline.readers._folders import is_mac_metadata
+
         known = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga"}
-        found = (path for path in source.rglob("*") if path.suffix.lower() in known)
+        found = (
+            path
+            for path in source.rglob("*")
+            if path.suffix.lower() in known
+            and not is_mac_metadata(path.relative_to(source).as_posix())
+        )
         stretches: list[Stretch] = [(path, None, None) for path in sorted(found)]
     elif source.is_file():
         from tokenize_pipeline.readers import DocumentSource, find_reader

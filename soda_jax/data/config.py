@@ -113,10 +113,13 @@ def _lines(path: str, where: str) -> list[str]:
     if not path:
         return []
     try:
-        text = read_bytes(path).decode()
+        text = read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: cannot read {path}: {error}; one entry a line, UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    if "\0" in text:  # in UTF-16 no id would be found, and nothing would be left out
+        raise UserError(f"{where}: {path} contains NUL, as UTF-16 does; one entry a line, UTF-8")
+    # Not `splitlines`: an id may contain what Unicode counts as the end of a line.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:

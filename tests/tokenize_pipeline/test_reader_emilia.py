@@ -80,8 +80,8 @@ def test_a_document_that_goes_on_in_the_next_archive_is_not_lost(tmp_path):
 def test_a_document_that_returns_after_another_archive_has_an_id_of_its_own(tmp_path):
     held = {"EN-B000000": "EN_long", "EN-B000001": "EN_other", "EN-B000002": "EN_long"}
     paths = [
-        yodas_corpus.write_corpus(tmp_path, {video: [(shard, clip(0.3))]}, shard=shard)
-        for shard, video in held.items()
+        yodas_corpus.write_corpus(tmp_path, {video: [(shard, clip(0.3))]}, shard=shard, first=n)
+        for n, (shard, video) in enumerate(held.items())
     ]
     found = {d.id: [u.text for u in d.utterances] for d in emilia_yodas.read(paths)}
     assert found == {
@@ -134,7 +134,7 @@ def test_incomplete_and_repeated_utterances_are_rejected(tmp_path):
     found = list(emilia.read([two_speakers(tmp_path, more=more)]))
     bad = [item for item in found if isinstance(item, Rejected)]
     assert [(item.reason, item.where) for item in bad] == [
-        ("malformed_row", f"EN-B000000.tar:{ANN}_W000000.json"),
+        ("conflicting_duplicate", f"EN-B000000.tar:{ANN}_W000000.json"),
         ("missing", f"EN-B000000.tar:{NAME}.json"),
         ("malformed_row", f"EN-B000000.tar:{other}.mp3"),
     ]

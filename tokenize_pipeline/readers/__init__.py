@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from soda_jax.errors import UserError
+from tokenize_pipeline.text_faults import text_fault
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def find_reader(name: str) -> Reader:
 
 
 def texts(items: Iterable[DocumentSource | Rejected]) -> Iterator[str]:
-    """The stripped texts of what a reader yields; rejected rows, empty and invalid text left out."""
+    """The stripped texts of what a reader yields, without rejected rows and texts with a fault."""
     for item in items:
         for utterance in item.utterances if isinstance(item, DocumentSource) else ():
             text = utterance.text.strip()
-            if text and text.encode("utf-8", "replace").decode("utf-8") == text:
+            if text_fault(text) is None:
                 yield text

@@ -1,28 +1,43 @@
-"""Lines of plain and compressed text files, and JSON objects one a line."""
+"""Lines of plain and compressed text files and of members of archives, and the JSON objects on them.
+
+One rule for all readers: a line ends with LF or CRLF. Other characters that Unicode counts as line ends
+(a CR by itself, VT, FF, NEL, U+2028, U+2029) are part of the text. So never use `str.splitlines` here.
+"""
 
 import bz2
+import codecs
 import gzip
 import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
 from soda_jax.errors import UserError
+from tokenize_pipeline.readers._encodings import HEAD_BYTES, check_encoding, other_encoding
+from tokenize_pipeline.text_faults import NUL_MARK, decode_text, text_fault
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 _COMPRESSED_BLOCK = 1 << 14  # bytes; what it unpacks to is held at once
 
 
 class RowError(ValueError):
-    """A row that cannot be used, with the reason under which it goes to quarantine."""
+    """A row that cannot be used.
 
-    def __init__(self, message: str, reason: str = "malformed_row"):
-        """Args: message: what is wrong. reason: a key of `tokenize_pipeline.quarantine.REASONS`."""
+    Attributes:
+      reason: the one under which it is quarantined, a key of `tokenize_pipeline.quarantine.REASONS`.
+      row: what could be read of it, if anything.
+    """
+
+    def __init__(self, message: str, reason: str = "malformed_row", row: Any = None):
+        """Args: message: what is wrong. reason, row: see the attributes."""
         super().__init__(message)
         self.reason = reason
+        self.row = row
 
 
 def content_suffix(path: Path) -> str:
@@ -80,15 +95,15 @@ class _ZstandardFile(io.RawIOBase):
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (number from 1, line with its end) of a UTF-8 file, decompressed by its suffix.
 
-    Bytes that are not UTF-8 become lone surrogates, so that only the rows that hold them are lost:
-    see `optional_string`. A byte order mark is dropped.
+    Bytes that are not UTF-8 and NULs become lone surrogates, so that only the rows that contain them are
+    lost: see `text_faults`. A byte order mark is dropped.
 
     Raises:
-      UserError: if the file is missing or its compressed stream is damaged.
+      UserError: if the file is missing, is UTF-16 or UTF-32, or its compressed stream is damaged.
     """
     try:
         with _open(path) as file:
-            yield from content_lines(file)
+            yield from _lines(file, str(path))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:
@@ -97,38 +112,97 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise
 
 
-def content_lines(content: Iterable[bytes]) -> Iterator[tuple[int, str]]:
-    """Yields what `lines` yields, of lines of bytes that are at hand."""
-    for number, line in enumerate(content, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        yield number, line.decode("utf-8", "surrogateescape")
+def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
+    """Yields what `lines` yields for a file with this content; `name` is for messages.
+
+    Raises:
+      UserError: if it is UTF-16 or UTF-32.
+    """
+    return _lines(io.BytesIO(content), name)
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+    head = file.read(HEAD_BYTES)
+    check_encoding(head, name)
+    first = io.BytesIO(head.removeprefix(codecs.BOM_UTF8) + file.readline())  # whole lines
+    for number, line in enumerate(chain(first, file), 1):
+        text = line.decode("utf-8", "surrogateescape")
+        yield number, text.replace("\0", NUL_MARK) if "\0" in text else text
+
+
+def utf8_text(content: bytes) -> str:
+    """The text of a small file in an archive, with invalid bytes as in `lines`.
+
+    Raises:
+      RowError: if it is UTF-16 or UTF-32.
+    """
+    if (encoding := other_encoding(content)) is not None:
+        raise RowError(f"the file is {encoding} text, not UTF-8", "invalid_utf8")
+    return decode_text(content.removeprefix(codecs.BOM_UTF8))
 
 
 def optional_string(row: dict[str, Any], name: str) -> str | None:
     """Field `name` as a string; None where it is absent, null or empty. Integers are written out.
 
     Raises:
-      RowError: if it is of another type or not valid UTF-8.
+      RowError: if it is of another type, not valid UTF-8 or contains NUL.
     """
     value = row.get(name)
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(f"{name!r} is {value!r}, not a string")
-    try:
-        str(value).encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowError(f"{name!r} is not valid UTF-8", "invalid_utf8") from None
-    return str(value)
+    text = str(value)
+    if not text.isascii() and (fault := text_fault(text)) is not None:
+        raise RowError(f"{name!r} {fault.message}", fault.reason)
+    return text
+
+
+class RepeatedFields(dict[str, Any]):
+    """A JSON object in which a field occurs twice; as a dict it has the last value of each field.
+
+    Attributes:
+      pairs: all fields in order.
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        """Args: pairs: all fields in order."""
+        super().__init__(pairs)
+        self.pairs = pairs
+
+    def first_repeated(self) -> str:
+        """Name of the first field that occurs more than once."""
+        counts = Counter(name for name, _ in self.pairs)
+        return next(name for name, count in counts.items() if count > 1)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else RepeatedFields(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def json_value(text: str) -> Any:
+    """The JSON value of a text; objects with a repeated field are `RepeatedFields`.
+
+    Raises:
+      ValueError, RecursionError: if it is none.
+    """
+    return _DECODER.decode(text)
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """The JSON object on `line`; RowError with the cause if it is none."""
+    """The JSON object on `line`; RowError with the cause if it is none or a field occurs twice."""
     try:
-        value = json.loads(line)
+        value = json_value(line)
     except (ValueError, RecursionError) as error:
+        if NUL_MARK in line and (fault := text_fault(line)) is not None:
+            raise RowError(f"the row {fault.message}", fault.reason) from None
         raise RowError(f"not a JSON object: {error}") from None
+    if isinstance(value, RepeatedFields):
+        raise RowError(f"field {value.first_repeated()!r} occurs twice")
     if not isinstance(value, dict):
         raise RowError(f"not a JSON object but {type(value).__name__}")
     return value

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soda_jax.errors import UserError
+from tokenize_pipeline.text_faults import decode_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -19,7 +20,7 @@ def parquet_rows(
     """Yields (number from 1, row) of a Parquet file; memory does not grow with file or row group.
 
     A row holds the first column of `texts` that there is, and every one of `ids`. Bytes that are not UTF-8
-    become lone surrogates, as in `_lines.lines`.
+    and NULs become lone surrogates, as in `_lines.lines`.
 
     Raises:
       UserError: if the file is missing, damaged or no Parquet file, or has no column of text.
@@ -81,4 +82,4 @@ def _values(column: "pyarrow.Array") -> list[Any]:
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     cells = column.cast(pyarrow.large_binary()).to_pylist()
-    return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
+    return [None if cell is None else decode_text(cell) for cell in cells]

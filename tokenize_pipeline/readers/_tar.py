@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.quarantine import BadInputError
+from tokenize_pipeline.readers._folders import is_mac_metadata
 from tokenize_pipeline.tar_stream import COMPRESSED, TarStream
 
 _LARGEST_METADATA = 2**30  # bytes that are read at once
@@ -26,7 +27,7 @@ def members(
     """Yields (name, size in bytes, content) of the files in a `.tar`, `.tar.gz` or `.tgz`, in its order.
 
     The content is read where `wanted` says so of the name, and None elsewhere: keep it to metadata. A
-    leading "./" of a name is dropped.
+    leading "./" of a name is dropped. What macOS adds (see `is_mac_metadata`) is left out.
 
     Raises:
       UserError: if the archive is missing or damaged. It is not left to the quarantine: one row there
@@ -36,6 +37,8 @@ def members(
     try:
         stream = TarStream(str(path))
         while (member := stream.next()) is not None:
+            if is_mac_metadata(member.name):
+                continue
             content = None
             if wanted(member.name):
                 if member.size > _LARGEST_METADATA:

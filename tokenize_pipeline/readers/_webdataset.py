@@ -13,16 +13,17 @@ the id that the data set has already and is skipped, counted as `already_in_data
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
-from tokenize_pipeline.readers._lines import RowError, json_object, optional_string
+from tokenize_pipeline.readers._lines import RowError, json_object, optional_string, utf8_text
+from tokenize_pipeline.readers._rows import repeat_error
 from tokenize_pipeline.readers._tar import members
 
-SOUNDS = (".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a")
+SOUNDS = ("mp3", "flac", "wav", "ogg", "opus", "m4a")
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
@@ -34,7 +35,9 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
     """Yields the documents of the archives, by the place of their first utterance; one archive is held.
 
     A prefix that an earlier archive had, next to this one or not, makes a further document, named
-    PREFIX+ARCHIVE. Of each prefix eight bytes of a hash are kept: in a set, about 100 MB for a million.
+    PREFIX+ARCHIVE. If its first utterance was in that archive too, the archives are copies, and the document
+    gets the id that it had there. For each document two hashes of eight bytes are kept, about 200 MB for a
+    million.
 
     Args:
       inputs: `.tar` files.
@@ -42,6 +45,7 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
     """
     root = data_root(inputs)
     before: set[int] = set()
+    archives: dict[int, str | None] = {}  # by first utterance, where it is part of the id
     for path in inputs:
         audio = place_in(root, path)
         groups: dict[str, list[tuple[str, UtteranceSource]]] = {}
@@ -52,14 +56,15 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
                 groups.setdefault(item[0].rpartition("_")[0], []).append(item)
         for prefix, utterances in groups.items():
             utterances.sort(key=lambda utterance: utterance[0])
-            key = _key(prefix)
-            name = f"{prefix}+{path.stem}" if key in before else prefix
+            key, first = _key(prefix), _key(utterances[0][0])
+            archive = archives.setdefault(first, path.stem if key in before else None)
             before.add(key)
+            name = prefix if archive is None else f"{prefix}+{archive}"
             yield DocumentSource(name, tuple(utterance for _, utterance in utterances))
 
 
 def _key(prefix: str) -> int:
-    """Eight bytes for a prefix; should two prefixes share them, one has a longer name than it needs."""
+    """Eight bytes for a prefix or utterance; they do not depend on the process."""
     digest = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -69,26 +74,34 @@ def _utterances(
 ) -> Iterator[tuple[str, UtteranceSource] | Rejected]:
     """Yields (stem, utterance) of an archive once both files of it were met, then the incomplete ones."""
     sounds: dict[str, str] = {}
-    rows: dict[str, str] = {}
-    done: set[str] = set()
-    for name, content in _members(path):
-        member = PurePosixPath(name)
-        stem, is_row = member.stem, member.suffix == ".json"
-        if not is_row and member.suffix.lower() not in SOUNDS:
+    rows: dict[str, bytes] = {}
+    # Member in which the sound or the row of each stem is, and a hash of what it is.
+    known_sounds: dict[str, tuple[int, int]] = {}
+    known_rows: dict[str, tuple[int, int]] = {}
+    for number, (name, size, content) in enumerate(_members(path), 1):
+        stem, _, suffix = name.rpartition("/")[2].rpartition(".")
+        is_row = suffix == "json"
+        if not stem or (not is_row and suffix.lower() not in SOUNDS):
             continue
-        if stem in done or stem in (rows if is_row else sounds):
-            yield Rejected("malformed_row", f"{name} comes again", f"{audio}:{name}")
+        known, what = (known_rows, hash(content)) if is_row else (known_sounds, hash((name, size)))
+        first, first_what = known.setdefault(stem, (number, what))
+        if first != number:
+            # The JSON file describes the utterance: its sound, there twice, adds nothing.
+            if is_row or what != first_what:
+                repeated = f"member {number}, {name},"
+                error = repeat_error(repeated, f"member {first}", same=what == first_what)
+                yield Rejected(error.reason, str(error), f"{audio}:{name}")
             continue
         if is_row:
             rows[stem] = content
         else:
             sounds[stem] = name
         if stem in rows and stem in sounds:
-            done.add(stem)
             where = f"{audio}:{stem}.json"
-            line, sound = rows.pop(stem), sounds.pop(stem)
+            row, sound = rows.pop(stem), sounds.pop(stem)
             try:
-                yield stem, _utterance(json_object(line), stem, audio, sound, identity, where)
+                found = json_object(utf8_text(row))
+                yield stem, _utterance(found, stem, audio, sound, identity, where)
             except RowError as error:
                 yield Rejected(error.reason, str(error), where)
     for stem in rows:
@@ -97,12 +110,12 @@ def _utterances(
         yield Rejected("malformed_row", f"there is no JSON file of {stem}", f"{audio}:{name}")
 
 
-def _members(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields (name, content) of the files of a tar; content is that of JSON files, else empty."""
+def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Yields (name, size, content) of the files of a tar; content is that of JSON files, else empty."""
     if path.suffix != ".tar":
         raise UserError(f"{path} is no .tar file: give the archives as they were published")
-    for name, _, content in members(path, lambda name: name.endswith(".json")):
-        yield name, (content or b"").decode("utf-8", "surrogateescape")
+    for name, size, content in members(path, lambda name: name.endswith(".json")):
+        yield name, size, content or b""
 
 
 def _utterance(

@@ -19,13 +19,16 @@ Ids are `cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that holds all
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
-from tokenize_pipeline.readers._lines import content_lines, lines
+from tokenize_pipeline.readers._lines import RowError, content_lines, lines
+from tokenize_pipeline.readers._rows import no_row, repeat_error, uncut
+from tokenize_pipeline.readers._tables import tsv_table
 from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
@@ -45,10 +48,11 @@ class _Target(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """What Common Voice says of a clip."""
+    """What Common Voice says of a clip, and the number of the line where it says so."""
 
     sentence: str
     speaker: str | None
+    number: int
 
 
 class _Sounds(NamedTuple):
@@ -86,9 +90,10 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
         matched = _CORPUS.fullmatch(corpus.name)
         assert matched is not None
         if is_tar(path):
-            split, rows, sounds = _archive(path, place_in(root, path))
+            split, rows, sounds = _archive(path, place_in(root, path), matched[1])
         else:
-            split, rows = path.stem, list(_rows(lines(path), f"{corpus.name}/{path.name}"))
+            split, documents = path.stem, f"cvss_t/{matched[1]}/{path.stem}"
+            rows = list(_rows(lines(path), f"{corpus.name}/{path.name}", documents))
             sounds = _Sounds(f"{place_in(root, corpus)}/{split}", None, {})
         yield from (row for row in rows if isinstance(row, Rejected))
         pairs = [row for row in rows if isinstance(row, _Target)]
@@ -103,13 +108,15 @@ def _corpus(path: Path) -> Path:
     return corpus
 
 
-def _archive(path: Path, archive: str) -> tuple[str, list[_Target | Rejected], _Sounds]:
+def _archive(
+    path: Path, archive: str, language: str
+) -> tuple[str, list[_Target | Rejected], _Sounds]:
     """Split, rows in the order of their sounds, and sounds of an archive of CVSS-T."""
     found: tuple[str, bytes] | None = None
     sizes: dict[str, int] = {}
     for name, size, content in members(path, lambda name: f"/{name}".endswith("/train.tsv")):
         if content is not None:
-            found = name, content
+            found = found or (name, content)
         else:
             sizes.setdefault(name, size)
     if found is None:
@@ -121,33 +128,53 @@ def _archive(path: Path, archive: str) -> tuple[str, list[_Target | Rejected], _
         clip = row.clip if isinstance(row, _Target) else ""
         return order.get(f"{sounds.folder}/{clip}.wav", len(order))
 
-    rows = _rows(content_lines(found[1].splitlines()), f"{path.name}/train.tsv")
+    table = content_lines(found[1], f"{path}: {found[0]}")
+    rows = _rows(table, f"{path.name}/train.tsv", f"cvss_t/{language}/train")
     return "train", sorted(rows, key=place), sounds
 
 
-def _rows(rows: Iterable[tuple[int, str]], place: str) -> Iterator[_Target | Rejected]:
-    for number, line in rows:
-        if not line.strip():
-            continue
-        where = f"{place}:{number}"
-        clip, tab, text = line.rstrip("\r\n").partition("\t")
-        if tab and _CLIP.fullmatch(clip):
-            yield _Target(clip, text, where)
+def _rows(
+    rows: Iterable[tuple[int, str]], place: str, documents: str
+) -> Iterator[_Target | Rejected]:
+    for number, row in uncut(_targets(rows, place)):
+        if isinstance(row, RowError):
+            document = _name(documents, row.row.clip) if row.row else None
+            yield Rejected(row.reason, str(row), f"{place}:{number}", document)
         else:
+            yield row
+
+
+def _targets(
+    rows: Iterable[tuple[int, str]], place: str
+) -> Iterator[tuple[int, _Target | RowError]]:
+    """Yields (number, row) of the lines that are not empty; the text is the last field."""
+    for number, line in rows:
+        clip, tab, text = line.rstrip("\r\n").partition("\t")
+        if tab and "\t" not in text and _CLIP.fullmatch(clip):
+            yield number, _Target(clip, text, f"{place}:{number}")
+        elif line.strip():
             message = f"{line[:80].strip()!r} is not the name of a clip, a tab and its text"
-            yield Rejected("malformed_row", message, where)
+            yield number, no_row(line, message, attempt=clip.startswith("common_voice_"))
+
+
+def _name(documents: str, clip: str) -> str:
+    return f"{documents}/{clip.removesuffix('.mp3')}"
 
 
 def _documents(
     language: str, split: str, pairs: list[_Target], sounds: _Sounds, root: Path, beside: Path
 ) -> Iterator[DocumentSource | Rejected]:
-    sources, clips = _common_voice(language, root, beside, {pair.clip for pair in pairs})
+    sources, rejected, clips = _common_voice(language, root, beside, {pair.clip for pair in pairs})
+    documents = f"cvss_t/{language}/{split}"
+    yield from (replace(row, document=_name(documents, clip)) for clip, row in rejected)
+    lost = {clip for clip, _ in rejected}
     for pair in pairs:
+        document = _name(documents, pair.clip)
         source = sources.get(pair.clip)
-        document = f"cvss_t/{language}/{split}/{pair.clip.removesuffix('.mp3')}"
         if source is None:
-            message = f"validated.tsv of Common Voice does not have {pair.clip}"
-            yield Rejected("malformed_row", message, pair.where, document)
+            if pair.clip not in lost:
+                message = f"validated.tsv of Common Voice does not have {pair.clip}"
+                yield Rejected("malformed_row", message, pair.where, document)
             continue
         said = clips.utterance(
             pair.clip, source.sentence, language, pair.where, speaker=source.speaker
@@ -158,15 +185,14 @@ def _documents(
 
 def _common_voice(
     language: str, root: Path, beside: Path, wanted: set[str]
-) -> tuple[dict[str, _Source], _Sounds]:
-    """What Common Voice says of the wanted clips, and where they lie."""
+) -> tuple[dict[str, _Source], list[tuple[str, Rejected]], _Sounds]:
+    """What Common Voice says of the wanted clips, its wrong rows by clip, and where the clips are."""
     folder = beside / COMMON_VOICE / _LONGER_CODES.get(language, language)
     archive = folder.with_name(f"{folder.name}.tar")
     table = folder / "validated.tsv"
     if table.is_file():
-        return _sentences(lines(table), wanted, table), _Sounds(
-            f"{place_in(root, folder)}/clips", None, {}
-        )
+        sounds = _Sounds(f"{place_in(root, folder)}/clips", None, {})
+        return *_sentences(lines(table), wanted, str(table), folder.name), sounds
     if archive.is_file():
         found: tuple[str, bytes] | None = None
         sizes: dict[str, int] = {}
@@ -180,9 +206,10 @@ def _common_voice(
         if found is not None:
             name, content = found
             clips = f"{name.removesuffix('validated.tsv')}clips"
-            rows = content_lines(content.splitlines())
-            sentences = _sentences(rows, wanted, archive / name)
-            return sentences, _Sounds(clips, place_in(root, archive), sizes)
+            place = f"{archive}: {name}"
+            sounds = _Sounds(clips, place_in(root, archive), sizes)
+            rows = content_lines(content, place)
+            return *_sentences(rows, wanted, place, folder.name), sounds
         raise UserError(f"{archive} holds no validated.tsv: it is no archive of Common Voice")
     packed = archive.with_name(f"{archive.name}.gz")
     if packed.is_file():
@@ -193,19 +220,27 @@ def _common_voice(
 
 
 def _sentences(
-    rows: Iterable[tuple[int, str]], wanted: set[str], table: Path
-) -> dict[str, _Source]:
-    """Sentence and speaker of the wanted clips; the table has no quotes, only tabs."""
+    rows: Iterator[tuple[int, str]], wanted: set[str], name: str, language: str
+) -> tuple[dict[str, _Source], list[tuple[str, Rejected]]]:
+    """Sentence and speaker of the wanted clips, and the rows of wanted clips that cannot be used.
+
+    A tab or line end in a sentence makes malformed rows. The first one names the clip, whose pair is then
+    lost; the rest of the sentence names none and is not counted again.
+    """
+    table = tsv_table(rows, name, ("client_id", "path", "sentence"))
+    speaker, path, sentence = map(table.header.index, ("client_id", "path", "sentence"))
+    place = f"{COMMON_VOICE}/{language}/validated.tsv"
     found: dict[str, _Source] = {}
-    columns: list[str] = []
-    for _, line in rows:
-        fields = line.rstrip("\r\n").split("\t")
-        if not columns:
-            columns = fields
-            missing = {"client_id", "path", "sentence"} - set(columns)
-            if missing:
-                raise UserError(f"{table} has no column {min(missing)!r} in its header")
-            speaker, path, sentence = map(columns.index, ("client_id", "path", "sentence"))
-        elif len(fields) > max(speaker, path, sentence) and fields[path] in wanted:
-            found[fields[path]] = _Source(fields[sentence], fields[speaker] or None)
-    return found
+    rejected: list[tuple[str, Rejected]] = []
+    for number, row in table.rows:
+        error: RowError | None = None
+        if isinstance(row, RowError):
+            clip, error = row.row[path] if len(row.row) > path else "", row
+        elif (clip := row[path]) in wanted:
+            first = found.setdefault(clip, _Source(row[sentence], row[speaker] or None, number))
+            # A clip that is there twice adds nothing: the row of CVSS-T describes the pair.
+            if first.number != number and first.sentence != row[sentence]:
+                error = repeat_error(clip, f"{place}:{first.number}", same=False)
+        if error is not None and clip in wanted:
+            rejected.append((clip, Rejected(error.reason, str(error), f"{place}:{number}")))
+    return found, rejected

@@ -14,12 +14,13 @@ Text is lower-cased, as SODA's validation has it: that all is in capitals tells 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
-from tokenize_pipeline.readers._lines import content_lines, lines
+from tokenize_pipeline.readers._lines import RowError, content_lines, lines
+from tokenize_pipeline.readers._rows import Repeats, no_row, uncut
 from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
@@ -61,7 +62,8 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
     for name, size, content in members(path, lambda name: name.endswith(_TRANSCRIPTS)):
         if name.rpartition("/")[0] != folder:  # sounds may stand before and after their transcripts
             for place, text in transcripts:
-                yield from _chapter(place, content_lines(text.splitlines()), archive, sizes)
+                rows = content_lines(text, f"{path}: {place}")
+                yield from _chapter(place, rows, archive, sizes)
             folder, sizes, transcripts = name.rpartition("/")[0], {}, []
         if content is not None:
             if _PLACE.fullmatch(name) is None:
@@ -70,7 +72,7 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
             transcripts.append((name, content))
         sizes[name] = size
     for place, text in transcripts:
-        yield from _chapter(place, content_lines(text.splitlines()), archive, sizes)
+        yield from _chapter(place, content_lines(text, f"{path}: {place}"), archive, sizes)
     if not found:
         raise UserError(f"{path} holds no *{_TRANSCRIPTS}: it is no archive of LibriSpeech")
 
@@ -86,25 +88,44 @@ def _chapter(
     assert place is not None
     chapter = f"{place['speaker']}-{place['chapter']}"
     document = f"librispeech/{place['subset']}/{chapter}"
-    utterances = []
-    for number, line in rows:
-        where = f"{place['subset']}/{PurePosixPath(name).name}:{number}"
-        utterance, _, text = line.strip().partition(" ")
-        if re.fullmatch(rf"{chapter}-\d+", utterance, re.ASCII):
-            sound = str(PurePosixPath(name).with_name(f"{utterance}.flac"))
-            utterances.append(
-                UtteranceSource(
-                    text.lower(),
-                    archive or sound,
-                    speaker=place["speaker"],
-                    language="en",
-                    member=sound if archive else None,
-                    seconds=seconds_of(sound, sizes[sound]) if sound in sizes else None,
-                    where=where,
-                )
+    folder, _, file = name.rpartition("/")
+    utterances, repeats = [], Repeats()
+    for number, row in uncut(_rows(rows, chapter)):
+        where = f"{place['subset']}/{file}:{number}"
+        try:
+            if isinstance(row, RowError):
+                raise row
+            utterance, text = row
+            repeats.check(utterance, text.strip(), where, utterance)
+        except RowError as error:
+            yield Rejected(error.reason, str(error), where, document)
+            continue
+        sound = f"{folder}/{utterance}.flac"
+        utterances.append(
+            UtteranceSource(
+                text.lower(),
+                archive or sound,
+                speaker=place["speaker"],
+                language="en",
+                member=sound if archive else None,
+                seconds=seconds_of(sound, sizes[sound]) if sound in sizes else None,
+                where=where,
             )
-        elif utterance:
-            message = f"{utterance[:80]!r} is not the id of an utterance of chapter {chapter}"
-            yield Rejected("malformed_row", message, where, document)
+        )
     if utterances:
         yield DocumentSource(document, tuple(utterances))
+
+
+def _rows(
+    rows: Iterable[tuple[int, str]], chapter: str
+) -> Iterator[tuple[int, tuple[str, str] | RowError]]:
+    """Yields (number, (utterance, transcript)) of the lines that are not empty."""
+    identity = re.compile(rf"{chapter}-\d+", re.ASCII)
+    for number, line in rows:
+        utterance, _, text = line.strip().partition(" ")
+        if identity.fullmatch(utterance):
+            yield number, (utterance, text)
+        elif utterance:
+            message = f"{utterance[:80]!r} is not the id of an utterance of chapter {chapter}"
+            attempt = re.match(r"\d+-", utterance, re.ASCII) is not None
+            yield number, no_row(line, message, attempt=attempt)

@@ -1,4 +1,4 @@
-"""Speech described by a manifest: JSONL, or CSV with a header, one utterance a row.
+"""Speech described by a manifest: JSONL, or CSV or TSV with a header, one utterance a row.
 
     {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
 
@@ -9,7 +9,6 @@ document, sorted by `order` (rows without it come last, in the order of the file
 document id is a document of its own, named after its audio and times.
 """
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,19 +23,27 @@ from tokenize_pipeline.readers._lines import (
     lines,
     optional_string,
 )
+from tokenize_pipeline.readers._rows import Repeats
+from tokenize_pipeline.readers._tables import Table, csv_table, tsv_table
+from tokenize_pipeline.text_faults import text_fault
 
 KIND = "speech"
 REQUIRED = ("audio", "text")
-_LARGEST_FIELD = 2**30
+
+_Row = tuple[float, int, str, UtteranceSource]  # (order, number of the row, document id, utterance)
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields first the rejected rows, then the documents by the first appearance of their id."""
-    documents: dict[object, list[tuple[float, int, str, UtteranceSource]]] = {}
+    """Yields the rows without an utterance, then the documents by the first appearance of their id.
+
+    Repeated rows of a document are yielded just before it.
+    """
+    documents: dict[object, list[_Row]] = {}
     count = 0
     for path in inputs:
+        file = path.name
         for number, row in _rows(path):
-            where = f"{path.name}:{number}"
+            where = f"{file}:{number}"
             count += 1
             try:
                 if isinstance(row, RowError):
@@ -50,80 +57,72 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             key = count if identity is None else identity
             documents.setdefault(key, []).append((order, count, name, utterance))
     for rows in documents.values():
-        rows.sort(key=lambda row: row[:2])
+        if len(rows) > 1:
+            rows, repeated = _without_repeats(rows)
+            yield from repeated
+            rows.sort(key=lambda row: row[:2])
         yield DocumentSource(rows[0][2], tuple(row[3] for row in rows))
+
+
+def _without_repeats(rows: list[_Row]) -> tuple[list[_Row], list[Rejected]]:
+    """The rows of a document, in the order of the files, that describe a sound for the first time."""
+    if len({row[3].audio for row in rows}) == len(rows):
+        return rows, []
+    kept, rejected, repeats = [], list[Rejected](), Repeats()
+    for row in rows:
+        _, _, document, utterance = row
+        sound = (utterance.audio, utterance.member, utterance.start, utterance.end)
+        text = utterance.text.strip()
+        try:
+            if text_fault(text) is None:  # else it is judged later, by its text
+                repeats.check(sound, text, utterance.where, str(utterance.audio))
+        except RowError as error:
+            rejected.append(Rejected(error.reason, str(error), utterance.where, document))
+        else:
+            kept.append(row)
+    return kept, rejected
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     suffix = content_suffix(path)
     if suffix == ".csv":
-        yield from _csv_rows(path)
-    elif suffix in (".jsonl", ".json", ".ndjson"):
-        for number, line in lines(path):
-            if not line.strip():
-                continue
+        return _named(csv_table(lines(path), str(path), REQUIRED))
+    if suffix == ".tsv":
+        rows = _named(tsv_table(lines(path), str(path), REQUIRED))
+        return ((n, r if isinstance(r, RowError) else _without_csv_quotes(r)) for n, r in rows)
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        return _json_rows(path)
+    raise UserError(f"{path} is neither .jsonl nor .csv nor .tsv (compressed or not): rename it")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    for number, line in lines(path):
+        if line.strip():
             try:
                 yield number, json_object(line)
             except RowError as error:
                 yield number, error
-    else:
-        raise UserError(f"{path} is neither .jsonl nor .csv (compressed or not): rename it")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Yields (line where the row begins, row); a malformed row of several lines once for each line.
-
-    Raises:
-      UserError: for a wrong header, or a quote that is open where the file ends: how many rows it has
-        swallowed cannot be told, so they cannot be counted as bad ones.
-    """
-    csv.field_size_limit(_LARGEST_FIELD)
-    ended = False
-
-    def content() -> Iterator[str]:
-        nonlocal ended
-        for _, line in lines(path):
-            yield line
-        ended = True
-
-    reader = csv.reader(content(), strict=True)
-    header: list[str] | None = None
-    while True:
-        first = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            if ended:
-                raise UserError(
-                    f"{path}: the row that begins in line {first} has a quote that is never closed: "
-                    'close it with ", or write "" for a quote inside a field'
-                ) from None
-            if header is None:
-                raise UserError(f"{path} has no readable header in line {first}: {error}") from None
-            # A stray quote swallows the lines up to the next quote: each may have been a row.
-            for number in range(first, reader.line_num + 1):
-                yield number, RowError(f"not a CSV row: {error}")
-            continue
-        if not fields:  # an empty line
-            continue
-        if header is None:
-            header = fields
-            _check_header(path, header)
-        elif len(fields) != len(header):
-            amount = "more" if len(fields) > len(header) else "fewer"
-            yield first, RowError(f"{amount} fields than the header has columns")
+def _named(table: Table) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """Yields (number, fields by the name of their column)."""
+    for number, fields in table.rows:
+        if isinstance(fields, RowError):
+            yield number, fields
         else:
-            yield first, dict(zip(header, fields, strict=True))
-    if header is None:
-        _check_header(path, [])
+            yield number, dict(zip(table.header, fields, strict=True))
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    missing = [name for name in REQUIRED if name not in header]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]!r} in its header {list(header)}")
+def _without_csv_quotes(row: dict[str, Any]) -> dict[str, Any] | RowError:
+    """The row of a TSV file, unless a field is quoted as CSV writers do it, who double quotes inside."""
+    for name, field in row.items():
+        if (
+            '""' in field
+            and field[0] == field[-1] == '"'
+            and '"' not in field[1:-1].replace('""', "")
+        ):
+            return RowError(f"{name!r} is quoted as in CSV: write it without quotes, or write .csv")
+    return row
 
 
 def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, UtteranceSource]:

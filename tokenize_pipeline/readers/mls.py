@@ -27,7 +27,8 @@ from typing import NamedTuple
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
-from tokenize_pipeline.readers._lines import content_lines, lines
+from tokenize_pipeline.readers._lines import RowError, content_lines, lines
+from tokenize_pipeline.readers._rows import Repeats, no_row, repeat_error, uncut
 from tokenize_pipeline.readers._tar import is_tar, members
 
 KIND = "speech"
@@ -47,6 +48,7 @@ _METADATA = re.compile(r"(?:.*/)?[^/]+/train/(?:transcripts|segments)\.txt")
 _SOUND = re.compile(r"(?:.*/)?train/audio/\d+/\d+/(\d+)_(\d+)_\d+\.[a-z]+", re.ASCII)
 
 Book = tuple[str, str]  # (speaker, book)
+_Segment = tuple[str, float, float]  # (URL of the recording, start, end), in seconds
 
 
 class _Split(NamedTuple):
@@ -59,11 +61,13 @@ class _Split(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A line of one of the text files, without its UTTERANCE."""
+    """A line of one of the text files: its UTTERANCE, what follows, its position, what is wrong."""
 
+    book: Book | None
     utterance: str
     rest: str
     where: str
+    error: RowError | None
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
@@ -107,7 +111,7 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
     order: dict[Book, int] = {}
     for name, _, content in members(path, lambda name: _METADATA.fullmatch(name) is not None):
         if content is not None:
-            found[PurePosixPath(name).stem] = name, content
+            found.setdefault(PurePosixPath(name).stem, (name, content))
         elif matched := _SOUND.fullmatch(name):
             order.setdefault((matched[1], matched[2]), len(order))
     for name in ("transcripts", "segments"):
@@ -115,7 +119,7 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
             raise UserError(f"{path} holds no train/{name}.txt: it is no archive of MLS")
     split = _split(found["transcripts"][0].rpartition("/")[0], archive)
     transcripts, segments = (
-        _books(content_lines(content.splitlines()), path.parent / name)
+        _books(content_lines(content, f"{path}: {name}"), path.parent / name)
         for name, content in (found["transcripts"], found["segments"])
     )
     pairs = _pairs(transcripts, segments, str(path))
@@ -126,20 +130,34 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
 def _books(rows: Iterable[tuple[int, str]], path: Path) -> Iterator[tuple[Book, list[_Row]]]:
     """Yields (book, its rows) of one of the text files; a malformed line goes with its neighbours."""
     place = "/".join(path.parts[-3:])
+    parsed = _parsed(rows, place)
     book: Book | None = None
     held: list[_Row] = []
-    for number, line in rows:
-        utterance, _, rest = line.strip().partition("\t")
-        if not utterance:
-            continue
-        if matched := _UTTERANCE.fullmatch(utterance):
-            if book is not None and book != matched.groups():
+    # The last field of a transcript is text, that of a segment is a time.
+    for number, row in uncut(parsed) if path.stem == "transcripts" else parsed:
+        if isinstance(row, RowError):
+            row = (row.row or _Row(None, "", "", f"{place}:{number}", None))._replace(error=row)
+        if row.book is not None:
+            if book is not None and book != row.book:
                 yield book, held
                 held = []
-            book = (matched[1], matched[2])
-        held.append(_Row(utterance, rest, f"{place}:{number}"))
+            book = row.book
+        held.append(row)
     if held:
         yield book or ("", ""), held
+
+
+def _parsed(rows: Iterable[tuple[int, str]], place: str) -> Iterator[tuple[int, _Row | RowError]]:
+    """Yields (number, row) of the lines that are not empty."""
+    for number, line in rows:
+        utterance, _, rest = line.strip().partition("\t")
+        if matched := _UTTERANCE.fullmatch(utterance):
+            book = (matched[1], matched[2])
+            yield number, _Row(book, utterance, rest, f"{place}:{number}", None)
+        elif utterance:
+            message = f"{utterance[:80]!r} is not the id of an utterance, SPEAKER_BOOK_NUMBER"
+            attempt = re.match(r"\d+_", utterance, re.ASCII) is not None
+            yield number, no_row(line, message, attempt=attempt)
 
 
 def _pairs(
@@ -168,38 +186,53 @@ def _documents(
     split: _Split, book: Book, transcripts: list[_Row], segments: list[_Row]
 ) -> Iterator[DocumentSource | Rejected]:
     """Yields the rejected rows of a book and then its documents."""
-    times: dict[str, tuple[str, float, float] | None] = {}
+    times: dict[str, tuple[_Segment, str]] = {}
+    reported: set[str] = set()  # utterances of which the segment is lost
     for row in segments:
-        times[row.utterance] = found = _times(row.rest)
-        if found is None or not _UTTERANCE.fullmatch(row.utterance):
-            message = f"{row.utterance[:80]!r} {row.rest[:200]!r} is no segment of a recording"
-            yield Rejected("malformed_row", message, row.where)
+        try:
+            found = _segment(row)
+            first = times.setdefault(row.utterance, (found, row.where))
+            # A segment that is there twice adds nothing: the transcript describes the utterance.
+            if first[0] != found:
+                raise repeat_error(row.utterance, first[1], same=False)
+        except RowError as error:
+            yield Rejected(error.reason, str(error), row.where)
+            if row.utterance not in times:
+                reported.add(row.utterance)
     recordings: dict[str, list[tuple[float, float, str, UtteranceSource]]] = {}
+    repeats = Repeats()
     for row in transcripts:
-        if row.utterance not in times or not _UTTERANCE.fullmatch(row.utterance):
-            message = f"segments.txt does not have {row.utterance[:80]!r}"
-            yield Rejected("malformed_row", message, row.where)
-        elif (found := times.pop(row.utterance)) is not None:
-            url, start, end = found
-            utterance = _utterance(split, book, row, end - start)
-            recordings.setdefault(url, []).append((start, end, row.utterance, utterance))
-    for name, found in times.items():
-        if found is not None and _UTTERANCE.fullmatch(name):
-            message = f"transcripts.txt does not have {name!r}"
-            yield Rejected("malformed_row", message, f"{split.name}/segments.txt")
+        try:
+            if row.error is not None:
+                raise row.error
+            repeats.check(row.utterance, row.rest, row.where, row.utterance)
+            if row.utterance in reported:
+                continue
+            if row.utterance not in times:
+                raise RowError(f"segments.txt does not have {row.utterance!r}")
+        except RowError as error:
+            yield Rejected(error.reason, str(error), row.where)
+            continue
+        url, start, end = times[row.utterance][0]
+        utterance = _utterance(split, book, row, end - start)
+        recordings.setdefault(url, []).append((start, end, row.utterance, utterance))
+    transcribed = {row.utterance for row in transcripts}
+    for name, (_, where) in times.items():
+        if name not in transcribed:
+            yield Rejected("malformed_row", f"transcripts.txt does not have {name!r}", where)
     for rows in recordings.values():
         rows.sort(key=lambda row: row[:3])
-        first = 0
+        start_at = 0
         for at in range(1, len(rows) + 1):
             # Times are given in hundredths: what binary fractions add must not part a gap of 0.2 s.
             if at == len(rows) or round(rows[at][0] - rows[at - 1][1], 3) > LONGEST_GAP:
-                utterances = tuple(row[3] for row in rows[first:at])
-                yield DocumentSource(f"{split.name}/{rows[first][2]}", utterances)
-                first = at
+                utterances = tuple(row[3] for row in rows[start_at:at])
+                yield DocumentSource(f"{split.name}/{rows[start_at][2]}", utterances)
+                start_at = at
 
 
 def _utterance(split: _Split, book: Book, row: _Row, seconds: float) -> UtteranceSource:
-    sound = f"{split.name}/audio/{'/'.join(book)}/{row.utterance}{split.suffix}"
+    sound = f"{split.name}/audio/{book[0]}/{book[1]}/{row.utterance}{split.suffix}"
     return UtteranceSource(
         row.rest,
         split.archive or sound,
@@ -211,11 +244,15 @@ def _utterance(split: _Split, book: Book, row: _Row, seconds: float) -> Utteranc
     )
 
 
-def _times(rest: str) -> tuple[str, float, float] | None:
-    """(URL, start, end) of a line of segments.txt; None if it does not say them."""
-    fields = rest.rsplit(None, 2)
+def _segment(row: _Row) -> _Segment:
+    """(URL, start, end) of a line of segments.txt; RowError if it does not give them."""
+    if row.error is not None:
+        raise row.error
+    fields = row.rest.rsplit(None, 2)
     try:
         url, start, end = fields[0], float(fields[1]), float(fields[2])
     except (IndexError, ValueError):
-        return None
-    return (url, start, end) if 0 <= start < end < math.inf else None
+        url, start, end = "", 0.0, 0.0
+    if not 0 <= start < end < math.inf:
+        raise RowError(f"{row.utterance!r} {row.rest[:200]!r} is no segment of a recording")
+    return url, start, end

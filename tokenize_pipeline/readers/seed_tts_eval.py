@@ -20,7 +20,8 @@ from pathlib import Path
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, place_in
-from tokenize_pipeline.readers._lines import content_lines, lines
+from tokenize_pipeline.readers._lines import RowError, content_lines, lines
+from tokenize_pipeline.readers._rows import no_row, uncut
 from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
@@ -63,11 +64,11 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
     sizes: dict[str, int] = {}
     for name, size, content in members(path, lambda name: f"/{name}".endswith(f"/{_LIST}")):
         if content is not None:
-            found = name, content
+            found = found or (name, content)
         sizes[name] = size
     if found is None:
         raise UserError(f"{path} holds no {_LIST}: it is no archive of the test set")
-    folder, rows = found[0].rpartition("/")[0], content_lines(found[1].splitlines())
+    folder, rows = found[0].rpartition("/")[0], content_lines(found[1], f"{path}: {found[0]}")
     yield from _items(folder, "meta", rows, archive, sizes.__contains__, sizes)
 
 
@@ -80,14 +81,10 @@ def _items(
     sizes: Mapping[str, int],
 ) -> Iterator[DocumentSource | Rejected]:
     language = folder.rpartition("/")[2]
-    for number, line in rows:
+    for number, fields in uncut(_rows(rows)):
         where = f"{language}/{stem}.lst:{number}"
-        if not line.strip():
-            continue
-        fields = [field.strip() for field in line.split("|")]
-        if len(fields) not in (4, 5) or not all((fields[0], fields[2])):
-            message = f"{len(fields)} fields, not NAME|PROMPT TEXT|PROMPT|TEXT or one more"
-            yield Rejected("malformed_row", message, where)
+        if isinstance(fields, RowError):
+            yield Rejected(fields.reason, str(fields), where)
             continue
         name, prompt_text, prompt, text = fields[:4]
         recording = fields[4] if len(fields) == 5 else f"wavs/{name}.wav"
@@ -106,3 +103,16 @@ def _items(
             for words, sound in said
         )
         yield DocumentSource(f"seed_tts_eval/{language}/{stem}/{name}", tuple(utterances))
+
+
+def _rows(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str] | RowError]]:
+    """Yields (number, fields) of the lines that are not empty."""
+    for number, line in rows:
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) in (4, 5) and fields[0] and fields[2]:
+            yield number, fields
+        else:
+            message = f"{len(fields)} fields, not NAME|PROMPT TEXT|PROMPT|TEXT or one more"
+            yield number, no_row(line, message, attempt=len(fields) > 1)

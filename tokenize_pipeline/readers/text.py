@@ -39,15 +39,15 @@ ID_FIELDS = ("id", "uuid", "warc_record_id")
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     """Yields one document of one utterance a line or row, in the order of the files."""
     for path in inputs:
-        suffix = content_suffix(path)
+        file, suffix = path.name, content_suffix(path)
         if suffix == ".parquet":
             for number, row in parquet_rows(path, TEXT_FIELDS, ID_FIELDS):
-                yield _row_document(row, f"{path.name}:{number}")
+                yield _row_document(row, f"{file}:{number}")
             continue
         is_json = suffix in (".jsonl", ".json", ".ndjson")
         for number, line in lines(path):
             if line.strip():
-                where = f"{path.name}:{number}"
+                where = f"{file}:{number}"
                 yield _json_document(line, where) if is_json else _document(line, None, where)
 
 

@@ -12,7 +12,7 @@ is a video with all captions in time order (SODA, arXiv 2602.16687). Captions wi
 length are left out: the corpus has many. The data root is the folder that holds the subsets.
 """
 
-import json
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +20,17 @@ from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._lines import RowError, optional_string
+from tokenize_pipeline.readers._encodings import check_encoding
+from tokenize_pipeline.readers._lines import (
+    RepeatedFields,
+    RowError,
+    json_value,
+    optional_string,
+)
+from tokenize_pipeline.readers._rows import Repeats
+from tokenize_pipeline.text_faults import decode_text
 
 KIND = "speech"
-_UTTERANCE = re.compile(r".+-(\d+)-(\d+)-(\d+)")
 _SUBSET = re.compile(r"(.+?)\d{3}")
 
 
@@ -69,9 +76,12 @@ def _archive(path: Path) -> Path:
 
 def _entries(path: Path) -> list[Any]:
     try:
-        entries = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        check_encoding(content, str(path))
+        entries = json_value(decode_text(content.removeprefix(codecs.BOM_UTF8)))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; download it again") from None
+        cause = "it contains NUL" if isinstance(error, ValueError) and b"\0" in content else error
+        raise UserError(f"{path} cannot be read: {cause}; download it again") from None
     if not isinstance(entries, list):
         raise UserError(f"{path} is no list of videos but {type(entries).__name__}: see --format")
     return entries
@@ -82,31 +92,50 @@ def _document(
 ) -> Iterator[DocumentSource | Rejected]:
     if not isinstance(entry, dict):
         raise RowError(f"a video is {type(entry).__name__}, not an object")
+    if isinstance(entry, RepeatedFields):
+        raise RowError(f"field {entry.first_repeated()!r} of a video occurs twice")
     video, captions = optional_string(entry, "audio_id"), entry.get("text")
     if video is None:
         raise RowError("'audio_id' is missing or empty")
     if not isinstance(captions, dict):
         raise RowError(f"'text' of video {video} is {type(captions).__name__}, not an object")
     kept: list[tuple[int, int, UtteranceSource]] = []
-    for name, text in captions.items():
-        place = f"{where}:{name}"
-        times = _UTTERANCE.fullmatch(name)
-        if times is None or not isinstance(text, str):
-            cause = f"caption is {text!r}" if times else "utterance id names no times"
-            yield Rejected("malformed_row", f"{cause}: {name!r}", place, video)
+    repeats = Repeats()
+    for name, text, place in _captions(captions, where):
+        parts = name.rsplit("-", 3)
+        try:
+            if len(parts) < 4 or not (parts[0] and all(map(str.isdecimal, parts[1:]))):
+                raise RowError(f"utterance id names no times: {name!r}")
+            if not isinstance(text, str):
+                raise RowError(f"caption is {text!r}: {name!r}")
+            number, start, end = map(int, parts[1:])
+            if not (words := text.strip()) or start == end:
+                continue
+            # Two captions of one span would give the same sound twice.
+            repeats.check((start, end), words, place, name)
+        except RowError as error:
+            yield Rejected(error.reason, str(error), place, video)
             continue
-        number, start, end = map(int, times.groups())
-        if text.strip() and start != end:
-            utterance = UtteranceSource(
-                text,
-                audio,
-                start / 100,
-                end / 100,
-                language=language,
-                member=f"{video}.wav",
-                where=place,
-            )
-            kept.append((start, number, utterance))
+        utterance = UtteranceSource(
+            text,
+            audio,
+            start / 100,
+            end / 100,
+            language=language,
+            member=f"{video}.wav",
+            where=place,
+        )
+        kept.append((start, number, utterance))
     if kept:
         kept.sort(key=lambda caption: caption[:2])
         yield DocumentSource(video, tuple(caption[2] for caption in kept))
+
+
+def _captions(captions: dict[str, Any], where: str) -> Iterator[tuple[str, Any, str]]:
+    """Yields (name, text, position) of each caption, in the order of the file."""
+    if isinstance(captions, RepeatedFields):
+        for number, (name, text) in enumerate(captions.pairs, 1):
+            yield name, text, f"{where}:{name} (caption {number})"
+    else:
+        for name, text in captions.items():
+            yield name, text, f"{where}:{name}"
