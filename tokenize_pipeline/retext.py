@@ -16,13 +16,15 @@ from soda_jax.data.records import DamagedRecordError, RecordData
 from soda_jax.data.shards import ShardInfo, ShardWriter
 from soda_jax.data.splitting import join_records, split_document
 from soda_jax.errors import UserError
+from soda_jax.file_sums import check_folder, folder_sums
+from soda_jax.files import write_atomic
 from soda_jax.progress import track
 from soda_jax.tokens import Utterance, VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.merge import QUARANTINE
-from tokenize_pipeline.plan import plan_folder
+from tokenize_pipeline.merge import QUARANTINE, quarantine_of
 
-_MADE = ("tokenizer", "plan", "manifests", QUARANTINE)
+# What a `retext` that was stopped leaves behind.
+_MADE = {"tokenizer", "codec", "manifests", QUARANTINE, *SPLITS}
 
 
 def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Manifest:
@@ -39,26 +41,24 @@ def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Man
       The manifest of the new data set, generation 0.
 
     Raises:
-      UserError: if `output` holds something else, or the tokenizer cannot write a text, which is named.
+      UserError: if `output` holds something else, a file of `source` is damaged, or the tokenizer
+        cannot write a text, which is named.
     """
     old = Manifest.load(source)
+    check_folder(source, old.front_end, "codec")
+    quarantine = quarantine_of(Path(source), old)
     folder = Path(output)
     if (folder / "manifest.json").exists():
         raise UserError(f"--output={folder} is a finished data set: name a new folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {
-        "tokenizer",
-        "codec",
-        "plan",
-        *SPLITS,
-    }:
+    if folder.exists() and {path.name for path in folder.iterdir()} - _MADE:
         raise UserError(f"--output={folder} holds other files: name a new or empty folder")
     encoder = load_tokenizer(tokenizer)
     layout = make_layout(encoder, old.layout.codebook_sizes)
-    for name in (*SPLITS, "manifests"):
+    for name in _MADE - {QUARANTINE}:
         shutil.rmtree(folder / name, ignore_errors=True)
     encoder.save(folder / "tokenizer")
     if (Path(source) / "codec").is_dir():
-        shutil.copytree(Path(source) / "codec", folder / "codec", dirs_exist_ok=True)
+        shutil.copytree(Path(source) / "codec", folder / "codec")
     work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     for split, info in track(work, "giving new text ids, shards"):
@@ -69,18 +69,17 @@ def retext(source: str | Path, tokenizer: str | Path, output: str | Path) -> Man
                 for record in split_document(document, again, layout):
                     writer.write(record)
             new[split].append(writer.close())
-    quarantine = Path(source) / QUARANTINE
-    if quarantine.exists():
-        # The first copy is the one to which a later --append adds.
-        for place in (plan_folder(folder, 0), folder):
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(quarantine, place / QUARANTINE)
+    write_atomic(folder / QUARANTINE, quarantine)
     manifest = dataclasses.replace(
         old,
         layout=layout,
         tokenizer_fingerprint=encoder.fingerprint,
         splits={split: tuple(shards) for split, shards in new.items()},
         generation=0,
+        front_end={
+            name: total for name, total in old.front_end.items() if name.startswith("codec/")
+        }
+        | folder_sums(folder, "tokenizer"),
     )
     manifest.save(folder)
     return manifest

@@ -1,32 +1,22 @@
-"""The seal of a checkpoint: size and crc32c of every file, written after the commit.
+"""The seal of a checkpoint: size and crc32c of every file, and its own SHA-256, written after the commit.
 
 Orbax does not notice a flipped bit in array data; this file does (invariant 8 of the design).
 The sums are read back from the store right after the commit, so they catch what happens to a
 checkpoint at rest, not an error between memory and that first reading.
 """
 
-import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-import google_crc32c
 from etils import epath
 
+from soda_jax.checked_json import DamagedError, checked_json, parse_checked_json
+from soda_jax.file_sums import file_sum
+
 NAME = "digest.json"
-VERSION = 1
+VERSION = 2
 # How long the others wait for process 0, which reads whole checkpoints.
 SECONDS = 4 * 3600.0
-_CHUNK_BYTES = 8 << 20
-
-
-def checksum(path: epath.Path) -> tuple[int, str]:
-    """Size in bytes and crc32c (8 hex digits) of a file."""
-    size, crc = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            size += len(chunk)
-            crc = google_crc32c.extend(crc, chunk)
-    return size, f"{crc:08x}"
 
 
 def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
@@ -41,8 +31,12 @@ def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
 
 def seal(step_directory: epath.Path) -> None:
     """Writes the digest of a committed checkpoint: a whole file or none."""
-    sums = {name: checksum(path) for name, path in _files(step_directory).items()}
-    content = json.dumps({"digest_version": VERSION, "files": sums}, indent=1) + "\n"
+    sums = {name: file_sum(path) for name, path in _files(step_directory).items()}
+    _write(step_directory, sums)
+
+
+def _write(step_directory: epath.Path, sums: Mapping[str, tuple[int, str]]) -> None:
+    content = checked_json({"digest_version": VERSION, "files": sums})
     if "://" in os.fspath(step_directory):
         # An object store has no rename, and needs none: an object appears when it is whole.
         (step_directory / NAME).write_text(content)
@@ -65,19 +59,20 @@ def flaw(step_directory: epath.Path, items: Collection[str] | None = None) -> st
       items: check only these sub-folders (and the few files beside them); None checks all.
     """
     try:
-        record = json.loads((step_directory / NAME).read_text())
-        sums = {str(name): (int(size), str(crc)) for name, (size, crc) in record["files"].items()}
-        version = record["digest_version"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        record = parse_checked_json((step_directory / NAME).read_bytes())
+    except DamagedError as error:
+        return f"{NAME} cannot be trusted: {error}"
+    except OSError as error:
         return f"{NAME} cannot be read ({error})"
-    if version != VERSION:
-        return f"{NAME} has version {version}, this program reads {VERSION}"
+    if record.get("digest_version") != VERSION:
+        return f"{NAME} has version {record.get('digest_version')}, this program reads {VERSION}"
+    sums = {name: (size, crc) for name, (size, crc) in record["files"].items()}
     for name, (size, crc) in sums.items():
         top, _, inside = name.partition("/")
         if items is not None and inside and top not in items:
             continue
         try:
-            found_size, found_crc = checksum(step_directory / name)
+            found_size, found_crc = file_sum(step_directory / name)
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
