@@ -9,6 +9,8 @@ import google_crc32c
 
 from soda_jax.errors import UserError
 
+# Folders of a data set, a run and an export: what makes ids of text and of sound.
+FRONT_END = ("tokenizer", "codec")
 FileSums = Mapping[str, tuple[int, str]]
 _BLOCK_BYTES = 8 << 20
 

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from soda_jax.data.manifest import FRONT_END, Manifest
+from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
-from soda_jax.file_sums import folder_sums
+from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.progress import Progress, progress
 from tokenize_pipeline.local_workers import LocalWorkers, local_workers
 from tokenize_pipeline.merge import NOTHING, Summary, give_up, merge

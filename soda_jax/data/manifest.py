@@ -32,8 +32,6 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 FORMAT_VERSION = 2
 KINDS = ("speech", "text")
 SPLITS = ("train", "validation")
-# Folders of a data set, a run and an export: what makes ids of text and of sound.
-FRONT_END = ("tokenizer", "codec")
 _MANIFEST, _GENERATION = "manifest.json", "manifests/{:04d}.json"
 _CODEC_KEYS = ("name", "fingerprint", "sample_rate", "frame_rate")
 

@@ -1,6 +1,5 @@
 """Tokenizer, codec and layout of the data: those of the checkpoint, and copied beside the model."""
 
-import functools
 import os
 import shutil
 import sys
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.data.dataset import Dataset
-from soda_jax.data.manifest import FRONT_END
 from soda_jax.data.storage.locations import Location, is_url, join
 from soda_jax.data.storage.remote import download_folder
 from soda_jax.errors import UserError
-from soda_jax.file_sums import differences
+from soda_jax.file_sums import FRONT_END, differences
 from soda_jax.files import link_or_copy
 
 
@@ -121,7 +119,10 @@ def copy_front_end(
     Raises:
       UserError: if every copy of a file is damaged; nothing is copied then.
     """
-    for name in filter(functools.partial(_part, sums), FRONT_END):
+    for name in FRONT_END:
+        if not _part(sums, name):
+            _refuse_unlisted(folders, name)
+            continue
         target = workdir / name
         mine = next(differences(workdir, sums, name), None) if target.is_dir() else None
         if target.is_dir() and mine is None:
@@ -143,6 +144,15 @@ def copy_front_end(
             else:
                 if damage:
                     raise UserError(f"{damage[-1]}; restore it from a backup and start again")
+
+
+def _refuse_unlisted(folders: Sequence[Location], name: str) -> None:
+    for folder in folders:
+        if not is_url(folder) and os.path.isdir(join(folder, name)):
+            raise UserError(
+                f"{join(folder, name)} cannot be checked: no manifest or checkpoint lists its files; "
+                "tokenize or convert again with it, or remove it"
+            )
 
 
 def _fetch(origin: Location, target: Path) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 
 from soda_jax.checkpoints import CheckpointReader, digest, folder
 from soda_jax.checkpoints.restore import METADATA
-from soda_jax.data.manifest import FRONT_END, Manifest
+from soda_jax.data.manifest import Manifest
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
-from soda_jax.file_sums import FileSums, check_folder
+from soda_jax.file_sums import FRONT_END, FileSums, check_folder
 from soda_jax.train.front_end import copy_front_end, nearly_equal
 
 

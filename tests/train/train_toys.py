@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 from toys import SHAPE
 
 from soda_jax.configs import base
-from soda_jax.data.manifest import FRONT_END, Manifest
+from soda_jax.data.manifest import Manifest
 from soda_jax.data.shards import ShardWriter
 from soda_jax.data.splitting import split_document
 from soda_jax.data.windows import annotate, empty_batch
-from soda_jax.file_sums import folder_sums
+from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, VocabularyBlocks
 from soda_jax.tokens.documents import Utterance, View, render
 from soda_jax.tokens.text import ByteTokenizer
