@@ -12,6 +12,7 @@ from soda_jax.configs import base
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.shards import ShardWriter
 from soda_jax.data.splitting import split_document
+from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.tokens import VocabularyLayout
@@ -95,8 +96,9 @@ def write_data(folder: Path, documents: int = 30) -> Path:
                 writer.write(record)
         splits[split] = (writer.close(),)
     codec = {"name": "toy", "fingerprint": "c" * 32, "sample_rate": 16_000, "frame_rate": 12.5}
-    manifest = Manifest("speech", layout, codec, tokenizer.fingerprint, splits, generation=0)
-    manifest.save(folder)
+    tokenizer.save(folder / "tokenizer")
+    sums = folder_sums(folder, *FRONT_END)
+    Manifest("speech", layout, codec, tokenizer.fingerprint, splits, front_end=sums).save(folder)
     return folder
 
 

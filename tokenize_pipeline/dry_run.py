@@ -20,7 +20,14 @@ from soda_jax.progress import track
 from soda_jax.tokens.text import TextTokenizer
 from tokenize_pipeline.estimate import Estimate, SplitEstimate
 from tokenize_pipeline.options import Options
-from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, plan_folder, read_documents
+from tokenize_pipeline.plan import (
+    SPLITS,
+    Plan,
+    ShardPlan,
+    plan_folder,
+    read_documents,
+    rejected_path,
+)
 from tokenize_pipeline.quarantine import count_by_reason, read_rows
 from tokenize_pipeline.rate import measure_rate
 from tokenize_pipeline.readers import texts
@@ -84,7 +91,7 @@ def dry_run(options: Options, rate: float | None = None) -> Estimate:
             raise UserError(f"--input={options.input} holds no document")
         counted = _count_texts(plan, folder, request.tokenizer)
         measured = None if rate else measure_rate(request, plan, Path(name))
-        rejected = count_by_reason(read_rows(folder / "rejected.jsonl"))
+        rejected = count_by_reason(read_rows(rejected_path(folder)))
     every = counted["train"] + counted["validation"]
     splits = {
         split: _estimate(

@@ -4,6 +4,7 @@ tokenize(Options(input="corpus/manifest.jsonl", output="data/speech", codec="mel
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
+from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.progress import Progress, progress
 from tokenize_pipeline.local_workers import LocalWorkers, local_workers
 from tokenize_pipeline.merge import NOTHING, Summary, give_up, merge
@@ -57,6 +59,7 @@ def _tokenize(options: Options, workers: LocalWorkers | None) -> Summary:
             if options.codec:
                 # A model trained on this data can speak without a look for the codec.
                 load_codec_once(options.codec).save(dataset / "codec")
+            before = dataclasses.replace(before, front_end=folder_sums(dataset, *FRONT_END))
         job = request.job(dataset, plan)
         _run(job, plan, options, workers)
         sweep(dataset)  # again, for what workers of a killed job began since the first time

@@ -8,11 +8,14 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import google_crc32c
+
 from soda_jax.data.manifest import SPLITS, Manifest
 from soda_jax.data.shards import ShardInfo
 from soda_jax.errors import UserError
+from soda_jax.file_sums import file_sum
 from soda_jax.files import write_atomic
-from tokenize_pipeline.plan import Plan, plan_folder
+from tokenize_pipeline.plan import Plan, check_file, plan_folder, rejected_path
 from tokenize_pipeline.quarantine import count_by_reason, json_lines, lost_count, read_rows
 from tokenize_pipeline.results import ShardResult
 
@@ -78,6 +81,24 @@ def give_up(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
+    """The rows of `quarantine.jsonl` up to the generation of `manifest`.
+
+    A job that was killed or found too many bad inputs may have added rows of its own; they do not count.
+
+    Raises:
+      UserError: if a bit of them has changed.
+    """
+    size, crc = manifest.quarantine
+    path = dataset / QUARANTINE
+    rows = path.read_bytes()[:size] if path.exists() else b""
+    if (len(rows), f"{google_crc32c.value(rows):08x}") != (size, crc):
+        raise UserError(
+            f"{path} is damaged: its first {size:,} bytes do not have crc32c {crc}; restore the file"
+        )
+    return rows
+
+
 def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) -> Summary:
     """Writes quarantine.jsonl and, if not too much is bad, the manifest of the plan's generation.
 
@@ -91,9 +112,12 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
 
     Raises:
       TooManyBadInputsError: if more are bad, or nothing is left.
+      UserError: if a file that it reads was damaged.
     """
     folder = plan_folder(dataset, plan.generation)
-    rows = read_rows(folder / "rejected.jsonl")
+    earlier = quarantine_of(dataset, before)
+    check_file(rejected_path(folder), plan.rejected_sha256)
+    rows = read_rows(rejected_path(folder))
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     dropped = 0
     for shard in plan.shards:
@@ -112,9 +136,7 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
             f"no new input is usable, of {total} ({_list_reasons(bad)}; the first is "
             f"{rows[0].where}: {rows[0].message}): {dataset} stays as it was; mend the inputs"
         )
-    write_atomic(folder / QUARANTINE, json_lines(rows))
-    files = [plan_folder(dataset, g) / QUARANTINE for g in range(plan.generation + 1)]
-    write_atomic(dataset / QUARANTINE, b"".join(f.read_bytes() for f in files if f.exists()))
+    write_atomic(dataset / QUARANTINE, earlier + json_lines(rows))
     _check_share(dataset, folder, bad, total, max_bad_fraction, any(new.values()))
     manifest = dataclasses.replace(
         before,
@@ -122,6 +144,7 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
         splits={split: (*before.splits.get(split, ()), *new[split]) for split in SPLITS},
         settings_digest=plan.digest,
         quarantined=dict(Counter(before.quarantined) + Counter(bad)),
+        quarantine=file_sum(dataset / QUARANTINE),
     )
     manifest.save(dataset)
     return Summary(manifest, "finished", plan.counts, dropped, bad)

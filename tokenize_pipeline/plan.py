@@ -3,6 +3,7 @@
     DATASET/plan/0000/plan.json             settings, digests of the inputs, shards, counts
     DATASET/plan/0000/train-00003.jsonl     the documents of one shard, in their order
     DATASET/plan/0000/rejected.jsonl        rows of the input that describe no utterance
+    DATASET/plan/0000/results/              what became of each shard, see `results`
 
 There is one numbered folder per generation of the data set: 0000 the first, one more for each
 `--append`. `plan.json` is written last: without it the folder counts as absent. The plan is a pure
@@ -17,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from soda_jax.checked_json import parse_checked_json, write_checked_json
 from soda_jax.errors import UserError
-from soda_jax.files import write_json
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 
 
@@ -61,6 +62,7 @@ class Plan:
       inputs: name, size and digest of each input file; see `planner.describe_inputs`.
       shards: in order, train first.
       counts: documents, utterances, rejected rows, repeated and already known documents.
+      rejected_sha256: digest of `rejected.jsonl`.
     """
 
     generation: int
@@ -68,6 +70,7 @@ class Plan:
     inputs: list[dict[str, Any]]
     shards: list[ShardPlan]
     counts: dict[str, int]
+    rejected_sha256: str
 
     @property
     def digest(self) -> str:
@@ -79,24 +82,24 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Writes `plan.json` into `folder`, atomically."""
-        write_json(folder / "plan.json", {**self._content(), "digest": self.digest})
+        write_checked_json(folder / "plan.json", self._content())
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
-        """Reads `plan.json`; UserError if it is damaged or of another version."""
+        """Reads `plan.json`; UserError if a bit of it has changed or it is of another version."""
         path = folder / "plan.json"
         try:
-            value = json.loads(path.read_text("utf-8"))
-            version, digest = value.pop("format_version"), value.pop("digest")
+            value = parse_checked_json(path.read_bytes())
+            version = value.pop("format_version")
             if version != FORMAT_VERSION:
-                raise UserError(f"{path} has format version {version}, this is {FORMAT_VERSION}")
+                raise UserError(
+                    f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
+                    f"remove {folder} and run again"
+                )
             shards = [ShardPlan(**shard) for shard in value.pop("shards")]
-            plan = cls(shards=shards, **value)
+            return cls(shards=shards, **value)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): remove {folder} and run again") from None
-        if plan.digest != digest:
-            raise UserError(f"{path} does not match its digest: remove {folder} and run again")
-        return plan
+            raise UserError(f"{path}: {error}: remove {folder} and run again") from None
 
     def check_same(
         self, settings: dict[str, Any], inputs: list[dict[str, Any]], folder: Path
@@ -128,13 +131,32 @@ def split_of(document_id: str, validation_fraction: float) -> str:
     return "validation" if value < validation_fraction * 2**64 else "train"
 
 
+def documents_path(folder: Path, shard: ShardPlan) -> Path:
+    """The file with the documents of one shard."""
+    return folder / f"{shard.name}.jsonl"
+
+
+def rejected_path(folder: Path) -> Path:
+    """The file with the rows of the input that describe no utterance."""
+    return folder / "rejected.jsonl"
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """UserError unless a file of a plan is the one that was written."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: remove {path.parent} and run again") from None
+    if found != sha256:
+        raise UserError(f"{path} does not match the plan: remove {path.parent} and run again")
+
+
 def read_documents(folder: Path, shard: ShardPlan) -> Iterator[DocumentSource]:
     """Yields the documents of one shard, in their order; UserError if the file was changed."""
-    path = folder / f"{shard.name}.jsonl"
+    path = documents_path(folder, shard)
+    check_file(path, shard.sha256)
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise UserError(f"{path} does not match the plan: remove {folder} and run again")
-        file.seek(0)
         for line in file:
             value = json.loads(line)
             utterances = tuple(UtteranceSource(**utterance) for utterance in value["utterances"])

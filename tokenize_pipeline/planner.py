@@ -16,7 +16,14 @@ from typing import Any
 from soda_jax.files import write_atomic
 from soda_jax.progress import track
 from tokenize_pipeline.admission import Admission
-from tokenize_pipeline.plan import SPLITS, Plan, ShardPlan, split_of
+from tokenize_pipeline.plan import (
+    SPLITS,
+    Plan,
+    ShardPlan,
+    documents_path,
+    rejected_path,
+    split_of,
+)
 from tokenize_pipeline.quarantine import QuarantineRow, json_lines
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, UtteranceSource
 from tokenize_pipeline.sound import expected_seconds
@@ -120,9 +127,11 @@ def make_plan(
             split = split_of(item.id, fraction)
             writers[split].write(item, *next(places[split]))
     counts["rejected_rows"] = len(rejected)
-    write_atomic(folder / "rejected.jsonl", json_lines(rejected))
+    rejected_content = json_lines(rejected)
+    write_atomic(rejected_path(folder), rejected_content)
     shards = [shard for split in SPLITS for shard in writers[split].close()]
-    plan = Plan(generation, settings, described, shards, dict(counts))
+    digest = hashlib.sha256(rejected_content).hexdigest()
+    plan = Plan(generation, settings, described, shards, dict(counts), digest)
     plan.save(folder)
     return plan
 
@@ -230,7 +239,7 @@ class _ShardFiles:
             round(self._weight, 3),
             digest,
         )
-        write_atomic(self._folder / f"{shard.name}.jsonl", content)
+        write_atomic(documents_path(self._folder, shard), content)
         self._shards.append(shard)
         self._lines, self._utterances, self._weight = [], 0, 0.0
 

@@ -14,6 +14,7 @@ from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.shards import index_path, read_index
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
+from soda_jax.file_sums import check_folder
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from tokenize_pipeline.options import Options, find_data_root, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan
@@ -102,6 +103,8 @@ def read_request(options: Options) -> Request:
     if options.beam_options or options.runner != Options.runner:
         import_beam().check_options(options.runner, options.beam_options)
     generation = _generation(dataset, options.append)
+    if options.append:
+        check_folder(dataset, Manifest.load(dataset).front_end, "tokenizer")  # the workers read it
     if options.tokenizer is None and options.append:
         tokenizer = load_tokenizer(dataset / "tokenizer")
     else:

@@ -4,13 +4,11 @@ DATASET/plan/0000/results/train-00003.json
 """
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
+from soda_jax.checked_json import parse_checked_json, write_checked_json
 from soda_jax.data.shards import ShardInfo, file_crc32c, index_path
 from soda_jax.errors import UserError
-from soda_jax.files import write_atomic
 from tokenize_pipeline.plan import Plan, ShardPlan
 from tokenize_pipeline.quarantine import QuarantineRow
 
@@ -33,15 +31,13 @@ class ShardResult:
 
     def save(self, folder: Path, shard: ShardPlan) -> None:
         """Writes the result into the plan folder, atomically."""
-        # ASCII with escapes: a file name may hold what UTF-8 cannot write.
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        write_atomic(_path(folder, shard), text + "\n")
+        write_checked_json(_path(folder, shard), dataclasses.asdict(self))
         _progress_path(folder, shard).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, shard: ShardPlan) -> "ShardResult":
-        """Reads a result; ValueError, KeyError, TypeError or OSError if it is not whole."""
-        value: dict[str, Any] = json.loads(_path(folder, shard).read_text("utf-8"))
+        """Reads a result; ValueError, KeyError, TypeError or OSError if a bit of it has changed."""
+        value = parse_checked_json(_path(folder, shard).read_bytes())
         info = value["info"]
         return cls(
             value["plan_digest"],

@@ -19,12 +19,12 @@ from soda_jax.data.records import DamagedRecordError, RecordData
 from soda_jax.data.shards import ShardInfo, ShardWriter
 from soda_jax.data.splitting import join_records, split_document
 from soda_jax.errors import UserError
+from soda_jax.file_sums import check_folder, file_sum, folder_sums
 from soda_jax.files import write_atomic
 from soda_jax.progress import track
 from soda_jax.tokens import Utterance, VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
-from tokenize_pipeline.plan import plan_folder
+from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError, quarantine_of
 from tokenize_pipeline.quarantine import (
     BadInputError,
     QuarantineRow,
@@ -33,7 +33,8 @@ from tokenize_pipeline.quarantine import (
 )
 from tokenize_pipeline.worker import text_ids
 
-_MADE = ("tokenizer", "codec", "plan", "manifests", QUARANTINE, *SPLITS)
+# What a `retext` that was stopped leaves behind.
+_MADE = {"tokenizer", "codec", "manifests", QUARANTINE, *SPLITS}
 
 
 def retext(
@@ -58,23 +59,25 @@ def retext(
 
     Raises:
       TooManyBadInputsError: if the tokenizer does not represent the texts of more utterances.
-      UserError: if `output` holds something else.
+      UserError: if `output` holds something else, or a file of `source` is damaged.
     """
     old = Manifest.load(source)
+    check_folder(source, old.front_end, "codec")
+    quarantine = quarantine_of(Path(source), old)
     folder = Path(output)
     if (folder / "manifest.json").exists():
         raise UserError(f"--output={folder} is a finished data set: name a new folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {*_MADE}:
+    if folder.exists() and {path.name for path in folder.iterdir()} - _MADE:
         raise UserError(f"--output={folder} holds other files: name a new or empty folder")
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"--max_bad_fraction={max_bad_fraction} must be from 0 to 1")
     encoder = load_tokenizer(tokenizer)
     layout = make_layout(encoder, old.layout.codebook_sizes)
-    for name in (*SPLITS, "manifests"):
+    for name in _MADE - {QUARANTINE}:
         shutil.rmtree(folder / name, ignore_errors=True)
     encoder.save(folder / "tokenizer")
     if (Path(source) / "codec").is_dir():
-        shutil.copytree(Path(source) / "codec", folder / "codec", dirs_exist_ok=True)
+        shutil.copytree(Path(source) / "codec", folder / "codec")
     work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     rows: list[QuarantineRow] = []
@@ -92,7 +95,7 @@ def retext(
                     writer.write(record)
             if writer:
                 new[split].append(writer.close())
-    _write_quarantine(Path(source), folder, rows)
+    write_atomic(folder / QUARANTINE, quarantine + json_lines(rows))
     _check_share(old, rows, max_bad_fraction, folder)
     manifest = dataclasses.replace(
         old,
@@ -101,6 +104,11 @@ def retext(
         splits={split: tuple(shards) for split, shards in new.items()},
         generation=0,
         quarantined=dict(Counter(old.quarantined) + Counter(count_by_reason(rows))),
+        quarantine=file_sum(folder / QUARANTINE),
+        front_end={
+            name: total for name, total in old.front_end.items() if name.startswith("codec/")
+        }
+        | folder_sums(folder, "tokenizer"),
     )
     manifest.save(folder)
     return manifest
@@ -134,18 +142,6 @@ def _encode(
             rows.append(QuarantineRow(document, number, None, where, error.reason, str(error)))
         else:
             yield Utterance(text, ids, utterance.codes)
-
-
-def _write_quarantine(source: Path, folder: Path, rows: list[QuarantineRow]) -> None:
-    """Writes the rows of the source and the new ones, if there are any."""
-    old = source / QUARANTINE
-    content = (old.read_bytes() if old.exists() else b"") + json_lines(rows)
-    # The first copy is the one to which a later --append adds.
-    for path in (plan_folder(folder, 0) / QUARANTINE, folder / QUARANTINE):
-        if content or old.exists():
-            write_atomic(path, content)
-        else:
-            path.unlink(missing_ok=True)  # of a stopped job
 
 
 def _check_share(

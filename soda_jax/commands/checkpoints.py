@@ -2,7 +2,7 @@
 
 import argparse
 
-SUMMARY = "list the checkpoints of a run and verify their digests"
+SUMMARY = "list the checkpoints of a run, verify their digests, repair fingerprints"
 EXAMPLE = "soda checkpoints runs/demo"
 
 
@@ -11,18 +11,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "workdir", help="the folder of the run, the one given to soda train, or gs://…"
     )
+    parser.add_argument(
+        "--repair",
+        metavar="DATASET",
+        help="first take tokenizer, codec and fingerprints from an intact data set of the run",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints one line a step; returns 1 if a step is not intact.
 
     Raises:
-      UserError: if the run has no checkpoints.
+      UserError: if the run has no checkpoints, or `--repair` names another data set than its own.
     """
     from soda_jax.checkpoints import CheckpointReader, folder
     from soda_jax.errors import UserError
     from soda_jax.progress import track
 
+    if args.repair:
+        from soda_jax.train.repair import repair
+
+        for line in repair(folder.local_workdir(args.workdir), args.repair):
+            print(line)
     reader = CheckpointReader(folder.of_run(args.workdir))
     steps = reader.steps()
     if not steps:

@@ -19,8 +19,22 @@ _FIELDS = {
     "tied": "tie_word_embeddings",
     "norm_eps": "rms_norm_eps",
 }
-# What Transformers takes where config.json is silent.
+# What Transformers takes where config.json is silent, and we do too.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
+# What it takes for fields that we refuse to guess (Qwen3Config of release 5.24).
+_GUESSES = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "rope_theta": 10_000,
+}
+# They lead Transformers to other weights, or to layers of several kinds.
+_ELSEWHERE = (
+    "per_layer_config", "text_config", "configuration_files", "transformers_weights",
+)  # fmt: skip
 # Of another value the model would not be this one; what is absent has it.
 _REQUIRED = {
     "hidden_act": "silu",
@@ -29,6 +43,8 @@ _REQUIRED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+# In this order: Transformers 5 takes the first of them that is not empty, 4 only the first.
+_ROPE_ENTRIES = ("rope_scaling", "rope_parameters")
 _ROPE = {
     "factor": "factor",
     "low": "low_freq_factor",
@@ -105,6 +121,12 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
                 f"{file}: {name} is {_short(content[name])}, this decoder has {value!r}; "
                 "such a model cannot be converted"
             )
+    for name in _ELSEWHERE:
+        if content.get(name):
+            raise UserError(
+                f"{file}: {name} is {_short(content[name])}: part of the model is described elsewhere; "
+                "such a model cannot be converted"
+            )
     layer_types = content.get("layer_types") or ["full_attention"]
     others = (
         [x for x in layer_types if x != "full_attention"]
@@ -119,6 +141,10 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for ours, theirs in _FIELDS.items():
         value = content.get(theirs, _DEFAULTS.get(theirs))
+        if theirs == "num_key_value_heads" and theirs in content and value is None:
+            value = content.get("num_attention_heads")  # as in Transformers
+        if theirs not in content and value is None:
+            raise UserError(missing(theirs, file))
         wanted = bool if ours == "tied" else float if ours == "norm_eps" else int
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise UserError(f"{file}: {theirs} is {_short(value)}; it must be {_KINDS[wanted]}")
@@ -147,31 +173,81 @@ def decoder_of(
         raise UserError(f"{file}: {error}") from None
 
 
+def missing(name: str, file: Path) -> str:
+    """The message about a field that `config.json` lacks."""
+    return (
+        f"{file} has no {name}; Transformers would use {_GUESSES[name]:,}: write the value that the model "
+        "was trained with into the file"
+    )
+
+
 def _rope_fields(content: Mapping[str, Any], file: Path) -> dict[str, float | int]:
-    # Transformers 5 has all of it in rope_parameters.
-    given = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    """What Transformers would use, where all entries that it or one of its releases reads agree."""
+    given = {name: content[name] for name in _ROPE_ENTRIES if content.get(name)}
+    found = {name: _rope_entry(value, name, content, file) for name, value in given.items()}
+    if not found:
+        return _rope_entry({}, "rope_theta", content, file)
+    first, *others = found
+    for other in others:
+        if found[first] != found[other]:
+            theta = found[first]["theta"]
+            raise UserError(
+                f"{file}: {first} is {_short(given[first])} and {other} is {_short(given[other])}: "
+                f"Transformers takes {first} alone, with rope_theta {theta:,.15g}; make them agree, or "
+                "remove the one that is not meant"
+            )
+    return found[first]
+
+
+def _rope_entry(
+    given: Any, entry: str, content: Mapping[str, Any], file: Path
+) -> dict[str, float | int]:
+    """The fields of one entry, completed as Transformers does from the top level of the file."""
     cannot = "such a model cannot be converted"
     if not isinstance(given, dict):
-        raise UserError(
-            f"{file}: the rotary positions are {_short(given)}, not a JSON object; {cannot}"
-        )
+        raise UserError(f"{file}: {entry} is {_short(given)}, not a JSON object; {cannot}")
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(
-            f"{file}: rotary positions of type {_short(kind)}; this decoder has 'default' and 'llama3', so "
+            f"{file}: {entry} is of type {_short(kind)}; this decoder has 'default' and 'llama3', so "
             f"{cannot}"
         )
-    known = {"rope_type", "type", "rope_theta", *_ROPE.values()}
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE.values()}
     for name in given:
         if name not in known:  # it would change what the model computes
+            raise UserError(f"{file}: {_short(name)} of {entry} is unknown here; {cannot}")
+    if given.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(
+            f"{file}: partial_rotary_factor is {_short(given['partial_rotary_factor'])}, this decoder "
+            f"has 1.0; {cannot}"
+        )
+    # Both are also read at the top level, and releases differ in which one they prefer.
+    names = ("rope_theta", _ROPE["original_length"]) if kind == "llama3" else ("rope_theta",)
+    inner = dict(given)
+    for name in names:
+        if name in given and name in content and given[name] != content[name]:
             raise UserError(
-                f"{file}: {_short(name)} of the rotary positions is unknown here; {cannot}"
+                f"{file}: {name} is {_short(given[name])} in {entry} and {_short(content[name])} outside; "
+                "releases of Transformers differ in which one they use: keep the one that is meant"
             )
-    fields: dict[str, Any] = {"theta": given.get("rope_theta", content.get("rope_theta"))}
+        if name in content:
+            inner.setdefault(name, content[name])
+    if "rope_theta" not in inner:
+        other = content.get("rope_parameters")
+        if not (isinstance(other, dict) and "rope_theta" in other):
+            raise UserError(missing("rope_theta", file))
+        inner["rope_theta"] = _GUESSES["rope_theta"]  # Transformers ignores that of the other entry
+    fields: dict[str, Any] = {"theta": inner["rope_theta"]}
     if kind == "default":
         fields |= {"factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
     else:
-        fields |= {ours: given.get(theirs) for ours, theirs in _ROPE.items()}
+        fields |= {ours: inner.get(theirs) for ours, theirs in _ROPE.items()}
+        if fields["original_length"] is None:
+            raise UserError(
+                f"{file}: {entry} has no {_ROPE['original_length']}; Transformers would use "
+                f"max_position_embeddings, {_short(content.get('max_position_embeddings'))}: write the "
+                "value that the model was trained with into the file"
+            )
     for ours, value in fields.items():
         plain = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not plain or not 0 < value < 1e12:
@@ -180,6 +256,11 @@ def _rope_fields(content: Mapping[str, Any], file: Path) -> dict[str, float | in
                 f"{file}: {theirs} of the rotary positions is {_short(value)}; it must be a positive number"
             )
         fields[ours] = int(value) if ours == "original_length" else float(value)
+    if not fields["low"] < fields["high"]:
+        raise UserError(
+            f"{file}: low_freq_factor {fields['low']} of {entry} is not below high_freq_factor "
+            f"{fields['high']}; {cannot}"
+        )
     return fields
 
 

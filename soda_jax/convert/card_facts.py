@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soda_jax.checked_json import parse_checked_json
 from soda_jax.convert.tokenizer_files import special_names
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import load_tokenizer
@@ -209,7 +210,7 @@ def _summary(path: Path, digest: str | None) -> Mapping[str, Mapping[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_checked_json(path.read_bytes())
         same = digest is not None and value["digest"] == digest
         return dict(value["sources"]) if same else {}
     except (ValueError, KeyError, TypeError) as error:

@@ -15,21 +15,25 @@ import numpy as np
 from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.configs import base
-from soda_jax.convert import names, verify
+from soda_jax.convert import names, second_reading, verify
 from soda_jax.convert.appearing import appearing, check_new
 from soda_jax.convert.front_end import read_front_end
+from soda_jax.convert.imported import ExtendedWeights
 from soda_jax.convert.incoming import NewRows, as_it_is, extended, read_about, read_json
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.stored import read_checksums, write_checkpoint
-from soda_jax.convert.to_hf import OURS, Check, Converted
+from soda_jax.convert.to_hf import ABOUT, OURS, Check, Converted
+from soda_jax.convert.token_files import check_ends, check_token_files
 from soda_jax.convert.weights import StoredWeights, Weights
 from soda_jax.errors import UserError
-from soda_jax.model import DecoderConfig
+from soda_jax.file_sums import FRONT_END, folder_sums
+from soda_jax.model import DecoderConfig, decoder_config, rope
 from soda_jax.progress import progress
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer
 
 SODA_CODEBOOKS = (2048,) * 8
+_RECORDED = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim", "tied", "norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +92,18 @@ def from_huggingface(
     tensors = TensorFolder(source)
     about = read_about(source)
     sizes = tuple(codebook_sizes) if codebook_sizes else codec.codebook_sizes if codec else None
+    check_token_files(source)
     text: TextTokenizer
     if extend is None:
         text, layout = read_front_end(source, sizes, tokenizer)
+        check_ends(source, content, layout)
         weights = as_it_is(source, content, tensors, layout)
     else:
         text, layout, weights = extended(source, content, tensors, sizes or SODA_CODEBOOKS, extend)
     fingerprint = _codec_fingerprint(source, codec, layout, about)
     total = sum(np.prod(t.shape) for t in tensors.tensors.values()) * 4 / 1e6
     if about is not None and not changed:
+        _check_recorded(weights.config, about, source / "config.json")
         with progress(f"reading {source}, MB", total) as bar:
             mend = (
                 "the file is damaged, get it again; or the model was trained further since, then say so "
@@ -116,15 +123,34 @@ def from_huggingface(
             codec.save(partial / "codec")
         elif (source / OURS / "codec").is_dir():
             shutil.copytree(source / OURS / "codec", partial / "codec")
+        metadata["front_end"] = folder_sums(partial, *FRONT_END)
         directory = partial / folder.DEFAULT
         with progress(f"writing {workdir}, MB", 4e-6 * _parameters(weights.config)) as bar:
             sums = write_checkpoint(weights, directory, step, metadata, bar)
+        base = weights.base if isinstance(weights, ExtendedWeights) else weights
+        second_reading.check(source, base.config, tensors.files)
         result = _verify(weights, directory, step, sums, compare, further)
     parameters = _parameters(weights.config)
     return (
         Converted(parameters, 4 * parameters, time.monotonic() - began, result),
         weights.config,
     )
+
+
+def _check_recorded(config: DecoderConfig, about: Mapping[str, Any], file: Path) -> None:
+    """UserError if `config.json` describes another model than the one that soda exported."""
+    if not about["config"].get("model"):
+        return
+    exported = decoder_config(about["config"]["model"], config.vocabulary)
+    first, second = (rope.frequencies(c.head_dim, c.rope) for c in (config, exported))
+    for name in (*_RECORDED, "rope"):
+        mine, theirs = getattr(config, name), getattr(exported, name)
+        same = np.array_equal(first, second) if name == "rope" else mine == theirs
+        if not same:
+            raise UserError(
+                f"{file}: model.{name} is {mine}, and {theirs} in {ABOUT}: the file was changed since the "
+                "export; get it again, or give --changed if that is meant"
+            )
 
 
 def _parameters(config: DecoderConfig) -> int:

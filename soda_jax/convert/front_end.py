@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from soda_jax.checked_json import parse_checked_json
 from soda_jax.convert.tokenizer_files import (
     FILE,
     FIRST_CHARACTER,
@@ -62,7 +63,7 @@ def _kept(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
     own = load_tokenizer(folder / OWN_TOKENIZER)
     file = folder / OWN_FILE
     try:
-        layout = VocabularyLayout.from_json(json.loads(_read(file))["layout"])
+        layout = VocabularyLayout.from_json(parse_checked_json(file.read_bytes())["layout"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} has no vocabulary layout ({error!r}): export again") from None
     if make_layout(own, layout.codebook_sizes) != layout:

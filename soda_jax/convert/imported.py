@@ -48,8 +48,8 @@ class HuggingFaceWeights:
             if not np.array_equal(pair[0], pair[1]):
                 raise UserError(
                     f"{self._folder.path}: config.json says that the embeddings are tied, but "
-                    f"{names.HEAD} is not {names.EMBEDDING}; set tie_word_embeddings to false there if "
-                    "the head is meant"
+                    f"{names.HEAD} is not {names.EMBEDDING}; Transformers 5 uses both, older releases "
+                    "only the embedding: set tie_word_embeddings to false if the head is meant"
                 )
 
     def layer(self, number: int) -> dict[str, np.ndarray]:
@@ -75,6 +75,9 @@ class ExtendedWeights:
 
     A new row is drawn from a normal distribution with the mean and the standard deviation that each
     column has over the old rows; the same seed gives the same rows.
+
+    Attributes:
+      base: the model of text.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class ExtendedWeights:
           seed: of the new rows.
           spread: factor of the standard deviation; 0 gives every new row the mean.
         """
-        self.config, self._base, self._old = config, base, old_rows
+        self.config, self.base, self._old = config, base, old_rows
         self._taken_over, self._seed, self._spread = dict(taken_over), seed, spread
         self._moments = {table: self._measure(table) for table in ("embedding", "head")}
 
@@ -104,22 +107,22 @@ class ExtendedWeights:
         total = np.zeros(self.config.width)
         squares = np.zeros(self.config.width)
         for first, last in row_blocks(self._old):
-            total += self._base.rows(table, first, last).sum(0, dtype=np.float64)
+            total += self.base.rows(table, first, last).sum(0, dtype=np.float64)
         mean = total / self._old
         for first, last in row_blocks(self._old):
-            squares += np.square(self._base.rows(table, first, last) - mean).sum(0)
+            squares += np.square(self.base.rows(table, first, last) - mean).sum(0)
         return mean, np.sqrt(squares / self._old)
 
     def layer(self, number: int) -> dict[str, np.ndarray]:
         """See `Weights`."""
-        return self._base.layer(number)
+        return self.base.layer(number)
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
         found = np.empty((last - first, self.config.width), np.float32)
         kept = min(max(self._old - first, 0), last - first)
         if kept:
-            found[:kept] = self._base.rows(table, first, first + kept)
+            found[:kept] = self.base.rows(table, first, first + kept)
         for place in range(kept, last - first):
             found[place] = self._new_row(table, first + place)
         return found
@@ -127,7 +130,7 @@ class ExtendedWeights:
     def _new_row(self, table: str, token: int) -> np.ndarray:
         if token in self._taken_over:
             old = self._taken_over[token]
-            return self._base.rows(table, old, old + 1)[0]
+            return self.base.rows(table, old, old + 1)[0]
         mean, deviation = self._moments[table]
         # A stream of its own for each row, so that it does not matter in which blocks they are read.
         random = np.random.default_rng((self._seed, table == "head", token))
@@ -135,4 +138,4 @@ class ExtendedWeights:
 
     def final_norm(self) -> np.ndarray:
         """See `Weights`."""
-        return self._base.final_norm()
+        return self.base.final_norm()

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from soda_jax.convert.architecture import decoder_of
+from soda_jax.checked_json import DamagedError, parse_checked_json
+from soda_jax.convert.architecture import decoder_of, missing
 from soda_jax.convert.card_facts import Source
 from soda_jax.convert.imported import ExtendedWeights, HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import TensorFolder
-from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION
+from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION, OURS
 from soda_jax.convert.weights import Weights
 from soda_jax.errors import UserError
+from soda_jax.file_sums import FRONT_END, check_folder
 from soda_jax.model import VocabularyBlocks
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import JsonTokenizer, TextTokenizer, load_tokenizer, make_layout
@@ -46,7 +48,7 @@ def as_it_is(
     Raises:
       UserError: if config.json, tokenizer and tensors do not agree.
     """
-    size = content.get("vocab_size")
+    size = _vocabulary_size(content, source / "config.json")
     if size != layout.size:
         raise UserError(
             f"{source / 'config.json'}: vocab_size is {size!r}, tokenizer.json has {layout.size} ids; take "
@@ -81,7 +83,7 @@ def extended(
     """
     file = source / "config.json"
     text = load_tokenizer(source)
-    size = content.get("vocab_size")
+    size = _vocabulary_size(content, file)
     if not isinstance(size, int) or size < text.vocabulary_size:
         raise UserError(
             f"{file}: vocab_size is {size!r}, fewer than the {text.vocabulary_size} ids of tokenizer.json; "
@@ -110,6 +112,12 @@ def extended(
         base, config, layout.text_size, taken_over, extend.seed, extend.spread
     )
     return text, layout, weights
+
+
+def _vocabulary_size(content: dict[str, Any], file: Path) -> Any:
+    if "vocab_size" not in content:
+        raise UserError(missing("vocab_size", file))
+    return content["vocab_size"]
 
 
 def _without_markers(text: TextTokenizer, taken_over: dict[int, int]) -> TextTokenizer:
@@ -144,11 +152,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_about(source: Path) -> dict[str, Any] | None:
-    """The `soda.json` of a folder; None for a folder from elsewhere."""
+    """The `soda.json` of a folder; None for a folder from elsewhere.
+
+    Raises:
+      UserError: if a bit of it, or of the tokenizer and the codec that it lists, has changed.
+    """
     file = source / ABOUT
     if not file.exists():
         return None
-    about = read_json(file)
+    try:
+        about = parse_checked_json(file.read_bytes())
+    except (OSError, DamagedError) as error:
+        raise UserError(f"{file}: {error}; get it again or export the model again") from None
     if about.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{file} has format version {about.get('format_version')}, this program reads "
@@ -157,6 +172,8 @@ def read_about(source: Path) -> dict[str, Any] | None:
     for key, right in _ABOUT.items():
         if key not in about or not right(about[key]):
             raise UserError(f"{file}: {key} is missing or not what soda writes there; get it again")
+    for folder in FRONT_END:
+        check_folder(source / OURS, about["front_end"], folder)
     return about
 
 
@@ -195,6 +212,7 @@ _ABOUT: dict[str, Callable[[Any], bool]] = {
     "data_digest": _text_or_none,
     "config": lambda value: isinstance(value, dict),
     "crc32c": lambda value: isinstance(value, dict),
+    "front_end": lambda value: isinstance(value, dict),
     "views": _views,
     "sources": _card_sources,
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 1 << 30
 _CHECKSUM_BYTES = 8 << 20
 _PART_VALUES = 16 << 20
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _TYPES: dict[str, Any] = {
     "F32": np.float32,
@@ -62,11 +64,20 @@ class TensorFolder:
         """
         self.path = Path(path)
         self.tensors: dict[str, _Tensor] = {}
-        index = self.path / INDEX
-        where = _read_index(index) if index.is_file() else None
+        index, single = self.path / INDEX, self.path / SINGLE
+        # As Transformers does: a whole file may be there next to the index of older ones.
+        where = _read_index(index) if index.is_file() and not single.is_file() else None
         files = sorted(set(where.values())) if where is not None else [SINGLE]
-        if where is None and not (self.path / SINGLE).is_file():
+        if where is None and not single.is_file():
             raise UserError(_nothing_here(self.path))
+        if where is None and index.is_file():
+            print(f"{single} is read; {INDEX} is ignored, as by Transformers", file=sys.stderr)
+        for file in _ADAPTERS:
+            if (self.path / file).exists():
+                raise UserError(
+                    f"{self.path / file}: the model has an adapter; merge it (merge_and_unload of peft), "
+                    "or remove its files to convert the model without it"
+                )
         for file in files:
             if Path(file).name != file or file in ("", ".."):
                 raise UserError(f"{index}: {file!r} lies outside the folder; not opened")
@@ -88,6 +99,11 @@ class TensorFolder:
                     f"{self.path / tensor.file}: {name} is of type {tensor.dtype}; "
                     f"{', '.join(_TYPES)} can be converted"
                 )
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The file of every tensor, by name."""
+        return {name: self.path / tensor.file for name, tensor in self.tensors.items()}
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names and shapes with `expected`; UserError names the first that differs."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from soda_jax.checked_json import write_checked_json
 from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
-from soda_jax.convert import names, verify
+from soda_jax.convert import names, second_reading, verify
 from soda_jax.convert.appearing import appearing, check_new
 from soda_jax.convert.architecture import config_json, decoder_of, generation_config_json
 from soda_jax.convert.card import model_card
@@ -25,13 +26,14 @@ from soda_jax.convert.safetensors_folder import DTYPES, SHARD_BYTES, TensorFolde
 from soda_jax.convert.tokenizer_files import tokenizer_files
 from soda_jax.convert.weights import StoredWeights, Weights, row_blocks, tables
 from soda_jax.errors import UserError
+from soda_jax.file_sums import FRONT_END, FileSums, check_folder, folder_sums
 from soda_jax.files import link_or_copy, write_atomic, write_json
 from soda_jax.model import VocabularyBlocks, decoder_config
 from soda_jax.progress import Progress, progress
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import load_tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ABOUT, OURS = "soda.json", "soda"
 # Of a data source: how it was read, and not where it lay.
 VIEW = ("weight", "order", "composition", "codebooks")
@@ -175,7 +177,8 @@ def export(
         writer = TensorWriter(partial, shapes, dtype, shard_bytes)
         with progress(f"writing {out}, MB", writer.bytes / 1e6) as bar:
             _write_tensors(weights, writer, bar)
-        write_json(partial / ABOUT, _about(metadata, facts, writer.checksums))
+        sums = folder_sums(partial / OURS, *FRONT_END)
+        write_checked_json(partial / ABOUT, _about(metadata, facts, writer.checksums, sums))
         result = _verify(weights, partial, writer, dtype, compare, further)
     return Converted(parameters, writer.bytes, time.monotonic() - began, result)
 
@@ -226,12 +229,17 @@ def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) 
     codec = workdir / "codec"
     size = sum(path.stat().st_size for path in codec.rglob("*") if path.is_file())
     if codec.is_dir() and size <= _CODEC_BYTES:
+        if metadata["codec_fingerprint"] is not None:
+            check_folder(workdir, metadata.get("front_end", {}), "codec")
         shutil.copytree(codec, partial / OURS / "codec", copy_function=link_or_copy)
     return layout
 
 
 def _about(
-    metadata: Mapping[str, Any], facts: CardFacts, checksums: Mapping[str, str]
+    metadata: Mapping[str, Any],
+    facts: CardFacts,
+    checksums: Mapping[str, str],
+    front_end: FileSums,
 ) -> dict[str, Any]:
     """`soda.json`: what Transformers does not ask for, and `from_hf` reads. No paths stand in it."""
     kept = ("layout", "layout_fingerprint", "tokenizer_fingerprint", "codec_fingerprint")
@@ -251,6 +259,7 @@ def _about(
         },
         "sources": [dataclasses.asdict(source) for source in facts.sources],
         "crc32c": dict(checksums),
+        "front_end": dict(front_end),
     }
 
 
@@ -266,6 +275,7 @@ def _verify(
     with progress("reading it again, MB", writer.bytes / 1e6) as bar:
         mend = "see that the disk and the memory of this machine are sound"
         verify.check_tensors(written, writer.checksums, dtype, bar, mend)
+    second_reading.check(partial, weights.config, written.files)
     file = partial / "config.json"
     config = decoder_of(json.loads(file.read_text()), weights.config.vocabulary, file)
     after = HuggingFaceWeights(written, config, config.vocabulary.size)

@@ -3,7 +3,9 @@
     DATASET/manifest.json            the newest generation
     DATASET/manifests/0000.json …    every generation; none ever changes
 
-Appending writes new shards and the next generation; whoever reads an older one sees the same data.
+Appending writes new shards and the next generation; whoever reads an older one sees the same data. Each
+file contains a SHA-256 of its own bytes (`soda_jax.checked_json`), and `Manifest.load` is the only reader:
+no command accepts a manifest in which a bit has changed.
 """
 
 import dataclasses
@@ -14,14 +16,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soda_jax.checked_json import (
+    DamagedError,
+    checked_json,
+    parse_checked_json,
+    write_checked_json,
+)
 from soda_jax.data.shards import ShardInfo
 from soda_jax.data.storage.locations import Location, join
 from soda_jax.data.storage.remote import read_bytes
 from soda_jax.errors import UserError
-from soda_jax.files import write_json
+from soda_jax.file_sums import FileSums
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("speech", "text")
 SPLITS = ("train", "validation")
 _MANIFEST, _GENERATION = "manifest.json", "manifests/{:04d}.json"
@@ -42,6 +50,10 @@ class Manifest:
       settings_digest: hash of the settings that the data set was tokenized with.
       generation: 0, and one more at each append.
       quarantined: number of quarantined inputs by reason, over all generations.
+      front_end: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; equal in all
+        generations.
+      quarantine: size and crc32c of the first part of DATASET/quarantine.jsonl, which has the rows of
+        this generation and the earlier ones.
     """
 
     kind: str
@@ -52,6 +64,8 @@ class Manifest:
     settings_digest: str = ""
     generation: int = 0
     quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    front_end: FileSums = dataclasses.field(default_factory=dict)
+    quarantine: tuple[int, str] = (0, "00000000")
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object, totals included."""
@@ -66,6 +80,8 @@ class Manifest:
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "settings_digest": self.settings_digest,
             "quarantined": dict(sorted(self.quarantined.items())),
+            "quarantine": list(self.quarantine),
+            "front_end": {name: list(self.front_end[name]) for name in sorted(self.front_end)},
             "totals": {split: self.totals(split) for split in SPLITS},
             "splits": {
                 split: [dataclasses.asdict(shard) for shard in self.splits.get(split, ())]
@@ -93,30 +109,24 @@ class Manifest:
           UserError: if this generation exists and is another; a generation never changes.
         """
         path = generation_path(directory, self.generation)
-        if path.exists() and _read(path) != self.to_json():
+        if path.exists() and path.read_text("utf-8") != checked_json(self.to_json()):
             raise UserError(
                 f"{path} exists and differs; append to the data set or choose an empty directory"
             )
-        write_json(path, self.to_json())
-        write_json(Path(directory) / _MANIFEST, self.to_json())
+        write_checked_json(path, self.to_json())
+        write_checked_json(Path(directory) / _MANIFEST, self.to_json())
 
     @classmethod
     def load(cls, directory: Location, generation: int = -1) -> "Manifest":
         """Reads a generation of a data set, the newest for -1; `directory` is a path or a URL.
 
         Raises:
-          UserError: if there is none, it is damaged, or its format is of another version.
+          UserError: if there is none, a bit of it has changed, or its format is of another version.
         """
         path = join(directory, _MANIFEST)
         if generation >= 0:
             path = join(directory, *_GENERATION.format(generation).split("/"))
         value = _read(path)
-        version = value.get("format_version")
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {version}, this program reads {FORMAT_VERSION}; "
-                "tokenize the corpus again or use the program that wrote it"
-            )
         try:
             manifest = cls(
                 kind=value["kind"],
@@ -130,14 +140,18 @@ class Manifest:
                 settings_digest=value["settings_digest"],
                 generation=value["generation"],
                 quarantined=value["quarantined"],
+                front_end={name: (size, crc) for name, (size, crc) in value["front_end"].items()},
+                quarantine=tuple(value["quarantine"]),
             )
             missing = [key for key in _CODEC_KEYS if key not in (value["codec"] or _CODEC_KEYS)]
             if missing or manifest.kind not in KINDS:
                 raise ValueError(f"kind {manifest.kind}, codec without {missing}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is not a manifest: {error!r}; restore the file") from None
+            raise UserError(f"{path} is not a manifest: {error!r}; {_fix(path)}") from None
         if manifest.to_json() != value:
-            raise UserError(f"{path} contradicts itself: it was edited or damaged; restore it")
+            raise UserError(f"{path} contradicts itself; {_fix(path)}")
+        if generation not in (-1, manifest.generation):
+            raise UserError(f"{path} is of generation {manifest.generation}; {_fix(path)}")
         return manifest
 
 
@@ -167,18 +181,29 @@ def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:
 
 
 def _read(path: Location) -> dict[str, Any]:
+    """The object of a manifest; UserError names the file, what is wrong with it and the fix."""
     try:
-        value = json.loads(read_bytes(path).decode())
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot read the manifest ({error.strerror}); name a folder that "
             "`soda tokenize` finished"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; restore the file") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: not a JSON object; restore the file")
+    try:
+        value = parse_checked_json(content)
+    except DamagedError as error:
+        raise UserError(f"{path}: {error}; {_fix(path)}") from None
+    if value.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {value.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; tokenize the corpus again or use the program that wrote it"
+        )
     return value
+
+
+def _fix(path: Location) -> str:
+    twin = "the newest file in manifests/" if str(path).endswith(_MANIFEST) else "a backup"
+    return f"restore it from {twin}, or tokenize the corpus again"
 
 
 def check_compatible(

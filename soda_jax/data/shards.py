@@ -30,6 +30,7 @@ from soda_jax.data.records import (
 )
 from soda_jax.data.storage.places import find_places
 from soda_jax.errors import UserError
+from soda_jax.file_sums import file_sum
 from soda_jax.files import write_atomic
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
@@ -263,15 +264,10 @@ def read_shard_info(path: str | os.PathLike[str]) -> ShardInfo:
 
 def file_crc32c(path: str | os.PathLike[str]) -> tuple[int, str]:
     """Size in bytes and crc32c (8 hexadecimal digits) of a file; UserError if it cannot be read."""
-    checksum, size = google_crc32c.Checksum(), 0
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                checksum.update(block)
-                size += len(block)
+        return file_sum(Path(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; restore the file") from None
-    return size, checksum.digest().hex()
 
 
 def _hex(value: int) -> str:

@@ -2,14 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from soda_jax.data.dataset import Dataset
-from soda_jax.data.storage.locations import is_url, join
+from soda_jax.data.storage.locations import Location, is_url, join
 from soda_jax.data.storage.remote import download_folder
 from soda_jax.errors import UserError
+from soda_jax.file_sums import FRONT_END, differences
 from soda_jax.files import link_or_copy
 
 
@@ -60,32 +63,110 @@ def check_front_end(
             for source in dataset.sources
             if source.manifest.codec or key != "codec_fingerprint"
         }
+        if nearly_equal(wanted, found):
+            mend = (
+                "they differ in one or two characters, as after damage to a manifest: soda checkpoints "
+                f"WORKDIR --repair={min(paths)}"
+            )
         raise UserError(
             f"{', '.join(sorted(paths))}: the {what} has fingerprint {found}, {checkpoint} was "
             f"trained with {wanted}; {mend}, or {otherwise}"
         )
 
 
-def copy_front_end(dataset: Dataset, workdir: Path, start_from: str = "") -> None:
-    """Copies tokenizer and codec beside the model, so that the folder speaks for itself.
+def nearly_equal(one: str | None, other: str | None) -> bool:
+    """Whether two different fingerprints are equal but for at most two characters.
 
-    They come from the data; what the data lacks (text has no codec) from the local workdir `start_from`.
+    Those of two tokenizers or codecs differ in most of their characters; a flipped bit changes one.
     """
-    folders = [source["path"] for source in dataset.config["sources"].values()]
-    if start_from and not is_url(start_from):
-        folders.append(start_from)
-    for folder in folders:
-        for name in ("tokenizer", "codec"):
-            origin, target = join(folder, name), workdir / name
-            if target.is_dir():
-                continue
-            partial = workdir / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            if is_url(origin):
-                if not download_folder(origin, partial):
+    if one is None or other is None or len(one) != len(other) or len(one) < 16:
+        return False
+    return 0 < sum(a != b for a, b in zip(one, other, strict=True)) <= 2
+
+
+def front_end_sums(
+    dataset: Dataset, earlier: Mapping[str, Any] | None
+) -> dict[str, tuple[int, str]]:
+    """Size and crc32c of the files of tokenizer and codec that a run keeps.
+
+    They are those of its data; for a folder that the data lacks, those of `earlier`, the metadata of the
+    checkpoint that was resumed or started from.
+    """
+    before = (earlier or {}).get("front_end", {})
+    speech = [s.manifest.front_end for s in dataset.sources if s.manifest.codec]
+    text = [s.manifest.front_end for s in dataset.sources if not s.manifest.codec]
+    # Text may have been tokenized next to another codec than the one that the model has learned.
+    known = {"tokenizer": [*speech, *text, before], "codec": [*speech, before, *text]}
+    sums: dict[str, tuple[int, str]] = {}
+    for folder in FRONT_END:
+        parts = (_part(each, folder) for each in known[folder])
+        sums |= next((part for part in parts if part), {})
+    return sums
+
+
+def copy_front_end(
+    folders: Sequence[Location], workdir: Path, sums: Mapping[str, tuple[int, str]]
+) -> None:
+    """Copies tokenizer and codec into the run's folder, so that it is complete without its data.
+
+    A copy that is there already is compared with `sums`, and replaced if it is damaged.
+
+    Args:
+      folders: data sets and runs that may have them, paths or URLs.
+      workdir: of the run.
+      sums: see `front_end_sums`.
+
+    Raises:
+      UserError: if every copy of a file is damaged; nothing is copied then.
+    """
+    for name in FRONT_END:
+        if not _part(sums, name):
+            _refuse_unlisted(folders, name)
+            continue
+        target = workdir / name
+        mine = next(differences(workdir, sums, name), None) if target.is_dir() else None
+        if target.is_dir() and mine is None:
+            continue
+        damage = [] if mine is None else [f"{workdir / mine[0]} {mine[1]}"]
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=f".{name}.") as temporary:
+            for folder in folders:
+                if not _fetch(join(folder, name), Path(temporary, name)):
                     continue
-            elif os.path.isdir(origin):
-                shutil.copytree(origin, partial, copy_function=link_or_copy)
+                wrong = next(differences(temporary, sums, name), None)
+                if wrong is None:
+                    if mine is not None:
+                        print(f"{damage[0]}; replaced by that of {folder}", file=sys.stderr)
+                    shutil.rmtree(target, ignore_errors=True)
+                    Path(temporary, name).rename(target)
+                    break
+                damage.append(f"{join(folder, wrong[0])} {wrong[1]}")
+                shutil.rmtree(Path(temporary, name))
             else:
-                continue
-            partial.rename(target)
+                if damage:
+                    raise UserError(f"{damage[-1]}; restore it from a backup and start again")
+
+
+def _refuse_unlisted(folders: Sequence[Location], name: str) -> None:
+    for folder in folders:
+        if not is_url(folder) and os.path.isdir(join(folder, name)):
+            raise UserError(
+                f"{join(folder, name)} cannot be checked: no manifest or checkpoint lists its files; "
+                "tokenize or convert again with it, or remove it"
+            )
+
+
+def _fetch(origin: Location, target: Path) -> bool:
+    """Copies a folder; False if there is none."""
+    if is_url(origin):
+        return download_folder(origin, target)
+    if not os.path.isdir(origin):
+        return False
+    shutil.copytree(origin, target, copy_function=link_or_copy)
+    return True
+
+
+def _part(sums: Mapping[str, Any], folder: str) -> dict[str, tuple[int, str]]:
+    """The entries of one folder; what JSON has made lists become tuples again."""
+    return {
+        name: (total[0], total[1]) for name, total in sums.items() if name.startswith(f"{folder}/")
+    }

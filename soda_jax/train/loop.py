@@ -82,7 +82,8 @@ def train(
             wandb_package()
         # Nothing is written before config and data are known to be sound.
         checkpointer = stack.enter_context(parts.open_checkpoints(config, reader))
-        parts.write_run_files(config, dataset, workdir, start.path if start else "")
+        earlier = start.earlier() if start else metadata
+        parts.write_run_files(config, dataset, workdir, earlier)
         if report:
             state, metadata, _ = checkpointer.restore(program.abstract, report.step)
             print(f"resumed from step {report.step}", file=sys.stderr)

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 
 import soda_jax
+from soda_jax.checked_json import write_checked_json
 from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
-from soda_jax.data.storage.locations import absolute
+from soda_jax.data.storage.locations import absolute, is_url
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
@@ -22,7 +23,7 @@ from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.mesh import make_mesh, mesh_sizes, slice_count
 from soda_jax.parallel.xla_options import compiler_options
-from soda_jax.train.front_end import check_front_end, copy_front_end
+from soda_jax.train.front_end import check_front_end, copy_front_end, front_end_sums
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state, state_of
 from soda_jax.train.step import StepSettings, make_train_step
@@ -220,6 +221,7 @@ def run_metadata(
         "layout_fingerprint": dataset.layout.fingerprint,
         "codec_fingerprint": codec,
         "tokenizer_fingerprint": dataset.tokenizer_fingerprint,
+        "front_end": front_end_sums(dataset, earlier),
         **origin,
     }
 
@@ -237,15 +239,30 @@ def open_checkpoints(config: Any, reader: CheckpointReader) -> Checkpointer:
     )
 
 
-def write_run_files(config: Any, dataset: Dataset, workdir: Path, start_from: str = "") -> None:
-    """Writes the resolved config, the data summary and the front end; process 0 only."""
+def write_run_files(
+    config: Any, dataset: Dataset, workdir: Path, earlier: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the resolved config, the data summary and the front end; process 0 only.
+
+    Args:
+      config: of the run.
+      dataset: that it reads.
+      workdir: of the run.
+      earlier: metadata of the checkpoint that was resumed or started from.
+
+    Raises:
+      UserError: if tokenizer or codec are damaged and no intact copy is known.
+    """
     if not hosts.is_first():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config.to_dict())
     summary = {"digest": dataset.digest, "config": dataset.config, "sources": dataset.summary()}
-    write_json(workdir / "data.json", summary)
-    copy_front_end(dataset, workdir, start_from)
+    write_checked_json(workdir / "data.json", summary)
+    folders = [source["path"] for source in dataset.config["sources"].values()]
+    if config.start_from and not is_url(str(config.start_from)):
+        folders.append(str(config.start_from))
+    copy_front_end(folders, workdir, front_end_sums(dataset, earlier))
     for name, source in dataset.summary().items():
         print(
             f"source {name}: {source['windows']:,} windows, weight {source['weight']:.4f}, "

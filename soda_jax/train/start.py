@@ -56,6 +56,7 @@ class Start:
         """What the checkpoints of the new run keep of it, as `earlier` of `run_metadata`."""
         return {
             "codec_fingerprint": self.metadata["codec_fingerprint"],
+            "front_end": self.metadata.get("front_end", {}),
             "started_from": {
                 "path": self.path,
                 "step": self.step,

@@ -48,6 +48,21 @@ def test_invariant_8_flipped_byte_is_noticed(three, capsys):
     assert restored_step(three) == 3
 
 
+def test_invariant_8_damage_to_the_digest_is_reported_as_its_own(three):
+    """Its file names and sums may be flipped: no other file is blamed."""
+    path = three / "3" / digest.NAME
+    sound = path.read_bytes()
+    reader = CheckpointReader(three)
+    for place in range(len(sound)):
+        content = bytearray(sound)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        assert reader.flaw(3).startswith(f"{digest.NAME} cannot be trusted: it is damaged")
+    assert reader.choose().skipped == ((3, reader.flaw(3)),)
+    path.write_bytes(sound)
+    assert CheckpointReader(three).choose().step == 3
+
+
 def test_invariant_8_damaged_digest_is_noticed(three):
     states.flip_bit(three / "3" / digest.NAME)
     (three / "2" / digest.NAME).write_text("{")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tokenizer_toys import every
 
+from soda_jax.checked_json import parse_checked_json, write_checked_json
 from soda_jax.convert.card import model_card
 from soda_jax.convert.card_facts import facts_of_run
 from soda_jax.errors import UserError
@@ -56,7 +57,7 @@ def run(tmp_path):
         "yodas2": {"tokens": 123_456_789, "windows": 30_000, "denied_documents": 42},
         "pipe|d": {"tokens": 777_777, "windows": 200, "denied_documents": 0},
     }
-    (folder / "data.json").write_text(json.dumps({"digest": DIGEST, "sources": sources}))
+    write_checked_json(folder / "data.json", {"digest": DIGEST, "sources": sources})
     rows = [
         {"step": 10, "loss/all": 5.5, "validation/loss/all": 4.4321, "validation/loss/text": 3.1234,
          "validation/loss/yodas2/all": 4.1111},
@@ -163,8 +164,8 @@ def test_what_has_no_file_is_not_known(run):
 
 
 def test_counts_of_other_data_than_the_checkpoints_are_not_told(run):
-    value = json.loads((run / "data.json").read_text())
-    (run / "data.json").write_text(json.dumps({**value, "digest": "00" * 32}))
+    value = parse_checked_json((run / "data.json").read_bytes())
+    write_checked_json(run / "data.json", {**value, "digest": "00" * 32})
     card = card_of(run)
     assert "123,456,789" not in card and "00" * 32 not in card
     (run / "data.json").write_text("{")

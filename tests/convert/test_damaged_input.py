@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from soda_jax.checked_json import checked_json
 from soda_jax.convert.from_hf import from_huggingface
 from soda_jax.errors import UserError
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -58,7 +63,8 @@ def change(folder, name, make):
 def edit(file, **changes):
     content = json.loads(file.read_text())
     content.update(changes)
-    file.write_text(json.dumps(content))
+    content.pop("sha256", None)
+    file.write_text((checked_json if file.name == "soda.json" else json.dumps)(content))
 
 
 def test_the_copy_itself_is_sound(folder, tmp_path):
@@ -130,7 +136,18 @@ def test_a_vocabulary_that_disagrees_with_the_tokenizer(folder, tmp_path):
         ({"layer_types": ["full_attention", "sliding_attention"]}, ("sliding_attention",)),
         ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ("yarn", "llama3")),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, ("low_freq_factor",)),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 4.0}},
+            (
+                "original_max_position_embeddings",
+                "Transformers would use max_position_embeddings, 64",
+            ),
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "low_freq_factor": None}},
+            ("low_freq_factor", "None", "positive number"),
+        ),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, ("low_freq_factor 4.0", "below")),
         ({"num_hidden_layers": "two"}, ("num_hidden_layers", "'two'")),
         ({"num_key_value_heads": 3}, ("heads",)),
         ({"num_hidden_layers": 3}, ("model.layers.2.", "missing")),

@@ -8,13 +8,11 @@ from test_round_trip import same, weights_of
 from soda_jax.convert.from_hf import from_huggingface
 from soda_jax.convert.hook import ExportHook
 from soda_jax.errors import UserError
-from soda_jax.tokens.text import ByteTokenizer
 from soda_jax.train.loop import DONE, train
 
 
 def test_export_convert_and_go_on(tmp_path):
     data = toys.write_data(tmp_path / "data")
-    ByteTokenizer().save(data / "tokenizer")
     run, work = tmp_path / "run", tmp_path / "work"
     assert train(toys.tiny(data), run, hooks=[ExportHook(2, "float32")]) == DONE
     exported = run / "exports" / "step-2"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizer_toys import TEXTS, added, every
 
+from soda_jax.checked_json import write_checked_json
 from soda_jax.convert.front_end import read_front_end
 from soda_jax.convert.tokenizer_files import tokenizer_files
 from soda_jax.errors import UserError
@@ -34,7 +35,7 @@ def own(folder, tokenizer, sizes=SIZES):
     """A folder as an export of ours leaves it; returns its layout."""
     layout = foreign(folder, tokenizer, sizes)
     tokenizer.save(folder / "soda" / "tokenizer")
-    (folder / "soda.json").write_text(json.dumps({"layout": layout.to_json()}))
+    write_checked_json(folder / "soda.json", {"layout": layout.to_json()})
     return layout
 
 
@@ -206,6 +207,6 @@ def test_an_export_of_ours_that_contradicts_itself_is_refused(tmp_path, tokenize
     tokenizers["trained"].save(tmp_path / "soda" / "tokenizer")
     with pytest.raises(UserError, match=r"soda\.json is not of the tokenizer in"):
         read_front_end(tmp_path)
-    (tmp_path / "soda.json").write_text("{}")
+    write_checked_json(tmp_path / "soda.json", {})
     with pytest.raises(UserError, match=r"soda\.json has no vocabulary layout"):
         read_front_end(tmp_path)

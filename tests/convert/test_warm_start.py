@@ -22,7 +22,7 @@ from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.tokens import VocabularyLayout
-from soda_jax.tokens.text import ByteTokenizer, load_tokenizer, train_bpe
+from soda_jax.tokens.text import load_tokenizer, train_bpe
 from soda_jax.train.loop import DONE, train
 from tokenize_pipeline.retext import retext
 
@@ -131,7 +131,6 @@ def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
 def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
     _, config = extend(tmp_path / "qwen", tmp_path / "work")
     data = toys.write_data(tmp_path / "data")
-    ByteTokenizer().save(data / "tokenizer")
     retext(data, tmp_path / "work" / "tokenizer", tmp_path / "retexted")
     asked = tiny(tmp_path / "retexted", steps=2, start_from=str(tmp_path / "work"))
     asked.model.norm_eps = config.norm_eps

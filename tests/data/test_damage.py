@@ -1,11 +1,16 @@
 """Damage is named, fatal by default, masked by policy, never silent."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
 
+from soda_jax.checked_json import (
+    DamagedError,
+    checked_json,
+    parse_checked_json,
+    write_checked_json,
+)
 from soda_jax.data.dataset import make_dataset
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.reading import ShardReaders, read_records
@@ -13,6 +18,7 @@ from soda_jax.data.records import DamagedRecordError
 from soda_jax.data.shards import ShardWriter, read_index, read_shard_info
 from soda_jax.data.splitting import split_document
 from soda_jax.errors import UserError
+from soda_jax.files import write_json
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 LENGTH = 64
@@ -189,19 +195,47 @@ def test_equal_documents_give_equal_bytes(tmp_path, write, speech):
 
 def test_a_manifest_of_another_version_or_edited_by_hand_is_refused(corpus):
     path = corpus / "manifest.json"
-    good = json.loads(path.read_text())
-    path.write_text(json.dumps({**good, "format_version": 99}))
-    with pytest.raises(UserError, match=r"format version 99, this program reads 1"):
+    good = parse_checked_json(path.read_bytes())
+    for change, message in (
+        ({"format_version": 99}, "format version 99, this program reads 2; tokenize the corpus ag"),
+        ({"totals": {}}, "contradicts itself; restore it from the newest file in manifests/"),
+        ({"splits": 3}, "not a manifest"),
+        ({"front_end": {"tokenizer/tokenizer.json": 3}}, "not a manifest"),
+    ):
+        write_checked_json(path, {**good, **change})
+        with pytest.raises(UserError, match=message):
+            Manifest.load(corpus)
+    # Of the release before, without a sha256; and one that was edited.
+    write_json(path, {**good, "format_version": 1})
+    with pytest.raises(
+        UserError, match=r"damaged or of an older format.*tokenize the corpus again"
+    ):
         Manifest.load(corpus)
-    path.write_text(json.dumps({**good, "totals": {}}))
-    with pytest.raises(UserError, match="contradicts itself"):
+    path.write_text(checked_json(good).replace('"generation": 0', '"generation": 1'))
+    with pytest.raises(UserError, match="it does not match the sha256 at its end; restore it"):
         Manifest.load(corpus)
-    path.write_text(json.dumps({**good, "splits": 3}))
-    with pytest.raises(UserError, match="not a manifest"):
-        Manifest.load(corpus)
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        Manifest.load(corpus)
+    write_checked_json(corpus / "manifests" / "0001.json", good)
+    with pytest.raises(UserError, match=r"0001\.json is of generation 0"):
+        Manifest.load(corpus, 1)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found_when_it_is_read(corpus):
+    """By the one reader that training, inspect, evaluate, verify, append, retext and plan share."""
+    path = corpus / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            with pytest.raises(DamagedError):
+                parse_checked_json(bytes(flipped))
+    for place in range(0, len(content), 29):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"manifest\.json: it is damaged.*restore it") as error:
+            make_dataset({"sequence_length": 32, "sources": {"a": {"path": str(corpus)}}})
+        assert "\n" not in str(error.value)
 
 
 def test_a_generation_never_changes(corpus):

@@ -199,7 +199,7 @@ def test_a_manifest_that_cannot_be_read_is_a_fault_and_the_rest_is_checked(corpu
     flip(corpus / INDEX, 77, 0)
     assert [fault.file for fault in verify(corpus)] == ["manifest.json", INDEX]
     (corpus / "manifests" / "0000.json").unlink()
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    with pytest.raises(UserError, match=r"manifest\.json: it is damaged"):
         list(verify(corpus))
     with pytest.raises(UserError, match="cannot read the manifest"):
         list(verify(corpus.parent / "nowhere"))

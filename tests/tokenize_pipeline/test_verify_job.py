@@ -1,6 +1,7 @@
 """`soda tokenize --verify` on what jobs have written, plans and codec included."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline_toys import make_corpus, write_manifest
 
 from soda_jax.cli import main
 from soda_jax.codecs.mel import MelCodec, MelSettings
+from soda_jax.errors import UserError
 from tokenize_pipeline import worker
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import Options
@@ -35,10 +37,9 @@ def data(tmp_path, toy_codec) -> Path:
     return tmp_path / "data"
 
 
-def verified(*paths: Path | str) -> list[Path]:
-    """The files of a data set of which --verify promises that each byte is checked."""
-    patterns = ("*/*.array_record", "*/*.index.npz", "manifest.json", "manifests/*.json")
-    return sorted(path for pattern in patterns for path in Path(*paths).glob(pattern))
+def verified(data: Path) -> list[Path]:
+    """Every file of a data set: --verify promises that each byte is checked."""
+    return sorted(path for path in data.rglob("*") if path.is_file())
 
 
 def test_what_a_job_writes_has_no_fault(data, tmp_path, capsys):
@@ -53,13 +54,22 @@ def test_what_a_job_writes_has_no_fault(data, tmp_path, capsys):
 
 @given(which=st.integers(0, 10_000), place=st.integers(0, 2**40), bit=st.integers(0, 7))
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_invariant_8_a_flipped_bit_anywhere_is_found_and_named(data, which, place, bit):
     files = verified(data)
-    assert len(files) > 10
+    kinds = {re.sub(r"\d+", "N", path.relative_to(data).as_posix()) for path in files}
+    assert kinds == {
+        "codec/toy.txt", "manifest.json", "manifests/N.json", "plan/N/plan.json",
+        "plan/N/rejected.jsonl", "plan/N/results/train-N.json", "plan/N/results/validation-N.json",
+        "plan/N/train-N.jsonl", "plan/N/validation-N.jsonl", "quarantine.jsonl",
+        "tokenizer/tokenizer.json", "train/shard-N.array_record", "train/shard-N.index.npz",
+        "validation/shard-N.array_record", "validation/shard-N.index.npz",
+    }  # fmt: skip
     path = files[which % len(files)]
     sound = path.read_bytes()
+    if not sound:  # no row was rejected
+        return
     content = bytearray(sound)
     content[place % len(content)] ^= 1 << bit
     path.write_bytes(content)
@@ -101,7 +111,87 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     other = MelCodec.fit([noise[::-1].copy()], MelSettings(codebook_sizes=(8, 8)))
     other.save(tmp_path / "data" / "codec")
     worker.load_codec_once.cache_clear()
-    assert [fault.file for fault in verify(tmp_path / "data")] == ["plan/0000/plan.json", "codec"]
+    assert {fault.file for fault in verify(tmp_path / "data")} == {
+        "plan/0000/plan.json", "codec/codec.json", "codec/codec.safetensors"
+    }  # fmt: skip
+
+
+def flip(path: Path, place: int = 40) -> bytes:
+    """Flips a bit of a file; returns what it was."""
+    sound = path.read_bytes()
+    content = bytearray(sound)
+    content[place % len(content)] ^= 1
+    path.write_bytes(content)
+    return sound
+
+
+def append(data: Path, tmp_path: Path, **changes) -> None:
+    source = make_corpus(tmp_path / "corpus", documents=9)
+    options = {"codec": "toy:here", "validation_fraction": 0.3, "shards": 2, **changes}
+    tokenize(Options(source, str(data), append=True, **options))
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "tokenizer/tokenizer.json", "quarantine.jsonl", "INDEX"]
+)
+def test_append_and_retext_refuse_what_they_rely_on_when_it_is_damaged(data, tmp_path, name):
+    if name == "quarantine.jsonl":  # with a row in it
+        (tmp_path / "corpus/clips/8-0.wav").write_bytes(b"no sound")
+        rows = [{"audio": "clips/8-0.wav", "text": "x"}, {"audio": "clips/0-0.wav", "text": "y"}]
+        bad = write_manifest(tmp_path / "corpus/bad.jsonl", rows)
+        tokenize(
+            Options(bad, str(data), codec="toy:here", validation_fraction=0.3, shards=2,
+                    append=True, max_bad_fraction=0.6)
+        )  # fmt: skip
+    path = next(data.glob("train/*.npz")) if name == "INDEX" else data / name
+    before = {p: p.read_bytes() for p in data.glob("manifests/*")}
+    sound = flip(path)
+    with pytest.raises(UserError, match=re.escape(path.name)) as error:
+        append(data, tmp_path)
+    assert "restore" in str(error.value) and "\n" not in str(error.value)
+    if name in ("manifest.json", "quarantine.jsonl"):
+        with pytest.raises(UserError, match=re.escape(path.name)):
+            retext(data, "bytes", tmp_path / "again")
+    assert {p: p.read_bytes() for p in data.glob("manifests/*")} == before
+    path.write_bytes(sound)
+    append(data, tmp_path)
+    assert list(verify(data)) == []
+
+
+def test_retext_copies_no_damaged_codec(data, tmp_path):
+    flip(data / "codec/toy.txt", 2)
+    with pytest.raises(UserError, match=r"codec/toy\.txt is damaged: .* restore the folder"):
+        retext(data, "bytes", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "rejected.jsonl", "RESULT", "DOCUMENTS"])
+def test_a_resumed_job_relies_on_no_damaged_file(tmp_path, toy_codec, name):
+    source = Path(make_corpus(tmp_path / "corpus"))
+    source.write_text(source.read_text() + "{ no row\n")
+    options = Options(
+        str(source), str(tmp_path / "data"), codec="toy:here", shards=2, max_bad_fraction=0.5
+    )
+    whole = tokenize(options).manifest
+    data, folder = tmp_path / "data", tmp_path / "data/plan/0000"
+    (data / "manifest.json").unlink()  # as of a job that was killed near its end
+    path = {
+        "RESULT": folder / "results/train-00000.json",
+        "DOCUMENTS": folder / "train-00000.jsonl",
+    }.get(name, folder / name)
+    sound = flip(path)
+    if name == "DOCUMENTS":
+        assert tokenize(options).manifest == whole  # finished shards do not need it
+        (data / "manifest.json").unlink()
+        (folder / "results/train-00000.json").unlink()
+    if name == "RESULT":
+        assert tokenize(options).manifest == whole  # the shard is made again
+        assert path.read_bytes() == sound
+        return
+    with pytest.raises(UserError, match=re.escape(str(path)) + ".*run again"):
+        tokenize(options)
+    path.write_bytes(sound)
+    assert tokenize(options).manifest == whole
 
 
 @pytest.mark.parametrize(

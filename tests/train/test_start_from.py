@@ -1,5 +1,6 @@
 """A run that begins with the parameters of another one, or of a converted model."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from train_toys import leaves
 
 from soda_jax.checkpoints import Checkpointer
 from soda_jax.errors import UserError
+from soda_jax.file_sums import folder_sums
 from soda_jax.files import write_json
 from soda_jax.train import run as parts
 from soda_jax.train.loop import DONE, PREEMPTED, train
@@ -213,10 +215,12 @@ def test_a_model_of_speech_that_starts_on_text_alone_keeps_its_codec(whole, conf
     with asked.unlocked():
         del asked.data.sources.speech
     start, text = find_start(asked, tmp_path / "run"), parts.open_data(asked, None, False)
+    sums = start.metadata["front_end"] | folder_sums(origin, "codec")
+    start = dataclasses.replace(start, metadata={**start.metadata, "front_end": sums})
     start.check_data(text)
     about = parts.run_metadata(asked, text, 0, start.earlier())
     assert about["codec_fingerprint"] == "toy" and text.codec_fingerprint is None
-    parts.write_run_files(asked, text, tmp_path / "run", start.path)
+    parts.write_run_files(asked, text, tmp_path / "run", start.earlier())
     assert (tmp_path / "run" / "codec" / "codec.json").is_file()
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
 

@@ -13,6 +13,7 @@ from soda_jax.data.manifest import Manifest
 from soda_jax.data.shards import ShardWriter
 from soda_jax.data.splitting import split_document
 from soda_jax.data.windows import annotate, empty_batch
+from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, VocabularyBlocks
 from soda_jax.tokens.documents import Utterance, View, render
 from soda_jax.tokens.text import ByteTokenizer
@@ -55,14 +56,15 @@ def write_generation(directory: Path, kind: str, seed: int, documents: int) -> N
         tokenizer_fingerprint="toy",
         splits=splits,
         generation=old.generation + 1 if old else 0,
+        front_end=old.front_end if old else folder_sums(directory, *FRONT_END),
     ).save(directory)
 
 
 def write_datasets(folder: Path) -> Path:
     """The data sets `speech` and `text` in `folder`."""
+    ByteTokenizer().save(folder / "speech" / "tokenizer")
     write_generation(folder / "speech", "speech", 0, 60)
     write_generation(folder / "text", "text", 1, 60)
-    ByteTokenizer().save(folder / "speech" / "tokenizer")
     return folder
 
 

@@ -1,0 +1,51 @@
+"""JSON files that contain a SHA-256 of their own bytes, so that every changed byte is detected.
+
+The last entry of the object is `"sha256"`. It is the hash of the file with 64 zeros as that entry, so a
+reader checks the bytes of the file and not one reading of them: a changed space or key counts as well.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from soda_jax.files import write_atomic
+
+_KEY, _ZEROS, _END = "sha256", b"0" * 64, b'"\n}\n'
+
+
+class DamagedError(ValueError):
+    """The bytes of a file are not the ones that were written."""
+
+
+def checked_json(value: Mapping[str, Any]) -> str:
+    """Returns `value` as indented ASCII JSON with the entry `sha256` at its end."""
+    content = (json.dumps({**value, _KEY: _ZEROS.decode()}, indent=2) + "\n").encode("ascii")
+    return content[: -len(_ZEROS + _END)].decode() + _digest(content) + _END.decode()
+
+
+def write_checked_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Writes `checked_json(value)`, atomically."""
+    write_atomic(path, checked_json(value))
+
+
+def parse_checked_json(content: bytes) -> dict[str, Any]:
+    """Returns the object of a file without its `sha256`.
+
+    Raises:
+      DamagedError: if the file was changed, or is none that `checked_json` made.
+    """
+    start = max(len(content) - len(_ZEROS + _END), 0)
+    stored, end = content[start : -len(_END)], content[-len(_END) :]
+    if end != _END or not content[:start].endswith(f'"{_KEY}": "'.encode()):
+        raise DamagedError("it is damaged or of an older format: no sha256 is at its end")
+    if stored != _digest(content[:start] + _ZEROS + end).encode():
+        raise DamagedError("it is damaged: it does not match the sha256 at its end")
+    value = json.loads(content)
+    del value[_KEY]
+    return value
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
