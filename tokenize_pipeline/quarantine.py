@@ -10,10 +10,12 @@ from pathlib import Path
 REASONS = {
     "missing": "there is no such sound file",
     "undecodable": "the file is no sound that libsndfile reads",
-    "truncated": "the file ends before its header or the end time says",
+    "truncated": "the file ends before the length in its header or before the end time",
     "empty": "no bytes or no samples",
     "not_finite": "samples are NaN or infinite",
+    "wrong_scale": "a sample is more than 16 times full scale",
     "silent": "no sample is above −80 dB of full scale",
+    "channels_cancel": "the mean of the channels is more than 40 dB below the loudest one",
     "end_before_start": "end is not after start, or start is negative",
     "too_long": "longer than --max_audio_seconds",
     "outside_data_root": "the path leads out of --data_root",

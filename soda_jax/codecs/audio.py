@@ -1,13 +1,24 @@
 """Sound files in and out: any format and rate that libsndfile reads, mono float32 inside."""
 
+import contextlib
+import functools
 import io
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from soda_jax.codecs.containers import (
+    ContainerError,
+    Part,
+    PartFile,
+    Reason,
+    find_parts,
+    is_checked,
+)
 from soda_jax.codecs.interface import Codec
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
@@ -15,22 +26,27 @@ from soda_jax.files import write_atomic
 if TYPE_CHECKING:
     import soundfile
 
-Reason = Literal[
-    "missing", "truncated", "empty", "not_finite", "silent", "undecodable", "end_before_start"
-]
+Source = str | os.PathLike[str] | bytes
 _SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
-_END_SLACK = 0.5  # seconds that a caption may reach beyond its file: players round up
+# Peak amplitude, 24 dB above full scale: mixes in float and lossy decoders exceed full scale by a few
+# dB, speech that is stored in the range of an integer type by 40 dB and more.
+_LOUDEST = 16.0
+_CANCELED = 0.01  # peak of the mean of the channels compared with the loudest one, −40 dB
+_END_SLACK = 0.5  # seconds that an end time may exceed the file: players round up
 _RATES = range(1_000, 1_000_001)  # Hz; a header outside it is damaged, and resampling would explode
-_LONGEST_OGG_PAGE = 27 + 255 + 255 * 255  # bytes: head, table of segments, segments
-_UNKNOWN_SIZE = 0x7FFF_0000  # writers to a pipe leave 0 or a size near 2^31 or 2^32 in the header
+# Samples decoded in front of a stretch of an MP3. A frame uses up to 511 bytes of the frames before it
+# (255 in MPEG 2, where a frame adds 3 bytes at 8 kbit/s: 85 frames); without them there is silence.
+_MPEG_LEAD = 1 << 16
+_BUFFER = 1 << 16  # bytes
+_LARGE = 1 << 20  # bytes of a sound in memory that several utterances may share
 
 
 class AudioError(UserError):
     """A sound that cannot be used.
 
     Attributes:
-      reason: one word for counting: `missing`, `truncated`, `empty`, `not_finite`, `silent`,
-        `undecodable` or `end_before_start`.
+      reason: one word for counting: `missing`, `truncated`, `empty`, `not_finite`, `wrong_scale`,
+        `silent`, `channels_cancel`, `undecodable` or `end_before_start`.
     """
 
     def __init__(self, reason: Reason, message: str):
@@ -39,7 +55,7 @@ class AudioError(UserError):
 
 
 def read_audio(
-    source: str | os.PathLike[str] | bytes,
+    source: Source,
     sample_rate: int,
     start: float | None = None,
     end: float | None = None,
@@ -48,7 +64,8 @@ def read_audio(
     """Reads a sound file, or a stretch of it, as float32 mono `[samples]` at `sample_rate` Hz.
 
     Channels are averaged, the rate is converted by soxr (high quality). Only the stretch is read where
-    the format can seek.
+    the format can seek. The file is decoded to its end, also where its header states another
+    length or several streams follow each other.
 
     Args:
       source: path, or content, of any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, …).
@@ -58,8 +75,9 @@ def read_audio(
       name: what messages call the sound; None for its path.
 
     Raises:
-      AudioError: with its reason, if there is no such file, it cannot be decoded, holds fewer samples
-        than its header or the stretch asks for, holds none, or holds NaN, infinity or only silence.
+      AudioError: with its reason, if there is no such file, it cannot be decoded, lacks samples that
+        its header or the stretch asks for, holds none, holds NaN, infinity, only silence or samples
+        far above full scale, or if its channels cancel each other.
     """
     start = 0.0 if start is None else start
     name = name or ("sound in memory" if isinstance(source, bytes) else os.fspath(source))
@@ -67,16 +85,25 @@ def read_audio(
         raise AudioError(
             "end_before_start", f"{name}: from {start:g} s to {end} s is no stretch of time"
         )
-    samples, rate = _read_samples(source, name, start, end)
-    if not np.isfinite(samples).all():
-        raise AudioError("not_finite", f"{name}: it holds NaN or infinite samples")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if np.abs(mono).max() < _SILENCE:
-        raise AudioError("silent", f"{name}: no sample is above −80 dB of full scale")
-    resampled = _resample(mono, rate, sample_rate)
-    if len(resampled) == 0:
+    clips: list[tuple[np.ndarray, int]] = []  # mono and rate in Hz
+    peak = mono_peak = 0.0
+    with _decoding(name):
+        for samples, rate in _read_stretch(source, name, start, end):
+            peak = max(_peak(samples), peak)  # in this order: NaN stays
+            if not math.isfinite(peak):
+                raise AudioError("not_finite", f"{name}: it holds NaN or infinite samples")
+            mono = _mix(samples)
+            mono_peak = max(mono_peak, _peak(mono))
+            clips.append((mono, rate))
+    _check_level(name, peak, mono_peak)
+    rates = {rate for _, rate in clips}
+    if len(rates) == 1 and len(clips) > 1:
+        clips = [(np.concatenate([mono for mono, _ in clips]), rates.pop())]
+    resampled = [_resample(mono, rate, sample_rate) for mono, rate in clips]
+    result = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
+    if len(result) == 0:
         raise AudioError("empty", f"{name}: it lasts less than one sample at {sample_rate} Hz")
-    return resampled
+    return result
 
 
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
@@ -110,63 +137,81 @@ def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.
     return np.concatenate([codec.encode([audio[at : at + piece]])[0] for at in starts])
 
 
-def sound_seconds(source: str | os.PathLike[str] | bytes) -> float | None:
-    """Seconds of a sound by its header; None if there is none that libsndfile reads."""
-    import soundfile
-
+def sound_seconds(source: Source) -> float | None:
+    """Seconds of a sound by its container, without decoding it; None if its length is not known."""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return soundfile.info(file).duration
-    except (soundfile.SoundFileError, RuntimeError, ZeroDivisionError):
+        with _decoding("") as _, contextlib.ExitStack() as stack:
+            return sum(_length(file, part) / file.samplerate for file, part in _open(source, stack))
+    except (AudioError, ZeroDivisionError):
         return None
 
 
-def _read_samples(
-    source: str | os.PathLike[str] | bytes, name: str, start: float, end: float | None
-) -> tuple[np.ndarray, int]:
-    """(float32 `[samples, channels]` between two times, their rate in Hz)."""
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Raises what goes wrong in a container or in libsndfile as an `AudioError`."""
     import soundfile
 
-    if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise AudioError("missing", f"{name}: there is no such file")
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as content:
-            _check_container(content, name)
+        yield
+    except ContainerError as error:
+        raise AudioError(error.reason, f"{name}: {error}") from None
     except OSError as error:  # no permission, a failing disk: one file must not end a whole job
         cause = error.strerror or type(error).__name__
         raise AudioError("undecodable", f"{name}: the file cannot be read ({cause})") from None
-    try:
-        sound = io.BytesIO(source) if isinstance(source, bytes) else source
-        with soundfile.SoundFile(sound) as file:
-            return _read_stretch(file, name, start, end), file.samplerate
+    except AudioError:
+        raise
     except (soundfile.SoundFileError, RuntimeError) as error:
         cause = str(error).split(": ", 1)[-1]
         raise AudioError("undecodable", f"{name}: libsndfile cannot read it ({cause})") from None
 
 
 def _read_stretch(
-    file: "soundfile.SoundFile", name: str, start: float, end: float | None
-) -> np.ndarray:
-    """float32 `[samples, channels]` between two times of an open file."""
-    rate, length = file.samplerate, file.frames
-    if rate not in _RATES:
-        raise AudioError("undecodable", f"{name}: its header claims {rate} samples a second")
-    if length <= 0:
-        raise AudioError("empty", f"{name}: it holds no samples")
-    if (first := round(start * rate)) >= length or (
-        end is not None and end > length / rate + _END_SLACK
-    ):
-        raise AudioError(
-            "truncated",
-            f"{name}: it lasts {length / rate:.2f} s, so {start:g} s to "
-            f"{'its end' if end is None else f'{end:g} s'} is not all there",
-        )
-    last = length if end is None else min(length, round(end * rate))
-    if last <= first:
-        raise AudioError("empty", f"{name}: {start:g} s to {end:g} s is less than one sample")
-    if first:
-        file.seek(first)
-    samples = file.read(last - first, dtype="float32", always_2d=True)
+    source: Source, name: str, start: float, end: float | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields (float32 `[samples, channels]`, their rate in Hz) between two times, part by part."""
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        raise AudioError("missing", f"{name}: there is no such file")
+    with contextlib.ExitStack() as stack:
+        files = list(_open(source, stack))
+        for file, _ in files:
+            if file.samplerate not in _RATES:
+                claim = f"{file.samplerate} samples a second"
+                raise AudioError("undecodable", f"{name}: its header claims {claim}")
+        lengths = [_length(file, part) for file, part in files]
+        seconds = [
+            length / file.samplerate for length, (file, _) in zip(lengths, files, strict=True)
+        ]
+        total = sum(seconds)
+        if total <= 0:
+            raise AudioError("empty", f"{name}: it holds no samples")
+        if (end is not None and end > total + _END_SLACK) or start >= total:
+            raise AudioError(
+                "truncated",
+                f"{name}: it lasts {total:.2f} s, so {start:g} s to "
+                f"{'its end' if end is None else f'{end:g} s'} is not all there",
+            )
+        before, found = 0.0, False
+        for (file, _), length, duration in zip(files, lengths, seconds, strict=True):
+            rate = file.samplerate
+            first = max(0, round((start - before) * rate))
+            last = length if end is None else min(length, round((end - before) * rate))
+            before += duration
+            if first >= last:
+                continue
+            found = True
+            yield _read(file, name, first, last), rate
+    if not found:
+        raise AudioError("empty", f"{name}: {start:g} s to {end} s is less than one sample")
+
+
+def _read(file: "soundfile.SoundFile", name: str, first: int, last: int) -> np.ndarray:
+    """float32 `[samples, channels]` of an open file from one sample to another."""
+    lead = min(first, _MPEG_LEAD) if file.subtype.startswith("MPEG") else 0
+    if not file.seekable():  # GSM 6.10, G.721
+        lead = first
+    elif first:
+        file.seek(first - lead)
+    samples = file.read(last - first + lead, dtype="float32", always_2d=True)[lead:]
     if len(samples) < last - first:
         raise AudioError(
             "truncated", f"{name}: it ends after {len(samples)} of {last - first} samples"
@@ -174,46 +219,97 @@ def _read_stretch(
     return samples
 
 
-def _check_container(file: BinaryIO, name: str) -> None:
-    """Raises `empty` if there are no bytes, `truncated` if some are missing at the end.
+def _open(
+    source: Source, stack: contextlib.ExitStack
+) -> Iterator[tuple["soundfile.SoundFile", Part]]:
+    """Yields the opened parts of a sound file, in order; `stack` closes them."""
+    import soundfile
 
-    That is a WAV or AIFF shorter than its header says, or an Ogg that ends in a page: libsndfile reads
-    what is left of such a file and says nothing.
-    """
-    length = file.seek(0, os.SEEK_END)
-    if length == 0:
-        raise AudioError("empty", f"{name}: the file has no bytes")
-    file.seek(0)
-    head = file.read(12)
-    if head[:4] == b"OggS":
-        file.seek(max(0, length - _LONGEST_OGG_PAGE))
-        _check_last_page(name, file.read())
+    parts, size = _parts(source)
+    if not parts or parts == (Part(0, size),):
+        whole = io.BytesIO(source) if isinstance(source, bytes) else source
+        file = stack.enter_context(soundfile.SoundFile(whole))
+        if not parts and not is_checked(file.format):
+            raise ContainerError(
+                "undecodable",
+                f"the length of this {file.format} file cannot be checked: convert it to WAV or FLAC",
+            )
+        yield file, Part(0, size)
         return
-    kind, form = head[:4], head[8:12]
-    if kind == b"RIFF" and form == b"WAVE":
-        size = int.from_bytes(head[4:8], "little")
-    elif kind == b"FORM" and form in (b"AIFF", b"AIFC"):
-        size = int.from_bytes(head[4:8], "big")
-    else:
-        return
-    missing = size + 8 - length
-    # One byte may be the padding of an odd chunk, which some writers count and do not write.
-    if missing > 1 and size < _UNKNOWN_SIZE:
-        raise AudioError("truncated", f"{name}: the last {missing} bytes of the file are missing")
+    content = stack.enter_context(_binary(source))
+    for part in parts:
+        # Buffered: libmpg123 reads every frame in two pieces.
+        buffered = io.BufferedReader(PartFile(content, part), _BUFFER)
+        yield stack.enter_context(soundfile.SoundFile(buffered)), part
 
 
-def _check_last_page(name: str, tail: bytes) -> None:
-    """Raises `truncated` if the last page of an Ogg is not whole; `tail` is the end of the file.
+def _length(file: "soundfile.SoundFile", part: Part) -> int:
+    """Samples per channel of an opened part."""
+    if part.samples is None:
+        return file.frames
+    if part.samples > file.frames:
+        raise ContainerError(
+            "undecodable", f"libsndfile reads {file.frames} of its {part.samples} samples"
+        )
+    return part.samples
 
-    The mark of the last page is not asked for: recordings of live streams have none.
-    """
-    at = tail.rfind(b"OggS")
-    if at < 0:
-        return  # something else stands behind the last page, so the page is whole
-    page = tail[at:]
-    # Byte 26 is the number of segments; the length of each follows, then the segments.
-    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-        raise AudioError("truncated", f"{name}: the file ends in the middle of an Ogg page")
+
+def _binary(source: Source) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
+def _parts(source: Source) -> tuple[tuple[Part, ...], int]:
+    """(parts of a sound file, its size in bytes), kept for the next stretch of the same file."""
+    if isinstance(source, bytes):
+        find = _parts_of_bytes if len(source) >= _LARGE else _parts_of_bytes.__wrapped__
+        return find(source), len(source)
+    status = os.stat(source)
+    path = os.fspath(source)
+    return _parts_of_path(path, status.st_size, status.st_mtime_ns), status.st_size
+
+
+@functools.lru_cache(maxsize=1)
+def _parts_of_bytes(content: bytes) -> tuple[Part, ...]:
+    return tuple(find_parts(io.BytesIO(content)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts_of_path(path: str, size: int, modified: int) -> tuple[Part, ...]:
+    # Size and time of modification are in the key: a file that changed is looked at again.
+    with open(path, "rb") as file:
+        return tuple(find_parts(file))
+
+
+def _peak(samples: np.ndarray) -> float:
+    """The largest absolute value; NaN if there is one."""
+    return max(float(samples.max()), -float(samples.min()))
+
+
+def _mix(samples: np.ndarray) -> np.ndarray:
+    """The mean of the channels, float32 `[samples]`; the same bits as `mean(axis=1)`, but faster."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    if samples.shape[1] == 2:
+        return (samples[:, 0] + samples[:, 1]) / np.float32(2)
+    return samples.mean(axis=1, dtype=np.float32)
+
+
+def _check_level(name: str, peak: float, mono_peak: float) -> None:
+    """Raises `wrong_scale`, `silent` or `channels_cancel` by the peaks before and after mixing."""
+    if peak > _LOUDEST:
+        raise AudioError(
+            "wrong_scale",
+            f"{name}: its loudest sample is {peak:g}, full scale is 1: divide the samples by the range "
+            "of the integer type that they came from",
+        )
+    if peak >= _SILENCE and mono_peak < _CANCELED * peak:
+        raise AudioError(
+            "channels_cancel",
+            f"{name}: its channels cancel each other (peak {peak:.3g}, peak of their mean "
+            f"{mono_peak:.3g}): invert one of them",
+        )
+    if mono_peak < _SILENCE:
+        raise AudioError("silent", f"{name}: no sample is above −80 dB of full scale")
 
 
 def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

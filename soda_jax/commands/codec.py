@@ -1,6 +1,7 @@
 """`soda codec`: fit the mel codec on your audio; codes of a sound file and back."""
 
 import argparse
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 SUMMARY = "fit a codec; encode and decode a sound file"
 EXAMPLE = "soda codec fit corpus/manifest.jsonl --output=codec"
 
+# Of formats that soundfile knows by another name.
+_OTHER_SUFFIXES = {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
+_FRAMES_PER_ENTRY = 20  # that k-means needs; docs/codec.md has the measurement
 Stretch = tuple[Path, float | None, float | None]  # path, start and end in seconds
 
 
@@ -99,6 +103,8 @@ def _fit(args: argparse.Namespace) -> int:
     clips = list(_read(_stretches(args), args.max_minutes * 60, rate))
     minutes = sum(len(clip) for clip in clips) / rate / 60
     print(f"fitting {args.codebooks} × {args.codebook_size} entries on {minutes:.1f} minutes …")
+    frame_rate = rate / (settings.grid.hop * settings.columns_per_frame)
+    _warn_if_short(minutes, args.codebook_size, frame_rate, "--codebook_size")
     return _save(MelCodec.fit(clips, settings, seed=args.seed), args.output)
 
 
@@ -110,9 +116,30 @@ def _fit_units(args: argparse.Namespace) -> int:
         raise UserError("--max_minutes and --layer must be more than 0")
     stretches = _stretches(args)
     pair = EncoderPair.open(args.hubert, args.encodec, args.quantisers, args.layer)
-    clips = _read(stretches, args.max_minutes * 60, pair.sample_rate)
-    codec = TwoEncoderCodec.fit(clips, pair, units=args.units, seed=args.seed)
+    minutes = 0.0
+
+    def clips() -> Iterator["np.ndarray"]:
+        nonlocal minutes
+        for clip in _read(stretches, args.max_minutes * 60, pair.sample_rate):
+            minutes += len(clip) / pair.sample_rate / 60
+            yield clip
+
+    codec = TwoEncoderCodec.fit(clips(), pair, units=args.units, seed=args.seed)
+    _warn_if_short(minutes, args.units, codec.frame_rate, "--units")
     return _save(codec, args.output)
+
+
+def _warn_if_short(minutes: float, entries: int, frame_rate: float, option: str) -> None:
+    """Prints how many minutes k-means needs, if there were fewer."""
+    frames = minutes * 60 * frame_rate
+    if frames >= _FRAMES_PER_ENTRY * entries:
+        return
+    needed = math.ceil(_FRAMES_PER_ENTRY * entries / frame_rate / 60)
+    print(
+        f"warning: {minutes:.1f} minutes are {frames / entries:.1f} frames for each of {entries} entries, "
+        f"which memorize them: give at least {needed} minute{'s' if needed > 1 else ''}, or "
+        f"{option}={max(1, int(frames / _FRAMES_PER_ENTRY))}"
+    )
 
 
 def _save(codec: "Codec", output: str) -> int:
@@ -133,7 +160,7 @@ def _stretches(args: argparse.Namespace) -> list[Stretch]:
 
         from tokenize_pipeline.readers._folders import is_mac_metadata
 
-        known = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga"}
+        known = {f".{name.lower()}" for name in soundfile.available_formats()} | _OTHER_SUFFIXES
         found = (
             path
             for path in source.rglob("*")

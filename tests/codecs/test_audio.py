@@ -195,3 +195,36 @@ def test_bad_content_has_its_reason_and_the_name_that_it_was_given(tmp_path):
         read_audio(b"a sentence about audio, and no audio", 24_000)
     assert caught.value.reason == "undecodable"
     assert sound_seconds(b"a sentence") is None
+
+
+@pytest.mark.parametrize("factor", [40, 32_768, 2.0**31])
+def test_samples_in_the_range_of_an_integer_type_have_the_wrong_scale(tmp_path, factor):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(24_000) * factor, 24_000, subtype="DOUBLE")
+    assert reason(path, 24_000) == "wrong_scale"
+
+
+@pytest.mark.parametrize("peak", [1.05, 2.0, 8.0])
+def test_a_float_mix_above_full_scale_is_read_as_it_is(tmp_path, peak):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(24_000) * 2 * peak, 24_000, subtype="FLOAT")
+    assert np.abs(read_audio(path, 24_000)).max() == pytest.approx(peak, rel=0.01)
+
+
+def test_channels_that_cancel_are_named_and_not_called_silent(tmp_path):
+    path, left = tmp_path / "a.wav", tone(24_000)
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(len(left))
+    for right in (-left, -left + noise):
+        soundfile.write(path, np.stack([left, right], axis=1), 24_000, subtype="FLOAT")
+        assert reason(path, 24_000) == "channels_cancel"
+    for right in (0 * left, -0.9 * left, noise):
+        soundfile.write(path, np.stack([left, right], axis=1), 24_000, subtype="FLOAT")
+        assert len(read_audio(path, 24_000)) == 24_000
+    soundfile.write(path, np.stack([1e-4 * left, 0 * left], axis=1), 24_000, subtype="FLOAT")
+    assert reason(path, 24_000) == "silent"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_the_mean_of_the_channels_has_the_same_bits_as_numpys(channels):
+    samples = np.random.default_rng(0).standard_normal((999, channels)).astype(np.float32)
+    np.testing.assert_array_equal(audio._mix(samples), samples.mean(axis=1, dtype=np.float32))

@@ -70,6 +70,38 @@ def test_codes_of_another_codec_are_refused_with_both_named(corpus, tmp_path):
     assert not (tmp_path / "x.wav").exists()
 
 
+def test_fit_on_too_little_audio_reports_the_minutes_that_it_needs(corpus, tmp_path, capsys):
+    # 12 s are 150 frames: 20 for each of 7 entries.
+    arguments = ("fit", corpus / "audio", "--codebooks=1", f"--output={tmp_path}/codec")
+    soda_codec(*arguments, "--codebook_size=64")
+    out = capsys.readouterr().out
+    assert "warning: 0.2 minutes are 2.3 frames for each of 64 entries" in out
+    assert "give at least 2 minutes, or --codebook_size=7" in out
+    soda_codec(*arguments, "--codebook_size=7")
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(UserError):
+        soda_codec(*arguments, "--codebook_size=512")
+    assert "give at least 14 minutes" in capsys.readouterr().out
+
+
+def test_fit_and_encode_read_a_flac_of_unknown_length(tmp_path):
+    folder = tmp_path / "pipe"
+    folder.mkdir()
+    for i in range(4):
+        soundfile.write(folder / f"{i}.flac", syllables(3, i), 24_000, subtype="PCM_16")
+    soda_codec("fit", folder, f"--output={tmp_path}/a", *SMALL)
+    for path in folder.iterdir():
+        known = path.read_bytes()
+        path.write_bytes(known[:21] + bytes([known[21] & 0xF0]) + bytes(20) + known[42:])
+    soda_codec("fit", folder, f"--output={tmp_path}/b", *SMALL)
+    one, two = (load_codec(f"mel:{tmp_path}/{name}") for name in "ab")
+    assert one.fingerprint == two.fingerprint
+    codes, spec = tmp_path / "codes.npz", f"--codec=mel:{tmp_path}/a"
+    assert soda_codec("encode", folder / "1.flac", spec, f"--output={codes}") == 0
+    with np.load(codes, allow_pickle=False) as file:
+        assert len(file["codes"]) == 38
+
+
 def test_fit_says_what_is_missing(corpus, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -43,6 +43,19 @@ def test_options_of_the_model_may_stand_behind_the_action(loaded, tmp_path, caps
     assert len(capsys.readouterr().out.strip().split(f"{clip}: ")) == 3
 
 
+def test_transcribe_reads_a_flac_of_unknown_length(loaded, tmp_path, capsys):
+    import soundfile
+
+    path = tmp_path / "a.flac"
+    soundfile.write(path, 0.5 * np.sin(np.arange(3_000) / 9), 1_000)
+    assert run("transcribe", str(path), "--workdir=RUN", "--max_tokens=12") == 0
+    known = path.read_bytes()
+    path.write_bytes(known[:21] + bytes([known[21] & 0xF0]) + bytes(20) + known[42:])
+    assert run("transcribe", str(path), "--workdir=RUN", "--max_tokens=12") == 0
+    one, two = capsys.readouterr().out.splitlines()
+    assert one == two
+
+
 def test_continue_can_write_the_clip_before_its_continuation(loaded, tmp_path):
     import soundfile
 

@@ -16,6 +16,7 @@ from pipeline_toys import (
     quarantine_of,
     tree,
     write_manifest,
+    write_tar,
 )
 
 from soda_jax.codecs.audio import read_audio
@@ -80,6 +81,37 @@ def test_a_clip_over_sixty_seconds_is_encoded_in_pieces(tmp_path, monkeypatch):
     assert max(longest) <= 60.0
 
 
+def test_files_with_a_wrong_length_in_their_header_are_stored_whole_or_quarantined(tmp_path):
+    folder = tmp_path / "c"
+    folder.mkdir()
+    soundfile.write(folder / "flac.flac", hum(6.0), RATE)
+    flac = (folder / "flac.flac").read_bytes()
+    flac = flac[:21] + bytes([flac[21] & 0xF0]) + bytes(20) + flac[42:]
+    (folder / "flac.flac").write_bytes(flac)
+    (folder / "cut.flac").write_bytes(flac[:-9])
+    soundfile.write(folder / "one.mp3", hum(6.0), RATE)
+    mp3 = (folder / "one.mp3").read_bytes()
+    (folder / "joined.mp3").write_bytes(mp3 + mp3)
+    (folder / "cut.mp3").write_bytes(mp3[:-9])
+    soundfile.write(folder / "pipe.wav", hum(6.0), RATE)
+    wav = bytearray((folder / "pipe.wav").read_bytes())
+    wav[4:8] = wav[40:44] = bytes(4)
+    (folder / "pipe.wav").write_bytes(wav)
+    names = ["flac.flac", "joined.mp3", "pipe.wav", "cut.flac", "cut.mp3"]
+    write_tar(folder / "a.tar", {name: (folder / name).read_bytes() for name in names})
+    rows = [{"audio": name, "text": "t", "document": name} for name in names]
+    rows += [{"audio": "a.tar", "member": n, "text": "t", "document": f"tar {n}"} for n in names]
+    source = write_manifest(folder / "m.jsonl", rows)
+    run(source, tmp_path / "data", max_bad_fraction=0.5, max_audio_seconds=1e18)
+    found = {name: len(u[0].codes) for name, u in documents_of(tmp_path / "data").items()}
+    whole = {"flac.flac": 60, "joined.mp3": 120, "pipe.wav": 60}
+    assert found == whole | {f"tar {name}": frames for name, frames in whole.items()}
+    assert [row["reason"] for row in quarantine_of(tmp_path / "data")] == ["truncated"] * 4
+    run(source, tmp_path / "short", max_bad_fraction=0.9, max_audio_seconds=10.0)
+    reasons = {row["document"]: row["reason"] for row in quarantine_of(tmp_path / "short")}
+    assert reasons["joined.mp3"] == reasons["tar joined.mp3"] == "too_long"
+
+
 def bad_corpus(folder: Path) -> str:
     """One good utterance of document "d", and one of every kind of bad one."""
     folder.mkdir()
@@ -89,6 +121,8 @@ def bad_corpus(folder: Path) -> str:
     soundfile.write(folder / "silent.wav", np.zeros(RATE, np.float32), RATE)
     soundfile.write(folder / "none.wav", tone[:0], RATE)
     soundfile.write(folder / "nan.wav", np.where(tone > 0.5, np.nan, tone), RATE, subtype="FLOAT")
+    soundfile.write(folder / "int16.wav", tone * 20_000, RATE, subtype="FLOAT")
+    soundfile.write(folder / "phase.wav", np.stack([tone, -tone], axis=1), RATE)
     (folder / "short.wav").write_bytes((folder / "good.wav").read_bytes()[:4000])
     (folder / "noise.wav").write_bytes(b"this is not a sound")
     (folder / "zero.wav").write_bytes(b"")
@@ -99,7 +133,9 @@ def bad_corpus(folder: Path) -> str:
         "truncated": {"audio": "short.wav"},
         "empty": {"audio": "none.wav"},
         "not_finite": {"audio": "nan.wav"},
+        "wrong_scale": {"audio": "int16.wav"},
         "silent": {"audio": "silent.wav"},
+        "channels_cancel": {"audio": "phase.wav"},
         "end_before_start": {"audio": "good.wav", "start": 0.8, "end": 0.2},
         "too_long": {"audio": "long.wav"},
         "outside_data_root": {"audio": "../secret.wav"},
@@ -133,7 +169,7 @@ def test_invariant_8_every_bad_input_is_quarantined_with_its_reason(tmp_path):
     others = [row["reason"] for row in rows if row["document"] == "only-bad"]
     assert sorted(others) == ["empty", "malformed_row", "outside_data_root", "truncated"]
     assert summary.dropped_documents == 1
-    assert sum(summary.bad.values()) == len(rows) == 15
+    assert sum(summary.bad.values()) == len(rows) == 17
     assert Manifest.load(tmp_path / "data").quarantined == summary.bad
     # The machine's folders do not stand in the data set, except where the corpus named them.
     assert not [
@@ -143,17 +179,18 @@ def test_invariant_8_every_bad_input_is_quarantined_with_its_reason(tmp_path):
 
 def every_in_order() -> list[str]:
     return [
-        *("missing", "undecodable", "truncated", "empty", "not_finite", "silent"),
+        *("missing", "undecodable", "truncated", "empty", "not_finite", "wrong_scale", "silent"),
+        "channels_cancel",
         *("end_before_start", "too_long", "outside_data_root", "empty_text", "invalid_utf8"),
     ]
 
 
 def test_too_many_bad_inputs_fail_at_the_end_and_a_larger_share_keeps_the_work(tmp_path):
     source = bad_corpus(tmp_path / "corpus")
-    with pytest.raises(TooManyBadInputsError, match=r"15 of 16 inputs are bad .*max_bad_fraction"):
+    with pytest.raises(TooManyBadInputsError, match=r"17 of 18 inputs are bad .*max_bad_fraction"):
         run(source, tmp_path / "data", max_audio_seconds=5.0, max_bad_fraction=0.5)
     assert not (tmp_path / "data/manifest.json").exists()
-    assert len(quarantine_of(tmp_path / "data")) == 15
+    assert len(quarantine_of(tmp_path / "data")) == 17
     before = (tmp_path / "data/train/shard-00000.array_record").stat().st_mtime_ns
     run(source, tmp_path / "data", max_audio_seconds=5.0, max_bad_fraction=0.95)
     assert (tmp_path / "data/train/shard-00000.array_record").stat().st_mtime_ns == before

@@ -1,0 +1,131 @@
+"""FLAC: its length by STREAMINFO, checked against the last frame of the file.
+
+An encoder that writes to a pipe leaves 0 as the length. libFLAC reports no error for a stream that
+ends early in such a file, nor for frames that follow the length.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from soda_jax.codecs.containers.common import ContainerError, Part, read_at, without_tags
+
+_TAIL = 1 << 16  # bytes, in which the header of the last frame is searched for
+_LONGEST = 1 << 20  # bytes; a frame of 4,096 samples of 8 channels of 32 bits is shorter
+_COUNT = (1 << 36) - 1  # the field of the number of samples has 36 bits
+
+
+def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
+    """The part of a FLAC stream at `start` of a file of `size` bytes, and the offset after it.
+
+    Raises:
+      ContainerError: `truncated` if the last frame is not whole or frames are missing.
+    """
+    head = read_at(file, start, 42)
+    if len(head) < 42:
+        raise ContainerError("truncated", "the file ends within its header")
+    declared = int.from_bytes(head[18:26], "big") & _COUNT
+    blocks = int.from_bytes(head[10:12], "big")  # longest block in samples
+    stop = _next_stream(file, start + 42, size)
+    # The quick check: the last frame header in the file ends its block where STREAMINFO says.
+    tail = read_at(file, max(start + 42, stop - _TAIL), min(_TAIL, stop - start - 42))
+    if declared and next(_headers(tail, blocks), (0, 0))[1] == declared:
+        return [Part(start, stop)], stop
+    end = without_tags(file, stop)
+    samples = _whole_frames(file, start + 42, end, blocks)
+    if samples is None:
+        raise ContainerError("truncated", "the file ends in the middle of a FLAC frame")
+    if samples < declared:
+        raise ContainerError(
+            "truncated", f"it ends after {samples} of the {declared} samples of its header"
+        )
+    if samples == declared:
+        return [Part(start, stop)], stop
+    length = int.from_bytes(head[18:26], "big") & ~_COUNT | samples
+    return [Part(start + 26, end, head[:18] + length.to_bytes(8, "big"))], stop
+
+
+def _next_stream(file: BinaryIO, at: int, size: int) -> int:
+    """The offset of a second FLAC stream that was joined to this one; `size` if there is none."""
+    block = 1 << 20
+    while at < size:
+        content = read_at(file, at, min(block + 8, size - at))
+        found = -1
+        # A stream starts with its mark and a STREAMINFO block of 34 bytes.
+        while (found := content.find(b"fLaC", found + 1)) >= 0:
+            if content[found + 4 : found + 8] in (b"\x00\x00\x00\x22", b"\x80\x00\x00\x22"):
+                return at + found
+        at += block
+    return size
+
+
+def _whole_frames(file: BinaryIO, first: int, stop: int, blocks: int) -> int | None:
+    """Samples up to the end of the last frame; None if that frame does not end at `stop`."""
+    tail = read_at(file, max(first, stop - _LONGEST), min(_LONGEST, stop - first))
+    # A few bytes within a frame may look like a header: the check sum of the frame decides.
+    for at, samples in itertools.islice(_headers(tail, blocks), 4):
+        if _crc16(tail[at:-2]) == int.from_bytes(tail[-2:], "big"):
+            return samples
+    return None
+
+
+def _headers(tail: bytes, blocks: int) -> Iterator[tuple[int, int]]:
+    """Yields (offset, samples of the stream up to the end of that frame), the last frame first."""
+    at = len(tail)
+    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
+        if (end := _frame_end(tail[at : at + 16], blocks)) is not None:
+            yield at, end
+
+
+def _frame_end(header: bytes, blocks: int) -> int | None:
+    """Samples up to the end of the frame with this header (RFC 9639, 9.1); None if it is none."""
+    if len(header) < 6 or header[1] & 0xFE != 0xF8 or header[3] & 1:
+        return None
+    code, rate = header[2] >> 4, header[2] & 15
+    if code == 0 or rate == 15 or header[3] >> 4 > 10:
+        return None
+    lead = header[4]
+    extra = 0 if lead < 0x80 else (8 - (lead ^ 0xFF).bit_length()) - 1
+    if lead >= 0x80 and not 1 <= extra <= 6:
+        return None
+    number = lead if not extra else lead & (0x3F >> extra)
+    for byte in header[5 : 5 + extra]:
+        number = number << 6 | byte & 0x3F
+    at = 5 + extra
+    if code in (6, 7):
+        block = int.from_bytes(header[at : at + code - 5], "big") + 1
+        at += code - 5
+    else:
+        block = 192 if code == 1 else 576 << code - 2 if code < 6 else 256 << code - 8
+    at += {12: 1, 13: 2, 14: 2}.get(rate, 0)
+    if at >= len(header) or _crc8(header[:at]) != header[at]:
+        return None
+    # With blocks of one size the number counts frames, else samples.
+    return number * (1 if header[1] & 1 else blocks) + block
+
+
+def _table(polynomial: int, bits: int) -> list[int]:
+    values = []
+    for value in range(256):
+        value <<= bits - 8
+        for _ in range(8):
+            value = value << 1 ^ (polynomial if value >> bits - 1 else 0)
+        values.append(value & (1 << bits) - 1)
+    return values
+
+
+_CRC8, _CRC16 = _table(0x107, 8), _table(0x18005, 16)
+
+
+def _crc8(content: bytes) -> int:
+    crc = 0
+    for byte in content:
+        crc = _CRC8[crc ^ byte]
+    return crc
+
+
+def _crc16(content: bytes) -> int:
+    crc = 0
+    for byte in content:
+        crc = (crc << 8 & 0xFFFF) ^ _CRC16[crc >> 8 ^ byte]
+    return crc

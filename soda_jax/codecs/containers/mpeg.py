@@ -1,0 +1,246 @@
+"""MPEG audio (MP3): its frames are counted, because no field of it states its length reliably.
+
+Without a Xing, Info or VBRI header libsndfile estimates the length from the size of the file and of
+its first frames, and stops there. With one it believes the header, also where a second file was
+appended. Here the frames are counted by their headers (ISO 11172-3, 2.4.1.3; ISO 13818-3), the file is
+split where a header or another format begins, and a stream whose header is missing or wrong gets
+a correct one.
+"""
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from soda_jax.codecs.containers.common import (
+    ContainerError,
+    Part,
+    after_id3,
+    read_at,
+    without_tags,
+)
+
+_BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 is a free format, index 15 is not allowed
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_BLOCK = 1 << 22  # bytes read at once
+_LONGEST_FRAME = 4096  # bytes, rounded up
+_LONGEST_LEAD = 1 << 16  # bytes in front of the first frame, as in a recording of a live stream
+_PADDING = 4096  # zero bytes after the last frame that are no sign of a damaged file
+_DECODER_DELAY = 529  # samples that a decoder removes where a header gives an encoder delay
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the four bytes of a frame header mean.
+
+    Attributes:
+      length: bytes of the frame.
+      samples: per channel.
+      stream: what all frames of a stream have in common: version, layer, rate, mono.
+      tag: offset of a Xing or Info header in the frame.
+    """
+
+    length: int
+    samples: int
+    stream: tuple[int, int, int, bool]
+    tag: int
+
+
+_headers: dict[bytes, _Header | None] = {}  # by the four bytes; a file has a few
+
+
+def _parse(head: bytes) -> _Header | None:
+    """A frame header by its four bytes; None if it is none. The result is kept in `_headers`."""
+    result = None
+    if len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+        version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
+        bitrate, rate, mono = head[2] >> 4, head[2] >> 2 & 3, head[3] >> 6 == 3
+        if version != 1 and layer != 4 and 0 < bitrate < 15 and rate != 3 and head[3] & 3 != 2:
+            first = version == 3
+            samples = 384 if layer == 1 else 1152 if layer == 2 or first else 576
+            hertz = _RATES[version][rate]
+            slot = 4 if layer == 1 else 1
+            bits = _BITRATES[first, layer][bitrate - 1] * 1000
+            length = (samples // 8 // slot * bits // hertz + (head[2] >> 1 & 1)) * slot
+            side = (17 if mono else 32) if first else (9 if mono else 17)
+            result = _Header(length, samples, (version, layer, hertz, mono), 4 + side)
+    _headers[bytes(head)] = result
+    return result
+
+
+@dataclass
+class _Stream:
+    """Frames of one format that follow each other; `tag` is the first one if it is a Xing header."""
+
+    start: int
+    stop: int
+    head: bytes
+    header: _Header
+    frames: int = 0
+    tag: bytes | None = None
+
+
+def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
+    """The streams from `start` to the end of a file of `size` bytes.
+
+    Returns:
+      No part if there are no frames near `start`; a free format, for example, is not recognized.
+
+    Raises:
+      ContainerError: `truncated` if the last frame is not whole or a header counts more of them;
+        `undecodable` if there is something else between frames.
+    """
+    end = without_tags(file, size)
+    lead = min(_LONGEST_LEAD + 3 * _LONGEST_FRAME, end - start)
+    first = _next_frame(read_at(file, start, lead), 0, 3)
+    if first is None or first > _LONGEST_LEAD:
+        return []
+    streams = _walk(file, start + first, end)
+    return [_part(stream) for stream in streams]
+
+
+def _walk(file: BinaryIO, at: int, end: int) -> list[_Stream]:
+    """Counts the frames from an offset to `end`."""
+    streams: list[_Stream] = []
+    while at < end:
+        block = read_at(file, at, min(_BLOCK, end - at))
+        # A frame near the end of the block is left for the next one.
+        last = len(block) - (_LONGEST_FRAME if at + len(block) < end else 0)
+        base, at = at, at + _count(block, at, last, streams)
+        if at < base + last:
+            at = _between(file, at, end, streams[-1])
+    return streams
+
+
+def _count(block: bytes, base: int, last: int, streams: list[_Stream]) -> int:
+    """Adds the frames in `block[:last]` to the streams; returns the offset where they end."""
+    at, size = 0, len(block)
+    known, stream = _headers, streams[-1] if streams else None
+    while at < last:
+        head = block[at : at + 4]
+        header = known[head] if head in known else _parse(head)
+        if header is None or at + header.length > size:
+            break
+        mark = block[at + header.tag : at + header.tag + 4]
+        tag = mark in (b"Xing", b"Info") or block[at + 36 : at + 40] == b"VBRI"
+        if tag or stream is None or header.stream != stream.header.stream:
+            stream = _Stream(base + at, 0, head, header)
+            streams.append(stream)
+            if tag:
+                stream.tag = block[at : at + header.length]
+                stream.frames = -1
+        stream.frames += 1
+        at += header.length
+        stream.stop = base + at
+    return at
+
+
+def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
+    """The offset of the next frame after something that is none; `end` if it may follow the last one.
+
+    Raises:
+      ContainerError: see `mpeg`.
+    """
+    content = read_at(file, at, min(_BLOCK, end - at))
+    header = _parse(content[:4])
+    complete = stream.tag is not None and _counts(stream)[0] == stream.frames
+    same = header is not None and header.stream == stream.header.stream
+    if (same or (len(content) < 4 and content[:1] == b"\xff")) and not complete:
+        raise ContainerError("truncated", "the file ends in the middle of an MPEG frame")
+    if content[:3] == b"ID3":
+        return after_id3(file, at)
+    if content[:3] == b"TAG":
+        return at + 128
+    if content[:8] == b"APETAGEX":
+        return at + 32 + int.from_bytes(content[12:16], "little")
+    found = _next_frame(content, 0, 2)
+    if found is not None:
+        raise ContainerError(
+            "undecodable", f"{found} bytes at offset {at} are no MPEG frames: it is damaged"
+        )
+    if complete or (end - at <= _PADDING and not content[: end - at].strip(b"\0")):
+        return end
+    raise ContainerError("undecodable", f"{end - at} bytes at its end are no MPEG frames")
+
+
+def _next_frame(content: bytes, at: int, frames: int) -> int | None:
+    """The offset of the next header that is followed by others, `frames` in all; None without one."""
+    while (at := content.find(b"\xff", at)) >= 0:
+        place, stream = at, None
+        for _ in range(frames):
+            header = _parse(content[place : place + 4])
+            if header is None or (stream and header.stream != stream):
+                break
+            place, stream = place + header.length, header.stream
+            if place == len(content):
+                return at
+        else:
+            return at
+        at += 1
+    return None
+
+
+def _counts(stream: _Stream) -> tuple[int | None, int | None]:
+    """(frames, bytes) by the header of the stream; None where it does not say."""
+    content = stream.tag
+    if content is None:
+        return None, None
+    if content[36:40] == b"VBRI":
+        return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
+    content = content[stream.header.tag + 4 :]
+    flags, content = content[3], content[4:]
+    numbers: list[int | None] = []
+    for bit in (1, 2):
+        numbers.append(int.from_bytes(content[:4], "big") if flags & bit else None)
+        content = content[4:] if flags & bit else content
+    return numbers[0], numbers[1]
+
+
+def _part(stream: _Stream) -> Part:
+    """The part of a stream, with a new header if it has none or a wrong one."""
+    frames, length = _counts(stream)
+    if frames == stream.frames:
+        return Part(stream.start, stream.stop)
+    # Some writers count the header itself. A larger number is wrong if the number of bytes is not.
+    more = not frames or frames > stream.frames + 1
+    longer = (length or 0) > stream.stop - stream.start + stream.header.length
+    if more and (longer or (frames and not length)):
+        promised = f"{frames} MPEG frames" if frames else f"{length} bytes"
+        raise ContainerError(
+            "truncated", f"it ends after {stream.frames} MPEG frames, its header counts {promised}"
+        )
+    start = stream.start + (len(stream.tag) if stream.tag else 0)
+    if stream.header.stream[1] != 3:  # libsndfile reads a Xing header in layer III only
+        return Part(start, stream.stop, samples=stream.frames * stream.header.samples)
+    return Part(start, stream.stop, _xing(stream))
+
+
+def _xing(stream: _Stream) -> bytes:
+    """Two frames to put in front of a stream: a Xing header with its number of frames, and silence.
+
+    A decoder removes the encoder's delay and its own, 529 samples, from a stream with such a header.
+    The silent frame is removed in this way, so all samples of the stream remain.
+    """
+    header = stream.header
+    tag, silence = (_empty_frame(stream, length) for length in (header.tag + 12 + 36, header.tag))
+    delay = header.samples - _DECODER_DELAY
+    content = b"Xing" + (1).to_bytes(4, "big") + (stream.frames + 1).to_bytes(4, "big")
+    content += b"LAME3.100".ljust(21, b"\0") + (delay << 12).to_bytes(3, "big")
+    return tag[: header.tag] + content + tag[header.tag + len(content) :] + silence
+
+
+def _empty_frame(stream: _Stream, length: int) -> bytes:
+    """A frame of zeros of the stream's format that has at least `length` bytes."""
+    for bitrate in range(1, 15):
+        head = bytes(
+            [0xFF, stream.head[1] | 1, bitrate << 4 | stream.head[2] & 0x0C, stream.head[3]]
+        )
+        header = _parse(head)
+        if header is not None and header.length >= length:
+            return head.ljust(header.length, b"\0")
+    raise AssertionError("the largest frame of every format is longer")
