@@ -34,6 +34,7 @@ class Chip:
       largest: shape of the largest slice; None for GPUs, which have none.
       devices: devices that JAX shows for one chip.
       config: name of the chip configuration that the TPU compiler needs for that number of devices.
+      kernels: whether the attention kernel of its platform compiles for it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Chip:
     largest: tuple[int, ...] | None = None
     devices: int = 1
     config: str = ""
+    kernels: bool = True
 
     @property
     def is_tpu(self) -> bool:
@@ -68,13 +70,14 @@ class Chip:
 # usable: "available HBM" in the error of libtpu 0.0.42.1 for a program of 300 GiB.
 # network: the docs' bandwidth of a pod over its chips (v5e, v6e) or of a chip (v5p, tpu7x); v4 as v5p. None is
 # published for v2 and v3, so 25 Gbit/s is an assumption.
+# kernels: Mosaic, the compiler of the splash kernel, has no bf16 product for v2 and v3.
 # host_link: jax-ml.github.io/scaling-book/tpus has 16 GB/s each way for v4 and 32 for v6e. For v2, v3, v5e,
 # v5p and tpu7x no data sheet names it: 15 (tpu7x: 32) is an assumption.
 _TPUS = (
     Chip("v2", ("TPU v2",), 46e12, 16 * GIB, 7.48 * GIB, 700 * GB, 4 * 496 * GBIT,
-         25 * GBIT, 15 * GB, (2, 2), (16, 16), 2),
+         25 * GBIT, 15 * GB, (2, 2), (16, 16), 2, kernels=False),
     Chip("v3", ("TPU v3",), 123e12, 32 * GIB, 15.48 * GIB, 900 * GB, 4 * 656 * GBIT,
-         25 * GBIT, 15 * GB, (2, 2), (32, 32), 2),
+         25 * GBIT, 15 * GB, (2, 2), (32, 32), 2, kernels=False),
     # Without "megacore" the compiler makes two devices of a v4 chip; on a machine JAX shows one.
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 30.75 * GIB, 1200 * GB, 300 * GB,
          50 * GBIT, 16 * GB, (2, 2, 1), (16, 16, 16), 1, "megacore"),

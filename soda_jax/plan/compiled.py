@@ -105,10 +105,10 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     }
     platform = program.mesh.devices.flat[0].platform
     began = time.perf_counter()
+    traced = program.step.trace(program.abstract, batch)
     try:
-        traced = program.step.trace(program.abstract, batch)
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:  # XLA's and Mosaic's errors have no common class
         raise _compiler_error(error) from None
     seconds = time.perf_counter() - began
     module = parse_module(compiled.as_text())

@@ -69,7 +69,7 @@ class Planner:
         from soda_jax.plan.compiled import compile_step
         from soda_jax.plan.estimate import estimate_step
         from soda_jax.plan.outcome import Outcome
-        from soda_jax.train.run import check_sizes
+        from soda_jax.train.run import check_attention, check_sizes
 
         layout = self._layout
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
@@ -77,6 +77,7 @@ class Planner:
         mesh = _mesh_sizes(config, self.topology)
         platform = self.topology.platform
         check_sizes(config, mesh, platform)
+        check_attention(config, self.topology.chip)
         common: dict[str, Any] = {
             "topology": self.topology,
             "mesh": mesh,

@@ -11,6 +11,7 @@ from soda_jax.errors import UserError
 from soda_jax.hardware import CHIPS, GPU_MEMORY_FRACTION, Chip
 
 EXAMPLES = "v4:2x2x4, v5e:4x8, v5p:4x4x8, v6e:8x8, tpu7x:2x2x1, h100:8"
+CUBE = 4  # chips along an edge of the cubes of which slices of v4, v5p and tpu7x consist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +107,35 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 
 def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
-    """Refuses what no slice can be, before the compiler sees it: too large a slice can end the process."""
+    """Refuses a shape that no slice has. The compiler takes more, but can end the process on such a one."""
     assert chip.largest is not None
-    flat = len(shape) == 2  # a pod of chips wired as a square; cubes are connected freely
-    beyond = flat and max(shape) > max(chip.largest)
-    if math.prod(shape) > chip.largest_chips or beyond:
+    if len(shape) == 2:
+        slices = _flat_slices(chip.largest)
+        if tuple(sorted(shape)) not in slices:
+            raise UserError(
+                f"--topology={text}: the slices of {chip.name} are "
+                f"{', '.join(map(_shape, slices))} ({chip.largest_chips:,} chips), in either order"
+            )
+        return
+    if math.prod(shape) > chip.largest_chips:
         raise UserError(
             f"--topology={text}: the largest slice of {chip.name} is {_shape(chip.largest)}, "
             f"{chip.largest_chips:,} chips; use a smaller one, or several with --slices"
         )
     within = all(size <= part for size, part in zip(shape, chip.host, strict=True))
-    if not within and any(size % part for size, part in zip(shape, chip.host, strict=True)):
-        nearest = [-(-size // part) * part for size, part in zip(shape, chip.host, strict=True)]
+    unit = (CUBE, CUBE, CUBE) if max(shape) > CUBE else chip.host
+    if not within and any(size % part for size, part in zip(shape, unit, strict=True)):
+        nearest = [-(-size // part) * part for size, part in zip(shape, unit, strict=True)]
         raise UserError(
-            f"--topology={text}: a host of {chip.name} has {_shape(chip.host)} chips, and a slice is "
-            f"whole hosts or a part of one, such as {chip.name}:{_shape(nearest)}"
+            f"--topology={text}: a slice of {chip.name} is whole hosts of {_shape(chip.host)} chips, and "
+            f"beyond 4x4x4 whole cubes of 4x4x4, such as {chip.name}:{_shape(nearest)}"
         )
+
+
+def _flat_slices(largest: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Slices of a square pod: powers of two, and no side more than twice the other."""
+    sides = [2**n for n in range(largest[0].bit_length())]
+    return [(a, b) for a in sides for b in sides if a <= b <= 2 * a]
 
 
 def _shape(sizes: Sequence[int]) -> str:
