@@ -164,14 +164,19 @@ def _kernels(config: Any, program: Program) -> dict[str, float]:
 
 
 def _memory(program: Program, batch: Any, stats: Any) -> Memory:
+    state, inputs = _local_bytes(program.abstract), _local_bytes(batch)
     params = _local_bytes(program.abstract["params"])
-    state = _local_bytes(program.abstract)
     unaliased = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    temporaries = stats.temp_size_in_bytes + unaliased
+    if program.mesh.devices.flat[0].platform == "tpu":
+        # The peak is what the compiler compares with the memory of a device. temp_size counts buffers of a
+        # TPU that never exist at the same time, and can exceed that memory in a program that fits.
+        temporaries = stats.peak_memory_in_bytes - state - inputs
     return Memory(
         parameters=params,
         optimizer=state - params,
-        batch=_local_bytes(batch),
-        temporaries=stats.temp_size_in_bytes + unaliased,
+        batch=inputs,
+        temporaries=max(0.0, temporaries),
         code=stats.generated_code_size_in_bytes,
         host=stats.host_temp_size_in_bytes,
     )
