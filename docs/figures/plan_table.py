@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from soda_jax.hardware import GIB
+
 # Config, the name of the slice in the paper (it counts cores), topology, meshes to compare.
 RUNS = (
     ("soda_135m", "v5p-32", "v5p:2x2x4", ({"fsdp": 16}, {"data": 4, "fsdp": 4})),
@@ -15,7 +17,7 @@ RUNS = (
     ("soda_1_7b", "v5p-128", "v5p:4x4x4", ({"fsdp": 64}, {"data": 4, "fsdp": 16})),
     ("soda_4b", "v5p-256", "v5p:4x4x8", ({"fsdp": 128}, {"data": 8, "fsdp": 16})),
 )
-HEAD = """| config | slice in the paper | mesh | remat | state | temporaries | together, of 102.0 GB | sent, GB | arithmetic, ms | memory, ms | links, ms | MFU at most | days at least |
+HEAD = """| config | slice in the paper | mesh | remat | state | temporaries | together, of 95.74 GiB | sent, GiB | arithmetic, ms | memory, ms | links, ms | MFU at most | days at least |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 BEGIN, END = "<!-- table: docs/figures/plan_table.py -->", "<!-- end of table -->"
 
@@ -39,8 +41,8 @@ def row(name: str, found: dict) -> str:
     state = memory["parameters"] + memory["optimizer"]
     mesh = " × ".join(f"{axis}={size}" for axis, size in found["mesh"].items() if size > 1)
     return (
-        f"| `{found['config']}` | {name} | {mesh} | {found['settings']['remat']} | {state / 1e9:.2f} "
-        f"| {memory['temporaries'] / 1e9:.2f} | {memory['total'] / 1e9:.2f} | {sent / 1e9:.1f} "
+        f"| `{found['config']}` | {name} | {mesh} | {found['settings']['remat']} | {state / GIB:.2f} "
+        f"| {memory['temporaries'] / GIB:.2f} | {memory['total'] / GIB:.2f} | {sent / GIB:.1f} "
         f"| {1e3 * bounds['arithmetic']:,.0f} | {1e3 * bounds['memory']:,.0f} "
         f"| {1e3 * bounds.get('links', 0):,.0f} | {100 * found['mfu_bound']:.1f}% | {found['days']:.1f} |"
     )

@@ -3,7 +3,7 @@
 import argparse
 
 SUMMARY = (
-    "compile the training step for machines that are not here: does it fit, how fast, how long"
+    "compile the training step for other machines: does it fit, how fast is it, how long is the run"
 )
 EXAMPLE = "soda plan --config=configs/soda_4b.py --topology=v5p:4x4x8 --price_per_chip_hour=2.0"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
@@ -15,21 +15,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology",
         required=True,
-        help="chips and shape: v5p:4x4x8, v5e:4x8, v6e:8x8, v4:2x2x4, h100:8",
+        help="CHIP:SHAPE: v2, v3, v4, v5e, v5p, v6e, tpu7x, a100, a100-80gb, h100, h200, b200 and "
+        "others, as in v5p:4x4x8, v5e:4x8 or h100:8",
     )
     parser.add_argument("--slices", type=int, default=1, help="slices of that topology (default 1)")
     parser.add_argument(
-        "--data", help="data set whose vocabulary to take; SODA's 144,644 rows by default"
+        "--data", help="data set whose vocabulary to use; SODA's 144,644 rows by default"
     )
-    parser.add_argument("--price_per_chip_hour", type=float, help="prints what the run costs")
+    parser.add_argument("--price_per_chip_hour", type=float, help="print what the run costs")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat and micro-batches; print what fits"
     )
     parser.add_argument(
-        "--candidates", type=int, default=12, help="that --search compiles (default %(default)s)"
+        "--candidates",
+        type=int,
+        default=12,
+        help="number that --search compiles (default %(default)s)",
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="compile nothing; GPUs that are not here always are"
+        "--estimate",
+        action="store_true",
+        help="compile nothing; always so for GPUs that this machine does not have",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -1,4 +1,4 @@
-"""The training step of a config, compiled for machines that are not here."""
+"""The training step of a config, compiled for machines that this one does not have."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ import jax
 
 from soda_jax.data.windows import empty_batch
 from soda_jax.errors import UserError
+from soda_jax.hardware import GIB
 from soda_jax.parallel import rules
 from soda_jax.plan.costs import Costs, count_costs
 from soda_jax.plan.hlo import parse_module
@@ -22,7 +23,7 @@ _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip at the peak, by kind.
+    """Bytes on one device at the peak, by kind.
 
     Attributes:
       parameters: f32.
@@ -42,7 +43,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All that lies on the chip."""
+        """All bytes on the device."""
         return self.parameters + self.optimizer + self.batch + self.temporaries + self.code
 
 
@@ -52,8 +53,8 @@ class Step:
 
     Attributes:
       program: mesh, model and functions.
-      memory: of one chip.
-      costs: of one chip.
+      memory: of one device.
+      costs: of one device.
       xla_flops, xla_bytes: of XLA's own analysis, each loop counted once.
       seconds: that compiling took.
     """
@@ -67,14 +68,14 @@ class Step:
 
 
 class DoesNotFitError(UserError):
-    """The compiler found that the step needs more memory than a chip has.
+    """The compiler found that the step needs more memory than a program can use on a device.
 
     Attributes:
-      needed: bytes on a chip.
+      needed: bytes on a device.
     """
 
     def __init__(self, message: str, needed: float):
-        """Args: message: for the user. needed: bytes on a chip."""
+        """Keeps the message for the user, and the bytes that a device would need."""
         super().__init__(message)
         self.needed = needed
 
@@ -88,7 +89,7 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
       devices: of a topology or of this process.
 
     Raises:
-      DoesNotFitError: if the memory of a chip does not suffice.
+      DoesNotFitError: if the step needs more memory than a device has.
       UserError: where config and devices do not fit each other.
     """
     program = make_program(config, layout, max(1, len(config.data.sources)), devices)
@@ -104,11 +105,11 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     }
     platform = program.mesh.devices.flat[0].platform
     began = time.perf_counter()
+    traced = program.step.trace(program.abstract, batch)
     try:
-        traced = program.step.trace(program.abstract, batch)
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
-    except jax.errors.JaxRuntimeError as error:
-        raise _told(error) from None
+    except Exception as error:  # XLA's and Mosaic's errors have no common class
+        raise _compiler_error(error) from None
     seconds = time.perf_counter() - began
     module = parse_module(compiled.as_text())
     costs = count_costs(module, dict(program.mesh.shape), _kernels(config, program))
@@ -118,22 +119,30 @@ def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
     return Step(program, memory, costs, flops, moved, seconds)
 
 
-# How the compiler of the TPU says that memory does not suffice: all together, or the temporaries alone.
+# What the TPU compiler writes when memory does not suffice. Its K, M, G and T are powers of 1,024.
 _TOO_MUCH = (
-    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+\w) hbm"),
-    re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+\w)\)"),
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
 )
+_SIZE = re.compile(r"(?<![\w.%-])([\d.]+)([KMGT])\b")
 
 
-def _told(error: Exception) -> UserError:
-    """What the compiler says, as one line."""
+def _compiler_error(error: Exception) -> UserError:
+    """The compiler's message as one line, with its sizes in binary units."""
     for pattern in _TOO_MUCH:
         if found := pattern.search(str(error)):
-            size, unit, room = found.groups()
-            needed = float(size) * 1024.0 ** (1 + "KMGT".index(unit))
-            return DoesNotFitError(f"the step needs {size}{unit} of the {room} of a chip", needed)
+            needed, room = _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
+            return DoesNotFitError(
+                f"the step needs {needed / GIB:.2f} GiB of the {room / GIB:.2f} GiB of a device",
+                needed,
+            )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"the compiler does not take the step: {reason[:300]}")
+    reason = _SIZE.sub(r"\1 \2iB", reason)[:300]
+    return UserError(f"XLA failed to compile the training step: {reason}")
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 1024.0 ** (1 + "KMGT".index(unit))
 
 
 def _kernels(config: Any, program: Program) -> dict[str, float]:
@@ -155,14 +164,19 @@ def _kernels(config: Any, program: Program) -> dict[str, float]:
 
 
 def _memory(program: Program, batch: Any, stats: Any) -> Memory:
+    state, inputs = _local_bytes(program.abstract), _local_bytes(batch)
     params = _local_bytes(program.abstract["params"])
-    state = _local_bytes(program.abstract)
     unaliased = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    temporaries = stats.temp_size_in_bytes + unaliased
+    if program.mesh.devices.flat[0].platform == "tpu":
+        # The peak is what the compiler compares with the memory of a device. temp_size counts buffers of a
+        # TPU that never exist at the same time, and can exceed that memory in a program that fits.
+        temporaries = stats.peak_memory_in_bytes - state - inputs
     return Memory(
         parameters=params,
         optimizer=state - params,
-        batch=_local_bytes(batch),
-        temporaries=stats.temp_size_in_bytes + unaliased,
+        batch=inputs,
+        temporaries=max(0.0, temporaries),
         code=stats.generated_code_size_in_bytes,
         host=stats.host_temp_size_in_bytes,
     )

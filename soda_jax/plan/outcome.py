@@ -21,14 +21,14 @@ class Outcome:
       mesh: sizes of the axes.
       settings: batch, accumulation, sequence, remat, attention, and what else was chosen.
       decoder: the model.
-      memory: of one chip.
-      costs: of one chip.
+      memory: of one device.
+      costs: of one device.
       steps: of the run.
       batch, sequence: of a step.
       source: how the figures were found.
       compile_seconds: 0 for an estimate.
       xla_flops, xla_bytes: of XLA's analysis, loops counted once; 0 for an estimate.
-      price: of a chip for an hour, None if unknown.
+      price: of one chip for one hour, None if unknown.
     """
 
     topology: Topology
@@ -53,35 +53,36 @@ class Outcome:
 
     @property
     def model_flops(self) -> float:
-        """FLOPs of a step that the MFU counts, all chips together."""
+        """FLOPs of a step that the MFU counts, all devices together."""
         return training_flops_per_token(self.decoder, self.sequence) * self.tokens
 
     @property
     def flops(self) -> float:
-        """FLOPs that one chip computes in a step, recomputation and kernels included."""
+        """FLOPs that one device computes in a step, recomputation and kernels included."""
         return self.costs.flops
 
     def bounds(self) -> dict[str, float]:
         """Seconds that a step takes at least, by what limits it."""
         chip = self.topology.chip
+        parts = chip.devices  # that share the rates of a chip
         found = {
-            "arithmetic": self.flops / chip.flops,
-            "memory": self.costs.bytes / chip.bandwidth,
+            "arithmetic": self.flops * parts / chip.flops,
+            "memory": self.costs.bytes * parts / chip.bandwidth,
         }
         if self.costs.host_bytes:
-            found["host"] = self.costs.host_bytes / chip.host_link
+            found["host"] = self.costs.host_bytes * parts / chip.host_link
         links: dict[str, float] = {}
         for axes, sent in self.costs.sent().items():
             beyond = "dcn" in axes if self.topology.is_tpu else self._leaves_node(axes)
             name = "network" if beyond else "links"
             links[name] = links.get(name, 0.0) + sent
         for name, sent in links.items():
-            found[name] = sent / (chip.network if name == "network" else chip.link)
+            found[name] = sent * parts / (chip.network if name == "network" else chip.link)
         return found
 
     def _leaves_node(self, axes: tuple[str, ...]) -> bool:
         """Whether a group of GPUs along these axes has members in several nodes."""
-        node = self.topology.chips // self.topology.domains
+        node = self.topology.devices // self.topology.domains
         inner, spans = 1, False
         for name in reversed(list(self.mesh)):
             reach = inner * self.mesh[name]
@@ -101,7 +102,7 @@ class Outcome:
 
     @property
     def micro_batch(self) -> tuple[float, float]:
-        """Windows, and positions of each, that a chip works on at a time."""
+        """Windows, and positions of each, that a device works on at a time."""
         rows = math.prod(self.mesh[axis] for axis in RULES["batch"])
         windows = self.batch / rows / self.settings["accumulate"]
         return windows, self.sequence / self.mesh["sequence"]
@@ -113,8 +114,8 @@ class Outcome:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory of a chip suffices."""
-        return self.memory.total <= self.topology.chip.memory
+        """Whether the step needs no more memory than a program can use on a device."""
+        return self.memory.total <= self.topology.memory
 
     def to_json(self) -> dict[str, Any]:
         """All figures; bytes, seconds, FLOPs."""
@@ -124,6 +125,7 @@ class Outcome:
         return {
             "topology": str(self.topology),
             "chips": self.topology.chips,
+            "devices": self.topology.devices,
             "source": self.source,
             "compile_seconds": round(self.compile_seconds, 1),
             "mesh": self.mesh,
@@ -132,10 +134,10 @@ class Outcome:
             "parameters": self.decoder.parameters,
             "non_embedding_parameters": self.decoder.non_embedding_parameters,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
-            "chip_memory": self.topology.chip.memory,
+            "device_memory": self.topology.memory,
             "fits": self.fits,
             "model_flops": self.model_flops,
-            "chip_flops": self.flops,
+            "device_flops": self.flops,
             "kernel_flops": self.costs.kernel_flops,
             "xla_flops_loops_once": self.xla_flops,
             "our_flops_loops_once": self.costs.flops_once,

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from soda_jax.errors import UserError
+from soda_jax.hardware import chip_of
 from soda_jax.plan.topologies import Topology, tpu_devices
 
 
@@ -46,7 +47,7 @@ class Planner:
     def __init__(
         self, config: Any, layout: Any, topology: Topology, price: float | None, estimate: bool
     ):
-        """Args: layout: `VocabularyLayout`. price: of a chip hour. estimate: compile nothing."""
+        """Takes a `VocabularyLayout`, the price of a chip hour, and whether to compile nothing."""
         self.config, self.topology = config, topology
         self._layout, self._price = layout, price
         self._devices = None if estimate else self._find_devices()
@@ -58,8 +59,8 @@ class Planner:
         import jax
 
         here = [device for device in jax.devices() if device.platform == "gpu"]
-        same = [d for d in here if self.topology.chip.name in d.device_kind.lower()]
-        return same[: self.topology.chips] if len(same) >= self.topology.chips else None
+        same = [d for d in here if chip_of(d.device_kind) is self.topology.chip]
+        return same[: self.topology.devices] if len(same) >= self.topology.devices else None
 
     def make(self, config: Any, estimate: bool = False) -> Any:
         """The `Outcome` of a config; UserError or DoesNotFitError where there is none."""
@@ -68,7 +69,7 @@ class Planner:
         from soda_jax.plan.compiled import compile_step
         from soda_jax.plan.estimate import estimate_step
         from soda_jax.plan.outcome import Outcome
-        from soda_jax.train.run import check_sizes
+        from soda_jax.train.run import check_attention, check_sizes
 
         layout = self._layout
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
@@ -76,6 +77,7 @@ class Planner:
         mesh = _mesh_sizes(config, self.topology)
         platform = self.topology.platform
         check_sizes(config, mesh, platform)
+        check_attention(config, self.topology.chip)
         common: dict[str, Any] = {
             "topology": self.topology,
             "mesh": mesh,
@@ -129,7 +131,7 @@ def _mesh_sizes(config: Any, topology: Topology) -> dict[str, int]:
     from soda_jax.parallel.mesh import mesh_sizes
 
     domains = topology.domains
-    sizes = mesh_sizes(config.mesh.to_dict(), topology.chips, domains, config.model.width)
+    sizes = mesh_sizes(config.mesh.to_dict(), topology.devices, domains, config.model.width)
     if topology.is_tpu and sizes["dcn"] != domains:
         raise UserError(
             f"mesh.dcn={sizes['dcn']}, but there are {domains} slices, which no other axis may cross: "

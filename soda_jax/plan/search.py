@@ -1,6 +1,6 @@
 """`soda plan --search`: which mesh, micro-batch and remat is quickest of those that fit.
 
-The global batch stays the config's, which is part of the recipe; a chip's micro-batch varies through
+The global batch stays the config's, which is part of the recipe; a device's micro-batch varies through
 `accumulate`. All candidates are estimated, and the compiler is asked only about the best.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from soda_jax.errors import UserError
+from soda_jax.hardware import GIB
 from soda_jax.parallel.mesh import TILE
 from soda_jax.plan.compiled import DoesNotFitError
 from soda_jax.plan.page import mesh_name, table
@@ -20,7 +21,7 @@ from soda_jax.plan.topologies import Topology
 
 REMAT = ("full", "attention", "dots", "offload", "none")
 SPLITS = (1, 2, 4, 8)  # of heads and of the sequence
-# An estimate so many times the memory is beyond what the compiler may find room for.
+# A candidate whose estimate is this multiple of the memory is not compiled.
 HOPELESS = 1.5
 
 
@@ -51,7 +52,7 @@ class Candidate:
     def name(self) -> str:
         """For a line of text."""
         return (
-            f"{mesh_name(self.guess.mesh)}, {self.guess.micro_batch[0]:g} windows a chip, "
+            f"{mesh_name(self.guess.mesh)}, {self.guess.micro_batch[0]:g} windows a device, "
             f"accumulate {self.config.accumulate}, remat {self.remat}"
         )
 
@@ -60,14 +61,15 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
     """Compiles at most `count` candidates; prints what fits, best first. 0 if anything does, else 1.
 
     Raises:
-      UserError: if the batch cannot be split over the chips, or nothing comes near fitting.
+      UserError: if the batch cannot be split over the devices, or no candidate is a config that can run.
     """
-    notes = [_told(planner)]
+    notes = [_headline(planner)]
     families = _families(planner)
     notes += _narrow(planner)
     if not families:
-        raise UserError(
-            f"{planner.topology}: no mesh and remat comes near fitting; take more chips"
+        room = planner.topology.memory / GIB
+        notes.append(
+            f"does not fit: no mesh and remat comes near the {room:.2f} GiB of a device; use more chips"
         )
     found, failed = _best(planner, families, count)
     found.sort(key=lambda one: one.rank)
@@ -75,7 +77,7 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
         plans = [one.to_json() for one in found]
         print(json.dumps({"plans": plans, "does_not_fit": failed, "notes": notes}))
     else:
-        print("\n".join([*notes, "", table(found, failed)]))
+        print("\n".join([*notes, *(["", table(found, failed)] if families else [])]))
     return 0 if found else 1
 
 
@@ -84,7 +86,7 @@ def candidates(config: Any, topology: Topology) -> Iterator[Any]:
 
     No fsdp leaves a device less than a tile of columns, which the compiler would pad, but the config's own.
     """
-    within = topology.chips // topology.slices
+    within = topology.devices // topology.slices
     own = {name: max(1, config.mesh[name]) for name in ("sequence", "tensor")}
     divisors = [n for n in range(1, within + 1) if within % n == 0]
     tensors = sorted({*SPLITS, own["tensor"]})
@@ -107,7 +109,7 @@ def candidates(config: Any, topology: Topology) -> Iterator[Any]:
 
 
 def _divisions(windows: int, own: int) -> list[int]:
-    """Numbers of micro-batches for so many windows on a chip: powers of two, and the config's own."""
+    """Numbers of micro-batches for the windows of a device: powers of two, and the config's."""
     doubled = itertools.takewhile(lambda n: n <= windows, (2**n for n in itertools.count()))
     return [n for n in sorted({*doubled, own}) if n >= 1 and windows % n == 0]
 
@@ -122,21 +124,21 @@ def _splits(config: Any, topology: Topology, parts: int) -> bool:
     return length % (parts * tile) == 0 and (parts == 1 or backend != "triton")
 
 
-def _told(planner: Planner) -> str:
+def _headline(planner: Planner) -> str:
     config, topology = planner.config, planner.topology
     return (
-        f"{topology}, {topology.chips} chips; {config.batch_size:,} × "
-        f"{config.data.sequence_length:,} tokens a step, as the config says"
+        f"{topology}, {topology.size}; {config.batch_size:,} × "
+        f"{config.data.sequence_length:,} tokens a step, as in the config"
     )
 
 
 def _narrow(planner: Planner) -> list[str]:
-    """A line where the windows of the batch alone do not go round."""
-    config, chips = planner.config, planner.topology.chips
-    if config.batch_size % chips == 0:
+    """A line where the batch has no equal share of windows for every device."""
+    config, devices = planner.config, planner.topology.devices
+    if config.batch_size % devices == 0:
         return []
     return [
-        f"batch_size {config.batch_size} is not a multiple of {chips}: only meshes that also split "
+        f"batch_size {config.batch_size} is not a multiple of {devices}: only meshes that also split "
         "the sequence or the heads were tried"
     ]
 
@@ -157,13 +159,13 @@ def _families(planner: Planner) -> list[list[Candidate]]:
             refused = error
             continue
         estimated += 1
-        if one.guess.memory.total < HOPELESS * planner.topology.chip.memory:
+        if one.guess.memory.total < HOPELESS * planner.topology.memory:
             families.setdefault((mesh_name(one.guess.mesh), one.remat), []).append(one)
     if not tried:
         raise UserError(
             f"batch_size {planner.config.batch_size} cannot be split over the "
-            f"{planner.topology.chips} chips of {planner.topology}, not even with the sequence and the "
-            "heads split: take a number of chips that divides it, or change --config.batch_size"
+            f"{planner.topology.devices} devices of {planner.topology}, not even with the sequence and the "
+            "heads split: use a number of chips that divides it, or change --config.batch_size"
         )
     if not estimated and refused is not None:
         raise refused
@@ -180,7 +182,7 @@ def _best(planner: Planner, families: list[list[Candidate]], count: int) -> Any:
     """
     from soda_jax.progress import progress
 
-    room = planner.topology.chip.memory
+    room = planner.topology.memory
     off: dict[str, float] = {}
     queue = [(family[0].order, number) for number, family in enumerate(families)]
     heapq.heapify(queue)
@@ -215,4 +217,4 @@ def _compile(planner: Planner, one: Candidate) -> tuple[Any, str, float]:
     except UserError as error:
         return None, str(error), 0.0
     needed = outcome.memory.total
-    return (outcome, "", needed) if outcome.fits else (None, f"{needed / 1e9:.1f} GB", needed)
+    return (outcome, "", needed) if outcome.fits else (None, f"{needed / GIB:.1f} GiB", needed)

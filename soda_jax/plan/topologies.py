@@ -2,70 +2,26 @@
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from soda_jax.errors import UserError
+from soda_jax.hardware import CHIPS, GPU_MEMORY_FRACTION, Chip
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One chip, from its data sheet.
-
-    Attributes:
-      name: as in a topology.
-      flops: dense bf16 FLOP/s.
-      memory: bytes.
-      bandwidth: of the memory, bytes/s.
-      link: bytes/s that the chip sends to the others of its slice or node, all links together, one way.
-      network: bytes/s that it sends beyond: the data centre's network.
-      host_link: bytes/s between its memory and the host's, one way.
-      dims: dimensions of the torus; 0 for GPUs.
-      host: chips that one host holds, the shape of a TPU host.
-    """
-
-    name: str
-    flops: float
-    memory: float
-    bandwidth: float
-    link: float
-    network: float
-    host_link: float
-    dims: int
-    host: tuple[int, ...]
-
-
-GB, GIB = 1e9, 2.0**30
-
-# TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), "key specifications"; the link is half of the
-# bidirectional bandwidth, the network is that of a pod over its chips. GPU: the SXM data sheets of NVIDIA,
-# NVLink one way, and one 400 Gbit/s port a GPU between nodes.
-# Link to the host, TPU: jax-ml.github.io/scaling-book/tpus, 16 GB/s each way for v4, typically 15 a chip,
-# 32 for v6e; for v5e and v5p no data sheet names it, so 15 is an assumption. GPU: PCIe 5, half of the
-# data sheets' 128 GB/s.
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1200 * GB, 300 * GB, 50 / 8 * GB, 16 * GB, 3, (2, 2, 1)),
-        Chip("v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB, 25 / 8 * GB, 15 * GB, 2, (2, 4)),
-        Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB, 50 / 8 * GB, 15 * GB, 3, (2, 2, 1)),
-        Chip("v6e", 918e12, 32 * GIB, 1600 * GB, 400 * GB, 100 / 8 * GB, 32 * GB, 2, (2, 4)),
-        Chip("h100", 989e12, 80 * GB, 3350 * GB, 450 * GB, 50 * GB, 64 * GB, 0, (8,)),
-        Chip("h200", 989e12, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, 64 * GB, 0, (8,)),
-    )
-}
-EXAMPLES = "v4:2x2x4, v5e:4x8, v5p:4x4x8, v6e:8x8, h100:8, h200:64"
+EXAMPLES = "v4:2x2x4, v5e:4x8, v5p:4x4x8, v6e:8x8, tpu7x:2x2x1, h100:8"
+CUBE = 4  # chips along an edge of the cubes of which slices of v4, v5p and tpu7x consist
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many chips of a kind, connected in a shape.
+    """A number of chips of one kind, connected in a shape.
 
     Attributes:
       chip: the kind.
       shape: of a slice, chips along each dimension; `(n,)` for GPUs.
-      slices: how many slices, connected by the data centre's network.
+      slices: number of slices, which the network of the data center connects.
     """
 
     chip: Chip
@@ -74,8 +30,13 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """All chips of all slices."""
+        """Chips of all slices."""
         return math.prod(self.shape) * self.slices
+
+    @property
+    def devices(self) -> int:
+        """Devices that JAX shows, which a mesh counts."""
+        return self.chips * self.chip.devices
 
     @property
     def domains(self) -> int:
@@ -86,15 +47,30 @@ class Topology:
     @property
     def is_tpu(self) -> bool:
         """Whether the TPU compiler can compile for it."""
-        return self.chip.dims > 0
+        return self.chip.is_tpu
 
     @property
     def platform(self) -> str:
-        """jax's name for it."""
+        """JAX's name for it."""
         return "tpu" if self.is_tpu else "gpu"
 
+    @property
+    def memory(self) -> float:
+        """Bytes of a device that the training step may use.
+
+        Raises:
+          UserError: if XLA_PYTHON_CLIENT_MEM_FRACTION, which applies to GPUs, is not a fraction.
+        """
+        return self.chip.usable * (1.0 if self.is_tpu else _gpu_fraction())
+
+    @property
+    def size(self) -> str:
+        """Chips, and devices where they are not the same, for a line of text."""
+        chips = f"{self.chips} chip{'s' * (self.chips > 1)}"
+        return chips if self.devices == self.chips else f"{chips} ({self.devices} devices)"
+
     def __str__(self) -> str:
-        name = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        name = f"{self.chip.name}:{_shape(self.shape)}"
         return name if self.slices == 1 else f"{name}, {self.slices} slices"
 
 
@@ -102,39 +78,90 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     """The topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
 
     Raises:
-      UserError: for a chip that is unknown, a shape that is not one of it, nodes of GPUs that are not
-        whole, or slices below 1.
+      UserError: for an unknown chip, a shape that no slice of it has, a number of GPUs that is not a
+        number of whole nodes, or slices below 1.
     """
     name, _, size = text.lower().partition(":")
-    if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
+    if name not in CHIPS or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", size):
         raise UserError(
             f"--topology={text} is unknown: CHIP:SHAPE with a chip of {', '.join(CHIPS)}, as in {EXAMPLES}"
         )
     chip, shape = CHIPS[name], tuple(int(n) for n in size.split("x"))
-    if len(shape) != max(1, chip.dims):
+    if len(shape) != len(chip.host):
         like = {
-            0: "a number of GPUs, as in h100:8",
-            2: "AxB, as in v5e:4x8",
-            3: "AxBxC, as in v5p:4x4x8",
+            1: f"a number of GPUs, as in {name}:8",
+            2: f"AxB, as in {name}:2x2",
+            3: f"AxBxC, as in {name}:2x2x1",
         }
-        raise UserError(f"--topology={text}: the shape of {name} is {like[chip.dims]}")
-    if not chip.dims and shape[0] > chip.host[0] and shape[0] % chip.host[0]:
+        raise UserError(f"--topology={text}: the shape of {name} is {like[len(chip.host)]}")
+    if chip.is_tpu:
+        _check_slice(text, chip, shape)
+    elif shape[0] > chip.host[0] and shape[0] % chip.host[0]:
         raise UserError(
-            f"--topology={text}: GPUs come in nodes of {chip.host[0]}: up to {chip.host[0]}, or a multiple"
+            f"--topology={text}: a node has {chip.host[0]} GPUs, so their number is at most "
+            f"{chip.host[0]}, or a multiple of it"
         )
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
     return Topology(chip, shape, slices)
 
 
+def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
+    """Refuses a shape that no slice has. The compiler takes more, but can end the process on such a one."""
+    assert chip.largest is not None
+    if len(shape) == 2:
+        slices = _flat_slices(chip.largest)
+        if tuple(sorted(shape)) not in slices:
+            raise UserError(
+                f"--topology={text}: the slices of {chip.name} are "
+                f"{', '.join(map(_shape, slices))} ({chip.largest_chips:,} chips), in either order"
+            )
+        return
+    if math.prod(shape) > chip.largest_chips:
+        raise UserError(
+            f"--topology={text}: the largest slice of {chip.name} is {_shape(chip.largest)}, "
+            f"{chip.largest_chips:,} chips; use a smaller one, or several with --slices"
+        )
+    within = all(size <= part for size, part in zip(shape, chip.host, strict=True))
+    unit = (CUBE, CUBE, CUBE) if max(shape) > CUBE else chip.host
+    if not within and any(size % part for size, part in zip(shape, unit, strict=True)):
+        nearest = [-(-size // part) * part for size, part in zip(shape, unit, strict=True)]
+        raise UserError(
+            f"--topology={text}: a slice of {chip.name} is whole hosts of {_shape(chip.host)} chips, and "
+            f"beyond 4x4x4 whole cubes of 4x4x4, such as {chip.name}:{_shape(nearest)}"
+        )
+
+
+def _flat_slices(largest: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Slices of a square pod: powers of two, and no side more than twice the other."""
+    sides = [2**n for n in range(largest[0].bit_length())]
+    return [(a, b) for a in sides for b in sides if a <= b <= 2 * a]
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _gpu_fraction() -> float:
+    """The part of a GPU's memory that JAX allocates."""
+    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or str(GPU_MEMORY_FRACTION)
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
+    if not 0 < fraction <= 1:
+        raise UserError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={text} must be above 0 and at most 1")
+    return fraction
+
+
 def tpu_devices(topology: Topology) -> Sequence[Any]:
-    """Devices of a TPU topology that is not here, for compiling.
+    """Devices to compile for, of a TPU topology that this machine does not have.
 
     Raises:
       UserError: if libtpu is not installed or does not know the shape.
     """
     try:
-        import libtpu  # noqa: F401, only its presence is asked for
+        import libtpu  # noqa: F401, only its presence matters
     except ImportError:
         raise UserError(
             "compiling for a TPU needs its compiler: pip install 'soda-jax[tpu]' (no TPU is needed), "
@@ -143,20 +170,24 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     chip = topology.chip
-    bounds = chip.host
-    if all(size <= part for size, part in zip(topology.shape, bounds, strict=True)):
-        bounds = topology.shape  # a host or a part of one
-    name = f"{chip.name}:{'x'.join(map(str, topology.shape))}"
+    # The compiler wants the shape of a host, which is that of the slice where that is part of a host.
+    bounds = tuple(map(min, topology.shape, chip.host))
+    name = f"{chip.name}:{_shape(topology.shape)}"
+    settings: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
     try:
         description = topologies.get_topology_desc(
             platform="tpu",
             topology_name=name,
-            chips_per_host_bounds=(*bounds, 1, 1, 1)[:3],
+            chips_per_host_bounds=(*bounds, 1)[:3],
             num_slices=topology.slices,
+            **settings,
         )
-    except Exception as error:  # of the compiler's own kind, which the public API does not name
+    except Exception as error:  # the public API does not name the compiler's exception
         reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--topology={name}: the TPU compiler refuses it: {reason}") from None
+    if len(description.devices) != topology.devices:
         raise UserError(
-            f"--topology={name}: the TPU compiler does not take it ({reason})"
-        ) from None
+            f"--topology={name}: this libtpu makes {len(description.devices)} devices of its "
+            f"{topology.size}; install the version that soda-jax[tpu] names"
+        )
     return description.devices

@@ -1,4 +1,4 @@
-"""Peak arithmetic rate of the devices, the denominator of the model FLOP utilisation."""
+"""Peak arithmetic rate of the devices, the denominator of the model FLOP utilization."""
 
 import time
 
@@ -6,32 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bf16 peaks in FLOP/s of one chip, from the vendors' data sheets.
-PEAK_BF16 = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from soda_jax.hardware import chip_of
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
-    """Peak FLOP/s of all `devices` together and where the figure comes from.
+    """Peak FLOP/s of all `devices` together and the source of the figure.
 
-    Known accelerators have their data sheet's bf16 figure. For anything else, a CPU above all, the
-    rate of a 1,024³ f32 matrix product is measured; simulated CPU devices share the one processor.
+    Known accelerators have the bf16 figure of their data sheet, a device of a chip that JAX shows as two
+    devices half of it. For anything else, a CPU above all, the rate of a 1,024³ f32 matrix product is
+    measured; simulated CPU devices share the one processor.
     """
     kind = devices[0].device_kind
-    known = [name for name in PEAK_BF16 if kind.startswith(name)]
-    if known:
-        name = max(known, key=len)
-        return PEAK_BF16[name] * len(devices), f"{name} bf16 data sheet x {len(devices)}"
+    chip = chip_of(kind)
+    if chip is not None:
+        part = f"1/{chip.devices} of " if chip.devices > 1 else ""
+        peak = chip.flops / chip.devices * len(devices)
+        return peak, f"{part}{chip.name} bf16 data sheet x {len(devices)}"
     return measure_matmul(), f"measured f32 matrix product on {kind}"
 
 

@@ -18,6 +18,7 @@ from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.storage.locations import absolute, is_url
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
+from soda_jax.hardware import Chip, chip_of
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
 from soda_jax.parallel import hosts, rules
@@ -128,6 +129,8 @@ def check_sizes(config: Any, mesh: Mapping[str, int], platform: str) -> None:
     for name in ("batch_size", "steps"):
         if config[name] < 1:
             raise UserError(f"{name} {config[name]} must be at least 1")
+    if config.data.sequence_length < 1:
+        raise UserError(f"data.sequence_length {config.data.sequence_length} must be at least 1")
     if config.loss_chunk < 0:
         raise UserError(f"loss_chunk {config.loss_chunk} must be at least 1, or 0: by platform")
     micro = config.batch_size // config.accumulate
@@ -143,6 +146,21 @@ def check_sizes(config: Any, mesh: Mapping[str, int], platform: str) -> None:
             f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
             f"{mesh['sequence']}"
         )
+
+
+def check_attention(config: Any, chip: Chip | None) -> None:
+    """Refuses an attention kernel that does not compile for the chip (None: unknown).
+
+    Raises:
+      UserError: for splash on TPU v2 and v3.
+    """
+    if chip is not None and not chip.kernels:
+        name = config.model.attention
+        if backend_for(name, "tpu") == "splash":
+            raise UserError(
+                f"model.attention = {name!r} is the splash kernel, which TPU v2 and v3 cannot run: "
+                "set --config.model.attention=xla"
+            )
 
 
 def make_program(
@@ -167,6 +185,7 @@ def make_program(
     sizes = mesh_sizes(config.mesh.to_dict(), len(devices), slices, width)
     mesh = make_mesh(sizes, devices)
     check_sizes(config, mesh.shape, mesh.devices.flat[0].platform)
+    check_attention(config, chip_of(devices[0].device_kind))
     settings = step_settings(config, len(layout.class_names), sources)
     blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
     model = ModelFunctions(decoder_config(config.model.to_dict(), blocks))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -11,32 +12,78 @@ from ml_collections import ConfigDict
 from soda_jax.commands import plan as command
 from soda_jax.commands._config import load_config
 from soda_jax.errors import UserError
+from soda_jax.hardware import GIB
 from soda_jax.plan import run as plan
-from soda_jax.plan.compiled import DoesNotFitError, _told, compile_step
+from soda_jax.plan.compiled import DoesNotFitError, _compiler_error, compile_step
 from soda_jax.plan.topologies import parse_topology
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 
 @pytest.mark.parametrize(
     ("text", "chips", "memory"),
-    [("v5p:4x4x8", 128, 95 * 2**30), ("v5e:4x8", 32, 16 * 2**30), ("H100:8", 8, 80e9)],
-)
-def test_a_topology_is_chip_and_shape(text, chips, memory):
+    [
+        ("v5p:4x4x8", 128, 95.74), ("v5e:4x8", 32, 15.75), ("v5e:4x2", 8, 15.75), ("v5e:1x1", 1, 15.75),
+        ("v4:2x2x1", 4, 30.75), ("v6e:8x8", 64, 31.25), ("tpu7x:2x2x1", 4, 94.75), ("v2:4x4", 16, 7.48),
+        ("v3:32x32", 1024, 15.48), ("v4:4x4x256", 4096, 30.75), ("H100:8", 8, 0.75 * 79.1),
+        ("a100:16", 16, 0.75 * 39.4), ("b200:8", 8, 0.75 * 178.3),
+    ],
+)  # fmt: skip
+def test_a_topology_is_chip_and_shape_and_the_memory_that_a_program_can_use(text, chips, memory):
     found = parse_topology(text)
-    assert (found.chips, found.chip.memory) == (chips, memory)
+    assert found.chips == chips and found.memory / GIB == pytest.approx(memory)
     assert parse_topology(text, 2).chips == 2 * chips
+
+
+def test_a_chip_of_two_devices_gives_each_half():
+    found = parse_topology("tpu7x:2x2x1")
+    assert (found.chips, found.devices, found.size) == (4, 8, "4 chips (8 devices)")
+    assert (parse_topology("v4:2x2x1").devices, parse_topology("v3:2x2", 2).devices) == (4, 16)
+    one = planner(topology="tpu7x:2x2x1", price=1.0)
+    outcome = one.make(one.config)
+    assert math.prod(outcome.mesh.values()) == 8
+    bounds = outcome.bounds()
+    assert bounds["arithmetic"] == pytest.approx(outcome.flops / (2307e12 / 2))
+    assert bounds["memory"] == pytest.approx(outcome.costs.bytes / (7380e9 / 2))
+    value = outcome.to_json()
+    # Eight devices of half a chip have the peak of four chips, and four chips are paid for.
+    assert value["mfu_bound"] == pytest.approx(
+        value["model_flops"] / value["roofline_seconds"] / (4 * 2307e12)
+    )
+    assert value["cost"] == pytest.approx(value["days"] * 24 * 4)
+
+
+def test_the_memory_of_gpus_is_the_part_that_jax_allocates(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert parse_topology("h200:8").memory / GIB == pytest.approx(0.9 * 139.8)
+    assert parse_topology("v5e:4x4").memory / GIB == 15.75
+    for text in ("0", "much", "1.5", "nan"):
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", text)
+        with pytest.raises(UserError, match=f"MEM_FRACTION={text} must be above 0"):
+            _ = parse_topology("h200:8").memory
 
 
 @pytest.mark.parametrize(
     ("text", "slices", "told"),
     [
-        ("v9:2x2", 1, "--topology=v9:2x2 is unknown: CHIP:SHAPE with a chip of v4, v5e, v5p, v6e, h100, h200"),
+        ("v9:2x2", 1, "--topology=v9:2x2 is unknown: CHIP:SHAPE with a chip of v2, v3, v4, v5e, v5p, v6e, tpu7x, a100"),
         ("v5p", 1, "as in v4:2x2x4"),
         ("v5p:0x2x2", 1, "is unknown"),
         ("v5p:4x4", 1, "the shape of v5p is AxBxC"),
         ("h100:2x4", 1, "the shape of h100 is a number of GPUs"),
-        ("h100:12", 1, "GPUs come in nodes of 8: up to 8, or a multiple"),
-        ("v5e:4x4", 0, "--slices=0"),
+        ("h100:12", 1, "a node has 8 GPUs, so their number is at most 8, or a multiple"),
+        ("v2:16x32", 1, r"the slices of v2 are 1x1, .*, 8x16, 16x16 \(256 chips\), in either order"),
+        ("v3:64x64", 1, r"the slices of v3 are .*, 16x32, 32x32 \(1,024 chips\)"),
+        ("v4:16x16x20", 1, "the largest slice of v4 is 16x16x16, 4,096 chips"),
+        ("v5e:16x32", 1, r"v5e are .* 16x16 \(256 chips\)"), ("v5e:8x32", 1, r"v5e are .* 16x16 \(256"),
+        ("v5p:16x20x28", 2, "the largest slice of v5p is 16x16x24, 6,144 chips"),
+        ("v6e:999999x999999", 1, r"the slices of v6e are .* 16x16 \(256 chips\)"),
+        ("tpu7x:24x24x24", 1, "the largest slice of tpu7x is 16x24x24, 9,216 chips"),
+        ("v5e:3x1", 1, "1x1, 1x2, 2x2, 2x4, 4x4"), ("v5e:1x5", 1, "1x1, 1x2"), ("v6e:3x2", 1, "1x2, 2x2"),
+        ("v2:7x1", 1, "1x1, 1x2"), ("v5e:2x16", 1, "2x4, 4x4, 4x8"),
+        ("v5p:3x3x3", 1, "whole hosts of 2x2x1 chips, .* such as v5p:4x4x3"),
+        ("v4:1x7x1", 1, "beyond 4x4x4 whole cubes of 4x4x4, such as v4:4x8x4"),
+        ("v4:5x1x1", 1, "such as v4:8x4x4"), ("v4:2x2x8", 1, "such as v4:4x4x8"),
+        ("v5p:4x6x2", 1, "such as v5p:4x8x4"), ("tpu7x:8x2x1", 1, "such as tpu7x:8x4x4"),
     ],
 )  # fmt: skip
 def test_a_topology_that_is_none_is_refused_with_the_valid_names(text, slices, told):
@@ -127,7 +174,7 @@ def test_estimates_come_near_what_was_compiled(
     bounds = {name: 1e3 * seconds for name, seconds in found.bounds().items()}
     assert bounds["arithmetic"] == pytest.approx(arithmetic, rel=0.1)
     assert bounds["memory"] == pytest.approx(memory, rel=0.2)
-    assert found.memory.temporaries / 1e9 == pytest.approx(temporaries, rel=0.25)
+    assert found.memory.temporaries / GIB == pytest.approx(temporaries, rel=0.25)
 
 
 def arguments(*words):
@@ -191,6 +238,11 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
         ("h100:8", 1, "loss_chunk=-1", "loss_chunk -1 must be at least 1, or 0: by platform"),
         ("h100:8", 1, "model.attention=foo", "'foo' is unknown"),
         ("h100:8", 1, "model.attention=splash", "does not run on gpu"),
+        ("h100:8", 1, "data.sequence_length=0", "sequence_length 0 must be at least 1"),
+        ("h100:5", 1, "batch_size=512", "512 windows cannot be split over dcn x data x fsdp = 5"),
+        ("h100:3", 1, "mesh.fsdp=2", "does not make 3 devices"),
+        ("v2:2x2", 1, "model.attention=auto", "set --config.model.attention=xla"),
+        ("v3:4x4", 1, "model.attention=splash", "set --config.model.attention=xla"),
         ("v5p:2x2x1", 2, "batch_size=512", "set --config.mesh.dcn=-1"),
     ],
 )
@@ -211,10 +263,23 @@ def test_an_estimate_refuses_what_the_run_would_refuse(topology, slices, overrid
     ],
 )
 def test_a_compiler_without_room_is_understood_in_each_of_its_words(told):
-    error = _told(RuntimeError(told))
+    error = _compiler_error(RuntimeError(told))
     assert isinstance(error, DoesNotFitError) and error.needed == 120.5 * 2**30
-    assert str(error) == "the step needs 120.50G of the 95.74G of a chip"
-    assert not isinstance(_told(RuntimeError("INTERNAL: x")), DoesNotFitError)
+    assert str(error) == "the step needs 120.50 GiB of the 95.74 GiB of a device"
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ("HLO temporaries (980.00M) exceeds available HBM (0.50G).", "0.96 GiB of the 0.50 GiB of"),
+        ("Ran out of vmem: 16.5M of 16.00M, %fusion.3K", "16.5 MiB of 16.00 MiB, %fusion.3K"),
+        ("INTERNAL: x\nand more", "failed to compile the training step: INTERNAL: x"),
+    ],
+)
+def test_errors_of_the_compiler_are_one_line_in_binary_units(told, line):
+    error = _compiler_error(RuntimeError(told))
+    assert line in str(error) and "\n" not in str(error)
+    assert isinstance(error, DoesNotFitError) == ("HBM" in told)
 
 
 @pytest.mark.parametrize("price", ["-1", "nan", "inf"])
