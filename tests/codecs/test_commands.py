@@ -27,6 +27,7 @@ def corpus(tmp_path_factory):
         write_wav(folder / "audio" / f"{i}.wav", syllables(3, i), 24_000)
     (folder / "audio" / "broken.flac").write_bytes(b"no flac")
     (folder / "audio" / "notes.txt").write_text("not audio")
+    (folder / "audio" / "._0.wav").write_bytes(b"what macOS adds")
     rows = [{"audio": f"audio/{i}.wav", "text": "la", "start": 0, "end": 2.5} for i in range(4)]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

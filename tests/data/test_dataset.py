@@ -77,6 +77,19 @@ def test_invariant_2_denied_documents_leave_no_token(tmp_path, write, speech, la
     assert dataset.digest != make_dataset(config(path), one_pass=True).digest
 
 
+def test_a_list_of_denied_ids_is_read_line_by_line_whatever_an_id_contains(tmp_path, write, speech):
+    names = ["a\u2028b", "c\x85d", "e f"]
+    path = write(tmp_path / "data", dict(zip([*names, "kept"], speech().values(), strict=False)))
+    file = tmp_path / "denied.txt"
+    options = config(path, denied=str(file))
+    file.write_bytes(("\ufeff" + "\r\n".join(names)).encode())
+    assert make_dataset(options, one_pass=True).summary()["a"]["denied_documents"] == len(names)
+    for encoding in ("utf-16", "utf-16-le", "utf-32-be"):
+        file.write_bytes("\n".join(["abc", "def"]).encode(encoding))
+        with pytest.raises(UserError, match=r"denied\.txt.* UTF-8"):
+            make_dataset(options, one_pass=True)
+
+
 def test_invariant_3_every_window_appears_once_an_epoch_in_a_new_order(tmp_path, write, speech):
     dataset = make_dataset(config(write(tmp_path, speech())))
     once = make_dataset(config(tmp_path), one_pass=True)

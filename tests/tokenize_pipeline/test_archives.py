@@ -79,6 +79,27 @@ def test_cells_of_parquet_are_the_bytes_of_the_sounds(tmp_path, nested):
     assert error.reason == "undecodable"
 
 
+def test_a_cell_with_a_path_and_no_bytes_is_read_from_a_file_below_the_parquet_file(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "clips").mkdir(parents=True)
+    (folder / "clips/a.wav").write_bytes(b"sound")
+    (tmp_path / "b.wav").write_bytes(b"secret")
+    paths = ["clips/a.wav", "clips/absent.wav", "../b.wav", str(tmp_path / "b.wav"), "a\0b", None]
+    cells = [{"bytes": None, "path": path} for path in paths]
+    cells.append({"bytes": b"own", "path": "clips/a.wav"})
+    table = pa.table({"audio": cells, "file": [*paths, "clips/a.wav"]})
+    pq.write_table(table, folder / "x.parquet")
+    found = list(read(folder / "x.parquet", [f"audio/0/{n}" for n in range(7)]).values())
+    assert (found[0], found[6]) == (b"sound", b"own")
+    for error, path in zip(found[1:5], paths[1:5], strict=True):
+        assert error.reason == "missing" and repr(path) in str(error)
+        assert "has no bytes, its audio is stored in another file" in str(error)
+    assert "is empty" in str(found[5])
+    found = list(read(folder / "x.parquet", [f"file/0/{n}" for n in range(6)]).values())
+    assert found[0] == b"sound"
+    assert [error.reason for error in found[1:]] == ["undecodable"] * 4 + ["missing"]
+
+
 def test_a_compressed_archive_read_in_order_is_passed_once(tmp_path, opened):
     members = contents()
     path, reader = write_tar(tmp_path / "a.tar.gz", members), ArchiveReader()
