@@ -1,7 +1,7 @@
 """A step's memory, FLOPs and traffic by arithmetic alone, where nothing can be compiled.
 
 It counts the arrays that must exist and the bytes that must move; what a compiler adds is not in it. It
-also orders the candidates of a search before they are compiled.
+also orders the candidates of a search before they are compiled. docs/plan.md compares it with compiled steps.
 """
 
 import math
@@ -52,15 +52,16 @@ def estimate_step(
         "full": decoder.width,
         "offload": 0,
     }[decoder.remat]
-    temporaries = (
-        F32 * size / split  # gradients
-        + wide * (size + 2 * layer) / split
-        + 2 * wide * layer / mesh["tensor"]  # gathered weights of two layers
-        + vocabulary * (wide + F32)  # the head and its gradient, whole width
-        + 2 * F32 * chunk * decoder.vocabulary.rows / mesh["tensor"]
-        + decoder.layers * micro * kept * wide
-        + 2 * micro * inner * wide
-    )
+    # The peak is in the backward pass of a layer or in the loss, never in both at once.
+    steady = F32 * size / split + wide * size / split + decoder.layers * micro * kept * wide
+    backward = (
+        2 * wide * layer * (1 / split + 1 / mesh["tensor"])
+    )  # weights of two layers, gathered
+    backward += micro * _working(decoder, mesh, platform) * wide
+    loss = vocabulary * (wide + F32)  # the head and its gradient, whole width
+    loss += 2 * F32 * chunk * decoder.vocabulary.rows / mesh["tensor"]
+    loss += 2 * micro * decoder.width * wide
+    temporaries = steady + max(backward, loss)
     memory = Memory(
         parameters=F32 * size / split,
         optimizer=2 * F32 * size / split,
@@ -87,6 +88,18 @@ def estimate_step(
         costs.host_bytes = 2 * decoder.layers * tokens * decoder.width * wide
     costs.collectives = list(_exchanges(config, decoder, mesh, wide, tokens))
     return memory, costs
+
+
+def _working(decoder: DecoderConfig, mesh: Mapping[str, int], platform: str) -> float:
+    """Numbers for each token that exist at a time in the backward pass of one layer.
+
+    Queries, keys, values and results, half of them in two layouts, which a TPU pads to 128 columns a head;
+    gate, up and their gradients; five of the model's width.
+    """
+    lanes = 128 if platform == "tpu" else 1
+    head_dim = -(-decoder.head_dim // lanes) * lanes
+    attention = 1.5 * 2 * (decoder.heads + decoder.kv_heads) * head_dim
+    return (attention + 4 * decoder.mlp_width) / mesh["tensor"] + 5 * decoder.width
 
 
 def _exchanges(config, decoder, mesh, wide, tokens):
