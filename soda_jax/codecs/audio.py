@@ -93,7 +93,7 @@ def read_audio(
             if not math.isfinite(peak):
                 raise AudioError("not_finite", f"{name}: it holds NaN or infinite samples")
             mono = _mix(samples)
-            mono_peak = max(mono_peak, _peak(mono))
+            mono_peak = max(mono_peak, _peak(mono) if samples.shape[1] > 1 else peak)
             clips.append((mono, rate))
     _check_level(name, peak, mono_peak)
     rates = {rate for _, rate in clips}

@@ -5,12 +5,16 @@ ends early in such a file, nor for frames that follow the length.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from soda_jax.codecs.containers.common import ContainerError, Part, read_at, without_tags
 
-_TAIL = 1 << 16  # bytes, in which the header of the last frame is searched for
+# A stream starts with its mark and a STREAMINFO block of 34 bytes. `re` finds it faster than `bytes`.
+_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_BLOCK = 1 << 20  # bytes searched at once
+_TAIL = 1 << 15  # bytes, in which the header of the last frame is searched for
 _LONGEST = 1 << 20  # bytes; a frame of 4,096 samples of 8 channels of 32 bits is shorter
 _COUNT = (1 << 36) - 1  # the field of the number of samples has 36 bits
 
@@ -47,15 +51,11 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
 
 def _next_stream(file: BinaryIO, at: int, size: int) -> int:
     """The offset of a second FLAC stream that was joined to this one; `size` if there is none."""
-    block = 1 << 20
     while at < size:
-        content = read_at(file, at, min(block + 8, size - at))
-        found = -1
-        # A stream starts with its mark and a STREAMINFO block of 34 bytes.
-        while (found := content.find(b"fLaC", found + 1)) >= 0:
-            if content[found + 4 : found + 8] in (b"\x00\x00\x00\x22", b"\x80\x00\x00\x22"):
-                return at + found
-        at += block
+        content = read_at(file, at, min(_BLOCK + 8, size - at))
+        if found := _STREAM.search(content):
+            return at + found.start()
+        at += _BLOCK
     return size
 
 
