@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,9 @@ def test_invariant_8_retext_quarantines_what_the_tokenizer_cannot_represent(
     tmp_path, words, capsys
 ):
     source = make_corpus(tmp_path / "corpus")
-    row = {"audio": "clips/0-0.wav", "text": "hum \N{SNOWMAN} 9", "document": "d0", "order": 7}
+    clips = tmp_path / "corpus" / "clips"
+    shutil.copy(clips / "0-0.wav", clips / "copy.wav")
+    row = {"audio": "clips/copy.wav", "text": "hum \N{SNOWMAN} 9", "document": "d0", "order": 7}
     bad = {"audio": "absent.wav", "text": "hum", "document": "d0", "order": 8}
     with open(source, "a") as file:
         file.write(json.dumps(row) + "\n" + json.dumps(bad) + "\n")
