@@ -99,7 +99,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
 
     def places(repeat: int) -> None:
         for k in range(count):
-            dataset.place(repeat * count + k)
+            dataset.locate(repeat * count + k)
 
     def read(_: int) -> None:
         for number in numbers:
