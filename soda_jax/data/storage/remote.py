@@ -59,6 +59,8 @@ class Read:
           FileNotFoundError: if there is no such file.
           ShortReadError: if the file ends before the last byte of the range.
           StoreError: if the store refused the read or every attempt failed.
+
+        Do not call this in a daemon thread: TensorStore aborts a process that exits while one waits.
         """
         try:
             found = self._wait()
@@ -92,6 +94,7 @@ class RemoteFiles:
           concurrency: largest number of simultaneous requests to one kind of store.
         """
         self._retries, self._concurrency = retries, concurrency
+        self._context: Any = None
         self._folders: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._repeated_before = 0
@@ -102,7 +105,7 @@ class RemoteFiles:
 
         TensorStore counts them, for `gs://` and `s3://`; those of checkpoints are included.
         """
-        return _count_repeats() - self._repeated_before if self._folders else 0
+        return _count_repeats() - self._repeated_before if self._context is not None else 0
 
     def start(self, location: Location, start: int = 0, stop: int | None = None) -> Read:
         """Starts to read bytes [start, stop) of a file, or the whole file without a range.
@@ -148,14 +151,6 @@ class RemoteFiles:
 
     def _open(self, folder: str) -> Any:
         """Returns the KvStore of a folder's URL, which ends with a slash."""
-        with self._lock:
-            if folder not in self._folders:
-                if not self._folders:
-                    self._repeated_before = _count_repeats()
-                self._folders[folder] = self._open_new(folder)
-            return self._folders[folder]
-
-    def _open_new(self, folder: str) -> Any:
         import tensorstore as ts
 
         scheme = folder.partition("://")[0]
@@ -164,6 +159,20 @@ class RemoteFiles:
                 f"{folder}: {scheme}:// is not supported; use {'://, '.join(_SCHEMES)}://, or mount "
                 "the store and pass the path of the mount"
             )
+        with self._lock:
+            if self._context is None:
+                self._context = ts.Context(self._settings())
+                self._repeated_before = _count_repeats()
+            if folder not in self._folders:
+                try:
+                    opened = ts.KvStore.open(folder, context=self._context).result()
+                except ValueError as error:
+                    raise UserError(f"{folder}: {_one_line(error)}; check the URL") from None
+                self._folders[folder] = opened
+            return self._folders[folder]
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the settings of TensorStore's context, which all folders share."""
         limit = {"limit": self._concurrency}
         retries = {
             "max_retries": self._retries,
@@ -174,10 +183,7 @@ class RemoteFiles:
         for driver in _DRIVERS:
             settings[f"{driver}_request_concurrency"] = limit
             settings[f"{driver}_request_retries"] = retries
-        try:
-            return ts.KvStore.open(folder, context=ts.Context(settings)).result()
-        except ValueError as error:
-            raise UserError(f"{folder}: {_one_line(error)}; check the URL") from None
+        return settings
 
 
 @functools.cache
