@@ -74,4 +74,6 @@ def print_ranges(config: Mapping[str, Any], folder: Path, latency: float, repeat
     print(f"\n{WINDOWS} windows of a host (512 on 32 hosts), medians of {repeats} batches in turn")
     print(f"{'':24}{'latency':>14}{'a batch':>12}{'to in place':>14}")
     for (name, wait, _), median in zip(kinds, medians, strict=True):
-        print(f"{name:24}{wait * 1e3:>11.0f} ms{median * 1e3:>9.1f} ms{median / medians[0]:>12.1f} x")
+        print(
+            f"{name:24}{wait * 1e3:>11.0f} ms{median * 1e3:>9.1f} ms{median / medians[0]:>12.1f} x"
+        )
