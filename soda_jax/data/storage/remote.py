@@ -77,9 +77,11 @@ class Read:
             count = str(next(_slow_reads))
             if count.strip("0") == "1":
                 _LOG.warning(
-                    "%s: no answer in %.0f s, still trying; slow reads so far: %s, repeated requests: "
-                    "%d", self.what, _SLOW_SECONDS, count, _count_repeats(),
-                )  # fmt: skip
+                    "%s: no answer in %.0f s, still trying; slow reads so far: %s",
+                    self.what,
+                    _SLOW_SECONDS,
+                    count,
+                )
         return self.future.result()
 
 
