@@ -88,8 +88,7 @@ class Source:
         self._shards = manifest.splits.get(split, ())
         if not self._shards:
             raise UserError(f"source {name}: {directory} has no {split} split; tokenize more data")
-        self._store = storage.open(name, directory, split, self._shards)
-        indexes = self._store.read_indexes()
+        self._store, indexes = storage.open(name, directory, split, self._shards)
         self._check(indexes)
         self._index = ShardIndex.joined(indexes)
         self.prefetches = self._store.prefetches

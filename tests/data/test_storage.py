@@ -238,9 +238,12 @@ def test_invalid_settings_are_refused_with_a_fix(corpus, settings, change, messa
             "gs://other-bucket/data",
             "gs://other-bucket/data/manifest.json: cannot read the manifest",
         ),
-        ("gs://Bad_Name/data", r"gs://Bad_Name/data/: .*Invalid GCS bucket name.*check the URL"),
-        ("az://data/a", "az://data/a/: az:// is not supported; use gs://, s3://, .*or mount"),
-        ("file://relative/data", r"file://relative/data/: .*check the URL"),
+        ("gs://Bad_Name/data", r"gs://Bad_Name/data/: .*Invalid GCS bucket name.*use gs://"),
+        (
+            "az://data/a",
+            r"az://data/a/: .*unsupported URL scheme \"az\".*; use gs://, s3://, .*or mount",
+        ),
+        ("file://relative/data", r"file://relative/data/: .*do not support authority.*; use"),
     ],
 )
 def test_a_wrong_url_is_reported(corpus, settings, url, message):

@@ -38,9 +38,6 @@ class Shards(Protocol):
 
     prefetches: bool
 
-    def read_indexes(self) -> list[ShardIndex]:
-        """Returns the index of each shard; UserError if one is missing or has another checksum."""
-
     def location(self, shard: int) -> str:
         """Returns the path or URL of a shard, for messages."""
 
@@ -57,22 +54,9 @@ class DirectShards:
     prefetches = False
 
     def __init__(self, folder: Path, shards: Sequence[ShardInfo], readers: ShardReaders):
-        """Stores the paths of the shards.
-
-        Args:
-          folder: folder of the split.
-          shards: the entries of the split in the manifest.
-          readers: the open files, shared by all splits.
-        """
-        self._shards, self._readers = shards, readers
+        """Takes the folder of the split, its entries in the manifest, and the open files to share."""
         self._paths = [(folder / shard.file, shard.records) for shard in shards]
-
-    def read_indexes(self) -> list[ShardIndex]:
-        """Returns the index of each shard."""
-        return [
-            read_index(index_path(path), shard.index_crc32c)
-            for (path, _), shard in zip(self._paths, self._shards, strict=True)
-        ]
+        self._readers = readers
 
     def location(self, shard: int) -> str:
         """Returns the path of a shard."""
@@ -104,8 +88,8 @@ class Storage:
 
     def open(
         self, name: str, directory: Location, split: str, shards: Sequence[ShardInfo]
-    ) -> Shards:
-        """Opens the shards of a split; copies them first in the mode `stage`.
+    ) -> tuple[Shards, list[ShardIndex]]:
+        """Opens the shards of a split and reads their indexes; in the mode `stage` copies them first.
 
         Args:
           name: name of the source, for messages.
@@ -114,7 +98,8 @@ class Storage:
           shards: the entries of the split in the manifest.
 
         Raises:
-          UserError: if the mode is `direct` for a URL, or staging fails.
+          UserError: if the mode is `direct` for a URL, staging fails, or an index is missing, damaged or
+            not the one in the manifest.
         """
         storage = self._config["storage"]
         if storage == "auto":
@@ -126,7 +111,8 @@ class Storage:
                     "data.storage=direct; choose range (small reads), stage (a copy on a local disk), "
                     "or mount it and set the path of the mount"
                 )
-            return DirectShards(Path(directory) / split, shards, self._readers)
+            folder = Path(directory) / split
+            return DirectShards(folder, shards, self._readers), _read_indexes(folder, shards)
         cache_dir = self._config["cache_dir"]
         if storage == "stage" and not cache_dir:
             raise UserError(
@@ -142,6 +128,13 @@ class Storage:
                 files.append(StagedFile(origin, folder / shard.file, shard.crc32c, shard.bytes))
         what = "shards" if storage == "stage" else "indexes"
         stage(files, self.remote, f"{what} of {name}, {split}", self._config["read_threads"])
+        indexes = _read_indexes(folder, shards)
         if storage == "stage":
-            return DirectShards(folder, shards, self._readers)
-        return RangeShards(join(directory, split), shards, folder, self._ranges)
+            return DirectShards(folder, shards, self._readers), indexes
+        urls = [join(directory, split, shard.file) for shard in shards]
+        offsets = [index.record_offsets for index in indexes]
+        return RangeShards(urls, offsets, self._ranges), indexes
+
+
+def _read_indexes(folder: Path, shards: Sequence[ShardInfo]) -> list[ShardIndex]:
+    return [read_index(index_path(folder / shard.file), shard.index_crc32c) for shard in shards]

@@ -2,16 +2,13 @@
 
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from soda_jax.data.reading import damaged
 from soda_jax.data.records import check_sum
-from soda_jax.data.shards import ShardIndex, ShardInfo, index_path, read_index
 from soda_jax.data.storage.cache import ByteCache
-from soda_jax.data.storage.locations import join
 from soda_jax.data.storage.record_offsets import unpack_record
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError
 
@@ -90,29 +87,9 @@ class RangeShards:
 
     prefetches = True
 
-    def __init__(
-        self, folder: str, shards: Sequence[ShardInfo], index_folder: Path, reader: RangeReader
-    ):
-        """Stores where the shards are; `read_indexes` must be called before the first read.
-
-        Args:
-          folder: URL of the split.
-          shards: the entries of the split in the manifest.
-          index_folder: local folder with copies of the indexes.
-          reader: the store and the cache.
-        """
-        self._shards, self._index_folder, self._reader = shards, index_folder, reader
-        self._urls = [join(folder, shard.file) for shard in shards]
-        self._offsets: list[np.ndarray] = []
-
-    def read_indexes(self) -> list[ShardIndex]:
-        """Returns the index of each shard and keeps the offsets of the records."""
-        indexes = [
-            read_index(index_path(self._index_folder / shard.file), shard.index_crc32c)
-            for shard in self._shards
-        ]
-        self._offsets = [index.record_offsets for index in indexes]
-        return indexes
+    def __init__(self, urls: Sequence[str], offsets: Sequence[np.ndarray], reader: RangeReader):
+        """Takes the URL and the record offsets of each shard, and the store with its cache."""
+        self._urls, self._offsets, self._reader = urls, offsets, reader
 
     def location(self, shard: int) -> str:
         """Returns the URL of a shard."""

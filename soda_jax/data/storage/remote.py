@@ -23,7 +23,6 @@ from soda_jax.files import write_atomic
 RETRIES = 8  # about one and a half minutes of waiting in total
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
 _CONCURRENCY = 32
-_SCHEMES = ("gs", "s3", "http", "https", "file")
 _DRIVERS = ("gcs", "s3", "http")
 _SLOW_SECONDS = 10.0  # a read that takes longer is logged
 _EXHAUSTED = re.compile(r"All (\d+) retry attempts failed: (.*)")
@@ -116,20 +115,13 @@ class RemoteFiles:
           UserError: if the URL is invalid or its scheme is not supported.
         """
         folder, _, name = _as_url(location).rpartition("/")
-        store, what = self._open(f"{folder}/"), str(location)
-        if stop is None:
-            return Read(store.read(name), what)
-        return Read(
-            store.read(name, byte_range=slice(start, stop)), f"{what}, bytes {start} to {stop}"
-        )
+        future = self._open(f"{folder}/").read(name, byte_range=slice(start, stop))
+        what = str(location) if stop is None else f"{location}, bytes {start} to {stop}"
+        return Read(future, what)
 
-    def read(self, location: Location, start: int, stop: int) -> bytes:
-        """Reads bytes [start, stop) of a file; raises the errors of `start` and `Read.result`."""
+    def read(self, location: Location, start: int = 0, stop: int | None = None) -> bytes:
+        """Reads like `start` and waits for the bytes; raises the errors of `start` and `Read.result`."""
         return self.start(location, start, stop).result()
-
-    def read_whole(self, location: Location) -> bytes:
-        """Reads a whole file; raises the errors of `start` and `Read.result`."""
-        return self.start(location).result()
 
     def list_files(self, folder: Location) -> list[str]:
         """Returns the paths of the files in a folder, relative to it, in alphabetical order.
@@ -155,12 +147,6 @@ class RemoteFiles:
         """Returns the KvStore of a folder's URL, which ends with a slash."""
         import tensorstore as ts
 
-        scheme = folder.partition("://")[0]
-        if scheme not in _SCHEMES:
-            raise UserError(
-                f"{folder}: {scheme}:// is not supported; use {'://, '.join(_SCHEMES)}://, or mount "
-                "the store and pass the path of the mount"
-            )
         with self._lock:
             if self._context is None:
                 self._context = ts.Context(self._settings())
@@ -169,7 +155,10 @@ class RemoteFiles:
                 try:
                     opened = ts.KvStore.open(folder, context=self._context).result()
                 except ValueError as error:
-                    raise UserError(f"{folder}: {_one_line(error)}; check the URL") from None
+                    raise UserError(
+                        f"{folder}: {_one_line(error)}; use gs://, s3://, http(s):// or file://, or "
+                        "mount the store and pass the path of the mount"
+                    ) from None
                 self._folders[folder] = opened
             return self._folders[folder]
 
@@ -201,7 +190,7 @@ def read_bytes(location: Location) -> bytes:
       OSError: if a local file cannot be read, or there is no such file.
       UserError: if the URL is invalid or the store cannot be read.
     """
-    return shared().read_whole(location) if is_url(location) else Path(location).read_bytes()
+    return shared().read(location) if is_url(location) else Path(location).read_bytes()
 
 
 def download_folder(folder: Location, target: Path) -> bool:
@@ -214,7 +203,7 @@ def download_folder(folder: Location, target: Path) -> bool:
     for name in names:
         if ".." in name.split("/"):
             raise UserError(f"{join(folder, name)}: a copy would be outside the folder; remove it")
-        write_atomic(target / name, shared().read_whole(join(folder, name)))
+        write_atomic(target / name, shared().read(join(folder, name)))
     return bool(names)
 
 

@@ -144,7 +144,7 @@ class _Stager:
 
     def _blocks(self, file: StagedFile) -> Iterator[bytes]:
         if file.bytes is None:
-            yield self._remote.read_whole(file.origin)
+            yield self._remote.read(file.origin)
             return
         for start in range(0, file.bytes, _BLOCK_BYTES):
             if self.stopped.is_set():
