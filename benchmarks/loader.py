@@ -8,8 +8,8 @@ page cache. Random codes are the worst case for the disk: nothing of them can be
 table: medians over repeats with their spread, the share of each step, whole records at random beside the
 windows, and the bytes a token takes on disk, index included.
 
-A second table reads the batch of one host of 32 by byte range through fsspec, from a file system whose
-reads take `--latency` milliseconds as those of an object store do, with more and more threads.
+A second table reads the batch of one host of 32 by byte range from a web server on this machine that answers
+after `--latency` milliseconds, like an object store, with more and more simultaneous requests.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
 
     def places(repeat: int) -> None:
         for k in range(count):
-            dataset.place(repeat * count + k)
+            dataset.locate(repeat * count + k)
 
     def read(_: int) -> None:
         for number in numbers:
@@ -195,8 +195,7 @@ def main() -> None:
         print(f"whole records, tokens/s  {rate / 1e6:8.1f} M  ± {100 * spread / rate:.0f}%")
         print(f"bytes a token on disk    {size / tokens:8.3f}")
         if args.latency:
-            cache = Path(folder) / "cache"
-            print_ranges(config, cache, args.latency / 1e3, min(args.repeats, 9))
+            print_ranges(config, Path(folder), args.latency / 1e3, min(args.repeats, 9))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""A bucket in this process: as much of the JSON API of Google Cloud Storage as gcsfs, Orbax and
-TensorStore use, with generations and preconditions, over a dict.
+"""A bucket in the memory of this process, for the real clients of Google Cloud Storage.
 
-Tests that want it are skipped where gcsfs is not installed. The clients read once where the store is, so
-all tests of a process share one.
+It serves the part of the JSON API that gcsfs, Orbax and TensorStore use, with generations and preconditions.
+`FAULTS` makes reads slow, fail, or return wrong bytes. The clients keep the address of the store, so all tests
+of a process share one bucket.
 """
 
 import base64
+import contextlib
+import dataclasses
 import functools
 import itertools
 import json
 import os
 import re
 import threading
+import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import google_crc32c
@@ -22,34 +27,111 @@ BUCKET = "bucket"
 
 
 def require_bucket() -> str:
-    """The URL of a bucket that the tests of this process share; use a folder in it for each test."""
+    """Returns the URL of the bucket; skips the test if the clients that checkpoints need are missing.
+
+    Each test should use a separate folder in the bucket.
+    """
     for module in ("gcsfs", "google.cloud.storage"):
         pytest.importorskip(module)
-    return _start()
+    start_server()
+    return f"gs://{BUCKET}"
 
 
 @functools.cache
-def _start() -> str:
+def start_server() -> str:
+    """Starts the server and sets the variables that lead the clients to it; returns its http:// URL."""
     server = Server(("localhost", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://localhost:{server.server_port}"
     os.environ["STORAGE_EMULATOR_HOST"] = os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
     os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "none"
-    os.environ["NO_GCE_CHECK"] = "true"  # nobody looks for a metadata server
-    return f"gs://{BUCKET}"
+    os.environ["NO_GCE_CHECK"] = "true"  # do not look for a metadata server
+    return address
+
+
+def upload(source: Path, folder: str) -> None:
+    """Replaces a folder of the bucket by the files of a local folder."""
+    with Handler.lock:
+        for name in [name for name in Handler.objects if name.startswith(f"{folder}/")]:
+            del Handler.objects[name]
+        for path in source.rglob("*"):
+            if path.is_file():
+                name = f"{folder}/{path.relative_to(source)}"
+                Handler.objects[name] = next(Handler.numbers), path.read_bytes()
+
+
+@dataclasses.dataclass
+class Faults:
+    """How reads of objects fail; each count is the number of reads that will be affected.
+
+    Attributes:
+      seconds: delay of every read.
+      only: reads of objects without this in their name do not fail.
+      failures: reads answered with `status`.
+      status: HTTP status of a failure.
+      resets: reads whose connection is closed before the answer.
+      short: reads whose connection is closed in the middle of the answer.
+      flips: reads with one wrong bit.
+      hangs: reads that are not answered.
+      asked: number of reads by object.
+      most_at_once: largest number of simultaneous reads.
+    """
+
+    seconds: float = 0.0
+    only: str = ""
+    failures: int = 0
+    status: int = 503
+    resets: int = 0
+    short: int = 0
+    flips: int = 0
+    hangs: int = 0
+    asked: Counter[str] = dataclasses.field(default_factory=Counter)
+    most_at_once: int = 0
+    _at_once: int = 0
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def reset(self) -> None:
+        """Ends all faults and sets the counts to zero."""
+        self.__init__()
+
+    @contextlib.contextmanager
+    def reading(self, name: str):
+        """Counts and delays a read; yields the name of its fault, or an empty string."""
+        with self._lock:
+            self.asked[name] += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            fault = self._take() if self.only in name else ""
+        try:
+            time.sleep(3600 if fault == "hangs" else self.seconds)
+            yield fault
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _take(self) -> str:
+        for fault in ("failures", "resets", "short", "flips", "hangs"):
+            if left := getattr(self, fault):
+                setattr(self, fault, left - 1)
+                return fault
+        return ""
+
+
+FAULTS = Faults()
 
 
 class Server(ThreadingHTTPServer):
-    """Says nothing when a client hangs up."""
+    """Does not print errors of connections that a client has closed."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, *_):
-        """Silence."""
+        """Prints nothing."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Answers the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     wbufsize, disable_nagle_algorithm = 1 << 16, True  # an answer in one packet: 40 ms less
@@ -59,10 +141,16 @@ class Handler(BaseHTTPRequestHandler):
     lock = threading.Lock()
 
     def log_message(self, *_):
-        """Silence."""
+        """Prints nothing."""
 
     def do_GET(self):
-        self._route("GET")
+        url = urlsplit(self.path)
+        media = "alt=media" in url.query or url.path.startswith(f"/{BUCKET}/")
+        if not media:
+            return self._route("GET")
+        name = unquote(re.split(rf"/o/|^/{BUCKET}/", url.path, maxsplit=1)[1])
+        with FAULTS.reading(name) as fault:
+            self._route("GET", fault)
 
     def do_POST(self):
         self._route("POST")
@@ -73,17 +161,28 @@ class Handler(BaseHTTPRequestHandler):
     def do_DELETE(self):
         self._route("DELETE")
 
-    def _route(self, method):
+    def _route(self, method, fault=""):
         body = self._body()
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         with self.lock:
             status, headers, answer = self._answer(method, url.path, query, body)
+        if fault == "failures":
+            status, headers, answer = FAULTS.status, {}, b"a failure that the test asked for"
+        if fault == "flips":
+            half = len(answer) // 2
+            answer = answer[:half] + bytes([answer[half] ^ 16]) + answer[half + 1 :]
+        if fault == "resets":
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
+        if fault == "short":
+            self.close_connection = True
+            answer = answer[: len(answer) // 2]
         self.wfile.write(answer)
 
     def _body(self):
@@ -99,6 +198,8 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, method, path, query, body):
         if path == "/batch/storage/v1":
             return self._batch(body)
+        if method == "GET" and path.startswith(f"/{BUCKET}/"):  # a public object
+            return self._object(method, unquote(path.removeprefix(f"/{BUCKET}/")), {"alt": "media"})
         match = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", path)
         if not match or match[2] != BUCKET:
             return _json({"error": {"code": 404, "message": f"no {path}"}}, 404)
@@ -155,8 +256,8 @@ class Handler(BaseHTTPRequestHandler):
             number = str(next(self.numbers))
             name = query.get("name") or json.loads(body)["name"]
             self.uploads[number] = name, query, b""
-            place = f"http://{self.headers['Host']}/upload/storage/v1/b/{BUCKET}/o"
-            return 200, {"Location": f"{place}?uploadType=resumable&upload_id={number}"}, b""
+            url = f"http://{self.headers['Host']}/upload/storage/v1/b/{BUCKET}/o"
+            return 200, {"Location": f"{url}?uploadType=resumable&upload_id={number}"}, b""
         name, first, content = self.uploads[query["upload_id"]]
         content += body
         if not self.headers.get("Content-Range", "").endswith("/*"):
@@ -200,7 +301,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _content(part):
-    """What stands in a part of a multipart message, behind its headers."""
+    """Returns the content of a part of a multipart message, without its headers."""
     return re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1].removesuffix(b"\n").removesuffix(b"\r")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.source import SourceOptions
+from soda_jax.data.storage.modes import STORAGES
 from soda_jax.data.storage.remote import RETRIES, read_bytes
-from soda_jax.data.storage.split import STORAGES
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import COMPOSITIONS, ORDERS, View
 

@@ -1,4 +1,4 @@
-"""Windows and batches by number: the mixture over its sources, ready for a loader."""
+"""Windows and batches by number, from the mixture of the sources of a config."""
 
 import collections
 import dataclasses
@@ -11,7 +11,7 @@ from soda_jax.data import config as data_config
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.mixture import InOrder, Mixture, normalised_weights
 from soda_jax.data.source import Source, SourceOptions
-from soda_jax.data.storage.split import Storage
+from soda_jax.data.storage.modes import Storage
 from soda_jax.data.windows import Batch, annotate, empty_batch
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
@@ -22,12 +22,12 @@ _DIGEST_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Document:
-    """A stored document, whole.
+    """A complete stored document.
 
     Attributes:
       source: name of its source.
       document_id: its id.
-      utterances: in order; text, text ids and codes.
+      utterances: its utterances in order, with text, text ids and codes.
     """
 
     source: str
@@ -36,21 +36,21 @@ class Document:
 
 
 class Dataset:
-    """Random access to the windows of a config; the window at k depends on (config, seed, k) alone.
+    """Random access to the windows of a config; window k depends only on (config, seed, k).
 
     Attributes:
-      config: the config with every default filled in and every generation named; a run that keeps
-        it reads the same data after an append.
-      source_names: in the order of `Batch.source`.
-      sources: a `Source` each.
-      weights: by name, summing to 1.
+      config: the config with every default and every generation filled in; a run that keeps it reads
+        the same data after an append.
+      source_names: names of the sources, in the order of `Batch.source`.
+      sources: one `Source` per name.
+      weights: weight of each source by name; their sum is 1.
       layout: the vocabulary of all sources.
-      codec: what the manifest says of the codec of the speech sources, None if all are text.
-      tokenizer_fingerprint: of the text tokenizer of all sources.
-      sequence_length: tokens of a window.
-      windows: number of windows of one pass (None: the mixture has no end).
+      codec: the manifest's entry of the codec of the speech sources, None if all are text.
+      tokenizer_fingerprint: fingerprint of the text tokenizer of all sources.
+      sequence_length: tokens per window.
+      windows: number of windows of one pass; None for the endless mixture.
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
-      storage: how the shards are read; of no influence on the windows.
+      storage: reads the shards; it has no influence on the windows.
     """
 
     def __init__(self, config: Mapping[str, Any], split: str, *, one_pass: bool):
@@ -79,79 +79,79 @@ class Dataset:
         )  # fmt: skip
         counts = [source.windows for source in self.sources]
         self.windows = sum(counts) if one_pass else None
-        self._places: Mixture | InOrder = InOrder(counts)
+        self._order: Mixture | InOrder = InOrder(counts)
         if not one_pass:
             weights = list(self.weights.values())
-            self._places = Mixture(self.source_names, counts, weights, self.config["seed"])
+            self._order = Mixture(self.source_names, counts, weights, self.config["seed"])
         self.digest = self._make_digest(options)
 
     @property
     def codec_fingerprint(self) -> str | None:
-        """Fingerprint of the codec of the speech sources, None if all are text."""
+        """Returns the fingerprint of the codec of the speech sources, None if all are text."""
         return self.codec["fingerprint"] if self.codec else None
 
-    def place(self, k: int) -> tuple[int, int] | None:
-        """Number of the source and of its window at place k; None behind the end of a single pass."""
-        return self._places[k]
+    def locate(self, k: int) -> tuple[int, int] | None:
+        """Returns the source number and window number of window k; None after the end of one pass."""
+        return self._order[k]
 
     def window(self, k: int) -> Batch:
-        """Window k of the stream as a batch of one row; see `batch`."""
+        """Returns window k of the stream as a batch of one row; see `batch`."""
         return self.batch(k, range(1))
 
     def batch(self, k: int, rows: Sequence[int]) -> Batch:
-        """The windows k + r for each r in `rows`, stacked in that order.
+        """Returns the windows k + r for each r in `rows`, stacked in that order.
 
         The global batch of size B at window count k is `batch(k, range(B))`; a process takes the rows
-        that its addressable shards cover. Behind the end of a single pass rows have no loss.
+        that its addressable shards cover. Rows after the end of one pass have no loss.
 
         Raises:
           DamagedRecordError: if a record cannot be read and the policy is "fatal".
-          StoreError: if the store of a remote data set cannot be read, whatever the policy.
+          StoreError: if the store of a remote data set cannot be read, under any policy.
         """
         length = self.sequence_length
         batch = empty_batch(len(rows), length)
-        places = [self.place(k + offset) for offset in rows]
-        held = [
-            self.sources[number].ahead(window * length, (window + 1) * length)
-            for number, window in filter(None, places)
-            if self.sources[number].reads_ahead
+        windows = [self.locate(k + offset) for offset in rows]
+        prefetched = [
+            self.sources[number].prefetch(window * length, (window + 1) * length)
+            for number, window in filter(None, windows)
+            if self.sources[number].prefetches
         ]
-        for row, place in enumerate(places):
-            if place is not None:
-                number, window = place
+        for row, found in enumerate(windows):
+            if found is not None:
+                number, window = found
                 holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
-        del held
+        del prefetched  # until here the records stay in memory, whatever the size of the cache
         return batch
 
     def documents(self) -> Iterator[Document]:
-        """Whole documents, source by source, in stored order; denied ones are left out.
+        """Yields whole documents, source by source, in stored order, without the denied ones.
 
-        A document of a data set that several sources read, in other views, comes once.
-        A document with a damaged record raises DamagedRecordError, or under the policy "mask" is
-        left out with a warning.
+        A document that several sources read from one data set is yielded once.
+        A document with a damaged record raises DamagedRecordError; under the policy "mask" it is
+        skipped with a warning.
         """
         digests = collections.Counter(source.manifest.digest for source in self.sources)
-        given: set[tuple[str, int, int]] = set()
+        yielded: set[tuple[str, int, int]] = set()
         for source in self.sources:
             shared = digests[source.manifest.digest] > 1
-            for shard, first, last in source.documents_ahead():
-                place = (source.manifest.digest, shard, first)
-                if place in given:
+            for shard, first, last in source.prefetched_documents():
+                identity = (source.manifest.digest, shard, first)
+                if identity in yielded:
                     continue
                 document = source.read_document(shard, first, last)
                 if document is not None:
                     if shared:
-                        given.add(place)
+                        yielded.add(identity)
                     yield Document(source.name, *document)
 
     def damage(self) -> list[str]:
-        """A message for every damaged record met and masked so far."""
-        return [source.damage[place] for source in self.sources for place in sorted(source.damage)]
+        """Returns a message for every damaged record that was found and masked so far."""
+        return [source.damage[key] for source in self.sources for key in sorted(source.damage)]
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """By source: windows, tokens, tail_tokens (dropped), denied_documents, masked_records, weight."""
+        """Returns, by source, its counts (see `Source`) and its weight."""
         return {
             source.name: {
                 "windows": source.windows,
@@ -165,7 +165,7 @@ class Dataset:
         }
 
     def _make_digest(self, options: Mapping[str, SourceOptions]) -> str:
-        """Hashes what the windows depend on; where a data set lies and the damage policy do not count."""
+        """Hashes what the windows depend on; excludes the location of a data set and the damage policy."""
         sources = {
             source.name: {
                 "manifest": source.manifest.digest,
@@ -195,28 +195,28 @@ def make_dataset(
       config: the data part of a config, see `soda_jax.data.config`; plain or ml_collections.
       split: "train" or "validation".
       one_pass: False for the endless, shuffled, weighted mixture of training; True for every window
-        of every source once, in stored order, as evaluation wants.
+        of every source once, in stored order, for evaluation.
 
     Raises:
-      UserError: if the config, a weight, a manifest or an index is at fault, sources differ in
-        layout or codec, or a source is shorter than one window.
+      UserError: if the config, a weight, a manifest or an index is invalid, sources differ in layout
+        or codec, or a source is shorter than one window.
     """
     return Dataset(config, split, one_pass=one_pass)
 
 
 def documents(config: Mapping[str, Any], split: str = "validation") -> Iterator[Document]:
-    """Whole documents of a split in stored order, see `Dataset.documents`; windows may be any length."""
+    """Yields the whole documents of a split in stored order, see `Dataset.documents`."""
     return Dataset({**config, "sequence_length": 2}, split, one_pass=True).documents()
 
 
 def _same_tokenizer(manifests: Mapping[str, Manifest]) -> str:
-    """The tokenizer that all sources share; UserError naming two that differ."""
+    """Returns the fingerprint of the tokenizer of all sources; UserError if two sources differ."""
     (first, reference), *others = manifests.items()
     for name, manifest in others:
         if manifest.tokenizer_fingerprint != reference.tokenizer_fingerprint:
             raise UserError(
                 f"source {name} has the tokenizer {manifest.tokenizer_fingerprint}, source {first} "
-                f"has {reference.tokenizer_fingerprint}: bring one over with soda retext"
+                f"has {reference.tokenizer_fingerprint}: convert one with soda retext"
             )
     return reference.tokenizer_fingerprint
 
@@ -224,7 +224,7 @@ def _same_tokenizer(manifests: Mapping[str, Manifest]) -> str:
 def _agree(
     manifests: Mapping[str, Manifest],
 ) -> tuple[VocabularyLayout, Mapping[str, Any] | None]:
-    """The layout and codec that all sources share; UserError naming two that differ."""
+    """Returns the layout and codec of all sources; UserError if two sources differ."""
     (first, reference), *others = manifests.items()
     codec_of = None if reference.codec is None else first
     for name, manifest in others:

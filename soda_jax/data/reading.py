@@ -1,4 +1,4 @@
-"""Reading records: by place from many shards at once, or one shard from end to end."""
+"""Reads records by number from many shards, or all records of one shard in order."""
 
 import os
 import threading
@@ -10,29 +10,29 @@ from typing import Any
 from soda_jax.data.records import DamagedRecordError, RecordData, decode_record
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# No read-ahead and no threads of its own: 7 µs for a record from page cache instead of 1 ms.
+# Without read-ahead and threads, a record in the page cache takes 7 µs instead of 1 ms.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
 
 
 class ShardReaders:
-    """Random access to the records of shards; many threads may read at once.
+    """Random access to the records of shards; threads may share it.
 
-    At most `max_open` files are open; the one unused for longest is closed first.
+    At most `max_open` files are open; the least recently used one is closed first.
     """
 
     def __init__(self, max_open: int = 256):
-        """Args: max_open: the largest number of open files."""
+        """Stores `max_open`, the largest number of open files."""
         self._max_open = max_open
         self._readers: OrderedDict[Path, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, shard: Path, number: int, records: int) -> bytes:
-        """The bytes of record `number` of a shard that the index says has `records` records.
+        """Returns the bytes of record `number` of a shard that has `records` records by its index.
 
         Raises:
-          DamagedRecordError: if the shard is missing, truncated, damaged there, or not the one of
-            its index; the message names the shard and the record.
+          DamagedRecordError: if the shard is missing, truncated or damaged there, or has another number
+            of records; the message names the shard and the record.
         """
         with self._lock:
             reader = self._readers.get(shard)
@@ -47,7 +47,7 @@ class ShardReaders:
 
     @property
     def open_files(self) -> int:
-        """How many shards are open now."""
+        """Number of open shards."""
         return len(self._readers)
 
     def _open(self, shard: Path, number: int, records: int) -> Any:
@@ -56,11 +56,11 @@ class ShardReaders:
         except DamagedRecordError as error:
             raise damaged(shard, number, str(error)) from None
         if reader.num_records() != records:
-            reason = f"the shard has {reader.num_records()} records, its index {records}"
+            reason = f"the shard has {reader.num_records()} records, its index has {records}"
             raise damaged(shard, number, reason)
         with self._lock:
             reader = self._readers.setdefault(shard, reader)
-            # Dropped, not closed: another thread may be reading it; the last reference closes it.
+            # Not closed here, because another thread may be reading; the last reference closes the file.
             while len(self._readers) > self._max_open:
                 self._readers.popitem(last=False)
         return reader
@@ -69,7 +69,7 @@ class ShardReaders:
 def read_records(
     shard: str | os.PathLike[str], layout: VocabularyLayout
 ) -> Iterator[RecordData | DamagedRecordError]:
-    """All records of a shard in stored order; an error stands in the place of a damaged one.
+    """Yields all records of a shard in stored order, and an error instead of each damaged one.
 
     Raises:
       DamagedRecordError: if the shard cannot be opened.
@@ -87,15 +87,15 @@ def read_records(
 
 
 def damaged(shard: str | os.PathLike[str], number: int, reason: str) -> DamagedRecordError:
-    """The error for a record that cannot be read, with its place and what to do."""
+    """Returns the error for a record that cannot be read, with its location and the fix."""
     return DamagedRecordError(f"{shard}, record {number} is damaged: {reason}; restore the shard")
 
 
 def open_shard(shard: Path) -> Any:
-    """An ArrayRecord reader of a shard; DamagedRecordError with the bare reason if there is none."""
+    """Opens a shard with ArrayRecord's reader; DamagedRecordError with only the reason if it fails."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    # The reader says nothing of a missing file until the first read.
+    # The reader does not report a missing file before the first read.
     if not shard.is_file():
         raise DamagedRecordError("the shard is missing")
     reader = ArrayRecordReader(str(shard), _OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)

@@ -1,9 +1,9 @@
-"""A shard: an ArrayRecord file of records and the index beside it.
+"""A shard: an ArrayRecord file of records, and its index.
 
-`shard-00000.array_record` holds one record a chunk (group_size 1, not compressed: packed codes do not
-shrink). `shard-00000.index.npz` holds the counts of every record, so that a window is found without
-reading the shard, and its place in the file, so that it can be read by byte range. The index appears first and the shard last, each by atomic rename: a shard that is
-there is whole.
+`shard-00000.array_record` holds one record per chunk (group_size 1), uncompressed, because packed codes do
+not compress. `shard-00000.index.npz` holds the counts of every record, so that a window is found without
+reading the shard, and the offset of every record, so that it can be read by byte range. The index is renamed
+to its final name first and the shard last: a shard that exists is complete.
 """
 
 import dataclasses
@@ -28,14 +28,13 @@ from soda_jax.data.records import (
     RecordData,
     encode_record,
 )
-from soda_jax.data.storage.places import find_places
+from soda_jax.data.storage.record_offsets import read_record_offsets
 from soda_jax.errors import UserError
 from soda_jax.file_sums import file_sum
 from soda_jax.files import write_atomic
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-INDEX_VERSION = 2
-_WITHOUT_PLACES = 1  # the version before
+INDEX_VERSION = 3
 SHARD_SUFFIX = ".array_record"
 INDEX_SUFFIX = ".index.npz"
 _OPTIONS = "group_size:1,uncompressed"
@@ -45,22 +44,22 @@ _COLUMNS = {
     "utterances": np.uint32,
     "flags": np.uint8,
     "document_hashes": np.uint64,
+    "record_offsets": np.uint64,
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Counts of the records of a shard, in stored order.
+    """Counts and offsets of the records of a shard, in stored order.
 
     Attributes:
-      text_tokens: text ids, uint32 `[records]`.
-      frames: codec frames, uint32 `[records]`.
-      utterances: utterances or pieces of one, uint32 `[records]`.
+      text_tokens: number of text ids, uint32 `[records]`.
+      frames: number of codec frames, uint32 `[records]`.
+      utterances: number of utterances, or of pieces of one, uint32 `[records]`.
       flags: see `records.RecordData.flags`, uint8 `[records]`.
       document_hashes: `document_hash` of each document, uint64 `[documents]`.
-      places: where each record's chunk begins in the shard and where the last one ends, in bytes,
-        uint64 `[records + 1]`, see `storage.places`; None in an index of version 1 and where the
-        indexes of several shards are joined.
+      record_offsets: first byte of each record's chunk in the shard and the end of the last chunk,
+        uint64 `[records + 1]`, see `storage.record_offsets`; empty in the joined index of several shards.
     """
 
     text_tokens: np.ndarray
@@ -68,7 +67,7 @@ class ShardIndex:
     utterances: np.ndarray
     flags: np.ndarray
     document_hashes: np.ndarray
-    places: np.ndarray | None = None
+    record_offsets: np.ndarray
 
     @property
     def part(self) -> np.ndarray:
@@ -77,10 +76,11 @@ class ShardIndex:
 
     @classmethod
     def joined(cls, indexes: "Sequence[ShardIndex]") -> "ShardIndex":
-        """The records of several shards as one row."""
-        return cls(**{
+        """Returns the records of several shards as one index, without offsets."""
+        columns = {
             name: np.concatenate([getattr(index, name) for index in indexes]) for name in _COLUMNS
-        })  # fmt: skip
+        }
+        return cls(**{**columns, "record_offsets": np.zeros(0, np.uint64)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +90,13 @@ class ShardInfo:
     Attributes:
       file: name of the shard in the folder of its split.
       records: number of records.
-      documents: number of documents; none is spread over two shards.
-      utterances: number of utterances, those in pieces counted once.
-      text_tokens: text ids, markers not counted.
-      frames: codec frames.
+      documents: number of documents; each is in one shard.
+      utterances: number of utterances; one that is stored in pieces counts once.
+      text_tokens: number of text ids, without markers.
+      frames: number of codec frames.
       bytes: size of the shard.
       crc32c: checksum of the shard, 8 hexadecimal digits.
-      index_crc32c: checksum of the index, likewise.
+      index_crc32c: checksum of the index, 8 hexadecimal digits.
     """
 
     file: str
@@ -111,24 +111,29 @@ class ShardInfo:
 
 
 def document_hash(document_id: str) -> int:
-    """The first 64 bits of a BLAKE2b of the id, by which an index knows a document."""
+    """Returns the first 64 bits of a BLAKE2b hash of the id; an index identifies documents by it."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")
 
 
 def index_path(shard: str | os.PathLike[str]) -> Path:
-    """Path of the index of a shard."""
+    """Returns the path of the index of a shard."""
     path = Path(shard)
     return path.with_name(path.name.removesuffix(SHARD_SUFFIX) + INDEX_SUFFIX)
 
 
 class ShardWriter:
-    """Writes one shard; nothing is visible under its name before `close`.
+    """Writes one shard; the files get their final names in `close`.
 
-    As a context manager it closes at the end of the block and discards the files on an exception.
+    As a context manager it calls `close` at the end of the block, or `discard` after an exception.
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: VocabularyLayout):
-        """Args: path: where the shard will be, ending in `.array_record`. layout: its vocabulary."""
+        """Opens a temporary file next to `path`.
+
+        Args:
+          path: final path of the shard, ending in `.array_record`.
+          layout: the vocabulary of its records.
+        """
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self._path, self._layout = Path(path), layout
@@ -142,7 +147,7 @@ class ShardWriter:
         self._inside = False
 
     def write(self, record: RecordData) -> None:
-        """Appends a record; the records of a document follow each other, first to last."""
+        """Appends a record; the records of a document are consecutive and in order."""
         if record.first == self._inside:
             raise ValueError(f"records of {record.document_id} are out of order")
         self._writer.write(encode_record(record, self._layout))
@@ -154,26 +159,26 @@ class ShardWriter:
             self._hashes.append(document_hash(record.document_id))
 
     def close(self) -> ShardInfo:
-        """Makes index and shard visible and returns what the manifest needs to know."""
+        """Writes the index, renames the shard, and returns its entry for the manifest."""
         if self._inside:
             self.discard()
             raise ValueError(f"the last document of {self._path} is not complete")
         self._writer.close()
         with open(self._temporary, "rb") as file:
             os.fsync(file.fileno())
-        columns = np.array(self._rows, np.int64).reshape(-1, 4).T
-        content = io.BytesIO()
-        arrays = dict(zip(_COLUMNS, (*columns, np.array(self._hashes, np.uint64)), strict=True))
+        counts = np.array(self._rows, np.int64).reshape(-1, 4).T
+        hashes = np.array(self._hashes, np.uint64)
+        offsets = read_record_offsets(self._temporary)
+        arrays = dict(zip(_COLUMNS, (*counts, hashes, offsets), strict=True))
         typed = {name: arrays[name].astype(kind) for name, kind in _COLUMNS.items()}
-        places = shard_places(self._temporary)
-        version = np.array(INDEX_VERSION)
-        np.savez(content, allow_pickle=False, version=version, **typed, places=places)
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, version=np.array(INDEX_VERSION), **typed)
         write_atomic(index_path(self._path), content.getvalue())
         os.replace(self._temporary, self._path)
         return read_shard_info(self._path)
 
     def discard(self) -> None:
-        """Gives up: removes the temporary file."""
+        """Removes the temporary file."""
         self._writer.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -197,10 +202,10 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
 
     Args:
       path: the `.index.npz` file.
-      crc32c: the checksum that the manifest states, None to skip the comparison.
+      crc32c: the checksum in the manifest; None to skip the comparison.
 
     Raises:
-      UserError: if the file is missing, damaged, or of another version.
+      UserError: if the file is missing, damaged, or has another version.
     """
     try:
         content = Path(path).read_bytes()
@@ -214,32 +219,18 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             version = int(file["version"])
-            columns = {name: file[name] for name in _COLUMNS}
-            if version != _WITHOUT_PLACES:
-                columns["places"] = file["places"]
+            if version != INDEX_VERSION:
+                raise UserError(
+                    f"{path} has index version {version}, this program reads {INDEX_VERSION}; "
+                    "tokenize the corpus again"
+                )
+            return ShardIndex(**{name: file[name] for name in _COLUMNS})
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a shard index: {error}; tokenize the shard again") from None
-    if version not in (_WITHOUT_PLACES, INDEX_VERSION):
-        raise UserError(
-            f"{path} has index version {version}, this program reads {_WITHOUT_PLACES} and "
-            f"{INDEX_VERSION}"
-        )
-    return ShardIndex(**columns)
-
-
-def shard_places(path: str | os.PathLike[str]) -> np.ndarray:
-    """`ShardIndex.places` of a shard, from its own footer; ValueError if it has none."""
-    with open(path, "rb") as file:
-
-        def read(start: int, stop: int) -> bytes:
-            file.seek(start)
-            return file.read(stop - start)
-
-        return find_places(read, os.path.getsize(path))
 
 
 def read_shard_info(path: str | os.PathLike[str]) -> ShardInfo:
-    """Describes a finished shard from its two files.
+    """Computes the manifest's entry of a finished shard from its two files.
 
     Raises:
       UserError: if the shard or its index is missing or the index is damaged.
@@ -263,7 +254,7 @@ def read_shard_info(path: str | os.PathLike[str]) -> ShardInfo:
 
 
 def file_crc32c(path: str | os.PathLike[str]) -> tuple[int, str]:
-    """Size in bytes and crc32c (8 hexadecimal digits) of a file; UserError if it cannot be read."""
+    """Returns size in bytes and crc32c (8 hexadecimal digits) of a file; UserError if unreadable."""
     try:
         return file_sum(Path(path))
     except OSError as error:

@@ -22,24 +22,25 @@ from soda_jax.data.records import (
 from soda_jax.data.rendering import Renderer
 from soda_jax.data.shards import ShardIndex, document_hash
 from soda_jax.data.splitting import join_records
-from soda_jax.data.storage.split import Storage
+from soda_jax.data.storage.modes import Storage
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance, View
 
 _LOG = logging.getLogger(__name__)
-_DOCUMENTS_AHEAD = 32  # asked for together
+_PREFETCHED_DOCUMENTS = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """How a source is read.
+    """Options of a source.
 
     Attributes:
-      views: one, or text-first and audio-first; the source is the data set under the first view,
-        then under the second.
-      denied: ids of documents that are left out.
+      views: one view, or text-first and audio-first; the source is the data set under the first view
+        followed by the data set under the second.
+      denied: ids of documents that are excluded.
       masked: (shard file, record) of records whose loss is masked without reading them; the file is
-        "train/shard-…" or "validation/shard-…", or the bare name in whichever split is read.
+        "train/shard-…", "validation/shard-…", or the file name without a split, which applies to the
+        split that is read.
       on_damage: "fatal" or "mask", for a record that cannot be read.
     """
 
@@ -50,20 +51,20 @@ class SourceOptions:
 
 
 class Source:
-    """The tokens of a split of a data set, as one long row under its views.
+    """The tokens of a split of a data set under its views, as one sequence.
 
     Attributes:
-      name: as in the config.
-      manifest: of the generation that is read.
-      record_starts: first token of each record in rendered order, view after view, and the length
-        of the row, int64 `[views · records + 1]`.
-      tokens: length of the row.
+      name: name in the config.
+      manifest: manifest of the generation that is read.
+      record_starts: first token of each record in rendered order, one view after the other, and the
+        length of the sequence, int64 `[views · records + 1]`.
+      tokens: length of the sequence.
       windows: number of whole windows.
-      tail_tokens: tokens behind the last whole window, which are dropped.
-      denied_documents: number of documents left out.
+      tail_tokens: number of tokens after the last whole window, which are dropped.
+      denied_documents: number of excluded documents.
       masked_records: number of records that the config masks.
-      damage: message by (shard file, record) for the records found damaged and masked.
-      reads_ahead: whether `ahead` is of any use.
+      damage: message by (shard file, record) for the records that were found damaged and masked.
+      prefetches: whether `prefetch` has an effect.
     """
 
     def __init__(
@@ -79,19 +80,18 @@ class Source:
         """Opens the shards of the split and reads their indexes.
 
         Raises:
-          UserError: if the split is empty or shorter than one window, a denied or masked entry is
-            not in it, or an index is damaged or not that of the manifest.
+          UserError: if the split is empty or shorter than one window, a masked record is not in it, or
+            an index is damaged or does not match the manifest.
         """
         self.name, self.manifest = name, manifest
         self._split, self._options, self._length = split, options, sequence_length
         self._shards = manifest.splits.get(split, ())
         if not self._shards:
             raise UserError(f"source {name}: {directory} has no {split} split; tokenize more data")
-        self._store = storage.open(name, directory, split, self._shards)
-        indexes = self._store.read_indexes()
+        self._store, indexes = storage.open(name, directory, split, self._shards)
         self._check(indexes)
         self._index = ShardIndex.joined(indexes)
-        self.reads_ahead = self._store.reads_ahead
+        self.prefetches = self._store.prefetches
         self._shard_starts = np.cumsum([0, *(shard.records for shard in self._shards)])
         self._masked = self._find_masked()
         self.masked_records = len(self._masked)
@@ -117,24 +117,24 @@ class Source:
             if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
                 raise UserError(
                     f"{self._store.location(number)}: its index has {len(index.flags)} records, the "
-                    f"manifest says {shard.records}; restore the data set"
+                    f"manifest has {shard.records}; restore the data set"
                 )
 
     def _find_masked(self) -> frozenset[int]:
-        place = {shard.file: number for number, shard in enumerate(self._shards)}
+        numbers = {shard.file: number for number, shard in enumerate(self._shards)}
         found = set()
         for file, record in self._options.masked:
             split, _, name = file.rpartition("/")
             if split in SPLITS and split != self._split:
-                continue  # one file names the damage of all splits
-            known = split in ("", self._split) and name in place
-            if not known or not 0 <= record < self._shards[place[name]].records:
+                continue  # one file may list the damaged records of all splits
+            known = split in ("", self._split) and name in numbers
+            if not known or not 0 <= record < self._shards[numbers[name]].records:
                 raise UserError(f"source {self.name}: masked record {file} {record} does not exist")
-            found.add(int(self._shard_starts[place[name]]) + record)
+            found.add(int(self._shard_starts[numbers[name]]) + record)
         return frozenset(found)
 
     def _kept_records(self) -> np.ndarray:
-        """Whether each record is of a document that is not denied, bool `[records]`."""
+        """Returns whether the document of each record is not denied, bool `[records]`."""
         hashes = {document_hash(identifier) for identifier in self._options.denied}
         denied = np.isin(self._index.document_hashes, np.array(sorted(hashes), np.uint64))
         self.denied_documents = int(denied.sum())
@@ -142,12 +142,12 @@ class Source:
         return ~denied[document]
 
     def _rendered(self, renderer: Renderer, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records in rendered order, and the tokens of each place, int64 `[records]` both."""
+        """Returns record numbers in rendered order and their token counts, both int64 `[records]`."""
         index, part = self._index, self._index.part
         order = rendered_order(part, index.flags, renderer.view.order)
         columns = (part, index.flags, index.utterances, index.text_tokens, index.frames)
         lengths = renderer.lengths(*columns)[order]
-        # Runs are turned round within their document: BOS and EOS keep their places.
+        # The order changes only within a document: BOS and EOS keep their positions.
         lengths += ((index.flags & FIRST) > 0).astype(np.int64) + ((index.flags & LAST) > 0)
         return order, lengths * kept
 
@@ -155,44 +155,46 @@ class Source:
         """Writes tokens [start, start + len(out)) of the source into `out`, int32.
 
         Returns:
-          The stretches (first, last) of `out` that belong to masked or damaged records. EOS fills
-          them, so that nothing attends to them.
+          The ranges (first, last) of `out` that belong to masked or damaged records. They are filled
+          with EOS, so that no other token attends to them.
 
         Raises:
           DamagedRecordError: for a record that cannot be read, unless the policy is "mask".
         """
         holes: list[tuple[int, int]] = []
         stop = start + len(out)
-        place = int(np.searchsorted(self.record_starts, start, side="right")) - 1
-        begin = int(self.record_starts[place])
+        position = int(np.searchsorted(self.record_starts, start, side="right")) - 1
+        begin = int(self.record_starts[position])
         while begin < stop:
-            end = int(self.record_starts[place + 1])
+            end = int(self.record_starts[position + 1])
             if end > begin:
                 first, last = max(start, begin), min(stop, end)
                 piece = out[first - start : last - start]
-                if not self._render(place, first - begin, last - begin, piece):
+                if not self._render(position, first - begin, last - begin, piece):
                     piece[:] = self.manifest.layout.eos
                     holes.append((first - start, last - start))
-            place, begin = place + 1, end
+            position, begin = position + 1, end
         return holes
 
-    def ahead(self, start: int, stop: int) -> list[Any]:
-        """Begins to read the records of tokens [start, stop); keep the result until they are read."""
-        place = int(np.searchsorted(self.record_starts, start, side="right")) - 1
+    def prefetch(self, start: int, stop: int) -> Sequence[Any]:
+        """Requests the records of tokens [start, stop); keep the result until they have been read."""
+        first = int(np.searchsorted(self.record_starts, start, side="right")) - 1
         last = int(np.searchsorted(self.record_starts, stop, side="left"))
-        places = np.arange(place, last)
-        places = places[np.diff(self.record_starts[place : last + 1]) > 0]  # denied ones are empty
+        positions = np.arange(first, last)
+        # The records of denied documents have no tokens.
+        positions = positions[np.diff(self.record_starts[first : last + 1]) > 0]
         records = len(self._index.flags)
-        numbers = [int(self._order[p // records][p % records]) for p in places.tolist()]
-        return self._store.ahead(self._in_shard(n) for n in numbers if n not in self._masked)
+        numbers = [int(self._order[p // records][p % records]) for p in positions.tolist()]
+        return self._store.prefetch(self._in_shard(n) for n in numbers if n not in self._masked)
 
     def _in_shard(self, number: int) -> tuple[int, int]:
-        """Shard, and number in it, of a record of the split."""
+        """Returns the shard of a record of the split, and its number in the shard."""
         shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
         return shard, number - int(self._shard_starts[shard])
 
-    def _render(self, place: int, first: int, last: int, out: np.ndarray) -> bool:
-        view, position = divmod(place, len(self._index.flags))
+    def _render(self, position: int, first: int, last: int, out: np.ndarray) -> bool:
+        """Writes tokens [first, last) of the record at a position; False if it is masked or damaged."""
+        view, position = divmod(position, len(self._index.flags))
         number = int(self._order[view][position])
         if number in self._masked:
             return False
@@ -204,7 +206,7 @@ class Source:
             found = (header.flags, header.utterances, header.text_tokens, header.frames)
             stated = (index.flags, index.utterances, index.text_tokens, index.frames)
             if found != tuple(int(column[number]) for column in stated):
-                raise DamagedRecordError("its counts are not those of the index")
+                raise DamagedRecordError("its counts differ from the index")
         except DamagedRecordError as error:
             self.report_damage(shard, in_shard, error)
             return False
@@ -214,22 +216,22 @@ class Source:
         return True
 
     def read_record(self, shard: int, number: int) -> bytes:
-        """The bytes of a record; DamagedRecordError if the shard does not give them.
+        """Returns the bytes of a record; DamagedRecordError if it cannot be read.
 
-        Where the shards lie behind a store that cannot be read: StoreError, whatever the policy.
+        If the shards are in a remote store that cannot be read: StoreError, under any policy.
         """
         return self._store.read(shard, number)
 
     def read_document(
         self, shard: int, first: int, last: int
     ) -> tuple[str, list[Utterance]] | None:
-        """Id and utterances of a document, from its place in `stored_documents`.
+        """Reads a document, given by its entry in `stored_documents`.
 
         Returns:
-          None if a record of it is damaged and the policy is "mask".
+          Its id and utterances; None if one of its records is damaged and the policy is "mask".
 
         Raises:
-          DamagedRecordError: if a record is damaged and the policy is another.
+          DamagedRecordError: if a record is damaged and the policy is "fatal".
         """
         records = []
         for number in range(first, last):
@@ -243,7 +245,7 @@ class Source:
         return records[0].document_id, join_records(records)
 
     def report_damage(self, shard: int, number: int, error: DamagedRecordError) -> None:
-        """Applies the policy: raises an error that names the place, or notes it and warns once."""
+        """Applies the policy to a damaged record: raises an error, or stores and logs it once."""
         file = self._shards[shard].file
         path = self._store.location(shard)
         message = str(error)
@@ -255,19 +257,19 @@ class Source:
             self.damage[file, number] = message
             _LOG.warning("masked: %s", message)
 
-    def documents_ahead(self) -> Iterator[tuple[int, int, int]]:
-        """`stored_documents` one by one; where a read takes long, those that follow are under way."""
+    def prefetched_documents(self) -> Iterator[tuple[int, int, int]]:
+        """Yields `stored_documents`; requests the records of a group of documents at once."""
         stored = self.stored_documents()
-        for begin in range(0, len(stored), _DOCUMENTS_AHEAD):
-            group = stored[begin : begin + _DOCUMENTS_AHEAD]
-            held = self._store.ahead(
+        for begin in range(0, len(stored), _PREFETCHED_DOCUMENTS):
+            group = stored[begin : begin + _PREFETCHED_DOCUMENTS]
+            prefetched = self._store.prefetch(
                 (shard, number) for shard, first, last in group for number in range(first, last)
             )
             yield from group
-            del held
+            del prefetched
 
     def stored_documents(self) -> list[tuple[int, int, int]]:
-        """Documents without a denied or masked record: (shard, first record, one behind)."""
+        """Returns (shard, first record, last record + 1) of documents without denied or masked records."""
         firsts = np.flatnonzero(self._index.flags & FIRST)
         lasts = np.flatnonzero(self._index.flags & LAST) + 1
         masked = np.searchsorted(firsts, sorted(self._masked), side="right") - 1
@@ -282,9 +284,9 @@ class Source:
 
 
 def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarray:
-    """Which record stands at each place under an order of modalities.
+    """Returns the number of the record at each position under an order of modalities.
 
-    Only the pieces of an utterance in a run change places: audio-first puts its audio before its text.
+    Audio-first moves only the records of an utterance that is stored in pieces: its audio before its text.
 
     Args:
       part: kind of each record, `[records]`.
@@ -294,12 +296,12 @@ def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarra
     Returns:
       int64 `[records]`, a permutation.
     """
-    places = np.arange(len(part))
+    records = np.arange(len(part))
     pieces = np.flatnonzero(part != 0)
     if order == "text_first" or not len(pieces):
-        return places
-    # A run begins where its text opens; the text of a text-only document has no audio to change with.
+        return records
+    # An utterance starts where its text opens; a text-only document has no audio to move.
     is_text = part[pieces] == TEXT
     opens = is_text & ((flags[pieces] & (OPENS | FIRST)) > 0)
-    places[pieces] = pieces[np.lexsort((is_text, np.cumsum(opens)))]
-    return places
+    records[pieces] = pieces[np.lexsort((is_text, np.cumsum(opens)))]
+    return records

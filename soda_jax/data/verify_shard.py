@@ -29,8 +29,8 @@ from soda_jax.data.shards import (
     file_crc32c,
     index_path,
     read_index,
-    shard_places,
 )
+from soda_jax.data.storage.record_offsets import read_record_offsets
 from soda_jax.data.verify_document import SPEECH_VIEWS, TEXT_VIEWS, StoredRecord, document_fault
 from soda_jax.errors import UserError
 from soda_jax.tokens.vocabulary import VocabularyLayout
@@ -125,10 +125,10 @@ class ShardVerifier:
                 f"it names {named} documents and {begun} begin in it, the manifest says "
                 f"{shard.documents}"
             )
-        if index.places is not None and path.is_file():
-            with contextlib.suppress(ValueError):  # such a shard is named for itself
-                if not np.array_equal(index.places, shard_places(path)):
-                    raise UserError("its places of the records are not those of the shard")
+        if path.is_file():
+            with contextlib.suppress(ValueError):  # the damaged shard has its own fault
+                if not np.array_equal(index.record_offsets, read_record_offsets(path)):
+                    raise UserError("its record offsets are not those of the shard")
         return index
 
     def _record_faults(

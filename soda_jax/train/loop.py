@@ -254,8 +254,8 @@ class _Log:
         damaged = sum(len(source.damage) for source in dataset.sources)
         if damaged:
             values["masked_records"] = float(damaged)
-        if dataset.storage.remote.failures:
-            values["repeated_reads"] = float(dataset.storage.remote.failures)
+        if repeated := dataset.storage.remote.repeated_reads:
+            values["repeated_reads"] = float(repeated)
         return values
 
     def write(self, step: int, values: Mapping[str, float], bar: Any) -> None:

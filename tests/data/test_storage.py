@@ -1,25 +1,22 @@
-"""Shards read by range give the batches of shards read in place, or one clear error."""
+"""Batches that are read by range or from staged copies equal those read in place, or raise one error."""
 
-import asyncio
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
-import fsspec
-import fsspec.asyn
 import numpy as np
 import pytest
-from gcs import require_bucket
-from shaky import ShakyFileSystem as Store
+from gcs import FAULTS, start_server, upload
 from storage_toys import (
     INDEX,
     SHARD,
     URL,
     assert_equal,
     batches,
-    without_places,
 )
 
 from soda_jax.data.dataset import documents, make_dataset
@@ -30,92 +27,100 @@ from soda_jax.data.storage.cache import ByteCache
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError, StoreError, download_folder
 from soda_jax.errors import UserError
 
+FAULTY_READS = ("failures", "resets", "short", "flips")
+
 
 @pytest.mark.parametrize("storage", ["range", "stage"])
-def test_batches_equal_those_of_shards_in_place_bit_for_bit(corpus, settings, storage):
+def test_batches_equal_those_read_in_place_bit_for_bit(corpus, settings, storage):
     expected = batches(settings(corpus, "direct"))
     assert_equal(batches(settings(URL, storage)), expected)
-    # A file that is already right is not fetched again; of ranges only the indexes are kept.
-    Store.asked.clear()
+    # Staged files and indexes are not downloaded again.
+    FAULTS.asked.clear()
     assert_equal(batches(settings(URL, storage)), expected)
-    again = {path for path in Store.asked if "index" in path or storage == "stage"}
+    again = {name for name in FAULTS.asked if "index" in name or storage == "stage"}
     assert again <= {"data/manifest.json"}
 
 
+@pytest.mark.parametrize("storage", ["range", "stage"])
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_batches_from_file_and_http_urls_equal_those_read_in_place(
+    corpus, settings, storage, scheme
+):
+    url = f"file://{corpus}" if scheme == "file" else f"{start_server()}/bucket/data"
+    assert_equal(batches(settings(url, storage)), batches(settings(corpus, "direct")))
+
+
+def test_a_local_folder_can_be_read_by_range(corpus, settings):
+    odd = corpus.rename(corpus.parent / "100% of ä b")
+    assert_equal(batches(settings(odd, "range")), batches(settings(odd, "direct")))
+
+
 @pytest.mark.parametrize("cache_bytes", [0, 500, 1 << 20])
-def test_the_cache_changes_no_batch_and_keeps_its_bound(corpus, settings, cache_bytes):
+def test_the_cache_changes_no_batch_and_respects_its_limit(corpus, settings, cache_bytes):
     expected = batches(settings(corpus, "direct"))
     dataset = make_dataset(settings(cache_bytes=cache_bytes))
     for number in range(12):
         found = dataset.batch(4 * number, range(4))._asdict()
         for name, values in found.items():
             np.testing.assert_array_equal(values, expected[name][4 * number : 4 * number + 4])
-        assert dataset.storage._ranges.cache.held_bytes <= cache_bytes
+        assert dataset.storage._ranges.cache.size <= cache_bytes
 
 
-def test_a_record_that_is_kept_is_not_read_again(corpus, settings):
+def test_a_cached_record_is_not_read_again(corpus, settings):
     dataset = make_dataset(settings())
     dataset.batch(0, range(4))
-    Store.asked.clear()
+    FAULTS.asked.clear()
     dataset.batch(0, range(4))
-    assert not Store.asked
+    assert not FAULTS.asked
 
 
-def test_the_cache_drops_what_was_unused_for_longest():
+def test_the_cache_evicts_the_least_recently_used_value():
     cache = ByteCache(10)
     cache.put("a", b"1234")
     cache.put("b", b"1234")
     assert cache.get("a") == b"1234"
     cache.put("c", b"1234")
     assert cache.get("b") is None and cache.get("a") and cache.get("c")
-    cache.put("a", b"12345678901")  # more than the cache holds
-    assert cache.get("a") is None and cache.held_bytes <= 4
+    cache.put("a", b"12345678901")  # larger than the limit
+    assert cache.get("a") is None and cache.size <= 4
 
 
 def test_wrong_bytes_in_the_cache_are_read_again_from_the_store(corpus, settings):
     dataset = make_dataset(settings())
     expected = dataset.batch(0, range(4))._asdict()
     cache = dataset.storage._ranges.cache
-    for key in list(cache._held):
+    for key in list(cache._values):
         cache.put(key, b"\0" + cache.get(key)[1:])
     assert_equal(dataset.batch(0, range(4))._asdict(), expected)
 
 
-def test_an_index_without_places_is_read_by_range_too(corpus, settings):
-    expected = batches(settings(corpus, "direct"))
-    without_places(corpus)
-    for storage, path in (("direct", corpus), ("stage", URL), ("range", URL)):
-        assert_equal(batches(settings(path, storage)), expected)
-
-
-def test_a_wrong_byte_in_a_footer_is_outlasted_too(corpus, settings):
-    expected = batches(settings(corpus, "direct"))
-    without_places(corpus)
-    # The first read is of the postscript and the second of the footer with the places.
-    for reads in (1, 2):
-        dataset = make_dataset(settings(read_threads=1))
-        Store.only, Store.flips = "array_record", reads
-        found = [dataset.batch(4 * number, range(4)).tokens for number in range(3)]
-        np.testing.assert_array_equal(np.concatenate(found), expected["tokens"][:12])
-
-
-def test_the_reads_of_a_batch_go_out_together(corpus, settings):
+def test_the_reads_of_a_batch_are_simultaneous_up_to_the_limit(corpus, settings):
     dataset = make_dataset(settings(read_threads=8, cache_bytes=0))
     dataset.batch(0, range(1))
-    Store.seconds, Store.most_at_once = 0.05, 0
-    Store.asked.clear()
+    FAULTS.seconds, FAULTS.most_at_once = 0.05, 0
+    FAULTS.asked.clear()
     dataset.batch(100, range(16))
-    reads = sum(Store.asked.values())
-    assert reads > 10 and Store.most_at_once == 8
-    # Once each, although the cache keeps nothing: the batch holds what it has asked for.
-    Store.asked.clear()
+    reads = sum(FAULTS.asked.values())
+    assert reads > 10 and 7 <= FAULTS.most_at_once <= 9
+    # Each record is read once although the cache is empty: the batch keeps what it has requested.
     again = make_dataset(settings(cache_bytes=1 << 30))
-    Store.asked.clear()
+    FAULTS.asked.clear()
     again.batch(100, range(16))
-    assert sum(Store.asked.values()) == reads
+    assert sum(FAULTS.asked.values()) == reads
 
 
-def test_whole_documents_come_by_range_too(corpus, settings):
+def test_all_sources_share_the_limit_of_simultaneous_reads(corpus, settings):
+    upload(corpus, "other")
+    sources = {name: {"path": f"gs://bucket/{name}"} for name in ("data", "other")}
+    dataset = make_dataset({**settings(read_threads=4), "sources": sources})
+    FAULTS.seconds, FAULTS.most_at_once = 0.05, 0
+    dataset.batch(0, range(16))
+    # The server counts a read until its answer is sent, which overlaps with the next request.
+    assert {name.split("/")[0] for name in FAULTS.asked} == {"data", "other"}
+    assert 3 <= FAULTS.most_at_once <= 5
+
+
+def test_whole_documents_read_by_range_equal_those_read_in_place(corpus, settings):
     expected = list(documents(settings(corpus, "direct"), "train"))
     found = list(documents(settings(), "train"))
     assert [d.document_id for d in found] == [d.document_id for d in expected]
@@ -125,7 +130,7 @@ def test_whole_documents_come_by_range_too(corpus, settings):
             assert a.text == b.text
 
 
-def test_invariant_3_where_the_data_lies_does_not_count_in_the_digest(corpus, settings):
+def test_invariant_3_the_location_of_the_data_does_not_change_the_digest(corpus, settings):
     digests = {
         make_dataset(settings(*where)).digest
         for where in ((corpus, "direct"), (URL, "stage"), (URL, "range"), (URL, "auto"))
@@ -134,40 +139,58 @@ def test_invariant_3_where_the_data_lies_does_not_count_in_the_digest(corpus, se
 
 
 def test_auto_reads_paths_in_place_and_urls_by_range(corpus, settings):
-    assert not make_dataset(settings(corpus, "auto")).sources[0].reads_ahead
-    assert make_dataset(settings(URL, "auto")).sources[0].reads_ahead
-    assert make_dataset(settings(f"file://{corpus}", "auto")).sources[0].reads_ahead
+    assert not make_dataset(settings(corpus, "auto")).sources[0].prefetches
+    assert make_dataset(settings(URL, "auto")).sources[0].prefetches
+    assert make_dataset(settings(f"file://{corpus}", "auto")).sources[0].prefetches
 
 
 @pytest.mark.parametrize("storage", ["stage", "range"])
-@pytest.mark.parametrize("fault", ["failures", "short", "flips"])
-def test_faults_that_pass_are_outlasted(corpus, settings, storage, fault, caplog):
+@pytest.mark.parametrize("fault", FAULTY_READS)
+def test_a_temporary_fault_changes_no_batch(corpus, settings, storage, fault):
     expected = batches(settings(corpus, "direct"))
-    Store.only, Store.error = "array_record", TimeoutError("deadline exceeded")
-    # Of a wrong byte one more reading is made, past the cache.
-    setattr(Store, fault, 1 if fault == "flips" else 5)
+    FAULTS.only = "array_record"
+    # A record with a wrong byte is read once more.
+    setattr(FAULTS, fault, 1 if fault == "flips" else 5)
+    assert_equal(batches(settings(URL, storage)), expected)
+    assert getattr(FAULTS, fault) == 0
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_repeated_requests_are_counted(corpus, status):
+    files = RemoteFiles(3)
+    assert files.repeated_reads == 0
+    files.read(f"{URL}/manifest.json", 0, 9)
+    FAULTS.failures, FAULTS.status = 2, status
+    assert files.read(f"{URL}/manifest.json", 0, 9) == (corpus / "manifest.json").read_bytes()[:9]
+    assert files.repeated_reads == 2
+
+
+def test_a_slow_read_is_logged(corpus, monkeypatch, caplog):
+    monkeypatch.setattr(remote, "_SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(remote, "_slow_reads", iter(range(1, 99)))
+    FAULTS.seconds = 0.2
     with caplog.at_level(logging.WARNING):
-        assert_equal(batches(settings(URL, storage)), expected)
-    assert getattr(Store, fault) == 0
-    told = [line for line in caplog.messages if "will be repeated" in line]
-    assert len(told) == (0 if fault == "flips" else 1)
+        for _ in range(3):
+            RemoteFiles(3).read(f"{URL}/manifest.json", 0, 9)
+    (line,) = caplog.messages
+    assert line.startswith(f"{URL}/manifest.json, bytes 0 to 9: no answer in")
 
 
 @pytest.mark.parametrize("storage", ["stage", "range"])
 @pytest.mark.parametrize("damaged", ["fatal", "mask"])
-def test_a_store_that_stays_away_is_an_error_whatever_the_policy(
+def test_a_store_that_stays_unavailable_is_an_error_under_every_policy(
     corpus, settings, storage, damaged
 ):
-    Store.only, Store.failures = SHARD, 1 << 30
+    FAULTS.only, FAULTS.failures = SHARD, 1 << 30
     config = settings(storage=storage, damaged=damaged, retries=3)
-    message = rf"shaky://data/train/{SHARD}, bytes \d+ to \d+: .*4 attempts.*connection reset"
+    message = rf"{URL}/train/{SHARD}, bytes \d+ to \d+: .*4 attempts.*Service Unavailable"
     with pytest.raises(StoreError, match=message):
         batches(config, 40)
-    assert Store.asked[f"data/train/{SHARD}"] >= 4
+    assert FAULTS.asked[f"data/train/{SHARD}"] >= 4
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "another shard"])
-def test_damage_that_stays_is_named_with_url_and_record_and_can_be_masked(corpus, settings, damage):
+def test_lasting_damage_is_reported_with_url_and_record_and_can_be_masked(corpus, settings, damage):
     path = corpus / "train" / SHARD
     content = path.read_bytes()
     if damage == "missing":
@@ -177,23 +200,24 @@ def test_damage_that_stays_is_named_with_url_and_record_and_can_be_masked(corpus
     elif damage == "another shard":
         path.write_bytes((corpus / "train" / "shard-00000.array_record").read_bytes())
     else:
-        Store.only, Store.flips = SHARD, 1 << 30
+        FAULTS.only, FAULTS.flips = SHARD, 1 << 30
+    upload(corpus, "data")
     config = settings(retries=2)
-    message = rf"shaky://data/train/{SHARD}, record \d+ is damaged: .*restore the shard"
+    message = rf"{URL}/train/{SHARD}, record \d+ is damaged: .*restore the shard"
     with pytest.raises(DamagedRecordError, match=message):
         batches(config, 40)
-    asked = Store.asked[f"data/train/{SHARD}"]
+    asked = FAULTS.asked[f"data/train/{SHARD}"]
     masked = make_dataset({**config, "damaged": "mask"}, one_pass=True)
     masks = [masked.window(k).loss_mask for k in range(masked.windows)]
     assert 0 < np.mean(masks) < 1 and masked.damage()
-    if damage in ("missing", "truncated"):  # a store that says no is not asked again for a record
+    if damage in ("missing", "truncated"):  # an answer that is not repeated
         assert asked <= len(read_index(corpus / "train" / INDEX).flags)
 
 
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"storage": "direct"}, r"shaky://data is a URL .*range .*stage.*mount"),
+        ({"storage": "direct"}, r"gs://bucket/data is a URL .*range .*stage.*mount"),
         ({"storage": "stage", "cache_dir": ""}, "data.cache_dir"),
         ({"storage": "rang"}, "data.storage is 'rang': one of auto, direct, stage, range"),
         ({"cache_bytes": -1}, "data.cache_bytes is -1"),
@@ -201,7 +225,7 @@ def test_damage_that_stays_is_named_with_url_and_record_and_can_be_masked(corpus
         ({"retries": "many"}, "data.retries is 'many'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_with_the_mend(corpus, settings, change, message):
+def test_invalid_settings_are_refused_with_a_fix(corpus, settings, change, message):
     with pytest.raises(UserError, match=message):
         make_dataset({**settings(), **change})
 
@@ -209,90 +233,91 @@ def test_settings_that_cannot_be_are_refused_with_the_mend(corpus, settings, cha
 @pytest.mark.parametrize(
     "url,message",
     [
-        ("shaky://nowhere", "shaky://nowhere/manifest.json: cannot read the manifest"),
-        ("nosuch://data", "nosuch://data/manifest.json: Protocol not known"),
+        ("gs://bucket/nowhere", "gs://bucket/nowhere/manifest.json: cannot read the manifest"),
+        (
+            "gs://other-bucket/data",
+            "gs://other-bucket/data/manifest.json: cannot read the manifest",
+        ),
+        ("gs://Bad_Name/data", r"gs://Bad_Name/data/: .*Invalid GCS bucket name.*use gs://"),
+        (
+            "az://data/a",
+            r"az://data/a/: .*unsupported URL scheme \"az\".*; use gs://, s3://, .*or mount",
+        ),
+        ("file://relative/data", r"file://relative/data/: .*do not support authority.*; use"),
     ],
 )
-def test_a_url_that_leads_nowhere_is_named(corpus, settings, url, message):
+def test_a_wrong_url_is_reported(corpus, settings, url, message):
     with pytest.raises(UserError, match=message):
         make_dataset(settings(url))
 
 
-def test_a_refusal_is_told_at_once(corpus, settings):
-    Store.error, Store.failures, Store.only = PermissionError("no access"), 99, "manifest"
-    with pytest.raises(UserError, match=r"shaky://data/manifest.json: PermissionError: no access"):
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refused_request_is_not_repeated(corpus, settings, status):
+    FAULTS.failures, FAULTS.status, FAULTS.only = 99, status, "manifest"
+    with pytest.raises(StoreError, match=rf"gs://bucket/data/manifest.json: .*{status}.*may read"):
         make_dataset(settings())
-    assert Store.asked["data/manifest.json"] == 1
+    assert FAULTS.asked["data/manifest.json"] == 1
 
 
-class Hanging(fsspec.asyn.AsyncFileSystem):
-    """An asynchronous file system whose first reads never end."""
-
-    protocol = "hanging"
-    left = 2
-
-    async def _cat_file(self, path, start=None, end=None, **_):
-        if Hanging.left:
-            Hanging.left -= 1
-            await asyncio.sleep(3600)
-        return b"x" * (end - start)
+def test_a_file_that_is_too_short_is_reported_with_its_size(corpus):
+    with pytest.raises(ShortReadError, match="bytes 900000 to 900009: the file ends before that"):
+        RemoteFiles().read(f"{URL}/train/{SHARD}", 900_000, 900_009)
+    size = (corpus / "train" / SHARD).stat().st_size
+    with pytest.raises(ShortReadError, match=f"size {size}"):
+        RemoteFiles().read(f"{URL}/train/{SHARD}", 10, 900_009)
 
 
-def test_a_read_that_hangs_is_given_up_and_repeated(corpus, monkeypatch):
-    fsspec.register_implementation("hanging", Hanging, clobber=True)
-    monkeypatch.setattr(remote, "_TIMEOUT_SECONDS", 0.1)
-    Hanging.left = 2
-    files = RemoteFiles(3)
-    assert files.read("hanging://a", 0, 4) == b"xxxx" and files.failures == 2
+def run(program, *arguments, **variables):
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.Popen(
+        command, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
-def test_waits_between_attempts_double_up_to_a_bound_and_differ(corpus, monkeypatch):
-    waits = []
-    monkeypatch.setattr(remote, "_FIRST_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
-    Store.failures = 1 << 30
-    with pytest.raises(StoreError, match="9 attempts"):
-        RemoteFiles(8).read("shaky://data/manifest.json", 0, 9)
-    waits = [wait for wait in waits if wait]  # the store itself sleeps for 0 seconds
-    middles = [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert all(0.5 <= w / m <= 1.5 for w, m in zip(waits, middles, strict=True))
-    assert len({w / m for w, m in zip(waits, middles, strict=True)}) == len(waits)
+def test_a_connection_without_data_is_dropped_and_the_request_repeated(corpus):
+    program = (
+        "from soda_jax.data.storage.remote import RemoteFiles; import sys\n"
+        "print(len(RemoteFiles(3).read(sys.argv[1], 0, 9)))"
+    )
+    FAULTS.hangs = 1
+    process = run(program, f"{URL}/manifest.json", TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS="1")
+    assert process.communicate(timeout=30)[0] == b"9\n" and not FAULTS.hangs
 
 
-def test_tokenizer_and_codec_come_from_the_url(corpus, tmp_path):
+@pytest.mark.parametrize("end", ["failure", "interrupt"])
+def test_a_program_that_ends_does_not_wait_for_its_reads(corpus, settings, end):
+    program = (
+        "import json, sys\n"
+        "from soda_jax.data.dataset import make_dataset\n"
+        "dataset = make_dataset(json.loads(sys.argv[1]))\n"
+        "reads = dataset.sources[0].prefetch(0, 500)\n"
+        "print(len(reads), flush=True)\n"
+        "sys.exit('failed') if sys.argv[2] == 'failure' else reads[0].result()"
+    )
+    FAULTS.only, FAULTS.hangs = "array_record", 1 << 30
+    process = run(program, json.dumps(settings()), end)
+    assert int(process.stdout.readline()) > 5
+    if end == "interrupt":
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=20)[1]
+    assert (b"KeyboardInterrupt" if end == "interrupt" else b"failed") in errors
+    assert process.returncode in (1, -signal.SIGINT)
+
+
+def test_tokenizer_and_codec_are_copied_from_the_url(corpus, tmp_path):
     (corpus / "codec" / "deep").mkdir(parents=True)
     (corpus / "codec" / "codec.json").write_text("{}")
     (corpus / "codec" / "deep" / "weights").write_bytes(b"\1\2")
-    assert download_folder(f"{URL}/codec", tmp_path / "codec")
-    assert (tmp_path / "codec" / "deep" / "weights").read_bytes() == b"\1\2"
-    assert not download_folder(f"{URL}/tokenizer", tmp_path / "tokenizer")
+    upload(corpus, "data")
+    for number, url in enumerate((URL, f"file://{corpus}")):
+        target = tmp_path / str(number)
+        assert download_folder(f"{url}/codec", target)
+        assert (target / "deep" / "weights").read_bytes() == b"\1\2"
+        assert not download_folder(f"{url}/tokenizer", tmp_path / "tokenizer")
 
 
-def test_a_program_that_fails_does_not_wait_for_reads_under_way(corpus, settings):
-    program = (
-        "import sys, json; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from shaky import ShakyFileSystem as Store\n"
-        "Store.start(Path(sys.argv[2]))\n"
-        "from soda_jax.data.dataset import make_dataset\n"
-        "made = make_dataset(json.loads(sys.argv[3]))\n"
-        "Store.seconds = 3600\n"
-        "made.sources[0].ahead(0, 500)"
-    )
-    arguments = [str(Path(__file__).parent), str(Store.root), json.dumps(settings())]
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=60)
-
-
-@pytest.mark.parametrize("storage", ["range", "stage"])
-def test_batches_from_a_bucket_equal_those_of_shards_in_place(corpus, settings, storage):
-    bucket = require_bucket()
-    system, _ = fsspec.core.url_to_fs(bucket)
-    folder = f"{bucket}/{corpus.parents[1].name}"
-    for path in corpus.rglob("*"):
-        if path.is_file():
-            system.pipe_file(f"{folder}/{path.relative_to(corpus)}", path.read_bytes())
-    expected = batches(settings(corpus, "direct"))
-    assert_equal(batches(settings(folder, storage)), expected)
-    with pytest.raises(ShortReadError, match="bytes 900000 to 900009 are wanted and it has"):
-        RemoteFiles().read(f"{folder}/train/{SHARD}", 900_000, 900_009)
-    with pytest.raises(UserError, match=r"gs://bucket/nowhere/manifest.json: cannot read"):
-        make_dataset(settings("gs://bucket/nowhere", storage))
+def test_a_folder_of_a_web_server_is_skipped_with_a_warning(corpus, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert not download_folder(f"{start_server()}/bucket/data/codec", tmp_path / "codec")
+    assert "does not list folders" in caplog.text

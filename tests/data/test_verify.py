@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from soda_jax.data.dataset import make_dataset
 from soda_jax.data.manifest import Manifest
 from soda_jax.data.reading import ShardReaders
-from soda_jax.data.shards import ShardWriter, read_index
+from soda_jax.data.shards import INDEX_VERSION, ShardWriter, read_index
 from soda_jax.data.splitting import split_document
 from soda_jax.data.verify import verify
 from soda_jax.errors import UserError
@@ -125,30 +125,27 @@ def test_an_index_that_disagrees_with_a_record_is_found(corpus, column):
     columns = {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
     columns[column] = columns[column].copy()
     columns[column][3] ^= 32
-    np.savez(corpus / INDEX, version=np.array(1), **columns)
+    np.savez(corpus / INDEX, version=np.array(INDEX_VERSION), **columns)
     with_shard(corpus, index_crc32c=crc32c(corpus / INDEX))
     (fault,) = verify(corpus)
     assert fault.file == SHARD and fault.records == (3,) and column.split("_")[0] in fault.message
 
 
-def test_places_that_are_not_those_of_the_shard_are_found_and_old_indexes_have_none(corpus):
+def test_wrong_record_offsets_are_found(corpus):
     index = read_index(corpus / INDEX)
     columns = {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
-    np.savez(corpus / INDEX, version=np.array(1), **columns)
-    with_shard(corpus, index_crc32c=crc32c(corpus / INDEX))
-    assert not list(verify(corpus))
-    columns["places"] = columns["places"] + np.uint64(8)
-    np.savez(corpus / INDEX, version=np.array(2), **columns)
+    columns["record_offsets"] = columns["record_offsets"] + np.uint64(8)
+    np.savez(corpus / INDEX, version=np.array(INDEX_VERSION), **columns)
     with_shard(corpus, index_crc32c=crc32c(corpus / INDEX))
     (fault,) = verify(corpus)
-    assert fault.file == str(INDEX) and "places of the records" in fault.message
+    assert fault.file == str(INDEX) and "record offsets" in fault.message
 
 
 def test_an_index_that_names_other_documents_is_found(corpus):
     index = read_index(corpus / INDEX)
     columns = {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
     columns["document_hashes"] = columns["document_hashes"][::-1]
-    np.savez(corpus / INDEX, version=np.array(1), **columns)
+    np.savez(corpus / INDEX, version=np.array(INDEX_VERSION), **columns)
     with_shard(corpus, index_crc32c=crc32c(corpus / INDEX))
     faults = list(verify(corpus))
     assert len(faults) == len(index.document_hashes) // 2 * 2

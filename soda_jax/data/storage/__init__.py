@@ -1,1 +1,1 @@
-"""Where the shards of a data set lie: mounted, staged to local disk, or read by byte range."""
+"""Where the shards of a data set are read from: a mounted folder, staged copies, or byte ranges."""

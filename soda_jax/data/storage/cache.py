@@ -1,4 +1,4 @@
-"""A cache of byte strings with a bound in bytes."""
+"""A least-recently-used cache of byte strings with a size limit in bytes."""
 
 import threading
 from collections import OrderedDict
@@ -6,41 +6,41 @@ from collections.abc import Hashable
 
 
 class ByteCache:
-    """Keeps the byte strings used last, of so many bytes in all; threads may share it."""
+    """Keeps the most recently used byte strings, up to a total size; safe to share between threads."""
 
     def __init__(self, limit: int):
-        """Args: limit: the most bytes that are kept."""
+        """Makes an empty cache that keeps at most `limit` bytes."""
         self._limit = limit
-        self._held: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._values: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()
-        self._bytes = 0
+        self._size = 0
 
     @property
-    def held_bytes(self) -> int:
-        """How many bytes are kept now."""
-        return self._bytes
+    def size(self) -> int:
+        """Total length of the cached values in bytes."""
+        return self._size
 
     def get(self, key: Hashable) -> bytes | None:
-        """What was put under a key, if it is still kept."""
+        """Returns the value of a key, or None if it is not in the cache."""
         with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-            return self._held.get(key)
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
 
     def put(self, key: Hashable, value: bytes) -> None:
-        """Keeps `value`, and drops what was unused for longest until the bound holds."""
+        """Adds or replaces a value, then evicts the least recently used ones until the limit holds."""
         with self._lock:
-            self._drop(key)
-            self._held[key] = value
-            self._bytes += len(value)
-            while self._bytes > self._limit:
-                self._drop(next(iter(self._held)))
+            self._remove(key)
+            self._values[key] = value
+            self._size += len(value)
+            while self._size > self._limit:
+                self._remove(next(iter(self._values)))
 
-    def drop(self, key: Hashable) -> None:
-        """Forgets a key."""
+    def remove(self, key: Hashable) -> None:
+        """Removes a key if it is in the cache."""
         with self._lock:
-            self._drop(key)
+            self._remove(key)
 
-    def _drop(self, key: Hashable) -> None:
-        if key in self._held:
-            self._bytes -= len(self._held.pop(key))
+    def _remove(self, key: Hashable) -> None:
+        if key in self._values:
+            self._size -= len(self._values.pop(key))

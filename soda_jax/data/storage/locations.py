@@ -1,7 +1,7 @@
-"""Folders and files that are named by a path or by a URL.
+"""Locations of folders and files: local paths, and URLs such as `gs://bucket/data`.
 
-A URL is anything with `://` in it, `gs://bucket/data` for example; fsspec knows how to reach it. It is
-kept as text: `pathlib` would make one slash of two.
+A location that contains `://` is a URL. URLs are kept as strings, because `pathlib` would turn `//` into
+`/`.
 """
 
 import os
@@ -13,39 +13,40 @@ Location = str | os.PathLike[str]
 
 
 def is_url(location: Location) -> bool:
-    """Whether a location is a URL and not a path of this machine."""
+    """Returns whether a location is a URL rather than a local path."""
     return "://" in os.fspath(location)
 
 
 def refuse_url(location: Location, what: str) -> None:
-    """UserError if a location is a URL; `what` begins the sentence: "soda tokenize writes"."""
+    """Raises UserError if a location is a URL; `what` starts the reason: "soda tokenize writes"."""
     if is_url(location):
         raise UserError(
-            f"{location} is a URL: {what} a folder of this machine; name one, or mount it"
+            f"{location} is a URL: {what} a local folder; pass a path, or mount the URL and pass the "
+            "path of the mount"
         )
 
 
 def join(location: Location, *names: str) -> str:
-    """The location of something below a folder."""
+    """Returns the location of an entry of a folder; `names` are the parts of its relative path."""
     if is_url(location):
         return "/".join([os.fspath(location).rstrip("/"), *names])
     return os.path.join(location, *names)
 
 
 def absolute(location: Location) -> str:
-    """A path that holds from any folder; a URL is one already."""
+    """Returns the absolute path of a local location, and a URL unchanged."""
     return os.fspath(location) if is_url(location) else os.path.abspath(location)
 
 
 def cache_folder(cache_dir: str, location: Location) -> Path:
-    """The folder below `cache_dir` for the copies of what lies below `location`."""
+    """Returns the folder in `cache_dir` for local copies of the files in `location`."""
     scheme, _, rest = absolute(location).partition("://")
     parts = [scheme, *rest.split("/")] if rest else ["local", *scheme.split("/")]
-    # No part may lead out of the folder.
+    # "." and ".." are dropped, so that the result is always inside `cache_dir`.
     return Path(cache_dir, *(part for part in parts if part.strip(".")))
 
 
 def default_cache_dir() -> str:
-    """Where small copies (the indexes of remote shards) go if the config names no folder."""
+    """Returns the folder for the indexes of remote shards when `data.cache_dir` is not set."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return os.path.join(base, "soda_jax", "data")

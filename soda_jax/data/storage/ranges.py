@@ -1,150 +1,114 @@
-"""Records by byte range: one small read each, many at a time, kept in a bounded cache."""
+"""Reads records by byte range: one small request per record, many at a time, with a cache."""
 
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from soda_jax.data.reading import damaged
 from soda_jax.data.records import check_sum
-from soda_jax.data.shards import ShardIndex, ShardInfo, index_path, read_index
 from soda_jax.data.storage.cache import ByteCache
-from soda_jax.data.storage.locations import join
-from soda_jax.data.storage.places import find_places, unpack_record
+from soda_jax.data.storage.record_offsets import unpack_record
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError
-from soda_jax.data.storage.workers import Workers
-
-Key = tuple[str, int]
 
 
 class RangeReader:
-    """What the shards of all sources share: the store, the threads and the cache.
+    """The store and the cache, shared by the shards of all sources and by threads.
 
     Attributes:
       remote: reads the store.
-      cache: of whole, checked records.
+      cache: whole records that had the right checksum, by URL of the shard and number of the record.
     """
 
-    def __init__(self, remote: RemoteFiles, cache_bytes: int, threads: int):
-        """Args: remote: reads the store. cache_bytes: of records. threads: reads at a time."""
+    def __init__(self, remote: RemoteFiles, cache_bytes: int):
+        """Makes an empty cache of at most `cache_bytes` bytes for what `remote` reads."""
         self.remote, self.cache = remote, ByteCache(cache_bytes)
-        self._workers = Workers(threads, "range")
-        # What somebody waits for or holds; without a holder the cache decides what is kept.
-        self._flying: WeakValueDictionary[Key, Future[bytes]] = WeakValueDictionary()
+        # Records that somebody waits for or holds; the cache may be too small for all of them.
+        self._pending: WeakValueDictionary[tuple[str, int], PendingRecord] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def request(self, key: Key, shards: "RangeShards", shard: int, number: int) -> Future[bytes]:
-        """The record under a key, to come; one that is kept or under way is not read again."""
-        with self._lock:
-            flying = self._flying.get(key)
-            if flying is not None:
-                return flying
-            kept = self.cache.get(key)
-            if kept is not None:
-                if check_sum(kept):
-                    done: Future[bytes] = Future()
-                    done.set_result(kept)
-                    return done
-                self.cache.drop(key)
-            future = self._flying[key] = self._workers.submit(
-                self._read, key, shards, shard, number
-            )
-            return future
+    def request(self, url: str, number: int, start: int, stop: int) -> "PendingRecord":
+        """Returns record `number` of a shard, whose chunk is in the bytes [start, stop).
 
-    def _read(self, key: Key, shards: "RangeShards", shard: int, number: int) -> bytes:
-        record = shards.fetch(shard, number)
-        self.cache.put(key, record)
-        return record
-
-
-class RangeShards:
-    """The shards of one split of a data set, read by byte range; see `storage.split.Shards`."""
-
-    reads_ahead = True
-
-    def __init__(
-        self, folder: str, shards: Sequence[ShardInfo], index_folder: Path, reader: RangeReader
-    ):
-        """Args: folder: URL of the split. shards: of it. index_folder: their indexes. reader: shared."""
-        self._shards, self._index_folder, self._reader = shards, index_folder, reader
-        self._urls = [join(folder, shard.file) for shard in shards]
-        # From the indexes, and those in use: an index of version 1 has none.
-        self._indexed: list[np.ndarray | None] = [None] * len(shards)
-        self._places = list(self._indexed)
-        self._place_locks = [threading.Lock() for _ in shards]
-
-    def read_indexes(self) -> list[ShardIndex]:
-        """The index of each shard; the places of the records are kept here."""
-        indexes = [
-            read_index(index_path(self._index_folder / shard.file), shard.index_crc32c)
-            for shard in self._shards
-        ]
-        self._indexed = [index.places for index in indexes]
-        self._places = list(self._indexed)
-        return indexes
-
-    def location(self, shard: int) -> str:
-        """The URL of a shard."""
-        return self._urls[shard]
-
-    def ahead(self, records: Iterable[tuple[int, int]]) -> list[Any]:
-        """Begins to read records (shard, number), all at once; keep the result until they are read."""
-        return [
-            self._reader.request((self._urls[shard], number), self, shard, number)
-            for shard, number in records
-        ]
-
-    def read(self, shard: int, number: int) -> bytes:
-        """The bytes of a record.
-
-        Raises:
-          DamagedRecordError: if the shard is missing or truncated, or what is in the record's place
-            is not it, at a second reading either.
-          StoreError: if the store cannot be read.
+        A request is sent only if the record is neither pending nor in the cache.
         """
-        return self._reader.request((self._urls[shard], number), self, shard, number).result()
+        with self._lock:
+            record = self._pending.get((url, number))
+            if record is None:
+                record = PendingRecord(self, url, number, start, stop)
+                self._pending[url, number] = record
+            return record
 
-    def fetch(self, shard: int, number: int) -> bytes:
-        """Reads a record from the store and checks it; raises as `read` does."""
-        url, reason = self._urls[shard], ""
+
+class PendingRecord:
+    """A record that has been requested; see `RangeReader.request`."""
+
+    def __init__(self, reader: RangeReader, url: str, number: int, start: int, stop: int):
+        """Takes the record from the cache or sends the request."""
+        self._reader, self._key, self._range = reader, (url, number), (start, stop)
+        self._lock = threading.Lock()
+        self._bytes = reader.cache.get(self._key)
+        if self._bytes is not None and not check_sum(self._bytes):  # memory has changed
+            self._bytes = None
+        if self._bytes is None:
+            self._read = reader.remote.start(url, start, stop)
+
+    def result(self) -> bytes:
+        """Waits for the record and returns its bytes; raises what `RangeShards.read` raises."""
+        with self._lock:
+            if self._bytes is None:
+                self._bytes = self._receive()
+                self._reader.cache.put(self._key, self._bytes)
+            return self._bytes
+
+    def _receive(self) -> bytes:
+        (url, number), (start, stop) = self._key, self._range
         try:
-            for _ in range(2):
+            for attempt in range(2):
+                if attempt:
+                    self._read = self._reader.remote.start(url, start, stop)
                 try:
-                    places = self._places_of(shard)
-                    start, stop = int(places[number]), int(places[number + 1])
-                    record = unpack_record(self._reader.remote.read(url, start, stop), start)
+                    record = unpack_record(self._read.result(), start)
                     if check_sum(record):
                         return record
                     reason = "its checksum (crc32c) does not match"
                 except ValueError as error:
                     reason = str(error)
-                # Places that came from the store may be what is wrong.
-                self._places[shard] = self._indexed[shard]
         except FileNotFoundError:
             raise damaged(url, number, "the shard is missing") from None
         except ShortReadError as error:
             raise damaged(url, number, f"the shard is truncated ({error})") from None
-        raise damaged(url, number, f"{reason}, in two readings from the store")
+        raise damaged(url, number, f"{reason}, in two reads from the store")
 
-    def _places_of(self, shard: int) -> np.ndarray:
-        """The places from the index; for an index of version 1 from the shard's footer, read once."""
-        places = self._places[shard]
-        if places is not None:
-            return places
-        with self._place_locks[shard]:
-            places = self._places[shard]
-            if places is None:
-                url, info = self._urls[shard], self._shards[shard]
-                places = find_places(
-                    lambda start, stop: self._reader.remote.read(url, start, stop), info.bytes
-                )
-                if len(places) != info.records + 1:
-                    raise ValueError(
-                        f"the shard has {len(places) - 1} records, its index {info.records}"
-                    )
-                self._places[shard] = places
-            return places
+
+class RangeShards:
+    """The shards of one split of a data set, read by byte range; see `storage.modes.Shards`."""
+
+    prefetches = True
+
+    def __init__(self, urls: Sequence[str], offsets: Sequence[np.ndarray], reader: RangeReader):
+        """Takes the URL and the record offsets of each shard, and the store with its cache."""
+        self._urls, self._offsets, self._reader = urls, offsets, reader
+
+    def location(self, shard: int) -> str:
+        """Returns the URL of a shard."""
+        return self._urls[shard]
+
+    def prefetch(self, records: Iterable[tuple[int, int]]) -> list[PendingRecord]:
+        """Requests records (shard, number) at once; keep the result until they have been read."""
+        return [self._request(shard, number) for shard, number in records]
+
+    def read(self, shard: int, number: int) -> bytes:
+        """Returns the bytes of a record.
+
+        Raises:
+          DamagedRecordError: if the shard is missing or truncated, or if two reads do not give a
+            record with the right checksum.
+          StoreError: if the store cannot be read.
+        """
+        return self._request(shard, number).result()
+
+    def _request(self, shard: int, number: int) -> PendingRecord:
+        start, stop = self._offsets[shard][number : number + 2].tolist()
+        return self._reader.request(self._urls[shard], number, start, stop)

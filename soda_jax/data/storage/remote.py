@@ -1,198 +1,241 @@
-"""Reading files that lie elsewhere, with patience: retries, then one clear error."""
+"""Reads files and byte ranges from `gs://`, `s3://`, `http(s)://` and `file://` with TensorStore's KvStore.
 
+TensorStore repeats a request after a connection error or a status such as 429 or 503, with waits that double
+from one attempt to the next. It drops a connection that transfers less than 256 bytes a second for 60 seconds.
+It does not repeat a request that the store has refused.
+"""
+
+import dataclasses
 import errno
 import functools
+import itertools
 import logging
 import os
-import random
+import re
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from soda_jax.data.storage.locations import Location, is_url, join
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
-RETRIES = 8  # one and a half minutes of waiting in all
-_LOG = logging.getLogger(__name__)
+RETRIES = 8  # about one and a half minutes of waiting in total
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
-# A read that hangs longer has failed. Only asynchronous file systems (gcsfs) can be told so.
-_TIMEOUT_SECONDS = 60.0
-# The store has answered, and will answer the same again.
-_REFUSED = (PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
-T = TypeVar("T")
+_CONCURRENCY = 32
+_DRIVERS = ("gcs", "s3", "http")
+_SLOW_SECONDS = 10.0  # a read that takes longer is logged
+_EXHAUSTED = re.compile(r"All (\d+) retry attempts failed: (.*)")
+_LONGEST_REASON = 240  # characters; some stores answer with a page of HTML
+_LOG = logging.getLogger(__name__)
+_slow_reads = itertools.count(1)
 
 
 class StoreError(UserError):
-    """A store could not be read although it was asked several times."""
+    """A store refused a read, or every attempt to read from it failed."""
 
 
 class ShortReadError(StoreError):
-    """A file in a store is shorter than it should be."""
+    """A file in a store ends before the requested bytes."""
 
 
-class _ShortError(OSError):
-    """Fewer bytes came than were asked for."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Read:
+    """A read that has been started.
+
+    Attributes:
+      future: TensorStore's future of the result.
+      what: file and byte range, for messages.
+    """
+
+    future: Any
+    what: str
+
+    def result(self) -> bytes:
+        """Waits for the bytes; the first slow read is logged, then the tenth, hundredth and so on.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ShortReadError: if the file ends before the last byte of the range.
+          StoreError: if the store refused the read or every attempt failed.
+
+        Do not call this in a daemon thread: TensorStore aborts a process that exits while one waits.
+        """
+        try:
+            found = self._wait()
+        except Exception as error:
+            raise _store_error(error, self.what) from None
+        if found.state == "missing":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.what)
+        return found.value
+
+    def _wait(self) -> Any:
+        try:
+            return self.future.result(timeout=_SLOW_SECONDS)
+        except TimeoutError:
+            count = str(next(_slow_reads))
+            if count.strip("0") == "1":
+                _LOG.warning(
+                    "%s: no answer in %.0f s, still trying; slow reads so far: %s",
+                    self.what,
+                    _SLOW_SECONDS,
+                    count,
+                )
+        return self.future.result()
 
 
 class RemoteFiles:
-    """Reads byte ranges and whole files of any file system that fsspec knows; threads may share it.
+    """Reads remote files; threads may share it."""
 
-    A read that fails for any reason but a missing file or permission is repeated after a wait that
-    doubles from half a second to half a minute, give or take a half. The first failure is logged, and the
-    tenth, hundredth and so on with the count.
+    def __init__(self, retries: int = RETRIES, concurrency: int = _CONCURRENCY):
+        """Stores the settings; connections are opened by the first read.
 
-    Attributes:
-      failures: number of reads that failed and were repeated.
-    """
-
-    def __init__(self, retries: int = RETRIES):
-        """Args: retries: how often a failed read is repeated."""
-        self._retries = retries
-        self._systems: dict[str, Any] = {}
+        Args:
+          retries: how often a failed request is repeated.
+          concurrency: largest number of simultaneous requests to one kind of store.
+        """
+        self._retries, self._concurrency = retries, concurrency
+        self._context: Any = None
+        self._folders: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self.failures = 0
+        self._repeated_before = 0
 
-    def read(self, location: Location, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file, all of them.
+    @property
+    def repeated_reads(self) -> int:
+        """Number of requests that this process has repeated since the first read of this object.
+
+        TensorStore counts them, for `gs://` and `s3://`; those of checkpoints are included.
+        """
+        return _count_repeats() - self._repeated_before if self._context is not None else 0
+
+    def start(self, location: Location, start: int = 0, stop: int | None = None) -> Read:
+        """Starts to read bytes [start, stop) of a file, or the whole file without a range.
 
         Raises:
-          FileNotFoundError: if there is no such file; it is not asked for again.
-          ShortReadError: if the file ends before `stop`, or fewer bytes come at every attempt.
-          StoreError: if every attempt failed otherwise.
+          UserError: if the URL is invalid or its scheme is not supported.
         """
+        folder, _, name = _as_url(location).rpartition("/")
+        future = self._open(f"{folder}/").read(name, byte_range=slice(start, stop))
+        what = str(location) if stop is None else f"{location}, bytes {start} to {stop}"
+        return Read(future, what)
 
-        def once() -> bytes:
-            try:
-                data = self._call("cat_file", location, start=start, end=stop)
-                if len(data) != stop - start:
-                    raise _ShortError(f"{len(data)} of {stop - start} bytes came")
-                return data
-            except Exception:
-                # Some stores give what there is, others refuse; each has its own error for that.
-                size = self._size(location)
-                if size is not None and size < stop:
-                    raise ShortReadError(
-                        f"{location}: bytes {start} to {stop} are wanted and it has {size}"
-                    ) from None
-                raise
+    def read(self, location: Location, start: int = 0, stop: int | None = None) -> bytes:
+        """Reads like `start` and waits for the bytes; raises the errors of `start` and `Read.result`."""
+        return self.start(location, start, stop).result()
 
-        return self._patiently(f"{location}, bytes {start} to {stop}", once)
+    def list_files(self, folder: Location) -> list[str]:
+        """Returns the paths of the files in a folder, relative to it, in alphabetical order.
 
-    def read_whole(self, location: Location) -> bytes:
-        """All bytes of a file; raises as `read` does."""
-        return self._patiently(str(location), lambda: self._call("cat_file", location))
+        Web servers cannot list a folder: for `http(s)://` the result is empty and a warning is logged.
 
-    def files_below(self, folder: Location) -> dict[str, str]:
-        """Location of each file below a folder by its name relative to it; empty if there is none."""
-        root = self._system(folder)[1].rstrip("/")
+        Raises:
+          UserError: if the URL is invalid, its scheme is not supported, or the store cannot be read.
+        """
+        url = _as_url(folder).rstrip("/")
         try:
-            found = self._patiently(str(folder), lambda: self._call("find", folder))
-        except FileNotFoundError:
-            return {}
-        names = [path.removeprefix(root).lstrip("/") for path in sorted(found)]
-        return {name: join(folder, name) for name in names if name}
-
-    def _size(self, location: Location) -> int | None:
-        """Bytes of a file, None if the store does not tell at the first attempt."""
-        try:
-            return self._call("info", location).get("size")
-        except Exception:  # the read has failed already, and that error is told
-            return None
-
-    def _system(self, location: Location) -> tuple[Any, str]:
-        """The file system of a location and the path there."""
-        import fsspec
-
-        url = str(location) if is_url(location) else f"file://{Path(location).absolute()}"
-        scheme, _, rest = url.partition("://")
-        store = f"{scheme}://{rest.partition('/')[0]}"
-        try:
-            with self._lock:  # fsspec would make one for each thread
-                if store not in self._systems:
-                    self._systems[store] = fsspec.core.url_to_fs(url)[0]
-                system = self._systems[store]
-            return system, system._strip_protocol(url)
-        except ImportError as error:
-            hint = "pip install 'soda-jax[gcs]'" if scheme in ("gs", "gcs") else str(error)
-            raise UserError(
-                f"{url}: {scheme}:// needs a package that is not here: {hint}"
-            ) from None
+            return sorted(name.decode() for name in self._open(f"{url}/").list().result())
+        except NotImplementedError:
+            _LOG.warning(
+                "%s: http(s):// does not list folders; copy this folder by hand if the run needs it",
+                folder,
+            )
+            return []
         except ValueError as error:
-            raise UserError(f"{url}: {error}; name a path, gs://… or what fsspec knows") from None
+            raise _store_error(error, str(folder)) from None
 
-    def _call(self, method: str, location: Location, **arguments: Any) -> Any:
-        system, path = self._system(location)
-        if getattr(system, "async_impl", False):
-            arguments["timeout"] = _TIMEOUT_SECONDS
-        return getattr(system, method)(path, **arguments)
+    def _open(self, folder: str) -> Any:
+        """Returns the KvStore of a folder's URL, which ends with a slash."""
+        import tensorstore as ts
 
-    def _patiently(self, what: str, work: Callable[[], T]) -> T:
-        for attempt in range(self._retries + 1):
-            try:
-                return work()
-            except (UserError, FileNotFoundError):
-                raise
-            except _REFUSED as error:
-                raise StoreError(
-                    f"{what}: {type(error).__name__}: {error}; see that this host may read it"
-                ) from None
-            # Each store has exceptions of its own for what passes: those of aiohttp are no OSError.
-            except Exception as error:
-                told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                if attempt == self._retries:
-                    kind = ShortReadError if isinstance(error, _ShortError) else StoreError
-                    raise kind(
-                        f"{what}: cannot be read, {attempt + 1} attempts failed, the last with "
-                        f"{told}; see that the store can be reached and the file is whole, or raise "
-                        "data.retries"
-                    ) from None
-                self._note(what, told)
-                wait = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
-                time.sleep(wait * random.uniform(0.5, 1.5))
-        raise AssertionError("unreachable")
-
-    def _note(self, what: str, told: str) -> None:
         with self._lock:
-            self.failures += 1
-            count = self.failures
-        if str(count).strip("0") == "1":
-            failed = "a read" if count == 1 else f"{count} reads so far"
-            _LOG.warning("%s: %s; %s failed and will be repeated", what, told, failed)
+            if self._context is None:
+                self._context = ts.Context(self._settings())
+                self._repeated_before = _count_repeats()
+            if folder not in self._folders:
+                try:
+                    opened = ts.KvStore.open(folder, context=self._context).result()
+                except ValueError as error:
+                    raise UserError(
+                        f"{folder}: {_one_line(error)}; use gs://, s3://, http(s):// or file://, or "
+                        "mount the store and pass the path of the mount"
+                    ) from None
+                self._folders[folder] = opened
+            return self._folders[folder]
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the settings of TensorStore's context, which all folders share."""
+        limit = {"limit": self._concurrency}
+        retries = {
+            "max_retries": self._retries,
+            "initial_delay": f"{_FIRST_WAIT_SECONDS * 1000:.0f}ms",
+            "max_delay": f"{_LONGEST_WAIT_SECONDS * 1000:.0f}ms",
+        }
+        settings: dict[str, Any] = {"file_io_concurrency": limit}
+        for driver in _DRIVERS:
+            settings[f"{driver}_request_concurrency"] = limit
+            settings[f"{driver}_request_retries"] = retries
+        return settings
 
 
 @functools.cache
 def shared() -> RemoteFiles:
-    """The one used for manifests and other small files."""
+    """Returns the reader for manifests and other small files."""
     return RemoteFiles()
 
 
 def read_bytes(location: Location) -> bytes:
-    """All bytes of a small file, local or remote.
+    """Reads a small file, local or remote.
 
     Raises:
-      OSError: if it cannot be read here or there is none.
-      UserError: if a store does not give it.
+      OSError: if a local file cannot be read, or there is no such file.
+      UserError: if the URL is invalid or the store cannot be read.
     """
-    if is_url(location):
-        try:
-            return shared().read_whole(location)
-        except FileNotFoundError:  # fsspec's have a message alone
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
-    return Path(location).read_bytes()
+    return shared().read(location) if is_url(location) else Path(location).read_bytes()
 
 
 def download_folder(folder: Location, target: Path) -> bool:
-    """Copies what lies below a remote folder into `target`; False if there is nothing.
+    """Copies the files of a remote folder into `target`; returns False if there are none.
 
     Raises:
       UserError: if the store cannot be read.
     """
-    found = shared().files_below(folder)
-    for name, location in found.items():
+    names = shared().list_files(folder)
+    for name in names:
         if ".." in name.split("/"):
-            raise UserError(f"{location}: such a name would lead out of the folder; remove it")
-        write_atomic(target / name, shared().read_whole(location))
-    return bool(found)
+            raise UserError(f"{join(folder, name)}: a copy would be outside the folder; remove it")
+        write_atomic(target / name, shared().read(join(folder, name)))
+    return bool(names)
+
+
+def _as_url(location: Location) -> str:
+    return str(location) if is_url(location) else Path(location).absolute().as_uri()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:_LONGEST_REASON]
+
+
+def _store_error(error: Exception, what: str) -> StoreError:
+    """Converts an exception of TensorStore: a ValueError whose message starts with the status code."""
+    reason = _one_line(error) or type(error).__name__
+    if reason.startswith("OUT_OF_RANGE"):
+        return ShortReadError(f"{what}: the file ends before that ({reason})")
+    if exhausted := _EXHAUSTED.search(reason):
+        return StoreError(
+            f"{what}: cannot be read, {int(exhausted[1]) + 1} attempts failed, the last with "
+            f"{exhausted[2]}; check the connection to the store, or raise data.retries"
+        )
+    return StoreError(f"{what}: {reason}; check the URL and that this host may read it")
+
+
+def _count_repeats() -> int:
+    """Returns how many requests TensorStore has repeated in this process."""
+    import tensorstore as ts
+
+    metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
+    return sum(
+        value["value"]
+        for metric in metrics
+        if metric["name"].endswith("/retries")
+        for value in metric["values"]
+    )

@@ -1,7 +1,7 @@
-"""Copies of remote files on a local disk, each whole, with its checksum compared.
+"""Copies remote files to a local disk and compares their checksums.
 
-Several processes of a host may stage into one folder: a lock file for each file lets one of them fetch
-it while the others take the next. The kernel releases the lock of a process that dies.
+Several processes of a host may stage into one folder. Each file has a lock file, so that one process downloads
+it while the others continue with the next files. The kernel releases the locks of a process that dies.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from soda_jax.files import write_json
 from soda_jax.progress import Progress, progress
 
 _BLOCK_BYTES = 8 << 20
-_LARGE_AT_A_TIME = 8  # files that are fetched in blocks: more of them only take memory
+_LARGE_FILES = 8  # downloaded at the same time; more would only use more memory
 _MEGABYTE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
-    """A file to be staged.
+class StagedFile:
+    """A file to copy.
 
     Attributes:
-      origin: where it is.
-      target: where the copy goes.
-      crc32c: what the manifest says of it, 8 hexadecimal digits.
-      bytes: its size; None for a small file that is fetched in one read.
+      origin: path or URL of the file.
+      target: path of the copy.
+      crc32c: checksum in the manifest, 8 hexadecimal digits.
+      bytes: size of the file; None for a small file that is read in one request.
     """
 
     origin: str
@@ -46,39 +46,39 @@ class Copy:
     bytes: int | None = None
 
 
-def stage(copies: Sequence[Copy], remote: RemoteFiles, label: str, threads: int) -> None:
-    """Fetches what is not there yet, in parallel, with progress and the time left on stderr.
+def stage(files: Sequence[StagedFile], remote: RemoteFiles, label: str, threads: int) -> None:
+    """Copies the files that are missing, in parallel; shows progress and the time left on stderr.
 
-    A copy that was checked once is checked again only if its size or time of change is another.
+    The checksum of an existing copy is computed again only if its size or modification time has changed.
 
     Raises:
-      UserError: if a file is missing or never has the checksum of the manifest, the store cannot be
-        read, or the disk is full or not writable. What was staged before stays.
+      UserError: if a file is missing or damaged, the store cannot be read, or the disk is full or not
+        writable. Finished copies are kept.
     """
-    wanted = [copy for copy in copies if not _is_staged(copy)]
-    if not wanted:
+    missing = [file for file in files if not _is_staged(file)]
+    if not missing:
         return
-    _check_space(wanted)
-    total = sum(copy.bytes or 0 for copy in wanted) / _MEGABYTE
-    threads = min(threads, _LARGE_AT_A_TIME) if total else threads
+    _check_space(missing)
+    total = sum(file.bytes or 0 for file in missing) / _MEGABYTE
+    threads = min(threads, _LARGE_FILES) if total else threads
     unit = "MB" if total else "files"
     with (
-        progress(f"{label}, {unit}", round(total, 1) or len(wanted)) as bar,
+        progress(f"{label}, {unit}", round(total, 1) or len(missing)) as bar,
         ThreadPoolExecutor(threads, thread_name_prefix="stage") as pool,
     ):
-        work = _Staging(remote, bar, by_bytes=total > 0)
+        stager = _Stager(remote, bar, by_bytes=total > 0)
         try:
-            # First what no other process is at, then what they have left undone.
+            # First the files that no other process has locked, then what those processes left undone.
             for wait in (False, True):
-                jobs = {pool.submit(work.stage, copy, wait): copy for copy in wanted}
-                wanted = [jobs[job] for job in as_completed(jobs) if not job.result()]
+                jobs = {pool.submit(stager.stage, file, wait): file for file in missing}
+                missing = [jobs[job] for job in as_completed(jobs) if not job.result()]
         finally:
-            work.stopped.set()
+            stager.stopped.set()
             pool.shutdown(cancel_futures=True)
 
 
-class _Staging:
-    """What the threads share; `stopped` ends those that are in the middle of a file."""
+class _Stager:
+    """Copies files in several threads; setting `stopped` ends the copies in progress."""
 
     def __init__(self, remote: RemoteFiles, bar: Progress, by_bytes: bool):
         self._remote, self._bar, self._by_bytes = remote, bar, by_bytes
@@ -89,103 +89,104 @@ class _Staging:
         with self._lock:
             self._bar.advance(amount)
 
-    def stage(self, copy: Copy, wait: bool) -> bool:
-        """Stages a file; False if another process is at it and `wait` is False."""
+    def stage(self, file: StagedFile, wait: bool) -> bool:
+        """Copies a file; returns False if another process has locked it and `wait` is False."""
         try:
-            copy.target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(copy.target, wait) as held:
-                if not held:
+            file.target.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(file.target, wait) as locked:
+                if not locked:
                     return False
-                if not _is_staged(copy):
-                    self._fetch(copy)
+                if not _is_staged(file):
+                    self._copy(file)
                 elif self._by_bytes:
-                    self._advance((copy.bytes or 0) / _MEGABYTE)
+                    self._advance((file.bytes or 0) / _MEGABYTE)
                 if not self._by_bytes:
                     self._advance(1)
                 return True
         except FileNotFoundError:
-            raise UserError(f"{copy.origin} is missing; restore it") from None
+            raise UserError(f"{file.origin} is missing; restore it") from None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full(copy.target.parent) from None
+                raise _full(file.target.parent) from None
             raise UserError(
-                f"{copy.target}: {error.strerror or error}; choose another data.cache_dir"
+                f"{file.target}: {error.strerror or error}; choose another data.cache_dir"
             ) from None
 
-    def _fetch(self, copy: Copy) -> None:
-        """Fetches, compares, renames. A file whose checksum is wrong is fetched a second time."""
-        partial = copy.target.with_name(f".{copy.target.name}.partial")
+    def _copy(self, file: StagedFile) -> None:
+        """Downloads, compares the checksum, renames; downloads once more if the checksum is wrong."""
+        partial = file.target.with_name(f".{file.target.name}.partial")
         try:
             for _ in range(2):
-                found = self._download(copy, partial)
-                if found == copy.crc32c:
-                    # The note first: without its file, or beside an older one, it says nothing.
-                    _write_note(copy, partial)
-                    os.replace(partial, copy.target)
+                found = self._download(file, partial)
+                if found == file.crc32c:
+                    # Before the rename: a note about a missing or an older file has no effect.
+                    _write_note(file, partial)
+                    os.replace(partial, file.target)
                     return
         finally:
             partial.unlink(missing_ok=True)
         raise UserError(
-            f"{copy.origin} is damaged: its crc32c is {found} at two attempts, the manifest says "
-            f"{copy.crc32c}; restore the file"
+            f"{file.origin} is damaged: its crc32c is {found} in two downloads, the manifest says "
+            f"{file.crc32c}; restore the file"
         )
 
-    def _download(self, copy: Copy, partial: Path) -> str:
+    def _download(self, file: StagedFile, partial: Path) -> str:
         checksum = google_crc32c.Checksum()
-        with open(partial, "wb") as file:
-            for block in self._blocks(copy):
-                file.write(block)
+        with open(partial, "wb") as output:
+            for block in self._blocks(file):
+                output.write(block)
                 checksum.update(block)
                 if self._by_bytes:
                     self._advance(len(block) / _MEGABYTE)
-            file.flush()
-            os.fsync(file.fileno())
+            output.flush()
+            os.fsync(output.fileno())
         return checksum.digest().hex()
 
-    def _blocks(self, copy: Copy) -> Iterator[bytes]:
-        if copy.bytes is None:
-            yield self._remote.read_whole(copy.origin)
+    def _blocks(self, file: StagedFile) -> Iterator[bytes]:
+        if file.bytes is None:
+            yield self._remote.read(file.origin)
             return
-        for start in range(0, copy.bytes, _BLOCK_BYTES):
+        for start in range(0, file.bytes, _BLOCK_BYTES):
             if self.stopped.is_set():
-                raise UserError(f"{copy.origin}: staging was stopped; start again to go on")
-            yield self._remote.read(copy.origin, start, min(start + _BLOCK_BYTES, copy.bytes))
+                raise UserError(f"{file.origin}: staging was stopped; run the command again")
+            yield self._remote.read(file.origin, start, min(start + _BLOCK_BYTES, file.bytes))
 
 
-def _note_path(copy: Copy) -> Path:
-    return copy.target.with_name(f".{copy.target.name}.staged")
+def _note_path(file: StagedFile) -> Path:
+    return file.target.with_name(f".{file.target.name}.staged")
 
 
-def _write_note(copy: Copy, file: Path) -> None:
-    status = file.stat()
-    note = {"crc32c": copy.crc32c, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    write_json(_note_path(copy), note)
+def _note(file: StagedFile, path: Path) -> dict[str, str | int]:
+    """Returns the note about a checked copy at `path`."""
+    status = path.stat()
+    return {"crc32c": file.crc32c, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _is_staged(copy: Copy) -> bool:
-    """Whether the copy is there and is what the manifest says, read only if its note does not tell."""
+def _write_note(file: StagedFile, path: Path) -> None:
+    write_json(_note_path(file), _note(file, path))
+
+
+def _is_staged(file: StagedFile) -> bool:
+    """Returns whether there is a copy with the right checksum; reads it if its note is out of date."""
     try:
-        status = copy.target.stat()
+        note = _note(file, file.target)
     except OSError:
         return False
-    if copy.bytes not in (None, status.st_size):
+    if file.bytes not in (None, note["bytes"]):
         return False
-    try:
-        note = json.loads(_note_path(copy).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        note = None
-    known = {"crc32c": copy.crc32c, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    if note == known:
-        return True
-    if file_crc32c(copy.target)[1] != copy.crc32c:
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(_note_path(file).read_text(encoding="utf-8")) == note:
+            return True
+    if file_crc32c(file.target)[1] != file.crc32c:
         return False
-    with contextlib.suppress(OSError):  # somebody else's folder: it is read again next time
-        _write_note(copy, copy.target)
+    with contextlib.suppress(OSError):  # a folder of another user: the next start reads it again
+        _write_note(file, file.target)
     return True
 
 
 @contextlib.contextmanager
 def _lock(target: Path, wait: bool) -> Iterator[bool]:
+    """Locks a file for this process; yields False if another process has locked it."""
     with open(target.with_name(f".{target.name}.lock"), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -195,20 +196,20 @@ def _lock(target: Path, wait: bool) -> Iterator[bool]:
         yield True
 
 
-def _check_space(copies: Sequence[Copy]) -> None:
-    """One error at once instead of a full disk after an hour."""
-    folder = copies[0].target.parent
+def _check_space(files: Sequence[StagedFile]) -> None:
+    """Raises UserError if the disk has no room for the files."""
+    folder = files[0].target.parent
     while not folder.exists():
         folder = folder.parent
-    needed = sum(copy.bytes or 0 for copy in copies)
+    needed = sum(file.bytes or 0 for file in files)
     if needed > shutil.disk_usage(folder).free:
         raise _full(folder, needed)
 
 
 def _full(folder: Path, needed: int = 0) -> UserError:
     free = shutil.disk_usage(folder).free
-    what = f"{needed / 1e9:.1f} GB are to be staged, " if needed else ""
+    size = f"staging needs {needed / 1e9:.1f} GB and " if needed else ""
     return UserError(
-        f"{folder}: {what}{free / 1e9:.1f} GB are free; make room, choose another data.cache_dir, or "
+        f"{folder}: {size}{free / 1e9:.1f} GB are free; make room, choose another data.cache_dir, or "
         "read by byte range with data.storage=range"
     )

@@ -1,0 +1,140 @@
+"""Opens the shards of a split in one of the modes of `data.storage`.
+
+| mode | how the shards are read | suited to |
+|---|---|---|
+| direct | in place, by ArrayRecord's reader | local and mounted folders |
+| stage | after a copy of each shard to `cache_dir` | a data set that fits on a disk of each host |
+| range | one small request per record, `read_threads` at a time | `gs://` and other URLs |
+| auto | direct for a path, range for a URL | |
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from soda_jax.data.reading import ShardReaders
+from soda_jax.data.shards import ShardIndex, ShardInfo, index_path, read_index
+from soda_jax.data.storage.locations import (
+    Location,
+    cache_folder,
+    default_cache_dir,
+    is_url,
+    join,
+)
+from soda_jax.data.storage.ranges import RangeReader, RangeShards
+from soda_jax.data.storage.remote import RemoteFiles
+from soda_jax.data.storage.staging import StagedFile, stage
+from soda_jax.errors import UserError
+
+STORAGES = ("auto", "direct", "stage", "range")
+
+
+class Shards(Protocol):
+    """The shards of one split of a data set.
+
+    Attributes:
+      prefetches: whether `prefetch` has an effect.
+    """
+
+    prefetches: bool
+
+    def location(self, shard: int) -> str:
+        """Returns the path or URL of a shard, for messages."""
+
+    def read(self, shard: int, number: int) -> bytes:
+        """Returns the bytes of a record; raises DamagedRecordError, or StoreError for a remote store."""
+
+    def prefetch(self, records: Iterable[tuple[int, int]]) -> Sequence[Any]:
+        """Requests records (shard, number); they stay in memory while the result is referenced."""
+
+
+class DirectShards:
+    """Shards in a local folder."""
+
+    prefetches = False
+
+    def __init__(self, folder: Path, shards: Sequence[ShardInfo], readers: ShardReaders):
+        """Takes the folder of the split, its entries in the manifest, and the open files to share."""
+        self._paths = [(folder / shard.file, shard.records) for shard in shards]
+        self._readers = readers
+
+    def location(self, shard: int) -> str:
+        """Returns the path of a shard."""
+        return str(self._paths[shard][0])
+
+    def read(self, shard: int, number: int) -> bytes:
+        """Returns the bytes of a record; DamagedRecordError if it cannot be read."""
+        path, records = self._paths[shard]
+        return self._readers.read(path, number, records)
+
+    def prefetch(self, records: Iterable[tuple[int, int]]) -> Sequence[Any]:
+        """Does nothing: the operating system reads ahead."""
+        return ()
+
+
+class Storage:
+    """Opens the splits of the data sets of a config.
+
+    Attributes:
+      remote: reads the remote files; counts the requests that were repeated.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        """Takes the completed data part of a config, see `soda_jax.data.config`."""
+        self._config = config
+        self.remote = RemoteFiles(config["retries"], config["read_threads"])
+        self._readers = ShardReaders()
+        self._ranges = RangeReader(self.remote, config["cache_bytes"])
+
+    def open(
+        self, name: str, directory: Location, split: str, shards: Sequence[ShardInfo]
+    ) -> tuple[Shards, list[ShardIndex]]:
+        """Opens the shards of a split and reads their indexes; in the mode `stage` copies them first.
+
+        Args:
+          name: name of the source, for messages.
+          directory: path or URL of the data set.
+          split: "train" or "validation".
+          shards: the entries of the split in the manifest.
+
+        Raises:
+          UserError: if the mode is `direct` for a URL, staging fails, or an index is missing, damaged or
+            not the one in the manifest.
+        """
+        storage = self._config["storage"]
+        if storage == "auto":
+            storage = "range" if is_url(directory) else "direct"
+        if storage == "direct":
+            if is_url(directory):
+                raise UserError(
+                    f"source {name}: {directory} is a URL and cannot be read with "
+                    "data.storage=direct; choose range (small reads), stage (a copy on a local disk), "
+                    "or mount it and set the path of the mount"
+                )
+            folder = Path(directory) / split
+            return DirectShards(folder, shards, self._readers), _read_indexes(folder, shards)
+        cache_dir = self._config["cache_dir"]
+        if storage == "stage" and not cache_dir:
+            raise UserError(
+                "data.storage=stage needs data.cache_dir; set it to a folder with room for the data"
+            )
+        folder = cache_folder(cache_dir or default_cache_dir(), directory) / split
+        files = []
+        for shard in shards:
+            index = index_path(folder / shard.file)
+            files.append(StagedFile(join(directory, split, index.name), index, shard.index_crc32c))
+            if storage == "stage":
+                origin = join(directory, split, shard.file)
+                files.append(StagedFile(origin, folder / shard.file, shard.crc32c, shard.bytes))
+        what = "shards" if storage == "stage" else "indexes"
+        stage(files, self.remote, f"{what} of {name}, {split}", self._config["read_threads"])
+        indexes = _read_indexes(folder, shards)
+        if storage == "stage":
+            return DirectShards(folder, shards, self._readers), indexes
+        urls = [join(directory, split, shard.file) for shard in shards]
+        offsets = [index.record_offsets for index in indexes]
+        return RangeShards(urls, offsets, self._ranges), indexes
+
+
+def _read_indexes(folder: Path, shards: Sequence[ShardInfo]) -> list[ShardIndex]:
+    return [read_index(index_path(folder / shard.file), shard.index_crc32c) for shard in shards]
