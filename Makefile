@@ -36,7 +36,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/shellcheck --external-sources launch/*.sh .ci/run
+	$(BIN)/shellcheck --external-sources launch/*.sh findings/*.sh .ci/run
 
 bench: $(STAMP)
 	@for file in $(BENCHMARKS); do echo "== $$file"; \
