@@ -45,19 +45,11 @@ def estimate_step(
     vocabulary = decoder.vocabulary.rows * decoder.width / mesh["tensor"]
     attention = (2 * decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
     inner = (attention + 3 * decoder.mlp_width) / mesh["tensor"] + 4 * decoder.width
-    kept = {
-        "none": 3.4 * inner,  # some of it in f32, as the compiler lays it out
-        "dots": inner + decoder.width,
-        "attention": decoder.width + decoder.heads * decoder.head_dim / mesh["tensor"],
-        "full": decoder.width,
-        "offload": 0,
-    }[decoder.remat]
+    kept = _kept(decoder, mesh, platform, inner)
     # The peak is in the backward pass of a layer or in the loss, never in both at once.
     steady = F32 * size / split + wide * size / split + decoder.layers * micro * kept * wide
-    backward = (
-        2 * wide * layer * (1 / split + 1 / mesh["tensor"])
-    )  # weights of two layers, gathered
-    backward += micro * _working(decoder, mesh, platform) * wide
+    gathered = 2 * layer * (1 / split + 1 / mesh["tensor"])  # weights of two layers
+    backward = wide * (gathered + micro * _working(decoder, mesh, platform))
     loss = vocabulary * (wide + F32)  # the head and its gradient, whole width
     loss += 2 * F32 * chunk * decoder.vocabulary.rows / mesh["tensor"]
     loss += 2 * micro * decoder.width * wide
@@ -90,16 +82,39 @@ def estimate_step(
     return memory, costs
 
 
+def _head_columns(decoder: DecoderConfig, platform: str) -> int:
+    """Columns that an array of the attention kernel has for each head: on a TPU whole tiles of 128."""
+    tile = 128 if platform == "tpu" else 1
+    return -(-decoder.head_dim // tile) * tile
+
+
+def _kept(decoder: DecoderConfig, mesh: Mapping[str, int], platform: str, inner: float) -> float:
+    """Numbers for each token and layer that are kept from the forward to the backward pass."""
+    results = decoder.heads * decoder.head_dim / mesh["tensor"]
+    if (
+        platform == "tpu"
+    ):  # splash keeps its result and its log-sum in f32, the model the result again
+        results += decoder.heads * (_head_columns(decoder, platform) + 2) / mesh["tensor"]
+    inputs = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim / mesh["tensor"]
+    return {
+        "none": 3.4 * inner,  # some of it in f32, as the compiler lays it out
+        "dots": results + inputs + 2 * decoder.mlp_width / mesh["tensor"] + 3 * decoder.width,
+        "attention": results + decoder.width,
+        "full": float(decoder.width),
+        "offload": 0.0,
+    }[decoder.remat]
+
+
 def _working(decoder: DecoderConfig, mesh: Mapping[str, int], platform: str) -> float:
     """Numbers for each token that exist at a time in the backward pass of one layer.
 
-    Queries, keys, values and results, half of them in two layouts, which a TPU pads to 128 columns a head;
-    gate, up and their gradients; five of the model's width.
+    Queries, keys, values and results, half of them in two layouts; gate, up and their gradients; five of
+    the model's width, and with "offload" eight more for copies under way (from one compiled step).
     """
-    lanes = 128 if platform == "tpu" else 1
-    head_dim = -(-decoder.head_dim // lanes) * lanes
-    attention = 1.5 * 2 * (decoder.heads + decoder.kv_heads) * head_dim
-    return (attention + 4 * decoder.mlp_width) / mesh["tensor"] + 5 * decoder.width
+    columns = _head_columns(decoder, platform)
+    attention = 1.5 * 2 * (decoder.heads + decoder.kv_heads) * columns
+    widths = 13 if decoder.remat == "offload" else 5
+    return (attention + 4 * decoder.mlp_width) / mesh["tensor"] + widths * decoder.width
 
 
 def _exchanges(config, decoder, mesh, wide, tokens):
