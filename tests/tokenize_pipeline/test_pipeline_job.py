@@ -400,7 +400,7 @@ def test_wrong_settings_are_one_line_and_write_nothing(tmp_path, changed, messag
 def test_an_output_that_is_a_url_is_refused_and_makes_no_folder_of_that_name(tmp_path, monkeypatch):
     source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="gs://bucket/data is a URL: soda tokenize writes a folder"):
+    with pytest.raises(UserError, match="is a URL: soda tokenize writes a local folder"):
         tokenize(Options(source, "gs://bucket/data", codec="toy"))
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
