@@ -34,18 +34,22 @@ def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
 def seal(step_directory: epath.Path) -> None:
     """Writes the digest of a committed checkpoint: a whole file or none."""
     sums = {name: file_sum(path) for name, path in _files(step_directory).items()}
-    _write(step_directory, sums)
+    _write(step_directory, NAME, _content(sums))
 
 
-def _write(step_directory: epath.Path, sums: Mapping[str, tuple[int, str]]) -> None:
-    content = checked_json({"digest_version": VERSION, "files": sums})
+def _content(sums: Mapping[str, tuple[int, str]]) -> bytes:
+    return checked_json({"digest_version": VERSION, "files": sums}).encode()
+
+
+def _write(step_directory: epath.Path, name: str, content: bytes) -> None:
+    """Writes a file of a checkpoint: all of it, or nothing."""
     if "://" in os.fspath(step_directory):
         # An object store has no rename, and needs none: an object appears when it is whole.
-        (step_directory / NAME).write_text(content)
+        (step_directory / name).write_bytes(content)
         return
     temporary = step_directory / f".{NAME}.tmp"
-    temporary.write_text(content)
-    temporary.replace(step_directory / NAME)
+    temporary.write_bytes(content)
+    temporary.replace(step_directory / name)
 
 
 def is_sealed(step_directory: epath.Path) -> bool:
@@ -71,10 +75,8 @@ def replace(step_directory: epath.Path, name: str, content: bytes) -> None:
         reason = _flaw({other: sums[other] for other in sums if other != name}, step_directory)
     if reason is not None:
         raise UserError(f"{step_directory} is not changed: {reason}; restore a copy or remove it")
-    _write(step_directory, sums)
-    temporary = step_directory / f".{NAME}.new"
-    temporary.write_bytes(content)
-    temporary.replace(step_directory / name)
+    _write(step_directory, NAME, _content(sums))
+    _write(step_directory, name, content)
 
 
 def flaw(step_directory: epath.Path, items: Collection[str] | None = None) -> str | None:

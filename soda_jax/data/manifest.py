@@ -109,7 +109,7 @@ class Manifest:
           UserError: if this generation exists and is another; a generation never changes.
         """
         path = generation_path(directory, self.generation)
-        if path.exists() and path.read_text("utf-8") != checked_json(self.to_json()):
+        if path.exists() and path.read_bytes() != checked_json(self.to_json()).encode():
             raise UserError(
                 f"{path} exists and differs; append to the data set or choose an empty directory"
             )

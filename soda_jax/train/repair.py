@@ -29,8 +29,8 @@ def repair(workdir: Path, data: str) -> list[str]:
       What was changed, in lines.
 
     Raises:
-      UserError: if the data set is damaged or is one that the run was not trained on; nothing is
-        changed then.
+      UserError: if the data set is damaged or is one that the run was not trained on, and nothing is
+        changed; or if a checkpoint is damaged, and the ones before it are repaired.
     """
     refuse_url(data, "--repair reads")
     manifest = Manifest.load(data)
