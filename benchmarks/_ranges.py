@@ -57,7 +57,7 @@ def print_ranges(config: Mapping[str, Any], folder: Path, latency: float, repeat
             # Without a cache: in training a record is seldom read twice.
             settings = {"storage": "range", "cache_bytes": 0, "cache_dir": str(folder / "cache")}
             return make_dataset({
-                **config, **settings, "sources": sources, "read_threads": concurrency,
+                **config, **settings, "sources": sources, "read_concurrency": concurrency,
             })  # fmt: skip
 
         kinds: list[tuple[str, float, Dataset]] = [("in place", 0.0, make_dataset(config))]

@@ -43,7 +43,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     model_config = Qwen3Config(
         seq_len=shape["sequence"],
         hidden_dim=shape["width"],
-        intermediate_dim=shape["mlp_width"],
+        intermediate_dim=shape["intermediate_size"],
         num_layers=shape["layers"],
         num_heads=shape["heads"],
         num_kv_heads=shape["kv_heads"],

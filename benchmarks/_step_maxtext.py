@@ -94,7 +94,7 @@ def options(order: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
         "hardware": platform,
         "decoder_block": "qwen3",
         "base_emb_dim": shape["width"],
-        "base_mlp_dim": shape["mlp_width"],
+        "base_mlp_dim": shape["intermediate_size"],
         "base_num_query_heads": shape["heads"],
         "base_num_kv_heads": shape["kv_heads"],
         "base_num_decoder_layers": shape["layers"],

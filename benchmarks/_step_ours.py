@@ -19,7 +19,7 @@ def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[s
 
     from soda_jax.data.windows import empty_batch
     from soda_jax.parallel import rules
-    from soda_jax.train.run import make_program
+    from soda_jax.train.program import make_program
 
     shape = order["shape"]
     layout = vocabulary(shape)
@@ -41,7 +41,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     import jax
 
     from soda_jax.train import hardware
-    from soda_jax.train.run import use_compilation_cache
+    from soda_jax.train.program import use_compilation_cache
 
     use_compilation_cache()
     program, batch = prepare(order, setting)
@@ -93,7 +93,14 @@ def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
     from soda_jax.configs import base
 
     config, shape, on_cpu = base.default(), order["shape"], order["platform"] == "cpu"
-    names = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim")
+    names = (
+        "num_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+    )
     config.model.update({name: shape[name] for name in names})
     config.model.remat = setting["remat"]
     if on_cpu:  # as configs/demo.py and configs/numbers.py

@@ -29,7 +29,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     config = transformers.Qwen3Config(
         vocab_size=shape["vocabulary"],
         hidden_size=shape["width"],
-        intermediate_size=shape["mlp_width"],
+        intermediate_size=shape["intermediate_size"],
         num_hidden_layers=shape["layers"],
         num_attention_heads=shape["heads"],
         num_key_value_heads=shape["kv_heads"],

@@ -50,11 +50,11 @@ class NoiseWeights:
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        return self._noise((last - first, self.config.width), 1, table == "head", first)
+        return self._noise((last - first, self.config.hidden_size), 1, table == "head", first)
 
     def final_norm(self) -> np.ndarray:
         """See `Weights`."""
-        return np.ones(self.config.width, np.float32)
+        return np.ones(self.config.hidden_size, np.float32)
 
 
 def write_tokenizer(folder: Path) -> None:

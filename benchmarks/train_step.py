@@ -38,7 +38,7 @@ class Shape:
 
     layers: int
     width: int
-    mlp_width: int
+    intermediate_size: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -129,7 +129,7 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
     ours = turns["ours"]
     size = f"{ours.ready['parameters']:,} parameters" if ours.ready else "parameters unknown"
     lines = [
-        f"### {name}: d {shape.width} × {shape.layers} layers, {size}, vocabulary "
+        f"### {name}: d {shape.hidden_size} × {shape.layers} layers, {size}, vocabulary "
         f"{shape.vocabulary:,}, batch {shape.batch} × {shape.sequence:,}",
         "",
         "| side | tokens/s, median | slowest to fastest round | ours / side | core-seconds a step | MFU "

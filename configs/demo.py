@@ -16,11 +16,11 @@ def get_config():
     config.steps = 1000
     config.batch_size = 8
     config.model.update(
-        layers=4,
-        width=192,
-        mlp_width=512,
-        heads=4,
-        kv_heads=2,
+        num_layers=4,
+        hidden_size=192,
+        intermediate_size=512,
+        num_heads=4,
+        num_kv_heads=2,
         head_dim=48,
         compute_dtype="float32",
         remat="none",
@@ -36,7 +36,7 @@ def get_config():
             "text": base.source("demo/text", 0.05, order="text_first", composition="text"),
         }
     )
-    config.optimizer.update(peak=4e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05)
+    config.optimizer.update(peak_lr=4e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05)
     config.checkpoint.update(every_steps=250, every_minutes=10.0, keep=2)
     config.evaluate.update(every_steps=200, batches=8)
     return config

@@ -21,11 +21,11 @@ def get_config():
     config.steps = 5000
     config.batch_size = 8
     config.model.update(
-        layers=4,
-        width=256,
-        mlp_width=768,
-        heads=4,
-        kv_heads=2,
+        num_layers=4,
+        hidden_size=256,
+        intermediate_size=768,
+        num_heads=4,
+        num_kv_heads=2,
         head_dim=64,
         compute_dtype="float32",
         remat="none",
@@ -44,7 +44,7 @@ def get_config():
         }
     )
     config.optimizer.update(
-        peak=2.5e-3, warmup=0.05, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05
+        peak_lr=2.5e-3, warmup_fraction=0.05, beta1=0.9, beta2=0.98, eps=1e-8, weight_decay=0.05
     )
     config.checkpoint.update(every_steps=500, every_minutes=5.0, keep=2)
     config.evaluate.update(every_steps=500, batches=16)

@@ -10,6 +10,15 @@ from soda_jax.configs import base
 
 
 def get_config():
-    config = base.suite(width=512, layers=15, mlp_width=1792, heads=8, kv_heads=8, head_dim=64)
-    config.optimizer.peak = base.suite_learning_rate(width=1024)  # as the paper's code, not 512
+    config = base.suite(
+        hidden_size=512,
+        num_layers=15,
+        intermediate_size=1792,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=64,
+    )
+    config.optimizer.peak_lr = base.suite_learning_rate(
+        hidden_size=1024
+    )  # as the paper's code, not 512
     return config

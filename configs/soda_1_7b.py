@@ -10,4 +10,11 @@ from soda_jax.configs import base
 
 
 def get_config():
-    return base.suite(width=2048, layers=28, mlp_width=6144, heads=16, kv_heads=8, head_dim=128)
+    return base.suite(
+        hidden_size=2048,
+        num_layers=28,
+        intermediate_size=6144,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+    )

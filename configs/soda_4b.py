@@ -10,4 +10,11 @@ from soda_jax.configs import base
 
 
 def get_config():
-    return base.suite(width=2560, layers=36, mlp_width=9728, heads=32, kv_heads=8, head_dim=128)
+    return base.suite(
+        hidden_size=2560,
+        num_layers=36,
+        intermediate_size=9728,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+    )

@@ -172,7 +172,7 @@ def _train(home: Path, steps: int) -> None:
 
 def _stop_half_way(process: "subprocess.Popen[bytes]", run: Path) -> None:
     """Sends SIGTERM once half of the steps are logged."""
-    from soda_jax.train.metrics import FILE
+    from soda_jax.train.metric_logs import FILE
 
     while process.poll() is None:
         time.sleep(_WATCH_SECONDS)
@@ -200,7 +200,7 @@ def _report(home: Path, stages: _Stages) -> None:
     from soda_jax.data.manifest import Manifest
     from soda_jax.report.content import ReportContent
     from soda_jax.report.page import write_report
-    from soda_jax.train.metrics import FILE, read_starts
+    from soda_jax.train.metric_logs import FILE, read_starts
 
     evaluation = json.loads((home / "evaluation.json").read_text("utf-8"))
     model = soda_jax.load(str(home / "run"))
@@ -237,7 +237,7 @@ def _report(home: Path, stages: _Stages) -> None:
             ("score the model", f"soda evaluate {run}"),
             (
                 "train another size",
-                f"soda {' '.join(_train_command(home, 3000))} --config.model.layers=6".replace(
+                f"soda {' '.join(_train_command(home, 3000))} --config.model.num_layers=6".replace(
                     f"{home}/run", f"{home}/run_6"
                 ),
             ),

@@ -20,12 +20,25 @@ from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.text import ByteTokenizer, TextTokenizer, make_layout
 
 CODEBOOKS = (6, 4, 4)
-ROPE = {"theta": 10_000.0, "factor": 4.0, "low": 1.0, "high": 4.0, "original_length": 32}
+ROPE = {
+    "theta": 10_000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position": 32,
+}
 
 
 def fields(**changes: Any) -> dict[str, Any]:
     """The model part of a config; heads × head_dim is not the width."""
-    return {**SHAPE, "mlp_width": 24, "rope": ROPE, "norm_eps": 1e-5, "tied": False, **changes}
+    return {
+        **SHAPE,
+        "intermediate_size": 24,
+        "rope": ROPE,
+        "rms_norm_eps": 1e-5,
+        "tie_embeddings": False,
+        **changes,
+    }
 
 
 def blocks(layout: VocabularyLayout) -> VocabularyBlocks:
@@ -37,7 +50,7 @@ def metadata_of(
     model: dict[str, Any], tokenizer: TextTokenizer, layout: VocabularyLayout
 ) -> dict[str, Any]:
     """What stands beside a checkpoint."""
-    config = {"model": model, "data": {"sequence_length": 64}, "optimizer": {"peak": 0.003}}
+    config = {"model": model, "data": {"sequence_length": 64}, "optimizer": {"peak_lr": 0.003}}
     return {
         "windows": 96,
         "config": config,

@@ -154,7 +154,10 @@ def test_parameters_of_named_shapes_are_those_of_the_suite(train_step: ModuleTyp
 
     shape = train_step.shape_of("600m", None)
     config = soda_600m.get_config()
-    assert (shape.layers, shape.kv_heads) == (config.model.layers, config.model.kv_heads)
+    assert (shape.layers, shape.num_kv_heads) == (
+        config.model.num_layers,
+        config.model.num_kv_heads,
+    )
     assert shape.sequence == config.data.sequence_length
     assert shape.vocabulary == 144_644  # SODA, table of the vocabulary
 

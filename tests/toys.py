@@ -15,10 +15,10 @@ from soda_jax.model import ModelFunctions
 
 # A decoder of a few thousand parameters, but for its vocabulary, MLP and rotary positions.
 SHAPE = {
-    "layers": 2,
-    "width": 16,
-    "heads": 4,
-    "kv_heads": 2,
+    "num_layers": 2,
+    "hidden_size": 16,
+    "num_heads": 4,
+    "num_kv_heads": 2,
     "head_dim": 8,
     "compute_dtype": "float32",
     "remat": "none",

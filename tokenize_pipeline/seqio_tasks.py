@@ -9,6 +9,7 @@ An example is a whole document as the model sees it: `targets`, int32 ids, BOS f
 has no reader for ArrayRecord, so a FunctionDataSource reads through `soda_jax.data`.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soda_jax.data.config import views
-from soda_jax.data.dataset import make_dataset
+from soda_jax.data.dataset import open_splits
 from soda_jax.data.manifest import SPLITS
-from soda_jax.data.source import Source
+from soda_jax.data.mixture import normalized_weights
+from soda_jax.data.split import Split
 from soda_jax.errors import UserError
+from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.documents import View, render
 
 if TYPE_CHECKING:
@@ -48,24 +51,22 @@ def register(config: Mapping[str, Any], name: str = "soda") -> "seqio.Mixture":
 
     if name in seqio.MixtureRegistry.names():
         raise UserError(f"seqio has a mixture {name!r} already: give another name")
-    config = {**config, "sequence_length": 2}  # not used here: documents come whole
-    train = make_dataset(config, one_pass=True)
-    layout = train.layout
+    data = parse(DataConfig, config, "data")
+    weights = normalized_weights({name: source.weight for name, source in data.sources.items()})
+    training = open_splits(data, "train")
+    layout = training[0].manifest.layout
     vocabulary = seqio.PassThroughVocabulary(layout.size, eos_id=layout.eos)
     features = {"targets": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)}
     rates = []
-    for source in train.sources:
-        settings = train.config["sources"][source.name]
-        shown = views(settings, source.manifest, source.name)
-        alone = {**train.config, "sources": {source.name: settings}}
+    for source in training:
+        shown = views(data.sources[source.name], source.manifest, source.name)
+        one = dataclasses.replace(data, sources={source.name: data.sources[source.name]})
         splits = {
-            split: make_dataset(alone, split, one_pass=True).sources[0]
+            split: open_splits(one, split)[0]
             for split in SPLITS
             if source.manifest.splits.get(split)
         }
-        counts = {
-            split: len(each.stored_documents()) * len(shown) for split, each in splits.items()
-        }
+        counts = {split: len(each.documents) * len(shown) for split, each in splits.items()}
         task = re.sub(r"[^\w.:#]", "_", f"{name}.{source.name}")
         seqio.TaskRegistry.add(
             task,
@@ -73,7 +74,7 @@ def register(config: Mapping[str, Any], name: str = "soda") -> "seqio.Mixture":
             preprocessors=[in_pieces],
             output_features=features,
         )
-        rates.append((task, train.weights[source.name]))
+        rates.append((task, weights[source.name]))
     return seqio.MixtureRegistry.add(name, rates)
 
 
@@ -95,9 +96,7 @@ def in_pieces(
     return dataset.flat_map(cut)
 
 
-def _reader(
-    splits: Mapping[str, Source], shown: Sequence[View]
-) -> Callable[..., "tf.data.Dataset"]:
+def _reader(splits: Mapping[str, Split], shown: Sequence[View]) -> Callable[..., "tf.data.Dataset"]:
     """The function of a FunctionDataSource: every document under each view."""
 
     def read(split: str, shuffle_files: bool, seed: int | None = None) -> "tf.data.Dataset":
@@ -113,13 +112,13 @@ def _reader(
 
 
 def _examples(
-    source: Source, shown: Sequence[View], draw: np.random.Generator | None
+    source: Split, shown: Sequence[View], draw: np.random.Generator | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Documents view after view in stored order, or all under one permutation, anew at each call.
 
     A document with a masked or damaged record is left out: seqio has no mask for its tokens.
     """
-    places = source.stored_documents()
+    places = source.documents.tolist()
     order = np.arange(len(places) * len(shown))
     for number in order if draw is None else draw.permutation(order):
         view, place = divmod(int(number), len(places))

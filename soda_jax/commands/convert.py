@@ -172,10 +172,19 @@ def _codec(spec: str) -> Any:
 
 def _settings(config: "DecoderConfig", workdir: str) -> str:
     """The overrides that make any config one of this model."""
-    names = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim", "tied", "norm_eps")
+    names = (
+        "num_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "tie_embeddings",
+        "rms_norm_eps",
+    )
     words = [f"--config.start_from={workdir}"]
     words += [f"--config.model.{name}={getattr(config, name)}" for name in names]
-    rope = ("theta", "factor", "low", "high", "original_length")
+    rope = ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position")
     words += [f"--config.model.rope.{name}={getattr(config.rope, name)}" for name in rope]
     return shlex.join(words)
 

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from soda_jax.evaluate.run import Options, evaluate
     from soda_jax.evaluate.tables import text_report
     from soda_jax.files import write_json
-    from soda_jax.train.run import use_compilation_cache
+    from soda_jax.train.program import use_compilation_cache
 
     tasks = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
     options = Options(tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed)

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     from soda_jax.generate.sampling import Sampling
     from soda_jax.generate.speech_model import load
-    from soda_jax.train.run import use_compilation_cache
+    from soda_jax.train.program import use_compilation_cache
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     use_compilation_cache()

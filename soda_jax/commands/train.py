@@ -3,7 +3,7 @@
 import argparse
 
 SUMMARY = "train a config, from its newest checkpoint if it has one"
-EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.layers=6"
+EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.num_layers=6"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
 
 
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains; returns 0 when done and 75 when preempted."""
     from soda_jax.commands._config import load_config
     from soda_jax.errors import UserError
+    from soda_jax.schema import run_config
 
     profile = None
     if args.profile_steps:
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if not 0 < first <= last:
             raise UserError(f"--profile_steps={args.profile_steps}: give A:B with 0 < A <= B")
         profile = (first, last)
-    config = load_config(args.config, args.unknown)
+    config = run_config(load_config(args.config, args.unknown))
     if args.deterministic:
         import os
 

@@ -11,13 +11,13 @@ ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
 # Ours → theirs, of the same meaning.
 _FIELDS = {
     "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "mlp_width": "intermediate_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
-    "tied": "tie_word_embeddings",
-    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
 }
 # What Transformers takes where config.json is silent, and we do too.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
@@ -47,9 +47,9 @@ _REQUIRED = {
 _ROPE_ENTRIES = ("rope_scaling", "rope_parameters")
 _ROPE = {
     "factor": "factor",
-    "low": "low_freq_factor",
-    "high": "high_freq_factor",
-    "original_length": "original_max_position_embeddings",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position": "original_max_position_embeddings",
 }
 
 
@@ -82,7 +82,7 @@ def config_json(
             name: _REQUIRED[name] for name in ("hidden_act", "attention_bias", "use_sliding_window")
         },
         "attention_dropout": 0.0,
-        "initializer_range": config.width**-0.5,
+        "initializer_range": config.hidden_size**-0.5,
         "bos_token_id": bos,
         "eos_token_id": eos,
         "pad_token_id": eos,
@@ -239,7 +239,12 @@ def _rope_entry(
         inner["rope_theta"] = _GUESSES["rope_theta"]  # Transformers ignores that of the other entry
     fields: dict[str, Any] = {"theta": inner["rope_theta"]}
     if kind == "default":
-        fields |= {"factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
+        fields |= {
+            "factor": 1.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position": 8192,
+        }
     else:
         fields |= {ours: inner.get(theirs) for ours, theirs in _ROPE.items()}
         if fields["original_length"] is None:

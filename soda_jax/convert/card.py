@@ -165,7 +165,7 @@ def _source(source: Source) -> tuple[object, ...]:
     tokens = _UNKNOWN if source.tokens is None else f"{source.tokens:,}"
     denied = "none"
     if source.denied:
-        count = source.denied_documents
+        count = source.excluded_documents
         denied = f"`{source.denied}`: {_UNKNOWN if count is None else f'{count:,}'}"
     return source.name, f"{source.weight:.4f}", source.view, tokens, denied
 

@@ -23,7 +23,7 @@ class Source:
       view: composition, and the order where it has one.
       tokens: under that view; None if the run did not note it.
       denied: the file of documents left out, "" if there is none.
-      denied_documents: how many it took out; None if the run did not note it.
+      excluded_documents: how many it took out; None if the run did not note it.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Source:
     view: str
     tokens: int | None
     denied: str
-    denied_documents: int | None
+    excluded_documents: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def facts_of_run(
 
     Args:
       workdir: the run's folder; data.json and metrics.jsonl there may be missing.
-      metadata: of the checkpoint (`soda_jax.train.run.run_metadata`); only "layout" must be there.
+      metadata: of the checkpoint (`soda_jax.train.run_files.run_metadata`); only "layout" must be there.
       step: of the checkpoint; metrics of later steps are not looked at.
       name: of the model.
       parameters: how many it has.
@@ -199,7 +199,7 @@ def _sources(
                 ", ".join(view),
                 noted.get("tokens"),
                 Path(source.get("denied") or "").name,  # a card tells no paths
-                noted.get("denied_documents"),
+                noted.get("excluded_documents"),
             )
         )
     return tuple(found)

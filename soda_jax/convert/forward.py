@@ -32,9 +32,9 @@ def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         rows = [weights.rows("embedding", token, token + 1) for token in tokens.tolist()]
         x = jnp.asarray(np.concatenate(rows))[None]
-        for number in range(config.layers):
+        for number in range(config.num_layers):
             x = _layer(config, weights.layer(number), x)
-        x = rms_norm(x, jnp.asarray(weights.final_norm()), config.norm_eps)[0]
+        x = rms_norm(x, jnp.asarray(weights.final_norm()), config.rms_norm_eps)[0]
         found = np.empty((len(tokens), config.vocabulary.size), np.float32)
         for first, last in row_blocks(config.vocabulary.size):
             found[:, first:last] = x @ weights.rows(tables(config)[-1], first, last).T

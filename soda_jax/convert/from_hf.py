@@ -33,7 +33,16 @@ from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer
 
 SODA_CODEBOOKS = (2048,) * 8
-_RECORDED = ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim", "tied", "norm_eps")
+_RECORDED = (
+    "num_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "tie_embeddings",
+    "rms_norm_eps",
+)
 
 
 @dataclasses.dataclass(frozen=True)

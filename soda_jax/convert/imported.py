@@ -27,16 +27,16 @@ class HuggingFaceWeights:
             tied model brings and that is not its embedding.
         """
         self.config, self._folder = config, folder
-        if config.layers > len(folder.tensors):  # the list of their names would be as long
+        if config.num_layers > len(folder.tensors):  # the list of their names would be as long
             raise UserError(
-                f"{folder.path}: config.json has num_hidden_layers {config.layers:,}, and there are "
+                f"{folder.path}: config.json has num_hidden_layers {config.num_layers:,}, and there are "
                 f"{len(folder.tensors):,} tensors in all; take the config.json of these weights"
             )
         expected = names.tensor_shapes(config, vocabulary)
         # Some tied models are published with the head beside the embedding.
-        twice = config.tied and names.HEAD in folder.tensors
+        twice = config.tie_embeddings and names.HEAD in folder.tensors
         if twice:
-            expected[names.HEAD] = (vocabulary, config.width)
+            expected[names.HEAD] = (vocabulary, config.hidden_size)
         folder.check(expected)
         if twice:
             self._compare_head(vocabulary)
@@ -62,7 +62,7 @@ class HuggingFaceWeights:
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        name = names.EMBEDDING if self.config.tied else names.TABLE_NAMES[table]
+        name = names.EMBEDDING if self.config.tie_embeddings else names.TABLE_NAMES[table]
         return self._folder.read_f32(name, first, last)
 
     def final_norm(self) -> np.ndarray:
@@ -104,8 +104,8 @@ class ExtendedWeights:
         self._moments = {table: self._measure(table) for table in ("embedding", "head")}
 
     def _measure(self, table: str) -> tuple[np.ndarray, np.ndarray]:
-        total = np.zeros(self.config.width)
-        squares = np.zeros(self.config.width)
+        total = np.zeros(self.config.hidden_size)
+        squares = np.zeros(self.config.hidden_size)
         for first, last in row_blocks(self._old):
             total += self.base.rows(table, first, last).sum(0, dtype=np.float64)
         mean = total / self._old
@@ -119,7 +119,7 @@ class ExtendedWeights:
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        found = np.empty((last - first, self.config.width), np.float32)
+        found = np.empty((last - first, self.config.hidden_size), np.float32)
         kept = min(max(self._old - first, 0), last - first)
         if kept:
             found[:kept] = self.base.rows(table, first, first + kept)
@@ -134,7 +134,7 @@ class ExtendedWeights:
         mean, deviation = self._moments[table]
         # A stream of its own for each row, so that it does not matter in which blocks they are read.
         random = np.random.default_rng((self._seed, table == "head", token))
-        return mean + self._spread * deviation * random.standard_normal(self.config.width)
+        return mean + self._spread * deviation * random.standard_normal(self.config.hidden_size)
 
     def final_norm(self) -> np.ndarray:
         """See `Weights`."""

@@ -51,10 +51,10 @@ class LiveWeights:
           table: "embedding" or "head"; a tied model's head is its embedding.
           first, last: token ids, at most the size of the vocabulary.
         """
-        name = "embedding" if self.config.tied else table
+        name = "embedding" if self.config.tie_embeddings else table
         vocabulary = self.config.vocabulary
         block, groups = self._params[f"{name}_first"], self._params[f"{name}_groups"]
-        found = np.empty((last - first, self.config.width), block.dtype)
+        found = np.empty((last - first, self.config.hidden_size), block.dtype)
         cut = min(max(first, vocabulary.first_rows), last)
         stored = vocabulary.row_of_id[first:last]
         self._gather(block, (stored[: cut - first],), found[: cut - first])

@@ -70,16 +70,16 @@ def tensor_shapes(config: DecoderConfig, vocabulary: int) -> dict[str, tuple[int
       config: the decoder's shape; its own vocabulary is not looked at.
       vocabulary: rows of embedding and head over there.
     """
-    found: dict[str, tuple[int, ...]] = {EMBEDDING: (vocabulary, config.width)}
+    found: dict[str, tuple[int, ...]] = {EMBEDDING: (vocabulary, config.hidden_size)}
     ours = layer_shapes(config)
-    for number in range(config.layers):
+    for number in range(config.num_layers):
         for name, place in LAYER.items():
             shape = ours[name]
             if place.inputs:
                 fan_in = int(np.prod(shape[: place.inputs]))
                 shape = (int(np.prod(shape)) // fan_in, fan_in)
             found[layer_name(number, place)] = shape
-    found[FINAL_NORM] = (config.width,)
-    if not config.tied:
-        found[HEAD] = (vocabulary, config.width)
+    found[FINAL_NORM] = (config.hidden_size,)
+    if not config.tie_embeddings:
+        found[HEAD] = (vocabulary, config.hidden_size)
     return found

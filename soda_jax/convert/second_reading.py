@@ -110,15 +110,29 @@ def _comparisons(
     files = weight_files(folder)
     found = [
         (near, f"rotary frequencies {_some(theirs)}, the converted ones are {_some(ours)}"),
-        (heads == config.heads, f"{heads} heads, converted {config.heads}"),
-        (groups == config.kv_heads, f"{groups} key-value heads, converted {config.kv_heads}"),
-        (math.isclose(norm, config.norm_eps), f"rms_norm_eps {norm}, converted {config.norm_eps}"),
-        (content["num_hidden_layers"] == config.layers, f"{content['num_hidden_layers']} layers"),
+        (heads == config.num_heads, f"{heads} heads, converted {config.num_heads}"),
+        (
+            groups == config.num_kv_heads,
+            f"{groups} key-value heads, converted {config.num_kv_heads}",
+        ),
+        (
+            math.isclose(norm, config.rms_norm_eps),
+            f"rms_norm_eps {norm}, converted {config.rms_norm_eps}",
+        ),
+        (
+            content["num_hidden_layers"] == config.num_layers,
+            f"{content['num_hidden_layers']} layers",
+        ),
     ]
     for name, file in files.items():
         found.append((used.get(name) == file, f"{name} in {file.name}, converted {used.get(name)}"))
     tied = content.get("tie_word_embeddings", False)
-    found.append((tied == config.tied, f"tie_word_embeddings {tied}, converted {config.tied}"))
+    found.append(
+        (
+            tied == config.tie_embeddings,
+            f"tie_word_embeddings {tied}, converted {config.tie_embeddings}",
+        )
+    )
     return found
 
 

@@ -40,7 +40,7 @@ def write_checkpoint(
     with new_step(directory, step, _arrays(config), metadata) as writer:
         for table in tables(config):
             _write_table(weights, table, writer, sums, bar)
-        for number in range(config.layers):
+        for number in range(config.num_layers):
             for name, values in weights.layer(number).items():
                 writer.write(f"layers/{name}", number, values)
                 sums[f"layers/{number}/{name}"] = checksum(values)
@@ -60,7 +60,7 @@ def read_checksums(weights: Weights, bar: Progress) -> Checksums:
             rows = weights.rows(table, first, last)
             sums[f"{table}/{first}"] = checksum(rows)
             bar.advance(rows.nbytes / 1e6)
-    for number in range(config.layers):
+    for number in range(config.num_layers):
         for name, values in weights.layer(number).items():
             sums[f"layers/{number}/{name}"] = checksum(values)
             bar.advance(values.nbytes / 1e6)
@@ -72,7 +72,7 @@ def _write_table(
     weights: Weights, table: str, writer: SliceWriter, sums: Checksums, bar: Progress
 ) -> None:
     """Writes a table; the rows that belong to no id become zero."""
-    vocabulary, width = weights.config.vocabulary, weights.config.width
+    vocabulary, width = weights.config.vocabulary, weights.config.hidden_size
     groups = np.zeros((len(vocabulary.groups), vocabulary.group_rows, width), np.float32)
     for first, last in row_blocks(vocabulary.size):
         rows = weights.rows(table, first, last)

@@ -38,7 +38,7 @@ class Weights(Protocol):
 
 def tables(config: DecoderConfig) -> tuple[str, ...]:
     """The tables that a decoder has parameters for: a tied one has no head of its own."""
-    return TABLES[:1] if config.tied else TABLES
+    return TABLES[:1] if config.tie_embeddings else TABLES
 
 
 def row_blocks(size: int, rows: int = ROWS) -> Iterator[tuple[int, int]]:
@@ -88,7 +88,7 @@ class StoredWeights:
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        table = "embedding" if self.config.tied else table
+        table = "embedding" if self.config.tie_embeddings else table
         parts = []
         for block, index in stored_rows(self.config, first, last):
             parts.append(self._reader.read(f"{table}_{block}", index))
@@ -121,8 +121,8 @@ def stored_rows(
 def whole(weights: Weights) -> dict[str, Any]:
     """The parameter dict of `ModelFunctions`, f32, in memory; rows of no id are zero."""
     config = weights.config
-    vocabulary, width = config.vocabulary, config.width
-    layers = [weights.layer(number) for number in range(config.layers)]
+    vocabulary, width = config.vocabulary, config.hidden_size
+    layers = [weights.layer(number) for number in range(config.num_layers)]
     found: dict[str, Any] = {
         "layers": {name: np.stack([layer[name] for layer in layers]) for name in layers[0]},
         "final_norm": weights.final_norm(),

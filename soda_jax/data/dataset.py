@@ -9,15 +9,17 @@ from typing import Any
 
 from soda_jax.data import config as data_config
 from soda_jax.data.manifest import Manifest, check_compatible
-from soda_jax.data.mixture import InOrder, Mixture, normalised_weights
-from soda_jax.data.source import Source, SourceOptions
+from soda_jax.data.mixture import InOrder, Mixture, normalized_weights
+from soda_jax.data.source import Source
+from soda_jax.data.split import Split
 from soda_jax.data.storage.modes import Storage
 from soda_jax.data.windows import Batch, annotate, empty_batch
 from soda_jax.errors import UserError
+from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-_DIGEST_VERSION = 1
+_DIGEST_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,11 +38,11 @@ class Document:
 
 
 class Dataset:
-    """Random access to the windows of a config; window k depends only on (config, seed, k).
+    """Random access to the windows of a mixture; window k depends only on (config, seed, k).
 
     Attributes:
-      config: the config with every default and every generation filled in; a run that keeps it reads
-        the same data after an append.
+      config: the config with every generation filled in; a run that stores it reads the same data
+        after an append.
       source_names: names of the sources, in the order of `Batch.source`.
       sources: one `Source` per name.
       weights: weight of each source by name; their sum is 1.
@@ -53,37 +55,51 @@ class Dataset:
       storage: reads the shards; it has no influence on the windows.
     """
 
-    def __init__(self, config: Mapping[str, Any], split: str, *, one_pass: bool):
+    def __init__(self, config: DataConfig, split: str, *, one_pass: bool, shorten: bool = False):
         """See `make_dataset`."""
-        self.config, self.split = data_config.complete(config), split
-        self.sequence_length: int = self.config["sequence_length"]
-        settings = self.config["sources"]
-        self.weights = normalised_weights({name: s["weight"] for name, s in settings.items()})
-        self.source_names: tuple[str, ...] = tuple(settings)
-        manifests = {
-            name: Manifest.load(s["path"], s["generation"]) for name, s in settings.items()
-        }
-        for name, manifest in manifests.items():
-            settings[name]["generation"] = manifest.generation
+        self.split = split
+        self.weights = normalized_weights({n: s.weight for n, s in config.sources.items()})
+        self.source_names: tuple[str, ...] = tuple(config.sources)
+        self.config, manifests = _pin_generations(config)
         self.layout, self.codec = _agree(manifests)
         self.tokenizer_fingerprint = _same_tokenizer(manifests)
-        self.storage = Storage(self.config)
-        options = {
-            name: data_config.options(settings[name], manifest, name, self.config["damaged"])
-            for name, manifest in manifests.items()
+        self.storage = Storage(config)
+        self._options = {
+            name: data_config.split_options(source, name, config.on_corrupt_record)
+            for name, source in self.config.sources.items()
         }
-        self.sources = tuple(
-            Source(name, settings[name]["path"], manifest, split, self.sequence_length,
-                   options[name], self.storage)
-            for name, manifest in manifests.items()
-        )  # fmt: skip
+        self.sequence_length = config.sequence_length
+        self.sources = self._open_sources(manifests)
+        if shorten:
+            self.sequence_length = min([config.sequence_length, *(s.tokens for s in self.sources)])
+            self.sources = tuple(
+                Source(s.split, s.views, self.sequence_length) for s in self.sources
+            )
+        for source in self.sources:
+            if not source.windows:
+                raise UserError(
+                    f"source {source.name}: the {split} split of {source.split.directory} has "
+                    f"{source.tokens} tokens, less than one window of {self.sequence_length}; shorten "
+                    "data.sequence_length or add data"
+                )
         counts = [source.windows for source in self.sources]
         self.windows = sum(counts) if one_pass else None
         self._order: Mixture | InOrder = InOrder(counts)
         if not one_pass:
             weights = list(self.weights.values())
-            self._order = Mixture(self.source_names, counts, weights, self.config["seed"])
-        self.digest = self._make_digest(options)
+            self._order = Mixture(self.source_names, counts, weights, config.seed)
+        self.digest = self._make_digest()
+
+    def _open_sources(self, manifests: Mapping[str, Manifest]) -> tuple[Source, ...]:
+        sources = []
+        for name, manifest in manifests.items():
+            source = self.config.sources[name]
+            split = Split(
+                name, source.path, manifest, self.split, self._options[name], self.storage
+            )
+            views = data_config.views(source, manifest, name)
+            sources.append(Source(split, views, self.sequence_length))
+        return tuple(sources)
 
     @property
     def codec_fingerprint(self) -> str | None:
@@ -114,7 +130,7 @@ class Dataset:
         prefetched = [
             self.sources[number].prefetch(window * length, (window + 1) * length)
             for number, window in filter(None, windows)
-            if self.sources[number].prefetches
+            if self.sources[number].split.prefetches
         ]
         for row, found in enumerate(windows):
             if found is not None:
@@ -125,30 +141,13 @@ class Dataset:
         del prefetched  # until here the records stay in memory, whatever the size of the cache
         return batch
 
-    def documents(self) -> Iterator[Document]:
-        """Yields whole documents, source by source, in stored order, without the denied ones.
-
-        A document that several sources read from one data set is yielded once.
-        A document with a damaged record raises DamagedRecordError; under the policy "mask" it is
-        skipped with a warning.
-        """
-        digests = collections.Counter(source.manifest.digest for source in self.sources)
-        yielded: set[tuple[str, int, int]] = set()
-        for source in self.sources:
-            shared = digests[source.manifest.digest] > 1
-            for shard, first, last in source.prefetched_documents():
-                identity = (source.manifest.digest, shard, first)
-                if identity in yielded:
-                    continue
-                document = source.read_document(shard, first, last)
-                if document is not None:
-                    if shared:
-                        yielded.add(identity)
-                    yield Document(source.name, *document)
-
     def damage(self) -> list[str]:
         """Returns a message for every damaged record that was found and masked so far."""
-        return [source.damage[key] for source in self.sources for key in sorted(source.damage)]
+        return [
+            source.split.damage[key]
+            for source in self.sources
+            for key in sorted(source.split.damage)
+        ]
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Returns, by source, its counts (see `Source`) and its weight."""
@@ -157,22 +156,22 @@ class Dataset:
                 "windows": source.windows,
                 "tokens": source.tokens,
                 "tail_tokens": source.tail_tokens,
-                "denied_documents": source.denied_documents,
-                "masked_records": source.masked_records,
+                "excluded_documents": source.split.excluded_documents,
+                "masked_records": len(source.split.masked),
                 "weight": self.weights[source.name],
             }
             for source in self.sources
         }
 
-    def _make_digest(self, options: Mapping[str, SourceOptions]) -> str:
+    def _make_digest(self) -> str:
         """Hashes what the windows depend on; excludes the location of a data set and the damage policy."""
         sources = {
             source.name: {
                 "manifest": source.manifest.digest,
                 "weight": self.weights[source.name],
-                "views": [dataclasses.asdict(view) for view in options[source.name].views],
-                "denied": sorted(options[source.name].denied),
-                "masked": sorted(options[source.name].masked),
+                "views": [dataclasses.asdict(view) for view in source.views],
+                "exclude_documents": sorted(self._options[source.name].exclude_documents),
+                "mask_records": sorted(self._options[source.name].mask_records),
             }
             for source in self.sources
         }
@@ -180,33 +179,92 @@ class Dataset:
             "version": _DIGEST_VERSION,
             "split": self.split,
             "sequence_length": self.sequence_length,
-            "seed": self.config["seed"],
+            "seed": self.config.seed,
             "sources": sources,
         }
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def make_dataset(
-    config: Mapping[str, Any], split: str = "train", *, one_pass: bool = False
+    config: DataConfig | Mapping[str, Any],
+    split: str = "train",
+    *,
+    one_pass: bool = False,
+    shorten: bool = False,
 ) -> Dataset:
     """Opens the data sets of a config.
 
     Args:
-      config: the data part of a config, see `soda_jax.data.config`; plain or ml_collections.
+      config: the `data` settings of a run, or a mapping with their keys.
       split: "train" or "validation".
       one_pass: False for the endless, shuffled, weighted mixture of training; True for every window
         of every source once, in stored order, for evaluation.
+      shorten: reduce the sequence length to the shortest source instead of refusing that source.
 
     Raises:
       UserError: if the config, a weight, a manifest or an index is invalid, sources differ in layout
         or codec, or a source is shorter than one window.
     """
-    return Dataset(config, split, one_pass=one_pass)
+    return Dataset(parse(DataConfig, config, "data"), split, one_pass=one_pass, shorten=shorten)
 
 
-def documents(config: Mapping[str, Any], split: str = "validation") -> Iterator[Document]:
-    """Yields the whole documents of a split in stored order, see `Dataset.documents`."""
-    return Dataset({**config, "sequence_length": 2}, split, one_pass=True).documents()
+def open_splits(
+    config: DataConfig | Mapping[str, Any], split: str = "validation"
+) -> tuple[Split, ...]:
+    """Opens a split of every source of a config, for reading whole documents.
+
+    Raises:
+      UserError: as `make_dataset`.
+    """
+    config, manifests = _pin_generations(parse(DataConfig, config, "data"))
+    _agree(manifests)
+    _same_tokenizer(manifests)
+    storage = Storage(config)
+    return tuple(
+        Split(
+            name,
+            source.path,
+            manifests[name],
+            split,
+            data_config.split_options(source, name, config.on_corrupt_record),
+            storage,
+        )
+        for name, source in config.sources.items()
+    )
+
+
+def documents(splits: Sequence[Split]) -> Iterator[Document]:
+    """Yields whole documents, split by split, in stored order, without the excluded ones.
+
+    A document that several sources read from one data set is yielded once. A document with a damaged
+    record raises DamagedRecordError; under the policy "mask" it is skipped with a warning.
+    """
+    digests = collections.Counter(split.manifest.digest for split in splits)
+    yielded: set[tuple[str, int]] = set()
+    for split in splits:
+        shared = digests[split.manifest.digest] > 1
+        for first, last in split.prefetched_documents():
+            identity = (split.manifest.digest, first)
+            if identity in yielded:
+                continue
+            document = split.read_document(first, last)
+            if document is not None:
+                if shared:
+                    yielded.add(identity)
+                yield Document(split.name, *document)
+
+
+def _pin_generations(config: DataConfig) -> tuple[DataConfig, dict[str, Manifest]]:
+    """Returns the config with every generation filled in, and the manifests by source."""
+    manifests = {
+        name: Manifest.load(source.path, source.generation)
+        for name, source in config.sources.items()
+    }
+    sources = {
+        name: dataclasses.replace(source, generation=manifests[name].generation)
+        for name, source in config.sources.items()
+    }
+    return dataclasses.replace(config, sources=sources), manifests
 
 
 def _same_tokenizer(manifests: Mapping[str, Manifest]) -> str:

@@ -12,20 +12,14 @@ from typing import Any
 from soda_jax.errors import UserError
 
 
-def normalised_weights(weights: Mapping[str, Any]) -> dict[str, float]:
-    """Weights by source name, summing to 1, in the order of the names.
+def normalized_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """Returns the weights by source name, sorted by name, with a sum of 1.
 
     Raises:
-      UserError: if there is no source, or a weight is not a finite positive number.
+      UserError: if there is no source.
     """
     if not weights:
-        raise UserError("sources: the mixture has no source; add one to the config")
-    for name, weight in weights.items():
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight <= 0:
-            raise UserError(
-                f"sources.{name}.weight is {weight!r}; it must be a finite number above 0"
-            )
+        raise UserError("data.sources is empty; add a source to the config")
     total = math.fsum(weights.values())
     return {name: weights[name] / total for name in sorted(weights)}
 

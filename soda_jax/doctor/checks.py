@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from soda_jax.doctor.findings import FAILURE, OK, PATIENCE, WARNING, Finding
 from soda_jax.parallel import hosts, rules
+from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import measure_matmul
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
@@ -154,7 +155,7 @@ def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> t
     return OK, told
 
 
-def data(config: Any, dataset: Any, rows: Sequence[int]) -> Told:
+def data(config: RunConfig, dataset: Any, rows: Sequence[int]) -> Told:
     """Random windows as the run reads them, for a few seconds."""
     from soda_jax.data.loader import Loader
 

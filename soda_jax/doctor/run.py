@@ -12,9 +12,10 @@ from soda_jax.doctor import checks
 from soda_jax.doctor.findings import FAILURE, WARNING, Finding, line, run_check
 from soda_jax.parallel import hosts
 from soda_jax.parallel.mesh import make_mesh
+from soda_jax.schema import RunConfig, run_config
 
 
-def examine(config: Any | None, workdir: Path | None) -> int:
+def examine(config: RunConfig | None, workdir: Path | None) -> int:
     """Runs the checks on all hosts and prints them on process 0.
 
     Args:
@@ -25,10 +26,10 @@ def examine(config: Any | None, workdir: Path | None) -> int:
       1 if the run would fail, else 0.
     """
     with hosts.together():
-        return _examine(config, workdir)
+        return _examine(None if config is None else run_config(config), workdir)
 
 
-def _examine(config: Any | None, workdir: Path | None) -> int:
+def _examine(config: RunConfig | None, workdir: Path | None) -> int:
     found: list[Finding] = []
 
     def look(
@@ -51,7 +52,7 @@ def _examine(config: Any | None, workdir: Path | None) -> int:
     if not look("mesh", functools.partial(_open, config, made)):
         made = {"mesh": make_mesh()}  # on all hosts, also where it could be opened
     look("all-reduce", functools.partial(checks.all_reduce, made["mesh"]))
-    if "dataset" in made:
+    if config is not None and "dataset" in made:
         look("data", functools.partial(checks.data, config, made["dataset"], made["rows"]))
     if workdir is not None:
         directory = folder.DEFAULT if config is None else config.checkpoint.directory
@@ -68,16 +69,18 @@ def _examine(config: Any | None, workdir: Path | None) -> int:
     return 1 if failures else 0
 
 
-def _open(config: Any | None, made: dict[str, Any]) -> checks.Told:
+def _open(config: RunConfig | None, made: dict[str, Any]) -> checks.Told:
     """Opens data and program of the config, as the run will, and says how the mesh splits them."""
     if config is None:
         made["mesh"] = make_mesh()
         return checks.layout(made["mesh"])
     from soda_jax.parallel.batches import local_rows
-    from soda_jax.train import run as parts
+    from soda_jax.train.program import make_program
+    from soda_jax.train.run_files import open_data
+    from soda_jax.train.start import FreshStart
 
-    dataset = parts.open_data(config, None, False)
-    program = parts.make_program(config, dataset.layout, len(dataset.source_names))
+    dataset = open_data(config.data, FreshStart(), False)
+    program = make_program(config, dataset.layout, len(dataset.source_names))
     leaves = jax.tree.leaves(program.abstract)
     made |= {
         "mesh": program.mesh,

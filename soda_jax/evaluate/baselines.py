@@ -12,14 +12,13 @@ depends on s alone, so that the probabilities sum to 1.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
-from soda_jax.data import config as data_config
 from soda_jax.evaluate.loss import Sums
 from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.progress import track
+from soda_jax.schema import DataConfig
 from soda_jax.tokens import VocabularyLayout
 
 _BUCKETS = 32  # of counts: [1, 2), [2, 4), …
@@ -91,16 +90,16 @@ class Baselines:
         return result
 
 
-def fit_baselines(config: Mapping[str, Any], max_tokens: int = 16_000_000) -> Baselines:
+def fit_baselines(config: DataConfig, max_tokens: int = 16_000_000) -> Baselines:
     """Fits both baselines on one pass over the training windows.
 
     Args:
-      config: the data part of a config.
+      config: the `data` settings of a run.
       max_tokens: a longer pass is thinned evenly to about so many tokens.
     """
     windows = open_windows(config, "train")
     layout = windows.layout
-    stride = max(1, -(-windows.count * int(config["sequence_length"]) // max_tokens))
+    stride = max(1, -(-windows.count * config.sequence_length // max_tokens))
     kept: list[np.ndarray] = []
     held_back: list[np.ndarray] = []
     stream = _stream(windows, stride)
@@ -137,8 +136,7 @@ def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndar
     """
     for dataset in windows.datasets.values():
         source, count = dataset.sources[0], dataset.windows or 0
-        settings = dataset.config["sources"][source.name]
-        views = len(data_config.views(settings, source.manifest, source.name))
+        views = len(source.views)
         for start in range(0, count, _ROWS * stride):
             batch = dataset.batch(start, range(_ROWS))._asdict()
             previous, following, mask = _targets(batch)

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soda_jax.evaluate.windows import Windows
 from soda_jax.generate.checkpoint import TrainedDecoder
 from soda_jax.generate.speech_model import SpeechModel
-from soda_jax.model.loss import class_sums, linear_cross_entropy, loss_settings
+from soda_jax.model.loss import token_losses
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -27,28 +26,27 @@ def make_loss_function(
     chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
-    """The jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
+    """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
 
     Args:
       bind: params → decoder, `ModelFunctions.bind`.
       classes, sources: sizes of the sums.
-      chunk: tokens whose logits exist at a time, on each device; 0: by platform.
-      mesh: of parameters and batches; the first device by default. The sums are on all of its devices.
+      chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
+      mesh: devices of parameters and batches; the first device by default. The sums are replicated.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])
     placement = OnMesh(mesh)
 
     def loss(params, batch):
-        decoder = bind(params)
-        vocabulary = decoder.config.vocabulary
-        places = (batch["tokens"], batch["segment_ids"], batch["positions"])
-        hidden = decoder(*places, placement=placement)
-        rows = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
-        weights = batch["loss_mask"].astype(jnp.float32)
-        blocks = decoder.head_blocks()
-        settings = loss_settings(vocabulary.valid_rows, blocks, 0.0, chunk, placement)
-        _, nll, _ = linear_cross_entropy(settings, hidden, blocks, rows, weights)
-        return class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
+        _, sums = token_losses(
+            bind(params),
+            batch,
+            classes=classes,
+            sources=sources,
+            loss_chunk=chunk,
+            placement=placement,
+        )
+        return {name: sums[name] for name in ("nll", "count")}
 
     return jax.jit(loss, out_shardings=rules.replicated(mesh))
 
@@ -59,7 +57,7 @@ def sum_losses(
     batches: Iterable[dict[str, np.ndarray]],
     place: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
 ) -> Sums:
-    """Sums of all batches, f64 `[sources, classes]`; `place` puts a batch on the devices."""
+    """Returns the sums of all batches, f64 `[sources, classes]`; `place` puts a batch on the devices."""
     totals: Sums = {}
     for batch in batches:
         sums = jax.device_get(function(params, place(batch)))
@@ -71,7 +69,7 @@ def sum_losses(
 def held_out_sums(
     decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
 ) -> Sums:
-    """The sums of a checkpoint over all `windows`, as `loss_vector` wants them."""
+    """Returns the sums of a checkpoint over all `windows`, for `loss_vector`."""
     function = make_loss_function(
         decoder.model.bind, len(windows.layout.class_names), len(windows.source_names)
     )

@@ -16,6 +16,7 @@ from soda_jax.evaluate.speech import evaluate_asr, evaluate_tts, held_out_uttera
 from soda_jax.evaluate.windows import open_windows
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.speech_model import SpeechModel, load
+from soda_jax.schema import DataConfig, parse
 
 TASKS = ("loss", "baselines", "asr", "tts")
 FORMAT_VERSION = 1
@@ -77,7 +78,7 @@ def evaluate(workdir: str | Path, options: Options = Options()) -> dict[str, Any
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "step": model.step,
-        "sequence_length": config["sequence_length"],
+        "sequence_length": config.sequence_length,
         "tasks": list(tasks),
     }
     if "loss" in tasks or "baselines" in tasks:
@@ -102,28 +103,28 @@ def _require(tasks: Sequence[str]) -> None:
                 raise UserError(f"{task} needs {package}: pip install 'soda-jax[eval]'")
 
 
-def _data_config(model: SpeechModel | TrainedDecoder, paths: Mapping[str, str]) -> dict[str, Any]:
-    """The data part of the checkpoint's config, each source where it lies now, checked."""
-    config = model.metadata["data"]
-    sources = {name: dict(source) for name, source in config["sources"].items()}
+def _data_config(model: SpeechModel | TrainedDecoder, paths: Mapping[str, str]) -> DataConfig:
+    """Returns the checkpoint's `data` settings with the present path of each source, checked."""
+    config = parse(DataConfig, model.metadata["data"], "data")
+    sources = dict(config.sources)
     for name, path in paths.items():
         if name not in sources:
             raise UserError(f"the run has no source {name}; its sources are {', '.join(sources)}")
-        sources[name]["path"] = path
+        sources[name] = dataclasses.replace(sources[name], path=path)
     for name, source in sources.items():
-        if not source["path"] or not (is_url(source["path"]) or Path(source["path"]).is_dir()):
+        if not source.path or not (is_url(source.path) or Path(source.path).is_dir()):
             raise UserError(
-                f"source {name}: {source['path'] or 'its data'} does not exist here; name its folder with "
+                f"source {name}: {source.path or 'its data'} does not exist here; pass its folder with "
                 f"--source={name}=DIR"
             )
-        manifest = Manifest.load(source["path"], source["generation"])
+        manifest = Manifest.load(source.path, source.generation)
         codec = model.metadata["codec_fingerprint"]
         check_compatible(manifest, model.layout, codec, name=f"source {name}")
-    return {**config, "sources": sources}
+    return dataclasses.replace(config, sources=sources)
 
 
 def _losses(
-    model: SpeechModel | TrainedDecoder, config: Mapping[str, Any], tasks: Sequence[str]
+    model: SpeechModel | TrainedDecoder, config: DataConfig, tasks: Sequence[str]
 ) -> dict[str, Any]:
     windows = open_windows(config)
     names = windows.layout.class_names

@@ -2,18 +2,19 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from soda_jax.data.dataset import documents
+from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
 from soda_jax.evaluate import recogniser
 from soda_jax.evaluate.wer import number_normaliser, word_errors
 from soda_jax.evaluate.windows import with_split
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.progress import track
+from soda_jax.schema import DataConfig
 from soda_jax.tokens import Utterance
 
 _BATCH = 16
@@ -27,12 +28,12 @@ class HeldOutUtterance:
     utterance: Utterance
 
 
-def held_out_utterances(config: Mapping[str, Any], limit: int) -> list[HeldOutUtterance]:
+def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance]:
     """The first `limit` held-out utterances with text and audio, 0 for all.
 
     Args:
-      config: the data part of a config.
-      limit: how many.
+      config: the `data` settings of a run.
+      limit: number of utterances, 0 for all.
 
     Raises:
       UserError: if there is none.
@@ -40,7 +41,7 @@ def held_out_utterances(config: Mapping[str, Any], limit: int) -> list[HeldOutUt
     config, _ = with_split(config, "validation")
 
     def each() -> Iterator[HeldOutUtterance]:
-        for document in documents(config):
+        for document in documents(open_splits(config, "validation")):
             for number, utterance in enumerate(document.utterances):
                 if utterance.text.strip() and len(utterance.codes):
                     yield HeldOutUtterance(f"{document.document_id}#{number}", utterance)

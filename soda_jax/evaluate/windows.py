@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.data import config as data_config
-from soda_jax.data.dataset import Dataset
+from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
+from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
 
 
@@ -17,13 +17,13 @@ from soda_jax.tokens import VocabularyLayout
 class Windows:
     """Every whole window of a split once.
 
-    A source that is shorter than one window of training is read as a single window of its own
-    length; a source without the split is left out, and the others do not suffer from it.
+    A source that is shorter than one training window is read as a single window of its own length. A
+    source without the split is left out.
 
     Attributes:
       layout: the vocabulary.
-      source_names: all sources of the config, those left out included.
-      datasets: by number of the source; each holds that source alone.
+      source_names: all sources of the config, including those left out.
+      datasets: one single-source data set by source number.
       left_out: names of the sources without the split.
     """
 
@@ -48,40 +48,43 @@ class Windows:
           limit: about that many batches, spread evenly, at least one a source; 0 for all.
         """
         rows = range(size) if rows is None else rows
-        for number, start in self._places(size, limit):
+        for number, start in self._batch_starts(size, limit):
             batch = self.datasets[number].batch(start, rows)
             source = np.full(len(rows), number, np.int32)
             yield batch._replace(source=source)._asdict()
 
     def batch_count(self, size: int, limit: int = 0) -> int:
         """How many batches `batches` yields."""
-        return len(self._places(size, limit))
+        return len(self._batch_starts(size, limit))
 
-    def _places(self, size: int, limit: int) -> list[tuple[int, int]]:
-        places = [
+    def _batch_starts(self, size: int, limit: int) -> list[tuple[int, int]]:
+        starts = [
             (number, start)
             for number, dataset in self.datasets.items()
             for start in range(0, dataset.windows or 0, size)
         ]
-        if not limit or limit >= len(places):
-            return places
-        spread = {places[index * len(places) // limit] for index in range(limit)}
+        if not limit or limit >= len(starts):
+            return starts
+        spread = {starts[index * len(starts) // limit] for index in range(limit)}
         return sorted(spread | {(number, 0) for number in self.datasets})
 
 
-def with_split(config: Mapping[str, Any], split: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The data part of a config with the sources that have the split, and the names of the others.
+def with_split(
+    config: DataConfig | Mapping[str, Any], split: str
+) -> tuple[DataConfig, tuple[str, ...]]:
+    """Returns the `data` settings with the sources that have the split, and the names of the others.
 
     Lists of masked records name records of the training split and do not apply to another one.
 
     Raises:
       UserError: if a manifest cannot be read, or no source has the split.
     """
-    config = data_config.complete(config)
+    config = parse(DataConfig, config, "data")
     kept, left_out = {}, []
-    for name, source in config["sources"].items():
-        if Manifest.load(source["path"], source["generation"]).totals(split)["records"]:
-            kept[name] = source if split == "train" else {**source, "masked": ""}
+    for name, source in config.sources.items():
+        if Manifest.load(source.path, source.generation).totals(split)["records"]:
+            masked = source.mask_records if split == "train" else ""
+            kept[name] = dataclasses.replace(source, mask_records=masked)
         else:
             left_out.append(name)
     if not kept:
@@ -89,19 +92,19 @@ def with_split(config: Mapping[str, Any], split: str) -> tuple[dict[str, Any], t
             f"no source has a {split} split ({', '.join(left_out)}); tokenize with a larger "
             "--validation_fraction"
         )
-    return {**config, "sources": kept}, tuple(left_out)
+    return dataclasses.replace(config, sources=kept), tuple(left_out)
 
 
-def open_windows(config: Mapping[str, Any], split: str = "validation") -> Windows:
-    """Opens a split of the data part of a config; raises UserError as `with_split` does."""
-    names = tuple(data_config.complete(config)["sources"])
+def open_windows(config: DataConfig | Mapping[str, Any], split: str = "validation") -> Windows:
+    """Opens a split of the `data` settings of a run; raises UserError as `with_split` does."""
+    config = parse(DataConfig, config, "data")
+    names = tuple(config.sources)
     config, left_out = with_split(config, split)
-    datasets: dict[int, Dataset] = {}
-    for name, source in config["sources"].items():
-        alone = {**config, "sources": {name: source}}
-        whole = Dataset({**alone, "sequence_length": 2}, split, one_pass=True).sources[0]
-        length = min(config["sequence_length"], whole.tokens)
-        alone["sequence_length"] = length
-        datasets[names.index(name)] = Dataset(alone, split, one_pass=True)
+    datasets = {
+        names.index(name): make_dataset(
+            dataclasses.replace(config, sources={name: source}), split, one_pass=True, shorten=True
+        )
+        for name, source in config.sources.items()
+    }
     layout = next(iter(datasets.values())).layout
     return Windows(layout, names, datasets, left_out)

@@ -1,8 +1,9 @@
 """The decoder: it knows token groups and legal sets as data, and nothing of audio."""
 
-from soda_jax.model.config import DecoderConfig, RopeConfig, VocabularyBlocks
+from soda_jax.model.config import DecoderConfig, VocabularyBlocks, decoder_config
 from soda_jax.model.decoder import Decoder
-from soda_jax.model.functions import ModelFunctions, decoder_config
+from soda_jax.model.functions import ModelFunctions
+from soda_jax.schema import RopeConfig
 
 __all__ = [
     "Decoder",

@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
-from soda_jax.errors import UserError
-from soda_jax.model.remat import POLICIES
+from soda_jax.schema import ModelConfig, parse
 
 # 128,260 text and marker rows become 128,512: the largest power of two that pads SODA by under 0.2%.
 ROW_MULTIPLE = 256
@@ -71,88 +71,57 @@ class VocabularyBlocks:
         return first, groups.reshape(len(self.groups), self.group_rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions with Llama-3 scaling (factor 1 switches the scaling off).
-
-    Attributes:
-      theta: base of the frequencies.
-      factor, low, high, original_length: the scaling of `rope.frequencies`.
-    """
-
-    theta: float = 500_000.0
-    factor: float = 8.0
-    low: float = 1.0
-    high: float = 4.0
-    original_length: int = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """A Qwen3 decoder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(ModelConfig):
+    """A Qwen3 decoder: the `model` settings of a run and the rows of its vocabulary.
 
     Attributes:
       vocabulary: rows of embedding and head.
-      layers, width, mlp_width, heads, kv_heads, head_dim: the shape.
-      tied: whether the embedding serves as the head.
-      norm_eps: epsilon of every RMSNorm.
-      rope: rotary positions.
-      compute_dtype: "bfloat16" or "float32", the type of activations; parameters are f32.
-      remat: what the backward pass keeps, see `remat.checkpointed`.
-      attention: the backend, see `attention.packed_attention`.
-      unroll: layers per iteration of the scan over layers.
     """
 
     vocabulary: VocabularyBlocks
-    layers: int
-    width: int
-    mlp_width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    tied: bool = False
-    norm_eps: float = 1e-5
-    rope: RopeConfig = RopeConfig()
-    compute_dtype: str = "bfloat16"
-    remat: str = "full"
-    attention: str = "auto"
-    unroll: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "width", "mlp_width", "heads", "kv_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} = {getattr(self, name)} must be at least 1")
-        if self.heads % self.kv_heads:
-            raise UserError(
-                f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim = {self.head_dim} must be even, for rotary positions")
-        if self.remat not in POLICIES:
-            names = ", ".join(POLICIES)
-            raise UserError(f"model.remat = {self.remat!r} is unknown: one of {names}")
-        if self.compute_dtype not in ("bfloat16", "float32"):
-            raise UserError(f"model.compute_dtype = {self.compute_dtype!r}: bfloat16 or float32")
 
     @property
     def layer_parameters(self) -> int:
         """Parameters of one layer."""
-        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + 3 * self.width * self.mlp_width + 2 * self.width + 2 * self.head_dim
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        return (
+            attention
+            + 3 * self.hidden_size * self.intermediate_size
+            + 2 * self.hidden_size
+            + 2 * self.head_dim
+        )
 
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters of all layers and of the final norm."""
-        return self.layers * self.layer_parameters + self.width
+        return self.num_layers * self.layer_parameters + self.hidden_size
 
     @property
     def parameters(self) -> int:
         """All parameters, padding rows not counted."""
-        matrices = 1 if self.tied else 2
-        return self.non_embedding_parameters + matrices * self.vocabulary.size * self.width
+        matrices = 1 if self.tie_embeddings else 2
+        return self.non_embedding_parameters + matrices * self.vocabulary.size * self.hidden_size
 
     @property
     def matmul_parameters(self) -> int:
         """Parameters that take part in matrix products: layers and head, no norms, no embedding gather."""
-        norms = 2 * self.width + 2 * self.head_dim
-        return self.layers * (self.layer_parameters - norms) + self.vocabulary.size * self.width
+        norms = 2 * self.hidden_size + 2 * self.head_dim
+        return (
+            self.num_layers * (self.layer_parameters - norms)
+            + self.vocabulary.size * self.hidden_size
+        )
+
+
+def decoder_config(model: Any, vocabulary: VocabularyBlocks) -> DecoderConfig:
+    """Returns the decoder of a run's `model` settings.
+
+    Args:
+      model: a `ModelConfig`, or a mapping with its keys.
+      vocabulary: rows of embedding and head.
+
+    Raises:
+      UserError: for an unknown key or an invalid value.
+    """
+    fields = vars(parse(ModelConfig, model, "model"))
+    return DecoderConfig(**fields, vocabulary=vocabulary)

@@ -67,21 +67,23 @@ class Layer(nnx.Module):
     """One decoder layer; under the scan every parameter has a leading `layers` axis."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        c, d, hd = config, config.width, config.head_dim
+        c, d, hd = config, config.hidden_size, config.head_dim
         fan = d**-0.5
         self.attention_norm = _scale(d, "embed")
-        self.query = _weight(rngs, (d, c.heads, hd), ("embed", "heads", None), fan)
-        self.key = _weight(rngs, (d, c.kv_heads, hd), ("embed", "kv_heads", None), fan)
-        self.value = _weight(rngs, (d, c.kv_heads, hd), ("embed", "kv_heads", None), fan)
+        self.query = _weight(rngs, (d, c.num_heads, hd), ("embed", "heads", None), fan)
+        self.key = _weight(rngs, (d, c.num_kv_heads, hd), ("embed", "kv_heads", None), fan)
+        self.value = _weight(rngs, (d, c.num_kv_heads, hd), ("embed", "kv_heads", None), fan)
         self.query_norm = _scale(hd, None)
         self.key_norm = _scale(hd, None)
         self.output = _weight(
-            rngs, (c.heads, hd, d), ("heads", None, "embed"), (c.heads * hd) ** -0.5
+            rngs, (c.num_heads, hd, d), ("heads", None, "embed"), (c.num_heads * hd) ** -0.5
         )
         self.mlp_norm = _scale(d, "embed")
-        self.gate = _weight(rngs, (d, c.mlp_width), ("embed", "mlp"), fan)
-        self.up = _weight(rngs, (d, c.mlp_width), ("embed", "mlp"), fan)
-        self.down = _weight(rngs, (c.mlp_width, d), ("mlp", "embed"), c.mlp_width**-0.5)
+        self.gate = _weight(rngs, (d, c.intermediate_size), ("embed", "mlp"), fan)
+        self.up = _weight(rngs, (d, c.intermediate_size), ("embed", "mlp"), fan)
+        self.down = _weight(
+            rngs, (c.intermediate_size, d), ("mlp", "embed"), c.intermediate_size**-0.5
+        )
 
 
 def apply_layer(
@@ -112,13 +114,13 @@ def apply_layer(
     """
     constrain = placement.constrain
     flatten = placement.ways("sequence", x.shape[1]) == 1  # see `project`
-    normed = rms_norm(x, layer["attention_norm"], config.norm_eps)
+    normed = rms_norm(x, layer["attention_norm"], config.rms_norm_eps)
     # Keys and values are gathered over the sequence axis; queries stay sharded.
     query = project(normed, layer["query"], flatten=flatten)
     key = project(normed, layer["key"], flatten=flatten)
     value = project(normed, layer["value"], flatten=flatten)
-    query = rms_norm(query, layer["query_norm"], config.norm_eps)
-    key = rms_norm(key, layer["key_norm"], config.norm_eps)
+    query = rms_norm(query, layer["query_norm"], config.rms_norm_eps)
+    key = rms_norm(key, layer["key_norm"], config.rms_norm_eps)
     query, key = rope.rotate(query, *angles), rope.rotate(key, *angles)
     query = constrain(query, ("batch", "sequence", "heads", None))
     key = constrain(key, ("batch", None, "kv_heads", None))
@@ -131,7 +133,7 @@ def apply_layer(
     mixed = checkpoint_name(attention(query, key, value), remat.ATTENTION)
     x = x + project(mixed, layer["output"], 2, flatten)
     x = constrain(x, ("batch", "sequence", None))
-    normed = rms_norm(x, layer["mlp_norm"], config.norm_eps)
+    normed = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
     gate = project(normed, layer["gate"], flatten=flatten)
     inner = jax.nn.silu(gate) * project(normed, layer["up"], flatten=flatten)
     inner = constrain(inner, ("batch", "sequence", "mlp"))
@@ -157,7 +159,7 @@ def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
       padding: bool, of the array's shape without the last axis.
     """
     first, groups = config.vocabulary.valid_blocks
-    matrices = ("embedding",) if config.tied else ("embedding", "head")
+    matrices = ("embedding",) if config.tie_embeddings else ("embedding", "head")
     return tuple({f"{name}_first": first, f"{name}_groups": groups} for name in matrices)
 
 
@@ -166,7 +168,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        vocabulary, d = config.vocabulary, config.width
+        vocabulary, d = config.vocabulary, config.hidden_size
         first, groups = vocabulary.valid_blocks
         rows = ("vocabulary", "embed")
 
@@ -179,10 +181,10 @@ class Decoder(nnx.Module):
             return block(first, rows, deviation), block(groups, (None, *rows), deviation)
 
         self.embedding_first, self.embedding_groups = blocks(1.0 / d)
-        if not config.tied:
+        if not config.tie_embeddings:
             self.head_first, self.head_groups = blocks(d**-0.5)
 
-        @nnx.split_rngs(splits=config.layers)
+        @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def stack(rngs: nnx.Rngs) -> Layer:
             return Layer(config, rngs)
@@ -192,7 +194,7 @@ class Decoder(nnx.Module):
 
     def head_blocks(self) -> tuple[jax.Array, ...]:
         """The head as `[1, padded_first, d]` and, if there are groups, `[groups, group_rows, d]`, f32."""
-        if self.config.tied:
+        if self.config.tie_embeddings:
             first, groups = self.embedding_first[...], self.embedding_groups[...]
         else:
             first, groups = self.head_first[...], self.head_groups[...]
@@ -204,7 +206,7 @@ class Decoder(nnx.Module):
         row = jnp.asarray(vocabulary.row_of_id)[tokens]
         first = self.embedding_first[...][jnp.minimum(row, vocabulary.padded_first - 1)]
         if vocabulary.groups:
-            table = self.embedding_groups[...].reshape(-1, self.config.width)
+            table = self.embedding_groups[...].reshape(-1, self.config.hidden_size)
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
         first = first.astype(self.config.compute_dtype)
@@ -259,7 +261,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, batch: int, length: int) -> Cache:
         """A cache of zeros for `batch` rows of at most `length` tokens."""
         c = self.config
-        shape = (c.layers, batch, length, c.kv_heads, c.head_dim)
+        shape = (c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
         return {name: jnp.zeros(shape, c.compute_dtype) for name in ("key", "value")}
 
     def _run(self, tokens, positions, attention, placement, cache=None, write_at=None):
@@ -290,13 +292,13 @@ class Decoder(nnx.Module):
         if cache is None:
             body = remat.checkpointed(body, c.remat)
         x, cache = jax.lax.scan(body, x, (stacked, cache), unroll=c.unroll)
-        return rms_norm(x, self.final_norm[...], c.norm_eps), cache
+        return rms_norm(x, self.final_norm[...], c.rms_norm_eps), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits of all ids, f32 `[…, vocabulary]`: for generation; training never holds them whole."""
         vocabulary = self.config.vocabulary
         first, *groups = (
-            block.reshape(-1, self.config.width).astype(hidden.dtype)
+            block.reshape(-1, self.config.hidden_size).astype(hidden.dtype)
             for block in self.head_blocks()
         )
 

@@ -1,21 +1,13 @@
 """A decoder as pure functions of a dict of parameters, as jit, sharding and checkpoints want it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from soda_jax.model.config import DecoderConfig, RopeConfig, VocabularyBlocks
+from soda_jax.model.config import DecoderConfig
 from soda_jax.model.decoder import Decoder, stored_matrices
-
-
-def decoder_config(fields: Mapping[str, Any], vocabulary: VocabularyBlocks) -> DecoderConfig:
-    """The decoder of a config's `model` part; UserError for a value that does not fit."""
-    fields = dict(fields)
-    rope = RopeConfig(**fields.pop("rope"))
-    return DecoderConfig(vocabulary=vocabulary, rope=rope, **fields)
 
 
 def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:

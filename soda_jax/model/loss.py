@@ -1,29 +1,34 @@
 """Cross-entropy of a large head without its logits.
 
-The tokens are cut into chunks, the last one padded; only one chunk's logits exist at a time. The
-gradients are computed in the forward pass (they are linear in the cotangent of the summed loss), so
-that the head is multiplied three times, as by the plain loss, and nothing is recomputed.
+The tokens are cut into chunks, the last one padded. Only the logits of one chunk exist at a time. The
+gradients are computed in the forward pass (they are linear in the cotangent of the summed loss), so the
+head is multiplied three times, as by the plain loss, and nothing is recomputed. This file has the
+arithmetic of one device, `loss_sharding` combines the devices.
 """
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
+from soda_jax.model.decoder import Decoder
+from soda_jax.model.loss_sharding import Reduction, run_sharded
 from soda_jax.model.placement import OneDevice, Placement
 
 Blocks = tuple[jax.Array, ...]
+Batch = Mapping[str, jax.Array]
+# (decoder, hidden `[batch, sequence, d]`, batch) -> f32 scalar, summed over the targets of the batch.
+LossTerm = Callable[[Decoder, jax.Array, Batch], jax.Array]
 _MASKED = -1e30
-_HERE = OneDevice()
+_ONE_DEVICE = OneDevice()
 
-# Tokens of a chunk, by platform; docs/performance.md has what stands behind them. CPU: a chunk's logits pass
-# through the caches. TPU: each chunk reads and writes the gradient of the head, and with fewer tokens that,
-# not arithmetic, is the limit of the step. GPU: not tuned yet.
+# Tokens per chunk, by platform; docs/performance.md has the measurements. CPU: the logits of a chunk stay in
+# the caches. TPU: each chunk reads and writes the gradient of the head; with fewer tokens that traffic, not
+# arithmetic, limits the step. GPU: not tuned yet.
 CHUNKS: Mapping[str, int] = {"cpu": 512, "tpu": 2048, "gpu": 2048}
 
 
@@ -31,20 +36,20 @@ class LossSettings(NamedTuple):
     """Static settings of the loss.
 
     Attributes:
-      valid_rows: for each block, the rows that are not padding, as the bytes of bools `[groups · rows]`.
+      valid_rows: for each block, which rows are not padding, as the bytes of bools `[groups · rows]`.
       z_weight: weight of the z-loss, log²Z.
       chunk: tokens whose logits exist at a time, on each device.
-      placement: of the arrays.
+      placement: sharding of the arrays.
     """
 
     valid_rows: tuple[bytes, ...]
     z_weight: float
     chunk: int
-    placement: Placement = _HERE
+    placement: Placement = _ONE_DEVICE
 
 
 def chunk_tokens(chunk: int, platform: str) -> int:
-    """Tokens of a chunk: `chunk` itself, or that of `CHUNKS` for 0."""
+    """Returns the tokens per chunk: `chunk` itself, or the entry of `CHUNKS` for 0."""
     return chunk or CHUNKS.get(platform, CHUNKS["gpu"])
 
 
@@ -53,21 +58,63 @@ def loss_settings(
     blocks: Blocks,
     z_weight: float,
     chunk: int,
-    placement: Placement = _HERE,
+    placement: Placement = _ONE_DEVICE,
 ) -> LossSettings:
-    """Makes `LossSettings`.
+    """Returns `LossSettings`.
 
     Args:
       valid_rows: of all blocks, bool `[rows]`.
       blocks: the head.
       z_weight: weight of the z-loss.
-      chunk: tokens whose logits exist at a time, on each device; 0: by the platform of `placement`.
-      placement: of the arrays.
+      chunk: tokens whose logits exist at a time, on each device; 0 = by the platform of `placement`.
+      placement: sharding of the arrays.
     """
     ends = np.cumsum([0, *(block.shape[0] * block.shape[1] for block in blocks)])
     parts = [valid_rows[a:b].tobytes() for a, b in itertools.pairwise(ends)]
     chunk = chunk_tokens(int(chunk), placement.platform)
     return LossSettings(tuple(parts), float(z_weight), chunk, placement)
+
+
+def token_losses(
+    decoder: Decoder,
+    batch: Batch,
+    *,
+    classes: int,
+    sources: int,
+    z_loss: float = 0.0,
+    loss_chunk: int = 0,
+    placement: Placement = _ONE_DEVICE,
+    terms: Sequence[LossTerm] = (),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the summed loss of a batch and the sums of the loss vector; training and evaluation use it.
+
+    Args:
+      decoder: the bound model.
+      batch: `tokens`, `segment_ids`, `positions`, `target_class` int `[batch, sequence]`,
+        `loss_mask` bool `[batch, sequence]`, `source` int `[batch]`.
+      classes, sources: number of target classes and of data sources.
+      z_loss: weight of log²Z.
+      loss_chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
+      placement: sharding of the arrays.
+      terms: further loss terms, see `LossTerm`.
+
+    Returns:
+      f32 scalar Σ (nll + z-loss) over the targets plus the terms, and sums: `nll` and `count`, f32
+      `[sources, classes]`, and `log_z_squared`, f32 scalar.
+    """
+    vocabulary = decoder.config.vocabulary
+    hidden = decoder(batch["tokens"], batch["segment_ids"], batch["positions"], placement=placement)
+    # The last position of a window has no target; its mask is 0, so the value rolled in is not used.
+    targets = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
+    weights = batch["loss_mask"].astype(jnp.float32)
+    blocks = decoder.head_blocks()
+    settings = loss_settings(vocabulary.valid_rows, blocks, z_loss, loss_chunk, placement)
+    total, nll, log_z = linear_cross_entropy(settings, hidden, blocks, targets, weights)
+    sums = class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
+    sums["log_z_squared"] = jnp.sum(weights * jnp.square(log_z))
+    for term in terms:
+        total = total + term(decoder, hidden, batch)
+    return total, sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -78,10 +125,7 @@ def linear_cross_entropy(
     target_rows: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Summed loss of `hidden` times the rows of all blocks against `target_rows`.
-
-    Every device works through its own tokens with the whole width of its rows of the head, and adds up
-    the gradient of those rows; what the devices found is added once, at the end.
+    """Returns the summed loss of `hidden` times the rows of all blocks against `target_rows`.
 
     Args:
       settings: padding rows, z-loss weight, chunk, placement.
@@ -122,95 +166,60 @@ linear_cross_entropy.defvjp(_linear_cross_entropy_fwd, _linear_cross_entropy_bwd
 
 
 def _forward(settings, hidden, blocks, target_rows, weights, with_gradients):
-    """(total, nll, log_z, d_hidden, d_blocks), each device at its part of the arrays."""
-    place = settings.placement
+    """Returns (total, nll, log_z, d_hidden, d_blocks)."""
     head = tuple(block.astype(hidden.dtype) for block in blocks)
-    laid = place.sharding(("batch", "sequence", None), hidden.shape)
-    if laid is None:
-        function = functools.partial(
-            _on_part, settings, with_gradients, _Split((), (), ((),) * len(blocks))
-        )
-        nll, log_z, d_hidden, d_blocks = function(hidden, head, target_rows, weights)
-    else:
-        tokens = PartitionSpec(*laid.spec[:2])
-        summed = _names(tokens)
-        rows = [place.sharding((None, "vocabulary", None), b.shape).spec for b in blocks]
-        # A gradient goes where its parameter lies, as far as the sum over the tokens passes there.
-        width = _names(place.sharding((None, "embed"), blocks[0].shape[1:]).spec)
-        width = width if set(width) <= set(summed) else ()
-        split = _Split(summed, width, tuple(_names(spec) for spec in rows))
-        gradients = [PartitionSpec(None, spec[1], width or None) for spec in rows]
-        inputs = (laid.spec, tuple(rows), tokens, tokens)
-        output: Any = (tokens, tokens, laid.spec, tuple(gradients))
-        if not with_gradients:
-            output = (tokens, tokens, None, None)
-        function = functools.partial(_on_part, settings, with_gradients, split)
-        nll, log_z, d_hidden, d_blocks = place.on_shards(function, inputs, output)(
-            hidden, head, target_rows, weights
-        )
+    local_loss = functools.partial(_local_loss, settings, with_gradients)
+    nll, log_z, d_hidden, d_blocks = run_sharded(
+        local_loss, settings.placement, hidden, head, target_rows, weights, with_gradients
+    )
     total = jnp.sum(weights * (nll + settings.z_weight * jnp.square(log_z)))
     return total, nll, log_z, d_hidden, d_blocks
 
 
-class _Split(NamedTuple):
-    """Mesh axes over which a device's part must talk to others.
-
-    Attributes:
-      tokens: that split the tokens.
-      width: those of them that split the width of the head's gradient.
-      rows: for each block, those that split its rows.
-    """
-
-    tokens: tuple[str, ...]
-    width: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def _names(spec: PartitionSpec) -> tuple[str, ...]:
-    return tuple(
-        name for part in spec if part for name in ((part,) if isinstance(part, str) else part)
-    )
-
-
-def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights):
-    """(nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
+def _local_loss(
+    settings: LossSettings,
+    with_gradients: bool,
+    reduction: Reduction,
+    hidden: jax.Array,
+    head: Blocks,
+    target_rows: jax.Array,
+    weights: jax.Array,
+) -> Any:
+    """Returns (nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
     shape, tokens = target_rows.shape, target_rows.size
-    count, length = _chunks(tokens, settings.chunk)
+    count, length = _chunk_sizes(tokens, settings.chunk)
     flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)
-    targets = _places(settings, head, split.rows, target_rows)
-    masks = [
-        _local_rows(np.frombuffer(valid, bool), block.shape, axes)
-        for valid, block, axes in zip(settings.valid_rows, head, split.rows, strict=True)
-    ]
+    targets = _local_targets(settings, reduction, head, target_rows)
+    masks = _padding_masks(settings, reduction, head)
 
-    def cut(x):
+    def split_chunks(x):
         x = x.reshape(tokens, *x.shape[2:])
         if padding := count * length - tokens:  # zeros have weight 0, so no loss and no gradient
             x = jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:])))
         return x.reshape(count, length, *x.shape[1:])
 
-    def join(x):
+    def join_chunks(x):
         return x.reshape(count * length, *x.shape[2:])[:tokens]
 
-    def chunk(d_head, inputs):
-        h, places, weight = inputs
+    def chunk_loss(d_head, inputs):
+        h, target, weight = inputs
         logits = []
         for matrix, valid in zip(flat_head, masks, strict=True):
             product = jnp.einsum("td,vd->tv", h, matrix, preferred_element_type=jnp.float32)
             logits.append(product if valid is None else jnp.where(valid, product, _MASKED))
-        peak = functools.reduce(jnp.maximum, [_over(jax.lax.pmax, x.max(-1), axes)
-                                              for x, axes in zip(logits, split.rows, strict=True)])  # fmt: skip
+        peak = reduction.max([x.max(-1) for x in logits])
         exponentials = [jnp.exp(x - peak[:, None]) for x in logits]
-        normaliser = _added([x.sum(-1) for x in exponentials], split.rows)
-        log_z = jnp.log(normaliser) + peak
-        hits = [_at(x, place) for x, place in zip(logits, places, strict=True)]
-        nll = log_z - _added(hits, split.rows)
+        normalizer = reduction.sum([x.sum(-1) for x in exponentials])
+        log_z = jnp.log(normalizer) + peak
+        nll = log_z - reduction.sum(
+            [_logit_at(x, index) for x, index in zip(logits, target, strict=True)]
+        )
         if not with_gradients:
             return d_head, (nll, log_z, None)
-        factor = weight * (1.0 + 2.0 * settings.z_weight * log_z) / normaliser
+        factor = weight * (1.0 + 2.0 * settings.z_weight * log_z) / normalizer
         d_hidden, new = [], []
-        for matrix, e, place, d_matrix in zip(flat_head, exponentials, places, d_head, strict=True):
-            hit = place[:, None] == jnp.arange(e.shape[-1])
+        for matrix, e, index, d_matrix in zip(flat_head, exponentials, target, d_head, strict=True):
+            hit = index[:, None] == jnp.arange(e.shape[-1])
             d_logits = e * factor[:, None] - jnp.where(hit, weight[:, None], 0.0)
             d_logits = d_logits.astype(h.dtype)
             d_hidden.append(
@@ -219,81 +228,67 @@ def _on_part(settings, with_gradients, split, hidden, head, target_rows, weights
             contract = (((0,), (0,)), ((), ()))
             more = jax.lax.dot_general(d_logits, h, contract, preferred_element_type=jnp.float32)
             new.append(d_matrix + more)
-        return tuple(new), (nll, log_z, _added(d_hidden, split.rows).astype(h.dtype))
+        return tuple(new), (nll, log_z, reduction.sum(d_hidden).astype(h.dtype))
 
     zeros = tuple(jnp.zeros(m.shape, jnp.float32) for m in flat_head) if with_gradients else ()
-    inputs = (cut(hidden), tuple(cut(t) for t in targets), cut(weights))
+    inputs = (split_chunks(hidden), tuple(map(split_chunks, targets)), split_chunks(weights))
     if count == 1:
-        d_head, outputs = chunk(zeros, jax.tree.map(lambda x: x[0], inputs))
+        d_head, outputs = chunk_loss(zeros, jax.tree.map(lambda x: x[0], inputs))
     else:
-        d_head, outputs = jax.lax.scan(chunk, zeros, inputs)
-        outputs = jax.tree.map(join, outputs)
+        d_head, outputs = jax.lax.scan(chunk_loss, zeros, inputs)
+        outputs = jax.tree.map(join_chunks, outputs)
     nll, log_z = outputs[0].reshape(shape), outputs[1].reshape(shape)
     if not with_gradients:
         return nll, log_z, None, None
     d_blocks = tuple(
-        _summed(d.reshape(block.shape), split) for d, block in zip(d_head, head, strict=True)
+        reduction.head_gradient(d.reshape(block.shape))
+        for d, block in zip(d_head, head, strict=True)
     )
     return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
 
 
-def _chunks(tokens: int, chunk: int) -> tuple[int, int]:
+def _chunk_sizes(tokens: int, chunk: int) -> tuple[int, int]:
     """Returns number and length of the chunks: as few as `chunk` allows, and no longer than needed."""
     count = -(-tokens // max(1, chunk))
     return count, -(-tokens // count)
 
 
-def _places(settings, head, rows, target_rows):
-    """For each block, the place of each target among the device's rows, −1 where it is not there."""
-    places, start = [], 0
-    for valid, block, axes in zip(settings.valid_rows, head, rows, strict=True):
+def _local_targets(
+    settings: LossSettings, reduction: Reduction, head: Blocks, target_rows: jax.Array
+) -> list[jax.Array]:
+    """Returns for each block the index of each target in the device's rows, −1 if it is not there."""
+    indices, start = [], 0
+    for number, (valid, block) in enumerate(zip(settings.valid_rows, head, strict=True)):
         groups, local, _ = block.shape
         group, row = jnp.divmod(target_rows - start, len(valid) // groups)
-        row = row - _first_row(local, axes)
+        row = row - reduction.first_row(number, local)
         here = (group >= 0) & (group < groups) & (row >= 0) & (row < local)
-        places.append(jnp.where(here, group * local + row, -1))
+        indices.append(jnp.where(here, group * local + row, -1))
         start += len(valid)
-    return places
+    return indices
 
 
-def _first_row(local: int, axes: tuple[str, ...]) -> Any:
-    return jax.lax.axis_index(axes) * local if axes else 0
+def _padding_masks(
+    settings: LossSettings, reduction: Reduction, head: Blocks
+) -> list[jax.Array | None]:
+    """Returns for each block which of the device's rows are valid, bool `[rows]`; None if all are."""
+    masks: list[jax.Array | None] = []
+    for number, (data, block) in enumerate(zip(settings.valid_rows, head, strict=True)):
+        valid = np.frombuffer(data, bool)
+        groups, local, _ = block.shape
+        if valid.all():
+            masks.append(None)
+            continue
+        mask = jnp.asarray(valid.reshape(groups, -1))
+        first = reduction.first_row(number, local)
+        masks.append(jax.lax.dynamic_slice_in_dim(mask, first, local, 1).reshape(-1))
+    return masks
 
 
-def _local_rows(valid: np.ndarray, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
-    """The mask of the device's rows, bool `[groups · local rows]`; None if no row is padding."""
-    if valid.all():
-        return None
-    groups, local, _ = shape
-    mask = jnp.asarray(valid.reshape(groups, -1))
-    return jax.lax.dynamic_slice_in_dim(mask, _first_row(local, axes), local, 1).reshape(-1)
-
-
-def _over(operation: Any, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    return operation(x, axes) if axes else x
-
-
-def _added(parts: list[jax.Array], rows: tuple[tuple[str, ...], ...]) -> jax.Array:
-    """The sum over blocks, and over the devices that hold other rows of a block."""
-    split = [part for part, axes in zip(parts, rows, strict=True) if axes]
-    whole = [part for part, axes in zip(parts, rows, strict=True) if not axes]
-    axes = next((axes for axes in rows if axes), ())
-    if split:
-        whole.append(jax.lax.psum(functools.reduce(jnp.add, split), axes))
-    return functools.reduce(jnp.add, whole)
-
-
-def _summed(gradient: jax.Array, split: _Split) -> jax.Array:
-    """The sum over all tokens of a local gradient `[groups, rows, d]`, cut along d over `split.width`."""
-    for axis in split.width:
-        gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=2, tiled=True)
-    return _over(jax.lax.psum, gradient, tuple(a for a in split.tokens if a not in split.width))
-
-
-def _at(logits: jax.Array, places: jax.Array) -> jax.Array:
-    """The logit at each place, 0 where it is −1."""
-    picked = jnp.take_along_axis(logits, jnp.maximum(places, 0)[:, None], axis=-1)[:, 0]
-    return jnp.where(places >= 0, picked, 0.0)
+def _logit_at(logits: jax.Array, indices: jax.Array) -> jax.Array:
+    """Returns the logit at each index, 0 for −1."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(indices, 0)[:, None], axis=-1)[:, 0]
+    return jnp.where(indices >= 0, picked, 0.0)
 
 
 def class_sums(
@@ -304,13 +299,13 @@ def class_sums(
     class_count: int,
     source_count: int,
 ) -> dict[str, jax.Array]:
-    """Sums from which the loss vector is made.
+    """Returns the sums from which the loss vector is computed.
 
     Args:
       nll, weights: f32 `[batch, sequence]`.
       classes: int `[batch, sequence]`, class of each target.
       sources: int `[batch]`, data source of each row.
-      class_count, source_count: how many there are.
+      class_count, source_count: number of classes and sources.
 
     Returns:
       `nll` and `count`, f32 `[source_count, class_count]`: Σ weight · nll and Σ weight.

@@ -4,20 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soda_jax.model.config import RopeConfig
+from soda_jax.schema import RopeConfig
 
 
 def frequencies(head_dim: int, rope: RopeConfig) -> np.ndarray:
     """Angular frequency of each rotated pair, f32 `[head_dim / 2]`, in radians a position.
 
-    Llama 3.1: wavelengths beyond original_length / low are stretched by `factor`, those below
-    original_length / high stay, those between are blended linearly in original_length / wavelength.
+    Llama 3.1: wavelengths above original_max_position / low_freq_factor are stretched by `factor`.
+    Those below original_max_position / high_freq_factor are unchanged. Between them the two are
+    blended linearly in original_max_position / wavelength.
     """
     base = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.factor == 1.0:
         return base.astype(np.float32)
-    turns = rope.original_length * base / (2 * np.pi)
-    keep = np.clip((turns - rope.low) / (rope.high - rope.low), 0.0, 1.0)
+    turns = rope.original_max_position * base / (2 * np.pi)
+    keep = np.clip(
+        (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0
+    )
     return (base * keep + base / rope.factor * (1 - keep)).astype(np.float32)
 
 

@@ -15,7 +15,9 @@ from soda_jax.hardware import GIB
 from soda_jax.parallel import rules
 from soda_jax.plan.costs import Costs, count_costs
 from soda_jax.plan.hlo import parse_module
-from soda_jax.train.run import Program, make_program
+from soda_jax.schema import RunConfig
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.train.program import Program, make_program
 
 # Products of matrices in each kernel of splash attention: the backward pass computes the scores again.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -80,7 +82,7 @@ class DoesNotFitError(UserError):
         self.needed = needed
 
 
-def compile_step(config: Any, layout: Any, devices: Sequence[Any]) -> Step:
+def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[Any]) -> Step:
     """Compiles the step that `soda train` runs.
 
     Args:
@@ -145,16 +147,16 @@ def _bytes(number: str, unit: str) -> float:
     return float(number) * 1024.0 ** (1 + "KMGT".index(unit))
 
 
-def _kernels(config: Any, program: Program) -> dict[str, float]:
+def _kernels(config: RunConfig, program: Program) -> dict[str, float]:
     """FLOPs of the attention kernels on the device that has most: the causal half of the scores.
 
     Where the sequence is split, the device of its last part sees most of the keys, and the others wait.
     """
     mesh, length = program.mesh, config.data.sequence_length
-    rows = config.batch_size // config.accumulate
-    shape = (rows, length, config.model.heads, config.model.head_dim)
+    rows = config.batch_size // config.gradient_accumulation
+    shape = (rows, length, config.model.num_heads, config.model.head_dim)
     axes: tuple[str | None, ...] = ("batch", "sequence", "heads", None)
-    if rules.spec(mesh, ("kv_heads",), (config.model.kv_heads,)) != rules.spec(
+    if rules.spec(mesh, ("kv_heads",), (config.model.num_kv_heads,)) != rules.spec(
         mesh, ("heads",), shape[2:3]
     ):
         axes = ("batch", "sequence", None, None)  # see model/attention/splash.py

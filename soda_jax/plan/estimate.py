@@ -5,14 +5,15 @@ also orders the candidates of a search before they are compiled. docs/plan.md co
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.flops import training_flops_per_token
 from soda_jax.model.loss import chunk_tokens
+from soda_jax.parallel import rules
 from soda_jax.plan.compiled import Memory
 from soda_jax.plan.costs import Collective, Costs
+from soda_jax.schema import RunConfig
 
 F32, BF16 = 4, 2
 # Traffic of the memory, fitted to the suite's steps as compiled for v5p (the table of docs/plan.md, which a
@@ -25,34 +26,34 @@ _LOGIT, _HEAD = 18.5, 16.0
 
 
 def estimate_step(
-    config: Any, decoder: DecoderConfig, mesh: Mapping[str, int], platform: str
+    config: RunConfig, decoder: DecoderConfig, mesh: Mapping[str, int], platform: str
 ) -> tuple[Memory, Costs]:
-    """Memory and costs of one device.
+    """Returns memory and costs of one device.
 
     Args:
-      config: of the run.
+      config: settings of the run.
       decoder: its model.
-      mesh: sizes of the axes.
+      mesh: sizes of the axes; the sharding rules say what each axis splits.
       platform: of the devices.
     """
-    rows = math.prod(mesh[axis] for axis in mesh if axis in ("dcn", "data", "fsdp"))
-    split = mesh["fsdp"] * mesh["tensor"]
-    tokens = config.batch_size * config.data.sequence_length / rows / mesh["sequence"]
-    chunk = min(chunk_tokens(config.loss_chunk, platform), tokens / config.accumulate)
-    micro = tokens / config.accumulate
+    rows, sequence, tensor = (_ways(mesh, name) for name in ("batch", "sequence", "mlp"))
+    split = _ways(mesh, "embed") * tensor
+    tokens = config.batch_size * config.data.sequence_length / rows / sequence
+    chunk = min(chunk_tokens(config.loss_chunk, platform), tokens / config.gradient_accumulation)
+    micro = tokens / config.gradient_accumulation
     wide = BF16 if decoder.compute_dtype == "bfloat16" else F32
     layer, size = decoder.layer_parameters, decoder.parameters
-    vocabulary = decoder.vocabulary.rows * decoder.width / mesh["tensor"]
-    attention = (2 * decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim
-    inner = (attention + 3 * decoder.mlp_width) / mesh["tensor"] + 4 * decoder.width
+    vocabulary = decoder.vocabulary.rows * decoder.hidden_size / tensor
+    attention = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
+    inner = (attention + 3 * decoder.intermediate_size) / tensor + 4 * decoder.hidden_size
     kept = _kept(decoder, mesh, platform, inner)
     # The peak is in the backward pass of a layer or in the loss, never in both at once.
-    steady = F32 * size / split + wide * size / split + decoder.layers * micro * kept * wide
-    gathered = 2 * layer * (1 / split + 1 / mesh["tensor"])  # weights of two layers
+    steady = F32 * size / split + wide * size / split + decoder.num_layers * micro * kept * wide
+    gathered = 2 * layer * (1 / split + 1 / tensor)  # weights of two layers
     backward = wide * (gathered + micro * _working(decoder, mesh, platform))
     loss = vocabulary * (wide + F32)  # the head and its gradient, whole width
-    loss += 2 * F32 * chunk * decoder.vocabulary.rows / mesh["tensor"]
-    loss += 2 * micro * decoder.width * wide
+    loss += 2 * F32 * chunk * decoder.vocabulary.rows / tensor
+    loss += 2 * micro * decoder.hidden_size * wide
     temporaries = steady + max(backward, loss)
     memory = Memory(
         parameters=F32 * size / split,
@@ -60,26 +61,33 @@ def estimate_step(
         batch=tokens * 17,
         temporaries=temporaries,
         code=0.0,
-        host=decoder.layers * micro * decoder.width * wide if decoder.remat == "offload" else 0.0,
+        host=decoder.num_layers * micro * decoder.hidden_size * wide
+        if decoder.remat == "offload"
+        else 0.0,
     )
     chips = math.prod(mesh.values())
     whole = training_flops_per_token(decoder, config.data.sequence_length)
-    head = 6.0 * decoder.vocabulary.size * decoder.width
+    head = 6.0 * decoder.vocabulary.size * decoder.hidden_size
     again = {"none": 0.0, "dots": 0.0, "attention": 0.3, "full": 1 / 3, "offload": 1 / 3}
     all_tokens = config.batch_size * config.data.sequence_length
     # Of a split sequence the last part sees the most keys, and the other devices wait for its own.
-    late = (1 - 1 / mesh["sequence"]) * (whole - 6.0 * decoder.matmul_parameters)
+    late = (1 - 1 / sequence) * (whole - 6.0 * decoder.matmul_parameters)
     flops = (whole + late + again[decoder.remat] * (whole + late - head)) * all_tokens / chips
     costs = Costs(flops=flops, flops_once=flops)
     # Weights pass the memory at each use, the state is read and written once.
-    costs.bytes = config.accumulate * 3 * wide * size / mesh["tensor"] + 7 * F32 * size / split
-    costs.bytes += decoder.layers * tokens * inner * wide * _PASSES[decoder.remat]
-    costs.bytes += tokens * decoder.vocabulary.rows / mesh["tensor"] * _LOGIT
+    costs.bytes = config.gradient_accumulation * 3 * wide * size / tensor + 7 * F32 * size / split
+    costs.bytes += decoder.num_layers * tokens * inner * wide * _PASSES[decoder.remat]
+    costs.bytes += tokens * decoder.vocabulary.rows / tensor * _LOGIT
     costs.bytes += tokens / chunk * vocabulary * _HEAD
     if decoder.remat == "offload":  # the input of each layer goes out and comes back
-        costs.host_bytes = 2 * decoder.layers * tokens * decoder.width * wide
+        costs.host_bytes = 2 * decoder.num_layers * tokens * decoder.hidden_size * wide
     costs.collectives = list(_exchanges(config, decoder, mesh, wide, tokens))
     return memory, costs
+
+
+def _ways(mesh: Mapping[str, int], logical_axis: str) -> int:
+    """Returns into how many parts `mesh` splits a dimension, by the sharding rules."""
+    return math.prod(mesh.get(axis, 1) for axis in rules.RULES[logical_axis])
 
 
 def _head_columns(decoder: DecoderConfig, platform: str) -> int:
@@ -90,17 +98,20 @@ def _head_columns(decoder: DecoderConfig, platform: str) -> int:
 
 def _kept(decoder: DecoderConfig, mesh: Mapping[str, int], platform: str, inner: float) -> float:
     """Numbers for each token and layer that are kept from the forward to the backward pass."""
-    results = decoder.heads * decoder.head_dim / mesh["tensor"]
+    results = decoder.num_heads * decoder.head_dim / _ways(mesh, "mlp")
     if (
         platform == "tpu"
     ):  # splash keeps its result and its log-sum in f32, the model the result again
-        results += decoder.heads * (_head_columns(decoder, platform) + 2) / mesh["tensor"]
-    inputs = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim / mesh["tensor"]
+        results += decoder.num_heads * (_head_columns(decoder, platform) + 2) / _ways(mesh, "mlp")
+    inputs = (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim / _ways(mesh, "mlp")
     return {
         "none": 3.4 * inner,  # some of it in f32, as the compiler lays it out
-        "dots": results + inputs + 2 * decoder.mlp_width / mesh["tensor"] + 3 * decoder.width,
-        "attention": results + decoder.width,
-        "full": float(decoder.width),
+        "dots": results
+        + inputs
+        + 2 * decoder.intermediate_size / _ways(mesh, "mlp")
+        + 3 * decoder.hidden_size,
+        "attention": results + decoder.hidden_size,
+        "full": float(decoder.hidden_size),
         "offload": 0.0,
     }[decoder.remat]
 
@@ -112,21 +123,39 @@ def _working(decoder: DecoderConfig, mesh: Mapping[str, int], platform: str) -> 
     the model's width, and with "offload" eight more for copies under way (from one compiled step).
     """
     columns = _head_columns(decoder, platform)
-    attention = 1.5 * 2 * (decoder.heads + decoder.kv_heads) * columns
+    attention = 1.5 * 2 * (decoder.num_heads + decoder.num_kv_heads) * columns
     widths = 13 if decoder.remat == "offload" else 5
-    return (attention + 4 * decoder.mlp_width) / mesh["tensor"] + widths * decoder.width
+    return (attention + 4 * decoder.intermediate_size) / _ways(
+        mesh, "mlp"
+    ) + widths * decoder.hidden_size
 
 
-def _exchanges(config, decoder, mesh, wide, tokens):
-    weights = wide * decoder.parameters / mesh["tensor"]
-    for axis, kind, size, times in (
-        ("fsdp", "all-gather", weights, 2 * config.accumulate),
-        ("fsdp", "reduce-scatter", weights, config.accumulate),
-        ("data", "all-reduce", 2 * weights / mesh["fsdp"], config.accumulate),
-        ("dcn", "all-reduce", 2 * weights / mesh["fsdp"], config.accumulate),
-        ("tensor", "all-reduce", 2 * wide * tokens * decoder.width, 4 * decoder.layers),
-        ("sequence", "all-gather", wide * tokens * mesh["sequence"] * 2
-         * decoder.kv_heads * decoder.head_dim / mesh["tensor"], 3 * decoder.layers),
-    ):  # fmt: skip
-        if (count := mesh.get(axis, 1)) > 1:
+def _exchanges(
+    config: RunConfig,
+    decoder: DecoderConfig,
+    mesh: Mapping[str, int],
+    wide: int,
+    tokens: float,
+) -> Iterator[Collective]:
+    """Yields the collectives of a step, axis by axis, by what the sharding rules say it splits."""
+    sequence, tensor, layers = _ways(mesh, "sequence"), _ways(mesh, "mlp"), decoder.num_layers
+    weights = wide * decoder.parameters / tensor
+    gradients = 2 * weights / _ways(mesh, "embed")
+    keys_values = 2 * decoder.num_kv_heads * decoder.head_dim / tensor
+    accumulation = config.gradient_accumulation
+    for axis, split in rules.MESH_AXES.items():
+        count = mesh.get(axis, 1)
+        if count == 1:
+            continue
+        exchanges: list[tuple[str, float, int]] = []
+        if "embed" in split:
+            exchanges.append(("all-gather", weights, 2 * accumulation))
+            exchanges.append(("reduce-scatter", weights, accumulation))
+        elif "batch" in split:
+            exchanges.append(("all-reduce", gradients, accumulation))
+        if "mlp" in split:
+            exchanges.append(("all-reduce", 2 * wide * tokens * decoder.hidden_size, 4 * layers))
+        if "sequence" in split:
+            exchanges.append(("all-gather", wide * tokens * sequence * keys_values, 3 * layers))
+        for kind, size, times in exchanges:
             yield Collective(kind, (axis,), count, size * (count - 1) / count, times)

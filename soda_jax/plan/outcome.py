@@ -105,7 +105,7 @@ class Outcome:
         """Windows, and positions of each, that a device works on at a time."""
         rows = math.prod(self.mesh[axis] for axis in RULES["batch"])
         windows = self.batch / rows / self.settings["accumulate"]
-        return windows, self.sequence / self.mesh["sequence"]
+        return windows, self.sequence / math.prod(self.mesh[axis] for axis in RULES["sequence"])
 
     @property
     def mfu_bound(self) -> float:

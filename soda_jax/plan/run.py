@@ -7,6 +7,8 @@ from typing import Any
 from soda_jax.errors import UserError
 from soda_jax.hardware import chip_of
 from soda_jax.plan.topologies import Topology, tpu_devices
+from soda_jax.schema import RunConfig, run_config, to_dict
+from soda_jax.tokens.vocabulary import VocabularyLayout
 
 
 def compile_for_tpu_without_one() -> None:
@@ -24,11 +26,9 @@ def compile_for_tpu_without_one() -> None:
         os.environ.setdefault(name, value)
 
 
-def layout_of(data: str | None) -> Any:
+def layout_of(data: str | None) -> VocabularyLayout:
     """The vocabulary of a data set, SODA's without one."""
     if data is None:
-        from soda_jax.tokens.vocabulary import VocabularyLayout
-
         return VocabularyLayout.soda()
     from soda_jax.data.manifest import Manifest
 
@@ -45,10 +45,15 @@ class Planner:
     """
 
     def __init__(
-        self, config: Any, layout: Any, topology: Topology, price: float | None, estimate: bool
+        self,
+        config: RunConfig,
+        layout: VocabularyLayout,
+        topology: Topology,
+        price: float | None,
+        estimate: bool,
     ):
         """Takes a `VocabularyLayout`, the price of a chip hour, and whether to compile nothing."""
-        self.config, self.topology = config, topology
+        self.config, self.topology = run_config(config), topology
         self._layout, self._price = layout, price
         self._devices = None if estimate else self._find_devices()
         self.estimates = self._devices is None
@@ -62,18 +67,18 @@ class Planner:
         same = [d for d in here if chip_of(d.device_kind) is self.topology.chip]
         return same[: self.topology.devices] if len(same) >= self.topology.devices else None
 
-    def make(self, config: Any, estimate: bool = False) -> Any:
+    def make(self, config: RunConfig, estimate: bool = False) -> Any:
         """The `Outcome` of a config; UserError or DoesNotFitError where there is none."""
         from soda_jax.model import VocabularyBlocks, decoder_config
         from soda_jax.model.loss import chunk_tokens
         from soda_jax.plan.compiled import compile_step
         from soda_jax.plan.estimate import estimate_step
         from soda_jax.plan.outcome import Outcome
-        from soda_jax.train.run import check_attention, check_sizes
+        from soda_jax.train.program import check_attention, check_sizes
 
         layout = self._layout
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-        decoder = decoder_config(config.model.to_dict(), blocks)
+        decoder = decoder_config(config.model, blocks)
         mesh = _mesh_sizes(config, self.topology)
         platform = self.topology.platform
         check_sizes(config, mesh, platform)
@@ -82,7 +87,7 @@ class Planner:
             "topology": self.topology,
             "mesh": mesh,
             "settings": {
-                "accumulate": config.accumulate,
+                "accumulate": config.gradient_accumulation,
                 "remat": config.model.remat,
                 "attention": config.model.attention,
                 "loss chunk": chunk_tokens(config.loss_chunk, platform),
@@ -127,11 +132,11 @@ def show(planner: Planner, as_json: bool) -> int:
     return 0 if outcome.fits else 1
 
 
-def _mesh_sizes(config: Any, topology: Topology) -> dict[str, int]:
+def _mesh_sizes(config: RunConfig, topology: Topology) -> dict[str, int]:
     from soda_jax.parallel.mesh import mesh_sizes
 
     domains = topology.domains
-    sizes = mesh_sizes(config.mesh.to_dict(), topology.devices, domains, config.model.width)
+    sizes = mesh_sizes(to_dict(config.mesh), topology.devices, domains, config.model.hidden_size)
     if topology.is_tpu and sizes["dcn"] != domains:
         raise UserError(
             f"mesh.dcn={sizes['dcn']}, but there are {domains} slices, which no other axis may cross: "

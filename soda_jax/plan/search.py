@@ -18,6 +18,7 @@ from soda_jax.plan.compiled import DoesNotFitError
 from soda_jax.plan.page import mesh_name, table
 from soda_jax.plan.run import Planner
 from soda_jax.plan.topologies import Topology
+from soda_jax.schema import RunConfig, to_dict
 
 REMAT = ("full", "attention", "dots", "offload", "none")
 SPLITS = (1, 2, 4, 8)  # of heads and of the sequence
@@ -34,7 +35,7 @@ class Candidate:
       guess: `Outcome` by arithmetic.
     """
 
-    config: Any
+    config: RunConfig
     guess: Any
 
     @property
@@ -53,7 +54,7 @@ class Candidate:
         """For a line of text."""
         return (
             f"{mesh_name(self.guess.mesh)}, {self.guess.micro_batch[0]:g} windows a device, "
-            f"accumulate {self.config.accumulate}, remat {self.remat}"
+            f"accumulate {self.config.gradient_accumulation}, remat {self.remat}"
         )
 
 
@@ -81,31 +82,39 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
     return 0 if found else 1
 
 
-def candidates(config: Any, topology: Topology) -> Iterator[Any]:
+def candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
     """Configs with other meshes, remat and accumulation that the batch and the model allow.
 
     No fsdp leaves a device less than a tile of columns, which the compiler would pad, but the config's own.
     """
     within = topology.devices // topology.slices
-    own = {name: max(1, config.mesh[name]) for name in ("sequence", "tensor")}
+    own = {name: max(1, size) for name, size in to_dict(config.mesh).items()}
     divisors = [n for n in range(1, within + 1) if within % n == 0]
     tensors = sorted({*SPLITS, own["tensor"]})
     sequences = [n for n in sorted({*SPLITS, own["sequence"]}) if _splits(config, topology, n)]
     for fsdp, tensor, sequence in itertools.product(divisors, tensors, sequences):
         data, rest = divmod(within, fsdp * tensor * sequence)
-        narrow = fsdp not in (1, config.mesh.fsdp) and config.model.width // fsdp < TILE
-        if rest or narrow or config.model.width % fsdp or config.model.kv_heads % tensor:
+        narrow = fsdp not in (1, config.mesh.fsdp) and config.model.hidden_size // fsdp < TILE
+        if rest or narrow or config.model.hidden_size % fsdp or config.model.num_kv_heads % tensor:
             continue
         windows, rest = divmod(config.batch_size, topology.slices * data * fsdp)
         if rest:
             continue
-        for accumulate, remat in itertools.product(_divisions(windows, config.accumulate), REMAT):
-            one = config.copy_and_resolve_references()
-            one.mesh.update(
-                dcn=topology.slices, data=data, fsdp=fsdp, sequence=sequence, tensor=tensor
+        for accumulate, remat in itertools.product(
+            _divisions(windows, config.gradient_accumulation), REMAT
+        ):
+            mesh = dataclasses.replace(
+                config.mesh,
+                dcn=topology.slices,
+                data=data,
+                fsdp=fsdp,
+                sequence=sequence,
+                tensor=tensor,
             )
-            one.accumulate, one.model.remat = accumulate, remat
-            yield one
+            model = dataclasses.replace(config.model, remat=remat)
+            yield dataclasses.replace(
+                config, mesh=mesh, model=model, gradient_accumulation=accumulate
+            )
 
 
 def _divisions(windows: int, own: int) -> list[int]:
@@ -114,7 +123,7 @@ def _divisions(windows: int, own: int) -> list[int]:
     return [n for n in sorted({*doubled, own}) if n >= 1 and windows % n == 0]
 
 
-def _splits(config: Any, topology: Topology, parts: int) -> bool:
+def _splits(config: RunConfig, topology: Topology, parts: int) -> bool:
     """Whether the attention of the platform takes the sequence in so many parts."""
     from soda_jax.model.attention import backend_for
 

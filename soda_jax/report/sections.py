@@ -12,7 +12,7 @@ import numpy as np
 from soda_jax.evaluate.tables import class_rows, not_below
 from soda_jax.report import figures
 from soda_jax.report.content import Clip, ReportContent, Sample
-from soda_jax.train.metrics import read_metrics
+from soda_jax.train.metric_logs import read_metrics
 
 _EXAMPLES = 12
 

@@ -59,7 +59,7 @@ def check_front_end(
         if found == wanted or (key == "codec_fingerprint" and None in (found, wanted)):
             continue
         paths = {
-            str(dataset.config["sources"][source.name]["path"])
+            dataset.config.sources[source.name].path
             for source in dataset.sources
             if source.manifest.codec or key != "codec_fingerprint"
         }

@@ -1,4 +1,4 @@
-"""What may be plugged into a run: evaluators, exporters, further loggers."""
+"""Hooks of a run: evaluators, exporters, further loggers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,26 +8,27 @@ from typing import Any, Protocol
 import jax
 
 from soda_jax.model import ModelFunctions
+from soda_jax.schema import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class RunView:
-    """What a hook sees of a run; it must not change any of it.
+    """The state of a run after a step; a hook must not change it.
 
     Attributes:
       step: optimizer steps done.
-      config: the run's ConfigDict.
+      config: settings of the run.
       workdir: the run's folder.
       mesh: the devices.
       model: the decoder as functions.
-      params: its parameters on the devices; donated to the next step, so not to be kept.
+      params: its parameters on the devices; donated to the next step, so do not keep them.
       dataset: the training mixture.
       metrics: the metrics of this step as plain floats.
-      metadata: makes what a checkpoint of this step would hold beside its arrays.
+      metadata: returns the metadata that a checkpoint of this step would have.
     """
 
     step: int
-    config: Any
+    config: RunConfig
     workdir: Path
     mesh: jax.sharding.Mesh
     model: ModelFunctions
@@ -38,10 +39,10 @@ class RunView:
 
 
 class Hook(Protocol):
-    """Called after every `every` steps and after the last one; every host calls it at the same step."""
+    """Called every `every` steps and after the last one, on every host at the same step."""
 
     every: int
 
     def __call__(self, run: RunView) -> Mapping[str, float]:
-        """Returns metrics, which are logged beside the run's own."""
+        """Returns metrics, which are logged with those of the step."""
         ...

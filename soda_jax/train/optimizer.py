@@ -1,7 +1,7 @@
 """Cautious AdamW with AdamC weight decay, as small optax transformations.
 
-The learning rate follows the number of the training step, which is handed to `update` as `step`: a
-skipped update leaves the optimizer's state untouched but not the schedule.
+`update` receives the training step as `step`, and the learning rate depends on it: a skipped update leaves
+the optimizer state unchanged, but the schedule proceeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from soda_jax.registry import OPTIMIZERS
+from soda_jax.schema import OptimizerConfig
 from soda_jax.train.schedules import make_schedule
 
-# Arrays that form one matrix: name of each → its rows that are not padding, as
-# `soda_jax.model.decoder.stored_matrices` returns them.
+# Arrays that form one matrix: name → mask of the rows that are not padding, see
+# `soda_jax.model.decoder.stored_matrices`.
 Matrix = Mapping[str, np.ndarray]
 
 
@@ -25,13 +27,13 @@ def cautious(
     """Keeps only the parts of an update that agree in sign with the gradient.
 
     u ← u · mask / (mean(mask) + eps), mask = (g · u > 0) (SODA, section on training; Cautious
-    Optimizers, 2411.16085). The mean is over a matrix as the paper stores it: the layers of the scan
-    are stacked in one, and the vocabulary blocks of a matrix have one mean, without padding.
+    Optimizers, 2411.16085). The mean is over a matrix as the paper stores it: the scanned layers are
+    stacked in one matrix, and the two vocabulary blocks have one mean over their valid rows.
 
     Args:
-      inner: makes the update.
+      inner: computes the update.
       eps: added to the mean.
-      matrices: top-level parameters that form one matrix; each other array has its own mean.
+      matrices: top-level parameters that form one matrix; every other array has a separate mean.
     """
 
     def update(gradients, state, params=None):
@@ -49,7 +51,7 @@ def cautious(
 
 
 def _shares(agrees: Any, matrices: Sequence[Matrix]) -> Any:
-    """For each array, the share of True in its matrix, f32 scalars in the structure of `agrees`."""
+    """Returns for each array the fraction of True in its matrix, f32 scalars structured like `agrees`."""
     shares = jax.tree.map(lambda x: _count(x) / max(x.size, 1), agrees)
     for matrix in matrices:
         parts = [agrees[name] & valid[..., None] for name, valid in matrix.items()]
@@ -62,10 +64,10 @@ def _shares(agrees: Any, matrices: Sequence[Matrix]) -> Any:
 
 
 def _count(flags: jax.Array) -> jax.Array:
-    """Number of True elements, f32, with at most a few roundings.
+    """Returns the number of True elements, f32.
 
-    A sum of ones in f32 can stop at 2²⁴. int32 is exact and the same on any mesh; it ends at 2³¹, so
-    a larger array is counted by its first axis.
+    A sum of ones in f32 stops at 2²⁴. int32 is exact and the same on any mesh, but overflows at 2³¹, so a
+    larger array is counted along its first axis.
     """
     axes = None if flags.size < 2**31 else tuple(range(1, flags.ndim))
     return jnp.sum(jnp.sum(flags, axes, dtype=jnp.int32).astype(jnp.float32))
@@ -113,22 +115,43 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(applies, params)
 
 
-def make_optimizer(
-    settings: Any, steps: int, params: Any, matrices: Sequence[Matrix] = ()
-) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
-    """The optimizer of `config.optimizer` and its schedule; clipping happens in the step.
+@OPTIMIZERS.register("adamw")
+def adamw(
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    params: Any,
+    matrices: Sequence[Matrix] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Returns (cautious) AdamW with AdamC weight decay.
 
     Args:
-      settings: `config.optimizer`.
-      steps: length of the run.
+      config: betas, epsilon, weight decay, `cautious`.
+      schedule: learning rate of a step.
       params: the parameters or their abstract shapes, for the decay mask.
       matrices: which of them form one matrix, `ModelFunctions.matrices`.
     """
-    schedule = make_schedule(settings, steps)
-    adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.eps)
-    chain = optax.chain(
-        cautious(adam, settings.eps, matrices) if settings.cautious else adam,
-        add_corrected_decay(settings.weight_decay, schedule, settings.peak, decay_mask(params)),
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    return optax.chain(
+        cautious(adam, config.eps, matrices) if config.cautious else adam,
+        add_corrected_decay(config.weight_decay, schedule, config.peak_lr, decay_mask(params)),
         scale_by_step_schedule(schedule),
     )
-    return chain, schedule
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, params: Any, matrices: Sequence[Matrix] = ()
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """Returns the registered optimizer `config.name` and its schedule; clipping happens in the step.
+
+    Args:
+      config: the `optimizer` settings of a run.
+      steps: length of the run.
+      params: the parameters or their abstract shapes.
+      matrices: which of them form one matrix, `ModelFunctions.matrices`.
+
+    Raises:
+      UserError: for an unknown name or an invalid schedule.
+    """
+    schedule = make_schedule(config, steps)
+    make = OPTIMIZERS.get(config.name, "optimizer.name")
+    return make(config, schedule, params, matrices), schedule

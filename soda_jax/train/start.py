@@ -1,108 +1,181 @@
-"""Where a run begins: from the parameters of another one (`start_from`), or not at all.
+"""What a run begins from: its own newest checkpoint, the parameters of another run, or the seed.
 
-Checkpoints of `soda convert from-hf` have parameters and no optimizer state: a run starts from them, it
-does not go on from them.
+Checkpoints of `soda convert from-hf` have parameters and no optimizer state: a run can start from them, but
+it cannot resume them.
 """
 
-import dataclasses
+import abc
+import os
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soda_jax.checkpoints import CheckpointReader, folder
+from soda_jax.checkpoints import Checkpointer, CheckpointReader, folder
 from soda_jax.data.dataset import Dataset
 from soda_jax.errors import UserError
+from soda_jax.schema import ModelConfig, RunConfig, to_dict
 from soda_jax.train.front_end import check_front_end
-from soda_jax.train.run import Program
+from soda_jax.train.program import Program
 from soda_jax.train.state import State
 
-# What decides the shapes and the meaning of the parameters; the rest of `model` is how it is computed.
+# Settings that decide the shapes and the meaning of the parameters; the others only how they are computed.
 _SHAPE = (
-    "layers", "width", "mlp_width", "heads", "kv_heads", "head_dim", "tied", "norm_eps",
+    "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim",
+    "tie_embeddings", "rms_norm_eps",
 )  # fmt: skip
-_ROPE = ("theta", "factor", "low", "high", "original_length")
+_ROPE = ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position")
 _ROPE_UNSCALED = ("theta", "factor")
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """A checkpoint that gives a new run its parameters.
+class Start(abc.ABC):
+    """What a run begins from.
 
     Attributes:
-      path: as the config names it.
-      reader: of its folder.
-      step: of the other run.
-      metadata: what stands beside its arrays.
+      step: optimizer steps done.
+      windows: windows consumed.
+      generations: generation of each data set to read, by source.
+      earlier: metadata that the checkpoints of the run carry on, see `run_files.run_metadata`.
     """
 
-    path: str
-    reader: CheckpointReader
-    step: int
-    metadata: dict[str, Any]
+    step: int = 0
+    windows: int = 0
+    generations: Mapping[str, int] = types.MappingProxyType({})
+    earlier: Mapping[str, Any] | None = None
 
-    def check_data(self, dataset: Dataset) -> None:
-        """Refuses data with another tokenizer, codec or layout, as a resumed run does."""
-        otherwise = "start from another checkpoint"
-        check_front_end(dataset, self.metadata, self.reader.directory, otherwise)
+    @abc.abstractmethod
+    def check_data(self, dataset: Dataset, allow_change: bool) -> None:
+        """Raises UserError if the run must not read `dataset`."""
 
-    def state(self, program: Program) -> State:
-        """Its parameters on the devices of `program`, everything else fresh, at step 0."""
-        params, _, _ = self.reader.restore_params(program.abstract["params"], self.step)
-        print(f"started from step {self.step} of {self.path}", file=sys.stderr)
-        return program.begin(params)
+    @abc.abstractmethod
+    def state(self, program: Program, checkpointer: Checkpointer) -> State:
+        """Returns the training state on the devices of `program`."""
 
-    def earlier(self) -> dict[str, Any]:
-        """What the checkpoints of the new run keep of it, as `earlier` of `run_metadata`."""
-        return {
-            "codec_fingerprint": self.metadata["codec_fingerprint"],
-            "front_end": self.metadata.get("front_end", {}),
+
+class FreshStart(Start):
+    """Random parameters from the seed."""
+
+    def check_data(self, dataset: Dataset, allow_change: bool) -> None:
+        """Accepts any data."""
+
+    def state(self, program: Program, checkpointer: Checkpointer) -> State:
+        """Returns a new state."""
+        return program.init()
+
+
+class Resume(Start):
+    """The newest valid checkpoint of the run itself."""
+
+    def __init__(self, step: int, metadata: Mapping[str, Any], directory: os.PathLike[str]):
+        """Takes the step, its metadata, and the folder of the checkpoints."""
+        self.step, self._directory = step, directory
+        self._metadata = self.earlier = metadata
+        self.windows = int(self._metadata["windows"])
+        sources = self._metadata["data"]["sources"]
+        self.generations = {name: source["generation"] for name, source in sources.items()}
+
+    def check_data(self, dataset: Dataset, allow_change: bool) -> None:
+        """Refuses another front end, and other data unless `allow_change`."""
+        check_front_end(dataset, self._metadata, self._directory)
+        expected = self._metadata["data_digest"]
+        if not allow_change and dataset.digest != expected:
+            raise UserError(
+                f"the data is not that of the checkpoint (digest {dataset.digest[:12]}, expected "
+                f"{expected[:12]}: sources, weights, views, seed or sequence length differ); restore "
+                "them, use another --workdir, or pass --allow_data_change"
+            )
+
+    def state(self, program: Program, checkpointer: Checkpointer) -> State:
+        """Restores the checkpoint."""
+        state, _, _ = checkpointer.restore(program.abstract, self.step)
+        print(f"resumed from step {self.step}", file=sys.stderr)
+        return state
+
+
+class WarmStart(Start):
+    """The parameters of another run's checkpoint; everything else is new, at step 0."""
+
+    def __init__(self, path: str, reader: CheckpointReader, step: int, metadata: Mapping[str, Any]):
+        """Takes a checkpoint of the other run.
+
+        Args:
+          path: the setting `start_from`.
+          reader: of the other run's checkpoints.
+          step: of the other run.
+          metadata: of that step.
+        """
+        self.path, self.source_step, self._reader = path, step, reader
+        self._metadata = metadata
+        self.earlier = {
+            "codec_fingerprint": self._metadata["codec_fingerprint"],
+            "front_end": self._metadata.get("front_end", {}),
             "started_from": {
-                "path": self.path,
-                "step": self.step,
-                "data_digest": self.metadata.get("data_digest"),
+                "path": path,
+                "step": step,
+                "data_digest": self._metadata.get("data_digest"),
             },
         }
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Raises UserError unless the parameters have the shapes and meaning of `model`."""
+        path = self._reader.path(self.source_step)
+        _check_model(to_dict(model), self._metadata["config"]["model"], path)
 
-def find_start(config: Any, workdir: Path) -> Start | None:
-    """What a run that has no checkpoint yet starts from; None: from the seed.
+    def check_data(self, dataset: Dataset, allow_change: bool) -> None:
+        """Refuses another front end."""
+        otherwise = "start from another checkpoint"
+        check_front_end(dataset, self._metadata, self._reader.directory, otherwise)
 
-    Every process calls it alike.
+    def state(self, program: Program, checkpointer: Checkpointer) -> State:
+        """Restores the parameters and creates the rest."""
+        params, _, _ = self._reader.restore_params(program.abstract["params"], self.source_step)
+        print(f"started from step {self.source_step} of {self.path}", file=sys.stderr)
+        return program.begin(params)
+
+
+def find_start(config: RunConfig, workdir: Path, reader: CheckpointReader) -> Start:
+    """Returns what a run begins from; every process calls it.
+
+    Args:
+      config: settings of the run.
+      workdir: folder of the run.
+      reader: of the run's checkpoints.
 
     Raises:
-      UserError: if there is no valid checkpoint where `config.start_from` says, or its model is not
-        that of the config, or if `workdir` is an export.
+      UserError: if no checkpoint is valid, `start_from` has none or has another model, or `workdir` is an
+        export.
     """
+    if reader.steps():
+        step = reader.choose().step
+        metadata = reader.metadata(step)
+        _check_resumable(reader, step, metadata)
+        return Resume(step, metadata, reader.directory)
     _refuse_export(workdir, f"--workdir={workdir}", "--config.start_from=WORKDIR --workdir=ANOTHER")
     if not config.start_from:
-        return None
-    path, step = str(config.start_from), int(config.start_from_step)
+        return FreshStart()
+    path, step = config.start_from, config.start_from_step
     if not folder.is_url(path):
         _refuse_export(Path(path), f"start_from={path}", "--config.start_from=WORKDIR")
-    reader = _reader(path)
-    report = reader.choose(None if step < 0 else step, params_only=True)
-    metadata = reader.metadata(report.step)
-    _check_model(config.model.to_dict(), metadata["config"]["model"], reader.path(report.step))
-    return Start(path, reader, report.step, metadata)
+    other = _open_reader(path)
+    report = other.choose(None if step < 0 else step, params_only=True)
+    start = WarmStart(path, other, report.step, other.metadata(report.step))
+    start.check_model(config.model)
+    return start
 
 
-def check_resumable(reader: CheckpointReader, step: int, metadata: Mapping[str, Any]) -> None:
-    """Refuses to go on from a checkpoint that has parameters alone.
-
-    Raises:
-      UserError: that names the reason and the way to use it.
-    """
+def _check_resumable(reader: CheckpointReader, step: int, metadata: Mapping[str, Any]) -> None:
+    """Raises UserError if the checkpoint has only parameters."""
     if reader.has_training(step):
         return
     path = reader.directory
-    place = path.parent if path.name == folder.DEFAULT else path
-    reason = "it was saved without"
+    workdir = path.parent if path.name == folder.DEFAULT else path
+    reason = "it has only parameters"
     if "converted_from" in metadata:
         reason = f"it was converted from {metadata['converted_from']['name']}"
     raise UserError(
         f"{reader.path(step)} has no optimizer state ({reason}) and cannot be resumed; to begin a run "
-        f"from its parameters give --config.start_from={place} and another --workdir"
+        f"from its parameters give --config.start_from={workdir} and another --workdir"
     )
 
 
@@ -114,8 +187,8 @@ def _refuse_export(path: Path, given: str, option: str) -> None:
         )
 
 
-def _reader(path: str) -> CheckpointReader:
-    """Of the checkpoints of the workdir `path`, or of `path` itself where that is their folder."""
+def _open_reader(path: str) -> CheckpointReader:
+    """Opens the checkpoints of the workdir `path`, or `path` itself if it is a checkpoint folder."""
     reader = CheckpointReader(folder.of_run(path))
     if reader.steps():
         return reader
@@ -133,15 +206,15 @@ def _check_model(model: Mapping[str, Any], theirs: Mapping[str, Any], checkpoint
     mine, other = _fields(model, scaled), _fields(theirs, scaled)
     differences = [name for name in mine if mine[name] != other[name]]
     if differences:
-        told = "; ".join(
+        mismatch = "; ".join(
             f"model.{name} is {mine[name]} in the config and {other[name]} in {checkpoint}"
             for name in differences
         )
-        mend = " ".join(f"--config.model.{name}={other[name]}" for name in differences)
-        raise UserError(f"{told}; give {mend}")
+        fix = " ".join(f"--config.model.{name}={other[name]}" for name in differences)
+        raise UserError(f"{mismatch}; pass {fix}")
 
 
 def _fields(model: Mapping[str, Any], scaled: bool) -> dict[str, Any]:
-    """What must agree, by dotted name; of rotary positions without scaling only what counts."""
+    """Returns the settings that must agree, by dotted name; without scaling only the used rope ones."""
     rope = {f"rope.{name}": model["rope"][name] for name in (_ROPE if scaled else _ROPE_UNSCALED)}
     return {name: model[name] for name in _SHAPE} | rope

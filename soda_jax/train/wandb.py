@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, when it is installed and asked for."""
+"""Metrics to Weights & Biases, if it is installed and configured."""
 
 import secrets
 from collections.abc import Mapping
@@ -7,12 +7,13 @@ from typing import Any
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
+from soda_jax.schema import RunConfig, to_dict
 
 FILE = "wandb_id"
 
 
 def package() -> Any:
-    """The module `wandb`; UserError if it is not installed."""
+    """Returns the module `wandb`; raises UserError if it is not installed."""
     try:
         import wandb
     except ImportError:
@@ -23,19 +24,24 @@ def package() -> Any:
 
 
 class WandbLog:
-    """A run there, which gets the lines of `metrics.jsonl`.
+    """A Weights & Biases run that receives the lines of `metrics.jsonl`.
 
-    Its id stands in the workdir, so that a resumed run goes on in the same curves.
+    Its id is stored in the workdir, so that a resumed run continues the same curves.
     """
 
-    def __init__(self, project: str, workdir: Path, config: Any):
-        """Args: project: its name there. workdir: the run's folder. config: the run's ConfigDict.
+    def __init__(self, project: str, workdir: Path, config: RunConfig):
+        """Starts or resumes the W&B run.
+
+        Args:
+          project: its name at Weights & Biases.
+          workdir: the run's folder.
+          config: settings of the run.
 
         Raises:
           UserError: if the package is not installed.
         """
         self._run = package().init(
-            project=project, id=_run_id(workdir), config=config.to_dict(), resume="allow"
+            project=project, id=_run_id(workdir), config=to_dict(config), resume="allow"
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -43,13 +49,13 @@ class WandbLog:
         self._run.log(dict(values), step=step)
 
     def close(self, failed: bool = False) -> None:
-        """Waits until all is sent; of a failure the package hears by itself, when the process ends."""
-        if not failed:  # what waits on a network must not hold up the end of the other processes
+        """Waits until everything is sent; after a failure the package finishes by itself at exit."""
+        if not failed:  # waiting for a network must not delay the end of the other processes
             self._run.finish()
 
 
 def _run_id(workdir: Path) -> str:
-    """The id kept in the workdir; a new one where there is none yet."""
+    """Returns the id stored in the workdir; stores a new one if there is none."""
     path = workdir / FILE
     kept = path.read_text("utf-8").strip() if path.is_file() else ""
     if not kept:

@@ -24,17 +24,22 @@ def get(name):
 @pytest.mark.parametrize("name", SUITE)
 def test_the_suite_follows_the_training_table_of_the_paper(name):
     config = get(name)
-    assert config.optimizer.peak == pytest.approx(SUITE[name], abs=5e-7)
+    assert config.optimizer.peak_lr == pytest.approx(SUITE[name], abs=5e-7)
     assert (config.batch_size, config.data.sequence_length) == (512, 4096)
     assert round(config.steps * config.batch_size * 4096 / 1e9) == 500
     o = config.optimizer
     assert (o.beta1, o.beta2, o.eps, o.weight_decay) == (0.98, 0.98, 1e-16, 0.033)
-    assert (o.schedule, o.warmup, o.decay) == ("wsd", 0.10, 0.20)
-    assert (o.cautious, o.clip, o.z_loss) == (True, 1.0, 1e-4)
+    assert (o.schedule, o.warmup_fraction, o.decay_fraction) == ("wsd", 0.10, 0.20)
+    assert (o.cautious, o.max_grad_norm, o.z_loss) == (True, 1.0, 1e-4)
     rope = config.model.rope
-    assert (rope.theta, rope.factor, rope.low, rope.high) == (500_000.0, 8.0, 1.0, 4.0)
-    assert rope.original_length == 8192 and config.model.norm_eps == 1e-5
-    assert config.model.compute_dtype == "bfloat16" and not config.model.tied
+    assert (rope.theta, rope.factor, rope.low_freq_factor, rope.high_freq_factor) == (
+        500_000.0,
+        8.0,
+        1.0,
+        4.0,
+    )
+    assert rope.original_max_position == 8192 and config.model.rms_norm_eps == 1e-5
+    assert config.model.compute_dtype == "bfloat16" and not config.model.tie_embeddings
 
 
 def test_the_mixture_of_the_suite_has_the_weights_of_the_paper():
@@ -51,19 +56,23 @@ def test_the_mixture_of_the_suite_has_the_weights_of_the_paper():
 def test_overrides_reach_any_depth_and_keep_the_type():
     config = load_config(
         "demo",
-        ["--config.model.layers=6", "--config.data.sources.speech.weight=2", "--config.steps=7"],
+        [
+            "--config.model.num_layers=6",
+            "--config.data.sources.speech.weight=2",
+            "--config.steps=7",
+        ],
     )
-    assert (config.model.layers, config.steps) == (6, 7)
+    assert (config.model.num_layers, config.steps) == (6, 7)
     assert config.data.sources.speech.weight == 2.0
-    assert get("demo").model.layers != 6
+    assert get("demo").model.num_layers != 6
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("--config.optimizer.paek=1", "no key optimizer.paek; did you mean peak?"),
-        ("--config.modle.layers=1", "no key modle.layers; did you mean model?"),
-        ("--config.model.layers.x=1", "no key model.layers.x"),
+        ("--config.optimizer.paek=1", "no key optimizer.paek; did you mean peak_lr?"),
+        ("--config.modle.num_layers=1", "no key modle.num_layers; did you mean model?"),
+        ("--config.model.num_layers.x=1", "no key model.num_layers.x"),
         ("--config.data.sources.spech.weight=1", "did you mean speech?"),
         ("--config.steps=many", "many"),
         ("--steps=7", "unknown option --steps=7; overrides are spelled --config.key=value"),
@@ -81,7 +90,7 @@ def test_a_wrong_override_is_one_line_that_names_the_nearest_key(capsys, tmp_pat
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("    config.optimizer.paek = 1.0", 'Did you mean "peak"'),
+        ("    config.optimizer.peak_rl = 1.0", 'Did you mean "peak_lr"'),
         ("    config.model.update(layer=3)", "layer"),
         ("    config.stepss = 3", "stepss"),
         ("    config.steps = 1 / 0", "ZeroDivisionError"),
@@ -103,7 +112,7 @@ def test_a_misspelt_key_in_a_config_file_is_refused(tmp_path, body, told):
 def test_a_missing_config_names_the_installed_ones():
     with pytest.raises(UserError, match=r"no config file soda_9b; .* demo, .*soda_135m"):
         load_config("soda_9b", [])
-    assert load_config("configs/soda_4b.py", []).model.width == 2560
+    assert load_config("configs/soda_4b.py", []).model.hidden_size == 2560
 
 
 def test_the_base_refuses_new_keys_but_takes_new_sources():
@@ -122,6 +131,6 @@ def test_a_missing_file_is_not_taken_for_an_installed_experiment(file):
 
 
 def test_overrides_may_be_spelled_as_absl_spells_flags():
-    words = ["--config.steps", "7", "--noconfig.log.tensorboard", "--config.optimizer.peak=0.5"]
+    words = ["--config.steps", "7", "--noconfig.log.tensorboard", "--config.optimizer.peak_lr=0.5"]
     config = load_config("demo", words)
-    assert (config.steps, config.log.tensorboard, config.optimizer.peak) == (7, False, 0.5)
+    assert (config.steps, config.log.tensorboard, config.optimizer.peak_lr) == (7, False, 0.5)

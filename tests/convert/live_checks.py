@@ -13,7 +13,7 @@ VOCABULARY = VocabularyBlocks(44, (16, 6, 9))
 
 
 def make_model(**changes) -> ModelFunctions:
-    return ModelFunctions(DecoderConfig(VOCABULARY, mlp_width=32, **SHAPE | changes))
+    return ModelFunctions(DecoderConfig(VOCABULARY, intermediate_size=32, **SHAPE | changes))
 
 
 def check_weights(axes: dict[str, int], devices=None, **changes) -> LiveWeights:
@@ -33,13 +33,13 @@ def check_weights(axes: dict[str, int], devices=None, **changes) -> LiveWeights:
     )
     weights = LiveWeights(placed, model.config, where)
     assert weights.config is model.config
-    for number in range(model.config.layers):
+    for number in range(model.config.num_layers):
         layer = weights.layer(number)
         assert layer.keys() == params["layers"].keys()
         for name, array in layer.items():
             same_bits(array, params["layers"][name][number])
     for table in ("embedding", "head"):
-        name = "embedding" if model.config.tied else table
+        name = "embedding" if model.config.tie_embeddings else table
         parts = [params[f"{name}_first"], *params[f"{name}_groups"]]
         sizes = (VOCABULARY.first_rows, *VOCABULARY.groups)
         by_id = np.concatenate([part[:size] for part, size in zip(parts, sizes, strict=True)])

@@ -192,7 +192,7 @@ def test_an_export_whose_config_was_changed_is_refused(exported, tmp_path):
     edit(copy / "config.json", rope_theta=20_000.0)
     refused(copy, tmp_path, "config.json", "model.rope is", "--changed")
     edit(copy / "config.json", rope_theta=THETA, rms_norm_eps=1e-6)
-    refused(copy, tmp_path, "config.json", "model.norm_eps is 1e-06, and 1e-05 in soda.json")
+    refused(copy, tmp_path, "config.json", "model.rms_norm_eps is 1e-06, and 1e-05 in soda.json")
 
 
 @pytest.mark.parametrize("name", ["soda.json", "soda/tokenizer/tokenizer.json"])
@@ -223,7 +223,7 @@ def test_the_second_reading_compares_every_setting_without_a_tensor(folder, monk
     config = architecture.decoder_of(content, blocks, folder)
     files = TensorFolder(folder).files
     second_reading.check(folder, config, files)
-    other = {"heads": 8, "kv_heads": 4, "norm_eps": 1e-6, "tied": True}[field]
+    other = {"num_heads": 8, "num_kv_heads": 4, "rms_norm_eps": 1e-6, "tie_embeddings": True}[field]
     object.__setattr__(config, field, other)
     with pytest.raises(UserError, match="please report this with config"):
         second_reading.check(folder, config, files)

@@ -45,7 +45,7 @@ def test_what_stands_in_an_export(exported):
 
 def test_no_path_of_this_machine_leaves_with_an_export(tmp_path):
     source = {"path": "/home/somebody/data", "weight": 1.0, "composition": "S+A+T", "codebooks": 0}
-    source |= {"order": "both", "denied": "/home/somebody/denied.txt"}
+    source |= {"order": "both", "exclude_documents": "/home/somebody/denied.txt"}
     toys.write_run(tmp_path / "run", sources={"speech": source}, started_from="/home/somebody/old")
     assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 0
     card = (tmp_path / "out" / "README.md").read_text()
@@ -58,7 +58,9 @@ def test_no_path_of_this_machine_leaves_with_an_export(tmp_path):
 
 def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
     source = {"path": "data", "weight": 1.0, "composition": "S", "order": "both", "codebooks": 0}
-    toys.write_run(tmp_path / "run", sources={"speech": {**source, "denied": "denied.txt"}})
+    toys.write_run(
+        tmp_path / "run", sources={"speech": {**source, "exclude_documents": "denied.txt"}}
+    )
     assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 0
     assert convert("from-hf", tmp_path / "out", tmp_path / "back") == 0
     assert convert("to-hf", tmp_path / "back", tmp_path / "again") == 0

@@ -25,7 +25,7 @@ def test_export_convert_and_go_on(tmp_path):
     assert f"--config.start_from={work}" in str(refused.value)
 
     again = toys.tiny(data, steps=1, start_from=str(work))
-    again.optimizer.peak = 1e-20
+    again.optimizer.peak_lr = 1e-20
     again.optimizer.weight_decay = 0.0
     assert train(again, tmp_path / "second") == DONE
     # At so small a learning rate a step changes nothing.

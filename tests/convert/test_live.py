@@ -34,7 +34,7 @@ def test_weights_of_any_mesh_are_the_parameters_bit_for_bit(axes):
 
 
 def test_the_head_of_a_tied_model_is_its_embedding():
-    check_weights({"data": 1}, jax.devices()[:1], tied=True)
+    check_weights({"data": 1}, jax.devices()[:1], tie_embeddings=True)
 
 
 def test_more_rows_than_are_fetched_at_a_time_come_in_pieces(monkeypatch):

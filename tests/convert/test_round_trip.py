@@ -30,7 +30,7 @@ def same(first, second):
     for table in ("embedding", "head"):
         rows = [w.rows(table, 0, vocabulary.size) for w in (first, second)]
         np.testing.assert_array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
-    for number in range(first.config.layers):
+    for number in range(first.config.num_layers):
         mine, theirs = first.layer(number), second.layer(number)
         assert mine.keys() == theirs.keys()
         for name in mine:
@@ -41,7 +41,7 @@ def same(first, second):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard_bytes", [4_000, 1 << 30])
 def test_there_and_back_gives_every_bit(tmp_path, tied, shard_bytes):
-    toys.write_run(tmp_path / "run", toys.fields(tied=tied))
+    toys.write_run(tmp_path / "run", toys.fields(tie_embeddings=tied))
     to_huggingface(tmp_path / "run", tmp_path / "out", shard_bytes=shard_bytes)
     from_huggingface(tmp_path / "out", tmp_path / "back")
     before, old = weights_of(tmp_path / "run")
@@ -72,7 +72,7 @@ def test_the_tables_are_one_matrix_by_id_without_padding(exported, tmp_path):
     folder = TensorFolder(exported)
     for table, name in (("embedding", names.EMBEDDING), ("head", names.HEAD)):
         matrix = folder.read(name)
-        assert matrix.shape == (vocabulary.size, functions.config.width)
+        assert matrix.shape == (vocabulary.size, functions.config.hidden_size)
         first, groups = (np.asarray(params[f"{table}_{part}"]) for part in ("first", "groups"))
         np.testing.assert_array_equal(
             matrix[: vocabulary.first_rows], first[: vocabulary.first_rows]

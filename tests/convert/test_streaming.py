@@ -7,7 +7,7 @@ import sys
 import pytest
 
 MODEL = {
-    "width": 512, "mlp_width": 2048, "heads": 8, "kv_heads": 8, "head_dim": 64,
+    "hidden_size": 512, "intermediate_size": 2048, "num_heads": 8, "num_kv_heads": 8, "head_dim": 64,
     "rope": {"theta": 1e4, "factor": 1.0}, "remat": "none",
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ def make_run(workdir, layers):
     tokenizer = ByteTokenizer()
     layout = make_layout(tokenizer, CODEBOOKS)
 
-    model = {**MODEL, "layers": layers}
+    model = {**MODEL, "num_layers": layers}
 
     class Noise:
         config = decoder_config(model, blocks(layout))

@@ -26,13 +26,19 @@ from soda_jax.tokens.text import load_tokenizer, train_bpe
 from soda_jax.train.loop import DONE, train
 from tokenize_pipeline.retext import retext
 
-ROPE = {"theta": 1e6, "factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
+ROPE = {
+    "theta": 1e6,
+    "factor": 1.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position": 8192,
+}
 TEXT = 258  # bytes, BOS and EOS
 IDS = TEXT + 1  # and a special token
 PADDED = 320  # rows of the text model, more than its tokenizer has ids
 
 
-def text_model(folder, tied=True, specials=("<|audio_start|>",)):
+def text_model(folder, tie_embeddings=True, specials=("<|audio_start|>",)):
     """Writes a Qwen3 of text as it is published: more rows than ids, and a special token of our name.
 
     Returns: its embedding `[PADDED, width]` and head.
@@ -45,7 +51,9 @@ def text_model(folder, tied=True, specials=("<|audio_start|>",)):
     folder.mkdir()
     (folder / "tokenizer.json").write_text(json.dumps(content))
     vocabulary = VocabularyBlocks(PADDED, ())
-    config = decoder_config(fields(tied=tied, rope=ROPE, norm_eps=1e-6), vocabulary)
+    config = decoder_config(
+        fields(tie_embeddings=tie_embeddings, rope=ROPE, rms_norm_eps=1e-6), vocabulary
+    )
     params = random_params(ModelFunctions(config), 3)
     params["embedding_first"] = params["embedding_first"] + 0.5  # a mean that is to be found again
     tables = {"embedding": params["embedding_first"], "head": params.get("head_first")}
@@ -65,7 +73,7 @@ def text_model(folder, tied=True, specials=("<|audio_start|>",)):
     writer.finish()
     write_json(folder / "config.json", config_json(config, 256, 257, 64, "float32"))
     embedding = np.asarray(params["embedding_first"])[:PADDED]
-    return embedding, embedding if tied else np.asarray(params["head_first"])[:PADDED]
+    return embedding, embedding if tie_embeddings else np.asarray(params["head_first"])[:PADDED]
 
 
 def extend(folder, workdir, **options):
@@ -85,8 +93,8 @@ def test_layout_rope_and_eps_are_the_text_models(base, tmp_path):
     assert layout.text_size == tokenizer.vocabulary_size == IDS
     assert layout.codebook_sizes == CODEBOOKS and layout.size == IDS + 4 + sum(CODEBOOKS)
     assert metadata["tokenizer_fingerprint"] == tokenizer.fingerprint
-    assert (config.rope.theta, config.rope.factor, config.norm_eps) == (1e6, 1.0, 1e-6)
-    assert not config.tied
+    assert (config.rope.theta, config.rope.factor, config.rms_norm_eps) == (1e6, 1.0, 1e-6)
+    assert not config.tie_embeddings
 
 
 def test_text_rows_stay_and_a_tied_embedding_becomes_the_head_too(base, tmp_path):
@@ -133,7 +141,7 @@ def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
     data = toys.write_data(tmp_path / "data")
     retext(data, tmp_path / "work" / "tokenizer", tmp_path / "retexted")
     asked = tiny(tmp_path / "retexted", steps=2, start_from=str(tmp_path / "work"))
-    asked.model.norm_eps = config.norm_eps
+    asked.model.rms_norm_eps = config.rms_norm_eps
     asked.model.rope.update(dataclasses.asdict(config.rope))
     assert train(asked, tmp_path / "run") == DONE
     trained, metadata = weights_of(tmp_path / "run")
@@ -142,7 +150,7 @@ def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
 
 
 def test_new_rows_have_mean_and_spread_of_the_old_ones(tmp_path):
-    embedding, head = text_model(tmp_path / "qwen", tied=False, specials=())
+    embedding, head = text_model(tmp_path / "qwen", tie_embeddings=False, specials=())
     sizes = (2000, 1000)
     folder, work = tmp_path / "qwen", tmp_path / "work"
     from_huggingface(folder, work, extend=NewRows(), codebook_sizes=sizes)

@@ -220,9 +220,9 @@ def test_inspect_prints_a_table_and_writes_what_a_mixture_takes(tmp_path, write,
     rows = [json.loads(line) for line in report.read_text().splitlines()]
     assert [(row["text"], row["train_document"]) for row in rows] == [(SENTENCE, "b"), ("yes", "a")]
     assert denied.read_text() == "b\n"
-    source = {"path": str(train), "denied": str(denied)}
+    source = {"path": str(train), "exclude_documents": str(denied)}
     summary = make_dataset({"sequence_length": 16, "sources": {"s": source}}).summary()
-    assert summary["s"]["denied_documents"] == 1
+    assert summary["s"]["excluded_documents"] == 1
     clean = write(
         tmp_path / "clean", speech(x=["something else entirely that was never said before"])
     )

@@ -11,7 +11,7 @@ from soda_jax.checked_json import (
     parse_checked_json,
     write_checked_json,
 )
-from soda_jax.data.dataset import make_dataset
+from soda_jax.data.dataset import documents, make_dataset
 from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.reading import ShardReaders, read_records
 from soda_jax.data.records import DamagedRecordError
@@ -61,10 +61,12 @@ def stretch(corpus, layout, number):
 def test_a_damaged_record_is_fatal_by_default_and_named(corpus, layout):
     flip_bit(corpus, layout, 2)
     dataset = make_dataset(settings(corpus), one_pass=True)
-    with pytest.raises(DamagedRecordError, match=rf"{SHARD}, record 2 is damaged.*damaged=mask"):
+    with pytest.raises(
+        DamagedRecordError, match=rf"{SHARD}, record 2 is damaged.*on_corrupt_record=mask"
+    ):
         stream(dataset, "tokens")
     with pytest.raises(DamagedRecordError, match=rf"{SHARD}, record 2"):
-        list(dataset.documents())
+        list(documents([s.split for s in dataset.sources]))
 
 
 def test_invariant_3_a_masked_record_keeps_its_positions_and_loses_its_loss(
@@ -72,10 +74,10 @@ def test_invariant_3_a_masked_record_keeps_its_positions_and_loses_its_loss(
 ):  # fmt: skip
     sound = make_dataset(settings(corpus), one_pass=True)
     tokens, mask = stream(sound, "tokens"), stream(sound, "loss_mask")
-    documents = len(list(sound.documents()))
+    count = len(list(documents([s.split for s in sound.sources])))
     first, last = stretch(corpus, layout, 2)
     flip_bit(corpus, layout, 2)
-    dataset = make_dataset(settings(corpus, damaged="mask"), one_pass=True)
+    dataset = make_dataset(settings(corpus, on_corrupt_record="mask"), one_pass=True)
     with caplog.at_level(logging.WARNING):
         found = stream(dataset, "tokens")
     assert f"{SHARD}, record 2" in caplog.text and len(caplog.records) == 1
@@ -87,22 +89,25 @@ def test_invariant_3_a_masked_record_keeps_its_positions_and_loses_its_loss(
     lost = np.flatnonzero(mask != new)
     expected = [p for p in range(first - 1, last) if mask[p]]  # place p predicts token p + 1
     np.testing.assert_array_equal(lost, expected)
-    assert len(list(dataset.documents())) == documents - 1
+    assert len(list(documents([s.split for s in dataset.sources]))) == count - 1
 
 
 def test_invariant_3_a_declared_mask_needs_no_damage_and_is_part_of_the_digest(
     corpus, layout, tmp_path
 ):
     (tmp_path / "masked.txt").write_text(f"{SHARD} 2\n")
-    source = {"masked": str(tmp_path / "masked.txt")}
+    source = {"mask_records": str(tmp_path / "masked.txt")}
     declared = make_dataset(settings(corpus, source=source), one_pass=True)
     found = [stream(declared, field) for field in ("tokens", "loss_mask", "segment_ids")]
     assert declared.summary()["a"]["masked_records"] == 1
     plain = make_dataset(settings(corpus), one_pass=True)
-    assert len(list(declared.documents())) == len(list(plain.documents())) - 1
+    assert (
+        len(list(documents([s.split for s in declared.sources])))
+        == len(list(documents([s.split for s in plain.sources]))) - 1
+    )
     assert declared.digest != make_dataset(settings(corpus), one_pass=True).digest
     flip_bit(corpus, layout, 2)
-    met = make_dataset(settings(corpus, damaged="mask"), one_pass=True)
+    met = make_dataset(settings(corpus, on_corrupt_record="mask"), one_pass=True)
     for field, values in zip(("tokens", "loss_mask", "segment_ids"), found, strict=True):
         np.testing.assert_array_equal(stream(met, field), values)
     for line in (f"{SHARD} 9999", "nowhere.array_record 0", "no number"):
@@ -122,7 +127,7 @@ def test_a_shard_that_cannot_be_read_is_named_and_can_be_masked(corpus, layout, 
         path.write_bytes(path.read_bytes()[: 0 if damage == "emptied" else 70_000])
     with pytest.raises(DamagedRecordError, match=f"{SHARD}, record 0"):
         stream(make_dataset(settings(corpus), one_pass=True), "tokens")
-    masked = make_dataset(settings(corpus, damaged="mask"), one_pass=True)
+    masked = make_dataset(settings(corpus, on_corrupt_record="mask"), one_pass=True)
     assert 0 < stream(masked, "loss_mask").mean() < 0.9
     assert len(masked.damage()) == read_index(path.with_name("shard-00001.index.npz")).flags.size
 

@@ -84,7 +84,7 @@ def test_processes_of_one_host_share_the_staging(corpus, settings, tmp_path):
         "print(json.dumps(made.batch(0, range(4)).tokens.tolist()))"
     )
     FAULTS.seconds = 0.2
-    config = json.dumps(settings(storage="stage", read_threads=1))
+    config = json.dumps(settings(storage="stage", read_concurrency=1))
     arguments = [sys.executable, "-c", program, config]
     started = [subprocess.Popen(arguments, stdout=subprocess.PIPE) for _ in range(2)]
     results = [json.loads(process.communicate(timeout=60)[0]) for process in started]

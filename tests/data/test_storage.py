@@ -19,7 +19,7 @@ from storage_toys import (
     batches,
 )
 
-from soda_jax.data.dataset import documents, make_dataset
+from soda_jax.data.dataset import documents, make_dataset, open_splits
 from soda_jax.data.records import DamagedRecordError
 from soda_jax.data.shards import read_index
 from soda_jax.data.storage import remote
@@ -95,7 +95,7 @@ def test_wrong_bytes_in_the_cache_are_read_again_from_the_store(corpus, settings
 
 
 def test_the_reads_of_a_batch_are_simultaneous_up_to_the_limit(corpus, settings):
-    dataset = make_dataset(settings(read_threads=8, cache_bytes=0))
+    dataset = make_dataset(settings(read_concurrency=8, cache_bytes=0))
     dataset.batch(0, range(1))
     FAULTS.seconds, FAULTS.most_at_once = 0.05, 0
     FAULTS.asked.clear()
@@ -112,7 +112,7 @@ def test_the_reads_of_a_batch_are_simultaneous_up_to_the_limit(corpus, settings)
 def test_all_sources_share_the_limit_of_simultaneous_reads(corpus, settings):
     upload(corpus, "other")
     sources = {name: {"path": f"gs://bucket/{name}"} for name in ("data", "other")}
-    dataset = make_dataset({**settings(read_threads=4), "sources": sources})
+    dataset = make_dataset({**settings(read_concurrency=4), "sources": sources})
     FAULTS.seconds, FAULTS.most_at_once = 0.05, 0
     dataset.batch(0, range(16))
     # The server counts a read until its answer is sent, which overlaps with the next request.
@@ -121,8 +121,8 @@ def test_all_sources_share_the_limit_of_simultaneous_reads(corpus, settings):
 
 
 def test_whole_documents_read_by_range_equal_those_read_in_place(corpus, settings):
-    expected = list(documents(settings(corpus, "direct"), "train"))
-    found = list(documents(settings(), "train"))
+    expected = list(documents(open_splits(settings(corpus, "direct"), "train")))
+    found = list(documents(open_splits(settings(), "train")))
     assert [d.document_id for d in found] == [d.document_id for d in expected]
     for mine, theirs in zip(found, expected, strict=True):
         for a, b in zip(mine.utterances, theirs.utterances, strict=True):
@@ -139,9 +139,9 @@ def test_invariant_3_the_location_of_the_data_does_not_change_the_digest(corpus,
 
 
 def test_auto_reads_paths_in_place_and_urls_by_range(corpus, settings):
-    assert not make_dataset(settings(corpus, "auto")).sources[0].prefetches
-    assert make_dataset(settings(URL, "auto")).sources[0].prefetches
-    assert make_dataset(settings(f"file://{corpus}", "auto")).sources[0].prefetches
+    assert not make_dataset(settings(corpus, "auto")).sources[0].split.prefetches
+    assert make_dataset(settings(URL, "auto")).sources[0].split.prefetches
+    assert make_dataset(settings(f"file://{corpus}", "auto")).sources[0].split.prefetches
 
 
 @pytest.mark.parametrize("storage", ["stage", "range"])
@@ -177,12 +177,12 @@ def test_a_slow_read_is_logged(corpus, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("storage", ["stage", "range"])
-@pytest.mark.parametrize("damaged", ["fatal", "mask"])
+@pytest.mark.parametrize("on_corrupt_record", ["fatal", "mask"])
 def test_a_store_that_stays_unavailable_is_an_error_under_every_policy(
-    corpus, settings, storage, damaged
+    corpus, settings, storage, on_corrupt_record
 ):
     FAULTS.only, FAULTS.failures = SHARD, 1 << 30
-    config = settings(storage=storage, damaged=damaged, retries=3)
+    config = settings(storage=storage, on_corrupt_record=on_corrupt_record, read_retries=3)
     message = rf"{URL}/train/{SHARD}, bytes \d+ to \d+: .*4 attempts.*Service Unavailable"
     with pytest.raises(StoreError, match=message):
         batches(config, 40)
@@ -202,12 +202,12 @@ def test_lasting_damage_is_reported_with_url_and_record_and_can_be_masked(corpus
     else:
         FAULTS.only, FAULTS.flips = SHARD, 1 << 30
     upload(corpus, "data")
-    config = settings(retries=2)
+    config = settings(read_retries=2)
     message = rf"{URL}/train/{SHARD}, record \d+ is damaged: .*restore the shard"
     with pytest.raises(DamagedRecordError, match=message):
         batches(config, 40)
     asked = FAULTS.asked[f"data/train/{SHARD}"]
-    masked = make_dataset({**config, "damaged": "mask"}, one_pass=True)
+    masked = make_dataset({**config, "on_corrupt_record": "mask"}, one_pass=True)
     masks = [masked.window(k).loss_mask for k in range(masked.windows)]
     assert 0 < np.mean(masks) < 1 and masked.damage()
     if damage in ("missing", "truncated"):  # an answer that is not repeated
@@ -219,10 +219,10 @@ def test_lasting_damage_is_reported_with_url_and_record_and_can_be_masked(corpus
     [
         ({"storage": "direct"}, r"gs://bucket/data is a URL .*range .*stage.*mount"),
         ({"storage": "stage", "cache_dir": ""}, "data.cache_dir"),
-        ({"storage": "rang"}, "data.storage is 'rang': one of auto, direct, stage, range"),
-        ({"cache_bytes": -1}, "data.cache_bytes is -1"),
-        ({"read_threads": 0}, "data.read_threads is 0"),
-        ({"retries": "many"}, "data.retries is 'many'"),
+        ({"storage": "rang"}, "data.storage = 'rang' must be one of auto, direct, stage, range"),
+        ({"cache_bytes": -1}, "data.cache_bytes = -1 must be an integer, at least 0"),
+        ({"read_concurrency": 0}, "data.read_concurrency = 0"),
+        ({"read_retries": "many"}, "data.read_retries = 'many'"),
     ],
 )
 def test_invalid_settings_are_refused_with_a_fix(corpus, settings, change, message):

@@ -214,7 +214,7 @@ def test_what_is_found_can_be_masked_in_both_splits(tmp_path, write, speech):
     flip(other, other.read_bytes().index(record) + 30, 3)
     masked = tmp_path / "masked.txt"
     masked.write_text("\n".join(fault.describe() for fault in verify(corpus)))
-    source = {"path": str(corpus), "masked": str(masked)}
+    source = {"path": str(corpus), "mask_records": str(masked)}
     for split, count in (
         ("train", Manifest.load(corpus).splits["train"][1].records),
         ("validation", 1),

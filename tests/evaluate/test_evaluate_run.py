@@ -24,11 +24,11 @@ from soda_jax.parallel.mesh import make_mesh
 from soda_jax.tokens.text import ByteTokenizer
 
 MODEL = {
-    "layers": 1,
-    "width": 16,
-    "mlp_width": 24,
-    "heads": 2,
-    "kv_heads": 1,
+    "num_layers": 1,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "num_kv_heads": 1,
     "head_dim": 8,
     "compute_dtype": "float32",
     "remat": "none",
@@ -71,7 +71,7 @@ def run(*arguments):
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-    monkeypatch.setattr("soda_jax.train.run.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("soda_jax.train.program.use_compilation_cache", lambda: None)
 
 
 def test_the_loss_is_the_mean_over_all_targets(workdir, config, functions, params):

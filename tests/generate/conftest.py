@@ -14,11 +14,11 @@ from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import ByteTokenizer, make_layout
 
 MODEL = {
-    "layers": 2,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 4,
-    "kv_heads": 2,
+    "num_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 4,
+    "num_kv_heads": 2,
     "head_dim": 8,
     "compute_dtype": "float32",
     "remat": "none",

@@ -22,7 +22,7 @@ def loaded(model, monkeypatch):
     monkeypatch.setattr(
         speech_model, "load", lambda workdir, **options: asked.append((workdir, options)) or model
     )
-    monkeypatch.setattr("soda_jax.train.run.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("soda_jax.train.program.use_compilation_cache", lambda: None)
     return asked
 
 

@@ -57,8 +57,10 @@ def curve_config(folder: Path) -> Any:
     from soda_jax.configs import base
 
     config = base.default()
-    config.steps, config.batch_size, config.accumulate = STEPS, 16, 2
-    config.model.update(layers=2, width=32, mlp_width=64, heads=4, kv_heads=2, head_dim=8)
+    config.steps, config.batch_size, config.gradient_accumulation = STEPS, 16, 2
+    config.model.update(
+        num_layers=2, hidden_size=32, intermediate_size=64, num_heads=4, num_kv_heads=2, head_dim=8
+    )
     config.model.compute_dtype = "float32"
     config.data.sequence_length = 64
     config.data.sources = ConfigDict({"toy": base.source(str(folder), 1.0)})
@@ -100,7 +102,7 @@ def loss_curve() -> dict[str, list[float]]:
     import jax
 
     from soda_jax.train.loop import train
-    from soda_jax.train.metrics import read_metrics
+    from soda_jax.train.metric_logs import read_metrics
 
     with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision("highest"):
         data, workdir = Path(folder) / "data", Path(folder) / "run"
@@ -124,7 +126,7 @@ def sizes_table() -> str:
     )  # fmt: skip
     rows = [head, ("---",) + ("---:",) * (len(head) - 1)]
     configs = {name: load(name) for name in config_names()}
-    for name in sorted(configs, key=lambda name: configs[name].model.width):
+    for name in sorted(configs, key=lambda name: configs[name].model.hidden_size):
         config = configs[name]
         m, length = config.model, config.data.sequence_length
         decoder = decoder_config(m.to_dict(), blocks)
@@ -132,8 +134,8 @@ def sizes_table() -> str:
         known = name.startswith("soda_")
         rows.append(
             (
-                f"`{name}`", f"{m.layers}", f"{m.width:,}", f"{m.mlp_width:,}",
-                f"{m.heads}/{m.kv_heads}", f"{m.head_dim}",
+                f"`{name}`", f"{m.num_layers}", f"{m.hidden_size:,}", f"{m.intermediate_size:,}",
+                f"{m.num_heads}/{m.num_kv_heads}", f"{m.head_dim}",
                 f"{decoder.non_embedding_parameters:,}",
                 f"{decoder.parameters:,}" if known else "–",
                 f"{training_flops_per_token(decoder, length) / 1e9:.3g}" if known else "–",

@@ -13,7 +13,7 @@ from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, Vocabulary
 VOCABULARY = VocabularyBlocks(21, (9, 4, 7))
 TINY = DecoderConfig(
     vocabulary=VOCABULARY,
-    mlp_width=24,
+    intermediate_size=24,
     rope=RopeConfig(theta=100.0, factor=1.0),
     **SHAPE,
 )

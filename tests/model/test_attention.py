@@ -129,8 +129,12 @@ def test_the_backend_follows_the_platform_of_the_devices(name, platform, backend
 @pytest.mark.parametrize(
     ("name", "platform", "told"),
     [
-        ("flash", "tpu", "model.attention = 'flash' is unknown: auto, mosaic, splash, triton, xla"),
-        ("splash", "gpu", "'splash' does not run on gpu: auto or triton, mosaic, xla"),
+        (
+            "flash",
+            "tpu",
+            "model.attention = 'flash' is not a registered attention backend; did you mean splash?",
+        ),
+        ("splash", "gpu", "'splash' does not run on gpu; use auto or triton, mosaic, xla"),
     ],
 )
 def test_a_backend_that_is_unknown_or_elsewhere_is_refused(name, platform, told):

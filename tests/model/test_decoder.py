@@ -45,7 +45,9 @@ def run(model):
 @pytest.fixture(scope="module")
 def gradients(model):
     """Gradients of a random function of the hidden states where `keep` is True."""
-    direction = jnp.asarray(np.random.default_rng(5).normal(size=(*SHAPE, TINY.width)), jnp.float32)
+    direction = jnp.asarray(
+        np.random.default_rng(5).normal(size=(*SHAPE, TINY.hidden_size)), jnp.float32
+    )
 
     def value(params, tokens, keep):
         hidden = model.bind(params)(tokens, SEGMENTS, POSITIONS)
@@ -186,7 +188,7 @@ def test_bf16_compute_keeps_f32_gradients_near_those_of_f32(params, plain):
 def test_padding_rows_get_no_probability_and_no_gradient(model, params, tied):
     tokens = random_tokens(7, SHAPE)
     valid = VOCABULARY.valid_rows
-    params, changes = dict(params), {"tied": True} if tied else {}
+    params, changes = dict(params), {"tie_embeddings": True} if tied else {}
     if tied:
         del params["head_first"], params["head_groups"]
     loss, gradients = loss_and_gradients(params, tokens, **changes)
@@ -233,7 +235,7 @@ def test_every_id_has_its_own_embedding_row(model, params):
 
 def test_a_vocabulary_without_groups_is_text_alone():
     blocks = dataclasses.replace(VOCABULARY, groups=())
-    model = make_model(vocabulary=blocks, layers=1)
+    model = make_model(vocabulary=blocks, num_layers=1)
     tokens = random_tokens(9, SHAPE, blocks)
 
     def logits():

@@ -51,7 +51,7 @@ def test_factor_one_switches_the_scaling_off():
 
 def test_rotation_is_a_complex_product():
     rng = np.random.default_rng(0)
-    settings = RopeConfig(theta=100.0, factor=4.0, original_length=32)
+    settings = RopeConfig(theta=100.0, factor=4.0, original_max_position=32)
     x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
     positions = rng.integers(0, 50, (2, 5)).astype(np.int32)
     found = rope.rotate(jnp.asarray(x), *rope.angles(jnp.asarray(positions), 50, 8, settings))

@@ -44,7 +44,7 @@ def test_abstract_model_has_exactly_the_parameters_of_the_paper(name):
 
 def test_tied_model_has_one_matrix_and_no_head():
     config = importlib.import_module("soda_jax.configs.soda_1_7b").get_config()
-    config.model.tied = True
+    config.model.tie_embeddings = True
     model = ModelFunctions(decoder_config(config.model.to_dict(), BLOCKS))
     assert not [name for name in model.abstract if name.startswith("head")]
     # The paper names its models after the layers and one matrix.
@@ -59,7 +59,7 @@ def test_matmul_parameters_count_products_only():
         for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract["layers"])
         if "norm" not in path[-1].key
     ]
-    head = TINY.vocabulary.size * TINY.width
+    head = TINY.vocabulary.size * TINY.hidden_size
     assert model.config.matmul_parameters == count(products) + head
 
 
@@ -67,7 +67,12 @@ def test_initial_weights_have_the_deviations_of_the_paper():
     d, heads, hd, ff = 64, 8, 16, 192
     blocks = VocabularyBlocks(1024, (256, 256))
     model = make_model(
-        vocabulary=blocks, width=d, mlp_width=ff, heads=heads, kv_heads=4, head_dim=hd
+        vocabulary=blocks,
+        hidden_size=d,
+        intermediate_size=ff,
+        num_heads=heads,
+        num_kv_heads=4,
+        head_dim=hd,
     )
     params = jax.jit(lambda: model.init(3))()
     layers = params["layers"]
@@ -95,7 +100,7 @@ def test_every_layer_block_and_seed_has_its_own_weights():
     init = jax.jit(model.init, static_argnums=0)
     params, other = init(0), init(1)
     for value in params["layers"].values():
-        assert value.shape[0] == TINY.layers
+        assert value.shape[0] == TINY.num_layers
     assert not np.array_equal(*params["layers"]["query"])
     assert not np.array_equal(params["layers"]["key"], params["layers"]["value"])
     assert not np.array_equal(params["embedding_first"], params["embedding_groups"][0])
@@ -115,13 +120,16 @@ def test_rows_lead_from_ids_to_blocks_and_leave_padding_out():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"layers": 0}, "model.layers = 0 must be at least 1"),
-        ({"heads": 5}, "model.heads = 5 is not a multiple of model.kv_heads = 2"),
+        ({"num_layers": 0}, "model.num_layers = 0 must be an integer, at least 1"),
+        ({"num_heads": 5}, "model.num_heads = 5 is not a multiple of model.num_kv_heads = 4"),
         ({"head_dim": 7}, "model.head_dim = 7 must be even"),
-        ({"remat": "half"}, "model.remat = 'half' is unknown"),
+        (
+            {"remat": "half"},
+            "model.remat = 'half' must be one of none, full, attention, dots, offload",
+        ),
         ({"compute_dtype": "float16"}, "model.compute_dtype = 'float16'"),
     ],
 )
 def test_an_impossible_shape_is_refused(change, told):
     with pytest.raises(UserError, match=told):
-        make_model(**change)
+        decoder_config(change, BLOCKS)

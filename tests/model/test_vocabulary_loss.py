@@ -98,7 +98,7 @@ def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(inputs, exp
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_vocabulary_of_text_alone_has_a_head_of_one_block(tied):
     vocabulary = VocabularyBlocks(21, ())
-    model = ModelFunctions(dataclasses.replace(TINY, vocabulary=vocabulary, tied=tied))
+    model = ModelFunctions(dataclasses.replace(TINY, vocabulary=vocabulary, tie_embeddings=tied))
     decoder = model.bind(random_params(model))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 21, (2, 6)), jnp.int32)
     places = (jnp.ones((2, 6), jnp.int32), jnp.broadcast_to(jnp.arange(6), (2, 6)))

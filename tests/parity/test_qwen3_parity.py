@@ -16,7 +16,13 @@ from soda_jax.convert.from_hf import from_huggingface  # noqa: E402
 from soda_jax.convert.to_hf import to_huggingface  # noqa: E402
 from soda_jax.generate.checkpoint import load_decoder  # noqa: E402
 
-NO_SCALING = {"theta": 1e6, "factor": 1.0, "low": 1.0, "high": 4.0, "original_length": 8192}
+NO_SCALING = {
+    "theta": 1e6,
+    "factor": 1.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position": 8192,
+}
 # heads, kv heads, head_dim, tied, rope scaling, sequence
 CASES = [
     (4, 4, 4, False, True, 40),  # heads · head_dim is the width
@@ -36,8 +42,8 @@ def tokens(length):
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "tied", "scaled", "length"), CASES)
 def test_ours_answers_alike_there(heads, kv_heads, head_dim, tied, scaled, length, tmp_path):
     rope = toys.ROPE if scaled else NO_SCALING
-    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    model = toys.fields(**shape, tied=tied, rope=rope, norm_eps=1e-3)
+    shape = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    model = toys.fields(**shape, tie_embeddings=tied, rope=rope, rms_norm_eps=1e-3)
     toys.write_run(tmp_path / "run", model)
     to_huggingface(tmp_path / "run", tmp_path / "out", shard_bytes=10_000)
     ours = answers(load_decoder(tmp_path / "run"), tokens(length), 8)

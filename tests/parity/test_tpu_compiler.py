@@ -14,8 +14,8 @@ CHIPS = 4
 
 # Two layers, as narrow as four parts of a tile can be: what is compiled is how the arrays are split.
 SMALL = {
-    "model.layers": 2, "model.width": 512, "model.mlp_width": 512, "model.heads": 4,
-    "model.kv_heads": 2, "model.head_dim": 128, "data.sequence_length": 1024, "batch_size": 8,
+    "model.num_layers": 2, "model.hidden_size": 512, "model.intermediate_size": 512, "model.num_heads": 4,
+    "model.num_kv_heads": 2, "model.head_dim": 128, "data.sequence_length": 1024, "batch_size": 8,
 }  # fmt: skip
 KERNEL = (
     4 * 128 * 1024**2 * 8 * 2

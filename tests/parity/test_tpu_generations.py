@@ -31,7 +31,7 @@ from soda_jax.plan.topologies import parse_topology, tpu_devices
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 layout = VocabularyLayout(260, (256, 257, 258, 259), 256, 257, (16,) * 4)
-small = {"layers": 1, "width": 128, "mlp_width": 128, "heads": 1, "kv_heads": 1, "head_dim": 128}
+small = {"num_layers": 1, "hidden_size": 128, "intermediate_size": 128, "num_heads": 1, "num_kv_heads": 1, "head_dim": 128}
 words = [f"--config.model.{name}={size}" for name, size in small.items()]
 words += ["--config.data.sequence_length=128", "--config.batch_size=8"]
 for name in sys.argv[1:]:

@@ -7,8 +7,9 @@ from train_toys import LAYOUT, leaves, make_batch, make_model
 
 from soda_jax.parallel.batches import local_rows, place_batch
 from soda_jax.parallel.mesh import make_mesh
+from soda_jax.schema import OptimizerConfig, RunConfig
 from soda_jax.train.state import shardings
-from soda_jax.train.step import StepSettings, make_gradients
+from soda_jax.train.step import make_gradients
 
 ROWS, LENGTH = 8, 32
 
@@ -17,11 +18,13 @@ def toy_batch():
     return make_batch(ROWS, LENGTH, shares=(0.9, 0.3, 1.0, 0.0))
 
 
-def gradients_on(mesh, batch, accumulate=1):
+def gradients_on(mesh, batch, accumulation=1):
     """Parameters, gradients and sums of `batch` on `mesh`; every process passes the whole batch."""
     model = make_model()
-    settings = StepSettings(
-        len(LAYOUT.class_names), 2, accumulate=accumulate, z_loss=1e-2, loss_chunk=64
+    config = RunConfig(
+        gradient_accumulation=accumulation,
+        loss_chunk=64,
+        optimizer=OptimizerConfig(z_loss=1e-2),
     )
     where = shardings(model.abstract, model.axes, mesh)
     params = jax.tree.map(
@@ -33,7 +36,8 @@ def gradients_on(mesh, batch, accumulate=1):
     )
     rows = local_rows(mesh, ROWS)
     placed = place_batch({k: v[rows] for k, v in batch.items()}, rows, mesh, ROWS)
-    function = jax.jit(make_gradients(model, settings, mesh), out_shardings=(where, None))
+    gradients_of = make_gradients(model, config, mesh, classes=len(LAYOUT.class_names), sources=2)
+    function = jax.jit(gradients_of, out_shardings=(where, None))
     gradients, sums = function(params, placed)
     return params, gradients, sums
 

@@ -8,7 +8,7 @@ import numpy as np
 from train_toys import leaves
 
 from soda_jax.checkpoints import CheckpointReader
-from soda_jax.train.metrics import read_metrics
+from soda_jax.train.metric_logs import read_metrics
 
 
 class Watcher:

@@ -10,8 +10,20 @@ from train_toys import CODEC, LAYOUT, write_generation
 
 from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
-from soda_jax.train import run as parts
+from soda_jax.schema import run_config
+from soda_jax.train import run_files
 from soda_jax.train.loop import DONE, train
+from soda_jax.train.start import FreshStart, Resume
+
+
+def open_data(settings, metadata, allow_change):
+    """The data of a run that is new (metadata None) or resumes a checkpoint."""
+    start = FreshStart() if metadata is None else Resume(1, metadata, "checkpoints")
+    return run_files.open_data(run_config(settings).data, start, allow_change)
+
+
+def run_metadata(settings, dataset, windows, earlier=None):
+    return run_files.run_metadata(run_config(settings), dataset, windows, earlier)
 
 
 def test_invariant_1_a_running_job_keeps_its_data_when_some_is_appended(config, datasets, tmp_path):
@@ -21,21 +33,21 @@ def test_invariant_1_a_running_job_keeps_its_data_when_some_is_appended(config, 
         data__sources__speech__path=str(tmp_path / "speech"),
         data__sources__text__path=str(tmp_path / "text"),
     )
-    before = parts.open_data(settings, None, False)
-    metadata = parts.run_metadata(settings, before, 0)
+    before = open_data(settings, None, False)
+    metadata = run_metadata(settings, before, 0)
     write_generation(tmp_path / "speech", "speech", 7, 30)
-    resumed = parts.open_data(settings, metadata, False)
+    resumed = open_data(settings, metadata, False)
     assert resumed.digest == before.digest
-    assert resumed.config["sources"]["speech"]["generation"] == 0
+    assert resumed.config.sources["speech"].generation == 0
     np.testing.assert_array_equal(
         resumed.batch(0, range(20)).tokens, before.batch(0, range(20)).tokens
     )
-    fresh = parts.open_data(settings, None, False)
+    fresh = open_data(settings, None, False)
     assert fresh.digest != before.digest and fresh.sources[0].windows > before.sources[0].windows
     # A source that names no generation at all follows the checkpoint as well.
     with settings.unlocked():
         del settings.data.sources.speech.generation
-    assert parts.open_data(settings, metadata, False).digest == before.digest
+    assert open_data(settings, metadata, False).digest == before.digest
 
 
 @pytest.mark.parametrize(
@@ -48,10 +60,10 @@ def test_invariant_1_a_running_job_keeps_its_data_when_some_is_appended(config, 
     ],
 )
 def test_other_data_than_the_checkpoints_is_refused_unless_allowed(config, change):
-    metadata = parts.run_metadata(config(), parts.open_data(config(), None, False), 0)
+    metadata = run_metadata(config(), open_data(config(), None, False), 0)
     with pytest.raises(UserError, match=r"the data is not that of the checkpoint .*--allow_data_c"):
-        parts.open_data(config(**change), metadata, False)
-    assert parts.open_data(config(**change), metadata, True).digest != metadata["data_digest"]
+        open_data(config(**change), metadata, False)
+    assert open_data(config(**change), metadata, True).digest != metadata["data_digest"]
 
 
 def another_front_end(datasets, folder, **fields):
@@ -105,21 +117,21 @@ def test_a_model_of_text_may_go_on_to_speech_and_back_and_keeps_its_codec(config
             del settings.data.sources.speech
         return settings
 
-    text = parts.open_data(text_alone(), None, False)
-    text_metadata = parts.run_metadata(text_alone(), text, 0)
+    text = open_data(text_alone(), None, False)
+    text_metadata = run_metadata(text_alone(), text, 0)
     assert text_metadata["codec_fingerprint"] is None
-    both = parts.open_data(config(), text_metadata, True)
-    metadata = parts.run_metadata(config(), both, 0, text_metadata)
+    both = open_data(config(), text_metadata, True)
+    metadata = run_metadata(config(), both, 0, text_metadata)
     assert metadata["codec_fingerprint"] == "toy"
-    again = parts.open_data(text_alone(), metadata, True)
-    assert parts.run_metadata(text_alone(), again, 0, metadata)["codec_fingerprint"] == "toy"
+    again = open_data(text_alone(), metadata, True)
+    assert run_metadata(text_alone(), again, 0, metadata)["codec_fingerprint"] == "toy"
 
 
 def test_damaged_records_that_are_masked_are_counted_in_the_metrics(config, datasets, tmp_path):
     shutil.copytree(datasets / "text", tmp_path / "text")
     (tmp_path / "text" / "train" / "shard-00000.array_record").unlink()
     settings = config(
-        data__sources__text__path=str(tmp_path / "text"), data__damaged="mask", steps=2
+        data__sources__text__path=str(tmp_path / "text"), data__on_corrupt_record="mask", steps=2
     )
     assert train(settings, tmp_path / "run") == DONE
     counts = [row["masked_records"] for row in rows_of(tmp_path / "run")]
@@ -129,7 +141,9 @@ def test_damaged_records_that_are_masked_are_counted_in_the_metrics(config, data
 def test_records_to_mask_can_be_named_on_the_command_line(config, tmp_path):
     (tmp_path / "m.txt").write_text("shard-00000.array_record 3\n")
     settings = config()
-    settings.update_from_flattened_dict({"data.sources.speech.masked": str(tmp_path / "m.txt")})
-    masked = parts.open_data(settings, None, False)
+    settings.update_from_flattened_dict(
+        {"data.sources.speech.mask_records": str(tmp_path / "m.txt")}
+    )
+    masked = open_data(settings, None, False)
     assert masked.summary()["speech"]["masked_records"] == 1
-    assert masked.digest != parts.open_data(config(), None, False).digest
+    assert masked.digest != open_data(config(), None, False).digest

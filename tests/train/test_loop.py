@@ -26,9 +26,12 @@ from soda_jax.data.dataset import make_dataset
 from soda_jax.errors import UserError
 from soda_jax.parallel import mesh, rules
 from soda_jax.plan.hlo import parse_module
+from soda_jax.schema import run_config
 from soda_jax.train import loop
-from soda_jax.train import run as parts
+from soda_jax.train import program as programs
 from soda_jax.train.loop import DONE, PREEMPTED, train
+from soda_jax.train.run_files import open_data
+from soda_jax.train.start import FreshStart
 
 
 def test_hooks_are_called_at_their_steps_and_after_the_last_one(whole):
@@ -63,7 +66,7 @@ def test_metrics_hold_the_loss_vector_and_the_rates_of_every_step(whole):
 def test_a_run_leaves_what_is_needed_to_use_it(whole, datasets):
     workdir, _ = whole
     config = json.loads((workdir / "config.json").read_text())
-    assert config["model"]["width"] == 16 and config["steps"] == 6
+    assert config["model"]["hidden_size"] == 16 and config["steps"] == 6
     data = json.loads((workdir / "data.json").read_text())
     assert data["sources"]["speech"]["windows"] > 30
     assert (workdir / "tokenizer" / "tokenizer.json").is_file()
@@ -93,7 +96,7 @@ def test_programs_are_kept_in_the_folder_that_soda_cache_names(
         assert jax.config.jax_compilation_cache_dir == os.environ["SODA_CACHE"]
         monkeypatch.delenv("SODA_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        parts.use_compilation_cache()
+        programs.use_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "soda_jax" / "xla")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -162,7 +165,7 @@ def test_a_trace_holds_no_step_before_its_first_and_all_of_its_last(config, tmp_
         )
         return number + 0.0 * work[0, 0]
 
-    real, averages, seen = parts.make_program, [], []
+    real, averages, seen = loop.make_program, [], []
 
     def delayed(*arguments):
         program = real(*arguments)
@@ -180,7 +183,7 @@ def test_a_trace_holds_no_step_before_its_first_and_all_of_its_last(config, tmp_
         written = [row["step"] for row in rows_of(tmp_path)]
         seen.append((len(averages), averages[-1].is_ready(), written))
 
-    monkeypatch.setattr(parts, "make_program", delayed)
+    monkeypatch.setattr(loop, "make_program", delayed)
     monkeypatch.setattr(jax.profiler, "start_trace", note)
     monkeypatch.setattr(jax.profiler, "stop_trace", note)
     settings = config(checkpoint__every_steps=0)
@@ -211,11 +214,13 @@ def test_a_trace_of_steps_that_the_run_does_not_have_is_named(config, tmp_path, 
 
 
 def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(config, tmp_path):
-    broken = config(optimizer__peak=1e35, optimizer__warmup=0.0, safety__max_skipped_in_a_row=3)
+    broken = config(
+        optimizer__peak_lr=1e35, optimizer__warmup_fraction=0.0, safety__max_skipped_in_a_row=3
+    )
     with pytest.raises(UserError) as error:
         train(broken, tmp_path)
     assert "step 4: 3 updates in a row were skipped" in str(error.value)
-    assert "\n" not in str(error.value) and "optimizer.peak" in str(error.value)
+    assert "\n" not in str(error.value) and "optimizer.peak_lr" in str(error.value)
     rows = rows_of(tmp_path)
     assert [row["skipped"] for row in rows] == [0, 1, 2, 3]  # the last one too, it says why
     assert rows[0]["gradient_norm"] > 0 and rows[1]["gradient_norm"] is None
@@ -243,24 +248,34 @@ def test_a_run_that_fails_between_two_steps_has_written_the_numbers_of_the_first
 
 
 def make_program(settings):
-    data = parts.open_data(settings, None, False)
-    return parts.make_program(settings, data.layout, len(data.source_names))
+    config = run_config(settings)
+    data = open_data(config.data, FreshStart(), False)
+    return programs.make_program(config, data.layout, len(data.source_names))
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"accumulate": 3}, "batch_size 8 is not a multiple of accumulate 3"),
-        ({"accumulate": 0}, "batch_size 8 is not a multiple of accumulate 0"),
+        (
+            {"gradient_accumulation": 3},
+            "batch_size = 8 is not a multiple of gradient_accumulation = 3",
+        ),
+        ({"gradient_accumulation": 0}, "gradient_accumulation = 0 must be an integer, at least 1"),
         ({"batch_size": 12}, "= 12 windows cannot be split over dcn x data x fsdp = 8 devices"),
-        ({"accumulate": 2}, "= 4 windows cannot be split over dcn x data x fsdp = 8 devices"),
+        (
+            {"gradient_accumulation": 2},
+            "= 4 windows cannot be split over dcn x data x fsdp = 8 devices",
+        ),
         (
             {"mesh__data": 1, "mesh__fsdp": 1, "mesh__sequence": 8, "data__sequence_length": 36},
             "data.sequence_length 36 is not a multiple of mesh.sequence = 8",
         ),
         ({"mesh__data": 3}, "does not make 8 devices"),
-        ({"model__heads": 3}, "model.heads = 3 is not a multiple of model.kv_heads = 2"),
-        ({"optimizer__schedule": "step"}, "optimizer.schedule = 'step' is unknown"),
+        (
+            {"model__num_heads": 3},
+            "model.num_heads = 3 is not a multiple of model.num_kv_heads = 2",
+        ),
+        ({"optimizer__schedule": "step"}, "optimizer.schedule = 'step' must be one of wsd, cosine"),
     ],
 )
 def test_settings_that_do_not_fit_are_named_before_anything_is_compiled(config, change, told):
@@ -314,7 +329,7 @@ def test_metrics_may_be_written_seldom_or_not_at_all_but_for_the_last_step(whole
 
 
 @pytest.mark.parametrize(
-    "change", [{"model__heads": 3}, {"data__sources__speech__path": "/nowhere"}]
+    "change", [{"model__num_heads": 3}, {"data__sources__speech__path": "/nowhere"}]
 )
 def test_a_run_that_cannot_begin_leaves_nothing_behind(config, tmp_path, change):
     with pytest.raises(UserError):

@@ -3,7 +3,7 @@
 import json
 import math
 
-from soda_jax.train.metrics import MetricsLog, read_metrics
+from soda_jax.train.metric_logs import MetricsLog, read_metrics
 
 
 def write(workdir, start, steps, tensorboard=False, value=1.0):

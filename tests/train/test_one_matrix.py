@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from toys import SHAPE, random_params
 from train_toys import leaves
 
-from soda_jax.configs import base
 from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, VocabularyBlocks
 from soda_jax.parallel.batches import place_batch
 from soda_jax.parallel.mesh import make_mesh
+from soda_jax.schema import OptimizerConfig, RunConfig, SafetyConfig
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import make_state, shardings
-from soda_jax.train.step import StepSettings, make_train_step
+from soda_jax.train.step import make_train_step
 
 LAYOUTS = {
     "text padded from 1,028 to 1,280": VocabularyBlocks(1028, (16, 16)),
@@ -26,22 +25,19 @@ LAYOUTS = {
     "one codebook": VocabularyBlocks(21, (5,)),
     "text only": VocabularyBlocks(1028, ()),
 }
-OPTIONS = ConfigDict(
-    {
-        **base.default().optimizer.to_dict(),
-        **{"peak": 0.02, "weight_decay": 0.3, "beta1": 0.9, "beta2": 0.8, "warmup": 0.0},
-    }
+OPTIONS = OptimizerConfig(
+    peak_lr=0.02, weight_decay=0.3, beta1=0.9, beta2=0.8, warmup_fraction=0.0, z_loss=1e-2
 )
 STEPS = 5
 
 
 def make_model(blocks, tied=False):
-    shape = {**SHAPE, "layers": 1}
+    shape = {**SHAPE, "num_layers": 1}
     config = DecoderConfig(
         vocabulary=blocks,
-        mlp_width=32,
+        intermediate_size=32,
         rope=RopeConfig(theta=100.0, factor=1.0),
-        tied=tied,
+        tie_embeddings=tied,
         **shape,
     )
     return ModelFunctions(config)
@@ -92,7 +88,7 @@ def reference(start, gradients, decayed):
         u = (m / (1 - OPTIONS.beta1**t)) / (np.sqrt(v / (1 - OPTIONS.beta2**t)) + OPTIONS.eps)
         mask = u * g > 0
         u = u * mask / (mask.mean() + OPTIONS.eps)
-        theta = theta - OPTIONS.peak * (u + decayed * OPTIONS.weight_decay * theta)
+        theta = theta - OPTIONS.peak_lr * (u + decayed * OPTIONS.weight_decay * theta)
     return theta
 
 
@@ -148,15 +144,22 @@ class OneBlock(VocabularyBlocks):
     padded_first = property(lambda self: self.first_rows)
 
 
-def run_steps(model, params, axes, accumulate=1):
+def run_steps(model, params, axes, accumulation=1):
     """State and metrics of three real steps, from `params`."""
     mesh = make_mesh(axes) if axes else make_mesh({}, jax.devices()[:1])
     optimizer, schedule = make_optimizer(OPTIONS, 100, model.abstract, model.matrices)
-    settings = StepSettings(1, 1, accumulate=accumulate, z_loss=1e-2, loss_chunk=24, clip=1.0)
+    config = RunConfig(
+        batch_size=8,
+        gradient_accumulation=accumulation,
+        loss_chunk=24,
+        optimizer=OPTIONS,
+        safety=SafetyConfig(spike_factor=0.0),
+    )
     shapes = jax.eval_shape(lambda: make_state(model, optimizer, 0))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes) | {"params": params}
     state = jax.device_put(state, shardings(state, model.axes, mesh))
-    step = jax.jit(make_train_step(model, optimizer, schedule, settings, mesh))
+    train_step = make_train_step(model, optimizer, schedule, config, mesh, classes=1, sources=1)
+    step = jax.jit(train_step)
     history = []
     for number in range(3):
         batch = make_batch(model.config.vocabulary.size, number)
@@ -223,7 +226,7 @@ def moments(state):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_initial_padding_is_zero_and_each_block_has_the_deviation_of_the_matrix(tied):
     blocks = VocabularyBlocks(1028, (300, 100, 250))
-    config = dataclasses.replace(make_model(blocks, tied).config, width=64)
+    config = dataclasses.replace(make_model(blocks, tied).config, hidden_size=64)
     params = jax.jit(ModelFunctions(config).init, static_argnums=0)(5)
     assert not padding_of(params, blocks).any()
     for name, value in matrices(params, blocks, tied).items():

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from train_toys import leaves
 
-from soda_jax.configs import base
+from soda_jax.schema import OptimizerConfig
 from soda_jax.train.optimizer import decay_mask, make_optimizer
 from soda_jax.train.schedules import make_schedule
 
@@ -19,8 +18,8 @@ UNDECAYED = {
 
 
 def settings(**changes):
-    common = {"peak": 0.02, "weight_decay": 0.3, "beta1": 0.9, "beta2": 0.8, "eps": 1e-6}
-    return ConfigDict({**base.default().optimizer.to_dict(), **common, **changes})
+    common = {"peak_lr": 0.02, "weight_decay": 0.3, "beta1": 0.9, "beta2": 0.8, "eps": 1e-6}
+    return OptimizerConfig(**common | changes)
 
 
 def reference(start, gradients, options):
@@ -42,7 +41,7 @@ def reference(start, gradients, options):
             if options.cautious:
                 mask = g * u > 0
                 u = u * mask / (mask.mean() + options.eps)
-            wd = 0.0 if name in UNDECAYED else options.weight_decay * lr / options.peak
+            wd = 0.0 if name in UNDECAYED else options.weight_decay * lr / options.peak_lr
             theta[name] = theta[name] - lr * (u + wd * theta[name])
         history.append({name: value.copy() for name, value in theta.items()})
     return history
@@ -80,7 +79,7 @@ def test_steps_follow_the_formulas_of_the_paper(params, gradients, changes):
 
 def test_caution_averages_over_the_stacked_layers_as_one_tensor(params):
     """Where layer 0's updates are all masked, layer 1's are scaled by the share of both."""
-    options = settings(weight_decay=0.0, warmup=0.0, decay=0.0)
+    options = settings(weight_decay=0.0, warmup_fraction=0.0, decay_fraction=0.0)
     optimizer, _ = make_optimizer(options, STEPS, params)
     shape = params["layers"]["gate"].shape
     first = jnp.ones(shape)
@@ -93,7 +92,7 @@ def test_caution_averages_over_the_stacked_layers_as_one_tensor(params):
         updates, state = optimizer.update(tree, state, params, step=step)
     change = np.asarray(updates["layers"]["gate"])
     assert not change[0].any()
-    np.testing.assert_allclose(change[1], -options.peak / 0.5, rtol=1e-4)
+    np.testing.assert_allclose(change[1], -options.peak_lr / 0.5, rtol=1e-4)
 
 
 def test_decay_spares_norms_and_token_embedding_but_not_the_head(model):
@@ -103,12 +102,12 @@ def test_decay_spares_norms_and_token_embedding_but_not_the_head(model):
 
 
 def test_corrected_decay_goes_with_the_square_of_the_learning_rate(params):
-    options = settings(warmup=0.5, decay=0.0)
+    options = settings(warmup_fraction=0.5, decay_fraction=0.0)
     optimizer, schedule = make_optimizer(options, STEPS, params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     for step in (0, 2, 4, 8):
         updates, _ = optimizer.update(zeros, optimizer.init(params), params, step=step)
-        expected = -(float(schedule(step)) ** 2) / options.peak * options.weight_decay
+        expected = -(float(schedule(step)) ** 2) / options.peak_lr * options.weight_decay
         ratio = np.asarray(updates["head_first"]) / np.asarray(params["head_first"])
         np.testing.assert_allclose(ratio, expected, rtol=1e-4, atol=1e-12)
         assert not np.asarray(updates["embedding_first"]).any()

@@ -14,7 +14,7 @@ from train_toys import tiny_config
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.train.loop import DONE, PREEMPTED, train
-from soda_jax.train.metrics import read_metrics
+from soda_jax.train.metric_logs import read_metrics
 
 CONFIG = """
 from pathlib import Path

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from soda_jax.configs import base
 from soda_jax.errors import UserError
+from soda_jax.schema import OptimizerConfig, parse, run_config
 from soda_jax.train.schedules import make_schedule, warmup_cosine, warmup_stable_decay
 
 
@@ -14,13 +14,15 @@ def values(schedule, *steps):
 
 
 def test_wsd_rises_holds_and_falls_at_its_corners():
-    schedule = warmup_stable_decay(2.0, 100, warmup=0.10, decay=0.20)
+    schedule = warmup_stable_decay(2.0, 100, warmup_fraction=0.10, decay_fraction=0.20)
     found = values(schedule, 0, 5, 10, 11, 79, 80, 81, 90, 99, 100)
     assert found == pytest.approx([0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.9, 1.0, 0.1, 0.0])
 
 
 def test_wsd_of_the_suite_has_the_stages_of_the_paper():
-    config = base.suite(width=2048, layers=1, mlp_width=1, heads=1, kv_heads=1, head_dim=2)
+    config = base.suite(
+        hidden_size=2048, num_layers=1, intermediate_size=1, num_heads=1, num_kv_heads=1, head_dim=2
+    )
     schedule = make_schedule(config.optimizer, config.steps)
     rise, fall = round(0.1 * 238_419), round(0.2 * 238_419)
     found = values(schedule, rise // 2, rise, 238_419 - fall, 238_419 - fall // 2, 238_418)
@@ -33,51 +35,55 @@ def test_wsd_of_the_suite_has_the_stages_of_the_paper():
     [(0.0, 0.0, [1.0, 1.0, 1.0]), (0.0, 1.0, [1.0, 0.5, 0.1]), (1.0, 0.0, [0.0, 0.5, 0.9])],
 )
 def test_wsd_without_a_stage(warmup, decay, expected):
-    schedule = warmup_stable_decay(1.0, 10, warmup=warmup, decay=decay)
+    schedule = warmup_stable_decay(1.0, 10, warmup_fraction=warmup, decay_fraction=decay)
     assert values(schedule, 0, 5, 9) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0.6, 0.5), (-0.1, 0.2), (0.1, -0.2)])
 def test_wsd_whose_stages_overlap_is_refused(warmup, decay):
-    with pytest.raises(UserError, match=r"optimizer\.warmup .* must be shares of one run"):
-        warmup_stable_decay(1.0, 10, warmup=warmup, decay=decay)
+    with pytest.raises(UserError, match=r"optimizer\.warmup_fraction .* at most 1 together"):
+        warmup_stable_decay(1.0, 10, warmup_fraction=warmup, decay_fraction=decay)
 
 
 def test_cosine_rises_and_falls_by_half_a_cosine():
-    schedule = warmup_cosine(2.0, 100, warmup=0.04)
+    schedule = warmup_cosine(2.0, 100, warmup_fraction=0.04)
     steps = np.array([4, 20, 52, 76, 100])
     expected = 1.0 + np.cos(np.pi * (steps - 4) / 96)
     assert values(schedule, 0, 2) == [0.0, 1.0]
     assert values(schedule, *steps) == pytest.approx(expected.tolist(), abs=1e-6)
-    assert values(warmup_cosine(2.0, 100, warmup=0.0), 0) == [2.0]
+    assert values(warmup_cosine(2.0, 100, warmup_fraction=0.0), 0) == [2.0]
 
 
 @pytest.mark.parametrize("warmup", [1.0, 1.5, -0.1])
 def test_cosine_without_room_is_refused(warmup):
     with pytest.raises(UserError, match=r"optimizer\.warmup"):
-        warmup_cosine(1.0, 10, warmup=warmup)
+        warmup_cosine(1.0, 10, warmup_fraction=warmup)
 
 
 def settings(**changes):
-    return ConfigDict({**base.default().optimizer.to_dict(), **changes})
+    return parse(OptimizerConfig, changes, "optimizer")
 
 
 def test_the_config_chooses_the_schedule():
     assert values(make_schedule(settings(), 100), 50) == [pytest.approx(3e-3)]
-    cosine = make_schedule(settings(schedule="cosine", warmup=0.0), 100)
+    cosine = make_schedule(settings(schedule="cosine", warmup_fraction=0.0), 100)
     assert values(cosine, 50) == [pytest.approx(1.5e-3)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "steps", "told"),
+    ("changes", "message"),
     [
-        ({"schedule": "linear"}, 10, "optimizer.schedule = 'linear' is unknown: wsd, cosine"),
-        ({"peak": 0.0}, 10, "optimizer.peak = 0.0 must be above 0"),
-        ({"peak": -1.0}, 10, "optimizer.peak"),
-        ({}, 0, "steps = 0 must be at least 1"),
+        ({"schedule": "linear"}, "optimizer.schedule = 'linear' must be one of wsd, cosine"),
+        ({"peak_lr": 0.0}, "optimizer.peak_lr = 0.0 must be a number, above 0"),
+        ({"peak_lr": -1.0}, "optimizer.peak_lr"),
     ],
 )
-def test_impossible_settings_are_refused(changes, steps, told):
+def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(UserError) as error:
-        make_schedule(settings(**changes), steps)
-    assert told in str(error.value)
+        settings(**changes)
+    assert message in str(error.value)
+
+
+def test_a_run_without_steps_is_refused():
+    with pytest.raises(UserError, match="steps = 0 must be an integer, at least 1"):
+        run_config({"steps": 0})

@@ -1,6 +1,5 @@
 """A run that begins with the parameters of another one, or of a converted model."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,15 +13,23 @@ from test_data_of_a_run import another_front_end
 from toys import run_two
 from train_toys import leaves
 
-from soda_jax.checkpoints import Checkpointer
+from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.errors import UserError
 from soda_jax.file_sums import folder_sums
 from soda_jax.files import write_json
-from soda_jax.train import run as parts
+from soda_jax.schema import run_config
+from soda_jax.train import loop
 from soda_jax.train.loop import DONE, PREEMPTED, train
-from soda_jax.train.start import find_start
+from soda_jax.train.run_files import open_data, run_metadata, write_run_files
+from soda_jax.train.start import FreshStart, WarmStart, find_start
 
-FRESH = {"optimizer__peak": 5e-3, "data__seed": 5, "optimizer__warmup": 0.0, "seed": 9}
+
+def start_of(config, workdir):
+    """What a run without checkpoints begins from."""
+    return find_start(run_config(config), workdir, CheckpointReader(workdir / "checkpoints"))
+
+
+FRESH = {"optimizer__peak_lr": 5e-3, "data__seed": 5, "optimizer__warmup_fraction": 0.0, "seed": 9}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def converted(whole, tmp_path_factory) -> Path:
 def state_before_the_first_step(monkeypatch) -> dict:
     """Filled with the state that the next run begins with, as numpy, and what it was made from."""
     seen: dict = {}
-    make = parts.make_program
+    make = loop.make_program
 
     def watching(*args):
         program = make(*args)
@@ -72,7 +79,7 @@ def state_before_the_first_step(monkeypatch) -> dict:
         seen["wanted shardings"] = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
         return program
 
-    monkeypatch.setattr(parts, "make_program", watching)
+    monkeypatch.setattr(loop, "make_program", watching)
     return seen
 
 
@@ -137,7 +144,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_folder_of_checkpoints_
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "kept")
     (tmp_path / "kept" / "6" / "params" / "_METADATA").unlink()
     asked = config(start_from=str(tmp_path / "kept"))
-    assert find_start(asked, tmp_path / "run").step == 4
+    assert start_of(asked, tmp_path / "run").source_step == 4
     assert "checkpoint 6 skipped: params/_METADATA is missing" in capsys.readouterr().err
     asked.start_from_step = 6
     with pytest.raises(UserError, match="6: params/_METADATA is missing"):
@@ -146,7 +153,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_folder_of_checkpoints_
     with pytest.raises(UserError, match="5: there is no such checkpoint"):
         train(asked, tmp_path / "run")
     asked.start_from_step = 2
-    assert find_start(asked, tmp_path / "run").earlier()["started_from"]["step"] == 2
+    assert start_of(asked, tmp_path / "run").earlier["started_from"]["step"] == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -159,9 +166,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_folder_of_checkpoints_
             "--config.model.rope.theta=100.0",
         ),
         (
-            {"model__layers": 3, "model__tied": True},
-            "model.tied is True in the config and False in ",
-            "--config.model.layers=2 --config.model.tied=False",
+            {"model__num_layers": 3, "model__tie_embeddings": True},
+            "model.tie_embeddings is True in the config and False in ",
+            "--config.model.num_layers=2 --config.model.tie_embeddings=False",
         ),
         (
             {"model__rope__factor": 8.0},
@@ -169,9 +176,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_folder_of_checkpoints_
             "--config.model.rope.factor=1.0",
         ),
         (
-            {"model__norm_eps": 1e-6},
-            "model.norm_eps is 1e-06 in the config and 1e-05 in ",
-            "--config.model.norm_eps=1e-05",
+            {"model__rms_norm_eps": 1e-6},
+            "model.rms_norm_eps is 1e-06 in the config and 1e-05 in ",
+            "--config.model.rms_norm_eps=1e-05",
         ),
     ],
 )
@@ -183,7 +190,7 @@ def test_another_model_is_refused_field_by_field_before_anything_is_written(
         train(asked, tmp_path / "run")
     message = str(error.value)
     assert f"{told}{whole[0] / 'checkpoints' / '6'}" in message and "\n" not in message
-    assert message.endswith(f"; give {mend}") and not (tmp_path / "run").exists()
+    assert message.endswith(f"; pass {mend}") and not (tmp_path / "run").exists()
 
 
 def test_what_does_not_change_the_parameters_may_differ(whole, config, tmp_path):
@@ -191,9 +198,9 @@ def test_what_does_not_change_the_parameters_may_differ(whole, config, tmp_path)
         start_from=str(whole[0]),
         model__remat="full",
         model__compute_dtype="bfloat16",
-        model__rope__low=2.0,  # without scaling it says nothing
+        model__rope__low_freq_factor=2.0,  # without scaling it says nothing
     )
-    assert find_start(asked, tmp_path / "run").step == 6
+    assert start_of(asked, tmp_path / "run").source_step == 6
 
 
 def test_data_of_another_front_end_is_refused(whole, config, datasets, tmp_path):
@@ -214,13 +221,16 @@ def test_a_model_of_speech_that_starts_on_text_alone_keeps_its_codec(whole, conf
     asked = config(start_from=str(origin))
     with asked.unlocked():
         del asked.data.sources.speech
-    start, text = find_start(asked, tmp_path / "run"), parts.open_data(asked, None, False)
-    sums = start.metadata["front_end"] | folder_sums(origin, "codec")
-    start = dataclasses.replace(start, metadata={**start.metadata, "front_end": sums})
-    start.check_data(text)
-    about = parts.run_metadata(asked, text, 0, start.earlier())
-    assert about["codec_fingerprint"] == "toy" and text.codec_fingerprint is None
-    parts.write_run_files(asked, text, tmp_path / "run", start.earlier())
+    asked = run_config(asked)
+    found = start_of(asked, tmp_path / "run")
+    text = open_data(asked.data, FreshStart(), False)
+    metadata = found._metadata
+    sums = metadata["front_end"] | folder_sums(origin, "codec")
+    start = WarmStart(found.path, found._reader, 6, {**metadata, "front_end": sums})
+    start.check_data(text, False)
+    kept = run_metadata(asked, text, 0, start.earlier)
+    assert kept["codec_fingerprint"] == "toy" and text.codec_fingerprint is None
+    write_run_files(asked, text, tmp_path / "run", start.earlier)
     assert (tmp_path / "run" / "codec" / "codec.json").is_file()
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
 

@@ -8,19 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from train_toys import LAYOUT, leaves, make_batch
 
-from soda_jax.configs import base
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.parallel.mesh import make_mesh
+from soda_jax.schema import OptimizerConfig, RunConfig, SafetyConfig
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import make_state
-from soda_jax.train.step import StepSettings, make_gradients, make_train_step
+from soda_jax.train.step import make_gradients, make_train_step
 
-SETTINGS = StepSettings(
-    classes=len(LAYOUT.class_names), sources=2, z_loss=1e-2, loss_chunk=32, clip=1.0
-)
+OPTIONS = OptimizerConfig(peak_lr=0.01, warmup_fraction=0.0, z_loss=1e-2)
+CONFIG = RunConfig(loss_chunk=32, optimizer=OPTIONS, safety=SafetyConfig(spike_factor=0.0))
+SIZES = {"classes": len(LAYOUT.class_names), "sources": 2}
 SHAPE = (8, 32)
 # Rows of one micro-batch keep most of their targets, those of the other few.
 UNEVEN = (0.95, 0.05)
@@ -37,8 +36,8 @@ def gradients_of(model, one_device):
 
     @functools.lru_cache
     def make(accumulate):
-        settings = dataclasses.replace(SETTINGS, accumulate=accumulate)
-        return jax.jit(make_gradients(model, settings, one_device))
+        config = dataclasses.replace(CONFIG, gradient_accumulation=accumulate)
+        return jax.jit(make_gradients(model, config, one_device, **SIZES))
 
     return make
 
@@ -99,7 +98,7 @@ def test_invariant_5_loss_vector_equals_a_direct_computation(gradients_of, model
     counts = np.asarray(sums["count"])
     means = [found[f"loss/{name}"] * counts[:, i].sum() for i, name in enumerate(names)]
     assert found["loss/all"] == pytest.approx(sum(means) / counts.sum(), rel=1e-6)
-    z_loss = SETTINGS.z_loss * float(sums["log_z_squared"]) / counts.sum()
+    z_loss = OPTIONS.z_loss * float(sums["log_z_squared"]) / counts.sum()
     assert float(sums["loss"]) == pytest.approx(found["loss/all"] + z_loss, rel=1e-5)
 
 
@@ -116,7 +115,6 @@ def test_the_last_place_of_a_window_is_no_target(gradients_of, params, batch):
 
 
 CLIP = 1.0
-OPTIONS = ConfigDict({**base.default().optimizer.to_dict(), "peak": 0.01, "warmup": 0.0})
 
 
 @pytest.fixture(scope="module")
@@ -128,24 +126,26 @@ def start(model, params):
 
 @pytest.fixture(scope="module")
 def step_with(model, one_device):
-    """step_with(settings): the jitted step."""
+    """step_with(max_grad_norm, **safety): the jitted step."""
 
-    def make(**changes):
-        optimizer, schedule = make_optimizer(OPTIONS, 100, model.abstract)
-        settings = dataclasses.replace(SETTINGS, **changes)
-        return jax.jit(make_train_step(model, optimizer, schedule, settings, one_device))
+    def make(max_grad_norm, **safety):
+        options = dataclasses.replace(OPTIONS, max_grad_norm=max_grad_norm)
+        optimizer, schedule = make_optimizer(options, 100, model.abstract)
+        safety = dataclasses.replace(CONFIG.safety, **safety)
+        config = dataclasses.replace(CONFIG, optimizer=options, safety=safety)
+        return jax.jit(make_train_step(model, optimizer, schedule, config, one_device, **SIZES))
 
     return make
 
 
 @pytest.fixture(scope="module")
 def clipping_step(step_with):
-    return step_with(clip=CLIP)
+    return step_with(CLIP)
 
 
 @pytest.fixture(scope="module")
 def watching_step(step_with):
-    return step_with(clip=0.0, spike_factor=5.0, spike_after=2)
+    return step_with(0.0, spike_factor=5.0, spike_after=2)
 
 
 def test_the_gradient_is_clipped_to_the_global_norm(clipping_step, watching_step, start, batch):

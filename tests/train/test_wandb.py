@@ -7,7 +7,7 @@ import pytest
 from run_toys import KilledError, Watcher, kill, rows_of, terminate
 
 from soda_jax.errors import UserError
-from soda_jax.train import run as parts
+from soda_jax.train import loop
 from soda_jax.train.loop import DONE, PREEMPTED, train
 
 
@@ -44,7 +44,7 @@ def fake(monkeypatch):
 def test_wandb_gets_each_step_once_and_in_order_while_the_next_one_runs(
     fake, config, tmp_path, monkeypatch
 ):
-    real = parts.make_program
+    real = loop.make_program
 
     def watched(*arguments):
         program = real(*arguments)
@@ -57,7 +57,7 @@ def test_wandb_gets_each_step_once_and_in_order_while_the_next_one_runs(
         program.step = noted
         return program
 
-    monkeypatch.setattr(parts, "make_program", watched)
+    monkeypatch.setattr(loop, "make_program", watched)
     assert train(config(log__wandb_project="songs", checkpoint__every_steps=0), tmp_path) == DONE
     expected = [("run", 1)]
     for step in range(2, 7):

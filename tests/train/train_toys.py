@@ -72,7 +72,7 @@ def tiny_config(datasets: Path, **changes: Any) -> ConfigDict:
     """Six steps of a model with a few thousand parameters on eight devices."""
     config = base.default()
     config.steps, config.batch_size = 6, 8
-    config.model.update(mlp_width=32, **SHAPE)
+    config.model.update(intermediate_size=32, **SHAPE)
     config.model.rope.update(theta=100.0, factor=1.0)
     config.data.sequence_length = 32
     config.data.sources = ConfigDict(
@@ -83,7 +83,7 @@ def tiny_config(datasets: Path, **changes: Any) -> ConfigDict:
             ),
         }
     )
-    config.optimizer.update(peak=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
+    config.optimizer.update(peak_lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-8)
     config.loss_chunk = 64
     config.mesh.update(data=4, fsdp=2)
     config.checkpoint.update(every_steps=2, every_minutes=0.0, keep=10)
@@ -95,7 +95,7 @@ def tiny_config(datasets: Path, **changes: Any) -> ConfigDict:
 
 MODEL = DecoderConfig(
     vocabulary=VocabularyBlocks(LAYOUT.audio_base, LAYOUT.codebook_sizes),
-    mlp_width=32,
+    intermediate_size=32,
     rope=RopeConfig(theta=100.0, factor=1.0),
     **SHAPE,
 )

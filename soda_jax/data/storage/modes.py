@@ -4,11 +4,11 @@
 |---|---|---|
 | direct | in place, by ArrayRecord's reader | local and mounted folders |
 | stage | after a copy of each shard to `cache_dir` | a data set that fits on a disk of each host |
-| range | one small request per record, `read_threads` at a time | `gs://` and other URLs |
+| range | one small request per record, `read_concurrency` at a time | `gs://` and other URLs |
 | auto | direct for a path, range for a URL | |
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,7 @@ from soda_jax.data.storage.ranges import RangeReader, RangeShards
 from soda_jax.data.storage.remote import RemoteFiles
 from soda_jax.data.storage.staging import StagedFile, stage
 from soda_jax.errors import UserError
-
-STORAGES = ("auto", "direct", "stage", "range")
+from soda_jax.schema import DataConfig
 
 
 class Shards(Protocol):
@@ -79,12 +78,12 @@ class Storage:
       remote: reads the remote files; counts the requests that were repeated.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
-        """Takes the completed data part of a config, see `soda_jax.data.config`."""
+    def __init__(self, config: DataConfig):
+        """Takes the `data` settings of a run."""
         self._config = config
-        self.remote = RemoteFiles(config["retries"], config["read_threads"])
+        self.remote = RemoteFiles(config.read_retries, config.read_concurrency)
         self._readers = ShardReaders()
-        self._ranges = RangeReader(self.remote, config["cache_bytes"])
+        self._ranges = RangeReader(self.remote, config.cache_bytes)
 
     def open(
         self, name: str, directory: Location, split: str, shards: Sequence[ShardInfo]
@@ -101,7 +100,7 @@ class Storage:
           UserError: if the mode is `direct` for a URL, staging fails, or an index is missing, damaged or
             not the one in the manifest.
         """
-        storage = self._config["storage"]
+        storage = self._config.storage
         if storage == "auto":
             storage = "range" if is_url(directory) else "direct"
         if storage == "direct":
@@ -113,7 +112,7 @@ class Storage:
                 )
             folder = Path(directory) / split
             return DirectShards(folder, shards, self._readers), _read_indexes(folder, shards)
-        cache_dir = self._config["cache_dir"]
+        cache_dir = self._config.cache_dir
         if storage == "stage" and not cache_dir:
             raise UserError(
                 "data.storage=stage needs data.cache_dir; set it to a folder with room for the data"
@@ -127,7 +126,7 @@ class Storage:
                 origin = join(directory, split, shard.file)
                 files.append(StagedFile(origin, folder / shard.file, shard.crc32c, shard.bytes))
         what = "shards" if storage == "stage" else "indexes"
-        stage(files, self.remote, f"{what} of {name}, {split}", self._config["read_threads"])
+        stage(files, self.remote, f"{what} of {name}, {split}", self._config.read_concurrency)
         indexes = _read_indexes(folder, shards)
         if storage == "stage":
             return DirectShards(folder, shards, self._readers), indexes

@@ -20,7 +20,8 @@ from soda_jax.data.storage.locations import Location, is_url, join
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
-RETRIES = 8  # about one and a half minutes of waiting in total
+# About one and a half minutes of waiting in total; `data.read_retries` of a run replaces it.
+RETRIES = 8
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
 _CONCURRENCY = 32
 _DRIVERS = ("gcs", "s3", "http")
@@ -223,7 +224,7 @@ def _store_error(error: Exception, what: str) -> StoreError:
     if exhausted := _EXHAUSTED.search(reason):
         return StoreError(
             f"{what}: cannot be read, {int(exhausted[1]) + 1} attempts failed, the last with "
-            f"{exhausted[2]}; check the connection to the store, or raise data.retries"
+            f"{exhausted[2]}; check the connection to the store, or raise data.read_retries"
         )
     return StoreError(f"{what}: {reason}; check the URL and that this host may read it")
 

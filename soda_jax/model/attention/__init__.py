@@ -7,30 +7,57 @@ import jax
 from soda_jax.errors import UserError
 from soda_jax.model.attention.plain import attend, packed_mask
 from soda_jax.model.placement import Placement
+from soda_jax.registry import ATTENTION_BACKENDS
 
 __all__ = ["BACKENDS", "attend", "backend_for", "packed_attention", "packed_mask"]
 
-# "auto" takes the first of its platform.
+# The built-in backends of each platform; "auto" takes the first. Registered ones run on any platform.
 BACKENDS = {"cpu": ("xla",), "gpu": ("triton", "mosaic", "xla"), "tpu": ("splash", "xla")}
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@ATTENTION_BACKENDS.register("xla")
+def _xla(segment_ids: jax.Array, placement: Placement) -> Attention:
+    mask = packed_mask(segment_ids)
+    return lambda query, key, value: attend(query, key, value, mask)
+
+
+@ATTENTION_BACKENDS.register("splash")
+def _splash(segment_ids: jax.Array, placement: Placement) -> Attention:
+    from soda_jax.model.attention.splash import splash_attention
+
+    return splash_attention(segment_ids, placement)
+
+
+@ATTENTION_BACKENDS.register("triton")
+def _triton(segment_ids: jax.Array, placement: Placement) -> Attention:
+    from soda_jax.model.attention.triton import triton_attention
+
+    return triton_attention(segment_ids, placement)
+
+
+@ATTENTION_BACKENDS.register("mosaic")
+def _mosaic(segment_ids: jax.Array, placement: Placement) -> Attention:
+    from soda_jax.model.attention.mosaic import ranged_attention
+
+    return ranged_attention(segment_ids, placement)
+
+
 def backend_for(name: str, platform: str) -> str:
-    """The backend that `model.attention = name` means on a platform.
+    """Returns the backend that `model.attention = name` selects on a platform.
 
     Raises:
-      UserError: for a name that is unknown or does not run there.
+      UserError: for a name that is not registered, or a built-in backend that does not run there.
     """
     here = BACKENDS.get(platform, ("xla",))
     if name == "auto":
         return here[0]
-    if name not in here:
-        known = sorted({backend for names in BACKENDS.values() for backend in names})
-        if name not in known:
-            raise UserError(f"model.attention = {name!r} is unknown: auto, {', '.join(known)}")
+    ATTENTION_BACKENDS.get(name, "model.attention")
+    built_in = {backend for names in BACKENDS.values() for backend in names}
+    if name in built_in and name not in here:
         raise UserError(
-            f"model.attention = {name!r} does not run on {platform}: auto or {', '.join(here)}"
+            f"model.attention = {name!r} does not run on {platform}; use auto or {', '.join(here)}"
         )
     return name
 
@@ -40,8 +67,8 @@ def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement)
 
     Args:
       segment_ids: int32 `[batch, sequence]`, ascending along the sequence.
-      backend: "auto", or one of `BACKENDS`.
-      placement: of the arrays.
+      backend: "auto" or a registered backend.
+      placement: sharding of the arrays.
 
     Returns:
       A function of query `[batch, sequence, heads, head_dim]`, key and value `[batch, sequence,
@@ -52,17 +79,4 @@ def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement)
       UserError: for a backend that is unknown or does not run on the platform.
     """
     chosen = backend_for(backend, placement.platform)
-    if chosen == "splash":
-        from soda_jax.model.attention.splash import splash_attention
-
-        return splash_attention(segment_ids, placement)
-    if chosen == "triton":
-        from soda_jax.model.attention.triton import triton_attention
-
-        return triton_attention(segment_ids, placement)
-    if chosen == "mosaic":
-        from soda_jax.model.attention.mosaic import ranged_attention
-
-        return ranged_attention(segment_ids, placement)
-    mask = packed_mask(segment_ids)
-    return lambda query, key, value: attend(query, key, value, mask)
+    return ATTENTION_BACKENDS.get(chosen, "model.attention")(segment_ids, placement)

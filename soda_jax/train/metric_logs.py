@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from soda_jax.files import write_atomic
+from soda_jax.schema import RunConfig
 from soda_jax.train.wandb import WandbLog
 
 FILE = "metrics.jsonl"
@@ -23,7 +24,7 @@ class Log(Protocol):
         """Called once, after the last step; `failed` if an error has ended the run."""
 
 
-def open_logs(config: Any, workdir: Path, start_step: int) -> list[Log]:
+def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
     """The logs that a config asks for.
 
     Args:

@@ -1,0 +1,179 @@
+"""One split of a data set: its records and documents, found through the shard indexes."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from soda_jax.data.manifest import SPLITS, Manifest
+from soda_jax.data.reading import damaged
+from soda_jax.data.records import FIRST, LAST, DamagedRecordError, decode_record
+from soda_jax.data.shards import ShardIndex, document_hash
+from soda_jax.data.splitting import join_records
+from soda_jax.data.storage.locations import Location
+from soda_jax.data.storage.modes import Storage
+from soda_jax.errors import UserError
+from soda_jax.tokens.documents import Utterance
+
+_LOG = logging.getLogger(__name__)
+_PREFETCHED_DOCUMENTS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitOptions:
+    """What is left out of a split.
+
+    Attributes:
+      exclude_documents: ids of documents that are left out.
+      mask_records: (shard file, record) of records whose loss is masked without reading them; the file is
+        "train/shard-…", "validation/shard-…", or the file name without a split, which applies to the
+        split that is read.
+      on_corrupt_record: "fatal" or "mask", for a record that cannot be read.
+    """
+
+    exclude_documents: frozenset[str] = frozenset()
+    mask_records: frozenset[tuple[str, int]] = frozenset()
+    on_corrupt_record: str = "fatal"
+
+
+class Split:
+    """The records and documents of a split; a record number counts through all shards.
+
+    Attributes:
+      name: name of the source in the config.
+      manifest: manifest of the generation that is read.
+      index: the joined indexes of all shards.
+      masked: numbers of the records that the config masks.
+      excluded_documents: number of documents that the config leaves out.
+      damage: message by (shard file, record) for the records that were found damaged and masked.
+      prefetches: whether `prefetch` has an effect.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Location,
+        manifest: Manifest,
+        split: str,
+        options: SplitOptions,
+        storage: Storage,
+    ):
+        """Opens the shards of the split and reads their indexes.
+
+        Raises:
+          UserError: if the split is empty, a masked record is not in it, or an index is damaged or does
+            not match the manifest.
+        """
+        self.name, self.manifest, self.directory, self.split = name, manifest, directory, split
+        self._options = options
+        self._shards = manifest.splits.get(split, ())
+        if not self._shards:
+            raise UserError(f"source {name}: {directory} has no {split} split; tokenize more data")
+        self._store, indexes = storage.open(name, directory, split, self._shards)
+        self._check(indexes)
+        self.index = ShardIndex.joined(indexes)
+        self.prefetches = self._store.prefetches
+        self._shard_starts = np.cumsum([0, *(shard.records for shard in self._shards)])
+        self.masked = self._find_masked()
+        self.damage: dict[tuple[str, int], str] = {}
+        hashes = {document_hash(identifier) for identifier in options.exclude_documents}
+        self._excluded = np.isin(self.index.document_hashes, np.array(sorted(hashes), np.uint64))
+        self.excluded_documents = int(self._excluded.sum())
+
+    def _check(self, indexes: Sequence[ShardIndex]) -> None:
+        for number, (shard, index) in enumerate(zip(self._shards, indexes, strict=True)):
+            if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
+                raise UserError(
+                    f"{self._store.location(number)}: its index has {len(index.flags)} records, the "
+                    f"manifest has {shard.records}; restore the data set"
+                )
+
+    def _find_masked(self) -> frozenset[int]:
+        numbers = {shard.file: number for number, shard in enumerate(self._shards)}
+        found = set()
+        for file, record in self._options.mask_records:
+            split, _, name = file.rpartition("/")
+            if split in SPLITS and split != self.split:
+                continue  # one file may list the damaged records of all splits
+            known = split in ("", self.split) and name in numbers
+            if not known or not 0 <= record < self._shards[numbers[name]].records:
+                raise UserError(f"source {self.name}: masked record {file} {record} does not exist")
+            found.add(int(self._shard_starts[numbers[name]]) + record)
+        return frozenset(found)
+
+    @cached_property
+    def kept_records(self) -> np.ndarray:
+        """True for the records of documents that are not excluded, bool `[records]`."""
+        document = np.cumsum((self.index.flags & FIRST) > 0) - 1
+        return ~self._excluded[document]
+
+    def read_record(self, number: int) -> bytes:
+        """Returns the bytes of a record.
+
+        Raises:
+          DamagedRecordError: if it cannot be read.
+          StoreError: if the remote store cannot be read, under any policy.
+        """
+        return self._store.read(*self._in_shard(number))
+
+    def prefetch(self, numbers: Iterator[int]) -> Sequence[object]:
+        """Requests records; they stay in memory while the result is referenced."""
+        return self._store.prefetch(self._in_shard(n) for n in numbers if n not in self.masked)
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """(first record, last record + 1) of documents without excluded or masked records, `[n, 2]`."""
+        firsts = np.flatnonzero(self.index.flags & FIRST)
+        lasts = np.flatnonzero(self.index.flags & LAST) + 1
+        kept = self.kept_records[firsts]
+        masked = np.searchsorted(firsts, sorted(self.masked), side="right") - 1
+        kept[masked.astype(np.int64)] = False
+        return np.stack([firsts, lasts], axis=1)[kept]
+
+    def read_document(self, first: int, last: int) -> tuple[str, list[Utterance]] | None:
+        """Reads the document of records [first, last), see `documents`.
+
+        Returns:
+          Its id and utterances; None if one of its records is damaged and the policy is "mask".
+
+        Raises:
+          DamagedRecordError: if a record is damaged and the policy is "fatal".
+        """
+        records = []
+        for number in range(first, last):
+            try:
+                records.append(decode_record(self.read_record(number), self.manifest.layout))
+            except DamagedRecordError as error:
+                self.report_damage(number, error)
+        if len(records) < last - first:
+            return None
+        return records[0].document_id, join_records(records)
+
+    def prefetched_documents(self) -> Iterator[tuple[int, int]]:
+        """Yields the rows of `documents`; requests the records of a group of documents at once."""
+        rows = self.documents.tolist()
+        for begin in range(0, len(rows), _PREFETCHED_DOCUMENTS):
+            group = rows[begin : begin + _PREFETCHED_DOCUMENTS]
+            prefetched = self.prefetch(n for first, last in group for n in range(first, last))
+            yield from ((first, last) for first, last in group)
+            del prefetched
+
+    def report_damage(self, number: int, error: DamagedRecordError) -> None:
+        """Applies the policy to a damaged record: raises an error, or stores and logs it once."""
+        shard, in_shard = self._in_shard(number)
+        file, path = self._shards[shard].file, self._store.location(shard)
+        message = str(error)
+        if not message.startswith(path):
+            message = str(damaged(path, in_shard, message))
+        if self._options.on_corrupt_record == "fatal":
+            raise DamagedRecordError(f"{message} or set data.on_corrupt_record=mask") from None
+        if (file, in_shard) not in self.damage:
+            self.damage[file, in_shard] = message
+            _LOG.warning("masked: %s", message)
+
+    def _in_shard(self, number: int) -> tuple[int, int]:
+        """Returns the shard of a record, and its number in the shard."""
+        shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
+        return shard, number - int(self._shard_starts[shard])

@@ -1,0 +1,116 @@
+"""The vocabulary loss on several devices: who holds which rows, and what is summed over which axes.
+
+`loss.py` has the arithmetic of one device. It calls a `Reduction` wherever a result depends on rows of the
+head, or on tokens, that other devices hold. On one device nothing is exchanged.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from soda_jax.model.placement import Placement
+
+AxisNames = tuple[str, ...]
+
+
+class Reduction(NamedTuple):
+    """Mesh axes over which a device combines its partial results; all empty on one device.
+
+    Attributes:
+      tokens: axes that split the tokens.
+      width: those of `tokens` that also split the width of the head's gradient.
+      rows: for each block of the head, the axes that split its rows.
+    """
+
+    tokens: AxisNames
+    width: AxisNames
+    rows: tuple[AxisNames, ...]
+
+    def max(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Returns the maximum over blocks, and over the devices that hold their other rows."""
+        over = [
+            jax.lax.pmax(part, axes) if axes else part
+            for part, axes in zip(parts, self.rows, strict=True)
+        ]
+        return functools.reduce(jnp.maximum, over)
+
+    def sum(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Returns the sum over blocks, and over the devices that hold their other rows."""
+        split = [part for part, axes in zip(parts, self.rows, strict=True) if axes]
+        whole = [part for part, axes in zip(parts, self.rows, strict=True) if not axes]
+        axes = next((axes for axes in self.rows if axes), ())
+        if split:
+            whole.append(jax.lax.psum(functools.reduce(jnp.add, split), axes))
+        return functools.reduce(jnp.add, whole)
+
+    def first_row(self, block: int, local_rows: int) -> Any:
+        """Returns the number of the device's first row within each group of a block."""
+        axes = self.rows[block]
+        return jax.lax.axis_index(axes) * local_rows if axes else 0
+
+    def head_gradient(self, gradient: jax.Array) -> jax.Array:
+        """Sums a local gradient `[groups, rows, d]` over all tokens; splits d over `width`."""
+        for axis in self.width:
+            gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=2, tiled=True)
+        axes = tuple(axis for axis in self.tokens if axis not in self.width)
+        return jax.lax.psum(gradient, axes) if axes else gradient
+
+
+def run_sharded(
+    local_loss: Callable[..., Any],
+    placement: Placement,
+    hidden: jax.Array,
+    head: Sequence[jax.Array],
+    target_rows: jax.Array,
+    weights: jax.Array,
+    with_gradients: bool,
+) -> Any:
+    """Runs `local_loss(reduction, hidden, head, target_rows, weights)` on every device's shards.
+
+    Each device works on its own tokens with the whole width of its rows of the head and adds up the
+    gradient of these rows. The gradients of all devices are summed once, at the end.
+
+    Args:
+      local_loss: returns (nll, log_z, d_hidden, d_blocks) of local arrays.
+      placement: sharding of the arrays.
+      hidden: `[batch, sequence, d]`.
+      head: blocks `[groups, rows, d]`.
+      target_rows, weights: `[batch, sequence]`.
+      with_gradients: whether d_hidden and d_blocks are computed; otherwise they are None.
+    """
+    sharding = placement.sharding(("batch", "sequence", None), hidden.shape)
+    if sharding is None:
+        local = Reduction((), (), ((),) * len(head))
+        return local_loss(local, hidden, head, target_rows, weights)
+    tokens = PartitionSpec(*sharding.spec[:2])
+    token_axes = _axis_names(tokens)
+    rows = [_spec(placement, (None, "vocabulary", None), block.shape) for block in head]
+    # A gradient is sharded like its parameter, as far as the sum over the tokens crosses that axis.
+    width = _axis_names(_spec(placement, (None, "embed"), head[0].shape[1:]))
+    width = width if set(width) <= set(token_axes) else ()
+    reduction = Reduction(token_axes, width, tuple(map(_axis_names, rows)))
+    gradients = [PartitionSpec(None, spec[1], width or None) for spec in rows]
+    inputs = (sharding.spec, tuple(rows), tokens, tokens)
+    outputs: Any = (tokens, tokens, sharding.spec, tuple(gradients))
+    if not with_gradients:
+        outputs = (tokens, tokens, None, None)
+    function = functools.partial(local_loss, reduction)
+    return placement.on_shards(function, inputs, outputs)(hidden, head, target_rows, weights)
+
+
+def _spec(
+    placement: Placement, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> PartitionSpec:
+    sharding = placement.sharding(axes, shape)
+    assert sharding is not None
+    return sharding.spec
+
+
+def _axis_names(spec: PartitionSpec) -> AxisNames:
+    return tuple(
+        name for part in spec if part for name in ((part,) if isinstance(part, str) else part)
+    )

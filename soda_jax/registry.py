@@ -1,0 +1,116 @@
+"""Registries of the parts that users add: one name, one function, one small protocol each.
+
+A file outside the package registers a part with a decorator and is loaded by `soda --plugin FILE …`:
+
+    from soda_jax.registry import METRICS
+
+    @METRICS.register("update_norm")
+    def update_norm(step):
+        return optax.global_norm(step.updates)
+
+| registry | protocol | selected by |
+|---|---|---|
+| `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks` |
+| `TEXT_TOKENIZERS` | `(argument: str) -> TextTokenizer` | `--tokenizer=NAME:ARGUMENT` |
+| `OPTIMIZERS` | `(OptimizerConfig, schedule, params, matrices) -> GradientTransformationExtraArgs` | `optimizer.name` |
+| `ATTENTION_BACKENDS` | `(segment_ids, Placement) -> Attention` | `model.attention` |
+| `LOSS_TERMS` | `(Decoder, hidden, batch) -> f32 sum over the targets` | `loss_terms` |
+| `METRICS` | `(StepResult) -> f32 scalar` | `log.metrics` |
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from soda_jax.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry:
+    """Functions by name.
+
+    Attributes:
+      kind: what is registered, for messages.
+    """
+
+    def __init__(self, kind: str):
+        """Args: kind: what is registered, for messages."""
+        self.kind = kind
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Returns a decorator that registers a function under `name`.
+
+        Raises:
+          UserError: if another function has the name.
+        """
+
+        def add(function: F) -> F:
+            known = self._functions.setdefault(name, function)
+            if known is not function:
+                raise UserError(f"{self.kind} {name!r} is already registered; choose another name")
+            return function
+
+        return add
+
+    def remove(self, name: str) -> None:
+        """Removes a function, if it is registered."""
+        self._functions.pop(name, None)
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the registered names in the order of registration."""
+        return tuple(self._functions)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._functions
+
+    def get(self, name: str, key: str) -> Callable[..., Any]:
+        """Returns the function registered under `name`.
+
+        Args:
+          name: its name.
+          key: the setting or option that gave the name, for the message.
+
+        Raises:
+          UserError: if there is none; it names the nearest one.
+        """
+        if name not in self._functions:
+            near = difflib.get_close_matches(name, self._functions, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self._functions)}"
+            raise UserError(f"{key} = {name!r} is not a registered {self.kind}; {hint}")
+        return self._functions[name]
+
+
+EVALUATORS = Registry("evaluator")
+TEXT_TOKENIZERS = Registry("text tokenizer")
+OPTIMIZERS = Registry("optimizer")
+ATTENTION_BACKENDS = Registry("attention backend")
+LOSS_TERMS = Registry("loss term")
+METRICS = Registry("metric")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Returns the names of a comma-separated list, without blanks."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def load_plugin(file: str) -> None:
+    """Imports a Python file so that it registers its parts.
+
+    Raises:
+      UserError: if the file is missing or fails on import.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--plugin={file}: no such file; give a Python file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin={file} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--plugin={file}: {type(error).__name__}: {error}") from None

@@ -1,0 +1,262 @@
+"""The settings of a run: every key of a config with its type, default, bounds and meaning.
+
+`configs/base.py` makes the ml_collections defaults from `RunConfig`, `parse` checks a finished config
+against it, and docs/config.md is generated from it. Each component receives its own part.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from soda_jax.errors import UserError
+from soda_jax.schema_fields import named_parts, parse, part, setting, to_dict
+
+__all__ = [
+    "CheckpointConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "LogConfig", "MeshConfig",
+    "ModelConfig", "OptimizerConfig", "RopeConfig", "RunConfig", "SafetyConfig", "SourceConfig",
+    "parse", "run_config", "to_dict",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions with Llama 3 scaling; factor 1 switches the scaling off."""
+
+    theta: float = setting(500_000.0, "base of the rotary frequencies", above=0)
+    factor: float = setting(8.0, "factor that stretches long wavelengths; 1 = no scaling", least=1)
+    low_freq_factor: float = setting(
+        1.0, "wavelengths above original_max_position / low_freq_factor are stretched", above=0
+    )
+    high_freq_factor: float = setting(
+        4.0, "wavelengths below original_max_position / high_freq_factor are unchanged", above=0
+    )
+    original_max_position: int = setting(8192, "context length before scaling, in tokens", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a Qwen3 decoder, and how it is computed."""
+
+    num_layers: int = setting(4, "decoder layers", least=1)
+    hidden_size: int = setting(256, "width of the residual stream", least=1)
+    intermediate_size: int = setting(768, "width of the SwiGLU MLP", least=1)
+    num_heads: int = setting(4, "query heads; a multiple of num_kv_heads", least=1)
+    num_kv_heads: int = setting(4, "key and value heads", least=1)
+    head_dim: int = setting(64, "width of a head; even, for rotary positions", least=1)
+    tie_embeddings: bool = setting(False, "use the embedding as the head")
+    rms_norm_eps: float = setting(1e-5, "epsilon of every RMSNorm", above=0)
+    rope: RopeConfig = part(RopeConfig, "rotary position embedding")
+    compute_dtype: str = setting(
+        "bfloat16", "type of activations; parameters are float32", choices=("bfloat16", "float32")
+    )
+    remat: str = setting(
+        "full",
+        "activations the backward pass recomputes, see `soda_jax/model/remat.py`",
+        choices=("none", "full", "attention", "dots", "offload"),
+    )
+    attention: str = setting(
+        "auto", "attention backend: auto (best of the platform), xla (plain), or a registered name"
+    )
+    unroll: int = setting(1, "layers per iteration of the scan over layers", least=1)
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_heads = {self.num_heads} is not a multiple of model.num_kv_heads = "
+                f"{self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim = {self.head_dim} must be even, for rotary positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """A tokenized data set and the view under which it is read."""
+
+    path: str = setting(doc="folder of the data set, a path or URL")
+    weight: float = setting(1.0, "relative share of training windows", above=0)
+    order: str = setting(
+        "both",
+        "order of text and audio in an utterance; both = each document once in either order",
+        choices=("text_first", "audio_first", "both"),
+    )
+    composition: str = setting(
+        "S+A+T",
+        "what a document shows: semantic (S) and acoustic (A) tokens and text (T)",
+        choices=("S+A+T", "S+A", "S", "text"),
+    )
+    codebooks: int = setting(0, "codebooks per frame; 0 = all", least=0)
+    exclude_documents: str = setting("", "file with one document id per line, left out")
+    mask_records: str = setting("", "file with `SHARD RECORD` per line, read without loss")
+    generation: int = setting(-1, "generation of the data set; -1 = newest", least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The training mixture and how its shards are read."""
+
+    sequence_length: int = setting(4096, "tokens per window", least=2)
+    seed: int = setting(0, "seed of the order of windows", least=0)
+    on_corrupt_record: str = setting(
+        "fatal",
+        "fatal = stop at a corrupt record; mask = keep its positions without loss",
+        choices=("fatal", "mask"),
+    )
+    storage: str = setting(
+        "auto",
+        "how shards are reached; auto = direct for paths, range for URLs",
+        choices=("auto", "direct", "stage", "range"),
+    )
+    cache_dir: str = setting("", "local folder for staged shards and for indexes of remote ones")
+    cache_bytes: int = setting(256 << 20, "memory for records read by range, in bytes", least=0)
+    read_concurrency: int = setting(32, "simultaneous reads of a host from a store", least=1)
+    read_retries: int = setting(
+        8, "retries of a failed read from a store, about 90 seconds in total", least=0
+    )
+    sources: Mapping[str, SourceConfig] = named_parts("a data set of the mixture")
+
+    def __post_init__(self) -> None:
+        # The order of the sources has no meaning; sorted, equal mixtures are equal.
+        object.__setattr__(self, "sources", dict(sorted(self.sources.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer, learning-rate schedule and the loss terms that regularize."""
+
+    name: str = setting("adamw", "registered optimizer; adamw uses AdamC weight decay")
+    peak_lr: float = setting(3e-3, "learning rate after warmup", above=0)
+    schedule: str = setting(
+        "wsd",
+        "wsd = warmup, stable, linear decay; cosine = warmup, cosine decay",
+        choices=("wsd", "cosine"),
+    )
+    warmup_fraction: float = setting(
+        0.10, "fraction of the steps spent warming up", least=0, most=1
+    )
+    decay_fraction: float = setting(
+        0.20, "fraction of the steps spent decaying (wsd)", least=0, most=1
+    )
+    beta1: float = setting(0.98, "decay of Adam's first moment", least=0, most=1)
+    beta2: float = setting(0.98, "decay of Adam's second moment", least=0, most=1)
+    eps: float = setting(1e-16, "epsilon of Adam and of the cautious mask", least=0)
+    weight_decay: float = setting(0.033, "weight decay at the peak learning rate", least=0)
+    cautious: bool = setting(True, "keep only updates that agree in sign with the gradient")
+    max_grad_norm: float = setting(1.0, "clip the global gradient norm; 0 = never", least=0)
+    z_loss: float = setting(1e-4, "weight of log²Z in the loss", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetyConfig:
+    """Reactions to loss spikes, skipped updates and hangs."""
+
+    spike_factor: float = setting(
+        20.0, "skip a gradient above this multiple of its running norm; 0 = never", least=0
+    )
+    spike_after: int = setting(100, "accepted steps before spikes are detected", least=0)
+    max_skipped_in_a_row: int = setting(
+        20, "stop after this many consecutive skipped updates; 0 = never", least=0
+    )
+    stuck_minutes: float = setting(
+        30.0, "write all stacks if a step takes longer, in minutes; 0 = never", least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 fills, see `soda_jax.parallel.mesh.mesh_sizes`."""
+
+    dcn: int = setting(1, "slices joined by the data-center network; -1 = all", least=-1)
+    data: int = setting(-1, "copies of the model that split the batch", least=-1)
+    fsdp: int = setting(1, "devices that split parameters and batch", least=-1)
+    sequence: int = setting(1, "devices that split the sequence", least=-1)
+    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When and where checkpoints are saved."""
+
+    directory: str = setting(
+        "checkpoints", "folder of the checkpoints, relative to the workdir, or a path or URL"
+    )
+    every_steps: int = setting(1000, "steps between checkpoints; 0 = by time only", least=0)
+    every_minutes: float = setting(30.0, "minutes between checkpoints; 0 = by steps only", least=0)
+    keep: int = setting(3, "newest checkpoints to keep", least=1)
+    keep_period: int = setting(0, "also keep every checkpoint at a multiple; 0 = none", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluators during training."""
+
+    every_steps: int = setting(1000, "steps between evaluations; 0 = never", least=0)
+    batches: int = setting(16, "batches of the held-out loss; 0 = all", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Hugging Face exports during training."""
+
+    every_steps: int = setting(0, "steps between exports; 0 = never", least=0)
+    dtype: str = setting("float32", "type of exported weights", choices=("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go."""
+
+    every_steps: int = setting(1, "steps between lines of metrics.jsonl; 0 = last only", least=0)
+    metrics: str = setting("", "registered metrics to compute in the step, comma-separated")
+    tensorboard: bool = setting(True, "also write TensorBoard files")
+    wandb_project: str = setting("", "also log to this Weights & Biases project")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All settings of a training run."""
+
+    seed: int = setting(0, "seed of the initial parameters", least=0)
+    steps: int = setting(1000, "optimizer steps of the run", least=1)
+    start_from: str = setting(
+        "",
+        "take initial parameters from this workdir or checkpoint folder, a path or URL; "
+        "a run with a checkpoint of its own ignores it",
+    )
+    start_from_step: int = setting(-1, "step of that checkpoint; -1 = newest", least=-1)
+    batch_size: int = setting(32, "windows per step, over all hosts", least=1)
+    gradient_accumulation: int = setting(
+        1, "micro-batches per step; the loss is weighted by tokens", least=1
+    )
+    loss_chunk: int = setting(
+        0, "tokens per device whose logits exist at a time; 0 = by platform", least=0
+    )
+    loss_terms: str = setting("", "registered loss terms to add, comma-separated")
+    model: ModelConfig = part(ModelConfig, "decoder")
+    data: DataConfig = part(DataConfig, "training data")
+    optimizer: OptimizerConfig = part(OptimizerConfig, "optimizer and schedule")
+    safety: SafetyConfig = part(SafetyConfig, "loss spikes and hangs")
+    mesh: MeshConfig = part(MeshConfig, "device mesh; a size of -1 fills")
+    checkpoint: CheckpointConfig = part(CheckpointConfig, "checkpoints")
+    evaluate: EvaluateConfig = part(EvaluateConfig, "evaluation during training")
+    export: ExportConfig = part(ExportConfig, "exports for Hugging Face")
+    log: LogConfig = part(LogConfig, "metrics")
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.gradient_accumulation:
+            raise UserError(
+                f"batch_size = {self.batch_size} is not a multiple of gradient_accumulation = "
+                f"{self.gradient_accumulation}"
+            )
+
+
+def run_config(config: Any) -> RunConfig:
+    """Returns the checked settings of a run.
+
+    Args:
+      config: a `RunConfig`, or an ml_collections ConfigDict or mapping with its keys.
+
+    Raises:
+      UserError: see `parse`.
+    """
+    return parse(RunConfig, config)

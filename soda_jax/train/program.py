@@ -1,0 +1,148 @@
+"""The compiled side of a run: mesh, model, optimizer and the jitted training step."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from soda_jax.errors import UserError
+from soda_jax.hardware import Chip, chip_of
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.model.attention import backend_for
+from soda_jax.parallel import rules
+from soda_jax.parallel.mesh import make_mesh, mesh_sizes, slice_count
+from soda_jax.parallel.xla_options import compiler_options
+from soda_jax.schema import RunConfig
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.train.optimizer import make_optimizer
+from soda_jax.train.state import State, abstract_state, make_state, state_of
+from soda_jax.train.step import make_train_step
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs across runs, in `$SODA_CACHE` or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = os.environ.get("SODA_CACHE") or str(Path(base) / "soda_jax" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@dataclasses.dataclass
+class Program:
+    """The compiled side of a run.
+
+    Attributes:
+      mesh: the devices.
+      model: the decoder as functions.
+      abstract: the state's shapes and shardings.
+      init: () → state, jitted.
+      begin: parameters → state at step 0, jitted; the parameters are donated.
+      step: (state, batch) → (state, metrics), jitted; the state is donated.
+    """
+
+    mesh: jax.sharding.Mesh
+    model: ModelFunctions
+    abstract: State
+    init: Any
+    begin: Any
+    step: Any
+
+
+def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> None:
+    """Refuses a config that does not fit a mesh, before anything is compiled.
+
+    Args:
+      config: settings of the run.
+      mesh: sizes of the axes.
+      platform: of the devices.
+
+    Raises:
+      UserError: if micro-batches, sequence or attention do not fit the mesh or the platform.
+    """
+    backend_for(config.model.attention, platform)
+    micro_batch = config.batch_size // config.gradient_accumulation
+    ways = math.prod(mesh[axis] for axis in rules.RULES["batch"])
+    if micro_batch % ways:
+        axes = " x ".join(rules.RULES["batch"])
+        raise UserError(
+            f"batch_size / gradient_accumulation = {micro_batch} windows cannot be split over {axes} = "
+            f"{ways} devices; make it a multiple"
+        )
+    sequence_ways = math.prod(mesh[axis] for axis in rules.RULES["sequence"])
+    if config.data.sequence_length % sequence_ways:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
+            f"{sequence_ways}"
+        )
+
+
+def check_attention(config: RunConfig, chip: Chip | None) -> None:
+    """Refuses an attention kernel that does not compile for the chip (None: unknown).
+
+    Raises:
+      UserError: for splash on TPU v2 and v3.
+    """
+    if chip is not None and not chip.kernels:
+        name = config.model.attention
+        if backend_for(name, "tpu") == "splash":
+            raise UserError(
+                f"model.attention = {name!r} is the splash kernel, which TPU v2 and v3 cannot run: "
+                "set --config.model.attention=xla"
+            )
+
+
+def make_program(
+    config: RunConfig,
+    layout: VocabularyLayout,
+    sources: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
+    """Builds the training program of a config.
+
+    Args:
+      config: settings of the run.
+      layout: the vocabulary of its data.
+      sources: number of data sources.
+      devices: the devices to compile for, which may be described and absent; all devices by default.
+
+    Raises:
+      UserError: if batch, sequence, mesh, model and devices do not fit.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    axes = dataclasses.asdict(config.mesh)
+    sizes = mesh_sizes(axes, len(devices), slice_count(devices), config.model.hidden_size)
+    mesh = make_mesh(sizes, devices)
+    platform = mesh.devices.flat[0].platform
+    check_sizes(config, mesh.shape, platform)
+    check_attention(config, chip_of(devices[0].device_kind))
+    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    model = ModelFunctions(decoder_config(config.model, blocks))
+    optimizer, schedule = make_optimizer(
+        config.optimizer, config.steps, model.abstract, model.matrices
+    )
+    abstract = abstract_state(model, optimizer, mesh)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # The optimizer state is created inside jit with its shardings, or the first steps recompile.
+    init = jax.jit(
+        functools.partial(make_state, model, optimizer, config.seed), out_shardings=state_shardings
+    )
+    begin = jax.jit(
+        functools.partial(state_of, optimizer=optimizer),
+        donate_argnums=0,
+        out_shardings=state_shardings,
+    )
+    train_step = make_train_step(
+        model, optimizer, schedule, config, mesh, classes=len(layout.class_names), sources=sources
+    )
+    step = jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(state_shardings, rules.replicated(mesh)),
+        compiler_options=compiler_options(platform),
+    )
+    return Program(mesh, model, abstract, init, begin, step)

@@ -1,0 +1,126 @@
+"""What a run reads and writes besides its steps: its data, its checkpoints, and the files of its folder."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import soda_jax
+from soda_jax.checked_json import write_checked_json
+from soda_jax.checkpoints import Checkpointer, CheckpointReader
+from soda_jax.data.dataset import Dataset, make_dataset
+from soda_jax.data.storage.locations import absolute, is_url
+from soda_jax.files import write_json
+from soda_jax.parallel import hosts
+from soda_jax.schema import CheckpointConfig, DataConfig, RunConfig, to_dict
+from soda_jax.train.front_end import copy_front_end, front_end_sums
+from soda_jax.train.start import Start
+
+
+def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
+    """Opens the training mixture; a resumed run reads the generations that it began with.
+
+    Args:
+      config: the `data` settings of the run.
+      start: what the run begins from.
+      allow_change: accept other data of the same tokenizer, codec and layout.
+
+    Raises:
+      UserError: if tokenizer, codec or layout are not those of the checkpoint, or if the data differs in
+        another way and `allow_change` is False.
+    """
+    sources = {
+        name: dataclasses.replace(source, generation=start.generations.get(name, -1))
+        if source.generation == -1
+        else source
+        for name, source in config.sources.items()
+    }
+    dataset = make_dataset(dataclasses.replace(config, sources=sources))
+    start.check_data(dataset, allow_change)
+    return dataset
+
+
+def run_metadata(
+    config: RunConfig, dataset: Dataset, windows: int, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns the metadata of a checkpoint: enough to resume, to check and to generate.
+
+    Args:
+      config: settings of the run.
+      dataset: the data that it reads.
+      windows: number of windows consumed.
+      earlier: metadata of the checkpoint that was resumed or started from. A speech model that continues
+        on text keeps its codec, and the origin of the run is kept.
+    """
+    codec = dataset.codec_fingerprint
+    if codec is None and earlier is not None:
+        codec = earlier["codec_fingerprint"]
+    origin = {key: value for key, value in (earlier or {}).items() if key == "started_from"}
+    data = to_dict(dataset.config)
+    for source in data["sources"].values():
+        # Absolute, so that the data is found from any folder; the digest does not include the path.
+        source["path"] = absolute(source["path"])
+    return {
+        "soda_jax": soda_jax.__version__,
+        "jax": jax.__version__,
+        "windows": windows,
+        "config": to_dict(config),
+        "data": data,
+        "data_digest": dataset.digest,
+        "layout": dataset.layout.to_json(),
+        "layout_fingerprint": dataset.layout.fingerprint,
+        "codec_fingerprint": codec,
+        "tokenizer_fingerprint": dataset.tokenizer_fingerprint,
+        "front_end": front_end_sums(dataset, earlier),
+        **origin,
+    }
+
+
+def open_checkpoints(config: CheckpointConfig, reader: CheckpointReader) -> Checkpointer:
+    """Opens the folder of `reader` for writing, with the policy of the config."""
+    return Checkpointer(
+        reader.directory,
+        every_steps=config.every_steps or None,
+        every_minutes=config.every_minutes or None,
+        keep=config.keep,
+        keep_period=config.keep_period or None,
+        reader=reader,
+    )
+
+
+def write_run_files(
+    config: RunConfig, dataset: Dataset, workdir: Path, earlier: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the resolved config, the data summary and the front end; process 0 only.
+
+    Args:
+      config: settings of the run.
+      dataset: the data that it reads.
+      workdir: folder of the run.
+      earlier: metadata of the checkpoint that was resumed or started from.
+
+    Raises:
+      UserError: if tokenizer or codec are damaged and no intact copy is known.
+    """
+    if not hosts.is_first():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", to_dict(config))
+    summary = dataset.summary()
+    write_checked_json(
+        workdir / "data.json",
+        {"digest": dataset.digest, "config": to_dict(dataset.config), "sources": summary},
+    )
+    folders = [source.path for source in dataset.config.sources.values()]
+    if config.start_from and not is_url(config.start_from):
+        folders.append(config.start_from)
+    copy_front_end(folders, workdir, front_end_sums(dataset, earlier))
+    for name, source in summary.items():
+        print(
+            f"source {name}: {source['windows']:,} windows, weight {source['weight']:.4f}, "
+            f"{source['tail_tokens']:,} tail tokens dropped",
+            file=sys.stderr,
+        )

@@ -1,0 +1,197 @@
+"""The numbers of a run's steps: read from the devices, turned into rates, written and printed."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from soda_jax.data.dataset import Dataset
+from soda_jax.data.loss_vector import loss_vector
+from soda_jax.errors import UserError
+from soda_jax.model.attention import backend_for
+from soda_jax.model.flops import training_flops_per_token
+from soda_jax.model.loss import chunk_tokens
+from soda_jax.parallel import hosts
+from soda_jax.schema import RunConfig
+from soda_jax.train.hardware import peak_flops
+from soda_jax.train.metric_logs import note_start, open_logs
+from soda_jax.train.program import Program
+
+# The step returns these for `loss_vector` and `z_loss`; every other value is logged under its own name.
+_SUMS = ("nll", "count", "log_z_squared")
+_SECONDS_BETWEEN_LINES = 1.0
+
+
+class Telemetry:
+    """Logs of a run, on process 0, and one line per step on stderr, at most one per second.
+
+    The numbers of a step are read while the next one runs, so that the devices never wait for the host:
+    `submit` keeps them, `flush` reads and writes them.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Path,
+        dataset: Dataset,
+        program: Program,
+        start_step: int,
+        skipped: int,
+        check: Callable[[int, Mapping[str, float]], None],
+    ):
+        """Opens the logs and prints what the run computes on.
+
+        Args:
+          config: settings of the run.
+          workdir: folder of the run.
+          dataset: the training mixture.
+          program: the compiled side.
+          start_step: steps done.
+          skipped: updates skipped in these steps.
+          check: receives the numbers of each step; raises UserError to end the run.
+        """
+        self._config, self._dataset, self._check, self._skipped = config, dataset, check, skipped
+        self._logs = open_logs(config, workdir, start_step) if hosts.is_first() else []
+        decoder = program.model.config
+        length, mesh = config.data.sequence_length, program.mesh
+        self._tokens, self._devices = config.batch_size * length, mesh.size
+        self._flops = training_flops_per_token(decoder, length) * self._tokens
+        self._peak, source = peak_flops(list(mesh.devices.flat))
+        platform = mesh.devices.flat[0].platform
+        attention = backend_for(decoder.attention, platform)
+        about = {
+            "parameters": decoder.parameters,
+            "tokens_a_step": self._tokens,
+            "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+            "peak_flops": self._peak,
+            "peak_source": source,
+            "attention": attention,
+            "loss_chunk": chunk_tokens(config.loss_chunk, platform),
+        }
+        if hosts.is_first():
+            note_start(workdir, start_step, about)
+        self._print(
+            f"{decoder.parameters:,} parameters, {self._tokens:,} tokens per step, peak "
+            f"{self._peak / 1e12:.3g} TFLOP/s ({source})"
+        )
+        self._print(
+            f"attention: {attention} on {platform}; loss: chunked linear cross-entropy, "
+            f"{about['loss_chunk']} tokens per chunk; remat: {decoder.remat}"
+        )
+        self._frame_rate = _frame_rate(dataset)
+        self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
+        self._waited, self._printed = 0.0, -_SECONDS_BETWEEN_LINES
+        self._start_step = start_step
+        self._began = self._before = time.perf_counter()
+
+    def submit(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:
+        """Keeps the metrics of a step that may still run.
+
+        Args:
+          step: its number.
+          metrics: what the step returned.
+          waited: seconds that the loader has kept the run waiting so far.
+        """
+        self._pending = (step, metrics, waited)
+
+    def flush(self) -> None:
+        """Waits for the pending step, if there is one, and writes its numbers."""
+        if self._pending is not None:
+            step = self._pending[0]
+            self.write(step, self.read())
+
+    def read(self) -> dict[str, float]:
+        """Waits for the pending step and returns its numbers, not yet written.
+
+        Raises:
+          UserError: if `check` ends the run; the numbers are written first.
+        """
+        assert self._pending is not None
+        (step, metrics, waited), self._pending = self._pending, None
+        values = self._values(jax.device_get(metrics), waited)
+        try:
+            self._check(step, values)
+        except UserError:
+            self.write(step, values)
+            raise
+        return values
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the numbers of a step to the logs and prints its line."""
+        # Time spent in hooks does not count for the next step.
+        now = self._before = time.perf_counter()
+        every, last = self._config.log.every_steps, step == self._config.steps
+        if not (last or (every and step % every == 0)):
+            return
+        for log in self._logs:
+            log.write(step, values)
+        if last or now - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            self._print(self._line(step, values, now))
+
+    def _line(self, step: int, values: Mapping[str, float], now: float) -> str:
+        total, nan = self._config.steps, float("nan")
+        left = (total - step) * (now - self._began) / max(step - self._start_step, 1)
+        return (
+            f"step {step}/{total}  loss {values.get('loss/all', nan):.4f}  "
+            f"{values['tokens_per_second'] / self._devices:,.0f} tokens/s/device  "
+            f"MFU {values['mfu']:.1%}  data wait {values['data_wait_seconds']:.3f} s  "
+            f"{timedelta(seconds=round(left))} left"
+        )
+
+    def _values(self, metrics: Mapping[str, Any], waited: float) -> dict[str, float]:
+        """Returns the metrics of a step as floats, with rates."""
+        now = time.perf_counter()
+        seconds, self._before = now - self._before, now
+        data_wait, self._waited = waited - self._waited, waited
+        dataset, count = self._dataset, metrics["count"]
+        names, tokens = dataset.layout.class_names, float(count.sum())
+        semantic = names.index("semantic") if "semantic" in names else None
+        frames = float(count[:, semantic].sum()) if semantic is not None else 0.0  # one each
+        self._skipped += int(metrics["skipped"])
+        values = loss_vector(metrics["nll"], count, names, dataset.source_names)
+        values |= {name: float(x) for name, x in metrics.items() if name not in _SUMS}
+        z_squared = float(metrics["log_z_squared"]) / max(tokens, 1)
+        values |= {
+            "z_loss": self._config.optimizer.z_loss * z_squared,
+            "skipped": float(self._skipped),
+            "seconds": seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "audio_seconds_per_second": frames / self._frame_rate / seconds,
+            "flops_per_second": self._flops / seconds,
+            "mfu": self._flops / seconds / self._peak,
+            "data_wait_seconds": data_wait,
+        }
+        # Logged only if not 0: damaged records under data.on_corrupt_record=mask, and repeated reads.
+        if damaged := len(dataset.damage()):
+            values["masked_records"] = float(damaged)
+        if repeated := dataset.storage.remote.repeated_reads:
+            values["repeated_reads"] = float(repeated)
+        return values
+
+    def _print(self, line: str) -> None:
+        if hosts.is_first():
+            print(line, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # A run that fails leaves no step unwritten. With several processes the pending step may wait for
+        # a process that has ended.
+        if kind is not None and issubclass(kind, Exception) and hosts.alone():
+            with suppress(Exception):
+                self.flush()
+        for log in self._logs:
+            log.close(failed=kind is not None)
+
+
+def _frame_rate(dataset: Dataset) -> float:
+    """Returns the frames per second of the mixture's codec; 1 without audio."""
+    rates = [s.manifest.codec["frame_rate"] for s in dataset.sources if s.manifest.codec]
+    return float(rates[0]) if rates else 1.0
