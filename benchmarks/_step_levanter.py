@@ -42,11 +42,11 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
         raise MissingError(f"the jax of levanter {version} finds {device.platform} alone")
     model_config = Qwen3Config(
         seq_len=shape["sequence"],
-        hidden_dim=shape["width"],
+        hidden_dim=shape["hidden_size"],
         intermediate_dim=shape["intermediate_size"],
-        num_layers=shape["layers"],
-        num_heads=shape["heads"],
-        num_kv_heads=shape["kv_heads"],
+        num_layers=shape["num_layers"],
+        num_heads=shape["num_heads"],
+        num_kv_heads=shape["num_kv_heads"],
         head_dim=shape["head_dim"],
         tie_word_embeddings=False,
         gradient_checkpointing=setting["recompute"],

@@ -89,8 +89,9 @@ def vocabulary(shape: dict[str, Any]) -> Any:
 
 
 def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
-    """The config of a run of this shape on one device."""
+    """Returns the settings of a run of this shape on one device."""
     from soda_jax.configs import base
+    from soda_jax.schema import run_config
 
     config, shape, on_cpu = base.default(), order["shape"], order["platform"] == "cpu"
     names = (
@@ -104,10 +105,10 @@ def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
     config.model.update({name: shape[name] for name in names})
     config.model.remat = setting["remat"]
     if on_cpu:  # as configs/demo.py and configs/numbers.py
-        config.model.update(compute_dtype="float32", unroll=shape["layers"])
+        config.model.update(compute_dtype="float32", unroll=shape["num_layers"])
     config.batch_size = shape["batch"]
     config.data.sequence_length = shape["sequence"]
-    return config
+    return run_config(config)
 
 
 if __name__ == "__main__":

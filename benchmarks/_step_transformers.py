@@ -28,11 +28,11 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     torch.set_float32_matmul_precision("high" if on_gpu else "highest")
     config = transformers.Qwen3Config(
         vocab_size=shape["vocabulary"],
-        hidden_size=shape["width"],
+        hidden_size=shape["hidden_size"],
         intermediate_size=shape["intermediate_size"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv_heads"],
+        num_hidden_layers=shape["num_layers"],
+        num_attention_heads=shape["num_heads"],
+        num_key_value_heads=shape["num_kv_heads"],
         head_dim=shape["head_dim"],
         max_position_embeddings=shape["sequence"],
         tie_word_embeddings=False,

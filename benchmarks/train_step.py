@@ -36,11 +36,11 @@ PARAMETER_TOLERANCE = 0.01
 class Shape:
     """A model and its batch; the vocabulary is text, markers and `codebooks` of `codebook_size`."""
 
-    layers: int
-    width: int
+    num_layers: int
+    hidden_size: int
     intermediate_size: int
-    heads: int
-    kv_heads: int
+    num_heads: int
+    num_kv_heads: int
     head_dim: int
     vocabulary: int
     codebook_size: int
@@ -129,7 +129,7 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
     ours = turns["ours"]
     size = f"{ours.ready['parameters']:,} parameters" if ours.ready else "parameters unknown"
     lines = [
-        f"### {name}: d {shape.hidden_size} × {shape.layers} layers, {size}, vocabulary "
+        f"### {name}: d {shape.hidden_size} × {shape.num_layers} layers, {size}, vocabulary "
         f"{shape.vocabulary:,}, batch {shape.batch} × {shape.sequence:,}",
         "",
         "| side | tokens/s, median | slowest to fastest round | ours / side | core-seconds a step | MFU "

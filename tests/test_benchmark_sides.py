@@ -154,7 +154,7 @@ def test_parameters_of_named_shapes_are_those_of_the_suite(train_step: ModuleTyp
 
     shape = train_step.shape_of("600m", None)
     config = soda_600m.get_config()
-    assert (shape.layers, shape.num_kv_heads) == (
+    assert (shape.num_layers, shape.num_kv_heads) == (
         config.model.num_layers,
         config.model.num_kv_heads,
     )

@@ -13,7 +13,7 @@ from soda_jax.checkpoints import digest, folder, tree
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Sub-folders of a step. Parameters stand apart, so that generation reads and verifies only them.
 PARAMS, TRAINING, METADATA = "params", "training", "metadata"
 _DIFFERENCES_SHOWN = 5

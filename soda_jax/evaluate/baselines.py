@@ -12,13 +12,14 @@ depends on s alone, so that the probabilities sum to 1.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from soda_jax.evaluate.loss import Sums
 from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.progress import track
-from soda_jax.schema import DataConfig
+from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
 
 _BUCKETS = 32  # of counts: [1, 2), [2, 4), …
@@ -90,13 +91,16 @@ class Baselines:
         return result
 
 
-def fit_baselines(config: DataConfig, max_tokens: int = 16_000_000) -> Baselines:
+def fit_baselines(
+    config: DataConfig | Mapping[str, Any], max_tokens: int = 16_000_000
+) -> Baselines:
     """Fits both baselines on one pass over the training windows.
 
     Args:
       config: the `data` settings of a run.
       max_tokens: a longer pass is thinned evenly to about so many tokens.
     """
+    config = parse(DataConfig, config, "data")
     windows = open_windows(config, "train")
     layout = windows.layout
     stride = max(1, -(-windows.count * config.sequence_length // max_tokens))

@@ -183,7 +183,7 @@ def test_another_format_version_is_refused_with_both_named(tmp_path):
         checkpointer.maybe_save(1, {"params": {"w": jnp.zeros(2)}}, {})
     path = tmp_path / "1" / "metadata" / "metadata"
     path.write_text(json.dumps({"format_version": 99}))
-    with pytest.raises(UserError, match="format 99, this program reads 1"):
+    with pytest.raises(UserError, match="format 99, this program reads 2"):
         CheckpointReader(tmp_path).metadata(1)
 
 

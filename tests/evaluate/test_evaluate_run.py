@@ -21,6 +21,7 @@ from soda_jax.evaluate.windows import open_windows
 from soda_jax.generate.checkpoint import load_decoder
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.parallel.mesh import make_mesh
+from soda_jax.schema import to_dict
 from soda_jax.tokens.text import ByteTokenizer
 
 MODEL = {
@@ -56,7 +57,7 @@ def workdir(tmp_path, functions, params, layout, config):
         "layout": layout.to_json(),
         "codec_fingerprint": "toy",
         "tokenizer_fingerprint": ByteTokenizer.fingerprint,
-        "data": make_dataset(config).config,
+        "data": to_dict(make_dataset(config).config),
     }
     with Checkpointer(tmp_path / "run" / "checkpoints", every_steps=None) as checkpoints:
         checkpoints.maybe_save(4, {"params": params}, metadata, force=True)

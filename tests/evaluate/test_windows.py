@@ -59,5 +59,5 @@ def test_rows_of_a_process_are_those_of_the_whole_batch(config):
 
 def test_masks_of_training_records_do_not_apply_to_validation(config, tmp_path):
     (tmp_path / "masked.txt").write_text("shard-00000.array_record 15\n")
-    config["sources"]["speech"]["masked"] = str(tmp_path / "masked.txt")
+    config["sources"]["speech"]["mask_records"] = str(tmp_path / "masked.txt")
     assert sum(targets(open_windows(config))) > 0

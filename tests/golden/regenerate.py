@@ -1,4 +1,4 @@
-"""Golden files: every config laid flat, a loss curve, and the table of sizes in the docs.
+"""Golden files: every config as flat lines, a loss curve, and the generated tables of the docs.
 
     make golden        # or: python tests/golden/regenerate.py
 
@@ -19,6 +19,7 @@ import numpy as np
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CONFIGS, CURVE, SIZES = HERE / "configs", HERE / "loss_curve.json", ROOT / "docs" / "sizes.md"
+SETTINGS = ROOT / "docs" / "config.md"
 TABLE_BEGINS, TABLE_ENDS = "<!-- table: make golden -->\n", "<!-- end of table -->\n"
 STEPS = 20
 COLUMNS = ("loss/all", "loss/text", "loss/semantic", "loss/acoustic_1", "loss/marker")
@@ -146,6 +147,22 @@ def sizes_table() -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
+def settings_table() -> str:
+    """Returns the reference of all settings of a run in Markdown, one table per group."""
+    from soda_jax.schema import RunConfig
+    from soda_jax.schema_fields import describe
+
+    head = "| setting | default | allowed | meaning |\n|---|---|---|---|\n"
+    parts = [head]
+    for name, default, allowed, doc in describe(RunConfig):
+        if not allowed:
+            parts.append(f"\n## {name}\n\n{doc[0].upper()}{doc[1:]}.\n\n{head}")
+            continue
+        cells = (f"`{name}`", f"`{default}`" if default != "required" else default, allowed, doc)
+        parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return "".join(parts)
+
+
 def with_table(text: str, table: str) -> str:
     """`text` with what stands between the two table comments replaced."""
     before, rest = text.split(TABLE_BEGINS)
@@ -162,13 +179,15 @@ def main() -> None:
             old.unlink()
     for name in names:
         write_atomic(CONFIGS / f"{name}.txt", flat(load(name)))
-    write_atomic(SIZES, with_table(SIZES.read_text("utf-8"), sizes_table()))
+    for page, table in ((SIZES, sizes_table()), (SETTINGS, settings_table())):
+        write_atomic(page, with_table(page.read_text("utf-8"), table))
     curve = {
         name: [float(f"{value:.7g}") for value in values] for name, values in loss_curve().items()
     }
     write_atomic(CURVE, json.dumps(curve, indent=1) + "\n")
     print(
-        f"wrote {len(names)} configs, {CURVE.name} and the table of {SIZES.name}", file=sys.stderr
+        f"wrote {len(names)} configs, {CURVE.name} and the tables of {SIZES.name} and {SETTINGS.name}",
+        file=sys.stderr,
     )
 
 

@@ -27,6 +27,12 @@ def test_the_table_of_sizes_in_the_docs_is_that_of_the_configs():
     assert text.count("4,374,089,216") == 1
 
 
+def test_the_reference_of_settings_in_the_docs_is_that_of_the_schema():
+    text = regenerate.SETTINGS.read_text("utf-8")
+    assert regenerate.with_table(text, regenerate.settings_table()) == text, "see `make golden`"
+    assert "| `model.num_layers` | `4` | integer, at least 1 | decoder layers |" in text
+
+
 @pytest.fixture
 def quick_compilation(tmp_path, monkeypatch):
     """Programs without optimisation, kept out of the user's cache."""
