@@ -1,4 +1,4 @@
-"""The `soda` command: finds the sub-command, prints errors as one line."""
+"""The `soda` command: runs a sub-command and prints errors as one line."""
 
 import argparse
 import importlib
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from soda_jax import __version__, memory
 from soda_jax.errors import UserError
+from soda_jax.registry import load_plugin
 
 COMMANDS = (
     "demo",
@@ -48,11 +49,18 @@ EXTRAS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser with all sub-commands; their modules are light at import."""
+    """Returns the parser with all sub-commands; their modules are light at import."""
     parser = argparse.ArgumentParser(
         prog="soda", description="Pretraining of native audio language models in JAX."
     )
     parser.add_argument("--version", action="version", version=f"soda {__version__}")
+    parser.add_argument(
+        "--plugin",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="Python file that registers parts, see soda_jax/registry.py; may be repeated",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"soda_jax.commands.{name}")
@@ -78,13 +86,15 @@ def script() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `soda ARGUMENTS`; returns the exit status: 0 done, 1 failed, 2 a fault to mend, 75 preempted."""
+    """Runs `soda ARGUMENTS`; returns the exit status: 0 done, 1 failed, 2 bad input, 75 preempted."""
     parser = make_parser()
     args, unknown = parser.parse_known_args(arguments)
     if unknown and not args.passes_unknown:
         parser.error(f"unknown option {unknown[0]} for soda {args.command}; see its --help")
     args.unknown = unknown
     try:
+        for file in args.plugin:
+            load_plugin(file)
         return args.run(args)
     except UserError as error:
         print(f"soda {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -95,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(
             f"soda {args.command}: error: {module} is not installed; "
-            f"pip install 'soda-jax[{EXTRAS[module]}]' brings it",
+            f"install it with pip install 'soda-jax[{EXTRAS[module]}]'",
             file=sys.stderr,
         )
         return 2

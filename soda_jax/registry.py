@@ -1,6 +1,6 @@
 """Registries of the parts that users add: one name, one function, one small protocol each.
 
-A file outside the package registers a part with a decorator and is loaded by `soda --plugin FILE …`:
+A file outside the package registers a part with a decorator and is loaded by `soda --plugin=FILE …`:
 
     from soda_jax.registry import METRICS
 
@@ -11,7 +11,7 @@ A file outside the package registers a part with a decorator and is loaded by `s
 | registry | protocol | selected by |
 |---|---|---|
 | `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks` |
-| `TEXT_TOKENIZERS` | `(argument: str) -> TextTokenizer` | `--tokenizer=NAME:ARGUMENT` |
+| `TEXT_TOKENIZERS` | `(argument, folder) -> TextTokenizer`, see `tokens.text.load_tokenizer` | `--tokenizer=NAME:ARGUMENT` |
 | `OPTIMIZERS` | `(OptimizerConfig, schedule, params, matrices) -> GradientTransformationExtraArgs` | `optimizer.name` |
 | `ATTENTION_BACKENDS` | `(segment_ids, Placement) -> Attention` | `model.attention` |
 | `LOSS_TERMS` | `(Decoder, hidden, batch) -> f32 sum over the targets` | `loss_terms` |
@@ -20,11 +20,16 @@ A file outside the package registers a part with a decorator and is loaded by `s
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from soda_jax.errors import UserError
+
+# Environment variable that hands the plugins of a process to its child processes.
+PLUGINS = "SODA_PLUGINS"
+_loaded: set[Path] = set()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,12 +65,19 @@ class Registry:
         """Removes a function, if it is registered."""
         self._functions.pop(name, None)
 
+    def _load(self, name: str) -> Callable[..., Any] | None:
+        """Returns a function, None if there is none; loads the plugins of the parent process first."""
+        if name not in self._functions:
+            for file in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+                load_plugin(file)
+        return self._functions.get(name)
+
     def names(self) -> tuple[str, ...]:
         """Returns the registered names in the order of registration."""
         return tuple(self._functions)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._functions
+        return self._load(name) is not None
 
     def get(self, name: str, key: str) -> Callable[..., Any]:
         """Returns the function registered under `name`.
@@ -77,11 +89,12 @@ class Registry:
         Raises:
           UserError: if there is none; it names the nearest one.
         """
-        if name not in self._functions:
+        function = self._load(name)
+        if function is None:
             near = difflib.get_close_matches(name, self._functions, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self._functions)}"
             raise UserError(f"{key} = {name!r} is not a registered {self.kind}; {hint}")
-        return self._functions[name]
+        return function
 
 
 EVALUATORS = Registry("evaluator")
@@ -98,12 +111,14 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def load_plugin(file: str) -> None:
-    """Imports a Python file so that it registers its parts.
+    """Imports a Python file once, so that it registers its parts; child processes import it as well.
 
     Raises:
       UserError: if the file is missing or fails on import.
     """
-    path = Path(file)
+    path = Path(file).absolute()
+    if path in _loaded:
+        return
     if not path.is_file():
         raise UserError(f"--plugin={file}: no such file; give a Python file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -114,3 +129,7 @@ def load_plugin(file: str) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"--plugin={file}: {type(error).__name__}: {error}") from None
+    _loaded.add(path)
+    known = [name for name in os.environ.get(PLUGINS, "").split(os.pathsep) if name]
+    if str(path) not in known:
+        os.environ[PLUGINS] = os.pathsep.join([*known, str(path)])

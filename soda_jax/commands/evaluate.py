@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         default="loss,baselines,asr,tts",
-        help="some of loss, baselines, asr, tts (default: all)",
+        help="evaluators: loss, baselines, asr, tts, or registered ones (default: %(default)s)",
     )
     parser.add_argument(
         "--limit", type=int, default=64, help="utterances for asr and tts, 0 for all (%(default)s)"

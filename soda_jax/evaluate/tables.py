@@ -38,6 +38,9 @@ def not_below(rows: list[ClassRow]) -> list[str]:
     return [row.name for row in rows if row.margin is not None and row.margin <= 0]
 
 
+_WITH_LINES = ("loss", "baselines", "asr", "tts")
+
+
 def text_report(evaluation: Mapping[str, Any]) -> str:
     """The scores as lines for a terminal."""
     lines = [f"step {evaluation['step']:,}"]
@@ -50,7 +53,19 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
         lines += _asr_lines(evaluation["asr"])
     if "tts" in evaluation:
         lines += _tts_lines(evaluation["tts"])
+    for task in evaluation["tasks"]:
+        if task not in _WITH_LINES:
+            lines += ["", f"{task}:", *_score_lines(evaluation[task])]
     return "\n".join(lines)
+
+
+def _score_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Returns one line per number or text of an evaluator without a table."""
+    shown = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
+    return [
+        f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}"
+        for name, value in shown.items()
+    ]
 
 
 def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:

@@ -160,11 +160,16 @@ def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
     """
     first, groups = config.vocabulary.valid_blocks
     matrices = ("embedding",) if config.tie_embeddings else ("embedding", "head")
+    if not config.vocabulary.groups:
+        return tuple({f"{name}_first": first} for name in matrices)
     return tuple({f"{name}_first": first, f"{name}_groups": groups} for name in matrices)
 
 
 class Decoder(nnx.Module):
     """The decoder with its embedding and head in two blocks (see `VocabularyBlocks`)."""
+
+    embedding_first: nnx.Param
+    embedding_groups: nnx.Param
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -177,12 +182,14 @@ class Decoder(nnx.Module):
             weight = _normal(rngs, (*valid.shape, d), deviation)
             return nnx.Param(jnp.where(valid[..., None], weight, 0.0), logical_axes=axes)
 
-        def blocks(deviation: float) -> tuple[nnx.Param, nnx.Param]:
-            return block(first, rows, deviation), block(groups, (None, *rows), deviation)
+        def blocks(name: str, deviation: float) -> None:
+            setattr(self, f"{name}_first", block(first, rows, deviation))
+            if vocabulary.groups:  # Orbax refuses arrays without elements
+                setattr(self, f"{name}_groups", block(groups, (None, *rows), deviation))
 
-        self.embedding_first, self.embedding_groups = blocks(1.0 / d)
+        blocks("embedding", 1.0 / d)
         if not config.tie_embeddings:
-            self.head_first, self.head_groups = blocks(d**-0.5)
+            blocks("head", d**-0.5)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -194,11 +201,11 @@ class Decoder(nnx.Module):
 
     def head_blocks(self) -> tuple[jax.Array, ...]:
         """The head as `[1, padded_first, d]` and, if there are groups, `[groups, group_rows, d]`, f32."""
-        if self.config.tie_embeddings:
-            first, groups = self.embedding_first[...], self.embedding_groups[...]
-        else:
-            first, groups = self.head_first[...], self.head_groups[...]
-        return (first[None], groups) if self.config.vocabulary.groups else (first[None],)
+        name = "embedding" if self.config.tie_embeddings else "head"
+        first = getattr(self, f"{name}_first")[...][None]
+        if not self.config.vocabulary.groups:
+            return (first,)
+        return first, getattr(self, f"{name}_groups")[...]
 
     def embed(self, tokens: jax.Array, placement: Placement = _HERE) -> jax.Array:
         """Rows of int32 ids `[batch, sequence]`, in the compute type `[batch, sequence, d]`."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
+from soda_jax.registry import TEXT_TOKENIZERS
 from soda_jax.tokens.coverage import CoverageCheck
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
@@ -210,38 +211,49 @@ def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str
 def load_tokenizer(spec: str | Path) -> TextTokenizer:
     """Opens a text tokenizer.
 
+    A registered tokenizer is a function (argument, folder): the text after the colon, and the folder of
+    the saved `tokenizer.json`, None if it is opened by name. Its `save` writes a `tokenizer.json` with
+    `{"soda": "NAME:ARGUMENT"}`.
+
     Args:
-      spec: "bytes", a `tokenizer.json` or a folder that holds one; with the extra `seqio` also
-        "seqio:bytes" and "seqio:sentencepiece:MODEL".
+      spec: "bytes", a `tokenizer.json` or its folder, NAME:ARGUMENT of a registered tokenizer; with the
+        extra `seqio` also "seqio:bytes" and "seqio:sentencepiece:MODEL".
 
     Raises:
-      UserError: naming the file that is missing or no tokenizer.
+      UserError: if a file is missing or is not a tokenizer.
     """
-    if str(spec) == "bytes":
-        return ByteTokenizer()
-    if str(spec).startswith("seqio:"):
-        return _seqio(str(spec))
+    name, _, argument = str(spec).partition(":")
+    if name in TEXT_TOKENIZERS:
+        return TEXT_TOKENIZERS.get(name, "--tokenizer")(argument, None)
     path = Path(spec)
     file = path / _FILE if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"no tokenizer at {spec}: give 'bytes', a tokenizer.json or its folder")
+        raise UserError(
+            f"no tokenizer at {spec}: give a tokenizer.json, its folder, or one of "
+            f"{', '.join(TEXT_TOKENIZERS.names())}"
+        )
     try:
         content = file.read_text("utf-8")
         kind = json.loads(content).get("soda")
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise UserError(f"{file} is not a tokenizer.json: {error}") from None
-    if kind == "bytes":
-        return ByteTokenizer()
-    if isinstance(kind, str) and kind.startswith("seqio:"):
-        return _seqio(kind, file.parent)
-    return JsonTokenizer(content, str(file))
+    if not isinstance(kind, str):
+        return JsonTokenizer(content, str(file))
+    name, _, argument = kind.partition(":")
+    return TEXT_TOKENIZERS.get(name, f"{file}: soda")(argument, file.parent)
 
 
-def _seqio(spec: str, folder: Path | None = None) -> TextTokenizer:
+@TEXT_TOKENIZERS.register("bytes")
+def _load_bytes(argument: str, folder: Path | None) -> TextTokenizer:
+    return ByteTokenizer()
+
+
+@TEXT_TOKENIZERS.register("seqio")
+def _load_seqio(argument: str, folder: Path | None) -> TextTokenizer:
     # seqio brings TensorFlow, which takes many seconds to import.
     from soda_jax.tokens.seqio_text import load_seqio
 
-    return load_seqio(spec, folder)
+    return load_seqio(f"seqio:{argument}", folder)
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:

