@@ -1,12 +1,10 @@
 """The story of a run: open, restore, step, log, save, stop."""
 
 import functools
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from soda_jax.errors import UserError
 from soda_jax.model.flops import training_flops_per_token
 from soda_jax.parallel import hosts
 from soda_jax.parallel.batches import local_rows, place_batch
+from soda_jax.parallel.preemption import StopRequest
 from soda_jax.progress import progress
 from soda_jax.train import run as parts
 from soda_jax.train.hardware import peak_flops
@@ -65,8 +64,8 @@ def train(
     """
     workdir = folder.local_workdir(workdir)
     parts.use_compilation_cache()
-    with hosts.together(), ExitStack() as stack:
-        terminated = stack.enter_context(_terminate_flag())
+    with hosts.fail_together(), ExitStack() as stack:
+        stop_request = stack.enter_context(StopRequest())
         # Restore point: the newest checkpoint whose digest agrees.
         reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         report = reader.choose() if reader.steps() else None
@@ -93,7 +92,7 @@ def train(
             state = program.init()
         # From here on a fault of one process ends all at once: to close in order, it would have to
         # wait for the others, which wait for it in a collective.
-        stack.enter_context(hosts.together())
+        stack.enter_context(hosts.fail_together())
         step, windows = (report.step, metadata["windows"]) if report and metadata else (0, 0)
 
         rows = local_rows(program.mesh, config.batch_size)
@@ -121,7 +120,7 @@ def train(
                 ahead.write()
                 ahead.step = (step, metrics, loader.waited)
                 due = [hook for hook in hooks if step % hook.every == 0 or step == config.steps]
-                stop = hosts.any_process(terminated.is_set(), "stop")
+                stop = stop_request.reached()
                 save = stop or step == config.steps or checkpointer.due(step)
                 if not (save or due or trace.ends(step)):
                     checkpointer.raise_failure()
@@ -150,7 +149,7 @@ def train(
                     values |= hook(view)
                 log.write(step, values, bar)
                 if due and not stop:  # a hook may take long
-                    stop = hosts.any_process(terminated.is_set(), "stop")
+                    stop = stop_request.reached()
                 if save or stop:
                     watchdog.now(f"saving after step {step}")
                     checkpointer.maybe_save(step, state, about, force=True)
@@ -158,20 +157,6 @@ def train(
                     print(f"asked to stop: saved step {step}", file=sys.stderr)
                     return PREEMPTED
     return DONE
-
-
-@contextmanager
-def _terminate_flag() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the old handler comes back afterwards."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stop_if_broken(
@@ -192,7 +177,7 @@ class _Log:
 
     def __init__(self, config, workdir, dataset, program, start_step, skipped):
         self._config, self._dataset = config, dataset
-        self._logs = open_logs(config, workdir, start_step) if hosts.is_first() else []
+        self._logs = open_logs(config, workdir, start_step) if hosts.is_primary() else []
         decoder = program.model.config
         tokens = config.batch_size * config.data.sequence_length
         self._flops = training_flops_per_token(decoder, config.data.sequence_length) * tokens
@@ -205,7 +190,7 @@ class _Log:
             "peak_flops": self._peak,
             "peak_source": source,
         }
-        if hosts.is_first():
+        if hosts.is_primary():
             note_start(workdir, start_step, about)
         print(
             f"{decoder.parameters:,} parameters, {tokens:,} tokens a step, peak "
@@ -298,7 +283,7 @@ class _Ahead:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         # With several processes the step may wait for one that is gone.
-        if kind is not None and issubclass(kind, Exception) and hosts.alone():
+        if kind is not None and issubclass(kind, Exception) and hosts.is_single_process():
             with suppress(Exception):
                 self.write()
 
