@@ -157,7 +157,7 @@ class Heartbeat:
         This connection is necessary. When process 0 dies, jax's client notices too and aborts this
         process about 0.1 s later, most of which it spends on its stack trace. The calls of the client
         fail too late to exit with the documented status before that: without the connection 5 of 16
-        kills of process 0 did not end the others with status 76, with it none of 13 failed.
+        kills of process 0 did not end the others with status 76, with it all of 12 kills did.
         Received bytes are ignored. The service closes a connection that sends nothing; it is reopened.
         """
         if self._index == 0 or not self._coordinator:

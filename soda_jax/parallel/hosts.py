@@ -162,53 +162,34 @@ def _barrier_failure(name: str, seconds: float, error: Exception) -> str:
     )
 
 
-def any_process(flag: bool, name: str = "any process", timeout: float | None = None) -> bool:
-    """Returns True in every process if `flag` is True in any; see `barrier` for the arguments."""
-    if is_single_process():
-        return bool(flag)
-    import jax
-
-    client, prefix = _client(), f"soda/any/{name}/{_next_round(name)}/"
-    if flag:
-        client.key_value_set(f"{prefix}{jax.process_index()}", "")
-    barrier(name, timeout)
-    return bool(client.key_value_dir_get(prefix))
-
-
-def broadcast_json(value: Any, name: str = "broadcast", timeout: float | None = None) -> Any:
-    """Returns the value of process 0 (plain JSON) in every process; see `barrier` for the arguments."""
-    if is_single_process():
-        return value
-    client, number = _client(), _next_round(name)
-    if is_primary():
-        client.key_value_set(f"soda/broadcast/{name}/{number}", json.dumps(value))
-    barrier(name, timeout)
-    if not is_primary():
-        return json.loads(client.key_value_try_get(f"soda/broadcast/{name}/{number}"))
-    if number:  # all processes have reached this round, so all have read the previous value
-        client.key_value_delete(f"soda/broadcast/{name}/{number - 1}")
-    return json.loads(json.dumps(value))
-
-
 def gather_json(value: Any, name: str = "gather", timeout: float | None = None) -> list[Any]:
     """Returns the values (plain JSON) of all processes, by process index, in every process.
 
     See `barrier` for the other arguments.
     """
-    if is_single_process():
-        return [json.loads(json.dumps(value))]
     import jax
 
-    client, prefix = _client(), f"soda/gather/{name}/{_next_round(name)}/"
-    client.key_value_set(f"{prefix}{jax.process_index()}", json.dumps(value))
+    if is_single_process():
+        return [json.loads(json.dumps(value))]
+    client, index, number = _client(), jax.process_index(), _rounds[name]
+    _rounds[name] += 1
+    prefix = f"soda/gather/{name}/{number}/"
+    client.key_value_set(f"{prefix}{index}", json.dumps(value))
     barrier(name, timeout)
     values = dict(client.key_value_dir_get(prefix))
-    return [json.loads(values[f"{prefix}{index}"]) for index in range(jax.process_count())]
+    if number:  # all processes have reached this round, so all have read the previous one
+        client.key_value_delete(f"soda/gather/{name}/{number - 1}/{index}")
+    return [json.loads(values[f"{prefix}{process}"]) for process in range(jax.process_count())]
 
 
-def _next_round(name: str) -> int:
-    _rounds[name] += 1
-    return _rounds[name] - 1
+def any_process(flag: bool, name: str = "any process", timeout: float | None = None) -> bool:
+    """Returns True in every process if `flag` is True in any; see `barrier` for the arguments."""
+    return any(gather_json(bool(flag), name, timeout))
+
+
+def broadcast_json(value: Any, name: str = "broadcast", timeout: float | None = None) -> Any:
+    """Returns the value of process 0 (plain JSON) in every process; see `barrier` for the arguments."""
+    return gather_json(value if is_primary() else None, name, timeout)[0]
 
 
 @contextmanager
