@@ -3,7 +3,7 @@
 import argparse
 
 SUMMARY = "train a config, from its newest checkpoint if it has one"
-EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.layers=6"
+EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.num_layers=6"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
 
 

@@ -167,7 +167,7 @@ def _stop_if_broken(
         checkpointer.wait()  # all processes come here alike
         raise UserError(
             f"step {step}: {limit} updates in a row were skipped (gradient norm "
-            f"{values['gradient_norm']:.3g}); the last good checkpoint stands. Lower optimizer.peak or "
+            f"{values['gradient_norm']:.3g}); the last good checkpoint stands. Lower optimizer.peak_lr or "
             "look at the data of these steps"
         )
 
@@ -235,7 +235,7 @@ class _Log:
             "data_wait_seconds": waited - self._waited,
         }
         self._waited = waited
-        # Only under data.damaged=mask, or where a store fails now and then; else there is no such line.
+        # Only under data.on_corrupt_record=mask, or where a store fails now and then; else there is no such line.
         damaged = sum(len(source.damage) for source in dataset.sources)
         if damaged:
             values["masked_records"] = float(damaged)

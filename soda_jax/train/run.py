@@ -76,17 +76,17 @@ def open_data(
 
 def step_settings(config: Any, classes: int, sources: int) -> StepSettings:
     """`StepSettings` of a config; UserError where batch, micro-batches and mesh do not fit."""
-    if config.accumulate < 1 or config.batch_size % config.accumulate:
+    if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
-            f"batch_size {config.batch_size} is not a multiple of accumulate {config.accumulate}"
+            f"batch_size {config.batch_size} is not a multiple of accumulate {config.gradient_accumulation}"
         )
     return StepSettings(
         classes=classes,
         sources=sources,
-        accumulate=config.accumulate,
+        gradient_accumulation=config.gradient_accumulation,
         z_loss=config.optimizer.z_loss,
         loss_chunk=config.loss_chunk,
-        clip=config.optimizer.clip,
+        clip=config.optimizer.max_grad_norm,
         spike_factor=config.safety.spike_factor,
         spike_after=config.safety.spike_after,
     )
@@ -133,7 +133,7 @@ def check_sizes(config: Any, mesh: Mapping[str, int], platform: str) -> None:
         raise UserError(f"data.sequence_length {config.data.sequence_length} must be at least 1")
     if config.loss_chunk < 0:
         raise UserError(f"loss_chunk {config.loss_chunk} must be at least 1, or 0: by platform")
-    micro = config.batch_size // config.accumulate
+    micro = config.batch_size // config.gradient_accumulation
     ways = math.prod(mesh[axis] for axis in rules.RULES["batch"])
     if micro % ways:
         axes = " x ".join(rules.RULES["batch"])
@@ -181,7 +181,7 @@ def make_program(
       UserError: where batch, sequence, mesh, model and devices do not fit.
     """
     devices = list(jax.devices() if devices is None else devices)
-    slices, width = slice_count(devices), config.model.width
+    slices, width = slice_count(devices), config.model.hidden_size
     sizes = mesh_sizes(config.mesh.to_dict(), len(devices), slices, width)
     mesh = make_mesh(sizes, devices)
     check_sizes(config, mesh.shape, mesh.devices.flat[0].platform)
