@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# What the launch scripts share: options, errors, quoting. Sourced, never run.
+# Options, errors and quoting for the launch scripts. Sourced, never run.
 
-# soda's exit status for "stopped by SIGTERM with a checkpoint saved: start it again".
+# Exit status of soda after SIGTERM with a checkpoint saved: start it again.
 # shellcheck disable=SC2034  # used by the scripts that source this file
 readonly PREEMPTED=75
-readonly LOST=76 # another host was lost, or a step never ended: the last checkpoint stands
+readonly LOST=76 # another process failed or a step hung: start it again from the last checkpoint
 readonly SCRIPT=${0##*/}
 
 say() {
   printf '%s: %s\n' "$SCRIPT" "${*//$'\n'/ }" >&2
 }
 
-# fail MESSAGE: one line, and the status of a fault that the user can mend.
+# fail MESSAGE: prints one line and exits with the status of a user error.
 fail() {
   say "error: $*"
   exit 2
@@ -21,12 +21,12 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
 fi
 
-# need TOOL WHERE_FROM: the tool is on PATH.
+# need TOOL HINT: requires the tool on PATH.
 need() {
   command -v "$1" >/dev/null || fail "$1 is not on PATH: $2"
 }
 
-# The comment at the head of the script is its help.
+# The comment at the top of a script is its help.
 usage() {
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
@@ -35,8 +35,8 @@ declare -A option=()
 rest=()
 
 # parse_options VALUES FLAGS WORD…: fills option[name] from --name=value or --name value for the names in VALUES
-# and with 1 for those in FLAGS, and `rest` with the words after `--`. What is not given keeps the default that
-# stands in `option`, or is empty.
+# and with 1 for those in FLAGS, and `rest` with the words after `--`. Missing options keep their default in
+# `option`, or are empty.
 parse_options() {
   local values=" $1 " flags=" $2 " word name
   shift 2
@@ -81,7 +81,7 @@ _unknown() {
   fail "unknown option --$1; there are ${names[*]/#/--}"
 }
 
-# require NAME…: these options were given, with a value.
+# require NAME…: requires a value for each of these options.
 require() {
   local name
   for name; do
@@ -89,7 +89,7 @@ require() {
   done
 }
 
-# require_number NAME [LEAST]: the option is a whole number, at least LEAST (1).
+# require_number NAME [LEAST]: requires an integer of at least LEAST (1).
 require_number() {
   local value=${option[$1]} least=${2:-1}
   if ! [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((value < least)); then
@@ -97,7 +97,7 @@ require_number() {
   fi
 }
 
-# quote WORD…: the words as one line that any POSIX shell reads back unchanged.
+# quote WORD…: prints the words as one line that any POSIX shell parses to the same words.
 quote() {
   local word line=
   for word; do
@@ -107,19 +107,19 @@ quote() {
   printf '%s\n' "${line# }"
 }
 
-# run WORD…: runs the command; under --dry_run prints it.
+# run WORD…: runs the command; with --dry_run prints it.
 run() {
   if [[ -n ${option[dry_run]:-} ]]; then quote "$@"; else "$@"; fi
 }
 
-# prefix TEXT: copies standard input, each line behind TEXT.
+# prefix TEXT: copies standard input with TEXT at the start of each line.
 prefix() {
   local line
   while IFS= read -r line || [[ -n $line ]]; do printf '%s%s\n' "$1" "$line"; done
 }
 
-# set_training WORD…: `training` becomes the command that trains: the words as they are if the first is a
-# command, else the words behind `soda train`, with the soda of this checkout where there is one.
+# set_training WORD…: sets `training` to the training command: the words themselves if the first is a
+# command, else `soda train` with the words, using the soda of this checkout if it exists.
 training=()
 set_training() {
   (($#)) || fail "give the arguments of soda train after --, as in -- --config=configs/demo.py --workdir=runs/demo"
@@ -133,12 +133,12 @@ set_training() {
   esac
 }
 
-# set_train_arguments WORD…: `arguments` becomes what `soda train` on another machine is given; with
-# --bucket, a local workdir and checkpoints in the bucket, both named after the job, unless the words say other.
+# set_train_arguments WORD…: sets `arguments` to the arguments of `soda train` on another machine. --bucket
+# adds a local workdir and checkpoints in the bucket, both named after the job, unless the words contain them.
 arguments=()
 set_train_arguments() {
   local word workdir='' checkpoints=''
-  # `soda train …` is what one writes by hand; elsewhere only the arguments travel.
+  # Accepts a whole `soda train …`; only its arguments are sent.
   if [[ ${1:-} == soda && ${2:-} == train ]]; then shift 2; fi
   (($#)) || fail "give the arguments of soda train after --, as in -- --config=configs/soda_4b.py"
   [[ $1 == -* ]] || fail "$(quote "$1"): after -- come the arguments of soda train, as in -- --config=configs/soda_4b.py"

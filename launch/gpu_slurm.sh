@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Trains on GPU nodes under Slurm, one process a GPU.
+# Trains on GPU nodes under Slurm, one process per GPU.
 #
 #   launch/gpu_slurm.sh --name=soda-1.7b --nodes=4 --gpus_per_node=8 --partition=h100 --time=24:00:00 \
 #       -- --config=configs/soda_1_7b.py --workdir=/shared/runs/soda-1.7b
 #
-# --name=NAME                  of the job; its log is NAME-JOBID.log in this folder
-# --nodes=N --gpus_per_node=G  the size of the job
-# --time=LIMIT                 as Slurm writes it; at its end the run is saved and put back into the queue
-# --partition=P --account=A    otherwise the cluster's own
-# --cpus_per_gpu=C             otherwise the cluster's own
-# --save_seconds=S             how long before the limit soda is told to save (300)
-# --soda=PATH                  the soda of the nodes; otherwise .venv/bin/soda of this checkout, or soda
-# --dry_run                    print the batch script and the command, run none
+# --name=NAME                  name of the job; its log is NAME-JOBID.log in this folder
+# --nodes=N --gpus_per_node=G  size of the job
+# --time=LIMIT                 in Slurm's format; when it expires, the run is saved and requeued
+# --partition=P --account=A    default: those of the cluster
+# --cpus_per_gpu=C             default: that of the cluster
+# --save_seconds=S             seconds before the limit at which soda receives SIGTERM (300)
+# --soda=PATH                  path of soda on the nodes; default: .venv/bin/soda of this checkout, or soda
+# --dry_run                    print the batch script and the command without running them
 #
-# After -- come the arguments of soda train. The nodes see this folder: a shared file system is needed.
+# The arguments of soda train follow after --. The nodes need this folder: use a shared file system.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,7 +24,7 @@ option=([save_seconds]=300)
 parse_options "name nodes gpus_per_node partition time account cpus_per_gpu save_seconds soda" "dry_run" "$@"
 require name nodes gpus_per_node time
 for count in nodes gpus_per_node save_seconds; do require_number "$count"; done
-# These stand in lines that Slurm splits at blanks.
+# Slurm splits the lines with these values at blanks.
 for word in name partition time account; do
   [[ ${option[$word]} =~ ^[A-Za-z0-9_.:,+-]*$ ]] ||
     fail "--$word=${option[$word]}: give letters, digits and . _ : , + - only"
@@ -44,27 +44,27 @@ lines=(
 if [[ -n ${option[cpus_per_gpu]} ]]; then
   require_number cpus_per_gpu
   lines+=("--cpus-per-task=${option[cpus_per_gpu]}")
-  # srun does not take it over from the job by itself.
+  # srun does not inherit it from the job.
   srun=(srun "--cpus-per-task=${option[cpus_per_gpu]}")
 else
   srun=(srun)
 fi
-# All processes save before the first one ends with 75, but they need not end in the same second: so the
-# first to end does not take the others along, unless they stay for two minutes.
+# All processes save before the first one exits with 75, but not in the same second. So the first exit does
+# not kill the other processes until two minutes later.
 srun+=(--kill-on-bad-exit=0 --wait=120)
 
 batch=$(
   echo "#!/bin/bash"
   printf '#SBATCH %s\n' "${lines[@]}"
   cat <<END
-# One task a GPU, each seeing all of its node: JAX takes the one of its number.
-# Slurm sends SIGTERM to the tasks alone before the time limit and in the grace time of a preemption. They save
-# and end with $PREEMPTED. To this shell it sends SIGTERM only with scancel, the limit itself or a requeue of its own.
+# One task per GPU; each task sees all GPUs of its node and uses the one of its local index.
+# Before the time limit and in the grace time of a preemption, Slurm sends SIGTERM to the tasks only. They save
+# and exit with $PREEMPTED. This shell receives SIGTERM only from scancel, the limit itself or a requeue by Slurm.
 trap 'cancelled=1' TERM
 cancelled=
 code=0
 $(quote "${srun[@]}" "$soda" train "${arguments[@]}") || code=\$?
-# A lost node may be gone for good, and a step that hangs may hang again: so not for ever.
+# A node may have failed for good, and a step may hang again: limit the number of restarts.
 if [ "\$code" = $LOST ] && [ "\${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
   code=$PREEMPTED
 fi

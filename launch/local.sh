@@ -3,14 +3,14 @@
 #
 #   launch/local.sh --processes=2 [--devices_per_process=4] -- --config=configs/demo.py --workdir=runs/demo
 #
-# --processes=N            how many
-# --devices_per_process=D  simulate D CPU devices in each; without it each takes what JAX finds
-# --grace=SECONDS          how long the others may go on when one has failed (10) or saved (six times that)
-# --dry_run                print the commands, run none
+# --processes=N            number of processes
+# --devices_per_process=D  simulate D CPU devices in each process; default: the devices that JAX finds
+# --grace=SECONDS          time for the other processes to exit after one failed (10) or saved (six times that)
+# --dry_run                print the commands without running them
 #
 # After -- come the arguments of soda train, or a whole command such as `soda train …`. Each process also gets
-# --coordinator, --processes and --process. SIGTERM and SIGINT go to all.
-# Exit status: 0 done; 75 preempted with a checkpoint saved; else the first that was not 0.
+# --coordinator, --processes and --process. SIGTERM and SIGINT are sent to all.
+# Exit status: 0 done; 75 preempted with a checkpoint saved; else the first nonzero status.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -39,13 +39,13 @@ if [[ -n ${option[dry_run]} ]]; then
 fi
 need python3 "it finds a free port"
 for word in "${training[@]}"; do
-  # What `env NAME=value…` runs.
+  # Skips `env NAME=value…`.
   [[ $word == env || $word == *=* ]] || break
 done
 need "$word" "make test installs soda into .venv; another one is given as -- PATH/TO/soda train …"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 
-# A process group each: otherwise bash starts them deaf to SIGINT, and what they start outlives them.
+# One process group per process: otherwise bash starts them with SIGINT ignored, and their children survive.
 set -m
 left=() prefixers=() # processes that have not ended
 signal_all() {
@@ -60,7 +60,7 @@ trap kill_groups EXIT
 trap 'signal_all TERM' TERM
 trap 'signal_all INT' INT
 for ((i = 0; i < count; i++)); do
-  # The prefixers are no part of the groups that are killed, so the last lines are not lost.
+  # The prefixers are not in the killed groups, so that the last lines are printed.
   exec {pipe}> >(trap '' INT TERM && prefix "[$i] ")
   prefixers+=($!)
   "${training[@]}" "--coordinator=localhost:$port" "--processes=$count" "--process=$i" \
@@ -69,10 +69,10 @@ for ((i = 0; i < count; i++)); do
   exec {pipe}>&-
 done
 
-# bash would tell of each process that a signal ends, command line and all.
+# bash would print the command line of each process that a signal ends.
 exec {errors}>&2 2>/dev/null
 
-# ended PID: true once it has; its exit status is then in `code`.
+# ended PID: true if the process has exited; sets `code` to its exit status.
 ended() {
   ! kill -0 "$1" || return 1
   code=0
@@ -81,7 +81,7 @@ ended() {
 
 first=0 limit=''
 while ((${#left[@]})); do
-  # A signal, too, ends the sleep: its trap runs and the loop goes on.
+  # A signal also ends the sleep: its trap runs and the loop continues.
   sleep 0.1 &
   wait $! || true
   still=()
@@ -93,8 +93,8 @@ while ((${#left[@]})); do
     ((code)) || continue
     ((first)) || first=$code
     if [[ -z $limit ]]; then
-      # 75 is agreed among the processes, the others are on their way; another status leaves them
-      # waiting for one that never comes back.
+      # After 75 the other processes are saving the same step. After any other status they would wait
+      # for a process that has exited.
       limit=$((SECONDS + 1 + option[grace] * (code == PREEMPTED ? 6 : 1)))
       ((code == PREEMPTED)) || {
         say "a process ended with status $code: ending the others" 2>&"$errors"

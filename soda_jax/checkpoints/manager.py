@@ -81,7 +81,9 @@ class Checkpointer:
             return False
         if self._every_steps and step % self._every_steps == 0:
             return True
-        if not self._every_minutes or (not hosts.alone() and step % _ASK_THE_CLOCK_EVERY_STEPS):
+        if not self._every_minutes or (
+            not hosts.is_single_process() and step % _ASK_THE_CLOCK_EVERY_STEPS
+        ):
             return False
         passed = self._clock() - self._last_time >= 60 * self._every_minutes
         return hosts.broadcast_json(passed, "save by minutes")
@@ -135,7 +137,7 @@ class Checkpointer:
         if self._failure is None:
             self._thread = threading.Thread(target=self._finish, args=(step,), name="seal")
             self._thread.start()
-        elif hosts.alone():
+        elif hosts.is_single_process():
             self._raise_failure()
         self._last_step, self._last_time = step, self._clock()
         return True
@@ -145,7 +147,7 @@ class Checkpointer:
 
         Several find it out together at the next save.
         """
-        if hosts.alone():
+        if hosts.is_single_process():
             self._raise_failure()
 
     def _clear_the_way(self, step: int) -> None:
@@ -166,7 +168,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
             self.reader.rejected.pop(step, None)
-            if hosts.is_first():
+            if hosts.is_primary():
                 digest.seal(self.reader.path(step))
                 self._remove_old()
         except Exception as error:  # told to the user by the next call from the main thread
@@ -222,7 +224,7 @@ class Checkpointer:
     def _free_the_space_of_failed_saves(self) -> None:
         from orbax.checkpoint.path import step as step_lib
 
-        if hosts.is_first():
+        if hosts.is_primary():
             for path in self.directory.glob(f"*{step_lib.TMP_DIR_SUFFIX}*"):
                 # Writers of other arrays may still be at work there; then the next call does it.
                 with contextlib.suppress(OSError):
@@ -273,7 +275,12 @@ def _open(directory: Any) -> Any:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None, cleanup_tmp_directories=True, save_root_metadata=False
     )
-    return ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+    manager = ocp.CheckpointManager(directory, options=options, handler_registry=registry)
+    # orbax asks jax for the preemption sync point with the step of a save, again when the save has
+    # finished. That overwrites the count of `StopRequest`, and the processes would stop at different
+    # steps (findings/orbax_finished_save_resets_preemption_step.sh).
+    manager.reached_preemption = lambda step: False
+    return manager
 
 
 def _told(step: int, error: BaseException) -> str:

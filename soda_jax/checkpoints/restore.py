@@ -97,7 +97,7 @@ class CheckpointReader:
           UserError: if there is no valid step; it says why each one failed.
         """
         found: dict[str, Any] = {}
-        if hosts.is_first():
+        if hosts.is_primary():
             found = self._choose(step, accept_unverified, params_only)
         found = hosts.broadcast_json(found, "checkpoint to use", digest.SECONDS)
         skipped = tuple((int(number), str(reason)) for number, reason in found["skipped"])
@@ -107,7 +107,7 @@ class CheckpointReader:
             raise UserError(self._none_valid(step, skipped))
         self.rejected.pop(found["step"], None)
         report = RestoreReport(found["step"], found["verified"], skipped)
-        if hosts.is_first() and (news or not report.verified):
+        if hosts.is_primary() and (news or not report.verified):
             print("\n".join(report.lines()), file=sys.stderr, flush=True)
         return report
 

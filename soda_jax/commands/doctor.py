@@ -2,24 +2,24 @@
 
 import argparse
 
-SUMMARY = "check this machine, or all hosts of a pod, before a run; a minute"
+SUMMARY = "check this machine, or all hosts of a pod, before a run (about a minute)"
 EXAMPLE = "soda doctor --config=configs/demo.py --workdir=runs/demo"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `soda doctor`; those of `soda train` that say what will run where."""
-    parser.add_argument("--config", help="config of the run: its mesh and data are tried")
+    """Adds the options of `soda doctor`; they have the same meaning as in `soda train`."""
+    parser.add_argument("--config", help="config of the run: checks its mesh and data")
     parser.add_argument(
-        "--workdir", help="of the run: a small checkpoint is written there and removed"
+        "--workdir", help="workdir of the run: saves a small checkpoint there and removes it"
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="as for soda train")
-    parser.add_argument("--processes", type=int, help="as for soda train")
-    parser.add_argument("--process", type=int, help="as for soda train")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="as in soda train")
+    parser.add_argument("--processes", type=int, help="as in soda train")
+    parser.add_argument("--process", type=int, help="as in soda train")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a line a finding; returns 1 if the run would fail."""
+    """Prints one line per finding; returns 1 if the run would fail."""
     from soda_jax.errors import UserError
 
     config = None

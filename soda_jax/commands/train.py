@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deterministic", action="store_true", help="bit-for-bit repeatable kernels on GPU"
     )
     processes = parser.add_argument_group(
-        "processes", "a run of several; Slurm, Cloud TPU and Kubernetes need no flags"
+        "processes", "multi-process runs; not needed with Slurm, Open MPI, Cloud TPU and Kubernetes"
     )
-    processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     processes.add_argument(
-        "--processes", type=int, metavar="N", help="how many there are; 1: alone"
+        "--processes", type=int, metavar="N", help="number of processes (1 = single-process)"
     )
-    processes.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    processes.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ class ExportHook:
         # Process 0 looks for all: a workdir may be a folder of one machine alone.
         if hosts.broadcast_json(folder.exists(), "export there"):
             return {}
-        write = hosts.is_first()
+        write = hosts.is_primary()
         self._export(
             LiveWeights(run.params, run.model.config, run.mesh),
             folder,

@@ -1,1 +1,1 @@
-"""`soda doctor`: what to know of a machine or a pod before a run."""
+"""`soda doctor`: checks of a machine or a pod before a run."""

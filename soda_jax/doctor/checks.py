@@ -1,4 +1,8 @@
-"""The checks of `soda doctor`, each a few seconds; every host runs them alike and in one order."""
+"""The checks of `soda doctor`, a few seconds each; all hosts run them in the same order.
+
+A check `x` returns plain JSON. If a function `judge_x` exists, it turns the values of all processes (None
+for one that failed) into the findings of the process `index`.
+"""
 
 import functools
 import importlib.metadata
@@ -14,22 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from soda_jax.doctor.findings import FAILURE, OK, PATIENCE, WARNING, Finding
+from soda_jax.doctor.findings import FAILURE, OK, TIMEOUT, WARNING, Finding
 from soda_jax.parallel import hosts, rules
 from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import measure_matmul
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
-REDUCED_BYTES = 64 << 20  # of each device, enough to be bandwidth and not latency
-CLOCK_WARNING, CLOCK_FAILURE = 5.0, 300.0  # stores refuse requests signed five minutes off
-SLOW_DEVICE = 0.8  # of the median rate
-READING_SECONDS = 5.0
+REDUCED_BYTES = 64 << 20  # per device; large enough to measure bandwidth, not latency
+CLOCK_WARNING, CLOCK_FAILURE = (
+    5.0,
+    300.0,
+)  # seconds; object stores reject signatures older than 5 min
+SLOW_DEVICE = 0.8  # fraction of the median rate
+READ_SECONDS = 5.0
 
-Told = list[tuple[str, str]]  # level and text of each finding
+Results = list[tuple[str, str]]  # level and message of each finding
 
 
 def versions() -> dict[str, str]:
-    """Python and packages of this host, "none" for what is not installed."""
+    """Returns the versions of Python and the packages of this host; "none" if not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -39,53 +46,54 @@ def versions() -> dict[str, str]:
     return found
 
 
-def judge_versions(values: list[Any], number: int) -> Iterator[Finding]:
-    """They must be alike on all hosts."""
-    mine, first = values[number], values[0] or values[number]
+def judge_versions(values: list[Any], index: int) -> Iterator[Finding]:
+    """Requires the same versions on all hosts."""
+    mine, first = values[index], values[0] or values[index]
     for name, version in mine.items():
         if version != first[name]:
-            told = (
-                f"{name} is {version}, on process 0 {first[name]}: install the same lock everywhere"
-            )
-            yield Finding(FAILURE, "versions", told)
-    told = ", ".join(f"{name} {version}" for name, version in mine.items() if version != "none")
-    yield Finding(OK, "versions", told)
+            message = f"{name} is {version}, but {first[name]} in process 0: install the same lock"
+            yield Finding(FAILURE, "versions", message)
+    installed = (f"{name} {version}" for name, version in mine.items() if version != "none")
+    yield Finding(OK, "versions", ", ".join(installed))
 
 
 def devices() -> dict[str, Any]:
-    """Number, kind and memory of this host's devices."""
-    here = jax.local_devices()
-    stats = [device.memory_stats() or {} for device in here]
+    """Returns number, kind and memory of the devices of this host."""
+    local = jax.local_devices()
+    stats = [device.memory_stats() or {} for device in local]
     used = [
         [str(device), stat["bytes_in_use"]]
-        for device, stat in zip(here, stats, strict=True)
+        for device, stat in zip(local, stats, strict=True)
         if stat.get("bytes_in_use", 0) > 0.05 * stat.get("bytes_limit", float("inf"))
     ]
     limits = [stat["bytes_limit"] for stat in stats if "bytes_limit" in stat]
     return {
-        "count": len(here),
-        "kind": here[0].device_kind,
+        "count": len(local),
+        "kind": local[0].device_kind,
         "limit": min(limits, default=0),
         "used": used,
     }
 
 
-def judge_devices(values: list[Any], number: int) -> Iterator[Finding]:
-    """They must be alike on all hosts, and free."""
-    mine, first = values[number], values[0] or values[number]
+def judge_devices(values: list[Any], index: int) -> Iterator[Finding]:
+    """Requires the same devices on all hosts, and that no other program uses them."""
+    mine, first = values[index], values[0] or values[index]
     memory = f", {mine['limit'] / 1e9:.1f} GB each" if mine["limit"] else ""
     total = sum(value["count"] for value in values if value)
-    yield Finding(OK, "devices", f"{mine['count']} × {mine['kind']}{memory}; {total} in all")
+    yield Finding(OK, "devices", f"{mine['count']} × {mine['kind']}{memory}; {total} in total")
     if (mine["count"], mine["kind"]) != (first["count"], first["kind"]):
-        told = f"{mine['count']} × {mine['kind']}, process 0 has {first['count']} × {first['kind']}"
-        yield Finding(FAILURE, "devices", f"{told}: a run wants hosts that are alike")
+        message = (
+            f"{mine['count']} × {mine['kind']}, but process 0 has {first['count']} × {first['kind']}: "
+            "use hosts with the same devices"
+        )
+        yield Finding(FAILURE, "devices", message)
     for name, size in mine["used"]:
-        told = f"{name}: {size / 1e9:.1f} GB are in use by something else"
-        yield Finding(WARNING, "devices", told)
+        message = f"{name}: another program uses {size / 1e9:.1f} GB"
+        yield Finding(WARNING, "devices", message)
 
 
 def arithmetic(size: int = 4096, repeats: int = 5) -> dict[str, Any]:
-    """FLOP/s of a product of matrices on each device of this host alone, bf16."""
+    """Measures the FLOP/s of a bf16 matrix product on each device of this host."""
     if jax.local_devices()[0].platform == "cpu":
         size = 1024
     rates = {}
@@ -95,41 +103,40 @@ def arithmetic(size: int = 4096, repeats: int = 5) -> dict[str, Any]:
     return {"size": size, "rates": rates, "platform": jax.local_devices()[0].platform}
 
 
-def judge_arithmetic(values: list[Any], number: int) -> Iterator[Finding]:
-    """A slow device slows all."""
-    mine = values[number]
+def judge_arithmetic(values: list[Any], index: int) -> Iterator[Finding]:
+    """Warns about a device that is slower than the median, because all devices wait for it."""
+    mine = values[index]
     rates = mine["rates"]
     low, high = min(rates.values()) / 1e12, max(rates.values()) / 1e12
-    told = f"{low:.3g} to {high:.3g} TFLOP/s a device, bf16, {mine['size']}³"
-    yield Finding(OK, "arithmetic", told)
+    message = f"{low:.3g} to {high:.3g} TFLOP/s per device, bf16, {mine['size']}³"
+    yield Finding(OK, "arithmetic", message)
     median = float(
         np.median([rate for value in values if value for rate in value["rates"].values()])
     )
-    # Simulated devices share the processor: their rates say nothing of each other.
+    # Simulated devices share the CPU, so their rates cannot be compared.
     for name, rate in rates.items() if mine["platform"] != "cpu" else ():
         if rate < SLOW_DEVICE * median:
-            told = f"{name} has {rate / median:.0%} of the median rate: replace its host"
-            yield Finding(WARNING, "arithmetic", told)
+            message = f"{name} reaches {rate / median:.0%} of the median rate: replace its host"
+            yield Finding(WARNING, "arithmetic", message)
 
 
-def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Told:
-    """A sum over each axis of the mesh: is it right, and how fast."""
+def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Results:
+    """Checks and times a sum over each axis of the mesh; `size` is in bytes per device."""
     if mesh.size == 1:
-        return [(OK, "one device, nothing to add up")]
+        return [(OK, "one device, no all-reduce")]
     axes = [(axis, count) for axis, count in mesh.shape.items() if count > 1]
     return [_reduce_over(mesh, axis, count, size or REDUCED_BYTES) for axis, count in axes]
 
 
 def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> tuple[str, str]:
     names = tuple(mesh.shape)
-    numbers = size // 4
+    length = size // 4
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(), out_specs=PartitionSpec(names), check_vma=False
     )
     def make() -> jax.Array:
-        own = jnp.float32(jax.lax.axis_index(axis) + 1)
-        return jnp.full((numbers,), own)
+        return jnp.full((length,), jnp.float32(jax.lax.axis_index(axis) + 1))
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=PartitionSpec(names), out_specs=PartitionSpec(names),
@@ -141,76 +148,77 @@ def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> t
     x = jax.jit(make)()
     run = jax.jit(reduce)
     out = run(x).block_until_ready()
-    wanted = count * (count + 1) / 2
-    right = all((np.asarray(part.data[:8]) == wanted).all() for part in out.addressable_shards)
+    expected = count * (count + 1) / 2
+    if any((np.asarray(part.data[:8]) != expected).any() for part in out.addressable_shards):
+        return FAILURE, f"{axis}={count}: the sum is wrong; replace the hardware"
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         run(x).block_until_ready()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     rate = 2 * (count - 1) / count * size / min(times)
-    told = f"{axis}={count}: {rate / 1e9:.2f} GB/s a device ({size >> 20} MiB, ring)"
-    if not right:
-        return FAILURE, f"{axis}={count}: the sum is wrong; replace the hardware"
-    return OK, told
+    return OK, f"{axis}={count}: {rate / 1e9:.2f} GB/s per device ({size >> 20} MiB, ring)"
 
 
-def data(config: RunConfig, dataset: Any, rows: Sequence[int]) -> Told:
-    """Random windows as the run reads them, for a few seconds."""
+def data(config: RunConfig, dataset: Any, rows: Sequence[int]) -> Results:
+    """Measures for a few seconds how fast this host reads the batches of the run."""
     from soda_jax.data.loader import Loader
 
-    batches, began = 0, time.perf_counter()
+    batches, start = 0, time.perf_counter()
     with Loader(dataset, config.batch_size, 0, rows) as loader:
-        while time.perf_counter() - began < READING_SECONDS:
+        while time.perf_counter() - start < READ_SECONDS:
             next(loader)
             batches += 1
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     tokens = batches * len(rows) * config.data.sequence_length
     names = ", ".join(f"{s.name} {s.windows:,}" for s in dataset.sources)
     return [(OK, f"{tokens / seconds:,.0f} tokens/s read on this host; windows: {names}")]
 
 
-def disk(folder: Path, state_bytes: float, keep: int) -> Told:
-    """Whether the checkpoints that are kept have room, where the folder is local."""
-    place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(place).free
+def disk(folder: Path, state_bytes: float, keep: int) -> Results:
+    """Checks that a local folder has room for the checkpoints that the run keeps."""
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
     needed = (keep + 1) * state_bytes
-    told = f"{free / 1e9:,.1f} GB free at {place}; {keep} checkpoints and one in the making: {needed / 1e9:,.1f}"
-    return [(OK if free > needed else FAILURE, told)]
+    message = (
+        f"{free / 1e9:,.1f} GB free in {existing}; {keep} checkpoints and one unfinished save need "
+        f"{needed / 1e9:,.1f} GB"
+    )
+    return [(OK if free > needed else FAILURE, message)]
 
 
-def checkpoint(mesh: jax.sharding.Mesh, folder: str, size: int = 32 << 20) -> Told:
-    """Writes a sharded array as a run does, reads it back and compares every bit.
+def checkpoint(mesh: jax.sharding.Mesh, folder: str, size: int = 32 << 20) -> Results:
+    """Saves a sharded array as a run does, restores it and compares all bytes.
 
     Args:
-      mesh: of the run.
-      folder: of its checkpoints, or gs://…; what is written there is removed.
-      size: bytes for each device.
+      mesh: mesh of the run.
+      folder: folder or gs://… address of its checkpoints; the test checkpoint is removed.
+      size: bytes per device.
     """
     from etils import epath
 
     from soda_jax.checkpoints import Checkpointer
 
-    numbers = size // 4 * len(jax.local_devices()) * hosts.process_count() // mesh.size * mesh.size
-    laid = NamedSharding(mesh, PartitionSpec(tuple(mesh.shape)))
-    state = {"params": {"doctor": jax.jit(lambda: jnp.arange(numbers), out_shardings=laid)()}}
+    length = size // 4 * jax.device_count() // mesh.size * mesh.size
+    sharding = NamedSharding(mesh, PartitionSpec(tuple(mesh.shape)))
+    state = {"params": {"doctor": jax.jit(lambda: jnp.arange(length), out_shardings=sharding)()}}
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    place = f"{folder.rstrip('/')}/doctor"
-    began = time.perf_counter()
+    path = f"{folder.rstrip('/')}/doctor"
+    start = time.perf_counter()
     try:
-        with Checkpointer(place, every_steps=1, keep=1) as checkpointer:
+        with Checkpointer(path, every_steps=1, keep=1) as checkpointer:
             checkpointer.maybe_save(1, state, {"windows": 0}, force=True)
             checkpointer.wait()
-            written = time.perf_counter() - began
-            began = time.perf_counter()
+            write_seconds = time.perf_counter() - start
+            start = time.perf_counter()
             restored, _, _ = checkpointer.restore(abstract, 1)
-            read = time.perf_counter() - began
+            read_seconds = time.perf_counter() - start
     finally:
-        hosts.barrier("doctor: checkpoint read", PATIENCE)
-        if hosts.is_first() and (left := epath.Path(place)).exists():
-            left.rmtree()
+        hosts.barrier("doctor: checkpoint read", TIMEOUT)
+        if hosts.is_primary() and (directory := epath.Path(path)).exists():
+            directory.rmtree()
     same = all(
         np.array_equal(np.asarray(a.data), np.asarray(b.data))
         for a, b in zip(
@@ -219,41 +227,37 @@ def checkpoint(mesh: jax.sharding.Mesh, folder: str, size: int = 32 << 20) -> To
             strict=True,
         )
     )
-    megabytes = numbers * 4 / 1e6
-    told = (
-        f"{megabytes:,.0f} MB written at {megabytes / written:,.0f} MB/s with its digest, read and "
-        f"verified at {megabytes / read:,.0f}"
-    )
     if not same:
-        told = f"what was read back from {place} is not what was written: do not use this store"
-    return [(OK if same else FAILURE, told)]
+        return [(FAILURE, f"{path}: restored bytes differ from the saved ones: use another store")]
+    megabytes = length * 4 / 1e6
+    message = (
+        f"{megabytes:,.0f} MB saved with digest at {megabytes / write_seconds:,.0f} MB/s, restored and "
+        f"verified at {megabytes / read_seconds:,.0f} MB/s"
+    )
+    return [(OK, message)]
 
 
 def clocks() -> float:
-    """The clock of this host, read when all have come."""
-    hosts.barrier("doctor: all here", PATIENCE)
+    """Returns the time of this host in seconds, read right after a barrier."""
+    hosts.barrier("doctor: clocks", TIMEOUT)
     return time.time()
 
 
-def judge_clocks(values: list[Any], number: int) -> Iterator[Finding]:
-    """How far the clocks of the hosts are apart."""
+def judge_clocks(values: list[Any], index: int) -> Iterator[Finding]:
+    """Compares the clocks of all hosts."""
     times = [value for value in values if value is not None]
     spread = max(times) - min(times)
     level = FAILURE if spread > CLOCK_FAILURE else WARNING if spread > CLOCK_WARNING else OK
-    told = f"{len(times)} clocks within {spread:.2f} s"
-    if level != OK:
-        told += ": start the time service (NTP) on all hosts"
-    yield Finding(level, "clocks", told)
+    fix = "" if level == OK else ": start the time service (NTP) on all hosts"
+    yield Finding(level, "clocks", f"{len(times)} clocks within {spread:.2f} s{fix}")
 
 
-def layout(mesh: jax.sharding.Mesh) -> Told:
-    """How the mesh splits batch, width, sequence and heads."""
+def layout(mesh: jax.sharding.Mesh) -> Results:
+    """Reports how the mesh splits batch, hidden size, sequence and heads."""
     split = {name: rules.RULES[name] for name in ("batch", "embed", "sequence", "heads")}
     sizes = {
         name: int(np.prod([mesh.shape[axis] for axis in axes])) for name, axes in split.items()
     }
-    told = (
-        ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-    )
-    rows = ", ".join(f"{name} over {size}" for name, size in sizes.items() if size > 1)
-    return [(OK, f"{told}{'; ' + rows if rows else ''}")]
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    parts = ", ".join(f"{name} over {size}" for name, size in sizes.items() if size > 1)
+    return [(OK, f"{axes or 'one device'}{'; ' + parts if parts else ''}")]

@@ -1,84 +1,83 @@
-"""What a check says, and how the checks of several hosts become one list."""
+"""Findings of `soda doctor`, and how the findings of several hosts are merged."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
+
 from soda_jax.parallel import hosts
 
 OK, WARNING, FAILURE = "ok", "warning", "FAILS"
-PATIENCE = 180.0  # seconds that hosts wait for the slowest at the end of a check
+TIMEOUT = 180.0  # seconds that hosts wait for the slowest one at the end of a check
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line.
+    """One line of the report.
 
     Attributes:
-      level: `OK`, `WARNING` (the run goes, look at it) or `FAILURE` (it would not).
-      what: what was looked at, a word or two.
-      told: what was found and, if it is not well, what to do.
-      host: number of the process that says it; -1 for all together.
+      level: `OK`, `WARNING` (the run works, but look at it) or `FAILURE` (the run would fail).
+      check: name of the check.
+      message: the result and, if it is not ok, the fix.
+      process: index of the process that reports it; -1 for all processes.
     """
 
     level: str
-    what: str
-    told: str
-    host: int = -1
+    check: str
+    message: str
+    process: int = -1
+
+    def __str__(self) -> str:
+        where = "" if self.process < 0 else f" (process {self.process})"
+        return f"{self.level:8} {self.check:12} {self.message}{where}"
 
 
 def run_check(
-    what: str,
+    check: str,
     measure: Callable[[], Any],
     judge: Callable[[list[Any], int], Iterable[Finding]] | None = None,
 ) -> list[Finding]:
-    """The findings of all hosts for one check, the same list on each.
+    """Runs one check on all hosts and returns their findings, the same list in every process.
 
-    Every host measures, then all tell each other once, then each judges the values of all. A fault while
-    measuring is a finding of that host: it must not keep the others waiting.
+    Every process measures, the results are gathered once, and every process judges all of them. An
+    exception in `measure` becomes a finding of that process, because the other processes are waiting.
 
     Args:
-      what: the check.
-      measure: gives plain JSON; without `judge` a list of [level, told].
-      judge: of the values of all hosts (None for one that failed) and the number of one of them: the
-        findings of that one. It talks to nobody.
+      check: name of the check.
+      measure: returns plain JSON; without `judge` a list of [level, message].
+      judge: receives the values of all processes (None for one that failed) and the index of one of
+        them, and returns the findings of that one. It must not communicate.
     """
-    value, fault = None, ""
+    value, error = None, ""
     try:
         value = measure()
-    except Exception as error:  # whatever it is, the other hosts are waiting
-        fault = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    told = hosts.gather_json([value, fault], f"doctor: {what}", PATIENCE)
-    values = [None if fault else value for value, fault in told]
-    judge = judge or _as_told(what)
+    except Exception as caught:  # any type: the other processes are waiting
+        error = (str(caught).strip().splitlines() or [""])[0] or type(caught).__name__
+    results = hosts.gather_json([value, error], f"doctor: {check}", TIMEOUT)
+    values: list[Any] = [None if error else value for value, error in results]
     found: list[Finding] = []
-    for number, (_, fault) in enumerate(told):
-        judged = [Finding(FAILURE, what, fault)] if fault else judge(values, number)
-        found += [dataclasses.replace(one, host=number) for one in judged]
+    for index, (_, error) in enumerate(results):
+        if error:
+            judged: Iterable[Finding] = [Finding(FAILURE, check, error)]
+        elif judge is None:
+            judged = [Finding(level, check, message) for level, message in values[index]]
+        else:
+            judged = judge(values, index)
+        found += [dataclasses.replace(finding, process=index) for finding in judged]
     return _merged(found)
 
 
-def _as_told(what: str) -> Callable[[list[Any], int], Iterable[Finding]]:
-    return lambda values, number: [Finding(level, what, told) for level, told in values[number]]
-
-
 def _merged(findings: list[Finding]) -> list[Finding]:
-    """Equal lines of all hosts as one."""
-    by_text: dict[tuple[str, str, str], list[int]] = {}
-    for one in findings:
-        by_text.setdefault((one.level, one.what, one.told), []).append(one.host)
-    merged = []
-    for (level, what, told), numbers in by_text.items():
-        all_hosts = len(set(numbers)) == hosts.process_count()
-        merged += [
-            Finding(level, what, told, -1 if all_hosts else number) for number in numbers[:1]
-        ]
-        if not all_hosts:
-            merged += [Finding(level, what, told, number) for number in numbers[1:]]
+    """Replaces a finding that all processes report by one without a process."""
+    by_text: dict[Finding, list[int]] = {}
+    for finding in findings:
+        key = dataclasses.replace(finding, process=-1)
+        by_text.setdefault(key, []).append(finding.process)
+    merged: list[Finding] = []
+    for finding, processes in by_text.items():
+        if len(set(processes)) == jax.process_count():
+            merged.append(finding)
+        else:
+            merged += [dataclasses.replace(finding, process=index) for index in processes]
     return merged
-
-
-def line(finding: Finding) -> str:
-    """The finding as it is printed."""
-    where = "" if finding.host < 0 else f" (process {finding.host})"
-    return f"{finding.level:8} {finding.what:12} {finding.told}{where}"

@@ -68,5 +68,5 @@ class LossHook:
 
 
 def _tell(message: str) -> None:
-    if hosts.is_first():
+    if hosts.is_primary():
         print(message, file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""Devices: the mesh, the rules that lay arrays on it, and what processes tell each other."""
+"""Devices and processes: the mesh, the sharding rules, and communication between processes."""

@@ -1,4 +1,4 @@
-"""Rows of a global batch: which a process reads, and how they reach its devices."""
+"""Rows of the global batch: which ones a process reads, and how they become global arrays."""
 
 import jax
 import numpy as np
@@ -7,12 +7,12 @@ from soda_jax.parallel import rules
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
-    """Rows of the global batch that this process's devices cover, ascending."""
+    """Returns the rows of the global batch that the devices of this process hold, ascending."""
     sharding = rules.batch_sharding(mesh, (batch_size,))
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     covered: set[int] = set()
     for index in indices:
-        assert index is not None  # every addressable device of the sharding has a part
+        assert index is not None  # never None for an addressable device
         rows = index[0]
         covered.update(range(*rows.indices(batch_size)))
     return sorted(covered)
@@ -21,16 +21,16 @@ def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
 def place_batch(
     batch: dict[str, np.ndarray], rows: list[int], mesh: jax.sharding.Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
-    """Puts this process's `rows` of a batch on its devices, as global arrays."""
-    at = {row: place for place, row in enumerate(rows)}
+    """Returns global arrays [batch_size, …] from the `rows` of a batch that this process has read."""
+    positions = {row: position for position, row in enumerate(rows)}
 
-    def place(array: np.ndarray) -> jax.Array:
+    def to_global(array: np.ndarray) -> jax.Array:
         shape = (batch_size, *array.shape[1:])
 
-        def piece(index):
-            first = [at[row] for row in range(*index[0].indices(batch_size))]
-            return array[(first, *index[1:])]
+        def shard(index):
+            local = [positions[row] for row in range(*index[0].indices(batch_size))]
+            return array[(local, *index[1:])]
 
-        return jax.make_array_from_callback(shape, rules.batch_sharding(mesh, shape), piece)
+        return jax.make_array_from_callback(shape, rules.batch_sharding(mesh, shape), shard)
 
-    return {name: place(array) for name, array in batch.items()}
+    return {name: to_global(array) for name, array in batch.items()}

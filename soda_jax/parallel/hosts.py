@@ -1,8 +1,8 @@
-"""What the processes of a run tell each other; with one process nothing is sent.
+"""Communication between the processes of a run on the host; a single process sends nothing.
 
-Every process of the run calls these functions, in the same order. They wait for each other, on the
-coordination service of process 0 and not on the devices: a collective of the devices cannot be
-given up, and a process that does not come is to be named.
+Every process calls these functions in the same order. They use the coordination service of process 0
+and not the devices: a collective of the devices cannot be cancelled and does not report which process
+is missing.
 """
 
 import atexit
@@ -18,77 +18,85 @@ from contextlib import contextmanager
 from typing import Any
 
 from soda_jax.errors import UserError
-from soda_jax.parallel import private, startup
-from soda_jax.parallel.peers import LOST, Peers
+from soda_jax.parallel import cluster
+from soda_jax.parallel.heartbeat import LOST, Heartbeat
 
-# Seconds, each with the variable that says otherwise. A barrier waits this long unless its caller
-# knows better; jax's own heartbeat is the second net, below the two minutes that a loss may take.
+# Environment variable and default in seconds.
 JOIN = ("SODA_JOIN_SECONDS", 300)
 BARRIER = ("SODA_BARRIER_SECONDS", 1800)
-LOSS = ("SODA_LOST_SECONDS", 60)
-_HEARTBEAT, _SHUTDOWN = 100, 60
+HEARTBEAT = ("SODA_LOST_SECONDS", 60)
+# jax's own heartbeat is the fallback: longer than ours, and within the two minutes that docs/hosts.md states.
+_JAX_HEARTBEAT, _JAX_SHUTDOWN = 100, 60
 
-_peers: Peers | None = None
+_heartbeat: Heartbeat | None = None
 _rounds: Counter[str] = Counter()
 
 
 def start(
     coordinator: str | None = None, process_count: int | None = None, process_id: int | None = None
-) -> startup.Found | None:
-    """Joins the processes of a run, before any other use of jax; see `startup.find`.
+) -> cluster.ProcessInfo | None:
+    """Connects the processes of a run, before any other use of jax; see `cluster.find_processes`.
 
-    Process 0 says on stderr how it was found. From here on a process that is lost ends the others
-    (`peers.py`).
+    Process 0 prints on stderr how the processes were found. After this call, a process that is lost ends
+    the other processes (`heartbeat.py`).
 
     Args:
-      coordinator: `host:port` of process 0; without it the environment decides.
-      process_count: number of processes; 1: alone, whatever the environment says.
-      process_id: number of this process, from 0.
+      coordinator: `host:port` of process 0; by default from the environment.
+      process_count: number of processes; 1 ignores the environment.
+      process_id: index of this process, from 0.
 
     Returns:
-      the place of this process, None if it is alone.
+      the `ProcessInfo` of this process, None if the run has a single process.
 
     Raises:
-      UserError: if flags or environment say only half of it.
+      UserError: if flags or environment variables are incomplete or invalid.
     """
-    global _peers
-    join, lost = _seconds(*JOIN), _seconds(*LOSS)
-    found = startup.find(coordinator, process_count, process_id, seconds=join)
+    global _heartbeat
+    join, timeout = _seconds(*JOIN), _seconds(*HEARTBEAT)
+    found = cluster.find_processes(coordinator, process_count, process_id, timeout=join)
     if found is None:
         return None
     import jax
 
-    def too_late() -> None:
+    def exit_process() -> None:
         print(
-            f"soda: {found}: not all processes came within {join:g} s ({JOIN[0]}); do the others run, "
-            f"and do they reach {found.coordinator}?",
+            f"soda: {found}: not all processes connected within {join:g} s ({JOIN[0]}); are the other "
+            f"processes running, and do they reach {found.coordinator}?",
             file=sys.stderr,
             flush=True,
         )
         os._exit(LOST)
 
-    # jax would abort with a stack trace at its own limit.
-    timer = threading.Timer(join, too_late)
+    # At its own limit jax would abort with a stack trace.
+    timer = threading.Timer(join, exit_process)
     timer.daemon = True
     timer.start()
     jax.distributed.initialize(
         found.coordinator,
         found.count,
-        found.number,
-        local_device_ids=found.devices,
+        found.index,
+        local_device_ids=found.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(join) + 30,
-        heartbeat_timeout_seconds=max(_HEARTBEAT, int(1.5 * lost)),
-        shutdown_timeout_seconds=_SHUTDOWN,
+        heartbeat_timeout_seconds=max(_JAX_HEARTBEAT, int(1.5 * timeout)),
+        shutdown_timeout_seconds=_JAX_SHUTDOWN,
     )
     timer.cancel()
-    if found.number == 0:
+    if found.index == 0:
         print(found, file=sys.stderr, flush=True)
-    private.hold_aborts()
-    _peers = Peers(private.client(), found.number, found.count, lost, coordinator=found.coordinator)
-    _peers.start()
-    atexit.register(_peers.leave)  # before jax leaves: it was registered earlier
+    _heartbeat = Heartbeat(
+        _client(), found.index, found.count, timeout, coordinator=found.coordinator
+    )
+    _heartbeat.start()
+    atexit.register(_heartbeat.stop)  # runs before jax's own exit function, registered earlier
     return found
+
+
+def _client() -> Any:
+    """Returns jax's client of the coordination service; jax has no public function for it."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def _seconds(variable: str, default: float) -> float:
@@ -98,166 +106,132 @@ def _seconds(variable: str, default: float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UserError(f"{variable}={text}: give seconds, more than 0")
+        raise UserError(f"{variable}={text}: give a number of seconds above 0")
     return seconds
 
 
-def alone() -> bool:
-    """True if the run is one process."""
+def is_single_process() -> bool:
+    """Returns True if the run has one process."""
     import jax
 
     return jax.process_count() == 1
 
 
-def is_first() -> bool:
-    """True in process 0, the one that writes what is written once."""
-    return process_index() == 0
-
-
-def process_index() -> int:
-    """The number of this process, from 0."""
+def is_primary() -> bool:
+    """Returns True in process 0, which writes the files that exist once per run."""
     import jax
 
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """How many processes the run has."""
-    import jax
-
-    return jax.process_count()
+    return jax.process_index() == 0
 
 
 def barrier(name: str, timeout: float | None = None) -> None:
-    """Waits until every process has come here.
+    """Waits until every process has called it.
 
-    If one has not come by then, the others say who is missing and end with status `LOST`.
+    After the timeout, the processes that called it report which ones are missing and exit with status
+    `LOST`.
 
     Args:
-      name: what is waited for, for the message.
-      timeout: seconds; 1800 by default. `SODA_BARRIER_SECONDS` goes before either.
+      name: name of the barrier for the message.
+      timeout: seconds; 1800 by default. `SODA_BARRIER_SECONDS` overrides both.
     """
-    if alone():
+    if is_single_process():
         return
     seconds = _seconds(BARRIER[0], BARRIER[1] if timeout is None else timeout)
     try:
-        # One id for all rounds: of every id the service keeps a record for ever.
-        private.client().wait_at_barrier(f"soda/{name}", int(1000 * seconds))
+        # One id for all rounds: the service never frees the record of an id.
+        _client().wait_at_barrier(f"soda/{name}", int(1000 * seconds))
     except Exception as error:
-        end(_missed(name, seconds, error))
+        end_all(_barrier_failure(name, seconds, error))
 
 
-def _missed(name: str, seconds: float, error: Exception) -> str:
-    """One line about a barrier that failed; those that came see each other's marks."""
+def _barrier_failure(name: str, seconds: float, error: Exception) -> str:
+    """Returns one line about a barrier that failed; the processes that reached it set a key each."""
     import jax
 
     reason = str(error).partition("\n")[0]
     if "DEADLINE_EXCEEDED" not in reason:
         return f"barrier {name!r} failed: {reason}"
-    client, place = private.client(), f"soda/came/{name}"
-    client.key_value_set(f"{place}/{process_index()}", "", allow_overwrite=True)
+    client, prefix = _client(), f"soda/arrived/{name}"
+    client.key_value_set(f"{prefix}/{jax.process_index()}", "", allow_overwrite=True)
     time.sleep(min(1.0, seconds))
-    came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"{place}/")}
-    missing = [str(number) for number in range(jax.process_count()) if number not in came]
+    arrived = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"{prefix}/")}
+    missing = [str(index) for index in range(jax.process_count()) if index not in arrived]
     return (
-        f"barrier {name!r}: process {', '.join(missing)} did not come within {seconds:g} s "
+        f"barrier {name!r}: process {', '.join(missing)} did not arrive within {seconds:g} s "
         f"({BARRIER[0]})"
     )
 
 
-def any_process(flag: bool, name: str = "any process", timeout: float | None = None) -> bool:
-    """True everywhere if any process says True; arguments as of `barrier`."""
-    if alone():
-        return bool(flag)
-    client, place = private.client(), f"soda/yes/{name}/{_next_round(name)}/"
-    if flag:
-        client.key_value_set(f"{place}{process_index()}", "")
+def gather_json(value: Any, name: str = "gather", timeout: float | None = None) -> list[Any]:
+    """Returns the values (plain JSON) of all processes, by process index, in every process.
+
+    See `barrier` for the other arguments.
+    """
+    import jax
+
+    if is_single_process():
+        return [json.loads(json.dumps(value))]
+    client, index, number = _client(), jax.process_index(), _rounds[name]
+    _rounds[name] += 1
+    prefix = f"soda/gather/{name}/{number}/"
+    client.key_value_set(f"{prefix}{index}", json.dumps(value))
     barrier(name, timeout)
-    return bool(client.key_value_dir_get(place))
+    values = dict(client.key_value_dir_get(prefix))
+    if number:  # all processes have reached this round, so all have read the previous one
+        client.key_value_delete(f"soda/gather/{name}/{number - 1}/{index}")
+    return [json.loads(values[f"{prefix}{process}"]) for process in range(jax.process_count())]
 
 
-def all_processes(flag: bool, name: str = "all processes", timeout: float | None = None) -> bool:
-    """True everywhere if every process says True; arguments as of `barrier`."""
-    return not any_process(not flag, name, timeout)
+def any_process(flag: bool, name: str = "any process", timeout: float | None = None) -> bool:
+    """Returns True in every process if `flag` is True in any; see `barrier` for the arguments."""
+    return any(gather_json(bool(flag), name, timeout))
 
 
 def broadcast_json(value: Any, name: str = "broadcast", timeout: float | None = None) -> Any:
-    """The value that process 0 passes (plain JSON), in every process; others' are ignored.
-
-    Arguments are otherwise those of `barrier`.
-    """
-    if alone():
-        return value
-    client, number = private.client(), _next_round(name)
-    if is_first():
-        client.key_value_set(f"soda/said/{name}/{number}", json.dumps(value))
-    barrier(name, timeout)
-    if not is_first():
-        return json.loads(client.key_value_try_get(f"soda/said/{name}/{number}"))
-    if number:  # all have come to this round, so all have read the one before
-        client.key_value_delete(f"soda/said/{name}/{number - 1}")
-    return json.loads(json.dumps(value))
-
-
-def gather_json(value: Any, name: str = "gather", timeout: float | None = None) -> list[Any]:
-    """The values (plain JSON) of all processes in their order, in every process.
-
-    Arguments are otherwise those of `barrier`.
-    """
-    if alone():
-        return [json.loads(json.dumps(value))]
-    client, place = private.client(), f"soda/told/{name}/{_next_round(name)}/"
-    client.key_value_set(f"{place}{process_index()}", json.dumps(value))
-    barrier(name, timeout)
-    told = {int(k.rpartition("/")[2]): json.loads(v) for k, v in client.key_value_dir_get(place)}
-    return [told[number] for number in sorted(told)]
-
-
-def _next_round(name: str) -> int:
-    _rounds[name] += 1
-    return _rounds[name] - 1
+    """Returns the value of process 0 (plain JSON) in every process; see `barrier` for the arguments."""
+    return gather_json(value if is_primary() else None, name, timeout)[0]
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Within it, a process that fails takes the others along; one that is alone just raises.
+def fail_together() -> Iterator[None]:
+    """Ends all processes if the body raises in one of them; in a single process it just raises.
 
-    The others would wait in a collective for ever. So the failure is printed here, told to them, and
-    all end: with status 2 for a `UserError`, 130 for an interrupt, else 1.
+    The other processes would wait in a collective forever. The error is printed in the process that
+    raised it and sent to the other ones. All exit with status 2 for a `UserError`, 130 for an interrupt,
+    and 1 for anything else.
     """
-    if alone():
+    if is_single_process():
         yield
         return
     try:
         yield
     except BaseException as error:
-        _fail(error)
+        _end_with(error)
 
 
-def _fail(error: BaseException) -> None:
-    told, status = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", 1
-    if isinstance(error, UserError):
-        told, status = f"error: {error}", 2
-    elif isinstance(error, KeyboardInterrupt):
-        told, status = "interrupted", 130
-    elif _may_come_from_another(error) and _peers is not None:
-        print(f"soda: process {process_index()}: {told[:300]}", file=sys.stderr, flush=True)
-        time.sleep(_peers.patience)  # if a process was lost, this one ends meanwhile
-    if status == 1:
-        traceback.print_exception(error)
-    end(f"process {process_index()} stopped: {told}", status)
-
-
-def _may_come_from_another(error: BaseException) -> bool:
-    """True for errors of devices and of their network, as a process meets that has lost another."""
+def _end_with(error: BaseException) -> None:
     import jax
 
-    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    message, status = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", 1
+    if isinstance(error, UserError):
+        message, status = f"error: {error}", 2
+    elif isinstance(error, KeyboardInterrupt):
+        message, status = "interrupted", 130
+    elif _heartbeat is not None and (
+        isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    ):
+        # Devices and their network raise these if another process has died. Then the heartbeat ends
+        # this process during the wait and names the other one.
+        print(f"soda: process {jax.process_index()}: {message[:300]}", file=sys.stderr, flush=True)
+        time.sleep(_heartbeat.detection_time)
+    if status == 1:
+        traceback.print_exception(error)
+    end_all(f"process {jax.process_index()} stopped: {message}", status)
 
 
-def end(message: str, status: int = LOST) -> None:
-    """Says why, tells the others, and ends this process at once; see `peers.py`."""
-    if _peers is not None:
-        _peers.end(message, status)
+def end_all(message: str, status: int = LOST) -> None:
+    """Prints `message` in all processes and ends them at once; see `heartbeat.py`."""
+    if _heartbeat is not None:
+        _heartbeat.end_all(message, status)
     print(f"soda: {message}", file=sys.stderr, flush=True)
     os._exit(status)

@@ -1,4 +1,4 @@
-"""The device mesh: sizes of the axes, and which device stands where."""
+"""The device mesh: the sizes of its axes and the order of the devices."""
 
 import collections
 import functools
@@ -14,7 +14,7 @@ from soda_jax.errors import UserError
 from soda_jax.parallel.rules import MESH_AXES
 
 AXES = tuple(MESH_AXES)
-TILE = 128
+TILE = 128  # side of a TPU tile, in elements
 
 
 def make_mesh(
@@ -22,14 +22,14 @@ def make_mesh(
 ) -> Mesh:
     """Arranges devices along the axes (dcn, data, fsdp, sequence, tensor).
 
-    The axes are `AxisType.Auto`: XLA propagates shardings from the constraints. (`jax.make_mesh`
-    alone would make them Explicit.) Neighbouring devices land on the last axis, tensor, which
-    talks the most; the first, dcn, is the only one that crosses TPU slices.
+    The axes are `AxisType.Auto`: XLA propagates shardings from the constraints (the default of
+    `jax.make_mesh` is Explicit). Neighboring devices are on the last axis, tensor, which communicates
+    most. The first axis, dcn, is the only one that crosses TPU slices.
 
     Args:
-      axes: devices along each axis; a missing axis has 1. dcn may be -1: the number of slices. One
-        of the others may be -1 and takes what the rest leaves. Nothing at all means `data=-1`.
-      devices: all devices of all processes by default.
+      axes: devices along each axis; a missing axis has 1. dcn = -1 is the number of slices. One other
+        axis may be -1 to use the remaining devices. The default is `data=-1`.
+      devices: by default all devices of all processes.
 
     Raises:
       UserError: if an axis is unknown, a size is not positive, two axes are -1, the product is not
@@ -37,35 +37,34 @@ def make_mesh(
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(axes, len(devices), slice_count(devices))
-    placed = _place(tuple(sizes.values()), devices)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    arranged = _arrange(tuple(sizes.values()), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_sizes(
     axes: Mapping[str, int] | None, devices: int, slices: int = 1, width: int | None = None
 ) -> dict[str, int]:
-    """Devices along each axis, with every -1 replaced.
+    """Returns the number of devices along each axis, with every -1 replaced.
 
-    `data` and `fsdp` may both be -1 where the width of the model is known: fsdp becomes the largest
-    divisor that leaves every device at least 128 columns of it, the side of a tile: narrower parts are
-    padded, and on TPU gathered by adding whole matrices up (docs/plan.md has both compiled). data takes
-    the rest.
+    `data` and `fsdp` may both be -1 if `width` is given: fsdp becomes the largest divisor that leaves at
+    least 128 columns per device, and data uses the remaining devices. Narrower shards are padded to a
+    tile, and a TPU gathers them by summing whole matrices (docs/plan.md compares both).
 
     Args:
       axes: see `make_mesh`.
-      devices: how many there are.
-      slices: that they make up.
-      width: of the model.
+      devices: number of devices.
+      slices: number of slices that they form.
+      width: hidden size of the model.
 
     Raises:
       UserError: if an axis is unknown, a size is not positive, too many axes are -1, or the product is
-        not the number of devices. It shows the sizes as they were given.
+        not the number of devices. The message contains the given sizes.
     """
     sizes = dict.fromkeys(AXES, 1) | dict(axes or {"data": -1})
     unknown = [name for name in sizes if name not in AXES]
     if unknown:
         raise UserError(f"mesh axis {unknown[0]!r} is unknown; the axes are {', '.join(AXES)}")
-    told = " × ".join(f"{name}={size}" for name, size in sizes.items())
+    given = " × ".join(f"{name}={size}" for name, size in sizes.items())
     if sizes["dcn"] == -1:
         sizes["dcn"] = slices
     fills = [name for name, size in sizes.items() if size == -1]
@@ -73,61 +72,63 @@ def mesh_sizes(
     if (len(fills) > 1 and not both) or any(size < 1 and size != -1 for size in sizes.values()):
         pair = "" if width is None else ", or data and fsdp both,"
         raise UserError(
-            f"mesh {told}: sizes are positive, and at most one{pair} is -1 (fill) beside dcn"
+            f"mesh {given}: sizes must be positive; at most one{pair} may be -1 (fill) besides dcn"
         )
     if both:
         assert width is not None
-        left = devices // math.prod(sizes[name] for name in AXES if name not in fills)
-        fitting = [
-            n for n in range(1, left + 1) if left % n == 0 and width % n == 0 and width // n >= TILE
+        remaining = devices // math.prod(sizes[name] for name in AXES if name not in fills)
+        divisors = [
+            n
+            for n in range(1, remaining + 1)
+            if remaining % n == 0 and width % n == 0 and width // n >= TILE
         ]
-        sizes["fsdp"], fills = max(fitting, default=1), ["data"]
+        sizes["fsdp"], fills = max(divisors, default=1), ["data"]
     if fills:
         sizes[fills[0]] = max(1, devices // -math.prod(sizes.values()))
     if math.prod(sizes.values()) != devices:
         raise UserError(
-            f"mesh {told} does not make {devices} devices; change a size, or set one to -1"
+            f"mesh {given} does not make {devices} devices; change a size, or set one to -1"
         )
     return sizes
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-    """How many slices (TPU), NVLink domains or processes the devices make up."""
+    """Returns the number of slices (TPU), NVLink domains (GPU) or processes of the devices."""
     return len({_slice(device) for device in devices})
 
 
 def _slice(device: jax.Device) -> int:
-    """The slice of a TPU, the NVLink domain of a GPU; the process of a device that has neither."""
+    """Returns the slice of a TPU, the NVLink domain of a GPU, or else the process of the device."""
     number = getattr(device, "slice_index", None)
-    if number is None:  # a TPU that is alone in its slice does not number it
+    if number is None:  # a TPU of a single-slice run has no slice index
         return 0 if device.platform == "tpu" else device.process_index
     return number
 
 
-def _place(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-    """The devices as an array of `shape`, dcn first, in the order that suits their network.
+def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Returns the devices as an array of `shape`, dcn first, in the order of their network.
 
     Raises:
       UserError: if an axis other than dcn would cross TPU slices, or if slices differ in size.
     """
     if devices[0].platform != "tpu":
-        # Hosts of GPUs, or simulated devices: slice, then process, stay together, so that the outer
-        # axes cross hosts first. Unlike slices of TPUs, any axis may cross them.
+        # GPUs or simulated devices: sorted by slice and process, so that the outer axes cross hosts
+        # first. Any axis may cross them.
         ordered = sorted(devices, key=lambda d: (_slice(d), d.process_index, d.id))
         return np.array(ordered, dtype=object).reshape(shape)
     chips = collections.Counter(map(_slice, devices))
     if len(chips) != shape[0] or len(set(chips.values())) > 1:
-        told = ", ".join(f"{chips[number]} in slice {number}" for number in sorted(chips))
+        slices = ", ".join(f"{chips[number]} in slice {number}" for number in sorted(chips))
         raise UserError(
-            f"mesh.dcn={shape[0]}, but the TPU devices are {told}; only dcn may cross slices, which "
-            "must be alike: set mesh.dcn=-1"
+            f"mesh.dcn={shape[0]}, but the TPU devices are {slices}; only dcn may cross slices, and "
+            "slices must have equal size: set mesh.dcn=-1"
         )
     if shape[0] == 1:
-        lay = functools.partial(mesh_utils.create_device_mesh, shape, devices)
+        create = functools.partial(mesh_utils.create_device_mesh, shape, devices)
     else:
         inner, outer = (1, *shape[1:]), (shape[0], *(1 for _ in shape[1:]))
-        lay = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices)
+        create = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices)
     try:
-        return lay()
-    except NotImplementedError:  # jax says so where axes must share a dimension of the torus
-        return lay(allow_split_physical_axes=True)
+        return create()
+    except NotImplementedError:  # axes must share a dimension of the torus
+        return create(allow_split_physical_axes=True)

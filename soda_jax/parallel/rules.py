@@ -1,7 +1,7 @@
-"""Which mesh axes split which dimension: logical axis names in, shardings out.
+"""Sharding rules: from logical axis names to mesh axes.
 
-The model names the dimensions of its arrays ("embed", "mlp", …) and never speaks of devices.
-Adding a mesh axis is one line in `MESH_AXES`.
+The model names the dimensions of its arrays ("embed", "mlp", …) and does not know the devices.
+A new mesh axis is one line in `MESH_AXES`.
 """
 
 import math
@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # Mesh axis -> the logical axes that it splits, in the order of the mesh.
 MESH_AXES: Mapping[str, tuple[str, ...]] = {
     "dcn": ("batch", "rows"),  # the only axis that crosses TPU slices, see mesh.py
-    "data": ("batch", "rows"),  # rows: of a batch whose width is split over fsdp
+    "data": ("batch", "rows"),  # rows: batch rows if fsdp splits the hidden size
     "fsdp": ("batch", "embed"),
     "sequence": ("sequence",),
     "tensor": ("heads", "kv_heads", "mlp", "vocabulary", "codebook_size"),
 }
-# Logical axes that every device holds whole.
+# Logical axes that are never split.
 WHOLE = ("layers", "codebooks", "head_dim")
 
 # Logical axis -> the mesh axes that split it.
@@ -34,10 +34,10 @@ def spec(
     shape: Sequence[int] | None = None,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
-    """The partition of an array whose dimensions are `logical_axes` (None: whole on each device).
+    """Returns the partition of an array with dimensions `logical_axes` (None: replicated).
 
-    A mesh axis serves the first dimension that asks for it. With `shape`, a mesh axis that does
-    not divide the dimension is dropped, and that dimension is held whole along it: 3 KV heads on
+    A mesh axis splits the first dimension whose rule contains it. With `shape`, a mesh axis that does
+    not divide the dimension is skipped, and the dimension is replicated along it: 3 KV heads on
     tensor=2 are replicated, a batch of 2 on data=2 × fsdp=2 is split over data only.
 
     Raises:
@@ -48,17 +48,17 @@ def spec(
         raise ValueError(f"axes {tuple(logical_axes)} do not fit the shape {tuple(shape)}")
     used: set[str] = set()
     parts: list[tuple[str, ...] | None] = []
-    for place, name in enumerate(logical_axes):
-        taken: list[str] = []
-        pieces = 1
+    for dimension, name in enumerate(logical_axes):
+        axes: list[str] = []
+        shards = 1
         for axis in rules[name] if name is not None else ():
             size = mesh.shape.get(axis, 1)
-            divides = shape is None or shape[place] % (pieces * size) == 0
+            divides = shape is None or shape[dimension] % (shards * size) == 0
             if size > 1 and axis not in used and divides:
-                taken.append(axis)
-                pieces *= size
-        used.update(taken)
-        parts.append(tuple(taken) or None)
+                axes.append(axis)
+                shards *= size
+        used.update(axes)
+        parts.append(tuple(axes) or None)
     return PartitionSpec(*parts)
 
 
@@ -68,7 +68,7 @@ def sharding(
     shape: Sequence[int] | None = None,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> NamedSharding:
-    """`spec` on `mesh`, for device_put, jit and restore."""
+    """Returns `spec` as a `NamedSharding` on `mesh`."""
     return NamedSharding(mesh, spec(mesh, logical_axes, shape, rules))
 
 
@@ -78,26 +78,26 @@ def constrain(
     mesh: Mesh | None,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> jax.Array:
-    """Tells XLA inside jit how `x` lies on `mesh`; `x` itself on one device or with no mesh."""
+    """Constrains the sharding of `x` inside jit; returns `x` on one device or without a mesh."""
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, sharding(mesh, logical_axes, x.shape, rules))
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts `mesh` splits the rows of a batch; a batch must be a multiple of it."""
+    """Returns the number of shards of the batch rows; a batch size must be a multiple of it."""
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:
-    """How a batch [batch, sequence] lies: rows over dcn, data and fsdp, positions over sequence.
+    """Returns the sharding of a batch [batch, sequence], or [batch] if `shape` has one dimension.
 
-    `shape` may also be [batch] alone, for one number a row.
+    Rows are split over dcn, data and fsdp, positions over sequence.
     """
     rank = 2 if shape is None else len(shape)
     return sharding(mesh, ("batch", "sequence")[:rank], shape)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

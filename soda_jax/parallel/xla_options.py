@@ -1,40 +1,40 @@
-"""What the compiler is told for each kind of hardware, beside the program.
+"""XLA compiler options for each platform.
 
-The options go with the program to `jax.jit`, not into the environment: all hosts and `soda plan` compile
-alike, and nothing has to be set before a run. `XLA_FLAGS` and `LIBTPU_INIT_ARGS` work as ever.
+They are arguments of `jax.jit` and not environment variables, so that all hosts and `soda plan` use the
+same ones without setup. `XLA_FLAGS` and `LIBTPU_INIT_ARGS` still apply.
 """
 
 from collections.abc import Mapping
 
 Options = Mapping[str, bool | int | str]
 
-# Without the first five every gather of weights and every sum of gradients of the compiled step stands
-# alone in the schedule, the chip idle meanwhile.
+# Without these options, the schedule of the compiled step overlaps no all-gather of weights and no
+# reduction of gradients with computation.
 TPU: Options = {
-    # An exchange is cut into steps that run inside the products around it.
+    # Splits a collective into steps that run inside the surrounding matrix products.
     "xla_tpu_enable_async_collective_fusion": True,
-    # This also for gathers of weights, which fsdp makes in every layer.
+    # Includes all-gathers of weights, which fsdp needs in every layer.
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-    # One exchange may run beside several products: weights are larger than what one hides.
+    # A collective may overlap several products: one product is too short to hide the weights.
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-    # The core multiplies while it exchanges.
+    # The TensorCore computes during a collective.
     "xla_tpu_overlap_compute_collective_tc": True,
-    # Gathers begin early and end late, so that there is something to run beside them.
+    # All-gathers start early and finish late, so that they overlap computation.
     "xla_enable_async_all_gather": True,
 }
 GPU: Options = {
-    # The scheduler moves the start of an exchange before, and its end behind, work that does not need it.
+    # Schedules independent computation between the start and the end of a collective.
     "xla_gpu_enable_latency_hiding_scheduler": True,
-    # The weights of the next layer are gathered while this one runs, across rounds of the scan.
+    # Gathers the weights of the next layer during this one, across iterations of the scan.
     "xla_gpu_enable_pipelined_all_gather": True,
-    # The gradients of the last layer are summed while this one runs.
+    # Reduces the gradients of the previous layer during this one.
     "xla_gpu_enable_pipelined_reduce_scatter": True,
-    # Two rounds of the scan share no buffer, so that the two above need no copies.
+    # Consecutive iterations of the scan use different buffers, so that the two above need no copies.
     "xla_gpu_enable_while_loop_double_buffering": True,
 }
 CPU: Options = {
-    # The moments are overwritten where they lie. By default each is copied first, because the update
-    # reads the old one as well: without need, since all of it reads before it writes.
+    # Updates the optimizer moments in place. By default XLA copies each of them first, because the
+    # update also reads the old value.
     "xla_cpu_copy_insertion_use_region_analysis": True,
 }
 
@@ -42,5 +42,5 @@ _BY_PLATFORM: Mapping[str, Options] = {"tpu": TPU, "gpu": GPU, "cpu": CPU}
 
 
 def compiler_options(platform: str) -> dict[str, bool | int | str]:
-    """Options of `jax.jit` for the devices of a platform."""
+    """Returns the `compiler_options` of `jax.jit` for a platform."""
     return dict(_BY_PLATFORM.get(platform, {}))

@@ -1,10 +1,8 @@
 """A training run from top to bottom: open, restore, step, log, save, stop."""
 
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from soda_jax.data.loader import Loader
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 from soda_jax.parallel.batches import local_rows, place_batch
+from soda_jax.parallel.preemption import StopRequest
 from soda_jax.schema import RunConfig, SafetyConfig, run_config
 from soda_jax.train.hooks import Hook, RunView
 from soda_jax.train.program import make_program, use_compilation_cache
@@ -59,8 +58,8 @@ def train(
     """
     config, workdir = run_config(config), folder.local_workdir(workdir)
     use_compilation_cache()
-    with hosts.together(), ExitStack() as stack:
-        terminated = stack.enter_context(_terminate_flag())
+    with hosts.fail_together(), ExitStack() as stack:
+        stop_request = stack.enter_context(StopRequest())
         reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         start = find_start(config, workdir, reader)
         dataset = open_data(config.data, start, allow_data_change)
@@ -73,7 +72,7 @@ def train(
         state = start.state(program, checkpointer)
         # From here on an error of one process ends all of them at once: an orderly shutdown would wait in
         # a collective for processes that wait for this one.
-        stack.enter_context(hosts.together())
+        stack.enter_context(hosts.fail_together())
         rows = local_rows(program.mesh, config.batch_size)
         skipped = start.step - int(state["accepted"])
         check = partial(_check_skipped, config.safety, checkpointer)
@@ -94,7 +93,7 @@ def train(
                 telemetry.submit(step, metrics, loader.waited)
                 last = step == config.steps
                 due = [hook for hook in hooks if last or step % hook.every == 0]
-                stop = hosts.any_process(terminated.is_set(), "stop")
+                stop = stop_request.reached()
                 save = stop or last or checkpointer.due(step)
                 if not (save or due or trace.ends(step)):
                     checkpointer.raise_failure()
@@ -111,7 +110,7 @@ def train(
                     values |= hook(view)
                 telemetry.write(step, values)
                 if due and not stop:  # a hook may take long
-                    stop = hosts.any_process(terminated.is_set(), "stop")
+                    stop = stop_request.reached()
                 if save or stop:
                     watchdog.now(f"saving after step {step}")
                     checkpointer.maybe_save(step, state, metadata, force=True)
@@ -119,20 +118,6 @@ def train(
                     print(f"asked to stop: saved step {step}", file=sys.stderr)
                     return PREEMPTED
     return DONE
-
-
-@contextmanager
-def _terminate_flag() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets; restores the old handler afterwards."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_skipped(

@@ -105,7 +105,7 @@ def write_run_files(
     Raises:
       UserError: if tokenizer or codec are damaged and no intact copy is known.
     """
-    if not hosts.is_first():
+    if not hosts.is_primary():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", to_dict(config))

@@ -56,7 +56,7 @@ class Telemetry:
           check: receives the numbers of each step; raises UserError to end the run.
         """
         self._config, self._dataset, self._check, self._skipped = config, dataset, check, skipped
-        self._logs = open_logs(config, workdir, start_step) if hosts.is_first() else []
+        self._logs = open_logs(config, workdir, start_step) if hosts.is_primary() else []
         decoder = program.model.config
         length, mesh = config.data.sequence_length, program.mesh
         self._tokens, self._devices = config.batch_size * length, mesh.size
@@ -73,7 +73,7 @@ class Telemetry:
             "attention": attention,
             "loss_chunk": chunk_tokens(config.loss_chunk, platform),
         }
-        if hosts.is_first():
+        if hosts.is_primary():
             note_start(workdir, start_step, about)
         self._print(
             f"{decoder.parameters:,} parameters, {self._tokens:,} tokens per step, peak "
@@ -175,7 +175,7 @@ class Telemetry:
         return values
 
     def _print(self, line: str) -> None:
-        if hosts.is_first():
+        if hosts.is_primary():
             print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Telemetry":
@@ -184,7 +184,7 @@ class Telemetry:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         # A run that fails leaves no step unwritten. With several processes the pending step may wait for
         # a process that has ended.
-        if kind is not None and issubclass(kind, Exception) and hosts.alone():
+        if kind is not None and issubclass(kind, Exception) and hosts.is_single_process():
             with suppress(Exception):
                 self.flush()
         for log in self._logs:

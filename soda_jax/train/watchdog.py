@@ -1,7 +1,7 @@
-"""A step that does not finish: the stacks of all threads are written, later the run is ended.
+"""Writes the stacks of all threads when a step does not finish, and ends the run if it still hangs.
 
-A hung collective or mount raises nothing, so a run would stand still for days. A hang that lasts
-twice the patience ends the run, so that a launcher starts it again from its last checkpoint.
+A collective or a file system that hangs raises nothing, so the run would wait for days. After twice the
+limit the run ends, so that a launcher restarts it from its last checkpoint.
 """
 
 import contextlib
@@ -13,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import jax
+
 from soda_jax.parallel import hosts
 
-# The first step compiles; beside that of any other step it may take so many times as long.
+# The first step compiles, so its limit is a multiple of that of other steps.
 FIRST_STEP = 4.0
 
 
 class Watchdog:
-    """Looks at the main thread of a run from another one; `now` says what that begins to do."""
+    """Monitors the main thread of a run from another thread; `now` reports what the run starts next."""
 
     def __init__(
         self,
@@ -28,25 +30,27 @@ class Watchdog:
         minutes: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        end: Callable[[str], None] = hosts.end,
+        end: Callable[[str], None] = hosts.end_all,
     ):
-        """Args:
-        workdir: the stacks go to `stacks-PROCESS.txt` in it, and to stderr.
-        minutes: patience with one step, hook or save; 0: without end.
-        clock: seconds, for tests.
-        end: ends the run with a message, for tests.
+        """Creates the thread; entering the context starts it.
+
+        Args:
+          workdir: the stacks are written to `stacks-PROCESS.txt` in it, and to stderr.
+          minutes: limit for one step, hook or save; 0 disables the watchdog.
+          clock: returns seconds, for tests.
+          end: ends the run with a message, for tests.
         """
         self._minutes, self._clock, self._end = minutes, clock, end
-        self._number = hosts.process_index()
-        self._file = workdir / f"stacks-{self._number}.txt"
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._process = jax.process_index()
+        self._file = workdir / f"stacks-{self._process}.txt"
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._monitor, name="watchdog", daemon=True)
         self.now("starting")
 
-    def now(self, doing: str, patience: float = 1.0) -> None:
-        """Says what begins, for the message, and how many times the usual minutes it may take."""
-        # One tuple, so that the other thread never sees half of it.
-        self._state = (doing, self._clock(), 60 * self._minutes * patience)
+    def now(self, activity: str, factor: float = 1.0) -> None:
+        """Reports that `activity` starts; its limit is `factor` times the usual one."""
+        # One tuple, so that the other thread never reads a mix of two activities.
+        self._state = (activity, self._clock(), 60 * self._minutes * factor)
 
     def __enter__(self) -> Self:
         if self._minutes:
@@ -54,28 +58,29 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
+        self._stopped.set()
         if self._minutes:
             self._thread.join()
 
-    def _run(self) -> None:
-        told: object = None
-        while not self._left.wait(min(10.0, 60 * self._minutes / 10)):
-            state = doing, since, patience = self._state
-            passed = self._clock() - since
-            if passed > patience and told is not state:
-                told = state
-                self._tell(f"{doing} has not finished for {passed / 60:.3g} minutes")
-            if passed > 2 * patience:
+    def _monitor(self) -> None:
+        reported: object = None
+        while not self._stopped.wait(min(10.0, 60 * self._minutes / 10)):
+            state = activity, started, limit = self._state
+            elapsed = self._clock() - started
+            message = f"{activity} has not finished for {elapsed / 60:.3g} minutes"
+            if elapsed > limit and reported is not state:
+                reported = state
+                self._write_stacks(message)
+            if elapsed > 2 * limit:
                 self._end(
-                    f"{doing} has not finished for {passed / 60:.3g} minutes, the stacks are in "
-                    f"{self._file}; start the run again, it goes on from its last checkpoint"
+                    f"{message}, the stacks are in {self._file}; start the run again, it resumes "
+                    "from its last checkpoint"
                 )
                 return
 
-    def _tell(self, message: str) -> None:
+    def _write_stacks(self, message: str) -> None:
         text = (
-            f"{time.strftime('%F %T')} process {self._number}: {message}; all stacks:\n{stacks()}"
+            f"{time.strftime('%F %T')} process {self._process}: {message}; all stacks:\n{stacks()}"
         )
         print(text, file=sys.stderr, flush=True)
         # Last, because the disk may be what hangs.
@@ -84,7 +89,7 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """The stacks of all Python threads of this process, each under the name of its thread."""
+    """Returns the stacks of all Python threads of this process, each below the name of its thread."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"

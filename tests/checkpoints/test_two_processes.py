@@ -17,8 +17,8 @@ from soda_jax.checkpoints import Checkpointer
 from soda_jax.errors import UserError
 from soda_jax.parallel import mesh
 
-assert jax.process_count() == 2 and not hosts.alone() and hosts.is_first() == (number == 0)
-assert hosts.any_process(number == 1) and not hosts.all_processes(number == 1)
+assert jax.process_count() == 2 and not hosts.is_single_process() and hosts.is_primary() == (number == 0)
+assert hosts.any_process(number == 1) and hosts.gather_json(number) == [0, 1]
 assert hosts.broadcast_json({"from": number}) == {"from": 0}
 
 everywhere = mesh.make_mesh({"fsdp": 4})

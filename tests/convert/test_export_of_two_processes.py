@@ -37,7 +37,7 @@ about = toys.metadata_of(toys.fields(), ByteTokenizer(), layout)
 run = types.SimpleNamespace(
     params=placed, model=model, mesh=where, workdir=folder, step=7, metadata=lambda: about
 )
-with hosts.together():
+with hosts.fail_together():
     ExportHook(1, dtype)(run)
 print("done", flush=True)
 """

@@ -2,11 +2,13 @@
 
 import itertools
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 from run_toys import Watcher, terminate
 
@@ -60,5 +62,11 @@ def read_rows(lines: list[str]) -> dict[tuple[int, int], str]:
 
 
 def train_until(config, workdir, step: int) -> int:
-    """Trains, and stops after `step` as SIGTERM does."""
-    return loop.train(config, workdir, hooks=[Watcher(at=step, action=terminate)])
+    """Trains and stops after `step` through SIGTERM."""
+
+    def stop():
+        terminate()
+        if jax.process_count() > 1:
+            time.sleep(5)  # jax's preemption notice arrives within a second
+
+    return loop.train(config, workdir, hooks=[Watcher(at=step, action=stop)])

@@ -25,7 +25,7 @@ def get_config():
 """
 
 TWO = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 port, number, datasets, workdir = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 from soda_jax.parallel import hosts
@@ -40,8 +40,10 @@ class Preempt:
     every = 3
 
     def __call__(self, run):
-        if run.step == 3 and number == 1:  # the second machine alone is told to stop
-            os.kill(os.getpid(), signal.SIGTERM)
+        if run.step == 3:
+            if number == 1:  # only one of the processes is preempted
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # the notice arrives within a second
         return {}
 
 with jax.default_matmul_precision("highest"):

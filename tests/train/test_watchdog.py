@@ -1,4 +1,4 @@
-"""A step that does not finish: a sleeping hook in a real run, and the rules on a clock of the test."""
+"""A step that does not finish: a sleeping hook in a real run, and the limits with a fake clock."""
 
 import os
 import subprocess
@@ -10,18 +10,18 @@ import pytest
 from process_toys import environment_of_two
 from train_toys import tiny_config
 
-from soda_jax.parallel.peers import LOST
+from soda_jax.parallel.heartbeat import LOST
 from soda_jax.train.loop import DONE, train
 from soda_jax.train.watchdog import Watchdog
 
-# The hook's patience ends after 2 s, the run after 4 s.
+# The hook exceeds its limit after 2 s, the run ends after 4 s.
 STUCK = """
 import sys, time
 from pathlib import Path
 from train_toys import tiny_config
 from soda_jax.train import loop
 
-loop.FIRST_STEP = 1e6  # however long it compiles here
+loop.FIRST_STEP = 1e6  # compilation may take any time
 
 class Sleeper:
     every = 2
@@ -43,7 +43,7 @@ def until(condition, seconds=20.0):
 
 @pytest.fixture
 def guard(tmp_path):
-    """guard(minutes): a watchdog, its clock (a list of one number) and what it ended."""
+    """guard(minutes): a watchdog, its clock (a list of one number) and the messages it ended with."""
 
     def make(minutes):
         now, ended = [0.0], []
@@ -52,7 +52,7 @@ def guard(tmp_path):
     return make
 
 
-def test_a_stuck_step_writes_all_stacks_once_and_ends_the_run_after_as_long_again(
+def test_a_stuck_step_writes_all_stacks_once_and_ends_the_run_after_twice_the_limit(
     guard, tmp_path, capfd
 ):
     go, file = threading.Event(), tmp_path / "stacks-0.txt"
@@ -78,15 +78,15 @@ def test_a_stuck_step_writes_all_stacks_once_and_ends_the_run_after_as_long_agai
     for name in ("MainThread", "a helper of the test"):
         assert f"thread {name}:\n" in text
     assert "in test_a_stuck_step_writes_all_stacks" in text
-    (told,) = ended
-    assert told.startswith("step 7 has not finished for 0.0217 minutes, the stacks are in")
-    assert str(file) in told
+    (message,) = ended
+    assert message.startswith("step 7 has not finished for 0.0217 minutes, the stacks are in")
+    assert str(file) in message
 
 
-def test_whatever_begins_has_its_own_patience(guard, tmp_path):
+def test_each_activity_has_its_own_limit(guard, tmp_path):
     dog, now, ended = guard(0.01)
     with dog:
-        dog.now("step 1", patience=4.0)
+        dog.now("step 1", factor=4.0)
         now[0] = 2.0  # of 2.4 seconds
         time.sleep(0.3)
         for _ in range(5):
@@ -96,15 +96,17 @@ def test_whatever_begins_has_its_own_patience(guard, tmp_path):
     assert not ended and not list(tmp_path.iterdir())
 
 
-def test_without_minutes_nobody_looks(guard):
+def test_zero_minutes_start_no_thread(guard):
     dog, _, _ = guard(0.0)
     with dog:
         assert not any(thread.name == "watchdog" for thread in threading.enumerate())
 
 
-def test_a_run_says_what_it_does_and_leaves_no_watchdog(datasets, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(Watchdog, "now", lambda self, doing, patience=1.0: said.append(doing))
+def test_a_run_reports_each_activity(datasets, tmp_path, monkeypatch):
+    activities = []
+    monkeypatch.setattr(
+        Watchdog, "now", lambda self, activity, factor=1.0: activities.append(activity)
+    )
 
     class Hook:
         every = 2
@@ -114,7 +116,7 @@ def test_a_run_says_what_it_does_and_leaves_no_watchdog(datasets, tmp_path, monk
 
     config = tiny_config(datasets, safety__stuck_minutes=0.0)
     assert train(config, tmp_path, hooks=[Hook()]) == DONE
-    assert said[:6] == [
+    assert activities[:6] == [
         "starting",
         "step 1",
         "step 2",
@@ -122,7 +124,7 @@ def test_a_run_says_what_it_does_and_leaves_no_watchdog(datasets, tmp_path, monk
         "saving after step 2",
         "step 3",
     ]
-    assert said[-1] == "saving after step 6"
+    assert activities[-1] == "saving after step 6"
 
 
 def test_a_run_with_a_stuck_hook_names_it_and_ends(datasets, tmp_path):

@@ -1,4 +1,4 @@
-"""How a process finds the others; jax's own readers of clusters run on a made-up environment."""
+"""Finding the processes of a run; jax's cluster detection reads a fake environment."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from soda_jax.errors import UserError
-from soda_jax.parallel import hosts, private, startup
+from soda_jax.parallel import cluster, hosts
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -18,12 +18,21 @@ SLURM = {
     "SLURM_NODEID": "3",
     "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
 }
-PREFIXES = ("SLURM_", "JAX_COORD", "JAX_NUM_P", "JAX_PROCESS", "JOB_COMPL", "TPU_", "MEGASCALE_")
+PREFIXES = (
+    "SLURM_",
+    "OMPI_",
+    "JAX_COORD",
+    "JAX_NUM_P",
+    "JAX_PROCESS",
+    "JOB_COMPL",
+    "TPU_",
+    "MEGASCALE_",
+)
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    """environment(**variables): nothing of a cluster but these; TPUs only where they are named."""
+    """environment(variables): no cluster variables except these; a TPU only with `tpu_host`."""
     for name in list(os.environ):
         if name.startswith(PREFIXES):
             monkeypatch.delenv(name)
@@ -39,7 +48,7 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def tpu_host(monkeypatch):
-    """This machine looks like a TPU VM to jax, in a pod of three, of which it is the second."""
+    """Makes jax take this machine for a TPU VM, the second host of a pod of three."""
     from jax._src.clusters import cloud_tpu_cluster
 
     answers = {
@@ -52,19 +61,19 @@ def tpu_host(monkeypatch):
     return answers
 
 
-def test_a_laptop_is_alone(environment):
+def test_a_laptop_is_single_process(environment):
     environment({})
-    assert startup.find() is None
+    assert cluster.find_processes() is None
 
 
-def test_flags_say_all_or_nothing(environment):
-    environment(SLURM)  # flags go before it
-    assert startup.find("here:1", 2, 1) == startup.Found("flags", "here:1", 2, 1)
-    assert startup.find(count=1) is None
+def test_flags_override_the_environment(environment):
+    environment(SLURM)
+    assert cluster.find_processes("here:1", 2, 1) == cluster.ProcessInfo("flags", "here:1", 2, 1)
+    assert cluster.find_processes(count=1) is None
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("here:1", None, None), "--coordinator=here:1 without --processes and --process: give"),
         (("here:1", 2, None), "--coordinator=here:1, --processes=2 without --process: give"),
@@ -75,70 +84,72 @@ def test_flags_say_all_or_nothing(environment):
         (("here", 2, 1), "--coordinator=here: write HOST:PORT"),
     ],
 )
-def test_half_of_the_flags_is_one_clear_error(environment, flags, told):
+def test_incomplete_flags_are_one_clear_error(environment, flags, message):
     environment({})
-    with pytest.raises(UserError, match=told) as caught:
-        startup.find(*flags)
+    with pytest.raises(UserError, match=message) as caught:
+        cluster.find_processes(*flags)
     assert "\n" not in str(caught.value)
 
 
-def test_variables_name_a_pod_of_gpus(environment):
+def test_variables_describe_a_pod_of_gpus(environment):
     pod = {
         "JAX_COORDINATOR_ADDRESS": "soda-0.soda:1234",
         "JAX_NUM_PROCESSES": "4",
         "JOB_COMPLETION_INDEX": "2",
     }
     environment(pod)
-    found = startup.find()
-    assert found == startup.Found("JAX_COORDINATOR_ADDRESS", "soda-0.soda:1234", 4, 2)
+    found = cluster.find_processes()
+    assert found == cluster.ProcessInfo("JAX_COORDINATOR_ADDRESS", "soda-0.soda:1234", 4, 2)
     environment({"JAX_PROCESS_ID": "3"})
-    assert startup.find() == startup.Found("JAX_COORDINATOR_ADDRESS", "soda-0.soda:1234", 4, 3)
+    assert cluster.find_processes() == cluster.ProcessInfo(
+        "JAX_COORDINATOR_ADDRESS", "soda-0.soda:1234", 4, 3
+    )
     environment({"JAX_NUM_PROCESSES": "1"})
-    assert startup.find() is None
+    assert cluster.find_processes() is None
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "=a:1 without JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
         ({"JAX_NUM_PROCESSES": "2"}, "=2 without JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not a whole number"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not an integer"),
         ({"JOB_COMPLETION_INDEX": "0"}, "indexed Job.*set JAX_COORDINATOR_ADDRESS .* and JAX_NUM"),
         ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, "SLURM_NTASKS=8, but SLURM_STEP_NODELIST"),
-        ({**SLURM, "SLURM_PROCID": "x"}, "Slurm was found, but not the processes"),
+        ({**SLURM, "SLURM_PROCID": "x"}, "Slurm was detected, but not the processes"),
     ],
 )
-def test_half_of_an_environment_is_one_clear_error(environment, monkeypatch, variables, told):
+def test_an_incomplete_environment_is_one_clear_error(environment, monkeypatch, variables, message):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no kubernetes package
     environment(variables)
-    with pytest.raises(UserError, match=told) as caught:
-        startup.find()
+    with pytest.raises(UserError, match=message) as caught:
+        cluster.find_processes()
     assert "\n" not in str(caught.value)
 
 
-def test_slurm_needs_nothing_said(environment):
+def test_slurm_needs_no_flags(environment):
     environment(SLURM)
-    found = startup.find()
-    assert (found.way, found.count, found.number) == ("Slurm", 4, 3)
+    found = cluster.find_processes()
+    assert (found.method, found.count, found.index) == ("Slurm", 4, 3)
     host, port = found.coordinator.split(":")
     assert host == "node007" and 1024 < int(port) < 65536
     assert str(found) == f"process 3 of 4 by Slurm, coordinator {found.coordinator}"
     environment({"JAX_COORDINATOR_ADDRESS": "node007:99"})
-    assert startup.find().coordinator == "node007:99"
+    assert cluster.find_processes().coordinator == "node007:99"
 
 
-def test_a_slurm_job_of_one_task_is_alone(environment):
+def test_a_slurm_job_of_one_task_is_single_process(environment):
     environment({**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
-    assert startup.find() is None
+    assert cluster.find_processes() is None
 
 
 @pytest.mark.parametrize(
     ("tasks", "visible", "local", "devices"),
     [
-        ("1(x4)", "0,1,2,3,4,5,6,7", "0", None),  # a task a machine: all of its GPUs
-        ("8(x4)", "0,1,2,3,4,5,6,7", "5", (5,)),  # a task a GPU
+        ("1(x4)", "0,1,2,3,4,5,6,7", "0", None),  # one task per machine uses all of its GPUs
+        ("8(x4)", "0,1,2,3,4,5,6,7", "5", (5,)),  # one task per GPU
         ("2(x4)", "0,1,2,3,4,5,6,7", "1", (4, 5, 6, 7)),
-        ("8(x4)", "3", "3", None),  # Slurm shows each task its own
+        ("8(x4)", "3", "3", None),  # Slurm shows each task one GPU
         ("8(x4)", "", "3", (3,)),
         ("8(x3),1", "0,1", "0", None),
     ],
@@ -146,29 +157,45 @@ def test_a_slurm_job_of_one_task_is_alone(environment):
 def test_slurm_tasks_of_one_machine_share_its_gpus(environment, tasks, visible, local, devices):
     environment({**SLURM, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_LOCALID": local})
     environment({"CUDA_VISIBLE_DEVICES": visible})
-    assert startup.find().devices == devices
+    assert cluster.find_processes().local_devices == devices
 
 
-def test_a_cloud_tpu_pod_is_found_in_its_metadata(environment, tpu_host, monkeypatch):
+def test_open_mpi_needs_no_flags(environment):
+    environment(
+        {
+            "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+            "OMPI_COMM_WORLD_SIZE": "4",
+            "OMPI_COMM_WORLD_RANK": "3",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+        }
+    )
+    found = cluster.find_processes()
+    assert (found.method, found.count, found.index) == ("Open MPI", 4, 3)
+    assert found.coordinator.startswith("10.96.0.1:") and found.local_devices == (2, 3)
+
+
+def test_a_cloud_tpu_pod_is_detected_from_its_metadata(environment, tpu_host, monkeypatch):
     monkeypatch.setattr("socket.gethostbyname", lambda name: name)
     environment({})
-    assert startup.find() == startup.Found("Cloud TPU", "10.0.0.5:8482", 3, 1)
-    environment({"JAX_PLATFORMS": "cpu"})  # a look at something on one of its hosts
-    assert startup.find() is None
+    assert cluster.find_processes() == cluster.ProcessInfo("Cloud TPU", "10.0.0.5:8482", 3, 1)
+    environment({"JAX_PLATFORMS": "cpu"})  # a CPU process on one of its hosts
+    assert cluster.find_processes() is None
 
 
-def test_a_single_tpu_vm_is_alone(environment, tpu_host):
+def test_a_single_tpu_vm_is_single_process(environment, tpu_host):
     environment({})
     tpu_host["worker-network-endpoints"] = ("a:1:10.0.0.5", 200)
     tpu_host["agent-worker-number"] = ("0", 200)
-    assert startup.find() is None
+    assert cluster.find_processes() is None
 
 
 def test_metadata_that_does_not_answer_is_one_clear_error(environment, monkeypatch, tpu_host):
     tpu_host.clear()
     environment({})
     with pytest.raises(UserError, match=r"Cloud TPU: its metadata cannot be read.*--processes=1"):
-        startup.find()
+        cluster.find_processes()
 
 
 def test_two_slices_on_gke_are_one_run(environment, tpu_host, monkeypatch):
@@ -183,11 +210,11 @@ def test_two_slices_on_gke_are_one_run(environment, tpu_host, monkeypatch):
             "JOB_COMPLETION_INDEX": "1",
         }
     )
-    assert startup.find() == startup.Found("GKE TPU", "soda-0-0.soda:8482", 4, 3)
+    assert cluster.find_processes() == cluster.ProcessInfo("GKE TPU", "soda-0-0.soda:8482", 4, 3)
 
 
 class Service:
-    """A coordination service that knows nothing and never answers a listener."""
+    """An empty coordination service whose blocking calls time out."""
 
     def key_value_set(self, key, value, allow_overwrite=False):
         pass
@@ -200,35 +227,36 @@ class Service:
         raise RuntimeError("DEADLINE_EXCEEDED: nothing")
 
 
-def test_start_joins_as_it_was_found_and_says_so_once(environment, monkeypatch, capsys):
+def test_start_initializes_jax_with_what_was_found_and_prints_it_once(
+    environment, monkeypatch, capsys
+):
     environment(SLURM)
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append((a, k)))
-    monkeypatch.setattr(private, "client", Service)
-    monkeypatch.setattr(private, "hold_aborts", lambda: None)
-    monkeypatch.setattr(hosts, "_peers", None)
-    for number in "30":
-        monkeypatch.setenv("SLURM_PROCID", number)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(hosts, "_client", Service)
+    monkeypatch.setattr(hosts, "_heartbeat", None)
+    for index in "30":
+        monkeypatch.setenv("SLURM_PROCID", index)
         found = hosts.start()
-        hosts._peers.leave()
-        arguments, options = joined.pop()
-        assert arguments == (found.coordinator, 4, int(number))
+        hosts._heartbeat.stop()
+        arguments, options = calls.pop()
+        assert arguments == (found.coordinator, 4, int(index))
         assert options["cluster_detection_method"] == "deactivate"
-        # The second net holds within two minutes, but after the first.
+        # The fallback: later than our heartbeat, within two minutes.
         assert 60 < options["heartbeat_timeout_seconds"] < 120
         assert options["shutdown_timeout_seconds"] < 120
-    told = capsys.readouterr().err
-    assert told == f"process 0 of 4 by Slurm, coordinator {found.coordinator}\n"
+    output = capsys.readouterr().err
+    assert output == f"process 0 of 4 by Slurm, coordinator {found.coordinator}\n"
 
 
-def test_start_alone_joins_nothing(environment, monkeypatch):
+def test_start_of_a_single_process_initializes_nothing(environment, monkeypatch):
     environment({})
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: pytest.fail("joined"))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: pytest.fail("initialized"))
     assert hosts.start() is None
 
 
-def test_times_that_are_none_are_named(environment, monkeypatch):
+def test_an_invalid_timeout_is_named(environment, monkeypatch):
     environment({})
     monkeypatch.setenv("SODA_LOST_SECONDS", "soon")
-    with pytest.raises(UserError, match="SODA_LOST_SECONDS=soon: give seconds"):
+    with pytest.raises(UserError, match="SODA_LOST_SECONDS=soon: give a number of seconds"):
         hosts.start()
