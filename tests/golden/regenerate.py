@@ -19,7 +19,7 @@ import numpy as np
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CONFIGS, CURVE, SIZES = HERE / "configs", HERE / "loss_curve.json", ROOT / "docs" / "sizes.md"
-SETTINGS = ROOT / "docs" / "config.md"
+SETTINGS, ARCHITECTURE = ROOT / "docs" / "config.md", ROOT / "docs" / "architecture.md"
 TABLE_BEGINS, TABLE_ENDS = "<!-- table: make golden -->\n", "<!-- end of table -->\n"
 STEPS = 20
 COLUMNS = ("loss/all", "loss/text", "loss/semantic", "loss/acoustic_1", "loss/marker")
@@ -163,6 +163,50 @@ def settings_table() -> str:
     return "".join(parts)
 
 
+def import_diagram() -> str:
+    """Returns the imports between packages as a Mermaid graph, without edges that others imply."""
+    import grimp
+
+    graph = grimp.build_graph("soda_jax", "tokenize_pipeline")
+    packages = sorted(
+        {".".join(module.split(".")[:2]) for module in graph.modules if _is_package_part(module)}
+        | {"tokenize_pipeline"}
+    )
+    imports = {
+        package: {
+            other
+            for other in packages
+            if other != package
+            and graph.direct_import_exists(importer=package, imported=other, as_packages=True)
+        }
+        for package in packages
+    }
+    reached: dict[str, set[str]] = {}
+
+    def reach(package: str) -> set[str]:
+        if package not in reached:
+            below = imports[package]
+            reached[package] = below.union(*(reach(other) for other in below))
+        return reached[package]
+
+    lines = ["```mermaid", "graph TD"]
+    for package in packages:
+        implied = set().union(*(reach(other) for other in imports[package]))
+        for other in sorted(imports[package] - implied):
+            lines.append(f"    {_short(package)} --> {_short(other)}")
+    return "\n".join([*lines, "```"]) + "\n"
+
+
+def _is_package_part(module: str) -> bool:
+    """Whether a module is in a folder of soda_jax; commands and single files are left out."""
+    parts = module.split(".")
+    return parts[0] == "soda_jax" and len(parts) > 2 and parts[1] not in ("commands", "configs")
+
+
+def _short(package: str) -> str:
+    return package.removeprefix("soda_jax.")
+
+
 def with_table(text: str, table: str) -> str:
     """`text` with what stands between the two table comments replaced."""
     before, rest = text.split(TABLE_BEGINS)
@@ -179,14 +223,15 @@ def main() -> None:
             old.unlink()
     for name in names:
         write_atomic(CONFIGS / f"{name}.txt", flat(load(name)))
-    for page, table in ((SIZES, sizes_table()), (SETTINGS, settings_table())):
+    tables = ((SIZES, sizes_table()), (SETTINGS, settings_table()), (ARCHITECTURE, import_diagram()))
+    for page, table in tables:
         write_atomic(page, with_table(page.read_text("utf-8"), table))
     curve = {
         name: [float(f"{value:.7g}") for value in values] for name, values in loss_curve().items()
     }
     write_atomic(CURVE, json.dumps(curve, indent=1) + "\n")
     print(
-        f"wrote {len(names)} configs, {CURVE.name} and the tables of {SIZES.name} and {SETTINGS.name}",
+        f"wrote {len(names)} configs, {CURVE.name} and the generated parts of three docs pages",
         file=sys.stderr,
     )
 

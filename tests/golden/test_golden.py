@@ -33,6 +33,12 @@ def test_the_reference_of_settings_in_the_docs_is_that_of_the_schema():
     assert "| `model.num_layers` | `4` | integer, at least 1 | decoder layers |" in text
 
 
+def test_the_import_diagram_in_the_docs_is_that_of_the_code():
+    text = regenerate.ARCHITECTURE.read_text("utf-8")
+    assert regenerate.with_table(text, regenerate.import_diagram()) == text, "see `make golden`"
+    assert "train --> checkpoints" in text and "tokens --> data" not in text
+
+
 @pytest.fixture
 def quick_compilation(tmp_path, monkeypatch):
     """Programs without optimisation, kept out of the user's cache."""
