@@ -198,8 +198,8 @@ class Runs:
         return free
 
 
-def _line(document: DocumentSource) -> str:
-    # ASCII with escapes: the plan carries text that is not valid UTF-8 to the worker that rejects it.
+def document_line(document: DocumentSource) -> str:
+    """Returns a document as a line of a plan, in ASCII: invalid UTF-8 is escaped for the worker to reject."""
     utterances = [
         {name: value for name, value in vars(utterance).items() if value is not None}
         for utterance in document.utterances
@@ -221,7 +221,7 @@ class _ShardFiles:
         if place != self._place:
             self._flush()
             self._place = place
-        self._lines.append(_line(document))
+        self._lines.append(document_line(document))
         self._utterances += len(document.utterances)
         self._weight += weight
 

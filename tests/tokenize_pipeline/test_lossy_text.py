@@ -13,7 +13,7 @@ from soda_jax.commands import tokenize as tokenize_command
 from soda_jax.data.manifest import Manifest
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
@@ -49,8 +49,8 @@ def make_corpus(folder: Path, texts: list[str]) -> str:
     return write_manifest(folder / "m.jsonl", rows)
 
 
-def options(source: str, data: Path, **given) -> Options:
-    return Options(source, str(data), codec="toy", validation_fraction=0.0, **given)
+def options(source: str, data: Path, **given) -> TokenizeOptions:
+    return TokenizeOptions(source, str(data), codec="toy", validation_fraction=0.0, **given)
 
 
 @pytest.mark.parametrize("settings", [{}, {"unk_token": "<unk>"}, {"unk_token": "<absent>"}])
