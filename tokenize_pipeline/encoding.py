@@ -13,10 +13,10 @@ import numpy as np
 
 from soda_jax.codecs import Codec
 from soda_jax.codecs.audio import piece_samples
-from tokenize_pipeline.archives import ArchiveReader, Key
+from tokenize_pipeline.archives import ArchiveMember, ArchiveReader
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.readers import UtteranceSource
-from tokenize_pipeline.sound import Sound, as_corpus_names, resolve
+from tokenize_pipeline.sound import Sound, resolve, with_corpus_path
 
 BATCH_CLIPS = 32
 BATCH_SECONDS = 240.0
@@ -78,7 +78,7 @@ class SpeechEncoder:
         bad: dict[UtteranceKey, BadInputError],
     ) -> Iterator[tuple[UtteranceKey, Sound, int]]:
         """Yields (utterance key, its sound, bytes that it adds to memory), plain files first."""
-        members: dict[Key, list[UtteranceKey]] = {}
+        members: dict[ArchiveMember, list[UtteranceKey]] = {}
         for key, utterance in utterances.items():
             try:
                 path = resolve(utterance, self._root)
@@ -92,7 +92,7 @@ class SpeechEncoder:
         for member, content in self._archives.read(members):
             for number, key in enumerate(members[member]):
                 if isinstance(content, BadInputError):
-                    message = as_corpus_names(utterances[key], member[0], str(content))
+                    message = with_corpus_path(utterances[key], member[0], str(content))
                     bad[key] = BadInputError(content.reason, message)
                 else:
                     sound = Sound(utterances[key], member[0], content)

@@ -2,11 +2,12 @@
 
 Bytes need nothing; any Hugging Face `tokenizer.json` works through the `tokenizers` library; a
 byte-level BPE is trained by `train_bpe` (`soda tokenizer train`). The vocabularies of seqio are in
-`seqio_text`.
+`tokenize_pipeline.seqio_support`.
 """
 
 import contextlib
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -238,10 +239,8 @@ def load_tokenizer(spec: str | Path) -> TextTokenizer:
 
 
 def _seqio(spec: str, folder: Path | None = None) -> TextTokenizer:
-    # seqio brings TensorFlow, which takes many seconds to import.
-    from soda_jax.tokens.seqio_text import load_seqio
-
-    return load_seqio(spec, folder)
+    # By name, because the module is in a higher layer: it also makes seqio Tasks of data sets.
+    return importlib.import_module("tokenize_pipeline.seqio_support").load_seqio(spec, folder)
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:

@@ -1,4 +1,4 @@
-"""Seed-TTS-eval: prompts, and what is to be said in their voice. https://github.com/BytedanceSpeech/seed-tts-eval
+"""Seed-TTS-eval: prompts, and texts to be spoken in their voice. https://github.com/BytedanceSpeech/seed-tts-eval
 
     seedtts_testset/en/meta.lst    NAME|text of the prompt|prompt-wavs/….wav|text to be spoken
     seedtts_testset/en/prompt-wavs/common_voice_en_10119832.wav
@@ -6,12 +6,11 @@
 
 Paths are relative to the folder of the list. A line may name a recording of the text to be spoken in a
 fifth field, as in `non_para_reconstruct_meta.lst`; for the other lists it is `wavs/NAME.wav`. The inputs are lists, or
-`seedtts_testset.tar`, of which `en/meta.lst` is read (1,088 items). The data root is the folder that holds
+`seedtts_testset.tar`, of which `en/meta.lst` is read (1,088 items). The data root is the folder that contains
 `seedtts_testset`, or the archive.
 
-A document is the prompt and then the text to be spoken with its recording. Where there is no recording, the
-document is the prompt alone, for a data set of speech has no text without audio: what was to be said then
-stands in the list only.
+A document is the prompt, then the text to be spoken with its recording. Without a recording, the document is
+the prompt only, because a speech data set has no text without audio.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,35 +18,35 @@ from pathlib import Path
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._folders import common_folder, place_in
+from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
-from tokenize_pipeline.readers._rows import no_row, uncut
+from tokenize_pipeline.readers._rows import no_row, reject_split_rows
 from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
 
 KIND = "speech"
 _LIST = "en/meta.lst"
-_WAV_RATE = 24_000  # Hz; taken to be so, it is not published. It serves planning alone
+_WAV_RATE = 24_000  # Hz; assumed, not published; used for planning only
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
-    """The folder that holds `seedtts_testset` or the archive; UserError for files that are neither."""
+    """Returns the folder that contains `seedtts_testset` or the archive; UserError for other files."""
     return common_folder(path.parent if is_tar(path) else _top(path) for path in inputs)
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document an item, in the order of the lists."""
+    """Yields one document per item, in the order of the lists."""
     root = data_root(inputs)
     for path in inputs:
         if is_tar(path):
-            yield from _archive(path, place_in(root, path))
+            yield from _archive(path, relative_path(root, path))
         else:
             folder = path.absolute().parent
 
-            def is_there(sound: str) -> bool:
+            def exists(sound: str) -> bool:
                 return (root / sound).is_file()
 
             rows = lines(path)
-            yield from _items(place_in(root, folder), path.stem, rows, None, is_there, {})
+            yield from _items(relative_path(root, folder), path.stem, rows, None, exists, {})
 
 
 def _top(path: Path) -> Path:
@@ -67,7 +66,7 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
             found = found or (name, content)
         sizes[name] = size
     if found is None:
-        raise UserError(f"{path} holds no {_LIST}: it is no archive of the test set")
+        raise UserError(f"{path} has no {_LIST}: it is not an archive of the test set")
     folder, rows = found[0].rpartition("/")[0], content_lines(found[1], f"{path}: {found[0]}")
     yield from _items(folder, "meta", rows, archive, sizes.__contains__, sizes)
 
@@ -77,20 +76,20 @@ def _items(
     stem: str,
     rows: Iterable[tuple[int, str]],
     archive: str | None,
-    is_there: Callable[[str], bool],
+    exists: Callable[[str], bool],
     sizes: Mapping[str, int],
 ) -> Iterator[DocumentSource | Rejected]:
     language = folder.rpartition("/")[2]
-    for number, fields in uncut(_rows(rows)):
+    for number, fields in reject_split_rows(_rows(rows)):
         where = f"{language}/{stem}.lst:{number}"
         if isinstance(fields, RowError):
             yield Rejected(fields.reason, str(fields), where)
             continue
         name, prompt_text, prompt, text = fields[:4]
         recording = fields[4] if len(fields) == 5 else f"wavs/{name}.wav"
-        said = [(prompt_text, f"{folder}/{prompt}")]
-        if len(fields) == 5 or is_there(f"{folder}/{recording}"):
-            said.append((text, f"{folder}/{recording}"))
+        spoken = [(prompt_text, f"{folder}/{prompt}")]
+        if len(fields) == 5 or exists(f"{folder}/{recording}"):
+            spoken.append((text, f"{folder}/{recording}"))
         utterances = (
             UtteranceSource(
                 words,
@@ -100,7 +99,7 @@ def _items(
                 seconds=seconds_of(sound, sizes[sound], _WAV_RATE) if sound in sizes else None,
                 where=where,
             )
-            for words, sound in said
+            for words, sound in spoken
         )
         yield DocumentSource(f"seed_tts_eval/{language}/{stem}/{name}", tuple(utterances))
 
