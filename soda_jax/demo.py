@@ -99,9 +99,9 @@ class _Stages:
 
 
 def _synthesise(home: Path, clips: int) -> None:
-    from tokenize_pipeline.synthetic import synthesise
+    from tokenize_pipeline.synthetic import synthesize
 
-    synthesise(home / "corpus", "demo", clips, clips // 2, 0)
+    synthesize(home / "corpus", "demo", clips, clips // 2, 0)
 
 
 def _fit_codec(home: Path) -> None:

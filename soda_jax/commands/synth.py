@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the corpus, or the part of it that does not exist yet."""
     from soda_jax.errors import UserError
-    from tokenize_pipeline.synthetic import synthesise
+    from tokenize_pipeline.synthetic import synthesize
 
     for name in ("clips", "texts"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)}: give at least 1")
-    manifest = synthesise(args.output, args.task, args.clips, args.texts, args.seed)
+    manifest = synthesize(args.output, args.task, args.clips, args.texts, args.seed)
     print(f"{manifest}: {args.clips:,} clips; {manifest.with_name('text.jsonl')}: {args.texts:,}")
     return 0

@@ -146,7 +146,7 @@ def test_retext_to_a_tokenizer_without_any_of_the_texts_fails_whatever_share_is_
     (words / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"18 of 18 utterances .*; choose another tokenizer$"):
         retext(dataset, words, tmp_path / "new", max_bad_fraction=1.0)
-    with pytest.raises(UserError, match="max_bad_fraction=-1 must be from 0 to 1"):
+    with pytest.raises(UserError, match="max_bad_fraction=-1 must be between 0 and 1"):
         retext(dataset, words, tmp_path / "new", max_bad_fraction=-1)
 
 
@@ -196,7 +196,7 @@ def test_a_retexted_data_set_can_be_appended_to(dataset, bpe, tmp_path):
 def test_retext_refuses_folders_that_are_not_its_own(dataset, tmp_path):
     with pytest.raises(UserError, match="is a finished data set"):
         retext(dataset, "bytes", dataset)
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         retext(dataset, "bytes", tmp_path)
     with pytest.raises(UserError, match="cannot read the manifest"):
         retext(tmp_path / "absent", "bytes", tmp_path / "new")

@@ -1,10 +1,12 @@
 """Reads metadata from tars: names and sizes of members, and the content of selected ones."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.quarantine import BadInputError
+from tokenize_pipeline.readers import UtteranceSource
 from tokenize_pipeline.readers._folders import is_mac_metadata
 from tokenize_pipeline.tar_stream import COMPRESSED, TarStream
 
@@ -52,6 +54,53 @@ def members(
     finally:
         if stream is not None:
             stream.close()
+
+
+def find_metadata(
+    path: Path, suffix: str, corpus: str, is_sound: Callable[[str], bool] = lambda name: True
+) -> tuple[str, bytes, dict[str, int]]:
+    """Returns name and content of a metadata file in a tar, and the sizes of the sounds in bytes.
+
+    Args:
+      path: the archive.
+      suffix: last components of the path of the file, such as "en/meta.lst"; the first match is used.
+      corpus: name of the corpus, for the message.
+      is_sound: selects other members whose sizes are returned, in archive order.
+
+    Raises:
+      UserError: if there is no such file, or as in `members`.
+    """
+    found: tuple[str, bytes] | None = None
+    sizes: dict[str, int] = {}
+    for name, size, content in members(path, lambda name: f"/{name}".endswith(f"/{suffix}")):
+        if content is not None:
+            found = found or (name, content)
+        elif is_sound(name):
+            sizes.setdefault(name, size)
+    if found is None:
+        raise UserError(f"{path} has no {suffix}: it is not an archive of {corpus}")
+    return *found, sizes
+
+
+class Sounds(NamedTuple):
+    """The sounds of an unpacked corpus or of an archive.
+
+    Attributes:
+      archive: path of the archive; None for an unpacked corpus.
+      sizes: sizes of its members in bytes, for planning; may be empty.
+      wav_rate: sample rate of 16-bit WAV files in Hz.
+    """
+
+    archive: str | None
+    sizes: Mapping[str, int]
+    wav_rate: int = 16_000
+
+    def utterance(self, sound: str, text: str, where: str, **fields: Any) -> UtteranceSource:
+        """Returns the utterance of the file or member `sound`; `fields` are those of `UtteranceSource`."""
+        if sound in self.sizes:
+            fields.setdefault("seconds", seconds_of(sound, self.sizes[sound], self.wav_rate))
+        audio, member = (self.archive, sound) if self.archive else (sound, None)
+        return UtteranceSource(text, audio, member=member, where=where, **fields)
 
 
 def seconds_of(name: str, size: int, wav_rate: int = 16_000) -> float | None:

@@ -18,18 +18,18 @@ both texts with language tags, target speech) is a question of the view. Ids are
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers import DocumentSource, Rejected
 from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
 from tokenize_pipeline.readers._rows import no_row, reject_split_rows, repeat_error
 from tokenize_pipeline.readers._tables import tsv_table
-from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
+from tokenize_pipeline.readers._tar import Sounds, find_metadata, is_tar
 
 KIND = "speech"
 COMMON_VOICE = "cv-corpus-4-2019-12-10"
@@ -37,6 +37,9 @@ _WAV_RATE = 24_000  # Hz, translations
 _CORPUS = re.compile(r"cvss_t_([a-z]{2})_en_v1\.0(\.tar|\.tar\.gz|\.tgz)?")
 _COMMON_VOICE_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # where they differ from CVSS
 _CLIP = re.compile(r"common_voice_[\w-]+\.mp3", re.ASCII)
+
+
+_Located = tuple[str, Sounds]  # (folder in the corpus or archive, sounds)
 
 
 class _Target(NamedTuple):
@@ -55,28 +58,6 @@ class _Source(NamedTuple):
     number: int
 
 
-class _Sounds(NamedTuple):
-    """Location of sounds: their folder; for an archive also its path and the sizes of members in bytes."""
-
-    folder: str
-    archive: str | None
-    sizes: Mapping[str, int]
-
-    def utterance(
-        self, file: str, text: str, language: str, where: str, speaker: str | None = None
-    ) -> UtteranceSource:
-        path = f"{self.folder}/{file}"
-        return UtteranceSource(
-            text,
-            self.archive or path,
-            speaker=speaker,
-            language=language,
-            member=path if self.archive else None,
-            seconds=seconds_of(path, self.sizes[path], _WAV_RATE) if path in self.sizes else None,
-            where=where,
-        )
-
-
 def data_root(inputs: Sequence[Path]) -> Path:
     """Returns the folder that contains `cvss_t_…` and Common Voice; UserError for other files."""
     return common_folder(_corpus(path).parent for path in inputs)
@@ -90,14 +71,15 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
         matched = _CORPUS.fullmatch(corpus.name)
         assert matched is not None
         if is_tar(path):
-            split, rows, sounds = _archive(path, relative_path(root, path), matched[1])
+            split = "train"
+            rows, folder, sounds = _archive(path, relative_path(root, path), matched[1])
         else:
             split, documents = path.stem, f"cvss_t/{matched[1]}/{path.stem}"
             rows = list(_rows(lines(path), f"{corpus.name}/{path.name}", documents))
-            sounds = _Sounds(f"{relative_path(root, corpus)}/{split}", None, {})
+            folder, sounds = f"{relative_path(root, corpus)}/{split}", Sounds(None, {})
         yield from (row for row in rows if isinstance(row, Rejected))
         pairs = [row for row in rows if isinstance(row, _Target)]
-        yield from _documents(matched[1], split, pairs, sounds, root, corpus.parent)
+        yield from _documents(matched[1], split, pairs, (folder, sounds), root, corpus.parent)
 
 
 def _corpus(path: Path) -> Path:
@@ -110,27 +92,19 @@ def _corpus(path: Path) -> Path:
 
 def _archive(
     path: Path, archive: str, language: str
-) -> tuple[str, list[_Target | Rejected], _Sounds]:
-    """Returns split, rows in the order of their sounds, and sounds of an archive of CVSS-T."""
-    found: tuple[str, bytes] | None = None
-    sizes: dict[str, int] = {}
-    for name, size, content in members(path, lambda name: f"/{name}".endswith("/train.tsv")):
-        if content is not None:
-            found = found or (name, content)
-        else:
-            sizes.setdefault(name, size)
-    if found is None:
-        raise UserError(f"{path} has no train.tsv: it is not an archive of CVSS-T")
-    sounds = _Sounds(found[0].removesuffix(".tsv"), archive, sizes)
+) -> tuple[list[_Target | Rejected], str, Sounds]:
+    """Returns the rows of an archive of CVSS-T in the order of their sounds, their folder, and the sounds."""
+    name, content, sizes = find_metadata(path, "train.tsv", "CVSS-T")
+    folder = name.removesuffix(".tsv")
     order = {name: number for number, name in enumerate(sizes)}
 
     def position(row: _Target | Rejected) -> int:
         clip = row.clip if isinstance(row, _Target) else ""
-        return order.get(f"{sounds.folder}/{clip}.wav", len(order))
+        return order.get(f"{folder}/{clip}.wav", len(order))
 
-    table = content_lines(found[1], f"{path}: {found[0]}")
+    table = content_lines(content, f"{path}: {name}")
     rows = _rows(table, f"{path.name}/train.tsv", f"cvss_t/{language}/train")
-    return "train", sorted(rows, key=position), sounds
+    return sorted(rows, key=position), folder, Sounds(archive, sizes, _WAV_RATE)
 
 
 def _rows(
@@ -162,7 +136,12 @@ def _name(documents: str, clip: str) -> str:
 
 
 def _documents(
-    language: str, split: str, pairs: list[_Target], sounds: _Sounds, root: Path, parent: Path
+    language: str,
+    split: str,
+    pairs: list[_Target],
+    translations: _Located,
+    root: Path,
+    parent: Path,
 ) -> Iterator[DocumentSource | Rejected]:
     sources, rejected, clips = _common_voice(language, root, parent, {pair.clip for pair in pairs})
     documents = f"cvss_t/{language}/{split}"
@@ -176,41 +155,43 @@ def _documents(
                 message = f"validated.tsv of Common Voice does not have {pair.clip}"
                 yield Rejected("malformed_row", message, pair.where, document)
             continue
-        source_speech = clips.utterance(
-            pair.clip, source.sentence, language, pair.where, speaker=source.speaker
+        folder, sounds = clips
+        source_speech = sounds.utterance(
+            f"{folder}/{pair.clip}",
+            source.sentence,
+            pair.where,
+            speaker=source.speaker,
+            language=language,
         )
-        translated = sounds.utterance(f"{pair.clip}.wav", pair.text, "en", pair.where)
+        folder, sounds = translations
+        translated = sounds.utterance(
+            f"{folder}/{pair.clip}.wav", pair.text, pair.where, language="en"
+        )
         yield DocumentSource(document, (source_speech, translated))
 
 
 def _common_voice(
     language: str, root: Path, parent: Path, wanted: set[str]
-) -> tuple[dict[str, _Source], list[tuple[str, Rejected]], _Sounds]:
+) -> tuple[dict[str, _Source], list[tuple[str, Rejected]], _Located]:
     """Returns the wanted clips of Common Voice, its unusable rows by clip, and the location of the sounds."""
     folder = parent / COMMON_VOICE / _COMMON_VOICE_CODES.get(language, language)
     archive = folder.with_name(f"{folder.name}.tar")
     table = folder / "validated.tsv"
     if table.is_file():
-        sounds = _Sounds(f"{relative_path(root, folder)}/clips", None, {})
-        return *_sentences(lines(table), wanted, str(table), folder.name), sounds
+        clips = f"{relative_path(root, folder)}/clips"
+        found = _sentences(lines(table), wanted, str(table), folder.name)
+        return *found, (clips, Sounds(None, {}))
     if archive.is_file():
-        found: tuple[str, bytes] | None = None
-        sizes: dict[str, int] = {}
-        for name, size, content in members(
-            archive, lambda name: f"/{name}".endswith("/validated.tsv")
-        ):
-            if content is not None:
-                found = found or (name, content)
-            elif name.rpartition("/")[2] in wanted:
-                sizes[name] = size
-        if found is not None:
-            name, content = found
-            clips = f"{name.removesuffix('validated.tsv')}clips"
-            label = f"{archive}: {name}"
-            sounds = _Sounds(clips, relative_path(root, archive), sizes)
-            rows = content_lines(content, label)
-            return *_sentences(rows, wanted, label, folder.name), sounds
-        raise UserError(f"{archive} has no validated.tsv: it is not an archive of Common Voice")
+        name, content, sizes = find_metadata(
+            archive,
+            "validated.tsv",
+            "Common Voice",
+            lambda name: name.rpartition("/")[2] in wanted,
+        )
+        clips = f"{name.removesuffix('validated.tsv')}clips"
+        label = f"{archive}: {name}"
+        found = _sentences(content_lines(content, label), wanted, label, folder.name)
+        return *found, (clips, Sounds(relative_path(root, archive), sizes, _WAV_RATE))
     packed = archive.with_name(f"{archive.name}.gz")
     if packed.is_file():
         raise UserError(f"{packed}: its clips are read in another order; run gunzip {packed}")

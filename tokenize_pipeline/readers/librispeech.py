@@ -13,15 +13,15 @@ Text is lower-cased, as in SODA's validation, because capitals carry no informat
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers import DocumentSource, Rejected
 from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
 from tokenize_pipeline.readers._rows import Repeats, no_row, reject_split_rows
-from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
+from tokenize_pipeline.readers._tar import Sounds, is_tar, members
 
 KIND = "speech"
 _TRANSCRIPTS = ".trans.txt"
@@ -41,7 +41,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
         if is_tar(path):
             yield from _archive(path, name)
         else:
-            yield from _chapter(name, lines(path), None, {})
+            yield from _chapter(name, lines(path), Sounds(None, {}))
 
 
 def _top(path: Path) -> Path:
@@ -63,7 +63,7 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
         if name.rpartition("/")[0] != folder:  # sounds may precede or follow their transcripts
             for member, text in transcripts:
                 rows = content_lines(text, f"{path}: {member}")
-                yield from _chapter(member, rows, archive, sizes)
+                yield from _chapter(member, rows, Sounds(archive, sizes))
             folder, sizes, transcripts = name.rpartition("/")[0], {}, []
         if content is not None:
             if _PATH.fullmatch(name) is None:
@@ -72,18 +72,17 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
             transcripts.append((name, content))
         sizes[name] = size
     for member, text in transcripts:
-        yield from _chapter(member, content_lines(text, f"{path}: {member}"), archive, sizes)
+        yield from _chapter(
+            member, content_lines(text, f"{path}: {member}"), Sounds(archive, sizes)
+        )
     if not found:
         raise UserError(f"{path} has no *{_TRANSCRIPTS}: it is not an archive of LibriSpeech")
 
 
 def _chapter(
-    name: str, rows: Iterable[tuple[int, str]], archive: str | None, sizes: Mapping[str, int]
+    name: str, rows: Iterable[tuple[int, str]], sounds: Sounds
 ) -> Iterator[DocumentSource | Rejected]:
-    """Yields the rejected rows of one `.trans.txt`, then its document if a row is usable.
-
-    `sizes` has the sizes of the members of its folder in bytes; it is empty for an unpacked corpus.
-    """
+    """Yields the rejected rows of one `.trans.txt`, then its document if a row is usable."""
     parts = _PATH.fullmatch(f"/{name}")
     assert parts is not None
     chapter = f"{parts['speaker']}-{parts['chapter']}"
@@ -100,17 +99,9 @@ def _chapter(
         except RowError as error:
             yield Rejected(error.reason, str(error), where, document)
             continue
-        sound = f"{folder}/{utterance}.flac"
+        sound, speaker = f"{folder}/{utterance}.flac", parts["speaker"]
         utterances.append(
-            UtteranceSource(
-                text.lower(),
-                archive or sound,
-                speaker=parts["speaker"],
-                language="en",
-                member=sound if archive else None,
-                seconds=seconds_of(sound, sizes[sound]) if sound in sizes else None,
-                where=where,
-            )
+            sounds.utterance(sound, text.lower(), where, speaker=speaker, language="en")
         )
     if utterances:
         yield DocumentSource(document, tuple(utterances))

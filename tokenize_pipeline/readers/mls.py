@@ -29,7 +29,7 @@ from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
 from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
 from tokenize_pipeline.readers._rows import Repeats, no_row, reject_split_rows, repeat_error
-from tokenize_pipeline.readers._tar import is_tar, members
+from tokenize_pipeline.readers._tar import Sounds, is_tar, members
 
 KIND = "speech"
 LONGEST_GAP = 0.2  # seconds
@@ -236,15 +236,8 @@ def _documents(
 
 def _utterance(split: _Split, book: Book, row: _Row, seconds: float) -> UtteranceSource:
     sound = f"{split.name}/audio/{book[0]}/{book[1]}/{row.utterance}{split.suffix}"
-    return UtteranceSource(
-        row.rest,
-        split.archive or sound,
-        speaker=book[0],
-        language=split.language,
-        member=sound if split.archive else None,
-        seconds=seconds,
-        where=row.where,
-    )
+    fields = {"speaker": book[0], "language": split.language, "seconds": seconds}
+    return Sounds(split.archive, {}).utterance(sound, row.rest, row.where, **fields)
 
 
 def _segment(row: _Row) -> _Segment:

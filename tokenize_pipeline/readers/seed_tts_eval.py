@@ -13,15 +13,15 @@ A document is the prompt, then the text to be spoken with its recording. Without
 the prompt only, because a speech data set has no text without audio.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
+from tokenize_pipeline.readers import DocumentSource, Rejected
 from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
 from tokenize_pipeline.readers._rows import no_row, reject_split_rows
-from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
+from tokenize_pipeline.readers._tar import Sounds, find_metadata, is_tar
 
 KIND = "speech"
 _LIST = "en/meta.lst"
@@ -46,7 +46,9 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
                 return (root / sound).is_file()
 
             rows = lines(path)
-            yield from _items(relative_path(root, folder), path.stem, rows, None, exists, {})
+            yield from _items(
+                relative_path(root, folder), path.stem, rows, Sounds(None, {}), exists
+            )
 
 
 def _top(path: Path) -> Path:
@@ -59,25 +61,18 @@ def _top(path: Path) -> Path:
 
 
 def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
-    found: tuple[str, bytes] | None = None
-    sizes: dict[str, int] = {}
-    for name, size, content in members(path, lambda name: f"/{name}".endswith(f"/{_LIST}")):
-        if content is not None:
-            found = found or (name, content)
-        sizes[name] = size
-    if found is None:
-        raise UserError(f"{path} has no {_LIST}: it is not an archive of the test set")
-    folder, rows = found[0].rpartition("/")[0], content_lines(found[1], f"{path}: {found[0]}")
-    yield from _items(folder, "meta", rows, archive, sizes.__contains__, sizes)
+    name, content, sizes = find_metadata(path, _LIST, "the test set")
+    sounds = Sounds(archive, sizes, _WAV_RATE)
+    rows = content_lines(content, f"{path}: {name}")
+    yield from _items(name.rpartition("/")[0], "meta", rows, sounds, sizes.__contains__)
 
 
 def _items(
     folder: str,
     stem: str,
     rows: Iterable[tuple[int, str]],
-    archive: str | None,
+    sounds: Sounds,
     exists: Callable[[str], bool],
-    sizes: Mapping[str, int],
 ) -> Iterator[DocumentSource | Rejected]:
     language = folder.rpartition("/")[2]
     for number, fields in reject_split_rows(_rows(rows)):
@@ -91,15 +86,7 @@ def _items(
         if len(fields) == 5 or exists(f"{folder}/{recording}"):
             spoken.append((text, f"{folder}/{recording}"))
         utterances = (
-            UtteranceSource(
-                words,
-                archive or sound,
-                language=language,
-                member=sound if archive else None,
-                seconds=seconds_of(sound, sizes[sound], _WAV_RATE) if sound in sizes else None,
-                where=where,
-            )
-            for words, sound in spoken
+            sounds.utterance(sound, words, where, language=language) for words, sound in spoken
         )
         yield DocumentSource(f"seed_tts_eval/{language}/{stem}/{name}", tuple(utterances))
 
