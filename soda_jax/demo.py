@@ -237,7 +237,7 @@ def _report(home: Path, stages: _Stages) -> None:
             ("score the model", f"soda evaluate {run}"),
             (
                 "train another size",
-                f"soda {' '.join(_train_command(home, 3000))} --config.model.layers=6".replace(
+                f"soda {' '.join(_train_command(home, 3000))} --config.model.num_layers=6".replace(
                     f"{home}/run", f"{home}/run_6"
                 ),
             ),

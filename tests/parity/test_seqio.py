@@ -105,7 +105,7 @@ def test_documents_are_token_for_token_those_of_our_own_reading(config, mixture,
     assert set(task.splits) == ({"train"} if name == "text" else {"train", "validation"})
 
 
-def test_rates_are_the_normalised_weights(config, mixture):
+def test_rates_are_the_normalized_weights(config, mixture):
     dataset = make_dataset(config)
     assert {t.name for t in mixture.tasks} == {f"toy.{name}" for name in dataset.source_names}
     for name, weight in dataset.weights.items():
@@ -159,9 +159,9 @@ def test_hosts_share_the_documents(mixture):
     assert found == sorted(document.tobytes() for document in examples(task, split="train"))
 
 
-def test_denied_documents_are_left_out_and_a_name_is_taken_once(config, tmp_path):
+def test_excluded_documents_are_left_out_and_a_name_is_taken_once(config, tmp_path):
     (tmp_path / "denied.txt").write_text("train/0\ntrain/7\n")
-    denied = {**config["sources"]["speech"], "denied": str(tmp_path / "denied.txt")}
+    denied = {**config["sources"]["speech"], "exclude_documents": str(tmp_path / "denied.txt")}
     fewer = {**config, "sources": {"speech": denied}}
     try:
         mixture = seqio_support.register(fewer, "fewer")
