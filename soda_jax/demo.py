@@ -99,9 +99,9 @@ class _Stages:
 
 
 def _synthesise(home: Path, clips: int) -> None:
-    from tokenize_pipeline.synthetic import synthesise
+    from tokenize_pipeline.synthetic import synthesize
 
-    synthesise(home / "corpus", "demo", clips, clips // 2, 0)
+    synthesize(home / "corpus", "demo", clips, clips // 2, 0)
 
 
 def _fit_codec(home: Path) -> None:
@@ -111,7 +111,7 @@ def _fit_codec(home: Path) -> None:
 
 def _tokenise(home: Path) -> None:
     from tokenize_pipeline.job import tokenize
-    from tokenize_pipeline.options import Options
+    from tokenize_pipeline.options import TokenizeOptions
 
     codec = f"mel:{home}/codec"
     corpus, held_out = home / "corpus", 0.04
@@ -119,7 +119,7 @@ def _tokenise(home: Path) -> None:
         ("speech", "manifest.jsonl", "manifest"),
         ("text", "text.jsonl", "text"),
     ):
-        options = Options(
+        options = TokenizeOptions(
             input=str(corpus / file),
             output=str(home / name),
             format=form,

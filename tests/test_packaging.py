@@ -85,7 +85,9 @@ def test_each_action_has_an_example_that_parses(
 @pytest.mark.parametrize(
     "module, extra",
     [
-        ("apache_beam", "tokenize"),
+        ("apache_beam", "beam"),
+        ("distributed", "dask"),
+        ("pyarrow", "tokenize"),
         ("sklearn.cluster", "tokenize"),
         ("torch", "two-encoder"),
         ("seqio", "seqio"),

@@ -1,7 +1,7 @@
-"""Which documents of a corpus a plan takes: each id once, and none that the data set has already.
+"""Selects the documents of a plan: each id once, and none that the data set already contains.
 
-The corpus is read twice. The first reading finds which ids occur more than once; of those alone the second
-one remembers what the first document said, so that memory does not grow with the corpus.
+The corpus is read twice. The first pass finds the ids that occur more than once; the second pass keeps
+the content of the first document for these ids only, so that memory does not grow with the corpus.
 """
 
 import hashlib
@@ -14,36 +14,36 @@ from soda_jax.data.shards import document_hash
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected
 from tokenize_pipeline.readers._rows import repeat_error
 
-LONGEST_ID = 65_535
+MAX_ID_BYTES = 65_535
 
 Item = DocumentSource | Rejected
 
 
 class Admission:
-    """The documents of a corpus that a plan takes."""
+    """Selects the documents of a corpus for a plan."""
 
     def __init__(self, reader: Reader, inputs: Sequence[Path], known: Container[int]):
         """Reads nothing yet.
 
         Args:
           reader: yields the documents.
-          inputs: what it reads.
-          known: `document_hash` of the documents that the data set already has.
+          inputs: files that it reads.
+          known: `document_hash` of the documents that the data set already contains.
         """
         self._reader, self._inputs, self._known = reader, inputs, known
         self._repeated: set[int] = set()
 
-    def first_reading(self, counts: Counter[str]) -> Iterator[Item]:
-        """Yields the documents and what the reader rejects, without repeated and known documents.
+    def first_pass(self, counts: Counter[str]) -> Iterator[Item]:
+        """Yields the documents and rejected rows, without repeated and known documents.
 
         Args:
-          counts: gets the number of known documents, `already_in_dataset`.
+          counts: receives the number of known documents, `already_in_dataset`.
         """
         seen: set[int] = set()
         for item in self._reader.read(self._inputs):
             if isinstance(item, DocumentSource):
-                if len(item.id.encode()) > LONGEST_ID:
-                    message = f"the document id has more than {LONGEST_ID} bytes: {item.id[:40]}…"
+                if len(item.id.encode()) > MAX_ID_BYTES:
+                    message = f"the document id has more than {MAX_ID_BYTES} bytes: {item.id[:40]}…"
                     yield Rejected("malformed_row", message, item.utterances[0].where)
                     continue
                 key = document_hash(item.id)
@@ -56,19 +56,19 @@ class Admission:
                 seen.add(key)
             yield item
 
-    def second_reading(self, counts: Counter[str]) -> Iterator[Item]:
-        """Yields the same documents, and what is to be reported of repeated ones.
+    def second_pass(self, counts: Counter[str]) -> Iterator[Item]:
+        """Yields the same documents, and a rejected row for each repeated one.
 
-        A document that was there before with the same content is a `duplicate`. For a corpus of text it is
-        only counted: there a text without an id is named by its content, and repeats are common.
+        An exact repeat is a `duplicate`. In a corpus of text it is only counted: texts without an id are
+        named by their content, and repeats are common.
 
         Args:
-          counts: gets the number of exact repeats, `repeated_in_input`.
+          counts: receives the number of exact repeats, `repeated_in_input`.
         """
         seen: set[int] = set()
         firsts: dict[int, tuple[bytes, str]] = {}
         for item in self._reader.read(self._inputs):
-            if not isinstance(item, DocumentSource) or len(item.id.encode()) > LONGEST_ID:
+            if not isinstance(item, DocumentSource) or len(item.id.encode()) > MAX_ID_BYTES:
                 continue
             key = document_hash(item.id)
             if key in self._known:
@@ -88,6 +88,6 @@ class Admission:
 
 
 def _content(document: DocumentSource) -> bytes:
-    """Digest of texts and times: not of where the sounds are, as a corpus may be given twice."""
-    said = [(u.text.strip(), u.start, u.end) for u in document.utterances]
-    return hashlib.sha256(json.dumps(said).encode()).digest()
+    """Returns a digest of texts and times, without paths: an input may be given twice under two names."""
+    content = [(u.text.strip(), u.start, u.end) for u in document.utterances]
+    return hashlib.sha256(json.dumps(content).encode()).digest()

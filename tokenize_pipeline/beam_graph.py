@@ -1,130 +1,120 @@
-"""The Beam graph: one element is one shard, so any runner may place and repeat them as it likes.
+"""The Beam graph for clusters. One element is one shard, so any runner may distribute and repeat elements.
 
     shards of the plan → reshuffle → TokenizeShard → (names of finished shards)
 
-Nothing travels through Beam but small descriptions; the shards go straight to the data set's folder,
-which all workers must see. Importing this module imports apache_beam, which takes seconds.
+The elements are small descriptions. Workers write the shards directly to the folder of the data set,
+which all workers must see. Importing this module imports apache_beam, which takes seconds; local jobs
+do not import it.
 """
 
 import argparse
 import dataclasses
 import difflib
 import logging
-import os
-import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    PipelineOptions,
-    _BeamArgumentParser,
-)
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner, fn_runner
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.runner import create_runner
-from apache_beam.runners.worker import data_plane
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.local_workers import LOCAL_RUNNER, LocalWorkers
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import ShardPlan
 from tokenize_pipeline.worker import Job, load_codec_once, tokenize_shard
+
+_RUNNERS = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
 
 class TokenizeShard(beam.DoFn):
     """Writes the shard that the element describes and yields its name."""
 
     def __init__(self, job: Job):
-        """Args: job: what all shards have in common."""
+        """Creates the function for the shards of `job`."""
         super().__init__()
         self._job = job
 
     def setup(self) -> None:
-        """Loads the codec, once in each worker process."""
+        """Loads the codec once in each worker process."""
         if self._job.codec:
             load_codec_once(self._job.codec)
 
     def process(self, shard: ShardPlan) -> Iterator[str]:
-        """Tokenises one shard; finished files appear atomically, so a repeat does no harm."""
+        """Tokenizes one shard. Its files are renamed into place, so it may be repeated."""
         tokenize_shard(self._job, shard)
         yield shard.name
 
 
-def check_options(runner: str, flags: Sequence[str]) -> None:
-    """UserError for an unknown runner, or an option that neither `soda tokenize` nor Beam knows.
+def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequence[str]) -> None:
+    """Runs the graph over `shards` and waits for its end.
 
-    Beam itself drops unknown options with a warning, so a typing error would change nothing and say so
-    where nobody looks.
+    Args:
+      job: settings that all shards share.
+      shards: the unfinished shards of the plan.
+      runner: "dask" or a runner that Beam knows, by name or as a Python path.
+      flags: options for Beam, as on a command line.
+
+    Raises:
+      UserError: if the scheduler of Dask cannot be reached.
     """
+    flags = [*flags, f"--runner={_RUNNERS.get(runner, runner)}"]
+    if runner == "dask" and not any(f.startswith(("--dask_npart", "--dask_part")) for f in flags):
+        # The runner's default is 128 elements per task: one worker would do all shards of most jobs.
+        flags.append("--dask_partition_size=1")
+    pipeline = beam.Pipeline(options=PipelineOptions(flags))
+    _ = (
+        pipeline
+        | "Shards" >> beam.Create(list(shards), reshuffle=False)
+        | "Spread" >> beam.Reshuffle()
+        | "Tokenize" >> beam.ParDo(TokenizeShard(job))
+    )
+    try:
+        result = pipeline.run()
+    except OSError as error:
+        raise UserError(f"--runner={runner} cannot be reached: {error}") from None
+    try:
+        result.wait_until_finish()
+    finally:
+        if client := getattr(result, "client", None):  # of Dask; it also closes a local cluster
+            client.close()
+
+
+def check_options(runner: str, flags: Sequence[str]) -> None:
+    """Raises UserError for an unknown runner or option.
+
+    Beam only logs a warning for an unknown option, so a typing error would be easy to miss.
+    """
+    if runner == "dask":
+        _quiet_dask()
+    try:
+        create_runner(_RUNNERS.get(runner, runner))
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(
+            f"--runner={runner} is neither dask nor a runner of Beam: {error}"
+        ) from None
     parser = _BeamArgumentParser(
         add_help=False, allow_abbrev=False, conflict_handler="resolve", exit_on_error=False
     )
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     try:
-        create_runner(runner)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"--runner={runner} is no runner of Beam: {error}") from None
-    try:
         _, unknown = parser.parse_known_args(list(flags))
     except argparse.ArgumentError as error:
         raise UserError(f"Beam option: {error}") from None
     if unknown:
         name = unknown[0].split("=")[0]
-        ours = [f"--{field.name}" for field in dataclasses.fields(Options)]
-        near = difflib.get_close_matches(name, [*ours, *parser._option_string_actions], 1)
-        hint = f"; is {near[0]} meant?" if near else ""
-        raise UserError(f"option {name} is known neither to soda tokenize nor to Beam{hint}")
+        ours = [f"--{field.name}" for field in dataclasses.fields(TokenizeOptions)]
+        similar = difflib.get_close_matches(name, [*ours, *parser._option_string_actions], 1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        raise UserError(f"option {name} is unknown to soda tokenize and to Beam{hint}")
 
 
-def run_graph(
-    job: Job,
-    shards: Sequence[ShardPlan],
-    runner: str,
-    flags: Sequence[str],
-    workers: LocalWorkers | None = None,
-) -> None:
-    """Runs the graph over `shards` to its end.
+def _quiet_dask() -> None:
+    """Lets Dask log errors only, here and in the workers that it starts; call it before Dask is used."""
+    import dask
 
-    Args:
-      job: what all shards have in common.
-      shards: what is still to be done.
-      runner: name of a Beam runner; "DirectRunner" is the library's in-process one, which
-        `--direct_running_mode=multi_processing --direct_num_workers=N` spreads over N processes.
-      flags: further options for Beam, as on a command line.
-      workers: the processes that these options ask for; None for none.
+    dask.config.set({"logging.distributed": "error"})
+    import distributed
 
-    Raises:
-      UserError: if one of `workers` has crashed.
-    """
-    options = PipelineOptions([*flags, f"--runner={runner}"])
-    chosen = _local_runner(options, workers) if runner == LOCAL_RUNNER else runner
-
-    def run() -> None:
-        with beam.Pipeline(runner=chosen, options=options) as pipeline:
-            _ = (
-                pipeline
-                | "Shards" >> beam.Create(list(shards), reshuffle=False)
-                | "Spread" >> beam.Reshuffle()
-                | "Tokenize" >> beam.ParDo(TokenizeShard(job))
-            )
-
-    if workers is None:
-        run()
-    else:
-        workers.run(run)
-
-
-def _local_runner(options: PipelineOptions, workers: LocalWorkers | None) -> FnApiRunner:
-    """Beam's runner inside this process; its worker processes, if any, are ours."""
-    if workers is None:
-        return FnApiRunner()
-    direct = options.view_as(DirectOptions)
-    direct.direct_num_workers = direct.direct_num_workers or os.cpu_count() or 1
-    # The mode would put Beam's own command in the place of ours, and its absence is warned of.
-    direct.direct_running_mode = "in_memory"
-    logging.getLogger(fn_runner.__name__).setLevel(logging.ERROR)
-    # Its one error is a lost connection: who has lost a worker says so.
-    logging.getLogger(data_plane.__name__).setLevel(logging.CRITICAL)
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(shlex.join(workers.command)))
+    logging.getLogger(distributed.__name__).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)

@@ -1,23 +1,47 @@
-"""What a dry run expects of a job, and how it is told."""
+"""The result of a dry run, and its text for the user."""
 
 import dataclasses
 from collections.abc import Iterator
 
-from tokenize_pipeline.rate import MeasuredRate
-
-_TOLERANCE = 0.05  # of the length of sounds, above which it is told
+_TOLERANCE = 0.05  # relative error of expected lengths that is not reported
 _UNITS = {"speech": "seconds of audio", "text": "bytes of text"}
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitEstimate:
-    """What is expected of one split.
+class TimedShard:
+    """The shard that a dry run tokenized and timed.
 
     Attributes:
-      shards: how many.
+      expected: its expected seconds of audio, or bytes of text.
+      found: its seconds of audio; 0 for text.
+      elapsed: seconds that it took.
+      tried: number of utterances tried, in this and smaller shards.
+      bad: number of unusable ones among them, by reason.
+      message: message of the first unusable one.
+    """
+
+    expected: float = 0.0
+    found: float = 0.0
+    elapsed: float = 0.0
+    tried: int = 0
+    bad: dict[str, int] = dataclasses.field(default_factory=dict)
+    message: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Expected seconds of audio (or bytes of text) per second; 0 if nothing was usable."""
+        return self.expected / self.elapsed if self.elapsed else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitEstimate:
+    """The estimate of one split.
+
+    Attributes:
+      shards: number of shards.
       work: seconds of audio, or bytes of text.
-      totals: documents, utterances, text_tokens and frames.
-      tokens: by view.
+      totals: number of documents, utterances, text_tokens and frames.
+      tokens: number of tokens by view.
       stored: bytes of shards and indexes.
     """
 
@@ -30,17 +54,17 @@ class SplitEstimate:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a dry run found.
+    """The result of a dry run.
 
     Attributes:
       kind: "speech" or "text".
-      splits: by name.
-      counts: of the plan, see `Summary.counts`.
-      rejected: rows that describe no utterance, by reason.
-      texts: how many texts there are.
-      sampled: how many of them were tokenized.
-      rate: expected seconds of audio (or bytes of text) done in a second; 0 if it is not known.
-      measured: how the rate was found; None if it was given.
+      splits: estimates by name of the split.
+      counts: counts of the plan, see `Summary.counts`.
+      rejected: input rows that describe no utterance, by reason.
+      texts: number of texts.
+      sampled: number of texts that were tokenized.
+      rate: expected seconds of audio (or bytes of text) per second; 0 if unknown.
+      timed: the timed shard; None if the rate was given.
     """
 
     kind: str
@@ -50,15 +74,15 @@ class Estimate:
     texts: int
     sampled: int
     rate: float
-    measured: MeasuredRate | None
+    timed: TimedShard | None
 
     @property
     def seconds(self) -> float | None:
-        """How long the shards take in one process, in seconds; None if the rate is not known."""
+        """Seconds that the shards take in one process; None if the rate is unknown."""
         return sum(split.work for split in self.splits.values()) / self.rate if self.rate else None
 
     def describe(self, name: str) -> str:
-        """The estimate in some lines; `name` is what to call the data set."""
+        """Returns the estimate as lines of text, in which the data set is called `name`."""
         lines = [f"dry run: nothing is written to {name}"]
         for split, estimate in self.splits.items():
             lines += _describe_split(split, estimate, self.kind)
@@ -74,33 +98,33 @@ class Estimate:
         return "\n".join([*lines, *self._describe_time()])
 
     def _describe_time(self) -> Iterator[str]:
-        unit, measured = _UNITS[self.kind], self.measured
+        unit, timed = _UNITS[self.kind], self.timed
         if not any(split.shards for split in self.splits.values()):
             yield "time: none, there is nothing to tokenize"
             return
-        if measured is None:
-            yield f"rate: {self.rate:,.0f} {unit} a second, as given"
+        if timed is None:
+            yield f"rate: {self.rate:,.0f} {unit} per second, as given"
         elif not self.rate:
-            cause = f": {measured.message}" if measured.message else ""
-            sounds = "sound" if self.kind == "speech" else "text"
+            cause = f": {timed.message}" if timed.message else ""
+            item = "sound" if self.kind == "speech" else "text"
             yield (
-                f"time: not known, for none of the first {measured.tried:,} utterances has a usable "
-                f"{sounds}{cause}; give --rate, {unit} a second"
+                f"time: unknown, none of the first {timed.tried:,} utterances has a usable "
+                f"{item}{cause}; give --rate, {unit} per second"
             )
             return
         else:
             yield (
-                f"rate: {self.rate:,.0f} {unit} a second in this process, measured on the first "
-                f"utterances ({measured.expected:,.0f} {unit} in {measured.elapsed:.1f} s)"
+                f"rate: {self.rate:,.0f} {unit} per second in this process, measured on the first "
+                f"utterances ({timed.expected:,.0f} {unit} in {timed.elapsed:.1f} s)"
             )
-            times = measured.found / max(measured.expected, 1e-9)
-            if measured.found and abs(times - 1) > _TOLERANCE:
+            ratio = timed.found / max(timed.expected, 1e-9)
+            if timed.found and abs(ratio - 1) > _TOLERANCE:
                 yield (
-                    f"  their sound lasted {times:.2f} times as long as expected: hours, tokens and "
-                    "bytes are off as much if the others are like them"
+                    f"  their sound is {ratio:.2f} times as long as expected: hours, tokens and bytes "
+                    "differ by this factor if the others are similar"
                 )
-            if measured.bad:
-                yield f"  unusable, of {measured.tried:,} tried: {_reasons(measured.bad)}"
+            if timed.bad:
+                yield f"  unusable, of {timed.tried:,} tried: {_reasons(timed.bad)}"
         yield f"time: {_duration(self.seconds or 0.0)} in one process, after planning"
 
 
@@ -117,7 +141,7 @@ def _describe_split(split: str, estimate: SplitEstimate, kind: str) -> Iterator[
         both = f" in each order, {2 * tokens:,} in both" if view == "S+A+T" else ""
         yield f"  {view:<6} {tokens:,} tokens{both}"
     each = estimate.stored / max(estimate.tokens.values())
-    yield f"  about {estimate.stored:,} bytes on disk with the index, {each:.3f} a token"
+    yield f"  about {estimate.stored:,} bytes on disk with the index, {each:.3f} per token"
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -1,10 +1,9 @@
-"""The end of a job: results of all shards become quarantine.jsonl and the next manifest.
+"""Merges the results of all shards into quarantine.jsonl and the next manifest.
 
-Everything is taken in plan order, so the bytes do not depend on which worker was faster.
+The order is that of the plan, so the bytes do not depend on which worker was faster.
 """
 
 import dataclasses
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from soda_jax.data.shards import ShardInfo
 from soda_jax.errors import UserError
 from soda_jax.file_sums import file_sum
 from soda_jax.files import write_atomic
-from tokenize_pipeline.plan import Plan, check_file, plan_folder, rejected_path
+from tokenize_pipeline.plan import Plan, check_file, plan_folder, rejected_path, remove_plan
 from tokenize_pipeline.quarantine import count_by_reason, json_lines, lost_count, read_rows
 from tokenize_pipeline.results import ShardResult
 
@@ -24,19 +23,19 @@ NOTHING = "nothing to add"
 
 
 class TooManyBadInputsError(UserError):
-    """The job has ended, but more inputs are bad than --max_bad_fraction allows."""
+    """More inputs are bad than --max_bad_fraction allows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a job did.
+    """The outcome of a job.
 
     Attributes:
-      manifest: the data set as it is now.
+      manifest: the manifest of the data set after the job.
       state: "finished", "was finished already" or "nothing to add".
-      counts: of the plan: documents, utterances, rejected_rows, repeated_in_input,
+      counts: counts of the plan: documents, utterances, rejected_rows, repeated_in_input,
         already_in_dataset.
-      dropped_documents: documents of which no utterance was left.
+      dropped_documents: documents without a usable utterance.
       bad: number of quarantined inputs of this generation, by reason.
     """
 
@@ -47,7 +46,7 @@ class Summary:
     bad: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def describe(self, name: str) -> str:
-        """A few lines for the user; `name` is what to call the data set."""
+        """Returns a few lines for the user, in which the data set is called `name`."""
         lines = [f"{name}: {self.state}, generation {self.manifest.generation}"]
         for split in SPLITS:
             totals = self.manifest.totals(split)
@@ -61,13 +60,13 @@ class Summary:
             if self.counts[key]:
                 lines.append(f"  skipped, {key.replace('_', ' ')}: {self.counts[key]:,} documents")
         if self.state == NOTHING and self.bad:
-            # They are of no generation, so quarantine.jsonl does not have them.
-            lines.append(f"  bad inputs, passed over: {_list_reasons(self.bad)}")
+            # No generation was added, so quarantine.jsonl does not list them.
+            lines.append(f"  bad inputs, skipped: {_list_reasons(self.bad)}")
         elif self.state == NOTHING and self.counts["rejected_rows"]:
-            lines.append(f"  rejected rows, passed over: {self.counts['rejected_rows']:,}")
+            lines.append(f"  rejected rows, skipped: {self.counts['rejected_rows']:,}")
         elif self.bad:
             lines.append(f"  bad inputs, in {QUARANTINE}: {_list_reasons(self.bad)}")
-            lines.append(f"  documents with nothing left: {self.dropped_documents:,}")
+            lines.append(f"  documents without a usable utterance: {self.dropped_documents:,}")
         return "\n".join(lines)
 
 
@@ -75,19 +74,13 @@ def _list_reasons(bad: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in bad.items())
 
 
-def give_up(folder: Path) -> None:
-    """Removes the folder of a plan; killed meanwhile, it leaves a folder that counts as absent."""
-    (folder / "plan.json").unlink(missing_ok=True)
-    shutil.rmtree(folder)
-
-
 def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
-    """The rows of `quarantine.jsonl` up to the generation of `manifest`.
+    """Returns the rows of `quarantine.jsonl` up to the generation of `manifest`, in bytes.
 
-    A job that was killed or found too many bad inputs may have added rows of its own; they do not count.
+    Later rows are ignored: a job that was killed or had too many bad inputs may have added them.
 
     Raises:
-      UserError: if a bit of them has changed.
+      UserError: if they do not match the checksum of the manifest.
     """
     size, crc = manifest.quarantine
     path = dataset / QUARANTINE
@@ -100,19 +93,19 @@ def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
 
 
 def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) -> Summary:
-    """Writes quarantine.jsonl and, if not too much is bad, the manifest of the plan's generation.
+    """Writes quarantine.jsonl and, unless too many inputs are bad, the manifest of the generation.
 
-    An append of which nothing is usable adds nothing: its plan is removed and nothing is written.
+    If nothing of an append is usable, its plan is removed and nothing is written.
 
     Args:
       dataset: folder of the data set; every shard of the plan is finished.
-      plan: of this generation.
-      before: the generation before, or an empty one.
+      plan: plan of this generation.
+      before: manifest of the previous generation, or an empty one.
       max_bad_fraction: share of bad inputs above which no manifest is written.
 
     Raises:
-      TooManyBadInputsError: if more are bad, or nothing is left.
-      UserError: if a file that it reads was damaged.
+      TooManyBadInputsError: if more are bad, or no input is usable.
+      UserError: if a file that it reads is damaged.
     """
     folder = plan_folder(dataset, plan.generation)
     earlier = quarantine_of(dataset, before)
@@ -129,12 +122,12 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
     bad = count_by_reason(rows)
     total = plan.counts["utterances"] + plan.counts["rejected_rows"]
     if plan.generation and not any(new.values()):
-        give_up(folder)
+        remove_plan(folder)
         if lost_count(bad) <= max_bad_fraction * total:
             return Summary(before, NOTHING, plan.counts, dropped, bad)
         raise TooManyBadInputsError(
             f"no new input is usable, of {total} ({_list_reasons(bad)}; the first is "
-            f"{rows[0].where}: {rows[0].message}): {dataset} stays as it was; mend the inputs"
+            f"{rows[0].where}: {rows[0].message}): {dataset} is unchanged; fix the inputs"
         )
     write_atomic(dataset / QUARANTINE, earlier + json_lines(rows))
     _check_share(dataset, folder, bad, total, max_bad_fraction, any(new.values()))
@@ -162,7 +155,7 @@ def _check_share(
     if usable and count <= max_bad_fraction * total:
         return
     reasons = _list_reasons(bad)
-    start_again = f"mend the inputs and remove {folder if folder.name != '0000' else dataset}"
+    start_again = f"fix the inputs and remove {folder if folder.name != '0000' else dataset}"
     if usable:
         raise TooManyBadInputsError(
             f"{count} of {total} inputs are bad ({reasons}), more than --max_bad_fraction="

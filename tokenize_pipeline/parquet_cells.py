@@ -1,9 +1,8 @@
-"""Sounds in the cells of a Parquet file: bytes, or the path of another file.
+"""Reads sounds from the cells of a Parquet file: bytes, or the path of another file.
 
-The layout is that of Hugging Face's `datasets`: a column of structs of `bytes` and `path`, or of bytes. Where
-a cell has no bytes (`Dataset.to_parquet` of datasets 5.1.0 writes paths alone) its path is followed,
-if it leads to a file in the folder of the Parquet file or below. The row group that was read last is
-kept, of one column.
+The layout is that of Hugging Face `datasets`: a column of bytes, or of structs of `bytes` and `path`. A
+cell without bytes (`Dataset.to_parquet` of datasets 5.1.0 writes only paths) is read from its path if
+that is in the folder of the Parquet file or below. The last row group of one column is cached.
 """
 
 import os
@@ -17,7 +16,7 @@ from tokenize_pipeline.tar_stream import LARGEST_MEMBER
 
 _CELL = re.compile(r"(.+)/(\d{1,9})/(\d{1,12})", re.ASCII | re.DOTALL)
 
-Found = tuple[str, bytes | BadInputError]  # (member, content or what is wrong with it)
+MemberContent = tuple[str, bytes | BadInputError]  # (member, content or error)
 
 
 class ParquetCells:
@@ -29,7 +28,7 @@ class ParquetCells:
         self._file: Any = None
         self._held: tuple[tuple[int, str] | None, Any] = (None, None)
 
-    def read(self, members: Sequence[str]) -> Iterator[Found]:
+    def read(self, members: Sequence[str]) -> Iterator[MemberContent]:
         """Yields each of the distinct `members` (COLUMN/ROWGROUP/ROW) once, row group by row group."""
         cells: dict[tuple[int, str], list[tuple[int, str]]] = {}
         for member in members:
@@ -39,40 +38,40 @@ class ParquetCells:
             else:
                 message = f"{self._path}: member {member} is not COLUMN/ROWGROUP/ROW"
                 yield member, BadInputError("missing", message)
-        for place, rows in sorted(cells.items()):
+        for (group, column), rows in sorted(cells.items()):
             try:
-                values = self._values(*place)
+                values = self._values(group, column)
             except BadInputError as error:
                 for _, member in rows:
-                    yield member, BadInputError(error.reason, f"{error}, so {member} is lost")
+                    yield member, BadInputError(error.reason, f"{error}, {member} is lost")
                 continue
             for row, member in sorted(rows):
                 yield member, self._cell(values, row, member)
 
     def _values(self, group: int, column: str) -> Any:
-        """The cells of one column in one row group, as an arrow array in chunks."""
+        """Returns the cells of one column in one row group, as a chunked Arrow array."""
         import pyarrow
         import pyarrow.parquet
 
         if self._held[0] == (group, column):
             return self._held[1]
-        self._held = (None, None)  # makes room before the next one is read
+        self._held = (None, None)  # frees its memory before the next one is read
         try:
             if self._file is None:
                 self._file = pyarrow.parquet.ParquetFile(self._path)
             if not 0 <= group < self._file.num_row_groups:
-                raise BadInputError("missing", f"{self._path}: it has no row group {group}")
+                raise BadInputError("missing", f"{self._path}: no row group {group}")
             if column not in self._file.schema_arrow.names:
-                raise BadInputError("missing", f"{self._path}: it has no column {column}")
+                raise BadInputError("missing", f"{self._path}: no column {column}")
             kind = self._file.schema_arrow.field(column).type
             fields = kind.names if pyarrow.types.is_struct(kind) else ()
             names = [f"{column}.{name}" for name in ("bytes", "path") if name in fields]
             values = self._file.read_row_group(group, columns=names or [column]).column(column)
         except FileNotFoundError:
-            raise BadInputError("missing", f"{self._path}: there is no such archive") from None
+            raise BadInputError("missing", f"{self._path}: no such archive") from None
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
             cause = str(error).partition("\n")[0]
-            reason = "truncated" if _lacks_end(self._path) else "undecodable"
+            reason = "truncated" if _is_truncated(self._path) else "undecodable"
             raise BadInputError(reason, f"{self._path}: not readable ({cause})") from None
         self._held = ((group, column), values)
         return values
@@ -89,7 +88,7 @@ class ParquetCells:
         if isinstance(content, bytes):
             return content
         if isinstance(content, str):
-            if (sound := self._other_file(content)) is not None:
+            if (sound := self._read_file(content)) is not None:
                 return sound
             cause = (
                 f"is text and names no file below the folder of the Parquet file: {content[:200]!r}"
@@ -100,17 +99,17 @@ class ParquetCells:
             return BadInputError("undecodable", f"{self._path}: {member} is {kind}, not bytes")
         if not isinstance(path, str):
             return BadInputError("missing", f"{self._path}: the cell {member} is empty")
-        if (sound := self._other_file(path)) is not None:
+        if (sound := self._read_file(path)) is not None:
             return sound
         return BadInputError(
             "missing",
             f"{self._path}: the cell {member} has no bytes, its audio is stored in another file, "
-            f"{path[:200]!r}, which is not below the folder of the Parquet file: put it there, or name "
-            "it as the audio of the row",
+            f"{path[:200]!r}, which is not below the folder of the Parquet file: put it there, or give "
+            "its path as the audio of the row",
         )
 
-    def _other_file(self, path: str) -> bytes | None:
-        """The content of a file that a cell names, if it is below the folder of the Parquet file."""
+    def _read_file(self, path: str) -> bytes | None:
+        """Returns the content of the file at `path`, if it is below the folder of the Parquet file."""
         name = PurePosixPath(path)
         if name.is_absolute() or ".." in name.parts:
             return None
@@ -122,8 +121,8 @@ class ParquetCells:
         return content if len(content) <= LARGEST_MEMBER else None
 
 
-def _lacks_end(path: str) -> bool:
-    """Whether a file begins as Parquet does and does not end as it should."""
+def _is_truncated(path: str) -> bool:
+    """Whether a file starts like Parquet but lacks the end mark."""
     try:
         with open(path, "rb") as file:
             begins = file.read(4) == b"PAR1"

@@ -1,19 +1,20 @@
-"""The plan: which document goes to which split, shard and place, fixed before any work is done.
+"""The plan: split, shard and position of each document, fixed before any work is done.
 
     DATASET/plan/0000/plan.json             settings, digests of the inputs, shards, counts
     DATASET/plan/0000/train-00003.jsonl     the documents of one shard, in their order
-    DATASET/plan/0000/rejected.jsonl        rows of the input that describe no utterance
-    DATASET/plan/0000/results/              what became of each shard, see `results`
+    DATASET/plan/0000/rejected.jsonl        input rows that describe no utterance
+    DATASET/plan/0000/results/              outcome of each shard, see `results`
 
-There is one numbered folder per generation of the data set: 0000 the first, one more for each
-`--append`. `plan.json` is written last: without it the folder counts as absent. The plan is a pure
-function of the inputs and settings: no clock, no host name, no Python `hash()`.
+Each generation of the data set has a numbered folder: 0000, plus one for each `--append`. `plan.json`
+is written last; a folder without it is ignored. The plan is a pure function of the inputs and
+settings: no clock, no host name, no Python `hash()`.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class ShardPlan:
     Attributes:
       split: "train" or "validation".
       number: number of the shard in its split, over all generations.
-      documents: how many documents it is given.
-      utterances: how many utterances they have.
+      documents: number of planned documents.
+      utterances: number of their utterances.
       weight: expected work: seconds of audio, or bytes of text.
       sha256: digest of its `.jsonl` file.
     """
@@ -54,14 +55,14 @@ class ShardPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `plan.json` holds.
+    """The content of `plan.json`.
 
     Attributes:
-      generation: 0 for the first plan of a data set, one more for each append.
-      settings: everything that decides the bytes of the shards, by the name of the option.
+      generation: 0 for the first plan of a data set, plus one for each append.
+      settings: settings that decide the bytes of the shards, by name of the option.
       inputs: name, size and digest of each input file; see `planner.describe_inputs`.
-      shards: in order, train first.
-      counts: documents, utterances, rejected rows, repeated and already known documents.
+      shards: shards in order, train first.
+      counts: number of documents, utterances, rejected rows, repeated and already known documents.
       rejected_sha256: digest of `rejected.jsonl`.
     """
 
@@ -74,7 +75,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan, 64 hexadecimal digits; the results of shards name it."""
+        """SHA-256 of the plan, 64 hexadecimal digits; the results of shards contain it."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
-        """Reads `plan.json`; UserError if a bit of it has changed or it is of another version."""
+        """Reads `plan.json`; UserError if it is damaged or has another format version."""
         path = folder / "plan.json"
         try:
             value = parse_checked_json(path.read_bytes())
@@ -104,45 +105,51 @@ class Plan:
     def check_same(
         self, settings: dict[str, Any], inputs: list[dict[str, Any]], folder: Path
     ) -> None:
-        """UserError that names the first setting or input in which this plan differs."""
+        """Raises UserError with the first setting or input that differs from this plan."""
         first = f"give another --output, or remove {folder.parent.parent}"
-        mend = f"remove {folder}" if self.generation else first
+        fix = f"remove {folder}" if self.generation else first
         for name in {**self.settings, **settings}:
             old, new = self.settings.get(name), settings.get(name)
             if old != new:
                 raise UserError(
-                    f"--{name} was {old} when the plan was made and is {new} now: {mend}"
+                    f"--{name} was {old} when the plan was made and is {new} now: {fix}"
                 )
         if inputs != self.inputs:
             pairs = itertools.zip_longest(self.inputs, inputs, fillvalue={"name": "absent"})
             old_file, new_file = next((a, b) for a, b in pairs if a != b)
             name = new_file["name"] if "sha256" in new_file else old_file["name"]
-            raise UserError(f"--input: {name} has changed since the plan was made: {mend}")
+            raise UserError(f"--input: {name} has changed since the plan was made: {fix}")
 
 
 def plan_folder(dataset: Path, generation: int) -> Path:
-    """Folder of the plan of one generation."""
+    """Returns the folder of the plan of one generation."""
     return dataset / "plan" / f"{generation:04d}"
 
 
+def remove_plan(folder: Path) -> None:
+    """Removes a plan: `plan.json` first, so that the rest is ignored if the process is killed."""
+    (folder / "plan.json").unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def split_of(document_id: str, validation_fraction: float) -> str:
-    """The split of a document, by a hash of its id: the same wherever and whenever it is read."""
+    """Returns the split of a document. It depends only on a hash of the id."""
     value = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
     return "validation" if value < validation_fraction * 2**64 else "train"
 
 
 def documents_path(folder: Path, shard: ShardPlan) -> Path:
-    """The file with the documents of one shard."""
+    """Returns the path of the file with the documents of one shard."""
     return folder / f"{shard.name}.jsonl"
 
 
 def rejected_path(folder: Path) -> Path:
-    """The file with the rows of the input that describe no utterance."""
+    """Returns the path of the file with the input rows that describe no utterance."""
     return folder / "rejected.jsonl"
 
 
 def check_file(path: Path, sha256: str) -> None:
-    """UserError unless a file of a plan is the one that was written."""
+    """Raises UserError unless a file of a plan has this digest."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -153,7 +160,7 @@ def check_file(path: Path, sha256: str) -> None:
 
 
 def read_documents(folder: Path, shard: ShardPlan) -> Iterator[DocumentSource]:
-    """Yields the documents of one shard, in their order; UserError if the file was changed."""
+    """Yields the documents of one shard in order; UserError if the file has changed."""
     path = documents_path(folder, shard)
     check_file(path, shard.sha256)
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Making the plan: two readings of the corpus, one to weigh the documents and one to cut it into shards.
+"""Makes the plan in two passes over the corpus: one weighs the documents, one assigns them to shards.
 
 A shard is a run of documents in the order of the corpus; the runs have nearly equal expected work. A
-compressed archive is read by one worker from its beginning on, so all its documents are in one shard.
+compressed archive is read sequentially by one worker, so all its documents are in one shard.
 """
 
 import hashlib
@@ -29,47 +29,47 @@ from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, Utteranc
 from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.tar_stream import is_compressed
 
-LEAST_SHARDS = 8
-SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec, so little is lost by a kill
+MIN_SHARDS = 8
+SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec
 SHARD_TEXT_BYTES = 64 * 2**20
-WHOLE_BYTES = 256 * 2**20
-PART_BYTES = 2**20
+FULL_DIGEST_BYTES = 256 * 2**20
+DIGEST_PART_BYTES = 2**20
 
 
 def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size in bytes and digest of each input file.
+    """Returns name, size in bytes and digest of each input file.
 
-    A file over 256 MiB, an archive as a rule, is known by its size and its first, middle and last
-    megabyte: to read terabytes before the work begins would find no more of what happens to inputs.
+    The digest of a file over 256 MiB, usually an archive, covers its first, middle and last MiB: reading
+    terabytes first would delay the job and detect hardly more changes.
     """
     described = []
     for path in inputs:
         size = path.stat().st_size
         digest = hashlib.sha256()
         with path.open("rb") as file:
-            if size <= WHOLE_BYTES:
+            if size <= FULL_DIGEST_BYTES:
                 digest = hashlib.file_digest(file, "sha256")
             else:
-                for start in (0, size // 2, size - PART_BYTES):
+                for start in (0, size // 2, size - DIGEST_PART_BYTES):
                     file.seek(start)
-                    digest.update(file.read(PART_BYTES))
+                    digest.update(file.read(DIGEST_PART_BYTES))
         described.append({"name": path.name, "bytes": size, "sha256": digest.hexdigest()})
     return described
 
 
 def speech_weight(data_root: Path) -> Callable[[DocumentSource], float]:
-    """Expected seconds of audio of a document: see `sound.expected_seconds`."""
+    """Returns a function that gives the expected seconds of audio of a document."""
     root = str(data_root)
     return lambda document: sum(expected_seconds(u, root) for u in document.utterances)
 
 
 def text_bytes(utterance: UtteranceSource) -> float:
-    """Bytes of the text of an utterance."""
+    """Returns the length of the text of an utterance in bytes."""
     return len(utterance.text.encode("utf-8", "surrogatepass"))
 
 
 def text_weight(document: DocumentSource) -> float:
-    """Bytes of text of a document."""
+    """Returns the length of the texts of a document in bytes."""
     return sum(map(text_bytes, document.utterances))
 
 
@@ -84,16 +84,16 @@ def make_plan(
     known: Container[int],
     first_numbers: dict[str, int],
 ) -> Plan:
-    """Reads the corpus twice (to weigh it, to cut it) and writes the plan into `folder`.
+    """Reads the corpus twice and writes the plan into `folder`.
 
     Args:
-      folder: made anew; `plan.json` is written last.
-      generation: of the data set.
+      folder: is replaced; `plan.json` is written last.
+      generation: generation of the data set.
       reader: yields the documents.
-      inputs: what it reads.
+      inputs: files that it reads.
       settings: recorded in the plan; "shards" and "validation_fraction" are used here.
-      weigh: expected work of a document.
-      known: `document_hash` of the documents that the data set already has; they are left out and counted.
+      weigh: returns the expected work of a document.
+      known: `document_hash` of the documents that the data set already has; they are skipped and counted.
       first_numbers: number of the first shard of each split.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -106,26 +106,29 @@ def make_plan(
     counts = Counter(dict.fromkeys(names, 0))
     rejected = []
     admission = Admission(reader, inputs, known)
-    for item in track(admission.first_reading(counts), "planning, first reading"):
+    for item in track(admission.first_pass(counts), "planning, first pass"):
         if isinstance(item, Rejected):
             rejected.append(_quarantine_row(item))
         else:
             split = split_of(item.id, fraction)
-            # A floor keeps documents of unknown length from piling up in one shard.
+            # A minimum keeps documents of unknown length from collecting in one shard.
             weights[split].append(max(weigh(item), 0.1))
             runs[split].add(item)
             counts["documents"] += 1
             counts["utterances"] += len(item.utterances)
     totals = {split: shard_count(weights[split], split, settings) for split in SPLITS}
-    places = {split: cut(weights[split], totals[split], runs[split].starts()) for split in SPLITS}
+    assigned = {
+        split: assign_shards(weights[split], totals[split], runs[split].starts())
+        for split in SPLITS
+    }
     writers = {s: _ShardFiles(folder, s, first_numbers[s]) for s in SPLITS}
-    again = admission.second_reading(counts)
-    for item in track(again, "planning, second reading", counts["documents"]):
+    second_pass = admission.second_pass(counts)
+    for item in track(second_pass, "planning, second pass", counts["documents"]):
         if isinstance(item, Rejected):
             rejected.append(_quarantine_row(item))
         else:
             split = split_of(item.id, fraction)
-            writers[split].write(item, *next(places[split]))
+            writers[split].write(item, *next(assigned[split]))
     counts["rejected_rows"] = len(rejected)
     rejected_content = json_lines(rejected)
     write_atomic(rejected_path(folder), rejected_content)
@@ -141,26 +144,26 @@ def _quarantine_row(item: Rejected) -> QuarantineRow:
 
 
 def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) -> int:
-    """Shards of a split: --shards (times the validation fraction), or by the amount of work."""
+    """Returns the number of shards of a split: from --shards, or by the amount of work."""
     if settings["shards"]:
         share = settings["validation_fraction"] if split == "validation" else 1.0
         wanted = round(settings["shards"] * share)
     else:
         unit = SHARD_SECONDS if settings["kind"] == "speech" else SHARD_TEXT_BYTES
         wanted = int(sum(weights) // unit) + 1
-        wanted = max(wanted, LEAST_SHARDS) if split == "train" else wanted
+        wanted = max(wanted, MIN_SHARDS) if split == "train" else wanted
     return max(1, min(wanted, len(weights)))
 
 
-def cut(
+def assign_shards(
     weights: Sequence[float], shards: int, starts: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
-    """Yields (shard, weight) of each document: runs of documents of nearly equal weight.
+    """Yields (shard, weight) of each document, such that shards have nearly equal weights.
 
     Args:
-      weights: of each document, positive.
-      shards: how many there are at most.
-      starts: 1 where a shard may begin; where 0, the document goes where the one before it goes.
+      weights: positive weight of each document.
+      shards: largest number of shards.
+      starts: 1 if a shard may begin with the document, 0 if it must be in the shard of the previous one.
     """
     total, before, first = sum(weights), 0.0, 0
     while first < len(weights):
@@ -175,15 +178,15 @@ def cut(
 
 
 class Runs:
-    """Which documents of a split belong together because they share compressed archives."""
+    """Finds the documents of a split that share a compressed archive."""
 
     def __init__(self) -> None:
-        """Knows no document yet."""
+        """Starts without documents."""
         self._count = 0
         self._spans: dict[str, tuple[int, int]] = {}  # first and last document of each archive
 
     def add(self, document: DocumentSource) -> None:
-        """Takes the next document."""
+        """Adds the next document."""
         for utterance in document.utterances:
             audio = utterance.audio
             if utterance.member is not None and audio is not None and is_compressed(audio):
@@ -191,15 +194,15 @@ class Runs:
         self._count += 1
 
     def starts(self) -> bytearray:
-        """For each document, whether a shard may begin with it, 0 or 1."""
+        """Returns for each document 1 if a shard may begin with it, else 0."""
         free = bytearray(b"\x01") * self._count
         for first, last in self._spans.values():
             free[first + 1 : last + 1] = bytes(last - first)
         return free
 
 
-def _line(document: DocumentSource) -> str:
-    # ASCII with escapes: the plan carries text that is not valid UTF-8 to the worker that rejects it.
+def document_line(document: DocumentSource) -> str:
+    """Returns a document as a line of a plan, in ASCII: invalid UTF-8 is escaped for the worker to reject."""
     utterances = [
         {name: value for name, value in vars(utterance).items() if value is not None}
         for utterance in document.utterances
@@ -208,20 +211,20 @@ def _line(document: DocumentSource) -> str:
 
 
 class _ShardFiles:
-    """Writes the `.jsonl` files of one split, one after the other; numbers stay without gaps."""
+    """Writes the `.jsonl` files of one split in order, with consecutive numbers."""
 
     def __init__(self, folder: Path, split: str, first: int):
         self._folder, self._split, self._first = folder, split, first
         self._shards: list[ShardPlan] = []
-        self._place: int | None = None
+        self._current: int | None = None
         self._lines: list[str] = []
         self._utterances, self._weight = 0, 0.0
 
-    def write(self, document: DocumentSource, place: int, weight: float) -> None:
-        if place != self._place:
+    def write(self, document: DocumentSource, shard: int, weight: float) -> None:
+        if shard != self._current:
             self._flush()
-            self._place = place
-        self._lines.append(_line(document))
+            self._current = shard
+        self._lines.append(document_line(document))
         self._utterances += len(document.utterances)
         self._weight += weight
 

@@ -1,7 +1,7 @@
-"""Texts of a data set that the tokenizer does not read back as they were, for the user to see.
+"""Reports texts of a data set that change when they are encoded and decoded.
 
-Ids hold a text as the tokenizer's normalizer spells it (lower case, say), and a decoder may lose the
-white space between words. That is the tokenizer's choice and no error, but the model learns it.
+The normalizer of a tokenizer may change a text (to lower case, for example), and its decoder may drop
+white space between words. This is not an error, but the model learns the changed spelling.
 """
 
 import unicodedata
@@ -20,14 +20,14 @@ _SHOWN = 40  # characters of a text
 
 
 def read_back(dataset: str | Path, manifest: Manifest) -> str:
-    """A line on the first `TEXTS` texts of a data set; "" if all of them are read back.
+    """Returns a line about the first `TEXTS` texts of a data set that change; "" if none does.
 
-    Texts that are equal under Unicode's canonical equivalence (NFC) count as equal.
+    Texts that are canonically equivalent in Unicode (equal in NFC) count as equal.
     """
     tokenizer = load_tokenizer(Path(dataset) / "tokenizer")
-    looked = list(islice(_utterances(Path(dataset), manifest), TEXTS))
+    utterances = list(islice(_whole_utterances(Path(dataset), manifest), TEXTS))
     differ = []
-    for utterance in looked:
+    for utterance in utterances:
         decoded = tokenizer.decode(utterance.text_ids)
         if _same_form(decoded) != _same_form(utterance.text):
             differ.append((utterance.text[:_SHOWN], decoded[:_SHOWN]))
@@ -35,7 +35,7 @@ def read_back(dataset: str | Path, manifest: Manifest) -> str:
         return ""
     text, decoded = differ[0]
     return (
-        f"  the tokenizer reads {len(differ)} of the first {len(looked)} texts back in another "
+        f"  the tokenizer decodes {len(differ)} of the first {len(utterances)} texts with another "
         f"spelling: {text!r} as {decoded!r}"
     )
 
@@ -44,8 +44,8 @@ def _same_form(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _utterances(dataset: Path, manifest: Manifest) -> Iterator[Utterance]:
-    """The utterances that one record holds whole: pieces of a text are not cut where its ids are."""
+def _whole_utterances(dataset: Path, manifest: Manifest) -> Iterator[Utterance]:
+    """Yields utterances that are whole in one record; in others, text and ids are split differently."""
     for split in SPLITS:
         for info in manifest.splits.get(split, ()):
             for record in read_records(dataset / split / info.file, manifest.layout):

@@ -1,4 +1,4 @@
-"""What a job is asked to do, looked up and checked before anything is written."""
+"""The inputs, codec, tokenizer and settings of a job, checked before anything is written."""
 
 import dataclasses
 import importlib
@@ -16,7 +16,7 @@ from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.options import Options, find_data_root, find_inputs, plan_settings
+from tokenize_pipeline.options import TokenizeOptions, find_data_root, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan
 from tokenize_pipeline.planner import make_plan, speech_weight, text_weight
 from tokenize_pipeline.readers import DocumentSource, Reader, find_reader
@@ -26,20 +26,20 @@ from tokenize_pipeline.worker import Job, load_codec_once
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A job before its plan.
+    """A job before it is planned.
 
     Attributes:
-      options: what the user asked for.
+      options: the user's options.
       inputs: the files of the corpus.
-      reader: of the corpus.
+      reader: reader of the corpus.
       dataset: folder of the data set.
-      generation: the one that the job makes: 0, or one more than the newest when appending.
-      tokenizer: of the text.
-      before: the data set without this generation: the newest manifest, or an empty one.
+      generation: generation that the job makes: 0, or the newest plus one when appending.
+      tokenizer: text tokenizer.
+      before: manifest of the previous generation, or an empty one.
       root: absolute folder that audio paths are relative to.
     """
 
-    options: Options
+    options: TokenizeOptions
     inputs: Sequence[Path]
     reader: Reader
     dataset: Path
@@ -60,7 +60,7 @@ class Request:
         return speech_weight(self.root) if self.reader.KIND == "speech" else text_weight
 
     def settings(self, generation: int) -> dict[str, Any]:
-        """The settings that the plan of `generation` records."""
+        """Returns the settings that the plan of `generation` records."""
         return plan_settings(self.options, self.before, self.inputs, self.root, generation)
 
     def make_plan(self, folder: Path) -> Plan:
@@ -77,7 +77,7 @@ class Request:
         )
 
     def job(self, dataset: Path, plan: Plan) -> Job:
-        """What the workers of `plan` need to know; `dataset` is where they write."""
+        """Returns the settings for the workers of `plan`, which write to `dataset`."""
         return Job(
             str(dataset.absolute()),
             self.generation,
@@ -89,18 +89,18 @@ class Request:
         )
 
 
-def read_request(options: Options) -> Request:
-    """Looks up what `options` name.
+def read_request(options: TokenizeOptions) -> Request:
+    """Resolves and checks `options`.
 
     Raises:
-      UserError: for wrong settings or inputs, or a data set that they do not fit.
+      UserError: for wrong settings or inputs, or a data set that does not match them.
     """
     inputs = find_inputs(options.input)
     reader = find_reader(options.format)
     refuse_url(options.output, "soda tokenize writes")
     dataset = Path(options.output)
     _check_folder(dataset)
-    if options.beam_options or options.runner != Options.runner:
+    if options.runner:
         import_beam().check_options(options.runner, options.beam_options)
     generation = _generation(dataset, options.append)
     if options.append:
@@ -115,8 +115,7 @@ def read_request(options: Options) -> Request:
 
 
 def import_beam() -> ModuleType:
-    """The module `beam_graph`."""
-    # Beam takes seconds to import, and warns of cloud libraries that no local job needs.
+    """Imports the module `beam_graph`, without Beam's warnings about missing cloud libraries."""
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module("tokenize_pipeline.beam_graph")
@@ -125,16 +124,16 @@ def import_beam() -> ModuleType:
 
 
 def newest_generation(dataset: Path) -> int:
-    """Generation of a data set, -1 if none is finished."""
+    """Returns the newest finished generation of a data set, or -1."""
     return Manifest.load(dataset).generation if (dataset / "manifest.json").exists() else -1
 
 
 def _check_folder(dataset: Path) -> None:
     if dataset.exists() and not dataset.is_dir():
-        raise UserError(f"--output={dataset} is a file: name a folder")
+        raise UserError(f"--output={dataset} is a file: give a folder")
     ours = (dataset / "plan").is_dir() or (dataset / "manifests").is_dir()
     if dataset.is_dir() and any(dataset.iterdir()) and not ours:
-        raise UserError(f"--output={dataset} holds other files: name a new or empty folder")
+        raise UserError(f"--output={dataset} contains other files: give a new or empty folder")
 
 
 def _generation(dataset: Path, append: bool) -> int:
@@ -147,9 +146,13 @@ def _generation(dataset: Path, append: bool) -> int:
 
 
 def _before(
-    options: Options, reader: Reader, tokenizer: TextTokenizer, dataset: Path, generation: int
+    options: TokenizeOptions,
+    reader: Reader,
+    tokenizer: TextTokenizer,
+    dataset: Path,
+    generation: int,
 ) -> Manifest:
-    """The data set without this generation: the newest manifest, or an empty one."""
+    """Returns the manifest of the previous generation, or an empty one."""
     if reader.KIND == "speech" and not options.codec:
         raise UserError(
             f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR or mimi:DIR"
@@ -185,7 +188,7 @@ def _before(
 
 
 class _Hashes(Container[int]):
-    """Hashes of documents as a sorted array: 8 bytes each, where a set takes ten times as much."""
+    """Hashes of documents in a sorted array: 8 bytes each, a tenth of a set's memory."""
 
     def __init__(self, parts: Sequence[np.ndarray]):
         self._sorted = np.sort(np.concatenate([np.zeros(0, np.uint64), *parts]))
@@ -193,8 +196,8 @@ class _Hashes(Container[int]):
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, int):
             return False
-        place = int(np.searchsorted(self._sorted, np.uint64(value)))
-        return place < len(self._sorted) and int(self._sorted[place]) == value
+        index = int(np.searchsorted(self._sorted, np.uint64(value)))
+        return index < len(self._sorted) and int(self._sorted[index]) == value
 
 
 def _known_documents(dataset: Path, before: Manifest) -> Container[int]:

@@ -1,4 +1,4 @@
-"""The result of one shard: the last file written, by which the shard counts as finished.
+"""The result file of a shard. It is written last: with it, the shard counts as finished.
 
 DATASET/plan/0000/results/train-00003.json
 """
@@ -15,12 +15,12 @@ from tokenize_pipeline.quarantine import QuarantineRow
 
 @dataclasses.dataclass(frozen=True)
 class ShardResult:
-    """What became of one shard of the plan.
+    """The outcome of one shard of the plan.
 
     Attributes:
-      plan_digest: digest of the plan that it belongs to.
-      info: the shard in the data set; None if every document of it was bad.
-      dropped_documents: documents of which no utterance was left.
+      plan_digest: digest of its plan.
+      info: the shard in the data set; None if all its documents were bad.
+      dropped_documents: documents without a usable utterance.
       quarantine: one row for each bad utterance, in plan order.
     """
 
@@ -36,7 +36,7 @@ class ShardResult:
 
     @classmethod
     def load(cls, folder: Path, shard: ShardPlan) -> "ShardResult":
-        """Reads a result; ValueError, KeyError, TypeError or OSError if a bit of it has changed."""
+        """Reads a result; ValueError, KeyError, TypeError or OSError if it is damaged or missing."""
         value = parse_checked_json(_path(folder, shard).read_bytes())
         info = value["info"]
         return cls(
@@ -52,19 +52,19 @@ def _path(folder: Path, shard: ShardPlan) -> Path:
 
 
 def _progress_path(folder: Path, shard: ShardPlan) -> Path:
-    # Named as the temporary files are, so that `sweep` removes what a killed worker leaves.
+    # Named like temporary files, so that `sweep` removes the file of a killed worker.
     return folder / "results" / f".{shard.name}.json.progress"
 
 
-def note_progress(folder: Path, shard: ShardPlan, part: float) -> None:
-    """Tells whoever watches that `part` (0 to 1) of the shard's work is done."""
+def write_progress(folder: Path, shard: ShardPlan, part: float) -> None:
+    """Records that `part` (0 to 1) of the shard's work is done."""
     path = _progress_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{part:.4f}")  # a torn file costs nothing: it is read again soon
+    path.write_text(f"{part:.4f}")  # not atomic: a torn file is ignored and read again soon
 
 
 def read_progress(folder: Path, shard: ShardPlan) -> float:
-    """The part (0 to 1) of the shard that its worker noted last; 0 if it noted nothing."""
+    """Returns the part (0 to 1) of the shard that its worker recorded last, or 0."""
     try:
         return min(float(_progress_path(folder, shard).read_text()), 1.0)
     except (OSError, ValueError):
@@ -72,12 +72,12 @@ def read_progress(folder: Path, shard: ShardPlan) -> float:
 
 
 def has_result(folder: Path, shard: ShardPlan) -> bool:
-    """Whether a result is there, without looking into it: for progress."""
+    """Whether the shard has a result file, valid or not; used for progress."""
     return _path(folder, shard).exists()
 
 
 def is_finished(dataset: Path, folder: Path, plan: Plan, shard: ShardPlan) -> bool:
-    """Whether the shard's result belongs to the plan and the shard's bytes agree with it."""
+    """Whether the shard's result belongs to the plan and matches the bytes of the shard."""
     try:
         result = ShardResult.load(folder, shard)
         if result.plan_digest != plan.digest:
@@ -93,7 +93,7 @@ def is_finished(dataset: Path, folder: Path, plan: Plan, shard: ShardPlan) -> bo
         return False
 
 
-def forget(folder: Path, shard: ShardPlan) -> None:
-    """Removes a result that is not valid, so that it is not taken for progress."""
+def remove_result(folder: Path, shard: ShardPlan) -> None:
+    """Removes an invalid result, so that it does not count as progress."""
     _path(folder, shard).unlink(missing_ok=True)
     _progress_path(folder, shard).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Another text tokenizer for a finished data set: text ids and index anew, codes as they are.
+"""Copies a finished data set with another text tokenizer: new text ids and index, the same codes.
 
-The documents, their order and their shards stay; only where a long document is cut into records may
-move, because that goes by tokens. An utterance whose text the new tokenizer does not represent is
-quarantined as `soda tokenize` would do it: it is left out and its document keeps the others.
+Documents, their order and their shards stay the same. A long document may be split into records at other
+positions, because this depends on the number of tokens. An utterance that the new tokenizer cannot
+represent is quarantined, as in `soda tokenize`.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ from tokenize_pipeline.quarantine import (
 )
 from tokenize_pipeline.worker import text_ids
 
-# What a `retext` that was stopped leaves behind.
-_MADE = {"tokenizer", "codec", "manifests", QUARANTINE, *SPLITS}
+# Files of an unfinished `retext`.
+_OUTPUT_NAMES = {"tokenizer", "codec", "manifests", QUARANTINE, *SPLITS}
 
 
 def retext(
@@ -43,37 +43,37 @@ def retext(
     output: str | Path,
     max_bad_fraction: float = 0.01,
 ) -> Manifest:
-    """Writes the newest generation of `source` to `output` under another text tokenizer.
+    """Writes the newest generation of `source` to `output` with another text tokenizer.
 
-    The manifest is written last; a job that was stopped is begun again by running it again.
+    The manifest is written last. A stopped job starts from the beginning when it is repeated.
 
     Args:
       source: folder of a finished data set.
-      tokenizer: spec of the text tokenizer.
-      output: folder of the new data set: absent, empty, or left by a stopped `retext`.
+      tokenizer: spec of the new text tokenizer.
+      output: folder of the new data set: missing, empty, or from a stopped `retext`.
       max_bad_fraction: share of quarantined utterances above which no manifest is written.
 
     Returns:
-      The manifest of the new data set, generation 0; its `quarantined` has the counts of `source`
-      too, and its quarantine.jsonl the rows.
+      The manifest of the new data set, generation 0. Its `quarantined` and its quarantine.jsonl include
+      those of `source`.
 
     Raises:
-      TooManyBadInputsError: if the tokenizer does not represent the texts of more utterances.
-      UserError: if `output` holds something else, or a file of `source` is damaged.
+      TooManyBadInputsError: if the tokenizer cannot represent more utterances.
+      UserError: if `output` contains other files, or a file of `source` is damaged.
     """
     old = Manifest.load(source)
     check_folder(source, old.front_end, "codec")
     quarantine = quarantine_of(Path(source), old)
     folder = Path(output)
     if (folder / "manifest.json").exists():
-        raise UserError(f"--output={folder} is a finished data set: name a new folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - _MADE:
-        raise UserError(f"--output={folder} holds other files: name a new or empty folder")
+        raise UserError(f"--output={folder} is a finished data set: give a new folder")
+    if folder.exists() and {path.name for path in folder.iterdir()} - _OUTPUT_NAMES:
+        raise UserError(f"--output={folder} contains other files: give a new or empty folder")
     if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"--max_bad_fraction={max_bad_fraction} must be from 0 to 1")
+        raise UserError(f"--max_bad_fraction={max_bad_fraction} must be between 0 and 1")
     encoder = load_tokenizer(tokenizer)
     layout = make_layout(encoder, old.layout.codebook_sizes)
-    for name in _MADE - {QUARANTINE}:
+    for name in _OUTPUT_NAMES - {QUARANTINE}:
         shutil.rmtree(folder / name, ignore_errors=True)
     encoder.save(folder / "tokenizer")
     if (Path(source) / "codec").is_dir():
@@ -81,14 +81,14 @@ def retext(
     work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     rows: list[QuarantineRow] = []
-    for split, info in track(work, "giving new text ids, shards"):
+    for split, info in track(work, "tokenizing texts, shards"):
         path = Path(source) / split / info.file
         with contextlib.ExitStack() as stack:
             writer: ShardWriter | None = None
             for document, utterances in _documents(path, old.layout):
-                again = list(_encode(document, utterances, encoder, f"{split}/{info.file}", rows))
-                for record in split_document(document, again, layout) if again else ():
-                    # A shard of which nothing is usable has no file.
+                encoded = list(_encode(document, utterances, encoder, f"{split}/{info.file}", rows))
+                for record in split_document(document, encoded, layout) if encoded else ():
+                    # A shard without usable documents has no file.
                     writer = writer or stack.enter_context(
                         ShardWriter(folder / split / info.file, layout)
                     )
@@ -115,12 +115,12 @@ def retext(
 
 
 def _documents(path: Path, layout: VocabularyLayout) -> Iterator[tuple[str, Iterable[Utterance]]]:
-    """(document id, utterances) of a shard, in stored order; ids are unique in a data set."""
-    for document, records in groupby(_sound(path, layout), lambda r: r.document_id):
+    """Yields (document id, utterances) of a shard in stored order; ids are unique in a data set."""
+    for document, records in groupby(_intact_records(path, layout), lambda r: r.document_id):
         yield document, join_records(list(records))
 
 
-def _sound(path: Path, layout: VocabularyLayout) -> Iterator[RecordData]:
+def _intact_records(path: Path, layout: VocabularyLayout) -> Iterator[RecordData]:
     for record in read_records(path, layout):
         if isinstance(record, DamagedRecordError):
             raise record
@@ -134,7 +134,7 @@ def _encode(
     where: str,
     rows: list[QuarantineRow],
 ) -> Iterator[Utterance]:
-    """Yields the utterances with their new ids; `rows` receives those that have none."""
+    """Yields the utterances with their new ids; adds those without ids to `rows`."""
     for number, utterance in enumerate(utterances):
         try:
             text, ids = text_ids(utterance.text, encoder)

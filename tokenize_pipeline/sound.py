@@ -1,4 +1,4 @@
-"""The sound of one utterance, judged: what is wrong with it becomes a `BadInputError`."""
+"""Locates and reads the sound of one utterance; every defect raises `BadInputError`."""
 
 import functools
 import os
@@ -11,17 +11,16 @@ from tokenize_pipeline.archives import is_archive
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.readers import UtteranceSource
 
-# Seconds in a sound file are guessed from its size as 16-bit mono at 16 kHz: opening every header of a
-# large corpus would cost more than a slightly uneven shard.
+# The seconds in a sound file are estimated from its size as 16-bit mono at 16 kHz: opening every header
+# of a large corpus would cost more than slightly uneven shards.
 _BYTES_PER_SECOND = 32_000
-_MEMBER_SECONDS = 10.0  # of which nothing is known: its size stands in the archive only
+_MEMBER_SECONDS = 10.0  # if nothing is known: its size is only in the archive
 
 
 def resolve(utterance: UtteranceSource, data_root: str) -> str:
-    """The path of a sound file or archive, which must lie in `data_root` (an absolute path).
+    """Returns the path of a sound file or archive, which must be in `data_root` (an absolute path).
 
-    The path itself is judged, not what a symbolic link in the data root leads to: a link is the
-    owner's own doing.
+    Symbolic links are not resolved: a link in the data root may lead outside.
     """
     audio = utterance.audio
     if audio is None:
@@ -30,14 +29,14 @@ def resolve(utterance: UtteranceSource, data_root: str) -> str:
     if os.path.commonpath([data_root, path]) != data_root:
         raise BadInputError("outside_data_root", f"{audio} is outside the data root")
     if utterance.member is not None and not is_archive(path):
-        raise BadInputError("malformed_row", f"{audio} is no archive that has members")
+        raise BadInputError("malformed_row", f"{audio} is not an archive with members")
     return path
 
 
 def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
-    """Seconds of an utterance by what is known without opening anything: for planning only.
+    """Returns the expected seconds of an utterance without opening its file; for planning only.
 
-    By its times, else by the metadata of the corpus, else by the size of its file.
+    Taken from its times, else from the metadata of the corpus, else from the size of its file.
     """
     start, end = utterance.start or 0.0, utterance.end
     if end is None and utterance.seconds is not None:
@@ -48,25 +47,25 @@ def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
         try:
             path = os.path.join(data_root, utterance.audio or "")
             end = os.stat(path).st_size / _BYTES_PER_SECOND
-        except (OSError, ValueError):  # reported when the shard is worked on
+        except (OSError, ValueError):  # reported when the shard is tokenized
             end = 0.0
     return max(end - start, 0.0)
 
 
 @functools.lru_cache(maxsize=16)
 def _file_seconds(path: str) -> float | None:
-    # Cached: captions share a file.
+    # Cached, because captions share a file.
     return sound_seconds(path)
 
 
 @dataclass(frozen=True)
 class Sound:
-    """The sound of an utterance, found but not decoded.
+    """The sound of an utterance, located but not decoded.
 
     Attributes:
-      utterance: whose sound it is.
-      path: of the file or archive, as `resolve` gives it.
-      content: the bytes, where they come from an archive.
+      utterance: the utterance.
+      path: path of the file or archive, from `resolve`.
+      content: bytes of the sound if it is in an archive, else None.
     """
 
     utterance: UtteranceSource
@@ -74,10 +73,10 @@ class Sound:
     content: bytes | None = None
 
     def seconds(self, longest: float) -> float:
-        """Seconds by the times and the header; 0 where they make no sense.
+        """Returns the seconds by the times and the header; 0 if they are inconsistent.
 
         Raises:
-          BadInputError: if there are more than `longest`.
+          BadInputError: if they exceed `longest`.
         """
         end = self.utterance.end
         if end is None:
@@ -89,7 +88,7 @@ class Sound:
         return seconds
 
     def samples(self, sample_rate: int) -> np.ndarray:
-        """The samples, float32 mono `[samples]` at `sample_rate` Hz.
+        """Returns the samples, float32 mono `[samples]` at `sample_rate` Hz.
 
         Raises:
           BadInputError: with the reason of `read_audio`.
@@ -101,10 +100,10 @@ class Sound:
                 source, sample_rate, self.utterance.start, self.utterance.end, name=name
             )
         except AudioError as error:
-            message = as_corpus_names(self.utterance, self.path, str(error))
+            message = with_corpus_path(self.utterance, self.path, str(error))
             raise BadInputError(error.reason, message) from None
 
 
-def as_corpus_names(utterance: UtteranceSource, path: str, message: str) -> str:
-    """The message with the path as the corpus names it: no quarantine row depends on the machine."""
+def with_corpus_path(utterance: UtteranceSource, path: str, message: str) -> str:
+    """Returns the message with the path as in the corpus: quarantine rows must not depend on the machine."""
     return message.replace(path, utterance.audio or "")

@@ -1,4 +1,4 @@
-"""Numbers in words."""
+"""Numbers as English words."""
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEENS = (

@@ -1,11 +1,11 @@
-"""A corpus of synthetic speech with exact transcripts, on a vocabulary small enough for a toy model.
+"""Writes a corpus of synthetic speech with exact transcripts and a small vocabulary, for toy models.
 
-    DIR/manifest.jsonl   speech: one utterance a row, documents of one to three
+    DIR/manifest.jsonl   speech: one utterance per row, one to three per document
     DIR/audio/000000.wav
     DIR/text.jsonl       text only: {"id": …, "text": …}
 
-Everything about clip i follows from (task, seed, i), so a larger corpus begins with a smaller one.
-The speech is hibari-tts, voice "heart", which is inside its wheel: no download.
+Clip i depends only on (task, seed, i), so a larger corpus starts with the clips of a smaller one. The
+speech is from hibari-tts, voice "heart", which is included in its wheel (no download).
 """
 
 import itertools
@@ -26,10 +26,12 @@ from tokenize_pipeline.spoken_numbers import DIGITS, ORDINALS, TEENS, TENS, numb
 
 SAMPLE_RATE = 24_000
 _VOICE = "heart"
-_SPEEDS = (0.9, 1.1)  # times the voice's own pace
+_SPEEDS = (0.9, 1.1)  # factor on the pace of the voice
 _LONGEST_DOCUMENT = 3  # utterances
-_QUIET = 0.01  # of the clip's peak (−40 dB): what lies below, before and after the words, is cut
-_MARGIN = 0.03  # seconds kept on both sides of the cut
+_QUIET = (
+    0.01  # of the peak of the clip (−40 dB): quieter samples before and after the words are trimmed
+)
+_MARGIN = 0.03  # seconds kept on both sides
 
 Task = Literal["demo", "numbers"]
 
@@ -58,9 +60,9 @@ class Clip:
 
     Attributes:
       text: the transcript, lower-case words.
-      document: id of the document it belongs to.
-      order: its place there, from 0.
-      speed: pace, times the voice's own.
+      document: id of its document.
+      order: index in the document.
+      speed: factor on the pace of the voice.
     """
 
     text: str
@@ -70,7 +72,7 @@ class Clip:
 
 
 def sample_text(task: Task, generator: random.Random) -> str:
-    """One utterance of the task's closed vocabulary, lower-case words without punctuation.
+    """Returns a random utterance of the task's vocabulary, lower-case words without punctuation.
 
     `demo`: one to three digits, or a command such as `stop`, `go left`, `turn back four two` (2,221
     texts of 18 words). `numbers`: two to five digits, a number below 1,000, a date or a command
@@ -80,7 +82,7 @@ def sample_text(task: Task, generator: random.Random) -> str:
 
 
 def words(task: Task) -> frozenset[str]:
-    """The closed vocabulary of a task."""
+    """Returns the vocabulary of a task."""
     demo = {*DIGITS, *_DIRECTIONS, *_VERBS, "stop"}
     if task == "demo":
         return frozenset(demo)
@@ -89,7 +91,7 @@ def words(task: Task) -> frozenset[str]:
 
 
 def clips(task: Task, seed: int) -> Iterator[Clip]:
-    """The endless list of clips of a corpus; a longer corpus begins with a shorter one."""
+    """Yields the clips of a corpus without end."""
     for number in itertools.count():
         generator = random.Random(f"{task} {seed} {number}")
         for order in range(generator.randint(1, _LONGEST_DOCUMENT)):
@@ -97,26 +99,26 @@ def clips(task: Task, seed: int) -> Iterator[Clip]:
             yield Clip(text, f"{task}-{seed}-{number:06d}", order, speed)
 
 
-def synthesise(directory: str | Path, task: Task, count: int, texts: int, seed: int = 0) -> Path:
-    """Makes a corpus of `count` clips and `texts` sentences; clips already there are kept.
+def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: int = 0) -> Path:
+    """Writes a corpus of `count` clips and `texts` sentences; existing clips are kept.
 
     Args:
-      directory: where the corpus goes; it may hold a smaller corpus of the same task and seed.
+      directory: folder of the corpus; it may contain a smaller corpus of the same task and seed.
       task: `demo` or `numbers`.
       count: utterances with audio.
       texts: text-only sentences.
-      seed: of the texts, the speeds and the voice's noise.
+      seed: seed of the texts, the speeds and the noise of the voice.
 
     Returns:
       The path of the manifest.
 
     Raises:
-      UserError: if the directory holds a corpus of another task or seed, or hibari-tts is missing.
+      UserError: if the directory contains a corpus of another task or seed, or hibari-tts is missing.
     """
     folder = Path(directory)
     _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
     chosen = list(itertools.islice(clips(task, seed), count))
-    # Files appear by rename, so one that is there is whole.
+    # Files are renamed into place, so existing ones are complete.
     missing = [i for i in range(count) if not (folder / _audio_name(i)).exists()]
     speak = _voice() if missing else None
     with progress("speech", count, start=count - len(missing)) as bar:
@@ -141,7 +143,7 @@ def synthesise(directory: str | Path, task: Task, count: int, texts: int, seed: 
 
 
 def trim(audio: np.ndarray) -> np.ndarray:
-    """Cuts the quiet before the first and after the last word: float32 `[samples]`, at 24 kHz."""
+    """Removes the silence before the first and after the last word; float32 `[samples]` at 24 kHz."""
     loudness = np.abs(audio)
     loud = np.flatnonzero(loudness > _QUIET * loudness.max(initial=0))
     if len(loud) == 0:
@@ -198,11 +200,11 @@ def _audio_name(index: int) -> str:
 
 
 def _claim(folder: Path, settings: dict[str, str | int]) -> None:
-    """Notes in the folder what is made there, and refuses to mix two corpora in it."""
+    """Records the settings in the folder; raises UserError if it contains another corpus."""
     note = folder / "synth.json"
     if not note.exists():
         if (folder / "audio").exists():
-            raise UserError(f"{folder} holds audio of another corpus: choose another --output")
+            raise UserError(f"{folder} contains audio of another corpus: choose another --output")
         write_json(note, settings)
         return
     try:
@@ -211,24 +213,24 @@ def _claim(folder: Path, settings: dict[str, str | int]) -> None:
         found = None
     if found != settings:
         raise UserError(
-            f"{folder} holds a corpus made with {found}, not {settings}: choose another --output"
+            f"{folder} contains a corpus made with {found}, not {settings}: choose another --output"
         )
 
 
 def _voice() -> Callable[[str, float, int], np.ndarray]:
-    """A function of (text, speed, seed of the voice's noise) that gives float32 audio at 24 kHz."""
+    """Returns a function of (text, speed, seed of the noise) that synthesizes float32 audio at 24 kHz."""
     try:
         import hibari
     except ImportError:
         raise UserError(
-            "hibari-tts speaks the corpus: install it with `pip install soda-jax[demo]`"
+            "the corpus needs hibari-tts: install it with `pip install soda-jax[demo]`"
         ) from None
 
-    # One thread in one process: clips of a second gain nothing from the second core (measured).
+    # One thread: a second one does not speed up clips of a second (measured).
     engine = hibari.Hibari(voice=_VOICE, threads=1)
     if engine.sample_rate != SAMPLE_RATE:
         raise UserError(
-            f"hibari-tts speaks at {engine.sample_rate} Hz, not {SAMPLE_RATE}: install 0.2"
+            f"hibari-tts synthesizes at {engine.sample_rate} Hz, not {SAMPLE_RATE}: install 0.2"
         )
 
     def speak(text: str, speed: float, seed: int) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""The files of a tar, plain or compressed with gzip, met one after the other.
+"""Reads the files of a tar in order, plain or compressed with gzip.
 
-Only forward: a compressed archive is one stream. Of a plain one the data that nobody reads is jumped
-over, so that its headers cost little.
+Reading goes forward only, because a compressed archive is one stream. In a plain archive, unread data
+is skipped by seeking.
 
-The checksum of a compressed archive stands at its very end. A byte that was changed on the way may give
-files that look whole, so they are known to be right only once `next` has said that there are no more. Who
-stops before that, having found all that was wanted, learns nothing of it.
+The checksum of a compressed archive is at its end. Damaged bytes may yield files that look intact, so the
+files are verified only when `next` has returned None. A caller that stops earlier gets no check.
 """
 
 import gzip
@@ -17,19 +16,19 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from tokenize_pipeline.quarantine import BadInputError
 
 COMPRESSED = (".tar.gz", ".tgz")
-LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound; the most that one system call reads, and enough
-# What tarfile, gzip and zlib raise when they read damaged bytes.
+LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound; the limit of one read call
+# Exceptions of tarfile, gzip and zlib for damaged bytes.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 _BLOCK = 512
-_READ_ON = 2**20  # bytes at a time from the end mark to the checksum
+_TAIL_BYTES = 2**20  # per read, from the end mark to the checksum
 
 
-class UnsoundError(BadInputError):
-    """All files of a compressed archive were met, and its end shows that not all can be right."""
+class ChecksumError(BadInputError):
+    """All files of a compressed archive were read, but its checksum does not match."""
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name without a leading "./", where its data begins, its size."""
+    """A regular file in a tar: name without a leading "./", offset of its data, size in bytes."""
 
     name: str
     offset: int
@@ -37,21 +36,21 @@ class Member(NamedTuple):
 
 
 def member_name(name: str) -> str:
-    """The name as it is compared: a leading "./" is dropped."""
+    """Returns the name without a leading "./"."""
     return name.removeprefix("./")
 
 
 def is_compressed(path: str) -> bool:
-    """Whether the archive can only be read from its beginning."""
+    """Whether the archive is compressed, so that it can only be read from the beginning."""
     return path.lower().endswith(COMPRESSED)
 
 
 class TarStream:
-    """Goes through one tar; `next` and then, if it is wanted, `read`.
+    """Iterates over the files of one tar: `next`, then `read` if the content is needed.
 
     Raises (all methods):
-      BadInputError: `missing`, `truncated` or `undecodable`, naming the archive. What was met before is
-        sound; nothing more can be read.
+      BadInputError: `missing`, `truncated` or `undecodable`, with the path of the archive. Files read
+        earlier are intact; no more can be read.
     """
 
     def __init__(self, path: str):
@@ -59,9 +58,9 @@ class TarStream:
         self._path = path
         try:
             opened = (gzip.open if is_compressed(path) else open)(path, "rb")
-            self._file = _Remembering(cast(BinaryIO, opened))
+            self._file = _LastReadFile(cast(BinaryIO, opened))
         except FileNotFoundError:
-            raise BadInputError("missing", f"{path}: there is no such archive") from None
+            raise BadInputError("missing", f"{path}: no such archive") from None
         except OSError as error:
             cause = error.strerror or type(error).__name__
             raise BadInputError(
@@ -71,11 +70,11 @@ class TarStream:
         self._offset = -1
 
     def next(self) -> Member | None:
-        """The next regular file; None where the archive ends as it should, its checksum included.
+        """Returns the next regular file; None at the regular end of the archive, checksum included.
 
         Raises:
-          UnsoundError: a compressed archive has its end mark, but its checksum is wrong or cannot be
-            read: any of the files given before may be damaged.
+          ChecksumError: if a compressed archive has an end mark, but its checksum is wrong or
+            unreadable: any of the earlier files may be damaged.
         """
         while True:
             info = self._next_header()
@@ -86,7 +85,7 @@ class TarStream:
         return Member(member_name(info.name), info.offset_data, info.size)
 
     def read(self, member: Member) -> bytes:
-        """The content of the file that `next` gave last."""
+        """Returns the content of the last file that `next` returned."""
         try:
             self._file.seek(member.offset)
             content = self._file.read(member.size)
@@ -103,21 +102,21 @@ class TarStream:
     def _next_header(self) -> tarfile.TarInfo | None:
         try:
             if self._tar is None:
-                # Not mode "r|gz": that neither notices a cut stream nor tells where it stands.
+                # Mode "r|gz" neither detects a truncated stream nor has a position.
                 self._tar = tarfile.TarFile(fileobj=cast(BinaryIO, self._file))
             info = self._tar.next()
         except _DAMAGE as error:
             raise self._damaged(error) from None
-        self._tar.members.clear()  # it keeps every header otherwise
+        self._tar.members.clear()  # or it keeps every header
         if info is None:
             self._check_end()
         elif info.size < 0 or self._tar.offset <= self._offset:
-            raise BadInputError("undecodable", f"{self._path}: a header leads backwards")
+            raise BadInputError("undecodable", f"{self._path}: a header points backwards")
         self._offset = self._tar.offset
         return info
 
     def _check_end(self) -> None:
-        """tarfile takes a damaged header for the end; a whole archive ends with a block of zeros."""
+        """Checks for the final block of zeros, because tarfile also stops at a damaged header."""
         last = self._file.last
         if len(last) < _BLOCK:
             raise BadInputError("truncated", f"{self._path}: the archive ends without its end mark")
@@ -127,34 +126,36 @@ class TarStream:
             self._check_sum()
 
     def _check_sum(self) -> None:
-        """Reads on to where gzip compares checksum and length, which is behind the last byte."""
+        """Reads to the end, where gzip compares checksum and length."""
         try:
-            while self._file.read(_READ_ON):
+            while self._file.read(_TAIL_BYTES):
                 pass
         except _DAMAGE as error:
             reason = "truncated" if isinstance(error, EOFError) else "undecodable"
-            raise UnsoundError(
+            raise ChecksumError(
                 reason,
-                f"{self._path}: the archive has no sound end, its files may be wrong ({error})",
+                f"{self._path}: the end of the archive is damaged, its files may be wrong ({error})",
             ) from None
 
     def _damaged(self, error: Exception) -> BadInputError:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        # tarfile has one kind of error for headers that are wrong and for those that are cut off.
+        # tarfile raises the same error for wrong and for truncated headers.
         cut = isinstance(error, tarfile.TarError) and len(self._file.last) < _BLOCK
         reason = "truncated" if cut or isinstance(error, EOFError) else "undecodable"
-        return BadInputError(reason, f"{self._path}: the archive cannot be read on ({cause})")
+        return BadInputError(
+            reason, f"{self._path}: the rest of the archive cannot be read ({cause})"
+        )
 
 
-class _Remembering:
-    """A binary file that remembers what it gave last; as much of one as tarfile needs."""
+class _LastReadFile:
+    """A binary file with the methods that tarfile needs; it keeps the bytes that it read last."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.last = b""
 
     def read(self, size: int) -> bytes:
-        # A header that claims more than there can be must not make a buffer of that size.
+        # A damaged header may claim any size: do not allocate it.
         self.last = self._file.read(min(size, LARGEST_MEMBER))
         return self.last
 

@@ -1,21 +1,21 @@
-"""Text as readers give it, and what is wrong with it whatever corpus it is from.
+"""Decodes the text of files and finds defects of a text that do not depend on the corpus.
 
-A byte of a file that cannot be part of its text becomes a lone surrogate, so that the row that contains it
-is judged as a whole and the other rows stay: bytes that are not UTF-8 as `surrogateescape` has it, and NUL
-as `NUL_MARK`. A NUL that a JSON string spells out (as \\u0000) is a character of that text.
+A byte that cannot be part of a text becomes a lone surrogate, so that only the row that contains it is
+rejected: bytes that are not UTF-8 as in `surrogateescape`, and NUL as `NUL_MARK`. A NUL that a JSON string
+escapes (as \\u0000) is a character of the text.
 """
 
 from typing import NamedTuple
 
-NUL_MARK = "\udc00"  # where `surrogateescape` would put byte 0
+NUL_MARK = "\udc00"  # the surrogate that `surrogateescape` would use for byte 0
 
 
 class TextFault(NamedTuple):
-    """Why a text cannot be used.
+    """The reason why a text is unusable.
 
     Attributes:
       reason: a key of `tokenize_pipeline.quarantine.REASONS`.
-      message: what is wrong, without a subject; offsets are bytes of the text in UTF-8, from 0.
+      message: the error without its subject; offsets are in bytes of UTF-8.
     """
 
     reason: str
@@ -23,13 +23,13 @@ class TextFault(NamedTuple):
 
 
 def decode_text(content: bytes) -> str:
-    """The text of some bytes, with lone surrogates for NUL and for bytes that are not UTF-8."""
+    """Decodes bytes to text, with lone surrogates for NUL and for bytes that are not UTF-8."""
     text = content.decode("utf-8", "surrogateescape")
     return text.replace("\0", NUL_MARK) if "\0" in text else text
 
 
 def text_fault(text: str) -> TextFault | None:
-    """What is wrong with a text; None if nothing is."""
+    """Returns the defect of a text, or None."""
     if not text:
         return TextFault("empty_text", "is empty")
     if text.isascii():

@@ -1,4 +1,4 @@
-"""A data set checked with all that stands beside its shards: the plans that made it, and its codec."""
+"""Checks a data set, including its plans, its codec and its quarantine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +15,14 @@ from tokenize_pipeline.worker import load_codec_once
 
 
 def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
-    """Yields what is wrong with a data set; nothing if it is sound. Shows its progress.
+    """Yields the defects of a data set, none if it is intact. Shows progress.
 
     Args:
-      dataset: its folder.
-      generation: whose shards are read, the newest for -1.
+      dataset: folder of the data set.
+      generation: generation whose shards are read; -1 for the newest.
 
     Raises:
-      UserError: if there is no data set, or no manifest of it can be read.
+      UserError: if there is no data set, or none of its manifests can be read.
     """
     yield from data.verify(dataset, generation)
     manifests = _manifests(Path(dataset))
@@ -33,7 +33,7 @@ def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
 
 
 def _manifests(dataset: Path) -> dict[int, Manifest]:
-    """The generations that can be read: the others have been named."""
+    """Returns the readable manifests by generation; the others are already reported."""
     found = {}
     for path in sorted((dataset / "manifests").glob("[0-9]*.json")):
         try:
@@ -44,7 +44,7 @@ def _manifests(dataset: Path) -> dict[int, Manifest]:
 
 
 def _plan_faults(dataset: Path, manifests: dict[int, Manifest]) -> Iterator[Fault]:
-    """Every file of every plan is the one that was written, and is of the manifest of its number."""
+    """Checks that the files of each plan are unchanged and match the manifest of its generation."""
     for path in sorted((dataset / "plan").glob("[0-9]*/plan.json")):
         folder = path.parent
         name = f"plan/{folder.name}/plan.json"
@@ -58,18 +58,18 @@ def _plan_faults(dataset: Path, manifests: dict[int, Manifest]) -> Iterator[Faul
         manifest = manifests.get(plan.generation)
         if manifest is not None and plan.digest != manifest.settings_digest:
             yield Fault(
-                f"manifests/{plan.generation:04d}.json", f"settings_digest is not that of {name}"
+                f"manifests/{plan.generation:04d}.json", f"settings_digest does not match {name}"
             )
         before = manifests.get(plan.generation - 1)
         if before is not None and plan.settings.get("after") != before.digest:
             yield Fault(
                 f"manifests/{before.generation:04d}.json",
-                f"its digest is {before.digest[:16]}…, {name} was made after another",
+                f"its digest is {before.digest[:16]}…, {name} was made for another",
             )
 
 
 def _file_faults(dataset: Path, folder: Path, plan: Plan) -> Iterator[Fault]:
-    """The `.jsonl` files that are there; those of a finished data set may be removed."""
+    """Checks the `.jsonl` files that exist; those of a finished data set may be removed."""
     sums = {documents_path(folder, shard): shard.sha256 for shard in plan.shards}
     for path, sha256 in {**sums, rejected_path(folder): plan.rejected_sha256}.items():
         try:
@@ -80,7 +80,7 @@ def _file_faults(dataset: Path, folder: Path, plan: Plan) -> Iterator[Fault]:
 
 
 def _result_faults(folder: Path, plan: Plan, manifests: dict[int, Manifest]) -> Iterator[Fault]:
-    """A result that is there is of its plan, and names a shard of the manifest."""
+    """Checks that each existing result belongs to its plan and matches a shard of the manifest."""
     for shard in plan.shards:
         if not has_result(folder, shard):
             continue
@@ -91,16 +91,16 @@ def _result_faults(folder: Path, plan: Plan, manifests: dict[int, Manifest]) -> 
             yield Fault(name, str(error))
             continue
         if result.plan_digest != plan.digest:
-            yield Fault(name, "it is the result of another plan")
+            yield Fault(name, "it belongs to another plan")
         manifest = manifests.get(plan.generation)
         if manifest is None or result.info is None:
             continue
         if result.info not in manifest.splits.get(shard.split, ()):
-            yield Fault(name, f"its shard {result.info.file} is not that of the manifest")
+            yield Fault(name, f"its shard {result.info.file} is not in the manifest")
 
 
 def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
-    """The saved codec is the one that the manifest names; its files have been compared already."""
+    """Checks the fingerprint of the saved codec; its files are already compared."""
     described = manifest.codec
     if described is None or not (dataset / "codec").is_dir():
         return

@@ -1,8 +1,8 @@
-"""The work on one shard: read, encode, write; the only part of the pipeline that opens audio.
+"""Tokenizes one shard: reads, encodes and writes its documents.
 
-Documents are taken in windows, so that memory stays flat however large the shard is. The shard appears
-by atomic rename and its result is written last, so a worker may be killed at any point: the shard is
-simply done again, with the same bytes.
+Documents are processed in windows, so that memory does not grow with the shard. The shard is renamed
+into place and its result is written last: a worker may be killed at any time, and the shard is done
+again with the same bytes.
 """
 
 import contextlib
@@ -23,36 +23,37 @@ from soda_jax.errors import UserError
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from soda_jax.tokens.vocabulary import VocabularyLayout
-from tokenize_pipeline.encoding import Place, SpeechEncoder
+from tokenize_pipeline.encoding import SpeechEncoder, UtteranceKey
 from tokenize_pipeline.plan import ShardPlan, plan_folder, read_documents
 from tokenize_pipeline.planner import text_bytes
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource
-from tokenize_pipeline.results import ShardResult, note_progress
+from tokenize_pipeline.results import ShardResult, write_progress
 from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.sweep import shard_file
 from tokenize_pipeline.text_faults import text_fault
 
-# A window is held as texts and codes: a day is some 20 MB with eight codebooks, and a compressed archive
-# whose order is not that of the documents is passed once for each. The sounds have a limit of their own.
+# Texts and codes of a window are in memory: a day of audio is about 20 MB with eight codebooks. A
+# compressed archive in another order than the documents is read once per window. For sounds, see
+# `encoding.HELD_BYTES`.
 WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
 WINDOW_DOCUMENTS = 100_000
-_NOTE_SECONDS = 2.0
+_PROGRESS_SECONDS = 2.0
 
-Window = Sequence[DocumentSource]  # a `Place` is a place in it
+Window = Sequence[DocumentSource]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker knows besides the shard: it travels in the Beam graph to every process.
+    """Settings that all shards of a job share; it is sent to every worker.
 
     Attributes:
-      dataset: folder of the data set, seen by all workers.
-      generation: which plan is worked on.
-      plan_digest: digest of that plan.
-      codec: spec of the codec that encodes; None for text alone.
-      codebook_sizes: codebooks of the layout; text alone has them too if a codec was named.
+      dataset: folder of the data set, visible to all workers.
+      generation: number of the plan.
+      plan_digest: digest of the plan.
+      codec: spec of the codec; None for a text corpus.
+      codebook_sizes: codebooks of the layout; also set for a text corpus that has a --codec.
       data_root: absolute folder that audio paths are relative to and must not leave.
       max_audio_seconds: longest utterance.
     """
@@ -67,9 +68,9 @@ class Job:
 
 
 class _CodecOnce:
-    """The codec of a spec, loaded once in each process however many threads ask; the last one is kept.
+    """Loads the codec of a spec once per process and keeps the last one; safe with threads.
 
-    `functools.lru_cache` alone would let threads that ask at the same time each load a model.
+    With `functools.lru_cache`, threads that call it at the same time would each load the codec.
     """
 
     def __init__(self) -> None:
@@ -79,12 +80,12 @@ class _CodecOnce:
     def __call__(self, spec: str) -> Codec:
         with self._lock:
             if self._loaded is None or self._loaded[0] != spec:
-                self._loaded = None  # makes room before the next one is loaded
+                self._loaded = None  # frees its memory before the next one is loaded
                 self._loaded = (spec, load_codec(spec))
             return self._loaded[1]
 
     def cache_clear(self) -> None:
-        """Forgets the codec."""
+        """Drops the codec."""
         with self._lock:
             self._loaded = None
 
@@ -92,8 +93,8 @@ class _CodecOnce:
 load_codec_once = _CodecOnce()
 
 
-def speech_encoder(job: Job, done: Callable[[list[Place]], None]) -> SpeechEncoder:
-    """The encoder for the shards of a job, which names a codec; `done` as `SpeechEncoder` has it."""
+def speech_encoder(job: Job, done: Callable[[list[UtteranceKey]], None]) -> SpeechEncoder:
+    """Returns an encoder for the shards of a speech job; for `done` see `SpeechEncoder`."""
     assert job.codec is not None
     return SpeechEncoder(load_codec_once(job.codec), job.data_root, job.max_audio_seconds, done)
 
@@ -102,33 +103,33 @@ def tokenize_shard(job: Job, shard: ShardPlan, encoder: SpeechEncoder | None = N
     """Writes one shard of the data set, then its result, each atomically.
 
     Args:
-      job: what all shards have in common.
-      shard: which one.
-      encoder: for shards that go through the same archives one after the other; None for one of its
-        own, as a shard needs that may be done again anywhere.
+      job: settings that all shards share.
+      shard: the shard of the plan.
+      encoder: keeps archives open between consecutive shards; None for a new one, as the bytes of a
+        shard must not depend on earlier shards.
     """
     folder = plan_folder(Path(job.dataset), job.generation)
     tokenizer = load_tokenizer(Path(job.dataset) / "tokenizer")
     layout = make_layout(tokenizer, job.codebook_sizes)
-    notes = _Notes(folder, shard)
+    progress = _ShardProgress(folder, shard)
     limit = float(WINDOW_TEXT_BYTES)
     weigh: Callable[[UtteranceSource], float] = text_bytes
     if job.codec:
-        encoder, limit = encoder or speech_encoder(job, notes.advance), WINDOW_SECONDS
+        encoder, limit = encoder or speech_encoder(job, progress.advance), WINDOW_SECONDS
         weigh = functools.partial(expected_seconds, data_root=job.data_root)
     rows: list[QuarantineRow] = []
     path = Path(job.dataset) / shard.split / shard_file(shard.number)
     with contextlib.ExitStack() as stack:
         writer: ShardWriter | None = None
         for window, weights in _windows(read_documents(folder, shard), weigh, limit):
-            notes.begin(weights)
-            bad: dict[Place, BadInputError] = {}
+            progress.begin(weights)
+            bad: dict[UtteranceKey, BadInputError] = {}
             for record in _records(window, tokenizer, layout, encoder, bad):
-                # A shard of which nothing is usable has no file.
+                # A shard without usable documents has no file.
                 writer = writer or stack.enter_context(ShardWriter(path, layout))
                 writer.write(record)
-            rows += [_row(window, place, bad[place]) for place in sorted(bad)]
-            notes.end()
+            rows += [_row(window, key, bad[key]) for key in sorted(bad)]
+            progress.end()
         info = writer.close() if writer else None
     dropped = shard.documents - (info.documents if info else 0)
     result = ShardResult(job.plan_digest, info, dropped, rows)
@@ -138,14 +139,14 @@ def tokenize_shard(job: Job, shard: ShardPlan, encoder: SpeechEncoder | None = N
 
 def _windows(
     documents: Iterable[DocumentSource], weigh: Callable[[UtteranceSource], float], limit: float
-) -> Iterator[tuple[Window, dict[Place, float]]]:
-    """Yields runs of documents with the weight of each utterance, some `limit` in all."""
+) -> Iterator[tuple[Window, dict[UtteranceKey, float]]]:
+    """Yields runs of documents of about `limit` total weight, with the weight of each utterance."""
     window: list[DocumentSource] = []
-    weights: dict[Place, float] = {}
+    weights: dict[UtteranceKey, float] = {}
     total = 0.0
     for document in documents:
-        for place, utterance in enumerate(document.utterances):
-            weight = weights[len(window), place] = weigh(utterance)
+        for number, utterance in enumerate(document.utterances):
+            weight = weights[len(window), number] = weigh(utterance)
             total += weight
         window.append(document)
         if total >= limit or len(window) >= WINDOW_DOCUMENTS:
@@ -160,45 +161,45 @@ def _records(
     tokenizer: TextTokenizer,
     layout: VocabularyLayout,
     encoder: SpeechEncoder | None,
-    bad: dict[Place, BadInputError],
+    bad: dict[UtteranceKey, BadInputError],
 ) -> Iterator[RecordData]:
-    """Yields the records of what is good in a window; `bad` receives what is wrong with the rest."""
+    """Yields the records of the usable utterances of a window; adds the errors of the others to `bad`."""
     texts = _tokenize_texts(window, tokenizer, bad)
     codes = dict.fromkeys(texts, np.zeros((0, layout.codebooks), np.uint16))
     if encoder is not None:
-        source = {place: window[place[0]].utterances[place[1]] for place in texts}
+        source = {key: window[key[0]].utterances[key[1]] for key in texts}
         codes = encoder.encode(source, bad)
     for number, document in enumerate(window):
-        places = [(number, place) for place in range(len(document.utterances))]
-        kept = [Utterance(*texts[place], codes[place]) for place in places if place in codes]
+        keys = [(number, position) for position in range(len(document.utterances))]
+        kept = [Utterance(*texts[key], codes[key]) for key in keys if key in codes]
         if kept:
             yield from split_document(document.id, kept, layout)
 
 
-def _row(window: Window, place: Place, error: BadInputError) -> QuarantineRow:
-    document = window[place[0]]
-    utterance = document.utterances[place[1]]
+def _row(window: Window, key: UtteranceKey, error: BadInputError) -> QuarantineRow:
+    document = window[key[0]]
+    utterance = document.utterances[key[1]]
     return QuarantineRow(
-        document.id, place[1], utterance.audio, utterance.where, error.reason, str(error)
+        document.id, key[1], utterance.audio, utterance.where, error.reason, str(error)
     )
 
 
 def _tokenize_texts(
-    window: Window, tokenizer: TextTokenizer, bad: dict[Place, BadInputError]
-) -> dict[Place, tuple[str, np.ndarray]]:
-    """Stripped text and ids of every utterance that has good text; the others go to `bad`."""
+    window: Window, tokenizer: TextTokenizer, bad: dict[UtteranceKey, BadInputError]
+) -> dict[UtteranceKey, tuple[str, np.ndarray]]:
+    """Returns the stripped text and the ids of each utterance; adds unusable texts to `bad`."""
     texts = {}
     for number, document in enumerate(window):
-        for place, utterance in enumerate(document.utterances):
+        for position, utterance in enumerate(document.utterances):
             try:
-                texts[number, place] = text_ids(utterance.text, tokenizer)
+                texts[number, position] = text_ids(utterance.text, tokenizer)
             except BadInputError as error:
-                bad[number, place] = error
+                bad[number, position] = error
     return texts
 
 
 def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
-    """The text without white space around it, and its ids; BadInputError if it cannot be used."""
+    """Returns the stripped text and its ids, int32 `[tokens]`; BadInputError if it is unusable."""
     text = text.strip()
     if (fault := text_fault(text)) is not None:
         raise BadInputError(fault.reason, f"the text {fault.message}")
@@ -207,32 +208,34 @@ def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
     except UserError as error:
         raise BadInputError("not_in_tokenizer", str(error)) from None
     if not len(ids):
-        raise BadInputError("not_in_tokenizer", "the tokenizer makes no ids of the text")
+        raise BadInputError("not_in_tokenizer", "the tokenizer returns no ids for the text")
     return text, ids
 
 
-class _Notes:
-    """Tells whoever watches, now and then, which part of the shard's weight is done."""
+class _ShardProgress:
+    """Records every few seconds which part of the shard's weight is done."""
 
     def __init__(self, folder: Path, shard: ShardPlan):
         self._folder, self._shard = folder, shard
-        self._weights: dict[Place, float] = {}
+        self._weights: dict[UtteranceKey, float] = {}
         self._before = self._done = 0.0
-        self._noted = time.monotonic()
+        self._written = time.monotonic()
 
-    def begin(self, weights: dict[Place, float]) -> None:
+    def begin(self, weights: dict[UtteranceKey, float]) -> None:
+        """Begins a window with these weights."""
         self._before, self._weights = self._done, weights
 
-    def advance(self, places: Iterable[Place]) -> None:
-        self._done += sum(self._weights[place] for place in places)
-        self._note()
+    def advance(self, utterances: Iterable[UtteranceKey]) -> None:
+        """Counts utterances of the window as done."""
+        self._done += sum(self._weights[key] for key in utterances)
+        self._write()
 
     def end(self) -> None:
-        """Ends the window, what was bad in it included."""
+        """Ends the window; bad utterances count as done."""
         self._done = self._before + sum(self._weights.values())
-        self._note()
+        self._write()
 
-    def _note(self) -> None:
-        if time.monotonic() - self._noted >= _NOTE_SECONDS:
-            self._noted = time.monotonic()
-            note_progress(self._folder, self._shard, min(self._done / self._shard.weight, 1.0))
+    def _write(self) -> None:
+        if time.monotonic() - self._written >= _PROGRESS_SECONDS:
+            self._written = time.monotonic()
+            write_progress(self._folder, self._shard, min(self._done / self._shard.weight, 1.0))

@@ -1,9 +1,9 @@
-"""`soda retext`: the same codes under another text tokenizer."""
+"""`soda retext`: copies a data set with another text tokenizer and the same codes."""
 
 import argparse
 import sys
 
-SUMMARY = "give a data set another text tokenizer, codes untouched"
+SUMMARY = "copy a data set with another text tokenizer; the codes stay the same"
 EXAMPLE = "soda retext data/speech --tokenizer=llama3/tokenizer.json --output=data/speech-llama3"
 
 
@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
     lost = sum(manifest.quarantined.values()) - sum(before.quarantined.values())
     if lost:
         print(f"  not in the tokenizer, in {QUARANTINE}: {lost:,} utterances")
-    if other := read_back(args.output, manifest):
-        print(other)
+    if warning := read_back(args.output, manifest):
+        print(warning)
     return 0

@@ -1,4 +1,4 @@
-"""`soda synth`: a small corpus of synthetic speech with exact transcripts."""
+"""`soda synth`: writes a small corpus of synthetic speech with exact transcripts."""
 
 import argparse
 
@@ -17,17 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="demo: up to three digits, short commands; numbers: longer digit strings, numbers, dates",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of texts and voice (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of texts and voice (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes the corpus, or the part of it that is not there yet."""
+    """Writes the corpus, or the part of it that does not exist yet."""
     from soda_jax.errors import UserError
-    from tokenize_pipeline.synthetic import synthesise
+    from tokenize_pipeline.synthetic import synthesize
 
     for name in ("clips", "texts"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)}: give at least 1")
-    manifest = synthesise(args.output, args.task, args.clips, args.texts, args.seed)
+    manifest = synthesize(args.output, args.task, args.clips, args.texts, args.seed)
     print(f"{manifest}: {args.clips:,} clips; {manifest.with_name('text.jsonl')}: {args.texts:,}")
     return 0

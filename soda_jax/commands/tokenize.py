@@ -1,4 +1,4 @@
-"""`soda tokenize`: a corpus becomes a data set of ArrayRecord shards."""
+"""`soda tokenize`: turns a corpus into a data set of ArrayRecord shards."""
 
 import argparse
 import dataclasses
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenize_pipeline.options import Options
+    from tokenize_pipeline.options import TokenizeOptions
 
 SUMMARY = "turn a corpus of speech or text into a data set"
 EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
-PASSES_UNKNOWN_OPTIONS = True  # the command line hands them over as args.unknown: they are Beam's
+PASSES_UNKNOWN_OPTIONS = True  # they arrive as args.unknown and are passed to Beam
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options; unknown ones are Beam's, such as --direct_num_workers=4."""
+    """Declares the options; with --runner, unknown ones are passed to Beam."""
     parser.add_argument("--input", help="a file, or a quoted pattern of files")
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reader of the corpus: manifest (JSONL, CSV), text, or a published one such as yodas2",
     )
     parser.add_argument(
-        "--codec", help="codec for the audio, as mel:DIR or mimi:DIR; text needs it to be mixed"
+        "--codec",
+        help="audio codec, as mel:DIR or mimi:DIR; give it for text that is mixed with speech, too",
     )
     parser.add_argument(
         "--tokenizer", help="bytes (default), a tokenizer.json or the folder of one"
@@ -34,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data_root", help="folder that audio paths are relative to (default: the input's)"
     )
     parser.add_argument(
-        "--shards", type=int, default=0, help="number of training shards (default: by the work)"
+        "--shards",
+        type=int,
+        default=0,
+        help="number of training shards (default: by amount of audio or text)",
     )
     parser.add_argument(
         "--validation_fraction", type=float, default=0.01, help="share held out (default 0.01)"
@@ -54,53 +58,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="instead of tokenizing, check all of the data set in --output; exit 1 if it is damaged",
+        help="check all files of the data set in --output instead; exit status 1 if it is damaged",
     )
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="write nothing; print hours, tokens, shards, disk and time that the job would take",
+        help="write nothing; print hours, tokens, shards, disk space and time that the job would need",
     )
     parser.add_argument(
         "--rate",
         type=float,
-        help="with --dry_run: seconds of audio (bytes of text) a second, instead of measuring it",
+        help="with --dry_run: seconds of audio (or bytes of text) per second, instead of measuring it",
     )
     parser.add_argument(
-        "--runner", default="DirectRunner", help="Beam runner (default DirectRunner, in process)"
+        "--workers",
+        type=int,
+        default=1,
+        help="number of processes on this machine (default 1; 0 = one per core)",
+    )
+    parser.add_argument(
+        "--runner", help="run on a cluster: dask, or a runner of Beam such as FlinkRunner"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the job; 0 if the data set is finished, 1 if too many inputs were bad or it is damaged."""
+    """Runs the job; returns 0, or 1 if too many inputs are bad or the data set is damaged."""
     if args.verify:
         from soda_jax.commands._verify import print_faults
 
         if unknown := getattr(args, "unknown", ()):
             raise UserError(
-                f"option {unknown[0]} is unknown to --verify, which needs --output alone"
+                f"option {unknown[0]} is unknown to --verify, which takes only --output"
             )
         return print_faults(args.output)
     if args.input is None:
         raise UserError("--input is missing: give a file, or a quoted pattern of files")
     if args.rate is not None and not args.dry_run:
-        raise UserError(f"--rate={args.rate:g} is of use with --dry_run alone")
-    from tokenize_pipeline.options import Options
+        raise UserError(f"--rate={args.rate:g} requires --dry_run")
+    from tokenize_pipeline.options import TokenizeOptions
 
-    names = [field.name for field in dataclasses.fields(Options)]
+    names = [field.name for field in dataclasses.fields(TokenizeOptions)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    options = Options(**given, beam_options=tuple(getattr(args, "unknown", ())))
+    options = TokenizeOptions(**given, beam_options=tuple(getattr(args, "unknown", ())))
     return _dry_run(options, args.rate) if args.dry_run else _tokenize(options)
 
 
-def _dry_run(options: "Options", rate: float | None) -> int:
+def _dry_run(options: "TokenizeOptions", rate: float | None) -> int:
     from tokenize_pipeline.dry_run import dry_run
 
     print(dry_run(options, rate).describe(options.output))
     return 0
 
 
-def _tokenize(options: "Options") -> int:
+def _tokenize(options: "TokenizeOptions") -> int:
     from tokenize_pipeline.job import tokenize
     from tokenize_pipeline.merge import TooManyBadInputsError
     from tokenize_pipeline.read_back import read_back
@@ -111,6 +121,6 @@ def _tokenize(options: "Options") -> int:
         print(f"soda tokenize: {error}", file=sys.stderr)
         return 1
     print(summary.describe(options.output))
-    if other := read_back(options.output, summary.manifest):
-        print(other)
+    if warning := read_back(options.output, summary.manifest):
+        print(warning)
     return 0

@@ -1,4 +1,4 @@
-"""`soda tokenizer train`: a byte-level BPE from the texts of a corpus."""
+"""`soda tokenizer train`: trains a byte-level BPE on the texts of a corpus."""
 
 import argparse
 
@@ -14,10 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = add_action(actions, "train", "train a byte-level BPE", EXAMPLE)
     train.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
     train.add_argument(
-        "--format", default="text", help="text, or manifest to learn from transcripts"
+        "--format",
+        default="text",
+        help="format of the corpus: text, or manifest for its transcripts (default text)",
     )
     train.add_argument(
-        "--vocabulary_size", type=int, required=True, help="ids, BOS and EOS included"
+        "--vocabulary_size", type=int, required=True, help="number of ids, including BOS and EOS"
     )
     train.add_argument("--output", required=True, help="folder for tokenizer.json")
 

@@ -2,11 +2,12 @@
 
 Bytes need nothing; any Hugging Face `tokenizer.json` works through the `tokenizers` library; a
 byte-level BPE is trained by `train_bpe` (`soda tokenizer train`). The vocabularies of seqio are in
-`seqio_text`.
+`tokenize_pipeline.seqio_support`.
 """
 
 import contextlib
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -250,10 +251,9 @@ def _load_bytes(argument: str, folder: Path | None) -> TextTokenizer:
 
 @TEXT_TOKENIZERS.register("seqio")
 def _load_seqio(argument: str, folder: Path | None) -> TextTokenizer:
-    # seqio brings TensorFlow, which takes many seconds to import.
-    from soda_jax.tokens.seqio_text import load_seqio
-
-    return load_seqio(f"seqio:{argument}", folder)
+    # By name, because the module is in a higher layer: it also makes seqio Tasks of data sets.
+    seqio_support = importlib.import_module("tokenize_pipeline.seqio_support")
+    return seqio_support.load_seqio(f"seqio:{argument}", folder)
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:

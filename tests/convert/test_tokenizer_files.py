@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from soda_jax.convert.tokenizer_files import PROBES, audio_characters, tokenizer_files
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance, View, render
-from soda_jax.tokens.seqio_text import SeqioTokenizer
 from soda_jax.tokens.text import ByteTokenizer, JsonTokenizer, make_layout
 from soda_jax.tokens.vocabulary import MARKERS
+from tokenize_pipeline.seqio_support import SeqioTokenizer
 
 KINDS = ("bytes", "trained", "llama_like", "qwen_like")
 SIZES = (40, 7, 19)

@@ -223,7 +223,11 @@ def main() -> None:
             old.unlink()
     for name in names:
         write_atomic(CONFIGS / f"{name}.txt", flat(load(name)))
-    tables = ((SIZES, sizes_table()), (SETTINGS, settings_table()), (ARCHITECTURE, import_diagram()))
+    tables = (
+        (SIZES, sizes_table()),
+        (SETTINGS, settings_table()),
+        (ARCHITECTURE, import_diagram()),
+    )
     for page, table in tables:
         write_atomic(page, with_table(page.read_text("utf-8"), table))
     curve = {

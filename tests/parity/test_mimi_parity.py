@@ -15,7 +15,7 @@ from mimi_torch import SMALL, make_model  # noqa: E402, needs torch
 from soda_jax.codecs.audio import read_audio  # noqa: E402
 from soda_jax.codecs.mimi import MimiCodec  # noqa: E402
 from soda_jax.codecs.mimi.streaming import StreamingEncoder  # noqa: E402
-from tokenize_pipeline.synthetic import synthesise  # noqa: E402
+from tokenize_pipeline.synthetic import synthesize  # noqa: E402
 
 CODEBOOKS = 8
 
@@ -34,7 +34,7 @@ class Pair:
 
 def spoken(count: int, folder: Path) -> list[np.ndarray]:
     """Spoken numbers and dates by hibari-tts, 24 kHz, zero-padded to whole frames."""
-    synthesise(folder, "numbers", count, 0)
+    synthesize(folder, "numbers", count, 0)
     files = sorted((folder / "audio").glob("*.wav"))[:count]
     clips = [read_audio(file, 24_000) for file in files]
     return [np.pad(clip, (0, -len(clip) % HOP)) for clip in clips]

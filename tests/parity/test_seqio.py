@@ -17,7 +17,7 @@ from soda_jax.data.splitting import split_document  # noqa: E402
 from soda_jax.errors import UserError  # noqa: E402
 from soda_jax.tokens.documents import Utterance  # noqa: E402
 from soda_jax.tokens.text import load_tokenizer, make_layout  # noqa: E402
-from tokenize_pipeline import seqio_tasks  # noqa: E402
+from tokenize_pipeline import seqio_support  # noqa: E402
 from tokenize_pipeline.retext import retext  # noqa: E402
 
 TEXTS = ["hello there", "a é語😀 b", "<s>one</s> two <pad><unk>", "say <|audio_start|> now", "x"]
@@ -69,7 +69,7 @@ def config(tmp_path_factory):
 @pytest.fixture
 def mixture(config):
     """A registered mixture, taken off the registries afterwards."""
-    yield seqio_tasks.register(config, "toy")
+    yield seqio_support.register(config, "toy")
     seqio.MixtureRegistry.reset()
     seqio.TaskRegistry.reset()
 
@@ -105,7 +105,7 @@ def test_documents_are_token_for_token_those_of_our_own_reading(config, mixture,
     assert set(task.splits) == ({"train"} if name == "text" else {"train", "validation"})
 
 
-def test_rates_are_the_normalised_weights(config, mixture):
+def test_rates_are_the_normalized_weights(config, mixture):
     dataset = make_dataset(config)
     assert {t.name for t in mixture.tasks} == {f"toy.{name}" for name in dataset.source_names}
     for name, weight in dataset.weights.items():
@@ -164,10 +164,10 @@ def test_excluded_documents_are_left_out_and_a_name_is_taken_once(config, tmp_pa
     denied = {**config["sources"]["speech"], "exclude_documents": str(tmp_path / "denied.txt")}
     fewer = {**config, "sources": {"speech": denied}}
     try:
-        mixture = seqio_tasks.register(fewer, "fewer")
+        mixture = seqio_support.register(fewer, "fewer")
         assert len(examples(mixture.tasks[0], split="train")) == 2 * 9
         with pytest.raises(UserError, match="has a mixture 'fewer' already"):
-            seqio_tasks.register(config, "fewer")
+            seqio_support.register(config, "fewer")
     finally:
         seqio.MixtureRegistry.reset()
         seqio.TaskRegistry.reset()

@@ -11,14 +11,14 @@ from pipeline_toys import RATE, ToyCodec, documents_of, quarantine_of, write_tar
 from soda_jax.codecs.audio import read_audio
 from soda_jax.errors import UserError
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
 
 def run(source: Path | str, output: Path, **changed):
     given = {"codec": "toy", "validation_fraction": 0.0, "shards": 2, **changed}
-    return tokenize(Options(str(source), str(output), **given))
+    return tokenize(TokenizeOptions(str(source), str(output), **given))
 
 
 def codes(clip: np.ndarray) -> np.ndarray:

@@ -11,14 +11,14 @@ from pipeline_toys import RATE, ToyCodec, documents_of, quarantine_of, tree
 from soda_jax.codecs.audio import read_audio
 from soda_jax.errors import UserError
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
 
 def run(source, output, **changed):
     given = {"codec": "toy", "validation_fraction": 0.0, "shards": 2, **changed}
-    return tokenize(Options(str(source), str(output), **given))
+    return tokenize(TokenizeOptions(str(source), str(output), **given))
 
 
 def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_path):

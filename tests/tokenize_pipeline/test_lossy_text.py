@@ -13,7 +13,7 @@ from soda_jax.commands import tokenize as tokenize_command
 from soda_jax.data.manifest import Manifest
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
@@ -49,8 +49,8 @@ def make_corpus(folder: Path, texts: list[str]) -> str:
     return write_manifest(folder / "m.jsonl", rows)
 
 
-def options(source: str, data: Path, **given) -> Options:
-    return Options(source, str(data), codec="toy", validation_fraction=0.0, **given)
+def options(source: str, data: Path, **given) -> TokenizeOptions:
+    return TokenizeOptions(source, str(data), codec="toy", validation_fraction=0.0, **given)
 
 
 @pytest.mark.parametrize("settings", [{}, {"unk_token": "<unk>"}, {"unk_token": "<absent>"}])
@@ -85,7 +85,9 @@ def test_a_normalizer_is_accepted_and_its_spelling_is_shown(tmp_path, capsys):
     words = [f"--input={source}", f"--output={tmp_path}/data", "--codec=toy"]
     words += [f"--tokenizer={tokenizer}", "--validation_fraction=0"]
     assert tokenize_command.run(parser.parse_args(words)) == 0
-    line = "the tokenizer reads 2 of the first 3 texts back in another spelling: 'One Two' as 'one two'"
+    line = (
+        "the tokenizer decodes 2 of the first 3 texts with another spelling: 'One Two' as 'one two'"
+    )
     assert line in capsys.readouterr().out
     texts = [utterances[0].text for utterances in documents_of(tmp_path / "data").values()]
     assert texts == ["One Two", "one two", "NO"]  # stored as they were

@@ -1,5 +1,7 @@
 """`soda tokenize` with Mimi: from sound files to codes, on one device and on many, in one process and two."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from soda_jax.codecs.mimi.codec import MimiCodec
 from soda_jax.data.manifest import Manifest
 from tokenize_pipeline import encoding, worker
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 SPEC = f"mimi:{FIXTURE}"
 
@@ -36,7 +38,7 @@ def corpus(tmp_path: Path) -> str:
 def run(corpus: str, output: Path, **changed) -> None:
     given = {"codec": SPEC, "validation_fraction": 0.0, "shards": 2, "max_bad_fraction": 0.5}
     worker.load_codec_once.cache_clear()
-    tokenize(Options(corpus, str(output), **{**given, **changed}))
+    tokenize(TokenizeOptions(corpus, str(output), **{**given, **changed}))
 
 
 def test_codes_are_those_of_each_clip(tmp_path, corpus, monkeypatch):
@@ -74,9 +76,17 @@ def test_a_codec_of_many_clips_is_given_many_and_reads_ahead(tmp_path, corpus, m
 
 
 def test_two_processes_write_the_bytes_of_one(tmp_path, corpus, monkeypatch):
-    # Workers see one device: here there are eight, and a batch of eight is another computation.
+    # Not eight devices as in this process: another batch size on each device is another computation.
     monkeypatch.setenv("XLA_FLAGS", "")
     for name, workers in (("one", 1), ("two", 2)):
-        many = ("--direct_running_mode=multi_processing", f"--direct_num_workers={workers}")
-        run(corpus, tmp_path / name, beam_options=many)
+        command = [
+            "tokenize",
+            f"--input={corpus}",
+            f"--output={tmp_path / name}",
+            f"--codec={SPEC}",
+        ]
+        command += ["--validation_fraction=0", "--shards=2", "--max_bad_fraction=0.5"]
+        subprocess.run(
+            [sys.executable, "-m", "soda_jax.cli", *command, f"--workers={workers}"], check=True
+        )
     assert tree(tmp_path / "one") == tree(tmp_path / "two")

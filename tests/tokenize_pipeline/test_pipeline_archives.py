@@ -22,14 +22,14 @@ from pipeline_toys import (
 
 from tokenize_pipeline import encoding, worker
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
 
 
 def run(source: str, output: Path, **changed):
     given = {"codec": "toy", "validation_fraction": 0.0, "shards": 3, **changed}
-    return tokenize(Options(source, str(output), **given))
+    return tokenize(TokenizeOptions(source, str(output), **given))
 
 
 def pack(corpus: Path, suffix: str) -> str:

@@ -27,7 +27,7 @@ from soda_jax.tokens.text import load_tokenizer
 from tokenize_pipeline import worker
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.quarantine import REASONS
 
 pytestmark = pytest.mark.usefixtures("toy_codec")
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("toy_codec")
 
 def run(source: str, output: Path, **changed):
     given = {"codec": "toy", "validation_fraction": 0.0, "shards": 3, **changed}
-    return tokenize(Options(source, str(output), **given))
+    return tokenize(TokenizeOptions(source, str(output), **given))
 
 
 def test_codes_and_texts_are_those_of_each_clip_alone(tmp_path):
@@ -307,9 +307,9 @@ def test_an_append_of_which_nothing_is_usable_leaves_the_data_set_as_it_was(tmp_
         assert tree(data) == files
         summary = run(given, data, append=True, max_bad_fraction=1.0)
         assert (summary.state, summary.bad) == ("nothing to add", {"missing": 1})
-        assert "bad inputs, passed over: 1 missing" in summary.describe("data")
+        assert "bad inputs, skipped: 1 missing" in summary.describe("data")
         assert tree(data) == files
-    # A mended input is then taken like any new one.
+    # A fixed input is then taken like any new one.
     soundfile.write(tmp_path / "corpus/absent.wav", hum(0.5), RATE)
     assert run(source, data, append=True).manifest.generation == 1
     assert list(documents_of(data)) == ["d0", "d1", "bad"]
@@ -348,7 +348,8 @@ def test_the_bytes_do_not_depend_on_where_corpus_and_data_set_lie(tmp_path):
     assert tree(tmp_path / "data") == tree(tmp_path / "elsewhere/data")
 
 
-def test_any_runner_of_beam_gives_the_same_bytes(tmp_path):
+def test_a_runner_of_beam_gives_the_same_bytes(tmp_path):
+    pytest.importorskip("apache_beam")
     source = make_corpus(tmp_path / "corpus")
     run(source, tmp_path / "one")
     run(source, tmp_path / "two", runner="BundleBasedDirectRunner")
@@ -385,9 +386,19 @@ def test_invariant_8_a_damaged_or_foreign_shard_is_done_again(tmp_path, damage):
         ({"data_root": "/nowhere/at/all"}, "--data_root=.* is not a folder"),
         ({"validation_fraction": 1.5}, "between 0 and 1"),
         ({"shards": -1}, "must not be negative"),
-        ({"runner": "NoSuchRunner"}, "--runner=NoSuchRunner is no runner"),
-        ({"beam_options": ("--direct_num_wrokers=2",)}, "--direct_num_workers meant"),
-        ({"beam_options": ("--max_bad_fractoin=1",)}, "--max_bad_fraction meant"),
+        ({"workers": -1}, "--workers=-1 must not be negative"),
+        ({"workers": 2, "runner": "dask"}, "--workers=2 is for this machine"),
+        ({"beam_options": ("--direct_num_workers=2",)}, "options of Beam need --runner"),
+        ({"beam_options": ("--max_bad_fractoin=1",)}, "did you mean --max_bad_fraction?"),
+        ({"runner": "NoSuchRunner"}, "--runner=NoSuchRunner is neither dask nor a runner"),
+        (
+            {"runner": "FlinkRunner", "beam_options": ("--flink_mastre=x",)},
+            "did you mean --flink_master?",
+        ),
+        (
+            {"runner": "FlinkRunner", "beam_options": ("--max_bad_fractoin=1",)},
+            "did you mean --max_bad_fraction?",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line_and_write_nothing(tmp_path, changed, message):
@@ -401,13 +412,13 @@ def test_an_output_that_is_a_url_is_refused_and_makes_no_folder_of_that_name(tmp
     source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is a URL: soda tokenize writes a local folder"):
-        tokenize(Options(source, "gs://bucket/data", codec="toy"))
+        tokenize(TokenizeOptions(source, "gs://bucket/data", codec="toy"))
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
     source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         run(source, tmp_path / "corpus")
-    with pytest.raises(UserError, match="names no file"):
+    with pytest.raises(UserError, match="matches no file"):
         run(str(tmp_path / "absent*.jsonl"), tmp_path / "data")

@@ -9,20 +9,20 @@ import pytest
 from pipeline_toys import make_corpus, quarantine_of, tree
 
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 # For n = 0, 1, 2 …: a child process kills itself in place of (or just after) its n-th rename, another
-# one goes on to the end. Given a finished data set, they append to copies of it. Beam is imported
+# one goes on to the end. Given a finished data set, they append to copies of it. Modules are imported
 # once and no thread runs when a child is forked.
 KILL_AT_EVERY_RENAME = """
 import os, shutil, signal, sys
 from pipeline_toys import ToyCodec
-from tokenize_pipeline import beam_graph, worker
+from tokenize_pipeline import worker
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 
 worker.load_codec = lambda spec: ToyCodec()
 source, folder, *base = sys.argv[1:]
@@ -42,7 +42,7 @@ def child(output, fatal):
     if not pid:
         os.replace = replace
         given = dict(codec="toy", shards=3, validation_fraction=0.3, max_bad_fraction=0.3)
-        tokenize(Options(source, output, **given, append=bool(base)))
+        tokenize(TokenizeOptions(source, output, **given, append=bool(base)))
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
@@ -73,7 +73,7 @@ def test_invariant_8_a_job_killed_at_any_rename_ends_with_the_same_bytes(
     if append:
         base = str(tmp_path / "base")
         source = make_corpus(tmp_path / "corpus", documents=2, utterances=2)
-        tokenize(Options(source, base, codec="toy", shards=1))
+        tokenize(TokenizeOptions(source, base, codec="toy", shards=1))
         arguments.append(base)
     source = make_corpus(tmp_path / "corpus", utterances=2)
     with open(source, "a") as file:

@@ -13,7 +13,7 @@ from soda_jax.data.shards import document_hash
 from soda_jax.errors import UserError
 from tokenize_pipeline import planner
 from tokenize_pipeline.plan import Plan, ShardPlan, read_documents, split_of
-from tokenize_pipeline.planner import Runs, cut, make_plan, shard_count, speech_weight
+from tokenize_pipeline.planner import Runs, assign_shards, make_plan, shard_count, speech_weight
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource, manifest
 from tokenize_pipeline.tar_stream import is_compressed
 
@@ -78,7 +78,7 @@ PINNED = [int(n) for n in ["7", "19", "20", "21"]]
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=60), st.integers(1, 12))
 def test_runs_of_documents_differ_by_no_more_than_one_document(weights, shards):
-    places = [place for place, _ in cut(weights, shards, [True] * len(weights))]
+    places = [place for place, _ in assign_shards(weights, shards, [True] * len(weights))]
     assert places == sorted(places)
     assert places[0] >= 0 and places[-1] < shards
     sums = np.bincount(places, weights, minlength=shards)
@@ -106,7 +106,7 @@ def test_no_compressed_archive_is_spread_over_two_shards(documents, shards):
         runs.add(DocumentSource(str(number), (*sounds, UtteranceSource("t", "e.tgz"))))
     weights = [weight for weight, _ in documents]
     starts = runs.starts()
-    placed = list(cut(weights, shards, starts))
+    placed = list(assign_shards(weights, shards, starts))
     assert [weight for _, weight in placed] == weights
     places = [place for place, _ in placed]
     assert places == sorted(places) and places[-1] < shards
@@ -199,8 +199,8 @@ def test_an_edited_plan_is_refused(tmp_path):
 
 
 def test_large_inputs_are_known_by_size_and_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(planner, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(planner, "PART_BYTES", 10)
+    monkeypatch.setattr(planner, "FULL_DIGEST_BYTES", 1000)
+    monkeypatch.setattr(planner, "DIGEST_PART_BYTES", 10)
     file = tmp_path / "archive.tar"
 
     def described(content: bytes) -> dict:

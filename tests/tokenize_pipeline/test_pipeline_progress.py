@@ -4,9 +4,9 @@ import pytest
 from pipeline_toys import make_corpus
 
 from tokenize_pipeline import encoding, job, worker
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.results import note_progress, read_progress
+from tokenize_pipeline.results import read_progress, write_progress
 
 SHARD = ShardPlan("train", 0, 4, 4, 100.0, "")
 
@@ -23,14 +23,14 @@ def test_a_worker_notes_each_batch_and_nothing_stays(tmp_path, toy_codec, monkey
     noted = []
 
     def spy(folder, shard, part):
-        note_progress(folder, shard, part)
+        write_progress(folder, shard, part)
         noted.append((part, read_progress(folder, shard)))
 
-    monkeypatch.setattr(worker, "note_progress", spy)
-    monkeypatch.setattr(worker, "_NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "write_progress", spy)
+    monkeypatch.setattr(worker, "_PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(encoding, "BATCH_CLIPS", 2)
     source = make_corpus(tmp_path / "corpus")
-    options = Options(
+    options = TokenizeOptions(
         source, str(tmp_path / "data"), codec="toy", validation_fraction=0.0, shards=1
     )
     job.tokenize(options)
@@ -44,16 +44,16 @@ def test_a_worker_notes_each_batch_and_nothing_stays(tmp_path, toy_codec, monkey
 
 def test_the_bar_moves_within_a_shard_and_never_back(tmp_path):
     bar = Bar()
-    look = job._looker(tmp_path, [SHARD], bar)
+    look = job._progress_reader(tmp_path, [SHARD], bar)
     for part in (0.25, 0.5, 0.1, 7.0):
-        note_progress(tmp_path, SHARD, part)
+        write_progress(tmp_path, SHARD, part)
         look()
     assert bar.amounts == [25, 25, 0, 50]
 
 
 def test_a_torn_note_counts_as_none(tmp_path):
     assert read_progress(tmp_path, SHARD) == 0.0
-    note_progress(tmp_path, SHARD, 0.5)
+    write_progress(tmp_path, SHARD, 0.5)
     (path,) = tmp_path.rglob("*.progress")
     path.write_text("0.5x")
     assert read_progress(tmp_path, SHARD) == 0.0

@@ -94,15 +94,17 @@ def test_rows_without_a_source_or_a_text_are_rejected_and_the_others_stay(tmp_pa
     assert len(items) - len(bad) == 2
 
 
-def test_a_missing_or_still_compressed_common_voice_is_an_error_with_its_mend(tmp_path):
+def test_a_missing_or_still_compressed_common_voice_is_an_error_with_its_fix(tmp_path):
     path = corpus.write_cvss(tmp_path, SPLITS, rate=8000) / "train.tsv"
-    with pytest.raises(UserError, match=r"de/validated\.tsv is missing.*Common Voice release 4"):
+    with pytest.raises(
+        UserError, match=r"de/validated\.tsv and .*are missing.*Common Voice release 4"
+    ):
         list(cvss_t.read([path]))
     packed = corpus.write_common_voice(tmp_path, EVERY, archive=".tar.gz", rate=8000)
     with pytest.raises(UserError, match=r"de\.tar\.gz: .* run gunzip"):
         list(cvss_t.read([path]))
     write_tar(packed.with_suffix(""), {"clips/x.mp3": b"x"})
-    with pytest.raises(UserError, match=r"de\.tar holds no validated\.tsv"):
+    with pytest.raises(UserError, match=r"de\.tar has no validated\.tsv"):
         list(cvss_t.read([path]))
     table = tmp_path / "cv-corpus-4-2019-12-10/de/validated.tsv"
     table.parent.mkdir()
@@ -116,5 +118,5 @@ def test_other_inputs_are_an_error_that_names_them(tmp_path):
         with pytest.raises(UserError, match=f"{name} is neither"):
             list(cvss_t.read([tmp_path / name]))
     path = write_tar(tmp_path / "cvss_t_de_en_v1.0.tar.gz", {"dev.tsv": b""})
-    with pytest.raises(UserError, match=r"holds no train\.tsv"):
+    with pytest.raises(UserError, match=r"has no train\.tsv"):
         list(cvss_t.read([path]))

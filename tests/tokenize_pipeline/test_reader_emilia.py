@@ -161,7 +161,7 @@ def test_an_archive_cut_short_is_an_error_that_names_it(tmp_path, place):
         "end mark": last.offset_data + 512 * -(-last.size // 512),
     }
     path.write_bytes(path.read_bytes()[: keep[place]])
-    with pytest.raises(UserError, match=r"EN-B000000\.tar: .*fetch (it|the archive) again"):
+    with pytest.raises(UserError, match=r"EN-B000000\.tar: .*download (it|the archive) again"):
         list(emilia.read([path]))
 
 
@@ -172,7 +172,9 @@ def test_an_archive_with_a_damaged_header_or_of_another_kind_is_an_error(tmp_pat
     content = bytearray(path.read_bytes())
     content[header + 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"EN-B000000\.tar: .*header .* is damaged; fetch it again"):
+    with pytest.raises(
+        UserError, match=r"EN-B000000\.tar: .*header .* is damaged; download it again"
+    ):
         list(emilia.read([path]))
-    with pytest.raises(UserError, match=r"is no \.tar file"):
+    with pytest.raises(UserError, match=r"is not a \.tar file"):
         list(emilia.read([path.rename(path.with_suffix(".zip"))]))

@@ -120,7 +120,7 @@ def test_missing_or_unsorted_metadata_is_an_error_that_says_what_to_do(tmp_path)
     transcripts, segments = folder / "transcripts.txt", folder / "segments.txt"
     lines = segments.read_text().splitlines(keepends=True)
     segments.write_text("".join(reversed(lines)))
-    with pytest.raises(UserError, match=r"same books in one order, at 4800_10003: sort both"):
+    with pytest.raises(UserError, match=r"same books in the same order, at 4800_10003: sort both"):
         read(transcripts)
     mixed = "".join([lines[4], *lines[:4], lines[5]])
     segments.write_text(mixed)
@@ -133,5 +133,5 @@ def test_missing_or_unsorted_metadata_is_an_error_that_says_what_to_do(tmp_path)
     with pytest.raises(UserError, match="is neither"):
         read(folder / "handles.txt")
     path = write_tar(tmp_path / "a.tar", {"mls_german/train/transcripts.txt": b"1_2_3\tt\n"})
-    with pytest.raises(UserError, match=r"a\.tar holds no train/segments\.txt"):
+    with pytest.raises(UserError, match=r"a\.tar has no train/segments\.txt"):
         read(path)

@@ -61,5 +61,5 @@ def test_other_inputs_are_an_error_that_names_them(tmp_path):
     with pytest.raises(UserError, match=r"meta\.txt is neither"):
         list(seed_tts_eval.read([tmp_path / "meta.txt"]))
     path = write_tar(tmp_path / "a.tar", {"seedtts_testset/zh/meta.lst": b""})
-    with pytest.raises(UserError, match=r"a\.tar holds no en/meta\.lst"):
+    with pytest.raises(UserError, match=r"a\.tar has no en/meta\.lst"):
         list(seed_tts_eval.read([path]))

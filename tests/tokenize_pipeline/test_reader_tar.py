@@ -26,18 +26,18 @@ def test_a_cut_archive_is_an_error_that_names_it(tmp_path, name):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     found = []
-    with pytest.raises(UserError, match=rf"{name}: the archive .*leave it out of --input"):
+    with pytest.raises(UserError, match=rf"{name}: the .*archive .*leave it out of --input"):
         for member in members(path):
             found.append(member)
     assert found[0] == ("a/x.json", 8, None)
 
 
 def test_what_is_no_archive_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(UserError, match=r"no\.tar: there is no such archive"):
+    with pytest.raises(UserError, match=r"no\.tar: no such archive"):
         list(members(tmp_path / "no.tar"))
     for name, content in (("a.tar", b"sound " * 200), ("b.tar.gz", b"sound"), ("c.tar", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.*fetch it again"):
+        with pytest.raises(UserError, match=f"{name}.*download it again"):
             list(members(tmp_path / name))
 
 

@@ -101,7 +101,7 @@ def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path):
         read(tmp_path / "absent.parquet")
 
 
-def test_damage_within_a_parquet_file_is_an_error_behind_the_rows_before_it(tmp_path):
+def test_damage_within_a_parquet_file_is_an_error_after_the_rows_before_it(tmp_path):
     path = fineweb.write_corpus(tmp_path, PAGES)
     row_group = parquet.ParquetFile(path).metadata.row_group(1).column(0)
     content = bytearray(path.read_bytes())
@@ -110,7 +110,7 @@ def test_damage_within_a_parquet_file_is_an_error_behind_the_rows_before_it(tmp_
     path.write_bytes(content)
     documents = text.read([path])
     assert [d.id for d in itertools.islice(documents, 64)] == [name for name, _ in PAGES[:64]]
-    with pytest.raises(UserError, match="cannot be read as Parquet behind row"):
+    with pytest.raises(UserError, match="cannot be read as Parquet after row"):
         list(documents)
 
 

@@ -70,7 +70,7 @@ def test_a_caption_that_ends_before_it_begins_is_handed_on_to_be_judged(tmp_path
         ("a video", "not an object"),
         ({"text": {}}, "'audio_id' is missing"),
         ({"audio_id": "v", "text": ["a"]}, "'text' of video v is list"),
-        ({"audio_id": "v", "text": {"v-00000-1": "a"}}, "names no times"),
+        ({"audio_id": "v", "text": {"v-00000-1": "a"}}, "has no times"),
         ({"audio_id": "v", "text": {"v-00000-00000000-00000100": None}}, "caption is None"),
     ],
 )
@@ -109,5 +109,5 @@ def test_a_missing_archive_is_an_error_that_names_it(tmp_path):
 def test_a_file_that_is_no_list_of_videos_is_an_error_that_names_it(tmp_path, content):
     path = two_videos(tmp_path)
     path.write_text(content)
-    with pytest.raises(UserError, match=r"text/00000000\.json (cannot be read|is no list)"):
+    with pytest.raises(UserError, match=r"text/00000000\.json (cannot be read|is not a list)"):
         list(yodas2.read([path]))

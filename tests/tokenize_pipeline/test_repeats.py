@@ -12,7 +12,7 @@ from soda_jax.data.manifest import Manifest
 from tokenize_pipeline.dry_run import dry_run
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import Plan, read_documents
 from tokenize_pipeline.planner import make_plan, speech_weight
 from tokenize_pipeline.quarantine import read_rows
@@ -24,7 +24,7 @@ CLIP = hum(0.3)
 
 def options(source, output, **changed):
     given = {"codec": "toy", "validation_fraction": 0.0, "shards": 2, **changed}
-    return Options(str(source), str(output), **given)
+    return TokenizeOptions(str(source), str(output), **given)
 
 
 def planned(folder, format_name, inputs, kind="speech") -> tuple[list[str], list, Plan]:

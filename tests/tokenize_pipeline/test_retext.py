@@ -19,7 +19,7 @@ from soda_jax.errors import UserError
 from soda_jax.tokens.text import load_tokenizer, train_bpe
 from tokenize_pipeline import retext as retext_module
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.retext import retext
 from tokenize_pipeline.verify import verify
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("toy_codec")
 def dataset(tmp_path) -> Path:
     source = make_corpus(tmp_path / "corpus")
     given = {"codec": "toy", "validation_fraction": 0.3, "shards": 2}
-    tokenize(Options(source, str(tmp_path / "data"), **given))
+    tokenize(TokenizeOptions(source, str(tmp_path / "data"), **given))
     return tmp_path / "data"
 
 
@@ -71,7 +71,9 @@ def test_retext_cuts_long_documents_anew_and_keeps_every_token(tmp_path, bpe):
     long = " ".join(f"hum {n}" for n in range(4000))
     source = write_manifest(tmp_path / "t.jsonl", [{"text": long, "id": "long"}])
     data = tmp_path / "data"
-    tokenize(Options(source, str(data), format="text", codec="toy", validation_fraction=0.0))
+    tokenize(
+        TokenizeOptions(source, str(data), format="text", codec="toy", validation_fraction=0.0)
+    )
     new = retext(data, bpe, tmp_path / "new")
     assert new.totals("train")["records"] < Manifest.load(data).totals("train")["records"]
     assert documents_of(tmp_path / "new")["long"][0].text == long
@@ -106,9 +108,9 @@ def test_invariant_8_retext_quarantines_what_the_tokenizer_cannot_represent(
     with open(source, "a") as file:
         file.write(json.dumps(row) + "\n" + json.dumps(bad) + "\n")
     given = {"codec": "toy", "validation_fraction": 0.3, "shards": 2, "max_bad_fraction": 0.9}
-    tokenize(Options(source, str(tmp_path / "data"), **given))
+    tokenize(TokenizeOptions(source, str(tmp_path / "data"), **given))
     direct = {**given, "tokenizer": str(words)}
-    tokenize(Options(source, str(tmp_path / "direct"), **direct))
+    tokenize(TokenizeOptions(source, str(tmp_path / "direct"), **direct))
 
     options = [f"{tmp_path}/data", f"--tokenizer={words}", f"--output={tmp_path}/new"]
     assert command(retext_command, *options) == 1
@@ -144,7 +146,7 @@ def test_retext_to_a_tokenizer_without_any_of_the_texts_fails_whatever_share_is_
     (words / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"18 of 18 utterances .*; choose another tokenizer$"):
         retext(dataset, words, tmp_path / "new", max_bad_fraction=1.0)
-    with pytest.raises(UserError, match="max_bad_fraction=-1 must be from 0 to 1"):
+    with pytest.raises(UserError, match="max_bad_fraction=-1 must be between 0 and 1"):
         retext(dataset, words, tmp_path / "new", max_bad_fraction=-1)
 
 
@@ -154,7 +156,7 @@ def test_what_retext_quarantined_can_be_appended_again_with_its_text_corrected(
     retext(dataset, words, tmp_path / "new", max_bad_fraction=0.5)
     rows = [{"audio": "clips/3-0.wav", "text": "hum 1 1", "document": "d3"}]
     more = write_manifest(tmp_path / "corpus/more.jsonl", rows)
-    summary = tokenize(Options(more, str(tmp_path / "new"), codec="toy", append=True))
+    summary = tokenize(TokenizeOptions(more, str(tmp_path / "new"), codec="toy", append=True))
     assert summary.state == "finished" and summary.manifest.quarantined == {"not_in_tokenizer": 9}
     found = {**documents_of(tmp_path / "new"), **documents_of(tmp_path / "new", "validation")}
     assert sorted(found) == ["d0", "d1", "d2", "d3"]
@@ -185,7 +187,7 @@ def test_a_retexted_data_set_can_be_appended_to(dataset, bpe, tmp_path):
     retext(dataset, bpe, tmp_path / "new")
     more = make_corpus(tmp_path / "corpus", documents=8)
     given = {"codec": "toy", "validation_fraction": 0.3, "shards": 2, "append": True}
-    summary = tokenize(Options(more, str(tmp_path / "new"), **given))
+    summary = tokenize(TokenizeOptions(more, str(tmp_path / "new"), **given))
     assert summary.counts["already_in_dataset"] == 6
     found = {**documents_of(tmp_path / "new"), **documents_of(tmp_path / "new", "validation")}
     assert sorted(found) == [f"d{n}" for n in range(8)]
@@ -194,7 +196,7 @@ def test_a_retexted_data_set_can_be_appended_to(dataset, bpe, tmp_path):
 def test_retext_refuses_folders_that_are_not_its_own(dataset, tmp_path):
     with pytest.raises(UserError, match="is a finished data set"):
         retext(dataset, "bytes", dataset)
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         retext(dataset, "bytes", tmp_path)
     with pytest.raises(UserError, match="cannot read the manifest"):
         retext(tmp_path / "absent", "bytes", tmp_path / "new")

@@ -226,9 +226,9 @@ def read(name, folder, rows, **options):
     path = write(folder, rows, variant, **options)
     admission = Admission(find_reader(reader), [path], frozenset())
     found, texts = [], []
-    first = [i for i in admission.first_reading(Counter()) if not isinstance(i, DocumentSource)]
+    first = [i for i in admission.first_pass(Counter()) if not isinstance(i, DocumentSource)]
     found += [(item.reason, item.message, item.where) for item in first]
-    for item in admission.second_reading(Counter()):
+    for item in admission.second_pass(Counter()):
         if not isinstance(item, DocumentSource):
             found.append((item.reason, item.message, item.where))
             continue

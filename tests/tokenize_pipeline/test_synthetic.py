@@ -69,11 +69,11 @@ def test_seeds_and_tasks_give_other_texts_and_other_document_ids():
 
 def test_a_corpus_is_made_again_to_the_byte_and_an_interrupted_one_goes_on(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    synthetic.synthesise(one, "demo", 6, 5, seed=7)
-    synthetic.synthesise(two, "demo", 3, 5, seed=7)
+    synthetic.synthesize(one, "demo", 6, 5, seed=7)
+    synthetic.synthesize(two, "demo", 3, 5, seed=7)
     kept = (two / "audio/000001.wav").stat().st_mtime_ns
     (two / "audio/000002.wav").unlink()
-    manifest = synthetic.synthesise(two, "demo", 6, 5, seed=7)
+    manifest = synthetic.synthesize(two, "demo", 6, 5, seed=7)
     assert digest(one) == digest(two)
     assert (two / "audio/000001.wav").stat().st_mtime_ns == kept
     listed = rows(manifest)
@@ -89,14 +89,14 @@ def test_a_corpus_is_made_again_to_the_byte_and_an_interrupted_one_goes_on(tmp_p
 
 
 def test_a_folder_with_another_corpus_is_not_mixed_into(tmp_path):
-    synthetic.synthesise(tmp_path / "a", "demo", 1, 1)
+    synthetic.synthesize(tmp_path / "a", "demo", 1, 1)
     before = digest(tmp_path / "a")
     for task, seed in (("numbers", 0), ("demo", 1)):
         with pytest.raises(UserError, match="choose another --output"):
-            synthetic.synthesise(tmp_path / "a", task, 1, 1, seed)
+            synthetic.synthesize(tmp_path / "a", task, 1, 1, seed)
     (tmp_path / "b" / "audio").mkdir(parents=True)
     with pytest.raises(UserError, match="choose another --output"):
-        synthetic.synthesise(tmp_path / "b", "demo", 1, 1)
+        synthetic.synthesize(tmp_path / "b", "demo", 1, 1)
     assert digest(tmp_path / "a") == before
 
 

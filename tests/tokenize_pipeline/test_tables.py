@@ -162,5 +162,5 @@ def test_what_macos_adds_to_folders_is_no_input(tmp_path):
         (tmp_path / name).write_text("")
     assert find_inputs(f"{tmp_path}/*") == [tmp_path / "a.jsonl"]
     assert find_inputs(f"{tmp_path}/*[a-z]") == [tmp_path / "a.jsonl"]
-    with pytest.raises(UserError, match="names no file"):
+    with pytest.raises(UserError, match="matches no file"):
         find_inputs(f"{tmp_path}/._*")

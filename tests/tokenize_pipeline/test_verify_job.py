@@ -15,7 +15,7 @@ from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.errors import UserError
 from tokenize_pipeline import worker
 from tokenize_pipeline.job import tokenize
-from tokenize_pipeline.options import Options
+from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.retext import retext
 from tokenize_pipeline.verify import verify
 
@@ -25,7 +25,7 @@ def data(tmp_path, toy_codec) -> Path:
     """A data set of three generations with both splits."""
     for documents in (4, 6, 8):
         source = make_corpus(tmp_path / "corpus", documents=documents)
-        options = Options(
+        options = TokenizeOptions(
             source,
             str(tmp_path / "data"),
             codec="toy:here",
@@ -46,7 +46,7 @@ def test_what_a_job_writes_has_no_fault(data, tmp_path, capsys):
     assert main(["tokenize", "--verify", f"--output={data}"]) == 0
     assert capsys.readouterr().out == f"# {data}: no fault\n"
     text = write_manifest(tmp_path / "t.jsonl", [{"text": "one two"}, {"text": "three " * 9000}])
-    tokenize(Options(text, str(tmp_path / "text"), format="text", validation_fraction=0.0))
+    tokenize(TokenizeOptions(text, str(tmp_path / "text"), format="text", validation_fraction=0.0))
     retext(data, "bytes", tmp_path / "again")
     for folder in (tmp_path / "text", tmp_path / "again"):
         assert list(verify(folder)) == []
@@ -101,7 +101,9 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     source = make_corpus(tmp_path / "corpus")
     noise = np.random.default_rng(0).normal(0, 0.1, 60_000).astype(np.float32)
     MelCodec.fit([noise], MelSettings(codebook_sizes=(8, 8))).save(tmp_path / "codec")
-    options = Options(source, str(tmp_path / "data"), codec=f"mel:{tmp_path / 'codec'}", shards=1)
+    options = TokenizeOptions(
+        source, str(tmp_path / "data"), codec=f"mel:{tmp_path / 'codec'}", shards=1
+    )
     worker.load_codec_once.cache_clear()
     tokenize(options)
     assert list(verify(tmp_path / "data")) == []
@@ -128,7 +130,7 @@ def flip(path: Path, place: int = 40) -> bytes:
 def append(data: Path, tmp_path: Path, **changes) -> None:
     source = make_corpus(tmp_path / "corpus", documents=9)
     options = {"codec": "toy:here", "validation_fraction": 0.3, "shards": 2, **changes}
-    tokenize(Options(source, str(data), append=True, **options))
+    tokenize(TokenizeOptions(source, str(data), append=True, **options))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_append_and_retext_refuse_what_they_rely_on_when_it_is_damaged(data, tmp
         rows = [{"audio": "clips/8-0.wav", "text": "x"}, {"audio": "clips/0-0.wav", "text": "y"}]
         bad = write_manifest(tmp_path / "corpus/bad.jsonl", rows)
         tokenize(
-            Options(bad, str(data), codec="toy:here", validation_fraction=0.3, shards=2,
+            TokenizeOptions(bad, str(data), codec="toy:here", validation_fraction=0.3, shards=2,
                     append=True, max_bad_fraction=0.6)
         )  # fmt: skip
     path = next(data.glob("train/*.npz")) if name == "INDEX" else data / name
@@ -169,7 +171,7 @@ def test_retext_copies_no_damaged_codec(data, tmp_path):
 def test_a_resumed_job_relies_on_no_damaged_file(tmp_path, toy_codec, name):
     source = Path(make_corpus(tmp_path / "corpus"))
     source.write_text(source.read_text() + "{ no row\n")
-    options = Options(
+    options = TokenizeOptions(
         str(source), str(tmp_path / "data"), codec="toy:here", shards=2, max_bad_fraction=0.5
     )
     whole = tokenize(options).manifest

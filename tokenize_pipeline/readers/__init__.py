@@ -1,13 +1,13 @@
-"""What a reader is: one corpus format, turned into descriptions of documents.
+"""Readers: each turns one corpus format into descriptions of documents.
 
-A reader is one module of this package, and `--format` takes its name. It holds
+A reader is a module of this package; `--format` takes its name. It defines
 
     KIND = "speech" | "text"
     def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]
 
-`read` looks at metadata only (no audio is opened) and yields the same documents in the same order
-each time; it is called twice. What can be judged without knowing the corpus (empty text, times, missing
-files, paths outside the data root) is judged later, once for all readers.
+`read` uses metadata only (it opens no audio) and yields the same documents in the same order each time;
+it is called twice. Defects that do not depend on the corpus (empty text, times, missing files, paths
+outside the data root) are found later, for all readers.
 """
 
 import importlib
@@ -23,20 +23,20 @@ from tokenize_pipeline.text_faults import text_fault
 
 @dataclass(frozen=True)
 class UtteranceSource:
-    """One utterance as the corpus describes it.
+    """One utterance, as described by the corpus.
 
     Attributes:
-      text: the transcript; outer white space is removed when it is tokenised.
-      audio: path of a sound file, relative to the data root or absolute, or of an archive that holds
-        it; None for text alone.
-      start: first second of the utterance in the file; None for the beginning.
-      end: last second of the utterance in the file; None for its end.
-      speaker: who speaks, if known.
+      text: the transcript; surrounding white space is removed later.
+      audio: path of a sound file or of the archive that contains it, absolute or relative to the data
+        root; None for text without audio.
+      start: start of the utterance in the file, in seconds; None for the beginning.
+      end: end of the utterance in the file, in seconds; None for the end.
+      speaker: name of the speaker, if known.
       language: language code, if known.
-      member: where in the archive `audio` the sound lies: the name of a member of a `.tar`, `.tar.gz`
-        or `.tgz`, or "COLUMN/ROWGROUP/ROW" of a `.parquet`. None: `audio` is the sound file itself.
-      seconds: how long the utterance is by the metadata of the corpus; for planning, never trusted.
-      where: the place that describes it, such as `manifest.jsonl:17`.
+      member: position of the sound in the archive `audio`: the name of a member of a `.tar`, `.tar.gz`
+        or `.tgz`, or "COLUMN/ROWGROUP/ROW" of a `.parquet`. None if `audio` is the sound file.
+      seconds: length by the metadata of the corpus; used for planning only.
+      where: position of its description, such as `manifest.jsonl:17`.
     """
 
     text: str
@@ -60,12 +60,12 @@ class DocumentSource:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that describes no utterance; it goes to quarantine.
+    """A row that describes no utterance; it is quarantined.
 
     Attributes:
       reason: a key of `tokenize_pipeline.quarantine.REASONS`.
-      message: what is wrong, in one line.
-      where: the place of the row, such as `manifest.jsonl:17`.
+      message: error in one line.
+      where: position of the row, such as `manifest.jsonl:17`.
       document: the document id, if it could be read.
     """
 
@@ -76,7 +76,7 @@ class Rejected:
 
 
 class Reader(Protocol):
-    """The two names that a reader module holds."""
+    """The two names that a reader module defines."""
 
     KIND: str
 
@@ -85,20 +85,20 @@ class Reader(Protocol):
 
 
 def reader_names() -> list[str]:
-    """Names of the formats: the modules of this package that do not begin with `_`."""
+    """Returns the names of the formats: the modules of this package that do not start with `_`."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in names if not name.startswith("_"))
 
 
 def find_reader(name: str) -> Reader:
-    """The reader of format `name`; UserError with the known names if there is none."""
+    """Returns the reader of format `name`; UserError with the known names if it is unknown."""
     if name not in reader_names():
         raise UserError(f"--format={name} is unknown: one of {', '.join(reader_names())}")
     return cast(Reader, importlib.import_module(f"{__name__}.{name}"))
 
 
 def texts(items: Iterable[DocumentSource | Rejected]) -> Iterator[str]:
-    """The stripped texts of what a reader yields, without rejected rows and texts with a fault."""
+    """Yields the stripped texts of a reader's documents, without rejected rows and unusable texts."""
     for item in items:
         for utterance in item.utterances if isinstance(item, DocumentSource) else ():
             text = utterance.text.strip()

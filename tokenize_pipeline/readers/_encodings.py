@@ -1,8 +1,8 @@
-"""Recognizes text that is not UTF-8, so that every reader reports it in the same way.
+"""Detects text that is not UTF-8, so that every reader reports it in the same way.
 
 Readers take UTF-8, with or without a byte order mark. UTF-16 and UTF-32 are recognized by their byte
-order mark, or by where their NUL bytes are, and are reported by name. They are not converted: what
-follows in such a file may have another encoding (a shell that appends UTF-16 to UTF-8).
+order mark, or by the positions of their NUL bytes, and are reported by name. They are not converted: a
+file may contain several encodings (if a shell appended UTF-16 to UTF-8).
 """
 
 import codecs
@@ -10,7 +10,7 @@ import re
 
 from soda_jax.errors import UserError
 
-HEAD_BYTES = 4096  # of the beginning of a file, by which its encoding is recognized
+HEAD_BYTES = 4096  # at the beginning of a file, used to detect its encoding
 # The mark of UTF-16-LE is the beginning of that of UTF-32-LE.
 _MARKS = (
     ("UTF-32-LE", codecs.BOM_UTF32_LE),
@@ -24,10 +24,10 @@ _SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\
 
 
 def other_encoding(head: bytes) -> str | None:
-    """Name of the encoding of a text that begins with `head`; None for UTF-8 and what is unknown.
+    """Returns the encoding of a text that begins with `head`; None for UTF-8 and unknown encodings.
 
     Args:
-      head: the first bytes of the text, at least `HEAD_BYTES` or all that there are.
+      head: the first bytes of the text, at least `HEAD_BYTES` or the whole text.
     """
     if head[:1] in _FIRST_OF_MARKS:
         for name, mark in _MARKS:
@@ -60,11 +60,11 @@ def _may_be(head: bytes, name: str) -> bool:
 
 
 def check_encoding(head: bytes, name: str) -> None:
-    """UserError with the name of the encoding if text that begins with `head` is not UTF-8.
+    """Raises UserError with the name of the encoding if text that begins with `head` is not UTF-8.
 
     Args:
-      head: as `other_encoding` takes it.
-      name: of the file, for the message.
+      head: see `other_encoding`.
+      name: name of the file, for the message.
     """
     if (encoding := other_encoding(head)) is not None:
         raise UserError(f"{name} is {encoding} text: {_fix(encoding)}")

@@ -1,4 +1,4 @@
-"""Names of files: the folder that audio paths are relative to, and what is no file of a corpus."""
+"""Paths of a corpus relative to its data root, and files that do not belong to a corpus."""
 
 import os
 from collections.abc import Iterable
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def common_folder(folders: Iterable[Path]) -> Path:
-    """The deepest folder that holds all of them."""
+    """Returns the deepest folder that contains all `folders`."""
     return Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
-def place_in(root: Path, path: Path) -> str:
-    """The path of a file or folder of the corpus as documents name it, relative to the data root."""
+def relative_path(root: Path, path: Path) -> str:
+    """Returns the path of a file or folder relative to the data root, with forward slashes."""
     return path.absolute().relative_to(root).as_posix()
 
 
@@ -19,7 +19,7 @@ def is_mac_metadata(name: str) -> bool:
     """Whether macOS adds files of this name to folders and archives: `._NAME`, `__MACOSX/…`, `.DS_Store`.
 
     Args:
-      name: relative to the folder or archive.
+      name: path relative to the folder or archive.
     """
     file = name.rpartition("/")[2]
     is_one = file.startswith("._") or file == ".DS_Store"

@@ -1,7 +1,7 @@
-"""Lines of plain and compressed text files and of members of archives, and the JSON objects on them.
+"""Reads lines of plain and compressed text files and of archive members, and JSON objects from them.
 
-One rule for all readers: a line ends with LF or CRLF. Other characters that Unicode counts as line ends
-(a CR by itself, VT, FF, NEL, U+2028, U+2029) are part of the text. So never use `str.splitlines` here.
+For all readers, a line ends with LF or CRLF. Other line ends of Unicode (a CR without LF, VT, FF, NEL,
+U+2028, U+2029) are part of the text. So do not use `str.splitlines` here.
 """
 
 import bz2
@@ -22,26 +22,26 @@ from tokenize_pipeline.readers._encodings import HEAD_BYTES, check_encoding, oth
 from tokenize_pipeline.text_faults import NUL_MARK, decode_text, text_fault
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-_COMPRESSED_BLOCK = 1 << 14  # bytes; what it unpacks to is held at once
+_COMPRESSED_BLOCK = 1 << 14  # bytes; its decompressed content is in memory
 
 
 class RowError(ValueError):
-    """A row that cannot be used.
+    """A row is unusable.
 
     Attributes:
-      reason: the one under which it is quarantined, a key of `tokenize_pipeline.quarantine.REASONS`.
-      row: what could be read of it, if anything.
+      reason: reason in the quarantine, a key of `tokenize_pipeline.quarantine.REASONS`.
+      row: the readable part of the row, if any.
     """
 
     def __init__(self, message: str, reason: str = "malformed_row", row: Any = None):
-        """Args: message: what is wrong. reason, row: see the attributes."""
+        """Creates the error; `message` is one line, for the others see the attributes."""
         super().__init__(message)
         self.reason = reason
         self.row = row
 
 
 def content_suffix(path: Path) -> str:
-    """The suffix that tells the format: `.jsonl` for `a.jsonl.gz`."""
+    """Returns the suffix of the decompressed file: `.jsonl` for `a.jsonl.gz`."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
 
 
@@ -58,9 +58,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 class _ZstandardFile(io.RawIOBase):
-    """The content of a Zstandard file of any number of frames.
+    """The content of a Zstandard file with any number of frames.
 
-    The library's own stream ends without a word where the file is cut short; here it is an EOFError.
+    A truncated file raises EOFError; the stream of the library ends without an error.
     """
 
     def __init__(self, path: Path):
@@ -96,7 +96,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (number from 1, line with its end) of a UTF-8 file, decompressed by its suffix.
 
     Bytes that are not UTF-8 and NULs become lone surrogates, so that only the rows that contain them are
-    lost: see `text_faults`. A byte order mark is dropped.
+    rejected, see `text_faults`. A byte order mark is removed.
 
     Raises:
       UserError: if the file is missing, is UTF-16 or UTF-32, or its compressed stream is damaged.
@@ -113,7 +113,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
-    """Yields what `lines` yields for a file with this content; `name` is for messages.
+    """Yields the lines of `content` as `lines` does for a file; `name` is for messages.
 
     Raises:
       UserError: if it is UTF-16 or UTF-32.
@@ -131,7 +131,7 @@ def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
 
 
 def utf8_text(content: bytes) -> str:
-    """The text of a small file in an archive, with invalid bytes as in `lines`.
+    """Decodes a small file of an archive; invalid bytes become surrogates as in `lines`.
 
     Raises:
       RowError: if it is UTF-16 or UTF-32.
@@ -142,10 +142,10 @@ def utf8_text(content: bytes) -> str:
 
 
 def optional_string(row: dict[str, Any], name: str) -> str | None:
-    """Field `name` as a string; None where it is absent, null or empty. Integers are written out.
+    """Returns field `name` as a string; None if it is absent, null or empty. Integers are converted.
 
     Raises:
-      RowError: if it is of another type, not valid UTF-8 or contains NUL.
+      RowError: if it has another type, is not valid UTF-8 or contains NUL.
     """
     value = row.get(name)
     if value is None or value == "":
@@ -159,19 +159,19 @@ def optional_string(row: dict[str, Any], name: str) -> str | None:
 
 
 class RepeatedFields(dict[str, Any]):
-    """A JSON object in which a field occurs twice; as a dict it has the last value of each field.
+    """A JSON object in which a field occurs twice. The dict has the last value of each field.
 
     Attributes:
       pairs: all fields in order.
     """
 
     def __init__(self, pairs: list[tuple[str, Any]]):
-        """Args: pairs: all fields in order."""
+        """Creates the object from all fields in order."""
         super().__init__(pairs)
         self.pairs = pairs
 
     def first_repeated(self) -> str:
-        """Name of the first field that occurs more than once."""
+        """Returns the first field that occurs more than once."""
         counts = Counter(name for name, _ in self.pairs)
         return next(name for name, count in counts.items() if count > 1)
 
@@ -185,16 +185,16 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def json_value(text: str) -> Any:
-    """The JSON value of a text; objects with a repeated field are `RepeatedFields`.
+    """Parses JSON; objects with a repeated field become `RepeatedFields`.
 
     Raises:
-      ValueError, RecursionError: if it is none.
+      ValueError, RecursionError: if the text is not JSON.
     """
     return _DECODER.decode(text)
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """The JSON object on `line`; RowError with the cause if it is none or a field occurs twice."""
+    """Parses the JSON object on `line`; RowError if it is not an object or a field occurs twice."""
     try:
         value = json_value(line)
     except (ValueError, RecursionError) as error:

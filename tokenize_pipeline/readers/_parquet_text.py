@@ -1,4 +1,4 @@
-"""Rows of text in Parquet files, a few at a time."""
+"""Reads rows of text from Parquet files in small batches."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from tokenize_pipeline.text_faults import decode_text
 if TYPE_CHECKING:
     import pyarrow
 
-_ROWS = 64  # rows held at once; the pages they stand in are held too
+_ROWS = 64  # rows in memory, with their pages
 _BUFFER_BYTES = 1 << 20
 
 
@@ -19,11 +19,11 @@ def parquet_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (number from 1, row) of a Parquet file; memory does not grow with file or row group.
 
-    A row holds the first column of `texts` that there is, and every one of `ids`. Bytes that are not UTF-8
+    A row has the first column of `texts` that exists, and all existing columns of `ids`. Bytes that are not UTF-8
     and NULs become lone surrogates, as in `_lines.lines`.
 
     Raises:
-      UserError: if the file is missing, damaged or no Parquet file, or has no column of text.
+      UserError: if the file is missing, damaged or not Parquet, or has no text column.
     """
     import pyarrow
     from pyarrow import parquet
@@ -43,7 +43,7 @@ def parquet_rows(
     except (pyarrow.ArrowException, OSError) as error:
         cause = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read as Parquet behind row {number}: {cause}; "
+            f"{path} cannot be read as Parquet after row {number}: {cause}; "
             "download it again or leave it out of --input"
         ) from None
 
@@ -59,7 +59,7 @@ def _columns(
         )
     kind = schema.field(text).type
     if not _is_text(kind):
-        raise UserError(f"{path}: column {text!r} is {kind}, not text; name another column so")
+        raise UserError(f"{path}: column {text!r} is {kind}, not text; rename another column")
     return [text, *(name for name in ids if name in schema.names)]
 
 
@@ -73,7 +73,7 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def _values(column: "pyarrow.Array") -> list[Any]:
-    """The cells of a column; text is decoded here, because Arrow refuses a whole batch for one byte."""
+    """Returns the cells of a column. Text is decoded here, as Arrow rejects a whole batch for one byte."""
     import pyarrow
     from pyarrow import types
 

@@ -1,4 +1,4 @@
-"""Rows that describe one utterance twice, and rows that were cut by a line end in their text."""
+"""Detects rows that describe an utterance twice, and rows split by a line end in their text."""
 
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ Row = TypeVar("Row")
 
 
 class Repeats:
-    """The rows of a document or file by the utterance that they describe: the first one is used."""
+    """Finds repeated rows of a document or file; the first row of an utterance is used."""
 
     def __init__(self) -> None:
         """Starts without rows."""
@@ -20,10 +20,10 @@ class Repeats:
         """Adds a row.
 
         Args:
-          identity: of the utterance, unique in the document or file.
-          content: what the row says of it.
+          identity: key of the utterance, unique in the document or file.
+          content: content of the row.
           where: position of the row.
-          name: of the utterance, for the message.
+          name: name of the utterance, for the message.
 
         Raises:
           RowError: `duplicate` or `conflicting_duplicate` if an earlier row has this identity.
@@ -34,7 +34,7 @@ class Repeats:
 
 
 def repeat_error(name: str, first: str, *, same: bool) -> RowError:
-    """The error of a row that describes again what the row at `first` describes."""
+    """Returns the error of a row that describes the same utterance as the row at `first`."""
     if same:
         return RowError(f"{name} repeats {first}", "duplicate")
     message = f"{name} has other content in {first}, which is used: remove one of the two"
@@ -42,34 +42,36 @@ def repeat_error(name: str, first: str, *, same: bool) -> RowError:
 
 
 class NoRowError(RowError):
-    """A line that does not have the form of a row; it may be the rest of the text before it."""
+    """A line does not have the form of a row; it may continue the text of the previous line."""
 
 
 def no_row(line: str, message: str, *, attempt: bool = False, row: Any = None) -> RowError:
-    """The error of a line that cannot be read as a row.
+    """Returns the error of a line that is not a row.
 
     Args:
-      line: in which NUL is looked for, because that is then the reason.
-      message: what is wrong otherwise.
-      attempt: whether the line was certainly meant as a row and is not the rest of a text.
-      row: what could be read of it.
+      line: the line; if it contains NUL, that is the reason.
+      message: message otherwise.
+      attempt: whether the line is a malformed row for certain, not the rest of a text.
+      row: the readable part of the row.
     """
     if NUL_MARK in line and (fault := text_fault(line)) is not None:
         return RowError(f"the row {fault.message}", fault.reason, row)
     return (RowError if attempt else NoRowError)(message, row=row)
 
 
-def uncut(rows: Iterable[tuple[int, Row | RowError]]) -> Iterator[tuple[int, Row | RowError]]:
-    """Yields rows whose last field is text, with an error for each whose text may be cut.
+def reject_split_rows(
+    rows: Iterable[tuple[int, Row | RowError]],
+) -> Iterator[tuple[int, Row | RowError]]:
+    """Yields rows whose last field is text; a row followed by a line that is not a row becomes an error.
 
-    A line end in such a text leaves a row that looks complete and then a line that is no row. The
-    audio has all of the text, so the row must not be used.
+    A line end in a text gives a row that looks complete and a line that is not a row. The audio contains
+    the whole text, so the row must not be used.
     """
     held: tuple[int, Row | RowError] | None = None
     for item in rows:
         if held is not None:
             if isinstance(item[1], NoRowError) and not isinstance(held[1], RowError):
-                message = f"line {item[0]} is no row and may be the rest of this text"
+                message = f"line {item[0]} is not a row and may be the rest of this text"
                 held = held[0], RowError(f"{message}: remove the line end from it", row=held[1])
             yield held
         held = item

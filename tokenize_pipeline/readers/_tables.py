@@ -1,8 +1,8 @@
 """Tables with a header: CSV, where quotes protect what they enclose, and TSV, where they are text.
 
-A row of TSV is a line and its fields are what is between tabs, as in Common Voice (csv.QUOTE_NONE). So a
-tab or line end in a field gives rows with another number of fields than the header has, which are
-malformed rows; a row is never filled up or cut.
+A row of TSV is a line, and its fields are separated by tabs, as in Common Voice (csv.QUOTE_NONE). A tab or
+line end in a field gives rows with another number of fields than the header, which are malformed; rows
+are never padded or truncated.
 """
 
 import csv
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers._lines import RowError
-from tokenize_pipeline.readers._rows import no_row, uncut
+from tokenize_pipeline.readers._rows import no_row, reject_split_rows
 
 _LARGEST_FIELD = 2**30
 
-Fields = tuple[int, list[str] | RowError]  # (number of the line where the row begins, its fields)
+Fields = tuple[int, list[str] | RowError]  # (first line number of the row, its fields)
 
 
 class Table(NamedTuple):
-    """A table: the names of its columns, and its rows with as many fields each, or what is wrong.
+    """A table: the names of its columns, and its rows with one field per column, or errors.
 
-    The `row` of an error is the fields that could be read, or None.
+    The `row` of an error has the readable fields, or is None.
     """
 
     header: list[str]
@@ -30,16 +30,16 @@ class Table(NamedTuple):
 
 
 def csv_table(lines: Iterator[tuple[int, str]], name: str, required: Sequence[str]) -> Table:
-    """Reads CSV; a malformed row of several lines is given once for each line.
+    """Reads CSV; a malformed row of several lines gives one error per line.
 
     Args:
-      lines: as `_lines.lines` yields them.
-      name: of the file, for messages.
+      lines: lines from `_lines.lines`.
+      name: name of the file, for messages.
       required: columns that the header must have; the last one is the text.
 
     Raises:
-      UserError: for a wrong header, or (from the rows) a quote that is open where the file ends: how many
-        rows it has swallowed is not known, so they cannot be counted as bad ones.
+      UserError: for a wrong header, or (from the rows) a quote that is open at the end of the file: the
+        number of rows that it contains is unknown, so they cannot be counted.
     """
     rows = _csv_rows(lines, name)
     _, header = next(rows, (0, []))
@@ -48,7 +48,7 @@ def csv_table(lines: Iterator[tuple[int, str]], name: str, required: Sequence[st
 
 
 def tsv_table(lines: Iterator[tuple[int, str]], name: str, required: Sequence[str]) -> Table:
-    """Reads TSV; arguments and errors are those of `csv_table`."""
+    """Reads TSV; see `csv_table`."""
     header = next((_tsv_fields(line) for _, line in lines if line.strip("\r\n")), [])
     return _table(header, _tsv_rows(lines, len(header)), name, required)
 
@@ -62,7 +62,7 @@ def _table(header: list[str], rows: Iterator[Fields], name: str, required: Seque
         raise UserError(
             f"{name} has more than one column {repeated[0]!r} in its header: rename all but one"
         )
-    return Table(header, uncut(rows) if header[-1] == required[-1] else rows)
+    return Table(header, reject_split_rows(rows) if header[-1] == required[-1] else rows)
 
 
 def _wrong_count(fields: list[str], count: int) -> RowError:
@@ -86,7 +86,7 @@ def _tsv_rows(lines: Iterator[tuple[int, str]], count: int) -> Iterator[Fields]:
 
 
 def _csv_rows(lines: Iterator[tuple[int, str]], name: str) -> Iterator[Fields]:
-    """Yields the header and then the rows."""
+    """Yields the header, then the rows."""
     csv.field_size_limit(_LARGEST_FIELD)
     ended = False
 
@@ -114,7 +114,7 @@ def _csv_rows(lines: Iterator[tuple[int, str]], name: str) -> Iterator[Fields]:
                 raise UserError(
                     f"{name} has no readable header in line {first}: {_cause(error)}"
                 ) from None
-            # A stray quote swallows the lines up to the next quote: each may have been a row.
+            # A stray quote extends to the next quote: each line between them may be a row.
             for number in range(first, reader.line_num + 1):
                 yield number, RowError(f"not a CSV row: {_cause(error)}")
             continue
@@ -125,6 +125,6 @@ def _csv_rows(lines: Iterator[tuple[int, str]], name: str) -> Iterator[Fields]:
 
 
 def _cause(error: csv.Error) -> str:
-    # The library's own words are advice on how to open a file in Python.
+    # The message of the library is advice on opening a file in Python.
     is_line_end = str(error).startswith("new-line character")
     return "a CR without LF is outside quotes" if is_line_end else str(error)

@@ -1,13 +1,13 @@
-"""WebDataset archives of speech: uncompressed tars with one sound file and one JSON file an utterance.
+"""WebDataset archives of speech: uncompressed tars with a sound file and a JSON file per utterance.
 
     EN-B000000.tar    EN_B00000_S00000_W000000.mp3, EN_B00000_S00000_W000000.json, …
 
-The files of an utterance have one stem. An utterance is named PREFIX_WNUMBER, and all of one prefix are a
-document. Only the headers and the JSON files are read; the sound between them is skipped.
+Both files of an utterance have the same stem, PREFIX_WNUMBER. Utterances with the same prefix form a
+document. Only the headers and the JSON files are read; the sounds are skipped.
 
-Whether a document began in an earlier archive is known only of the archives of one command. Give all archives
-of a corpus together, unless no prefix is in two of them: with `--append`, the rest of a document comes under
-the id that the data set has already and is skipped, counted as `already_in_dataset`.
+A document that continues in a later archive is recognized only within one command. Give all archives of a
+corpus together unless each prefix is in one archive only: with `--append`, the rest of a document has an id
+that the data set already contains, so it is skipped and counted as `already_in_dataset`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._folders import common_folder, place_in
+from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, json_object, optional_string, utf8_text
 from tokenize_pipeline.readers._rows import repeat_error
 from tokenize_pipeline.readers._tar import members
@@ -27,27 +27,26 @@ SOUNDS = ("mp3", "flac", "wav", "ogg", "opus", "m4a")
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
-    """The deepest folder that holds all archives."""
+    """Returns the deepest folder that contains all archives."""
     return common_folder(path.parent for path in inputs)
 
 
 def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource | Rejected]:
-    """Yields the documents of the archives, by the place of their first utterance; one archive is held.
+    """Yields the documents of each archive in the order of their first utterances.
 
-    A prefix that an earlier archive had, next to this one or not, makes a further document, named
-    PREFIX+ARCHIVE. If its first utterance was in that archive too, the archives are copies, and the document
-    gets the id that it had there. For each document two hashes of eight bytes are kept, about 200 MB for a
-    million.
+    A prefix that occurred in an earlier archive gives another document, named PREFIX+ARCHIVE. If its first
+    utterance was also in that archive, the archives are copies and the document gets the same id. Memory:
+    the metadata of one archive, and two 8-byte hashes per document (about 200 MB per million).
 
     Args:
       inputs: `.tar` files.
-      identity: field of the JSON files that names the utterance and must be the stem of its files.
+      identity: field of the JSON files with the id of the utterance, which must be the stem of its files.
     """
     root = data_root(inputs)
     before: set[int] = set()
-    archives: dict[int, str | None] = {}  # by first utterance, where it is part of the id
+    archives: dict[int, str | None] = {}  # first utterance -> archive in the id, if any
     for path in inputs:
-        audio = place_in(root, path)
+        audio = relative_path(root, path)
         groups: dict[str, list[tuple[str, UtteranceSource]]] = {}
         for item in _utterances(path, audio, identity):
             if isinstance(item, Rejected):
@@ -64,7 +63,7 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
 
 
 def _key(prefix: str) -> int:
-    """Eight bytes for a prefix or utterance; they do not depend on the process."""
+    """Returns an 8-byte hash that does not depend on the process."""
     digest = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -72,10 +71,10 @@ def _key(prefix: str) -> int:
 def _utterances(
     path: Path, audio: str, identity: str
 ) -> Iterator[tuple[str, UtteranceSource] | Rejected]:
-    """Yields (stem, utterance) of an archive once both files of it were met, then the incomplete ones."""
+    """Yields (stem, utterance) when both files of an utterance are read; finally the incomplete ones."""
     sounds: dict[str, str] = {}
     rows: dict[str, bytes] = {}
-    # Member in which the sound or the row of each stem is, and a hash of what it is.
+    # For each stem, the number of its member and a hash of the content (JSON) or name and size (sound).
     known_sounds: dict[str, tuple[int, int]] = {}
     known_rows: dict[str, tuple[int, int]] = {}
     for number, (name, size, content) in enumerate(_members(path), 1):
@@ -86,7 +85,7 @@ def _utterances(
         known, what = (known_rows, hash(content)) if is_row else (known_sounds, hash((name, size)))
         first, first_what = known.setdefault(stem, (number, what))
         if first != number:
-            # The JSON file describes the utterance: its sound, there twice, adds nothing.
+            # A repeated sound adds nothing: the JSON file describes the utterance.
             if is_row or what != first_what:
                 repeated = f"member {number}, {name},"
                 error = repeat_error(repeated, f"member {first}", same=what == first_what)
@@ -105,15 +104,15 @@ def _utterances(
             except RowError as error:
                 yield Rejected(error.reason, str(error), where)
     for stem in rows:
-        yield Rejected("missing", f"there is no sound file of {stem}", f"{audio}:{stem}.json")
+        yield Rejected("missing", f"no sound file for {stem}", f"{audio}:{stem}.json")
     for stem, name in sounds.items():
-        yield Rejected("malformed_row", f"there is no JSON file of {stem}", f"{audio}:{name}")
+        yield Rejected("malformed_row", f"no JSON file for {stem}", f"{audio}:{name}")
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Yields (name, size, content) of the files of a tar; content is that of JSON files, else empty."""
+    """Yields (name, size, content) of the files of a tar; content is empty except for JSON files."""
     if path.suffix != ".tar":
-        raise UserError(f"{path} is no .tar file: give the archives as they were published")
+        raise UserError(f"{path} is not a .tar file: give the archives as published")
     for name, size, content in members(path, lambda name: name.endswith(".json")):
         yield name, size, content or b""
 
@@ -140,7 +139,7 @@ def _utterance(
 
 
 def _seconds(duration: Any) -> float | None:
-    """The stated duration if it is one; it serves planning alone, so another is no reason to refuse."""
+    """Returns the duration if it is valid; it is used for planning only, so others are ignored."""
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         return None
     return float(duration) if duration > 0 and math.isfinite(duration) else None

@@ -5,9 +5,9 @@
     {"id": "EN_B00000_S00000_W000000", "wav": "EN_B00000/…/EN_B00000_S00000_W000000.mp3", "text": " You can …",
      "duration": 6.264, "speaker": "EN_B00000_S00000", "language": "en", "dnsmos": 3.2927}
 
-The inputs are the archives. A document is all utterances of one shard and speaker (`EN_B00000_S00000`), in the
-order of their numbers (SODA, arXiv 2602.16687). `wav` is a path of the makers and is not used. The data root is the
-folder that holds all inputs.
+The inputs are the archives. A document contains all utterances of one shard and speaker (`EN_B00000_S00000`) in
+the order of their numbers (SODA, arXiv 2602.16687). `wav` is not used. The data root is the folder that contains
+all inputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,5 +22,5 @@ KIND = "speech"
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document a shard and speaker; see `_webdataset.documents`."""
+    """Yields one document per shard and speaker; see `_webdataset.documents`."""
     return documents(inputs, "id")

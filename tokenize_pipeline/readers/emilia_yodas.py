@@ -5,9 +5,9 @@
     {"_id": "EN_tKvmUvxYZXI_W000006", "text": " I think …", "duration": 5.2, "speaker":
      "EN_tKvmUvxYZXI_SPEAKER_00", "language": "en", "dnsmos": 3.1, "phone_count": 61}
 
-The inputs are the archives. A document is all utterances of one video (`EN_tKvmUvxYZXI`), in the order of their
-numbers, whoever speaks (SODA, arXiv 2602.16687: what stands before the last underscore). The data root is
-the folder that holds all inputs.
+The inputs are the archives. A document contains all utterances of one video (`EN_tKvmUvxYZXI`, the part before the
+last underscore) in the order of their numbers, with all speakers (SODA, arXiv 2602.16687). The data root is the
+folder that contains all inputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,5 +22,5 @@ KIND = "speech"
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document a video; see `_webdataset.documents`."""
+    """Yields one document per video; see `_webdataset.documents`."""
     return documents(inputs, "_id")

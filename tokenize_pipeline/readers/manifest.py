@@ -1,12 +1,12 @@
-"""Speech described by a manifest: JSONL, or CSV or TSV with a header, one utterance a row.
+"""Speech described by a manifest: JSONL, or CSV or TSV with a header, one utterance per row.
 
     {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
 
 Columns: `audio` (path) and `text` are required; `document`, `order`, `start` and `end` (seconds in the
 file), `speaker` and `language` are optional, as are `member` and `seconds` where `audio` is an archive
-(see `UtteranceSource`); others are ignored. Rows of one document id form one
-document, sorted by `order` (rows without it come last, in the order of the file). A row without a
-document id is a document of its own, named after its audio and times.
+(see `UtteranceSource`); others are ignored. Rows with the same document id form a document, sorted by
+`order` (rows without it are last, in the order of the file). A row without a document id is a separate
+document, named after its audio and times.
 """
 
 import math
@@ -34,9 +34,9 @@ _Row = tuple[float, int, str, UtteranceSource]  # (order, number of the row, doc
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields the rows without an utterance, then the documents by the first appearance of their id.
+    """Yields the unusable rows, then the documents in the order of the first row of each.
 
-    Repeated rows of a document are yielded just before it.
+    Repeated rows of a document are yielded before it.
     """
     documents: dict[object, list[_Row]] = {}
     count = 0
@@ -52,8 +52,8 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             except RowError as error:
                 yield _rejected(row, where, error)
                 continue
-            name = _own_name(utterance) if identity is None else identity
-            # A row without an id never joins another row, even one of the same name.
+            name = _default_name(utterance) if identity is None else identity
+            # A row without an id is never merged with another row, even of the same name.
             key = count if identity is None else identity
             documents.setdefault(key, []).append((order, count, name, utterance))
     for rows in documents.values():
@@ -105,7 +105,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 
 
 def _named(table: Table) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Yields (number, fields by the name of their column)."""
+    """Yields (number, fields by column name)."""
     for number, fields in table.rows:
         if isinstance(fields, RowError):
             yield number, fields
@@ -114,7 +114,7 @@ def _named(table: Table) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 
 
 def _without_csv_quotes(row: dict[str, Any]) -> dict[str, Any] | RowError:
-    """The row of a TSV file, unless a field is quoted as CSV writers do it, who double quotes inside."""
+    """Returns the row of a TSV file, or an error if a field is quoted as in CSV (with doubled quotes)."""
     for name, field in row.items():
         if (
             '""' in field
@@ -126,12 +126,12 @@ def _without_csv_quotes(row: dict[str, Any]) -> dict[str, Any] | RowError:
 
 
 def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, UtteranceSource]:
-    """(document id, sort key, utterance) of one row; RowError says what is wrong with it."""
+    """Returns (document id, sort key, utterance) of one row; RowError if it is unusable."""
     audio = optional_string(row, "audio")
     if audio is None:
         raise RowError("'audio' is missing or empty")
     text = row.get("text")
-    # An empty transcript is a fault of the utterance, not of the row: it is judged later.
+    # An empty transcript is found later, as for all readers.
     if not isinstance(text, str):
         raise RowError("'text' is missing" if text is None else f"'text' is {text!r}, not a string")
     order = _number(row, "order")
@@ -165,7 +165,7 @@ def _number(row: dict[str, Any], name: str) -> float | None:
     return number
 
 
-def _own_name(utterance: UtteranceSource) -> str:
+def _default_name(utterance: UtteranceSource) -> str:
     times = ""
     if utterance.start is not None or utterance.end is not None:
         first = "" if utterance.start is None else repr(utterance.start)

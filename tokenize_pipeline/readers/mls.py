@@ -4,17 +4,17 @@
     mls_german/train/segments.txt       UTTERANCE, tab, URL of the recording, tab, start, tab, end (seconds)
     mls_german/train/audio/SPEAKER/BOOK/UTTERANCE.flac
 
-UTTERANCE is SPEAKER_BOOK_NUMBER; the numbers do not follow the recording. In `mls_german_opus` the sounds are
-`.opus`. The inputs are `transcripts.txt` files, or archives (`mls_german.tar.gz`), of which the split `train`
-is read. The corpus is Pratap et al., "MLS: a large-scale multilingual dataset for speech research",
+UTTERANCE is SPEAKER_BOOK_NUMBER; the numbers are not in the order of the recording. In `mls_german_opus` the
+sounds are `.opus`. The inputs are `transcripts.txt` files, or archives (`mls_german.tar.gz`), of which the split
+`train` is read. The corpus is Pratap et al., "MLS: a large-scale multilingual dataset for speech research",
 arXiv 2012.03411.
 
-A document is a run of utterances of one recording, sorted by time, that ends where a gap is longer than
-0.2 s (SODA, arXiv 2602.16687). It is named after its first utterance: `mls_german/train/4800_10003_000000`.
-The data root is the folder that holds `mls_german`, or the archives.
+A document is a run of utterances of one recording, sorted by time, without a gap of more than 0.2 s (SODA,
+arXiv 2602.16687). It is named after its first utterance: `mls_german/train/4800_10003_000000`. The data root is
+the folder that contains `mls_german`, or the archives.
 
-Both text files list the utterances book by book, so that one book is held at a time; of an archive their
-content is held, and the documents come as the books stand in it.
+Both text files list the utterances book by book, so that one book is in memory at a time. For an archive, both
+files are in memory, and the documents are in the order of the books in the archive.
 """
 
 import itertools
@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._folders import common_folder, place_in
+from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
-from tokenize_pipeline.readers._rows import Repeats, no_row, repeat_error, uncut
-from tokenize_pipeline.readers._tar import is_tar, members
+from tokenize_pipeline.readers._rows import Repeats, no_row, reject_split_rows, repeat_error
+from tokenize_pipeline.readers._tar import Sounds, is_tar, members
 
 KIND = "speech"
 LONGEST_GAP = 0.2  # seconds
@@ -52,7 +52,7 @@ _Segment = tuple[str, float, float]  # (URL of the recording, start, end), in se
 
 
 class _Split(NamedTuple):
-    """Where a split stands: `mls_german/train`, its language and suffix, its archive if it is in one."""
+    """A split: path `mls_german/train`, language, suffix of the sounds, archive if it is in one."""
 
     name: str
     language: str | None
@@ -61,7 +61,7 @@ class _Split(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A line of one of the text files: its UTTERANCE, what follows, its position, what is wrong."""
+    """A line of a text file: book, UTTERANCE, the other fields, position, error if it is unusable."""
 
     book: Book | None
     utterance: str
@@ -71,7 +71,7 @@ class _Row(NamedTuple):
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
-    """The folder that holds `mls_…` or the archives; UserError for files that are neither."""
+    """Returns the folder that contains `mls_…` or the archives; UserError for other files."""
     return common_folder(path.parent if is_tar(path) else _top(path) for path in inputs)
 
 
@@ -80,13 +80,13 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     root = data_root(inputs)
     for path in inputs:
         if is_tar(path):
-            yield from _archive(path, place_in(root, path))
+            yield from _archive(path, relative_path(root, path))
             continue
         folder = path.absolute().parent
         segments = folder / "segments.txt"
         if not segments.is_file():
             raise UserError(f"{segments} is missing, {path} needs it: unpack the whole corpus")
-        split = _split(place_in(root, folder), None)
+        split = _split(relative_path(root, folder), None)
         books = _pairs(_books(lines(path), path), _books(lines(segments), segments), str(path))
         for book, transcripts, times in books:
             yield from _documents(split, book, transcripts, times)
@@ -116,7 +116,7 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
             order.setdefault((matched[1], matched[2]), len(order))
     for name in ("transcripts", "segments"):
         if name not in found:
-            raise UserError(f"{path} holds no train/{name}.txt: it is no archive of MLS")
+            raise UserError(f"{path} has no train/{name}.txt: it is not an archive of MLS")
     split = _split(found["transcripts"][0].rpartition("/")[0], archive)
     transcripts, segments = (
         _books(content_lines(content, f"{path}: {name}"), path.parent / name)
@@ -128,32 +128,32 @@ def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
 
 
 def _books(rows: Iterable[tuple[int, str]], path: Path) -> Iterator[tuple[Book, list[_Row]]]:
-    """Yields (book, its rows) of one of the text files; a malformed line goes with its neighbours."""
-    place = "/".join(path.parts[-3:])
-    parsed = _parsed(rows, place)
+    """Yields (book, its rows) of a text file; a malformed line belongs to the book of the previous line."""
+    file = "/".join(path.parts[-3:])
+    parsed = _parsed(rows, file)
     book: Book | None = None
-    held: list[_Row] = []
-    # The last field of a transcript is text, that of a segment is a time.
-    for number, row in uncut(parsed) if path.stem == "transcripts" else parsed:
+    book_rows: list[_Row] = []
+    # Only transcripts have text in the last field.
+    for number, row in reject_split_rows(parsed) if path.stem == "transcripts" else parsed:
         if isinstance(row, RowError):
-            row = (row.row or _Row(None, "", "", f"{place}:{number}", None))._replace(error=row)
+            row = (row.row or _Row(None, "", "", f"{file}:{number}", None))._replace(error=row)
         if row.book is not None:
             if book is not None and book != row.book:
-                yield book, held
-                held = []
+                yield book, book_rows
+                book_rows = []
             book = row.book
-        held.append(row)
-    if held:
-        yield book or ("", ""), held
+        book_rows.append(row)
+    if book_rows:
+        yield book or ("", ""), book_rows
 
 
-def _parsed(rows: Iterable[tuple[int, str]], place: str) -> Iterator[tuple[int, _Row | RowError]]:
+def _parsed(rows: Iterable[tuple[int, str]], file: str) -> Iterator[tuple[int, _Row | RowError]]:
     """Yields (number, row) of the lines that are not empty."""
     for number, line in rows:
         utterance, _, rest = line.strip().partition("\t")
         if matched := _UTTERANCE.fullmatch(utterance):
             book = (matched[1], matched[2])
-            yield number, _Row(book, utterance, rest, f"{place}:{number}", None)
+            yield number, _Row(book, utterance, rest, f"{file}:{number}", None)
         elif utterance:
             message = f"{utterance[:80]!r} is not the id of an utterance, SPEAKER_BOOK_NUMBER"
             attempt = re.match(r"\d+_", utterance, re.ASCII) is not None
@@ -168,14 +168,14 @@ def _pairs(
     """Yields each book with its rows of both files.
 
     Raises:
-      UserError: if the files do not list the same books in the same order, each in one piece.
+      UserError: if the files do not list the same books in the same order, each contiguously.
     """
     seen: set[Book] = set()
     for one, two in itertools.zip_longest(transcripts, segments):
         book = (one or two)[0]
         if one is None or two is None or one[0] != two[0] or book in seen:
             raise UserError(
-                f"{name}: transcripts.txt and segments.txt do not list the same books in one order, at "
+                f"{name}: transcripts.txt and segments.txt do not list the same books in the same order, at "
                 f"{'_'.join(book)}: sort both, as in LC_ALL=C sort -o segments.txt segments.txt"
             )
         seen.add(book)
@@ -185,14 +185,14 @@ def _pairs(
 def _documents(
     split: _Split, book: Book, transcripts: list[_Row], segments: list[_Row]
 ) -> Iterator[DocumentSource | Rejected]:
-    """Yields the rejected rows of a book and then its documents."""
+    """Yields the rejected rows of a book, then its documents."""
     times: dict[str, tuple[_Segment, str]] = {}
-    reported: set[str] = set()  # utterances of which the segment is lost
+    reported: set[str] = set()  # utterances whose segment is unusable
     for row in segments:
         try:
             found = _segment(row)
             first = times.setdefault(row.utterance, (found, row.where))
-            # A segment that is there twice adds nothing: the transcript describes the utterance.
+            # A repeated segment adds nothing: the transcript describes the utterance.
             if first[0] != found:
                 raise repeat_error(row.utterance, first[1], same=False)
         except RowError as error:
@@ -222,30 +222,26 @@ def _documents(
             yield Rejected("malformed_row", f"transcripts.txt does not have {name!r}", where)
     for rows in recordings.values():
         rows.sort(key=lambda row: row[:3])
-        start_at = 0
-        for at in range(1, len(rows) + 1):
-            # Times are given in hundredths: what binary fractions add must not part a gap of 0.2 s.
-            if at == len(rows) or round(rows[at][0] - rows[at - 1][1], 3) > LONGEST_GAP:
-                utterances = tuple(row[3] for row in rows[start_at:at])
-                yield DocumentSource(f"{split.name}/{rows[start_at][2]}", utterances)
-                start_at = at
+        begin = 0
+        for end_index in range(1, len(rows) + 1):
+            # Times are in hundredths: rounding errors must not split at a gap of exactly 0.2 s.
+            if (
+                end_index == len(rows)
+                or round(rows[end_index][0] - rows[end_index - 1][1], 3) > LONGEST_GAP
+            ):
+                utterances = tuple(row[3] for row in rows[begin:end_index])
+                yield DocumentSource(f"{split.name}/{rows[begin][2]}", utterances)
+                begin = end_index
 
 
 def _utterance(split: _Split, book: Book, row: _Row, seconds: float) -> UtteranceSource:
     sound = f"{split.name}/audio/{book[0]}/{book[1]}/{row.utterance}{split.suffix}"
-    return UtteranceSource(
-        row.rest,
-        split.archive or sound,
-        speaker=book[0],
-        language=split.language,
-        member=sound if split.archive else None,
-        seconds=seconds,
-        where=row.where,
-    )
+    fields = {"speaker": book[0], "language": split.language, "seconds": seconds}
+    return Sounds(split.archive, {}).utterance(sound, row.rest, row.where, **fields)
 
 
 def _segment(row: _Row) -> _Segment:
-    """(URL, start, end) of a line of segments.txt; RowError if it does not give them."""
+    """Returns (URL, start, end) of a line of segments.txt; RowError if it is malformed."""
     if row.error is not None:
         raise row.error
     fields = row.rest.rsplit(None, 2)
@@ -254,5 +250,5 @@ def _segment(row: _Row) -> _Segment:
     except (IndexError, ValueError):
         url, start, end = "", 0.0, 0.0
     if not 0 <= start < end < math.inf:
-        raise RowError(f"{row.utterance!r} {row.rest[:200]!r} is no segment of a recording")
+        raise RowError(f"{row.utterance!r} {row.rest[:200]!r} is not a segment of a recording")
     return url, start, end

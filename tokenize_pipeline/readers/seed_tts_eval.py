@@ -1,4 +1,4 @@
-"""Seed-TTS-eval: prompts, and what is to be said in their voice. https://github.com/BytedanceSpeech/seed-tts-eval
+"""Seed-TTS-eval: prompts, and texts to be spoken in their voice. https://github.com/BytedanceSpeech/seed-tts-eval
 
     seedtts_testset/en/meta.lst    NAME|text of the prompt|prompt-wavs/….wav|text to be spoken
     seedtts_testset/en/prompt-wavs/common_voice_en_10119832.wav
@@ -6,48 +6,49 @@
 
 Paths are relative to the folder of the list. A line may name a recording of the text to be spoken in a
 fifth field, as in `non_para_reconstruct_meta.lst`; for the other lists it is `wavs/NAME.wav`. The inputs are lists, or
-`seedtts_testset.tar`, of which `en/meta.lst` is read (1,088 items). The data root is the folder that holds
+`seedtts_testset.tar`, of which `en/meta.lst` is read (1,088 items). The data root is the folder that contains
 `seedtts_testset`, or the archive.
 
-A document is the prompt and then the text to be spoken with its recording. Where there is no recording, the
-document is the prompt alone, for a data set of speech has no text without audio: what was to be said then
-stands in the list only.
+A document is the prompt, then the text to be spoken with its recording. Without a recording, the document is
+the prompt only, because a speech data set has no text without audio.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._folders import common_folder, place_in
+from tokenize_pipeline.readers import DocumentSource, Rejected
+from tokenize_pipeline.readers._folders import common_folder, relative_path
 from tokenize_pipeline.readers._lines import RowError, content_lines, lines
-from tokenize_pipeline.readers._rows import no_row, uncut
-from tokenize_pipeline.readers._tar import is_tar, members, seconds_of
+from tokenize_pipeline.readers._rows import no_row, reject_split_rows
+from tokenize_pipeline.readers._tar import Sounds, find_metadata, is_tar
 
 KIND = "speech"
 _LIST = "en/meta.lst"
-_WAV_RATE = 24_000  # Hz; taken to be so, it is not published. It serves planning alone
+_WAV_RATE = 24_000  # Hz; assumed, not published; used for planning only
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
-    """The folder that holds `seedtts_testset` or the archive; UserError for files that are neither."""
+    """Returns the folder that contains `seedtts_testset` or the archive; UserError for other files."""
     return common_folder(path.parent if is_tar(path) else _top(path) for path in inputs)
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document an item, in the order of the lists."""
+    """Yields one document per item, in the order of the lists."""
     root = data_root(inputs)
     for path in inputs:
         if is_tar(path):
-            yield from _archive(path, place_in(root, path))
+            yield from _archive(path, relative_path(root, path))
         else:
             folder = path.absolute().parent
 
-            def is_there(sound: str) -> bool:
+            def exists(sound: str) -> bool:
                 return (root / sound).is_file()
 
             rows = lines(path)
-            yield from _items(place_in(root, folder), path.stem, rows, None, is_there, {})
+            yield from _items(
+                relative_path(root, folder), path.stem, rows, Sounds(None, {}), exists
+            )
 
 
 def _top(path: Path) -> Path:
@@ -60,47 +61,32 @@ def _top(path: Path) -> Path:
 
 
 def _archive(path: Path, archive: str) -> Iterator[DocumentSource | Rejected]:
-    found: tuple[str, bytes] | None = None
-    sizes: dict[str, int] = {}
-    for name, size, content in members(path, lambda name: f"/{name}".endswith(f"/{_LIST}")):
-        if content is not None:
-            found = found or (name, content)
-        sizes[name] = size
-    if found is None:
-        raise UserError(f"{path} holds no {_LIST}: it is no archive of the test set")
-    folder, rows = found[0].rpartition("/")[0], content_lines(found[1], f"{path}: {found[0]}")
-    yield from _items(folder, "meta", rows, archive, sizes.__contains__, sizes)
+    name, content, sizes = find_metadata(path, _LIST, "the test set")
+    sounds = Sounds(archive, sizes, _WAV_RATE)
+    rows = content_lines(content, f"{path}: {name}")
+    yield from _items(name.rpartition("/")[0], "meta", rows, sounds, sizes.__contains__)
 
 
 def _items(
     folder: str,
     stem: str,
     rows: Iterable[tuple[int, str]],
-    archive: str | None,
-    is_there: Callable[[str], bool],
-    sizes: Mapping[str, int],
+    sounds: Sounds,
+    exists: Callable[[str], bool],
 ) -> Iterator[DocumentSource | Rejected]:
     language = folder.rpartition("/")[2]
-    for number, fields in uncut(_rows(rows)):
+    for number, fields in reject_split_rows(_rows(rows)):
         where = f"{language}/{stem}.lst:{number}"
         if isinstance(fields, RowError):
             yield Rejected(fields.reason, str(fields), where)
             continue
         name, prompt_text, prompt, text = fields[:4]
         recording = fields[4] if len(fields) == 5 else f"wavs/{name}.wav"
-        said = [(prompt_text, f"{folder}/{prompt}")]
-        if len(fields) == 5 or is_there(f"{folder}/{recording}"):
-            said.append((text, f"{folder}/{recording}"))
+        spoken = [(prompt_text, f"{folder}/{prompt}")]
+        if len(fields) == 5 or exists(f"{folder}/{recording}"):
+            spoken.append((text, f"{folder}/{recording}"))
         utterances = (
-            UtteranceSource(
-                words,
-                archive or sound,
-                language=language,
-                member=sound if archive else None,
-                seconds=seconds_of(sound, sizes[sound], _WAV_RATE) if sound in sizes else None,
-                where=where,
-            )
-            for words, sound in said
+            sounds.utterance(sound, words, where, language=language) for words, sound in spoken
         )
         yield DocumentSource(f"seed_tts_eval/{language}/{stem}/{name}", tuple(utterances))
 

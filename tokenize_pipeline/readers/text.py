@@ -1,8 +1,8 @@
-"""Text without audio: JSONL, Parquet, or plain text with one document a line.
+"""Text without audio: JSONL, Parquet, or plain text with one document per line.
 
-`.jsonl`, `.json` and `.ndjson` files (compressed or not) hold one object a line, `.parquet` files one
-document a row; every other file is plain text, where empty lines mean nothing. A document that has
-several lines belongs in JSONL or Parquet. So these corpora are read as they are published:
+`.jsonl`, `.json` and `.ndjson` files (compressed or not) have one object per line, `.parquet` files one
+document per row. Other files are plain text; empty lines are ignored. Use JSONL or Parquet for documents
+of several lines. These corpora are read as published:
 
     Nemotron-CC v1   quality=high/kind=actual/kind2=actual/CC-MAIN-2013-20-part-00016.jsonl.zstd
                      https://data.commoncrawl.org/contrib/Nemotron/Nemotron-CC/index.html
@@ -10,10 +10,10 @@ several lines belongs in JSONL or Parquet. So these corpora are read as they are
                      https://huggingface.co/datasets/HuggingFaceFW/fineweb
 
 The text is the first of the fields `text`, `content` and `raw_content`, the id of the document the first
-of `id`, `uuid` and `warc_record_id`. Several texts may have been made from one page (in the synthetic
-parts of Nemotron-CC they are), so a `warc_record_id` is followed by eight digits of the hash of the text.
-An address is no id, because pages are crawled again. A document without an id is named by the hash of
-its text, so that the same text is never taken twice.
+of `id`, `uuid` and `warc_record_id`. Several texts may be derived from one page (as in the synthetic parts
+of Nemotron-CC), so eight digits of the hash of the text are appended to a `warc_record_id`. A URL is not an
+id, because pages are crawled repeatedly. A document without an id is named by the hash of its text, so that
+a text is used only once.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ ID_FIELDS = ("id", "uuid", "warc_record_id")
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document of one utterance a line or row, in the order of the files."""
+    """Yields one document of one utterance per line or row, in the order of the files."""
     for path in inputs:
         file, suffix = path.name, content_suffix(path)
         if suffix == ".parquet":

@@ -2,14 +2,14 @@
 
     data/en000/text/00000000.json       [{"audio_id": VIDEO, "text": {UTTERANCE: caption, …}}, …]
     data/en000/audio/00000000.tar.gz    VIDEO.wav, 24 kHz
-    data/en000/duration/00000000.txt    not needed: captions say their times
+    data/en000/duration/00000000.txt    not needed: captions contain their times
 
 UTTERANCE is VIDEO-NUMBER-START-END with 5, 8 and 8 digits; START and END are hundredths of a second. Subsets
 `en000` … have captions made by hand, `en100` … automatic ones.
 
-The inputs are the files of `text/`; the archive of each is found in `audio/` beside that folder. A document
-is a video with all captions in time order (SODA, arXiv 2602.16687). Captions without text or without
-length are left out: the corpus has many. The data root is the folder that holds the subsets.
+The inputs are the files of `text/`; the archive of each is in `audio/` of the same subset. A document is a
+video with all captions in time order (SODA, arXiv 2602.16687). Captions without text or of zero length are
+skipped: the corpus has many. The data root is the folder that contains the subsets.
 """
 
 import codecs
@@ -35,7 +35,7 @@ _SUBSET = re.compile(r"(.+?)\d{3}")
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
-    """The folder that holds the subsets; UserError if the inputs do not lie in one such folder."""
+    """Returns the folder that contains the subsets; UserError if the inputs are in several folders."""
     roots = {path.absolute().parents[2] for path in inputs if len(path.absolute().parents) > 2}
     if len(roots) != 1:
         found = " and ".join(sorted(map(str, roots))[:2]) or str(inputs[0])
@@ -46,7 +46,7 @@ def data_root(inputs: Sequence[Path]) -> Path:
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document a video, in the order of the files; one file is held at a time."""
+    """Yields one document per video, in the order of the files; one file is in memory at a time."""
     root = data_root(inputs)
     for path in inputs:
         subset = path.absolute().parents[1].name
@@ -62,15 +62,15 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
 
 
 def _archive(path: Path) -> Path:
-    """The archive with the sound of a file of captions."""
+    """Returns the archive with the sounds of a file of captions."""
     folder = path.absolute().parents[1] / "audio"
     for suffix in (".tar.gz", ".tar"):
         archive = folder / f"{path.stem}{suffix}"
         if archive.is_file():
             return archive
     raise UserError(
-        f"{folder / path.stem}.tar.gz is missing, {path} needs it: download it too or leave this file "
-        "out of --input"
+        f"{folder / path.stem}.tar.gz is missing, {path} needs it: download it too or remove this file "
+        "from --input"
     )
 
 
@@ -83,7 +83,9 @@ def _entries(path: Path) -> list[Any]:
         cause = "it contains NUL" if isinstance(error, ValueError) and b"\0" in content else error
         raise UserError(f"{path} cannot be read: {cause}; download it again") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path} is no list of videos but {type(entries).__name__}: see --format")
+        raise UserError(
+            f"{path} is not a list of videos but {type(entries).__name__}: see --format"
+        )
     return entries
 
 
@@ -101,20 +103,20 @@ def _document(
         raise RowError(f"'text' of video {video} is {type(captions).__name__}, not an object")
     kept: list[tuple[int, int, UtteranceSource]] = []
     repeats = Repeats()
-    for name, text, place in _captions(captions, where):
+    for name, text, position in _captions(captions, where):
         parts = name.rsplit("-", 3)
         try:
             if len(parts) < 4 or not (parts[0] and all(map(str.isdecimal, parts[1:]))):
-                raise RowError(f"utterance id names no times: {name!r}")
+                raise RowError(f"utterance id has no times: {name!r}")
             if not isinstance(text, str):
                 raise RowError(f"caption is {text!r}: {name!r}")
             number, start, end = map(int, parts[1:])
             if not (words := text.strip()) or start == end:
                 continue
-            # Two captions of one span would give the same sound twice.
-            repeats.check((start, end), words, place, name)
+            # Two captions with the same times would repeat the sound.
+            repeats.check((start, end), words, position, name)
         except RowError as error:
-            yield Rejected(error.reason, str(error), place, video)
+            yield Rejected(error.reason, str(error), position, video)
             continue
         utterance = UtteranceSource(
             text,
@@ -123,7 +125,7 @@ def _document(
             end / 100,
             language=language,
             member=f"{video}.wav",
-            where=place,
+            where=position,
         )
         kept.append((start, number, utterance))
     if kept:

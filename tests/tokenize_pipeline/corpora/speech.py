@@ -10,7 +10,7 @@ import soundfile
 import soxr
 from pipeline_toys import RATE
 
-from tokenize_pipeline.synthetic import synthesise
+from tokenize_pipeline.synthetic import synthesize
 
 _COUNT = 12
 
@@ -28,7 +28,7 @@ def spoken(count: int, first: int = 0) -> list[np.ndarray]:
 @functools.cache
 def _clips() -> tuple[np.ndarray, ...]:
     with tempfile.TemporaryDirectory() as folder:
-        synthesise(folder, "demo", _COUNT, 0)
+        synthesize(folder, "demo", _COUNT, 0)
         return tuple(_read(path) for path in sorted(Path(folder, "audio").glob("*.wav")))
 
 

@@ -1,0 +1,245 @@
+"""Support for seqio: its vocabularies as text tokenizers, and our data sets as its Tasks for T5X.
+
+    soda tokenize … --tokenizer=seqio:sentencepiece:MODEL
+
+    from soda_jax.configs import soda_135m
+    from tokenize_pipeline.seqio_support import register
+
+    register(soda_135m.get_config().data)  # the mixture "soda" of the tasks "soda.yodas2", …
+
+The vocabularies are those of ByT5 (bytes) and of T5, mT5 and others (SentencePiece). seqio reserves id 0
+for padding and usually 1 for EOS. If a vocabulary has no BOS, the id after its last one is BOS, because
+seqio masks the loss of id 0.
+
+An example of a Task is a whole document as the model sees it: `targets`, int32 ids with BOS first and EOS
+last. seqio has no reader for ArrayRecord, so a FunctionDataSource reads through `soda_jax.data`.
+
+Importing this module does not import seqio, which imports TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from soda_jax.data.config import views
+from soda_jax.data.dataset import open_splits
+from soda_jax.data.manifest import SPLITS
+from soda_jax.data.mixture import normalized_weights
+from soda_jax.data.split import Split
+from soda_jax.errors import UserError
+from soda_jax.files import write_atomic
+from soda_jax.schema import DataConfig, parse
+from soda_jax.tokens.documents import View, render
+from soda_jax.tokens.text import utf8
+
+if TYPE_CHECKING:
+    import seqio
+    import tensorflow as tf
+
+_FILE, _MODEL = "tokenizer.json", "sentencepiece.model"
+_BYTES, _SENTENCEPIECE = "seqio:bytes", "seqio:sentencepiece"
+
+
+class SeqioTokenizer:
+    """A vocabulary of seqio as a `soda_jax.tokens.text.TextTokenizer`, which lists the attributes."""
+
+    def __init__(self, vocabulary: Any, model: Path | None = None):
+        """Wraps a vocabulary that has no extra ids.
+
+        Args:
+          vocabulary: `seqio.ByteVocabulary` or `seqio.SentencePieceVocabulary`.
+          model: file of the SentencePiece model; None for bytes.
+
+        Raises:
+          UserError: if the model has no EOS.
+        """
+        self._vocabulary = vocabulary
+        self._content = model.read_bytes() if model else None
+        size, bos = vocabulary.vocab_size, vocabulary.bos_id
+        self.eos = int(vocabulary.eos_id)
+        if self.eos < 0:
+            raise UserError(f"{model} has no EOS: train it with an eos_id, as for T5")
+        self.bos = size if bos is None or bos < 0 else int(bos)
+        self.vocabulary_size = max(size, self.bos + 1)
+        reserved = {vocabulary.pad_id, vocabulary.unk_id, self.bos, self.eos} - {-1}
+        if model:
+            pieces = vocabulary.tokenizer
+            tests = (pieces.is_control, pieces.is_unknown, pieces.is_unused)
+            reserved |= {i for i in range(size) if any(test(i) for test in tests)}
+        self.specials = tuple(sorted(reserved))
+        self._special = np.zeros(self.vocabulary_size, bool)
+        self._special[list(self.specials)] = True
+        content = self._content or b"bytes"
+        self.fingerprint = hashlib.sha256(b"seqio " + content).hexdigest()[:16]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ordinary ids of `text`, int32 `[tokens]`.
+
+        Raises:
+          UserError: for a lone surrogate, or a character that the vocabulary cannot represent.
+        """
+        utf8(text)
+        ids = np.array(self._vocabulary.encode(text), np.int32)
+        if self._special[ids].any():
+            # Text never gives control pieces, so this is the unknown piece.
+            unknown = "".join(
+                sorted({c for c in text if self._special[self._vocabulary.encode(c)].any()})
+            )
+            raise UserError(f"the tokenizer has no ordinary ids for {unknown or text!r}")
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of ordinary ids; skips special ids and bytes that are not UTF-8."""
+        array = np.asarray(ids, np.int64)
+        inside = array[(array >= 0) & (array < self.vocabulary_size)]
+        return self._vocabulary.decode(inside[~self._special[inside]].tolist())
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a `tokenizer.json` with the kind of the vocabulary, and the SentencePiece model."""
+        folder = Path(directory)
+        if self._content is not None:
+            write_atomic(folder / _MODEL, self._content)
+        kind = _BYTES if self._content is None else _SENTENCEPIECE
+        write_atomic(folder / _FILE, json.dumps({"soda": kind}) + "\n")
+
+
+def load_seqio(spec: str, folder: Path | None = None) -> SeqioTokenizer:
+    """Opens a vocabulary of seqio.
+
+    Args:
+      spec: "seqio:bytes" or "seqio:sentencepiece:MODEL"; a saved tokenizer omits MODEL.
+      folder: folder of the saved tokenizer, if it is one.
+
+    Raises:
+      UserError: if the spec is unknown, or its model is missing or damaged.
+    """
+    import seqio
+
+    if spec == _BYTES:
+        return SeqioTokenizer(seqio.ByteVocabulary())
+    if folder and spec == _SENTENCEPIECE:
+        spec = f"{_SENTENCEPIECE}:{folder / _MODEL}"
+    kind, _, path = spec.rpartition(":")
+    if kind != _SENTENCEPIECE or not path:
+        where = f"{folder / _FILE} names" if folder else "there is no"
+        raise UserError(
+            f"{where} tokenizer {spec!r}: those of seqio are {_BYTES} and {_SENTENCEPIECE}:MODEL"
+        )
+    if not Path(path).is_file():
+        raise UserError(f"no SentencePiece model at {path}: give a .model file")
+    vocabulary = seqio.SentencePieceVocabulary(path)
+    try:
+        vocabulary.load_model()
+    except Exception as error:  # protobuf's DecodeError or a RuntimeError of the library
+        raise UserError(f"{path} is not a SentencePiece model: {error}") from None
+    return SeqioTokenizer(vocabulary, Path(path))
+
+
+def register(config: Mapping[str, Any], name: str = "soda") -> "seqio.Mixture":
+    """Registers a Task for each source of a training config, and their Mixture.
+
+    The rates are the normalized weights of the config. They apply to examples, which are documents: tokens
+    have the same shares only if the documents of all sources have the same mean length.
+
+    Args:
+      config: the `data` part of a training config; see `soda_jax.data.config`.
+      name: name of the mixture. Its tasks are NAME.SOURCE, with _ for characters that seqio rejects.
+
+    Returns:
+      The mixture.
+
+    Raises:
+      UserError: if the config or a data set is invalid, or the name is already registered.
+    """
+    import seqio
+    import tensorflow as tf
+
+    if name in seqio.MixtureRegistry.names():
+        raise UserError(f"seqio has a mixture {name!r} already: give another name")
+    data = parse(DataConfig, config, "data")
+    weights = normalized_weights({name: source.weight for name, source in data.sources.items()})
+    training = open_splits(data, "train")
+    layout = training[0].manifest.layout
+    vocabulary = seqio.PassThroughVocabulary(layout.size, eos_id=layout.eos)
+    features = {"targets": seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)}
+    rates = []
+    for source in training:
+        settings = data.sources[source.name]
+        document_views = views(settings, source.manifest, source.name)
+        single = dataclasses.replace(data, sources={source.name: settings})
+        splits = {
+            split: open_splits(single, split)[0]
+            for split in SPLITS
+            if source.manifest.splits.get(split)
+        }
+        counts = {
+            split: len(each.documents) * len(document_views) for split, each in splits.items()
+        }
+        task = re.sub(r"[^\w.:#]", "_", f"{name}.{source.name}")
+        seqio.TaskRegistry.add(
+            task,
+            source=seqio.FunctionDataSource(_reader(splits, document_views), list(splits), counts),
+            preprocessors=[split_documents],
+            output_features=features,
+        )
+        rates.append((task, weights[source.name]))
+    return seqio.MixtureRegistry.add(name, rates)
+
+
+def split_documents(
+    dataset: "tf.data.Dataset", sequence_length: Mapping[str, int] | None
+) -> "tf.data.Dataset":
+    """Splits documents longer than `sequence_length["targets"]`, which seqio would truncate."""
+    import tensorflow as tf
+
+    if not sequence_length:
+        return dataset
+    length = sequence_length["targets"]
+
+    def split(example: dict[str, Any]) -> "tf.data.Dataset":
+        ids = example["targets"]
+        starts = tf.data.Dataset.range(0, tf.size(ids, tf.int64), length)
+        return starts.map(lambda start: {"targets": ids[start : start + length]})
+
+    return dataset.flat_map(split)
+
+
+def _reader(
+    splits: Mapping[str, Split], document_views: Sequence[View]
+) -> Callable[..., "tf.data.Dataset"]:
+    """Returns the function of a FunctionDataSource, which yields every document under each view."""
+
+    def read(split: str, shuffle_files: bool, seed: int | None = None) -> "tf.data.Dataset":
+        import tensorflow as tf
+
+        generator = (
+            np.random.default_rng(seed if seed is None else int(seed)) if shuffle_files else None
+        )
+        return tf.data.Dataset.from_generator(
+            lambda: _examples(splits[split], document_views, generator),
+            output_signature={"targets": tf.TensorSpec([None], tf.int32)},
+        )
+
+    return read
+
+
+def _examples(
+    source: Split, document_views: Sequence[View], generator: np.random.Generator | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields documents view by view in stored order, or in a new permutation at each call.
+
+    Documents with a masked or damaged record are skipped: seqio has no mask for their tokens.
+    """
+    documents = source.documents.tolist()
+    order = np.arange(len(documents) * len(document_views))
+    for number in order if generator is None else generator.permutation(order):
+        view, index = divmod(int(number), len(documents))
+        document = source.read_document(*documents[index])
+        if document is not None:
+            yield {"targets": render(document[1], document_views[view], source.manifest.layout)}
