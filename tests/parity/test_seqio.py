@@ -290,6 +290,6 @@ def test_a_data_set_is_given_a_vocabulary_of_seqio(config, models, tmp_path):
     assert manifest.tokenizer_fingerprint == tokenizer.fingerprint
     path = {"path": str(tmp_path / "again")}
     again = make_dataset({"sequence_length": 16, "sources": {"speech": path}})
-    for document in again.documents():
+    for document in documents([source.split for source in again.sources]):
         for utterance in document.utterances:
             np.testing.assert_array_equal(utterance.text_ids, tokenizer.encode(utterance.text))
