@@ -10,7 +10,7 @@ seqio = pytest.importorskip("seqio")
 tf = pytest.importorskip("tensorflow")
 sentencepiece = pytest.importorskip("sentencepiece")
 
-from soda_jax.data.dataset import make_dataset  # noqa: E402
+from soda_jax.data.dataset import documents, make_dataset  # noqa: E402
 from soda_jax.data.manifest import Manifest  # noqa: E402
 from soda_jax.data.shards import ShardWriter  # noqa: E402
 from soda_jax.data.splitting import split_document  # noqa: E402
