@@ -1,4 +1,4 @@
-"""Peak arithmetic rate of the devices, the denominator of the model FLOP utilization."""
+"""Peak arithmetic rate of the devices, the denominator of MFU."""
 
 import time
 
@@ -10,11 +10,11 @@ from soda_jax.hardware import chip_of
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
-    """Peak FLOP/s of all `devices` together and the source of the figure.
+    """Returns the total peak FLOP/s of `devices` and the source of the figure.
 
-    Known accelerators have the bf16 figure of their data sheet, a device of a chip that JAX shows as two
-    devices half of it. For anything else, a CPU above all, the rate of a 1,024³ f32 matrix product is
-    measured; simulated CPU devices share the one processor.
+    For known accelerators it is the bf16 figure of the data sheet, divided by the number of devices that JAX
+    shows per chip. For other devices, mainly CPUs, it is the measured rate of a 1,024³ f32 matrix product;
+    simulated CPU devices share one processor.
     """
     kind = devices[0].device_kind
     chip = chip_of(kind)
@@ -26,7 +26,7 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
 
 
 def measure_matmul(size: int = 1024, repeats: int = 7, dtype: str = "float32") -> float:
-    """FLOP/s of a `size`³ product of matrices of `dtype` on the default device, the best of `repeats`."""
+    """Returns the FLOP/s of a `size`³ product of `dtype` matrices on the default device, best of `repeats`."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -1,4 +1,4 @@
-"""Metrics of a run, written to JSONL and TensorBoard, and to Weights & Biases if asked for."""
+"""Logs of the metrics of a run: JSONL, TensorBoard, and Weights & Biases if configured."""
 
 import json
 import math
@@ -15,21 +15,21 @@ STARTS = "starts.jsonl"
 
 
 class Log(Protocol):
-    """Where the metrics of a run's steps go."""
+    """A destination for the metrics of a run."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the metrics of `step`; called in the order of the steps."""
+        """Writes the metrics of `step`; called in the order of the steps."""
 
     def close(self, failed: bool = False) -> None:
-        """Called once, after the last step; `failed` if an error has ended the run."""
+        """Closes the log after the last step; `failed` if an error ended the run."""
 
 
 def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
-    """The logs that a config asks for.
+    """Opens the logs that a config selects.
 
     Args:
-      config: of the run.
-      workdir: its folder.
+      config: settings of the run.
+      workdir: folder of the run.
       start_step: steps done so far.
     """
     logs: list[Log] = [MetricsLog(workdir, start_step, config.log.tensorboard)]
@@ -39,14 +39,20 @@ def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
 
 
 class MetricsLog:
-    """Appends one line a step to `metrics.jsonl` and mirrors it to TensorBoard.
+    """Appends one line per step to `metrics.jsonl` and mirrors it to TensorBoard.
 
-    A resumed run repeats the steps after its checkpoint: their old lines are cut off first, so that
-    the file holds each step once.
+    A resumed run repeats the steps after its checkpoint. Their old lines are removed first, so that the
+    file contains each step once.
     """
 
     def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
-        """Args: workdir: the run's folder. start_step: steps done so far. tensorboard: mirror or not."""
+        """Opens the files.
+
+        Args:
+          workdir: folder of the run.
+          start_step: steps done so far.
+          tensorboard: whether to mirror to TensorBoard.
+        """
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE
         kept = [row for row in read_metrics(path) if row["step"] <= start_step]
@@ -59,7 +65,7 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics of `step`; values that are not finite become null in the JSONL."""
+        """Writes the metrics of `step`; non-finite values become null in the JSONL."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
@@ -68,14 +74,14 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
 
     def close(self, failed: bool = False) -> None:
-        """Flushes and closes both, however the run has ended."""
+        """Flushes and closes both files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, in order; a last line cut short by a kill is left out."""
+    """Returns the rows of a `metrics.jsonl`; skips a last line that a kill left incomplete."""
     if not path.is_file():
         return []
     rows = []
@@ -88,11 +94,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def note_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
-    """Adds a line to `starts.jsonl`: the step from which a process went on, and what it ran on."""
+    """Appends a line to `starts.jsonl`: the step that the run started from, and its hardware."""
     with (workdir / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **about}) + "\n")
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `starts.jsonl`, in order."""
+    """Returns the lines of `starts.jsonl`, in order."""
     return [json.loads(line) for line in (workdir / STARTS).read_text("utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The training state: what a step maps to its successor and a checkpoint holds."""
+"""The training state: the input and output of a step, and the content of a checkpoint."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ State = dict[str, Any]
 
 
 def shardings(tree: Any, axes: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
-    """Sharding of every leaf of a training state.
+    """Returns the sharding of every leaf of a training state.
 
-    A leaf inside a copy of the parameter tree (parameters, Adam's moments) is sharded as its
-    parameter; every other leaf (counters) is replicated.
+    A leaf inside a copy of the parameter tree (parameters, Adam's moments) is sharded like its
+    parameter; all other leaves (counters) are replicated.
     """
 
     def choose(path, leaf):
@@ -35,12 +35,12 @@ def shardings(tree: Any, axes: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
 def make_state(
     model: ModelFunctions, optimizer: optax.GradientTransformationExtraArgs, seed: int
 ) -> State:
-    """A fresh state; call it inside jit with `shardings`, so that nothing is made whole on one device."""
+    """Returns a new state; call it inside jit with `shardings`, so that no device holds a whole array."""
     return state_of(model.init(seed), optimizer)
 
 
 def state_of(params: Any, optimizer: optax.GradientTransformationExtraArgs) -> State:
-    """The state at step 0 of given parameters; likewise inside jit."""
+    """Returns the state at step 0 with the given parameters; call it inside jit as well."""
     return {
         "params": params,
         "optimizer": optimizer.init(params),
@@ -56,7 +56,7 @@ def abstract_state(
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: jax.sharding.Mesh,
 ) -> State:
-    """Shapes, types and shardings of the state, for restoring and for compiling ahead."""
+    """Returns shapes, dtypes and shardings of the state, for restore and ahead-of-time compilation."""
     shapes = jax.eval_shape(lambda: make_state(model, optimizer, 0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -116,7 +116,7 @@ def test_invariant_7_a_killed_run_repeats_the_uninterrupted_one_bit_for_bit(
         file.write('{"step": 4, "loss": 1.')  # cut short by the kill
     # A trace whose first step lies before the resume is not taken, and ends nothing.
     assert train(config(), tmp_path, hooks=[Watcher(every=4)], profile_steps=(1, 4)) == DONE
-    told = "no profile of steps 1 to 4: the run goes on at step 3 and has 6 steps"
+    told = "no profile of steps 1 to 4: the run continues at step 3 and has 6 steps"
     assert told in capsys.readouterr().err and not (tmp_path / "profile").exists()
     assert_same_run(tmp_path, uninterrupted)
 
@@ -209,7 +209,7 @@ def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, caps
 
 def test_a_trace_of_steps_that_the_run_does_not_have_is_named(config, tmp_path, capsys):
     assert train(config(steps=1), tmp_path, profile_steps=(2, 3)) == DONE
-    told = "no profile of steps 2 to 3: the run goes on at step 1 and has 1 steps"
+    told = "no profile of steps 2 to 3: the run continues at step 1 and has 1 steps"
     assert told in capsys.readouterr().err and not (tmp_path / "profile").exists()
 
 
