@@ -10,11 +10,11 @@ from soda_jax.model import DecoderConfig, RopeConfig, VocabularyBlocks
 ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
 # Ours → theirs, of the same meaning.
 _FIELDS = {
-    "layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
     "tie_embeddings": "tie_word_embeddings",
     "rms_norm_eps": "rms_norm_eps",
@@ -145,12 +145,12 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
             value = content.get("num_attention_heads")  # as in Transformers
         if theirs not in content and value is None:
             raise UserError(missing(theirs, file))
-        wanted = bool if ours == "tied" else float if ours == "norm_eps" else int
+        wanted = bool if ours == "tie_embeddings" else float if ours == "rms_norm_eps" else int
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise UserError(f"{file}: {theirs} is {_short(value)}; it must be {_KINDS[wanted]}")
         fields[ours] = value
-    if not 0 < fields["norm_eps"] < 1:
-        raise UserError(f"{file}: rms_norm_eps is {fields['norm_eps']}; it must be between 0 and 1")
+    if not 0 < fields["rms_norm_eps"] < 1:
+        raise UserError(f"{file}: rms_norm_eps is {fields['rms_norm_eps']}; it must be between 0 and 1")
     return {**fields, "rope": _rope_fields(content, file)}
 
 
@@ -222,7 +222,7 @@ def _rope_entry(
             f"has 1.0; {cannot}"
         )
     # Both are also read at the top level, and releases differ in which one they prefer.
-    names = ("rope_theta", _ROPE["original_length"]) if kind == "llama3" else ("rope_theta",)
+    names = ("rope_theta", _ROPE["original_max_position"]) if kind == "llama3" else ("rope_theta",)
     inner = dict(given)
     for name in names:
         if name in given and name in content and given[name] != content[name]:
@@ -247,9 +247,9 @@ def _rope_entry(
         }
     else:
         fields |= {ours: inner.get(theirs) for ours, theirs in _ROPE.items()}
-        if fields["original_length"] is None:
+        if fields["original_max_position"] is None:
             raise UserError(
-                f"{file}: {entry} has no {_ROPE['original_length']}; Transformers would use "
+                f"{file}: {entry} has no {_ROPE['original_max_position']}; Transformers would use "
                 f"max_position_embeddings, {_short(content.get('max_position_embeddings'))}: write the "
                 "value that the model was trained with into the file"
             )
@@ -260,11 +260,11 @@ def _rope_entry(
             raise UserError(
                 f"{file}: {theirs} of the rotary positions is {_short(value)}; it must be a positive number"
             )
-        fields[ours] = int(value) if ours == "original_length" else float(value)
-    if not fields["low"] < fields["high"]:
+        fields[ours] = int(value) if ours == "original_max_position" else float(value)
+    if not fields["low_freq_factor"] < fields["high_freq_factor"]:
         raise UserError(
-            f"{file}: low_freq_factor {fields['low']} of {entry} is not below high_freq_factor "
-            f"{fields['high']}; {cannot}"
+            f"{file}: low_freq_factor {fields['low_freq_factor']} of {entry} is not below high_freq_factor "
+            f"{fields['high_freq_factor']}; {cannot}"
         )
     return fields
 
