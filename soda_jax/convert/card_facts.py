@@ -198,7 +198,7 @@ def _sources(
                 float(source["weight"]) / total,
                 ", ".join(view),
                 noted.get("tokens"),
-                Path(source.get("denied") or "").name,  # a card tells no paths
+                Path(source.get("exclude_documents") or "").name,  # a card tells no paths
                 noted.get("excluded_documents"),
             )
         )

@@ -126,7 +126,7 @@ def test_the_message_about_a_missing_field_states_what_transformers_would_use(
 def test_key_value_heads_of_null_are_as_many_as_the_heads(folder):
     content = json.loads((folder / "config.json").read_text())
     fields = architecture.model_fields({**content, "num_key_value_heads": None}, folder)
-    assert fields["kv_heads"] == fields["heads"] == content["num_attention_heads"]
+    assert fields["num_kv_heads"] == fields["num_heads"] == content["num_attention_heads"]
 
 
 def test_a_whole_file_is_read_and_the_index_of_older_shards_is_not(run, folder, tmp_path, capsys):
@@ -214,7 +214,7 @@ def test_the_verification_finds_what_the_conversion_misread(folder, tmp_path, mo
     refused(folder, tmp_path, "a second reading finds another model", "rotary frequencies")
 
 
-@pytest.mark.parametrize("field", ["heads", "kv_heads", "norm_eps", "tied"])
+@pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "rms_norm_eps", "tie_embeddings"])
 def test_the_second_reading_compares_every_setting_without_a_tensor(folder, monkeypatch, field):
     from soda_jax.convert.safetensors_folder import TensorFolder
 
