@@ -26,10 +26,10 @@ from _ranges import print_ranges
 from _results import parse, written
 
 from soda_jax.data.dataset import Dataset, make_dataset
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.records import read_header
-from soda_jax.data.shards import ShardWriter
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.records import read_header
+from soda_jax.data.format.shards import ShardWriter
+from soda_jax.data.format.splitting import split_document
 from soda_jax.data.windows import annotate, empty_batch
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout

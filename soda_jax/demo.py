@@ -197,7 +197,7 @@ def _evaluate(home: Path) -> None:
 def _report(home: Path, stages: _Stages) -> None:
     """Generates the samples and writes the page."""
     import soda_jax
-    from soda_jax.data.manifest import Manifest
+    from soda_jax.data.format.manifest import Manifest
     from soda_jax.report.content import ReportContent
     from soda_jax.report.page import write_report
     from soda_jax.train.metric_logs import FILE, read_starts

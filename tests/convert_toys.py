@@ -9,9 +9,9 @@ from toys import SHAPE, random_params
 
 from soda_jax.checkpoints import Checkpointer
 from soda_jax.configs import base
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.shards import ShardWriter
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.shards import ShardWriter
+from soda_jax.data.format.splitting import split_document
 from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
-from soda_jax.data.shards import document_hash
+from soda_jax.data.format.shards import document_hash
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected
 from tokenize_pipeline.readers._rows import repeat_error
 

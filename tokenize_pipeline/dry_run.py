@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 
 from soda_jax.codecs.audio import sound_seconds
-from soda_jax.data.bits import packing
-from soda_jax.data.manifest import Manifest, tokens_by_view
-from soda_jax.data.splitting import RECORD_TOKENS
+from soda_jax.data.format.bits import packing
+from soda_jax.data.format.manifest import Manifest, tokens_by_view
+from soda_jax.data.format.splitting import RECORD_TOKENS
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 from soda_jax.progress import track

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.progress import Progress, progress

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import google_crc32c
 
-from soda_jax.data.manifest import SPLITS, Manifest
-from soda_jax.data.shards import ShardInfo
+from soda_jax.data.format.manifest import SPLITS, Manifest
+from soda_jax.data.format.shards import ShardInfo
 from soda_jax.errors import UserError
 from soda_jax.file_sums import file_sum
 from soda_jax.files import write_atomic

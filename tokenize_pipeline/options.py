@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import Reader
 from tokenize_pipeline.readers._folders import is_mac_metadata

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from soda_jax.data.manifest import SPLITS, Manifest
-from soda_jax.data.reading import read_records
-from soda_jax.data.records import RecordData
+from soda_jax.data.format.manifest import SPLITS, Manifest
+from soda_jax.data.format.reading import read_records
+from soda_jax.data.format.records import RecordData
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import load_tokenizer
 

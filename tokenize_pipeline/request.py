@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.data.manifest import Manifest, check_compatible
-from soda_jax.data.shards import index_path, read_index
+from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.shards import index_path, read_index
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from soda_jax.checked_json import parse_checked_json, write_checked_json
-from soda_jax.data.shards import ShardInfo, file_crc32c, index_path
+from soda_jax.data.format.shards import ShardInfo, file_crc32c, index_path
 from soda_jax.errors import UserError
 from tokenize_pipeline.plan import Plan, ShardPlan
 from tokenize_pipeline.quarantine import QuarantineRow

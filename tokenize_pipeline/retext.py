@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from soda_jax.data.manifest import SPLITS, Manifest
-from soda_jax.data.reading import read_records
-from soda_jax.data.records import DamagedRecordError, RecordData
-from soda_jax.data.shards import ShardInfo, ShardWriter
-from soda_jax.data.splitting import join_records, split_document
+from soda_jax.data.format.manifest import SPLITS, Manifest
+from soda_jax.data.format.reading import read_records
+from soda_jax.data.format.records import DamagedRecordError, RecordData
+from soda_jax.data.format.shards import ShardInfo, ShardWriter
+from soda_jax.data.format.splitting import join_records, split_document
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder, file_sum, folder_sums
 from soda_jax.files import write_atomic

@@ -29,7 +29,7 @@ import numpy as np
 
 from soda_jax.data.config import views
 from soda_jax.data.dataset import open_splits
-from soda_jax.data.manifest import SPLITS
+from soda_jax.data.format.manifest import SPLITS
 from soda_jax.data.mixture import normalized_weights
 from soda_jax.data.split import Split
 from soda_jax.errors import UserError

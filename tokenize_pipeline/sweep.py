@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from soda_jax.data.shards import SHARD_SUFFIX, index_path
+from soda_jax.data.format.shards import SHARD_SUFFIX, index_path
 
 # Temporary names of write_atomic and ShardWriter: .NAME.SUFFIX
 _LEFTOVER = re.compile(

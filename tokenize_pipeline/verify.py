@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from soda_jax.data import verify as data
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.verify_shard import Fault
+from soda_jax.data.checks import verify as data
+from soda_jax.data.checks.verify_shard import Fault
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import differences
 from tokenize_pipeline.merge import QUARANTINE, quarantine_of

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from soda_jax.codecs import Codec, load_codec
-from soda_jax.data.records import RecordData
-from soda_jax.data.shards import ShardWriter
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.records import RecordData
+from soda_jax.data.format.shards import ShardWriter
+from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout

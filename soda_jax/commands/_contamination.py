@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from soda_jax.data.contamination import Contamination
-    from soda_jax.data.ngram_search import Found
+    from soda_jax.data.checks.contamination import Contamination
+    from soda_jax.data.checks.ngram_search import Found
 
 _SHOWN = 50  # utterances printed; the report has them all
 _WIDTH = 60  # characters of a text printed
@@ -19,7 +19,7 @@ _WIDTH = 60  # characters of a text printed
 
 def run(args: argparse.Namespace) -> int:
     """Compares two data sets; the exit status is 1 if training documents are to be denied."""
-    from soda_jax.data.contamination import find_contamination
+    from soda_jax.data.checks.contamination import find_contamination
     from soda_jax.files import write_atomic
 
     train, evaluation = args.contamination

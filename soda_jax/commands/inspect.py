@@ -10,9 +10,9 @@ from soda_jax.commands._verify import print_faults
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from soda_jax.data.manifest import Manifest
-    from soda_jax.data.records import RecordData
-    from soda_jax.data.shards import ShardInfo
+    from soda_jax.data.format.manifest import Manifest
+    from soda_jax.data.format.records import RecordData
+    from soda_jax.data.format.shards import ShardInfo
 
 SUMMARY = "show what a data set holds"
 EXAMPLE = "soda inspect data/speech --document=speaker-1/chapter-2"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return _contamination.run(args)
     if args.output or args.report:
         raise UserError("--output and --report belong to --contamination TRAIN EVAL")
-    from soda_jax.data.manifest import Manifest
+    from soda_jax.data.format.manifest import Manifest
     from soda_jax.data.storage.locations import refuse_url
 
     if args.verify or args.record is not None or args.document is not None:
@@ -77,14 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
 def view_tokens(manifest: "Manifest", split: str) -> dict[str, int]:
     """Tokens of a split by composition, BOS and EOS included; either order has as many."""
-    from soda_jax.data.manifest import tokens_by_view
+    from soda_jax.data.format.manifest import tokens_by_view
 
     return tokens_by_view(manifest.kind, manifest.layout.codebooks, manifest.totals(split))
 
 
 def shard_bytes(folder: Path, shard: "ShardInfo") -> int:
     """Bytes of a shard and its index on disk; those of an index that is missing are not counted."""
-    from soda_jax.data.shards import index_path
+    from soda_jax.data.format.shards import index_path
 
     index = index_path(folder / shard.file)
     return shard.bytes + (index.stat().st_size if index.is_file() else 0)
@@ -125,8 +125,8 @@ def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
 
 
 def _record(directory: Path, manifest: "Manifest", place: str) -> tuple[str, "RecordData"]:
-    from soda_jax.data.reading import ShardReaders
-    from soda_jax.data.records import DamagedRecordError, decode_record
+    from soda_jax.data.format.reading import ShardReaders
+    from soda_jax.data.format.records import DamagedRecordError, decode_record
 
     split, _, number = place.partition(":")
     if split not in _SPLITS or not number.isdecimal():
@@ -151,8 +151,8 @@ def _document(
 ) -> Iterator[tuple[str, "RecordData"]]:
     import numpy as np
 
-    from soda_jax.data.records import FIRST
-    from soda_jax.data.shards import document_hash, index_path, read_index
+    from soda_jax.data.format.records import FIRST
+    from soda_jax.data.format.shards import document_hash, index_path, read_index
 
     wanted = np.uint64(document_hash(name))
     for split in _SPLITS:

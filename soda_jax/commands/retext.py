@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the new data set; 1 if the tokenizer cannot represent too many of its texts."""
-    from soda_jax.data.manifest import SPLITS, Manifest
+    from soda_jax.data.format.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
     from tokenize_pipeline.read_back import read_back
     from tokenize_pipeline.retext import retext

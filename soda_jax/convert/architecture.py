@@ -150,7 +150,9 @@ def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
             raise UserError(f"{file}: {theirs} is {_short(value)}; it must be {_KINDS[wanted]}")
         fields[ours] = value
     if not 0 < fields["rms_norm_eps"] < 1:
-        raise UserError(f"{file}: rms_norm_eps is {fields['rms_norm_eps']}; it must be between 0 and 1")
+        raise UserError(
+            f"{file}: rms_norm_eps is {fields['rms_norm_eps']}; it must be between 0 and 1"
+        )
     return {**fields, "rope": _rope_fields(content, file)}
 
 

@@ -1,6 +1,6 @@
 """The settings of a source, resolved against its data set: views, and what is left out."""
 
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.split import SplitOptions
 from soda_jax.data.storage.remote import read_bytes
 from soda_jax.errors import UserError

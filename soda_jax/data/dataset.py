@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from soda_jax.data import config as data_config
-from soda_jax.data.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import Manifest, check_compatible
 from soda_jax.data.mixture import InOrder, Mixture, normalized_weights
 from soda_jax.data.source import Source
 from soda_jax.data.split import Split

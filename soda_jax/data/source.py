@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from soda_jax.data.records import FIRST, LAST, OPENS, TEXT, DamagedRecordError, read_header
-from soda_jax.data.rendering import Renderer
+from soda_jax.data.format.records import FIRST, LAST, OPENS, TEXT, DamagedRecordError, read_header
+from soda_jax.data.format.rendering import Renderer
 from soda_jax.data.split import Split
 from soda_jax.tokens.documents import View
 

@@ -7,11 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
-from soda_jax.data.manifest import SPLITS, Manifest
-from soda_jax.data.reading import damaged
-from soda_jax.data.records import FIRST, LAST, DamagedRecordError, decode_record
-from soda_jax.data.shards import ShardIndex, document_hash
-from soda_jax.data.splitting import join_records
+from soda_jax.data.format.manifest import SPLITS, Manifest
+from soda_jax.data.format.reading import damaged
+from soda_jax.data.format.records import FIRST, LAST, DamagedRecordError, decode_record
+from soda_jax.data.format.shards import ShardIndex, document_hash
+from soda_jax.data.format.splitting import join_records
 from soda_jax.data.storage.locations import Location
 from soda_jax.data.storage.modes import Storage
 from soda_jax.errors import UserError

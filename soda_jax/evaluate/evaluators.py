@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from soda_jax.data.format.manifest import Manifest, check_compatible
 from soda_jax.data.loss_vector import loss_vector
-from soda_jax.data.manifest import Manifest, check_compatible
 from soda_jax.data.storage.locations import is_url
 from soda_jax.errors import UserError
 from soda_jax.evaluate.baselines import fit_baselines

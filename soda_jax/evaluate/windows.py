@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from soda_jax.data.dataset import Dataset, make_dataset
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout

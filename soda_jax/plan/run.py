@@ -30,7 +30,7 @@ def layout_of(data: str | None) -> VocabularyLayout:
     """The vocabulary of a data set, SODA's without one."""
     if data is None:
         return VocabularyLayout.soda()
-    from soda_jax.data.manifest import Manifest
+    from soda_jax.data.format.manifest import Manifest
 
     return Manifest.load(data).layout
 

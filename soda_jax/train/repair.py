@@ -11,7 +11,7 @@ from typing import Any
 
 from soda_jax.checkpoints import CheckpointReader, digest, folder
 from soda_jax.checkpoints.restore import METADATA
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, FileSums, check_folder

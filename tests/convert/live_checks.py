@@ -13,7 +13,9 @@ VOCABULARY = VocabularyBlocks(44, (16, 6, 9))
 
 
 def make_model(**changes) -> ModelFunctions:
-    return ModelFunctions(DecoderConfig(vocabulary=VOCABULARY, intermediate_size=32, **SHAPE | changes))
+    return ModelFunctions(
+        DecoderConfig(vocabulary=VOCABULARY, intermediate_size=32, **SHAPE | changes)
+    )
 
 
 def check_weights(axes: dict[str, int], devices=None, **changes) -> LiveWeights:

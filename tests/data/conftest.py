@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from storage_toys import corpus, settings  # noqa: F401, fixtures
 
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.shards import ShardInfo, ShardWriter
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.shards import ShardInfo, ShardWriter
+from soda_jax.data.format.splitting import split_document
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout
 

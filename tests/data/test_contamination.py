@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soda_jax.commands import inspect
-from soda_jax.data.contamination import NGRAM, SHARE, find_contamination
+from soda_jax.data.checks.contamination import NGRAM, SHARE, find_contamination
+from soda_jax.data.checks.ngram_search import words
 from soda_jax.data.dataset import make_dataset
-from soda_jax.data.ngram_search import words
-from soda_jax.data.reading import ShardReaders
+from soda_jax.data.format.reading import ShardReaders
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
 

@@ -12,11 +12,11 @@ from soda_jax.checked_json import (
     write_checked_json,
 )
 from soda_jax.data.dataset import documents, make_dataset
-from soda_jax.data.manifest import Manifest, check_compatible
-from soda_jax.data.reading import ShardReaders, read_records
-from soda_jax.data.records import DamagedRecordError
-from soda_jax.data.shards import ShardWriter, read_index, read_shard_info
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.reading import ShardReaders, read_records
+from soda_jax.data.format.records import DamagedRecordError
+from soda_jax.data.format.shards import ShardWriter, read_index, read_shard_info
+from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.tokens.vocabulary import VocabularyLayout

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from soda_jax.data.dataset import documents, make_dataset, open_splits
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.loader import Loader
-from soda_jax.data.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import View, render
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from soda_jax.commands import inspect
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.shards import ShardWriter
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.shards import ShardWriter
+from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance, View, render
 from soda_jax.tokens.vocabulary import VocabularyLayout

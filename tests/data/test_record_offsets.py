@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soda_jax.data.shards import read_index
+from soda_jax.data.format.shards import read_index
 from soda_jax.data.storage.record_offsets import BLOCK, read_record_offsets, unpack_record
 from soda_jax.errors import UserError
 

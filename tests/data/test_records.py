@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soda_jax.data.bits import SLACK, BitPacking, packing
-from soda_jax.data.records import (
+from soda_jax.data.format.bits import SLACK, BitPacking, packing
+from soda_jax.data.format.records import (
     DamagedRecordError,
     RecordData,
     decode_record,
     encode_record,
 )
-from soda_jax.data.splitting import join_records, split_document
+from soda_jax.data.format.splitting import join_records, split_document
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout

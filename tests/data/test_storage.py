@@ -20,8 +20,8 @@ from storage_toys import (
 )
 
 from soda_jax.data.dataset import documents, make_dataset, open_splits
-from soda_jax.data.records import DamagedRecordError
-from soda_jax.data.shards import read_index
+from soda_jax.data.format.records import DamagedRecordError
+from soda_jax.data.format.shards import read_index
 from soda_jax.data.storage import remote
 from soda_jax.data.storage.cache import ByteCache
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError, StoreError, download_folder

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from soda_jax.data.checks.verify import verify
 from soda_jax.data.dataset import make_dataset
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.reading import ShardReaders
-from soda_jax.data.shards import INDEX_VERSION, ShardWriter, read_index
-from soda_jax.data.splitting import split_document
-from soda_jax.data.verify import verify
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.reading import ShardReaders
+from soda_jax.data.format.shards import INDEX_VERSION, ShardWriter, read_index
+from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 
 SHARD = "train/shard-00001.array_record"
@@ -153,7 +153,7 @@ def test_an_index_that_names_other_documents_is_found(corpus):
 
 
 def crc32c(path: Path) -> str:
-    from soda_jax.data.shards import file_crc32c
+    from soda_jax.data.format.shards import file_crc32c
 
     return file_crc32c(path)[1]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.shards import ShardWriter
-from soda_jax.data.splitting import split_document
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.shards import ShardWriter
+from soda_jax.data.format.splitting import split_document
 from soda_jax.tokens import Utterance, VocabularyLayout
 from soda_jax.tokens.text import ByteTokenizer, make_layout
 

@@ -74,9 +74,9 @@ def curve_config(folder: Path) -> Any:
 
 def write_curve_data(folder: Path) -> None:
     """A data set of 200 skewed random documents: small ids and codes are frequent."""
-    from soda_jax.data.manifest import Manifest
-    from soda_jax.data.shards import ShardWriter
-    from soda_jax.data.splitting import split_document
+    from soda_jax.data.format.manifest import Manifest
+    from soda_jax.data.format.shards import ShardWriter
+    from soda_jax.data.format.splitting import split_document
     from soda_jax.tokens.documents import Utterance
     from soda_jax.tokens.vocabulary import VocabularyLayout
 

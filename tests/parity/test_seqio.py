@@ -11,9 +11,9 @@ tf = pytest.importorskip("tensorflow")
 sentencepiece = pytest.importorskip("sentencepiece")
 
 from soda_jax.data.dataset import documents, make_dataset  # noqa: E402
-from soda_jax.data.manifest import Manifest  # noqa: E402
-from soda_jax.data.shards import ShardWriter  # noqa: E402
-from soda_jax.data.splitting import split_document  # noqa: E402
+from soda_jax.data.format.manifest import Manifest  # noqa: E402
+from soda_jax.data.format.shards import ShardWriter  # noqa: E402
+from soda_jax.data.format.splitting import split_document  # noqa: E402
 from soda_jax.errors import UserError  # noqa: E402
 from soda_jax.tokens.documents import Utterance  # noqa: E402
 from soda_jax.tokens.text import load_tokenizer, make_layout  # noqa: E402

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from soda_jax.data.manifest import Manifest
-from soda_jax.data.reading import read_records
-from soda_jax.data.splitting import join_records
+from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.reading import read_records
+from soda_jax.data.format.splitting import join_records
 from soda_jax.files import write_atomic
 
 RATE = 8000

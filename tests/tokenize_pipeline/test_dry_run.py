@@ -18,7 +18,7 @@ from pipeline_toys import (
 )
 
 from soda_jax.cli import main
-from soda_jax.data.manifest import Manifest, tokens_by_view
+from soda_jax.data.format.manifest import Manifest, tokens_by_view
 from soda_jax.errors import UserError
 from tokenize_pipeline import archives
 from tokenize_pipeline import dry_run as module

@@ -10,7 +10,7 @@ import soundfile
 from pipeline_toys import RATE, documents_of, hum, quarantine_of, write_manifest
 
 from soda_jax.commands import tokenize as tokenize_command
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
 from tokenize_pipeline.options import TokenizeOptions

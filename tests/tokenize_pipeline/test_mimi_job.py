@@ -13,7 +13,7 @@ from pipeline_toys import documents_of, quarantine_of, tree, write_manifest
 from soda_jax.codecs import load_codec
 from soda_jax.codecs.audio import encode_long, read_audio
 from soda_jax.codecs.mimi.codec import MimiCodec
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from tokenize_pipeline import encoding, worker
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions

@@ -20,7 +20,7 @@ from pipeline_toys import (
 )
 
 from soda_jax.codecs.audio import read_audio
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens import View, parse, render
 from soda_jax.tokens.text import load_tokenizer

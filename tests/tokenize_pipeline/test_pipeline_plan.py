@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_toys import write_manifest
 
-from soda_jax.data.shards import document_hash
+from soda_jax.data.format.shards import document_hash
 from soda_jax.errors import UserError
 from tokenize_pipeline import planner
 from tokenize_pipeline.plan import Plan, ShardPlan, read_documents, split_of

@@ -8,7 +8,7 @@ import soundfile
 from corpora import emilia_yodas, librispeech, mls, seed_tts_eval
 from pipeline_toys import RATE, documents_of, hum, quarantine_of, write_manifest
 
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from tokenize_pipeline.dry_run import dry_run
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError

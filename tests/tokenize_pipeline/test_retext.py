@@ -14,7 +14,7 @@ from pipeline_toys import documents_of, make_corpus, quarantine_of, tree, write_
 from soda_jax.commands import retext as retext_command
 from soda_jax.commands import tokenize as tokenize_command
 from soda_jax.commands import tokenizer as tokenizer_command
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import load_tokenizer, train_bpe
 from tokenize_pipeline import retext as retext_module

@@ -8,7 +8,7 @@ import pytest
 from run_toys import rows_of
 from train_toys import CODEC, LAYOUT, write_generation
 
-from soda_jax.data.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.schema import run_config
 from soda_jax.train import run_files

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from soda_jax.data.reading import ShardReaders
-from soda_jax.data.shards import ShardIndex, ShardInfo, index_path, read_index
+from soda_jax.data.format.reading import ShardReaders
+from soda_jax.data.format.shards import ShardIndex, ShardInfo, index_path, read_index
 from soda_jax.data.storage.locations import (
     Location,
     cache_folder,

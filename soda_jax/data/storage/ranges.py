@@ -6,8 +6,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from soda_jax.data.reading import damaged
-from soda_jax.data.records import check_sum
+from soda_jax.data.format.reading import damaged
+from soda_jax.data.format.records import check_sum
 from soda_jax.data.storage.cache import ByteCache
 from soda_jax.data.storage.record_offsets import unpack_record
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError

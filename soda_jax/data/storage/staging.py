@@ -18,7 +18,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from soda_jax.data.shards import file_crc32c
+from soda_jax.data.format.shards import file_crc32c
 from soda_jax.data.storage.remote import RemoteFiles
 from soda_jax.errors import UserError
 from soda_jax.files import write_json

@@ -18,7 +18,7 @@ from types import TracebackType
 import google_crc32c
 import numpy as np
 
-from soda_jax.data.records import (
+from soda_jax.data.format.records import (
     FIRST,
     OPENS,
     PART_MASK,

@@ -13,10 +13,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from soda_jax.data.manifest import SPLITS, Manifest
-from soda_jax.data.ngram_search import Found, NgramSearch, words
-from soda_jax.data.reading import read_records
-from soda_jax.data.records import DamagedRecordError
+from soda_jax.data.checks.ngram_search import Found, NgramSearch, words
+from soda_jax.data.format.manifest import SPLITS, Manifest
+from soda_jax.data.format.reading import read_records
+from soda_jax.data.format.records import DamagedRecordError
 from soda_jax.errors import UserError
 from soda_jax.progress import progress
 

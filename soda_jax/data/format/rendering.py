@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.data.bits import packing
-from soda_jax.data.records import (
+from soda_jax.data.format.bits import packing
+from soda_jax.data.format.records import (
     AUDIO,
     CLOSES,
     OPENS,

@@ -11,8 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.data.reading import open_shard
-from soda_jax.data.records import (
+from soda_jax.data.checks.verify_document import (
+    SPEECH_VIEWS,
+    TEXT_VIEWS,
+    StoredRecord,
+    document_fault,
+)
+from soda_jax.data.format.reading import open_shard
+from soda_jax.data.format.records import (
     FIRST,
     OPENS,
     DamagedRecordError,
@@ -21,8 +27,8 @@ from soda_jax.data.records import (
     decode_record,
     read_header,
 )
-from soda_jax.data.rendering import Renderer
-from soda_jax.data.shards import (
+from soda_jax.data.format.rendering import Renderer
+from soda_jax.data.format.shards import (
     ShardIndex,
     ShardInfo,
     document_hash,
@@ -31,7 +37,6 @@ from soda_jax.data.shards import (
     read_index,
 )
 from soda_jax.data.storage.record_offsets import read_record_offsets
-from soda_jax.data.verify_document import SPEECH_VIEWS, TEXT_VIEWS, StoredRecord, document_fault
 from soda_jax.errors import UserError
 from soda_jax.tokens.vocabulary import VocabularyLayout
 

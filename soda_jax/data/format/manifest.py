@@ -22,7 +22,7 @@ from soda_jax.checked_json import (
     parse_checked_json,
     write_checked_json,
 )
-from soda_jax.data.shards import ShardInfo
+from soda_jax.data.format.shards import ShardInfo
 from soda_jax.data.storage.locations import Location, join
 from soda_jax.data.storage.remote import read_bytes
 from soda_jax.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from soda_jax.data.manifest import SPLITS, Manifest, generation_path
-from soda_jax.data.verify_shard import Fault, ShardVerifier
+from soda_jax.data.checks.verify_shard import Fault, ShardVerifier
+from soda_jax.data.format.manifest import SPLITS, Manifest, generation_path
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, differences
 from soda_jax.progress import progress

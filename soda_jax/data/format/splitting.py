@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from soda_jax.data.records import RecordData
+from soda_jax.data.format.records import RecordData
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout

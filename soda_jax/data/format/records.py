@@ -20,7 +20,7 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
-from soda_jax.data.bits import packing
+from soda_jax.data.format.bits import packing
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance
 from soda_jax.tokens.vocabulary import VocabularyLayout

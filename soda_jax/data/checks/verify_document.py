@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from soda_jax.data.records import PARTS, Header, RecordData
-from soda_jax.data.rendering import Renderer
+from soda_jax.data.format.records import PARTS, Header, RecordData
+from soda_jax.data.format.rendering import Renderer
+from soda_jax.data.format.splitting import join_records
 from soda_jax.data.source import rendered_order
-from soda_jax.data.splitting import join_records
 from soda_jax.errors import UserError
 from soda_jax.tokens.documents import Utterance, View, parse
 from soda_jax.tokens.vocabulary import VocabularyLayout

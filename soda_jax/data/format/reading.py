@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from soda_jax.data.records import DamagedRecordError, RecordData, decode_record
+from soda_jax.data.format.records import DamagedRecordError, RecordData, decode_record
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 # Without read-ahead and threads, a record in the page cache takes 7 µs instead of 1 ms.
