@@ -27,7 +27,7 @@ _WATCH_SECONDS = 0.5
 
 
 def run_demo(folder: str | Path, clips: int, steps: int = 0) -> Path:
-    """Makes speech, fits the codec, tokenises, trains, evaluates, generates, reports.
+    """Makes speech, fits the codec, tokenizes, trains, evaluates, generates, reports.
 
     Args:
       folder: everything goes there.
@@ -52,9 +52,9 @@ def run_demo(folder: str | Path, clips: int, steps: int = 0) -> Path:
         },
     )
     stages = _Stages(home / "stages.json")
-    stages.run("speech and text", lambda: _synthesise(home, clips))
+    stages.run("speech and text", lambda: _synthesize(home, clips))
     stages.run("codec", lambda: _fit_codec(home))
-    stages.run("tokenise", lambda: _tokenise(home))
+    stages.run("tokenize", lambda: _tokenize(home))
     stages.run("train, stopped half-way and resumed", lambda: _train(home, steps))
     stages.run("evaluate", lambda: _evaluate(home))
     page = home / "report.html"
@@ -98,7 +98,7 @@ class _Stages:
         print(f"== {name}: {self.seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
 
-def _synthesise(home: Path, clips: int) -> None:
+def _synthesize(home: Path, clips: int) -> None:
     from tokenize_pipeline.synthetic import synthesize
 
     synthesize(home / "corpus", "demo", clips, clips // 2, 0)
@@ -109,7 +109,7 @@ def _fit_codec(home: Path) -> None:
           f"--codebook_size={CODEBOOK_SIZE}", "--max_minutes=20")  # fmt: skip
 
 
-def _tokenise(home: Path) -> None:
+def _tokenize(home: Path) -> None:
     from tokenize_pipeline.job import tokenize
     from tokenize_pipeline.options import TokenizeOptions
 

@@ -1,6 +1,6 @@
-"""Codecs: audio to frames of codes and back, behind one small interface.
+"""Codecs convert audio to frames of codes and back.
 
-`load_codec("mel:DIR")` gives the embedded mel codec; `docs/codec.md` shows how to add another.
+`load_codec("mel:DIR")` opens a mel codec. README.md lists the files; docs/codec.md explains how to add a codec.
 """
 
 from soda_jax.codecs.interface import Codec, load_codec, saved_codec

@@ -43,16 +43,16 @@ class EncoderPair:
       sample_rate: Hz, EnCodec's.
       samples_per_frame: at that rate.
       steps: EnCodec's steps in a frame.
-      quantisers: levels of EnCodec that are used.
+      quantizers: levels of EnCodec that are used.
       codebook_size: entries of each level.
       dims: values of a feature of HuBERT.
     """
 
-    def __init__(self, hubert: "HubertModel", encodec: "EncodecModel", quantisers: int):
+    def __init__(self, hubert: "HubertModel", encodec: "EncodecModel", quantizers: int):
         """Takes models of which HuBERT's last layer is the one whose features are wanted.
 
         Raises:
-          UserError: if EnCodec is not a mono model without chunks and scales, or has fewer quantisers.
+          UserError: if EnCodec is not a mono model without chunks and scales, or has fewer quantizers.
         """
         import torch
 
@@ -63,9 +63,9 @@ class EncoderPair:
                 f"chunk_length_s={config.chunk_length_s}: its codes alone are not its sound; use the "
                 "24 kHz mono model"
             )
-        if not 1 <= quantisers <= config.num_quantizers:
+        if not 1 <= quantizers <= config.num_quantizers:
             raise UserError(
-                f"{quantisers} quantisers are asked for, this EnCodec has 1 to {config.num_quantizers}"
+                f"{quantizers} quantizers are asked for, this EnCodec has 1 to {config.num_quantizers}"
             )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._hubert = hubert.eval().to(self._device)
@@ -79,18 +79,18 @@ class EncoderPair:
         self.sample_rate: int = config.sampling_rate
         self.samples_per_frame = int(frame * self.sample_rate)
         self.steps = self.samples_per_frame // config.hop_length
-        self.quantisers = quantisers
+        self.quantizers = quantizers
         self.codebook_size: int = config.codebook_size
         self.dims: int = hubert.config.hidden_size
 
     @classmethod
-    def open(cls, hubert: str | Path, encodec: str | Path, quantisers: int, layer: int = 0) -> Self:
+    def open(cls, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0) -> Self:
         """Loads two models, weights from safetensors only.
 
         Args:
           hubert: folder or hub name of a HuBERT.
           encodec: folder or hub name of an EnCodec, 24 kHz mono.
-          quantisers: levels of EnCodec to use.
+          quantizers: levels of EnCodec to use.
           layer: the layer of HuBERT whose output is the feature, from 1; those above it are dropped.
             0 keeps all.
 
@@ -106,7 +106,7 @@ class EncoderPair:
         if layer:
             first.encoder.layers = first.encoder.layers[:layer]
             first.config.num_hidden_layers = layer
-        return cls(first, _open(EncodecModel, encodec), quantisers)
+        return cls(first, _open(EncodecModel, encodec), quantizers)
 
     def features(self, clip: np.ndarray) -> np.ndarray:
         """Mean of HuBERT's features over each frame, float32 `[frames, dims]`; see `Codec.encode`."""
@@ -131,18 +131,18 @@ class EncoderPair:
         return found.reshape(frames, -1, self.dims).mean(dim=1).cpu().numpy()
 
     def codes(self, clip: np.ndarray) -> np.ndarray:
-        """EnCodec's codes, int64 `[frames, quantisers * steps]`: level by level, each in time order."""
+        """EnCodec's codes, int64 `[frames, quantizers * steps]`: level by level, each in time order."""
         import torch
 
         whole = self._whole_frames(clip)
         if not len(whole):
-            return np.zeros((0, self.quantisers * self.steps), np.int64)
+            return np.zeros((0, self.quantizers * self.steps), np.int64)
         with torch.inference_mode():
             batch = torch.from_numpy(whole)[None, None].to(self._device)
             levels = self._encodec.encode(batch, bandwidth=self._bandwidth()).audio_codes[0, 0]
-        levels = levels[: self.quantisers].cpu().numpy()
-        by_frame = levels.reshape(self.quantisers, -1, self.steps).transpose(1, 0, 2)
-        return by_frame.reshape(-1, self.quantisers * self.steps)
+        levels = levels[: self.quantizers].cpu().numpy()
+        by_frame = levels.reshape(self.quantizers, -1, self.steps).transpose(1, 0, 2)
+        return by_frame.reshape(-1, self.quantizers * self.steps)
 
     def sound(self, codes: np.ndarray) -> np.ndarray:
         """The sound of whole levels: int64 `[frames, levels * steps]` to float32 mono in [-1, 1]."""
@@ -189,7 +189,7 @@ class EncoderPair:
         """The lowest bandwidth of EnCodec (kbit/s) that has all the levels; its first are the same."""
         count = self._encodec.quantizer.get_num_quantizers_for_bandwidth
         offered = self._encodec.config.target_bandwidths
-        return min(bandwidth for bandwidth in offered if count(bandwidth) >= self.quantisers)
+        return min(bandwidth for bandwidth in offered if count(bandwidth) >= self.quantizers)
 
 
 def _common_multiple(a: Fraction, b: Fraction) -> Fraction:

@@ -1,4 +1,4 @@
-"""What every codec offers, and the one way to load one."""
+"""The interface of all codecs, and `load_codec`, which opens any of them."""
 
 import importlib
 import json
@@ -8,23 +8,24 @@ from typing import Protocol
 
 import numpy as np
 
+from soda_jax.codecs.description import FILE
 from soda_jax.errors import UserError
 
 
 class Codec(Protocol):
-    """Audio to codes `[frames, codebooks]` and back, at a fixed frame rate.
+    """Converts audio to codes `[frames, codebooks]` and back, at a fixed frame rate.
 
     Attributes:
       name: the kind of codec, as in the spec (`mel`).
-      sample_rate: Hz, of the audio on both sides.
-      samples_per_frame: audio samples that one frame of codes stands for.
-      frame_rate: frames a second, `sample_rate / samples_per_frame`.
-      codebook_sizes: entries of each codebook; the first is the coarsest.
-      fingerprint: hex digest of the parameters and settings; equal fingerprints give equal codes,
-        wherever the files lie.
+      sample_rate: sample rate of input and output audio in Hz.
+      samples_per_frame: audio samples per frame of codes.
+      frame_rate: frames per second, `sample_rate / samples_per_frame`.
+      codebook_sizes: number of entries of each codebook; the first codebook is the coarsest.
+      fingerprint: hex digest of the parameters and settings. Codecs with equal fingerprints produce
+        equal codes. The digest does not depend on file paths.
 
-    A codec that runs on an accelerator may also hold `clips_at_once: int`, the clips that one call of
-    `encode` should bring: the pipeline then makes batches of that size and reads ahead.
+    A codec that runs on an accelerator may also have an attribute `clips_at_once: int`, the best number
+    of clips for one call of `encode`. The pipeline then builds batches of that size and reads ahead.
     """
 
     @property
@@ -41,41 +42,41 @@ class Codec(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Codes of a batch of clips.
+        """Encodes a batch of clips.
 
         Args:
           audio: float32 mono clips `[samples]` at `sample_rate`.
 
         Returns:
-          uint16 `[frames, codebooks]` for each clip, frames = ceil(samples / samples_per_frame); the
-          last frame is filled up with zeros. A clip's codes do not depend on the batch it is in.
+          uint16 `[frames, codebooks]` for each clip, with frames = ceil(samples / samples_per_frame).
+          The last frame is padded with zeros. The codes of a clip do not depend on the rest of the batch.
         """
         ...
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Audio of a batch of codes.
+        """Decodes a batch of codes.
 
         Args:
-          codes: integer `[frames, n]` for each clip, the first n ≤ codebooks columns of its codes.
+          codes: integer `[frames, n]` for each clip: the first n ≤ codebooks columns of its codes.
 
         Returns:
           float32 mono `[frames * samples_per_frame]` for each clip, within [-1, 1].
 
         Raises:
-          ValueError: for a wrong shape or a code outside its codebook.
+          ValueError: if a shape is wrong or a code is outside its codebook.
         """
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes the codec so that `load_codec("<name>:<directory>")` opens an equal one."""
+        """Writes the codec so that `load_codec("<name>:<directory>")` opens an equal codec."""
         ...
 
 
 def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarray:
-    """The codes as int64 `[frames, n]`, after checking that a codec of these sizes can decode them.
+    """Returns `codes` as int64 `[frames, n]` if a codec with these codebooks can decode them.
 
     Raises:
-      ValueError: naming the first place that is wrong.
+      ValueError: naming the first invalid code.
     """
     codes = np.asarray(codes)
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(codebook_sizes):
@@ -95,13 +96,13 @@ def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarra
     return codes
 
 
-# Module and class of each kind, and the folder that its spec names.
+# For each kind: module, class, and a description of the folder in its spec.
 _KINDS = {
     "mel": ("soda_jax.codecs.mel", "MelCodec", "the folder of `soda codec fit`"),
     "mimi": (
         "soda_jax.codecs.mimi.codec",
         "MimiCodec",
-        "the folder of a Mimi model (mimi:hf:kyutai/mimi fetches one)",
+        "the folder of a Mimi model (mimi:hf:kyutai/mimi downloads it)",
     ),
     "two_encoder": (
         "soda_jax.codecs.two_encoder",
@@ -116,32 +117,33 @@ def load_codec(spec: str) -> Codec:
 
     Args:
       spec: `mel:PATH`, the folder that `soda codec fit` wrote (or the `.safetensors` file in it);
-        `mimi:PATH`, a folder with Mimi's published `config.json` and `model.safetensors`, or `mimi:hf:NAME`,
-        the same from the Hugging Face Hub; `two_encoder:PATH`, the folder of `soda codec fit-units`.
+        `mimi:PATH`, a folder with Mimi's published `config.json` and `model.safetensors`;
+        `mimi:hf:NAME`, the same files from the Hugging Face Hub; `two_encoder:PATH`, the folder that
+        `soda codec fit-units` wrote.
 
     Raises:
-      UserError: for an unknown kind, or files that are missing, damaged or of another format version.
+      UserError: if the kind is unknown, or if files are missing, damaged or of another format version.
     """
     kind, colon, path = spec.partition(":")
     if kind in _KINDS and path:
         module, name, _ = _KINDS[kind]
         return getattr(importlib.import_module(module), name).load(path)
     if not colon:
-        raise UserError(f"codec {spec!r} names no kind: write it as mel:{spec} or mimi:{spec}")
+        raise UserError(f"codec {spec!r} has no kind: write mel:{spec} or mimi:{spec}")
     known = ", or ".join(f"{kind}:DIR, {folder}" for kind, (_, _, folder) in _KINDS.items())
-    raise UserError(f"codec {spec!r} is not known: write {known}")
+    raise UserError(f"codec {spec!r} has an unknown kind: write {known}")
 
 
 def saved_codec(directory: str | Path) -> str:
-    """The spec of a codec that `save` wrote, from the name in its `codec.json`.
+    """Returns the spec of a codec that `save` wrote, using the name in its `codec.json`.
 
     Raises:
-      UserError: if there is no such folder, or its description is damaged.
+      UserError: if there is no such folder, or `codec.json` is damaged.
     """
-    description = Path(directory) / "codec.json"
+    path = Path(directory) / FILE
     try:
-        return f"{json.loads(description.read_text(encoding='utf-8'))['name']}:{directory}"
+        return f"{json.loads(path.read_text(encoding='utf-8'))['name']}:{directory}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{description} does not name a codec ({error}): give the codec, as in mel:DIR"
+            f"{path} does not name a codec ({error}): give the codec as mel:DIR"
         ) from None

@@ -1,8 +1,8 @@
-"""The mel codec: a log-mel residual vector quantiser fitted on the user's own audio.
+"""The mel codec: a residual vector quantizer of log-mel columns, fitted on the user's own audio.
 
-It needs no download, runs on a CPU far faster than real time, and has Mimi's token shape: 24 kHz,
-12.5 frames a second, eight codebooks by default. A toy beside Mimi: it keeps one clean voice
-readable and knows nothing of meaning, so its first codebook is coarse, not semantic.
+It needs no download, runs on a CPU far faster than real time, and by default has Mimi's token rate:
+24 kHz, 12.5 frames per second, eight codebooks. Compared with Mimi it is a toy: it keeps one clean
+voice intelligible, and its first codebook is coarse but not semantic.
 """
 
 import dataclasses
@@ -13,26 +13,33 @@ from typing import Any, Self
 
 import numpy as np
 
+from soda_jax.codecs.description import (
+    FILE,
+    fingerprint,
+    read_description,
+    read_tensors,
+    write_description,
+)
 from soda_jax.codecs.interface import check_codes
 from soda_jax.codecs.mel_features import MelGrid, log_mel, mel_to_audio
-from soda_jax.codecs.quantiser import ResidualQuantiser
-from soda_jax.codecs.saved import fingerprint, read_description
+from soda_jax.codecs.quantizer import ResidualQuantizer
 from soda_jax.errors import UserError
-from soda_jax.files import write_atomic, write_json
+from soda_jax.files import write_atomic
 
 FORMAT_VERSION = 1
+_WEIGHTS = "codec.safetensors"
 
 
 @dataclass(frozen=True)
 class MelSettings:
-    """All that is chosen, not fitted.
+    """Settings of a mel codec that are chosen and not fitted.
 
     Attributes:
-      grid: the log-mel columns.
-      columns_per_frame: columns that one frame of codes stands for.
-      components: principal components of a frame's columns that are quantised.
-      codebook_sizes: entries of each codebook.
-      griffin_lim_iterations: rounds of phase search when decoding.
+      grid: parameters of the log-mel columns.
+      columns_per_frame: log-mel columns per frame of codes.
+      components: number of principal components of a frame's columns that are quantized.
+      codebook_sizes: number of entries of each codebook.
+      griffin_lim_iterations: iterations of Griffin-Lim phase reconstruction in decoding.
     """
 
     grid: MelGrid = dataclasses.field(default_factory=MelGrid)
@@ -48,25 +55,33 @@ class MelSettings:
             *(self.components, *self.codebook_sizes, self.griffin_lim_iterations),
         )
         if not all(type(count) is int and 0 < count <= 1_000_000 for count in counts):
-            raise UserError(f"the mel codec needs positive whole numbers, not {counts}")
+            raise UserError(
+                f"the settings of the mel codec must be positive integers, not {counts}"
+            )
         if not 0 < grid.floor < 1:
-            raise UserError(f"the mel codec's floor is {grid.floor}: give one between 0 and 1")
+            raise UserError(
+                f"the floor of the mel codec is {grid.floor}: it must be between 0 and 1"
+            )
         if grid.hop % 2 or grid.window < 2 * grid.hop:
             raise UserError(
-                f"the mel codec needs an even hop and a window of at least twice that, not "
+                f"the mel codec needs an even hop and a window of at least twice the hop, not "
                 f"{grid.hop} and {grid.window}"
             )
         if self.components > grid.mels * self.columns_per_frame:
-            raise UserError(f"{self.components} components are more than a frame has values")
+            raise UserError(
+                f"{self.components} components exceed the {grid.mels * self.columns_per_frame} values of a frame"
+            )
         if not self.codebook_sizes or max(self.codebook_sizes) > 65_536:
-            raise UserError(f"codebook sizes {self.codebook_sizes} must be some, and at most 65536")
+            raise UserError(
+                f"codebook sizes {self.codebook_sizes}: give at least one, each at most 65536"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """The inverse of `to_json`; TypeError or KeyError if a name is missing or unknown."""
+        """Reverses `to_json`; raises TypeError or KeyError if a name is missing or unknown."""
         rest = dict(value)
         grid = MelGrid(**rest.pop("grid"))
         sizes = tuple(rest.pop("codebook_sizes"))
@@ -74,18 +89,18 @@ class MelSettings:
 
 
 class MelCodec:
-    """A fitted mel codec; see `soda_jax.codecs.interface.Codec` for what its attributes mean."""
+    """A fitted mel codec; `soda_jax.codecs.interface.Codec` describes the attributes."""
 
     name = "mel"
 
-    def __init__(self, settings: MelSettings, quantiser: ResidualQuantiser):
+    def __init__(self, settings: MelSettings, quantizer: ResidualQuantizer):
         self.settings = settings
-        self._quantiser = quantiser
+        self._quantizer = quantizer
         self.sample_rate = settings.grid.sample_rate
         self.samples_per_frame = settings.grid.hop * settings.columns_per_frame
         self.frame_rate = self.sample_rate / self.samples_per_frame
         self.codebook_sizes = settings.codebook_sizes
-        self.fingerprint = _fingerprint(settings, _tensors(quantiser))
+        self.fingerprint = fingerprint(settings.to_json(), _tensors(quantizer))
 
     @classmethod
     def fit(
@@ -94,10 +109,10 @@ class MelCodec:
         """Fits the codebooks on clips of speech.
 
         Args:
-          audio: float32 mono clips `[samples]` at `settings.grid.sample_rate`; the frames of all of them
-            are held in memory (1.3 kB each, 60 MB an hour, by default).
-          settings: the shape of the codec.
-          seed: of the k-means; the same audio and seed give the same codec on one machine.
+          audio: float32 mono clips `[samples]` at `settings.grid.sample_rate`. All their frames are kept
+            in memory (by default 1.3 kB per frame, 60 MB per hour).
+          settings: the settings; None uses the defaults.
+          seed: seed of the k-means; the same audio and seed give the same codec on one machine.
 
         Raises:
           UserError: if there are fewer frames than entries in a codebook.
@@ -105,67 +120,67 @@ class MelCodec:
         settings = settings or MelSettings()
         frames = [_frames(clip, settings) for clip in audio]
         if not frames:
-            raise UserError("there is no audio to fit a codec on: give some clips")
-        quantiser = ResidualQuantiser.fit(
+            raise UserError("there is no audio to fit a codec on: give at least one clip")
+        quantizer = ResidualQuantizer.fit(
             np.concatenate(frames), settings.codebook_sizes, settings.components, seed
         )
-        return cls(settings, quantiser)
+        return cls(settings, quantizer)
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """uint16 `[frames, codebooks]` of each float32 mono clip `[samples]`; see `Codec.encode`."""
-        # One clip at a time: in a joint matrix product a clip's last bits would depend on the batch.
-        return [self._quantiser.encode(_frames(clip, self.settings)) for clip in audio]
+        """Encodes float32 mono clips `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
+        # One clip at a time: in a batched matrix product the last bits would depend on the batch.
+        return [self._quantizer.encode(_frames(clip, self.settings)) for clip in audio]
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """float32 mono `[frames * samples_per_frame]` of each `[frames, n]`; see `Codec.decode`."""
+        """Decodes `[frames, n]` to float32 mono `[frames * samples_per_frame]`; see `Codec.decode`."""
         return [self._decode(check_codes(clip, self.codebook_sizes)) for clip in codes]
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
-        columns = self._quantiser.decode(codes).reshape(-1, self.settings.grid.mels)
+        columns = self._quantizer.decode(codes).reshape(-1, self.settings.grid.mels)
         audio = mel_to_audio(columns, self.settings.grid, self.settings.griffin_lim_iterations)
         return np.clip(audio, -1, 1)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `codec.safetensors` and `codec.json` in `directory`, which is made if missing."""
+        """Writes `codec.safetensors` and `codec.json` into `directory`, which is created if missing."""
         import safetensors.numpy
 
         folder = Path(directory)
-        write_atomic(
-            folder / "codec.safetensors", safetensors.numpy.save(_tensors(self._quantiser))
-        )
-        description = {
-            "format_version": FORMAT_VERSION,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            "settings": self.settings.to_json(),
-        }
-        write_json(folder / "codec.json", description)
+        write_atomic(folder / _WEIGHTS, safetensors.numpy.save(_tensors(self._quantizer)))
+        write_description(folder, FORMAT_VERSION, self, settings=self.settings.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote.
+        """Opens a codec that `save` wrote.
 
         Args:
           path: the folder, or the `.safetensors` file in it.
 
         Raises:
-          UserError: naming the file that is missing, damaged, of another version, or of another codec.
+          UserError: if a file is missing, damaged, of another version, or of another codec.
         """
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
-        description = folder / "codec.json"
-        settings, expected = _read_description(description)
-        tensors = _read_tensors(folder / "codec.safetensors", settings)
-        if _fingerprint(settings, tensors) != expected:
+        fix = "run `soda codec fit`"
+        settings, expected = read_description(
+            folder,
+            cls.name,
+            FORMAT_VERSION,
+            fix,
+            lambda value: (MelSettings.from_json(value["settings"]), str(value["fingerprint"])),
+        )
+        tensors = read_tensors(folder / _WEIGHTS, fix)
+        _check_shapes(folder / _WEIGHTS, tensors, settings)
+        codebooks = tuple(tensors[_codebook(k)] for k in range(len(settings.codebook_sizes)))
+        codec = cls(settings, ResidualQuantizer(tensors["mean"], tensors["basis"], codebooks))
+        if codec.fingerprint != expected:
             raise UserError(
-                f"{description} and {folder / 'codec.safetensors'} do not belong together or are "
+                f"the fingerprint in {folder / FILE} is not that of {folder / _WEIGHTS}; one of them is "
                 "damaged: copy both again or run `soda codec fit`"
             )
-        codebooks = tuple(tensors[_codebook(k)] for k in range(len(settings.codebook_sizes)))
-        return cls(settings, ResidualQuantiser(tensors["mean"], tensors["basis"], codebooks))
+        return codec
 
 
 def _frames(audio: np.ndarray, settings: MelSettings) -> np.ndarray:
-    """Log-mel columns of each frame, float32 `[frames, columns_per_frame * mels]`."""
+    """Returns the log-mel columns of each frame, float32 `[frames, columns_per_frame * mels]`."""
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
         raise ValueError(f"audio is {audio.shape}, not mono [samples]")
@@ -180,48 +195,20 @@ def _codebook(level: int) -> str:
     return f"codebook_{level:02d}"
 
 
-def _tensors(quantiser: ResidualQuantiser) -> dict[str, np.ndarray]:
-    codebooks = {_codebook(k): book for k, book in enumerate(quantiser.codebooks)}
-    return {"mean": quantiser.mean, "basis": quantiser.basis, **codebooks}
+def _tensors(quantizer: ResidualQuantizer) -> dict[str, np.ndarray]:
+    codebooks = {_codebook(k): book for k, book in enumerate(quantizer.codebooks)}
+    return {"mean": quantizer.mean, "basis": quantizer.basis, **codebooks}
 
 
-def _fingerprint(settings: MelSettings, tensors: dict[str, np.ndarray]) -> str:
-    return fingerprint(settings.to_json(), tensors)
-
-
-def _read_description(path: Path) -> tuple[MelSettings, str]:
-    return read_description(
-        path,
-        MelCodec.name,
-        FORMAT_VERSION,
-        "run `soda codec fit`",
-        lambda value: (MelSettings.from_json(value["settings"]), str(value["fingerprint"])),
-    )
-
-
-def _read_tensors(path: Path, settings: MelSettings) -> dict[str, np.ndarray]:
-    import safetensors
-    import safetensors.numpy
-
+def _check_shapes(path: Path, tensors: dict[str, np.ndarray], settings: MelSettings) -> None:
     dims = settings.grid.mels * settings.columns_per_frame
     shapes: dict[str, tuple[int, ...]] = {
         "mean": (dims,),
         "basis": (dims, settings.components),
         **{_codebook(k): (n, settings.components) for k, n in enumerate(settings.codebook_sizes)},
     }
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): name a folder that `soda codec fit` wrote"
-        ) from None
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a safetensors file ({error}): run `soda codec fit`"
-        ) from None
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != shapes or any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise UserError(
-            f"{path} does not hold the tensors that its codec.json describes: run `soda codec fit`"
+            f"{path} does not contain the tensors that {FILE} describes: run `soda codec fit`"
         )
-    return tensors

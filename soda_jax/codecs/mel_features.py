@@ -1,6 +1,6 @@
 """Log-mel columns of speech, and Griffin-Lim back from them to audio.
 
-The grid is frame-exact: `n * hop` samples give n columns, column t centred on the middle of samples
+The grid is frame-exact: `n * hop` samples give n columns, column t centerd on the middle of samples
 [t·hop, (t+1)·hop), with zeros beyond both ends.
 """
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     units.add_argument("--layer", type=int, default=9, help="of HuBERT, from 1 (%(default)s)")
     units.add_argument("--units", type=int, default=500, help="how many (%(default)s)")
     units.add_argument(
-        "--quantisers", type=int, default=2, help="levels of EnCodec to use (%(default)s)"
+        "--quantizers", type=int, default=2, help="levels of EnCodec to use (%(default)s)"
     )
 
     encode = add_action(
@@ -115,7 +115,7 @@ def _fit_units(args: argparse.Namespace) -> int:
     if not args.max_minutes > 0 or args.layer < 1:
         raise UserError("--max_minutes and --layer must be more than 0")
     stretches = _stretches(args)
-    pair = EncoderPair.open(args.hubert, args.encodec, args.quantisers, args.layer)
+    pair = EncoderPair.open(args.hubert, args.encodec, args.quantizers, args.layer)
     minutes = 0.0
 
     def clips() -> Iterator["np.ndarray"]:

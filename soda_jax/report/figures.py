@@ -1,4 +1,4 @@
-"""Figures of a run, as matplotlib figures and as SVG that follows the page's colours."""
+"""Figures of a run, as matplotlib figures and as SVG that follows the page's colors."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-# A colour that no figure uses: in SVG it becomes the page's text colour, light or dark.
+# A color that no figure uses: in SVG it becomes the page's text color, light or dark.
 _INK = "#010203"
 _TRAINING, _VALIDATION, _BIGRAM, _UNIGRAM = "#5b8fd1", "#e0782f", "#3f9a6b", "#9a86c9"
 _STYLE: Any = {  # of matplotlib
@@ -84,10 +84,10 @@ def loss_figure(
         axis.plot(
             *(steps, values), "o-", color=_VALIDATION, markersize=3.5, linewidth=1, label="held-out"
         )
-        for kind, colour in (("bigram", _BIGRAM), ("unigram", _UNIGRAM)):
+        for kind, color in (("bigram", _BIGRAM), ("unigram", _UNIGRAM)):
             level = ((baselines or {}).get(kind) or {}).get(f"loss/{name}")
             if level is not None:
-                axis.axhline(level, color=colour, linestyle="--", linewidth=1.1, label=kind)
+                axis.axhline(level, color=color, linestyle="--", linewidth=1.1, label=kind)
         _mark(axis, resumed_at)
         axis.set_title(name.replace("_", " "))
         axis.set_ylim(bottom=0)
@@ -157,7 +157,7 @@ def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
 
 
 def svg(figure: "Figure", label: str) -> str:
-    """The figure as an inline `<svg>` element, transparent, in the text colour of the page.
+    """The figure as an inline `<svg>` element, transparent, in the text color of the page.
 
     Args: label: what it shows, for those who do not see it. The figure is closed.
     """
@@ -206,7 +206,7 @@ def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred stretch of a thirtieth of the run."""
+    """Mean over a centerd stretch of a thirtieth of the run."""
     reach = len(values) // 60
     if not reach:
         return values

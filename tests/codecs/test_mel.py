@@ -26,7 +26,7 @@ def saved(codec, tmp_path):
 
 def test_default_settings_have_mimis_token_shape():
     settings = MelSettings()
-    codec = MelCodec(settings, small_codec()._quantiser)
+    codec = MelCodec(settings, small_codec()._quantizer)
     assert codec.sample_rate == 24_000
     assert codec.samples_per_frame == 1920
     assert codec.frame_rate == 12.5
@@ -59,7 +59,7 @@ def test_decoded_audio_is_near_the_original_in_log_mel_and_nearer_with_more_code
     target = log_mel(clip, SMALL.grid)
     codes = codec.encode([clip])[0]
     errors = [
-        np.abs(codec._quantiser.decode(codes[:, :n]).reshape(-1, 80) - target).mean()
+        np.abs(codec._quantizer.decode(codes[:, :n]).reshape(-1, 80) - target).mean()
         for n in (1, 2, 3)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -91,12 +91,12 @@ def test_the_same_audio_and_seed_fit_the_same_codec_and_other_seeds_another(code
 
 
 def test_fingerprint_covers_parameters_and_settings(codec):
-    quantiser = codec._quantiser
+    quantizer = codec._quantizer
     settings = MelSettings(codebook_sizes=(16, 12, 8), components=24, griffin_lim_iterations=5)
-    assert MelCodec(settings, quantiser).fingerprint != codec.fingerprint
-    moved = quantiser.codebooks[2].copy()
+    assert MelCodec(settings, quantizer).fingerprint != codec.fingerprint
+    moved = quantizer.codebooks[2].copy()
     moved[7, 3] = np.nextafter(moved[7, 3], np.float32(9))
-    changed = type(quantiser)(quantiser.mean, quantiser.basis, (*quantiser.codebooks[:2], moved))
+    changed = type(quantizer)(quantizer.mean, quantizer.basis, (*quantizer.codebooks[:2], moved))
     assert MelCodec(SMALL, changed).fingerprint != codec.fingerprint
     assert len(codec.fingerprint) >= 16
     int(codec.fingerprint, 16)
@@ -114,7 +114,7 @@ def test_a_saved_codec_loads_with_the_same_codes_audio_and_fingerprint(codec, sa
         np.testing.assert_array_equal(loaded.decode(codes)[0], codec.decode(codes)[0])
 
 
-def test_invariant_10_a_pickle_in_place_of_the_weights_is_refused_unread(saved, tmp_path):
+def test_invariant_10_a_pickle_instead_of_the_weights_is_refused_unread(saved, tmp_path):
     witness = tmp_path / "executed"
 
     class Trap:
@@ -159,7 +159,7 @@ def test_a_damaged_or_foreign_codec_is_refused_with_the_file_named(saved):
         load_codec(f"mel:{saved}")
 
 
-def test_a_saved_codec_tells_its_spec(saved, tmp_path):
+def test_saved_codec_returns_the_spec(saved, tmp_path):
     assert saved_codec(saved) == f"mel:{saved}"
     for content in (None, "{", "[]", "{}"):
         if content is not None:
@@ -180,7 +180,7 @@ def test_a_spec_that_names_no_codec_is_refused(spec):
     assert "\n" not in str(caught.value)
 
 
-def test_codes_that_cannot_be_decoded_are_refused_with_their_place(codec):
+def test_codes_that_cannot_be_decoded_are_refused_with_their_index(codec):
     codes = np.zeros((20, 3), np.uint16)
     codes[17, 1] = 12
     with pytest.raises(ValueError, match=r"codes\[17, 1\] = 12 is outside codebook 1 \(0–11\)"):

@@ -129,7 +129,7 @@ def test_a_stream_of_codes_gives_the_sound_of_the_whole(codec):
 
 
 def test_the_attention_window_is_as_long_as_it_says(codec):
-    """Two positions a frame and two layers of 30: what lies 35 frames back is out of reach."""
+    """Two positions a frame and two layers of 30: frames 35 back have no influence."""
     rng = np.random.default_rng(3)
     far, near = rng.normal(size=(2, 20 * HOP)).astype(np.float32)
     rest = sounds()["buzz"][: 35 * HOP]
@@ -243,7 +243,11 @@ def test_names_in_memory_of_transformers_are_read_too(codec, tmp_path):
             "is of a 'mel' codec",
         ),
         ("codec.json", lambda b: b'{"format_version": 1}', "does not describe a mimi codec"),
-        ("model.safetensors", lambda b: b[:-8] + b"\0\0\x80\x3f" * 2, "damaged, or not the one"),
+        (
+            "model.safetensors",
+            lambda b: b[:-8] + b"\0\0\x80\x3f" * 2,
+            "damaged, or not the file of",
+        ),
     ],
 )
 def test_wrong_files_are_one_line(codec, tmp_path, file, change, message):

@@ -33,7 +33,7 @@ def voice(seconds: float, seed: int) -> np.ndarray:
 
 
 def save_models(folder, large=False):
-    """Saves a HuBERT of three layers and an EnCodec of eight quantisers with the real strides.
+    """Saves a HuBERT of three layers and an EnCodec of eight quantizers with the real strides.
 
     The large HuBERTs normalise before their layers, and once more behind the last one.
     """
@@ -87,7 +87,7 @@ def saved(codec, tmp_path):
     return tmp_path / "codec"
 
 
-def test_a_frame_holds_one_unit_and_three_steps_of_each_quantiser(codec):
+def test_a_frame_holds_one_unit_and_three_steps_of_each_quantizer(codec):
     assert (codec.sample_rate, codec.samples_per_frame, codec.frame_rate) == (24_000, FRAME, 25)
     assert codec.codebook_sizes == (UNITS, *[16] * 3 * LEVELS)
 
@@ -107,7 +107,7 @@ def test_acoustic_columns_are_the_codes_of_encodec_and_decode_to_its_sound(codec
     (codes,) = codec.encode([clip])
     encodec = transformers.EncodecModel.from_pretrained(models / "encodec").eval()
     with torch.inference_mode():
-        # 0.9 kbit/s are three quantisers; the codec took the first two of them.
+        # 0.9 kbit/s are three quantizers; the codec took the first two of them.
         wanted = encodec.encode(torch.from_numpy(clip)[None, None], bandwidth=0.9).audio_codes
         for levels in (1, LEVELS):
             part = wanted[:, :, :levels]
@@ -166,9 +166,11 @@ def test_a_long_clip_is_encoded_in_pieces_of_whole_frames(codec):
     np.testing.assert_array_equal(codes, np.concatenate(pieces))
 
 
-def test_columns_without_a_whole_quantiser_are_refused(codec):
+def test_columns_without_a_whole_quantizer_are_refused(codec):
     for columns in (1, 2, 3):
-        with pytest.raises(ValueError, match="hold no sound: 4 are the least") as caught:
+        with pytest.raises(
+            ValueError, match="cannot be decoded to sound: give at least 4"
+        ) as caught:
             codec.decode([np.zeros((5, columns), np.uint16)])
         assert isinstance(caught.value, UserError)  # one line for who asks for it by hand
     with pytest.raises(ValueError, match=r"codes\[1, 0\] = 12 is outside codebook 0 \(0–11\)"):
@@ -189,7 +191,7 @@ def test_a_saved_codec_loads_with_the_same_codes_audio_and_fingerprint(codec, sa
     assert load_codec(f"two_encoder:{tmp_path}/again").fingerprint == codec.fingerprint
 
 
-def test_fingerprint_covers_units_weights_layer_and_quantisers(codec, models):
+def test_fingerprint_covers_units_weights_layer_and_quantizers(codec, models):
     def pair(levels=LEVELS, layer=LAYER):
         return EncoderPair.open(models / "hubert", models / "encodec", levels, layer)
 
@@ -228,7 +230,7 @@ def test_models_that_do_not_fit_are_refused(models, tmp_path):
     hubert, encodec = models / "hubert", models / "encodec"
     with pytest.raises(UserError, match=r"--layer=4: .* has the layers 1 to 3"):
         EncoderPair.open(hubert, encodec, 1, 4)
-    with pytest.raises(UserError, match="9 quantisers are asked for, this EnCodec has 1 to 8"):
+    with pytest.raises(UserError, match="9 quantizers are asked for, this EnCodec has 1 to 8"):
         EncoderPair.open(hubert, encodec, 9, 1)
     with pytest.raises(UserError, match="nowhere cannot be opened as HubertModel"):
         EncoderPair.open(tmp_path / "nowhere", encodec, 1, 1)
@@ -259,7 +261,7 @@ def test_invariant_10_a_pickle_in_place_of_weights_is_refused_unread(saved, tmp_
     assert not witness.exists()
 
 
-def test_invariant_10_sound_weights_that_lie_in_a_pickle_are_refused(saved):
+def test_invariant_10_valid_weights_in_a_pickle_are_refused(saved):
     weights = saved / "encodec/model.safetensors"
     torch.save(safetensors.load_file(weights), saved / "encodec/pytorch_model.bin")
     weights.unlink()
@@ -276,7 +278,7 @@ def test_a_damaged_or_foreign_codec_is_refused_in_one_line_with_the_file_named(s
     for file in ("units.safetensors", "hubert/model.safetensors", "encodec/model.safetensors"):
         good = (saved / file).read_bytes()
         (saved / file).write_bytes(good[:-2] + bytes([good[-2] ^ 1]) + good[-1:])
-        refused("do not belong together or are damaged")
+        refused("does not match the files")
         (saved / file).write_bytes(good[: len(good) // 2])
         refused(file.split("/")[0])
         (saved / file).unlink()
@@ -285,10 +287,10 @@ def test_a_damaged_or_foreign_codec_is_refused_in_one_line_with_the_file_named(s
     description = saved / "codec.json"
     value = json.loads(description.read_text())
     for change, match in (
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3"),
         ({"name": "mel"}, "is of a .mel. codec: write mel:DIR"),
-        ({"quantisers": 1}, "do not belong together"),
-        ({"quantisers": None}, "does not describe a two_encoder codec"),
+        ({"quantizers": 1}, "does not match the files"),
+        ({"quantizers": None}, "does not describe a two_encoder codec"),
     ):
         description.write_text(json.dumps({**value, **change}))
         refused(match)
@@ -305,7 +307,7 @@ def test_the_command_fits_encodes_and_decodes(models, tmp_path, capsys):
 
     for i in range(3):
         write_wav(tmp_path / "audio" / f"{i}.wav", voice(2, i), 24_000)
-    found = (f"--hubert={models}/hubert", f"--encodec={models}/encodec", "--quantisers=1")
+    found = (f"--hubert={models}/hubert", f"--encodec={models}/encodec", "--quantizers=1")
     output, clip = f"--output={tmp_path}/codec", tmp_path / "audio/1.wav"
     fit = ("fit-units", tmp_path / "audio", output, *found, "--units=8", "--layer=1")
     assert soda_codec(*fit) == 0
@@ -313,5 +315,5 @@ def test_the_command_fits_encodes_and_decodes(models, tmp_path, capsys):
     spec, codes = f"--codec=two_encoder:{tmp_path}/codec", tmp_path / "codes.npz"
     assert soda_codec("encode", clip, spec, f"--output={codes}") == 0
     assert soda_codec("decode", codes, spec, f"--output={tmp_path}/out.wav") == 0
-    with pytest.raises(UserError, match="hold no sound"):
+    with pytest.raises(UserError, match="cannot be decoded to sound"):
         soda_codec("decode", codes, spec, f"--output={tmp_path}/x.wav", "--codebooks=1")

@@ -181,7 +181,7 @@ def test_a_report_of_nothing_is_a_page(tmp_path):
     assert not page.of("h2")
 
 
-def test_figures_follow_the_colours_of_the_page(metrics):
+def test_figures_follow_the_colors_of_the_page(metrics):
     rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
     text = figures.svg(figures.loss_figure(rows, CLASSES, resumed_at=[20]), "loss")
     assert "currentColor" in text

@@ -5,7 +5,7 @@
     sound = codec.decode([codes])[0]
 
 `config` reads the settings, `weights` the published safetensors, `layers`, `transformer`,
-`quantiser` and `model` are the network, `codec` puts it behind the codec interface, `streaming`
+`quantizer` and `model` are the network, `codec` puts it behind the codec interface, `streaming`
 codes sound as it comes in.
 """
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from soda_jax.codecs.mimi.config import MimiConfig
 from soda_jax.codecs.mimi.layers import Conv, Past, SeaNet, UpConv, decoder, encoder
-from soda_jax.codecs.mimi.quantiser import SplitQuantiser
+from soda_jax.codecs.mimi.quantizer import SplitQuantizer
 from soda_jax.codecs.mimi.transformer import Memory, Transformer
 
 
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 class Mimi(nnx.Module):
-    """Encoder, quantiser and decoder.
+    """Encoder, quantizer and decoder.
 
     Attributes:
       config: the shape.
@@ -47,7 +47,7 @@ class Mimi(nnx.Module):
         self.encoder = encoder(config)
         self.encoder_transformer = Transformer(config)
         self.downsample = Conv(width, width, 2 * stride, stride=stride, bias=False)
-        self.quantiser = SplitQuantiser(config, codebooks)
+        self.quantizer = SplitQuantizer(config, codebooks)
         self.upsample = UpConv(width, width, stride, depthwise=True, bias=False)
         self.decoder_transformer = Transformer(config)
         self.decoder = decoder(config)
@@ -71,7 +71,7 @@ class Mimi(nnx.Module):
         )
 
     def latents(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
-        """Sound to what is quantised.
+        """Sound to what is quantized.
 
         Args:
           audio: `[batch, samples]`, whole frames, of the type to compute in.
@@ -93,13 +93,13 @@ class Mimi(nnx.Module):
     def encode(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
         """Sound `[batch, samples]` to int32 `[batch, frames, codebooks]`; see `latents`."""
         x, state = self.latents(audio, state, pieces)
-        return self.quantiser.encode(x), state
+        return self.quantizer.encode(x), state
 
     def decode(
         self, codes: jax.Array, state: State, pieces: int, dtype: jnp.dtype
     ) -> tuple[jax.Array, State]:
         """int32 `[batch, frames, n]` to sound `[batch, samples]`, f32."""
-        x = self.quantiser.decode(codes, dtype)
+        x = self.quantizer.decode(codes, dtype)
         x, resample = self.upsample(x, state.resample)
         position = state.position + x.shape[1]
         x, memory = self.decoder_transformer(x, state.transformer, state.position)

@@ -77,7 +77,7 @@ class Runner:
     ):
         """Args:
         model: the network with its weights.
-        dtype: of the activations; the quantiser always works in f32.
+        dtype: of the activations; the quantizer always works in f32.
         batching: how much is worked on at once; None chooses by the kind of device.
         devices: where; None is all of this process.
         """

@@ -1,4 +1,4 @@
-"""The causal transformer between convolutions and quantiser, with a sliding window and a memory.
+"""The causal transformer between convolutions and quantizer, with a sliding window and a memory.
 
 Pre-norm LayerNorm, rotary positions, GELU, a learnt scale on each residual branch (arXiv 2103.17239).
 """
@@ -36,9 +36,9 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        centerd = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centerd).mean(-1, keepdims=True)
+        normed = centerd * jax.lax.rsqrt(variance + self.eps)
         return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 

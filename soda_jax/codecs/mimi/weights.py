@@ -50,14 +50,14 @@ def entries(model: Mimi) -> Iterator[Entry]:
         yield from _transformer(f"{name}.layers", transformer)
     yield from _conv("downsample.conv", model.downsample)
     yield from _conv("upsample.conv", model.upsample)
-    for part, quantiser in (
-        ("semantic", model.quantiser.semantic),
-        ("acoustic", model.quantiser.acoustic),
+    for part, quantizer in (
+        ("semantic", model.quantizer.semantic),
+        ("acoustic", model.quantizer.acoustic),
     ):
-        if quantiser is not None:
+        if quantizer is not None:
             name = f"quantizer.{part}_residual_vector_quantizer"
-            yield _permuted(f"{name}.input_proj.weight", quantiser.inward, (1, 0), 1)
-            yield _permuted(f"{name}.output_proj.weight", quantiser.outward, (1, 0), 1)
+            yield _permuted(f"{name}.input_proj.weight", quantizer.inward, (1, 0), 1)
+            yield _permuted(f"{name}.output_proj.weight", quantizer.outward, (1, 0), 1)
 
 
 def codebook_names(codebooks: int) -> list[str]:
@@ -189,9 +189,9 @@ def read_weights(path: Path, config: MimiConfig, codebooks: int) -> Mimi:
                 books.append(total / np.maximum(usage, np.float32(_LEAST_USAGE))[:, None])
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy the model's folder again") from None
-    model.quantiser.semantic.codebooks.set_value(books[0][None])
-    if model.quantiser.acoustic is not None:
-        model.quantiser.acoustic.codebooks.set_value(np.stack(books[1:]))
+    model.quantizer.semantic.codebooks.set_value(books[0][None])
+    if model.quantizer.acoustic is not None:
+        model.quantizer.acoustic.codebooks.set_value(np.stack(books[1:]))
     return model
 
 
@@ -237,10 +237,10 @@ def tensors(model: Mimi) -> dict[str, np.ndarray]:
         entry.name: np.ascontiguousarray(entry.outward(np.asarray(entry.param[...])))
         for entry in entries(model)
     }
-    quantiser = model.quantiser
-    books = [np.asarray(quantiser.semantic.codebooks[...])[0]]
-    if quantiser.acoustic is not None:
-        books += list(np.asarray(quantiser.acoustic.codebooks[...]))
+    quantizer = model.quantizer
+    books = [np.asarray(quantizer.semantic.codebooks[...])[0]]
+    if quantizer.acoustic is not None:
+        books += list(np.asarray(quantizer.acoustic.codebooks[...]))
     for name, book in zip(codebook_names(len(books)), books, strict=True):
         found[f"{name}.embed_sum"] = book
         found[f"{name}.cluster_usage"] = np.ones(len(book), np.float32)

@@ -1,4 +1,4 @@
-"""The split residual quantiser: one semantic codebook, and a chain of acoustic ones beside it."""
+"""The split residual quantizer: one semantic codebook, and a chain of acoustic ones beside it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from soda_jax.codecs.mimi.config import MimiConfig
 from soda_jax.codecs.mimi.layers import matmul, weight
 
 
-class ResidualQuantiser(nnx.Module):
+class ResidualQuantizer(nnx.Module):
     """Each codebook codes what the ones before it left over; distances are Euclidean.
 
     Attributes:
@@ -44,12 +44,12 @@ class ResidualQuantiser(nnx.Module):
         return matmul(total.astype(dtype), self.outward[...].astype(dtype))
 
 
-class SplitQuantiser(nnx.Module):
+class SplitQuantizer(nnx.Module):
     """The semantic codebook and the acoustic chain, both fed the same latents, summed in decoding."""
 
     def __init__(self, config: MimiConfig, codebooks: int):
-        self.semantic = ResidualQuantiser(config, 1)
-        self.acoustic = ResidualQuantiser(config, codebooks - 1) if codebooks > 1 else None
+        self.semantic = ResidualQuantizer(config, 1)
+        self.acoustic = ResidualQuantizer(config, codebooks - 1) if codebooks > 1 else None
 
     def encode(self, latents: jax.Array) -> jax.Array:
         """`[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`, the semantic one first."""

@@ -1,4 +1,4 @@
-"""Residual vector quantisation: each codebook codes what the ones before it left over."""
+"""Residual vector quantization: each codebook quantizes the error of the codebooks before it."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from soda_jax.errors import UserError
 from soda_jax.progress import track
 
 _KMEANS_ROUNDS = 25
-_KMEANS_TOLERANCE = 1e-3  # of the variance; further rounds move the centres, not the WER
+_KMEANS_TOLERANCE = 1e-3  # of the variance; further rounds change the centers but not the WER
 
 
 @dataclass(frozen=True)
-class ResidualQuantiser:
-    """Codebooks over the leading principal components of a vector.
+class ResidualQuantizer:
+    """Codebooks for the leading principal components of a vector.
 
     Attributes:
       mean: float32 `[dims]`.
-      basis: float32 `[dims, components]`, orthonormal columns, the largest variance first. They
-        hold the distances of the k-means almost unchanged in a third of the arithmetic.
+      basis: float32 `[dims, components]`, orthonormal columns, largest variance first. Projecting on
+        them barely changes the distances of the k-means and takes a third of the arithmetic.
       codebooks: float32 `[size_k, components]` for each codebook k.
     """
 
@@ -30,13 +30,13 @@ class ResidualQuantiser:
 
     @classmethod
     def fit(cls, vectors: np.ndarray, sizes: tuple[int, ...], components: int, seed: int) -> Self:
-        """Fits the basis by PCA and the codebooks, one after the other, by k-means.
+        """Fits the basis by PCA, then the codebooks one after the other by k-means.
 
         Args:
           vectors: float32 `[n, dims]`, n at least the largest of `sizes`.
-          sizes: entries of each codebook.
-          components: principal components kept, at most dims.
-          seed: of the k-means; the same vectors and seed give the same codebooks.
+          sizes: number of entries of each codebook.
+          components: number of principal components, at most dims.
+          seed: seed of the k-means; the same vectors and seed give the same codebooks.
 
         Raises:
           UserError: if there are fewer vectors than entries in a codebook.
@@ -50,15 +50,15 @@ class ResidualQuantiser:
                 f"{len(vectors)} frames of audio cannot fit a codebook of {max(sizes)} entries: "
                 "give more audio or smaller codebooks"
             )
-        # One thread: with more, the order of the sums, and so the last bits, would vary; and on a busy
-        # machine threads that wait for each other in many small products take several times as long.
+        # Use one thread. With more, the order of the sums and so the last bits would vary, and on a
+        # busy machine threads that wait for each other in many small products are several times slower.
         with threadpool_limits(1), warnings.catch_warnings():
             mean = vectors.mean(axis=0)
             _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False))
             basis = np.ascontiguousarray(axes[:, ::-1][:, :components], np.float32)
             residual = (vectors - mean) @ basis
             codebooks = []
-            # Fewer distinct vectors than entries (digital silence) only leaves entries unused.
+            # With fewer distinct vectors than entries (digital silence), some entries stay unused.
             warnings.simplefilter("ignore", ConvergenceWarning)
             for level, size in enumerate(track(sizes, "fitting codebooks")):
                 kmeans = KMeans(
@@ -73,7 +73,7 @@ class ResidualQuantiser:
         return cls(mean.astype(np.float32), basis, tuple(codebooks))
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """The nearest entries, level by level: uint16 `[n, codebooks]` of float32 `[n, dims]`."""
+        """Returns the nearest entries: uint16 `[n, codebooks]` for float32 `[n, dims]`."""
         residual = (vectors - self.mean) @ self.basis
         codes = np.empty((len(vectors), len(self.codebooks)), np.uint16)
         for level, codebook in enumerate(self.codebooks):
@@ -84,7 +84,7 @@ class ResidualQuantiser:
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The vectors of the first columns of their codes: `[n, m]`, m ≤ codebooks, to `[n, dims]`."""
+        """Returns the sum of the entries: `[n, dims]` for codes `[n, m]`, m ≤ codebooks."""
         total = np.zeros((len(codes), self.basis.shape[1]), np.float32)
         for level in range(codes.shape[1]):
             total += self.codebooks[level][codes[:, level]]
