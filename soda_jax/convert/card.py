@@ -124,7 +124,7 @@ class Source:
       view: composition, and the order if it has one.
       tokens: number of tokens in this view; None if the run did not record it.
       denied: name of the file with excluded documents; "" if none are excluded.
-      denied_documents: number of excluded documents; None if the run did not record it.
+      excluded_documents: number of excluded documents; None if the run did not record it.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Source:
     view: str
     tokens: int | None
     denied: str
-    denied_documents: int | None
+    excluded_documents: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _data(facts: CardFacts) -> str:
                 f"{source.weight:.4f}",
                 source.view,
                 _count(source.tokens),
-                f"`{source.denied}`: {_count(source.denied_documents)}"
+                f"`{source.denied}`: {_count(source.excluded_documents)}"
                 if source.denied
                 else "none",
             )
@@ -418,7 +418,7 @@ def _source(
         view=", ".join(view),
         tokens=count.get("tokens"),
         denied=Path(source.get("denied") or "").name,  # a card contains no paths
-        denied_documents=count.get("denied_documents"),
+        excluded_documents=count.get("excluded_documents"),
     )
 
 

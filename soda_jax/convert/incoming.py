@@ -105,7 +105,7 @@ def extended(
     config = dataclasses.replace(
         base.config,
         vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
-        tied=False,
+        tie_embeddings=False,
     )
     text = _without_markers(text, taken_over)
     weights = ExtendedWeights(

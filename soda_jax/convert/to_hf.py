@@ -194,13 +194,13 @@ def _outward(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
     config = weights.config
 
     def table(name: str) -> np.ndarray:
-        whole = np.empty((config.vocabulary.size, config.width), np.float32)
+        whole = np.empty((config.vocabulary.size, config.hidden_size), np.float32)
         for first, last in row_blocks(len(whole)):
             whole[first:last] = weights.rows(name, first, last)
         return whole
 
     yield names.EMBEDDING, table("embedding")
-    for number in range(config.layers):
+    for number in range(config.num_layers):
         for place, values in _layer_outward(weights.layer(number)):
             yield names.layer_name(number, place), names.outward(values, place)
     yield names.FINAL_NORM, weights.final_norm()

@@ -27,20 +27,20 @@ def metadata():
         "order": "both",
         "composition": "S+A+T",
         "codebooks": 0,
-        "denied": "",
+        "exclude_documents": "",
     }
     return {
         "soda_jax": "1.2.3", "windows": 7_000, "layout": LAYOUT.to_json(), "data_digest": DIGEST,
         "tokenizer_fingerprint": "feedfacefeedface", "codec_fingerprint": "c0dec" * 6,
         "config": {
             "seed": 5, "steps": 900, "batch_size": 24, "accumulate": 1,
-            "model": {"layers": 3, "norm_eps": 1e-5, "rope": {"theta": 500_000.0}},
+            "model": {"num_layers": 3, "rms_norm_eps": 1e-5, "rope": {"theta": 500_000.0}},
             "optimizer": {"peak": 0.00321, "schedule": "wsd"},
             "data": {"sequence_length": 4096, "sources": {}},
         },
         "data": {
             "sources": {
-                "yodas2": {**source, "weight": 3.0, "denied": "denied/librispeech.txt"},
+                "yodas2": {**source, "weight": 3.0, "exclude_documents": "denied/librispeech.txt"},
                 "pipe|d": {**source, "weight": 1.0, "composition": "text"},
                 "one": {**source, "weight": 4.0, "codebooks": 1},
             }
@@ -53,8 +53,8 @@ def run(tmp_path):
     folder = tmp_path / "run"
     ByteTokenizer().save(folder / "tokenizer")
     sources = {
-        "yodas2": {"tokens": 123_456_789, "windows": 30_000, "denied_documents": 42},
-        "pipe|d": {"tokens": 777_777, "windows": 200, "denied_documents": 0},
+        "yodas2": {"tokens": 123_456_789, "windows": 30_000, "excluded_documents": 42},
+        "pipe|d": {"tokens": 777_777, "windows": 200, "excluded_documents": 0},
     }
     write_checked_json(folder / "data.json", {"digest": DIGEST, "sources": sources})
     rows = [
@@ -101,7 +101,7 @@ def test_the_card_names_what_the_run_knows(run):
         assert known in head, known
     config = section(card, "Training config")
     for row in (
-        "| `model.layers` | 3 |", "| `model.rope.theta` | 500000.0 |", "| `optimizer.peak` | 0.00321 |",
+        "| `model.num_layers` | 3 |", "| `model.rope.theta` | 500000.0 |", "| `optimizer.peak_lr` | 0.00321 |",
         "| `steps` | 900 |", "| `batch_size` | 24 |", "| `data.sequence_length` | 4096 |",
     ):  # fmt: skip
         assert row in config, row
@@ -109,7 +109,7 @@ def test_the_card_names_what_the_run_knows(run):
     assert "not known" not in head + config + section(card, "Loss")
 
 
-def test_sources_stand_with_weight_tokens_and_denied_documents(run):
+def test_sources_stand_with_weight_tokens_and_excluded_documents(run):
     data = section(card_of(run), "Training data")
     assert DIGEST in data
     assert "| yodas2 | 0.3750 | S+A+T, both | 123,456,789 | `librispeech.txt`: 42 |" in data
