@@ -105,7 +105,7 @@ def one_round(folder: Path, state: dict[str, Any], arrays: list[np.ndarray]) -> 
         checkpointer.wait()
         took["async save until sealed"] = time.perf_counter() - begin
     step = CheckpointReader(folder / "run").path(1)
-    took["digest of the step"] = seconds(lambda: digest.flaw(step))
+    took["digest of the step"] = seconds(lambda: digest.verify_digest(step))
     took["async save until committed"] = (
         took["async save until sealed"] - took["digest of the step"]
     )

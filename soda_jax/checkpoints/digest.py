@@ -1,8 +1,8 @@
-"""The seal of a checkpoint: size and crc32c of every file, and its own SHA-256, written after the commit.
+"""The digest file of a checkpoint: size and crc32c of every file, and the SHA-256 of the list itself.
 
-Orbax does not notice a flipped bit in array data; this file does (invariant 8 of the design).
-The sums are read back from the store right after the commit, so they catch what happens to a
-checkpoint at rest, not an error between memory and that first reading.
+Orbax does not detect a flipped bit in array data; the digest does (invariant 8 of the design). It is
+written after the commit from files that are read back from the store. It therefore detects damage
+after the save, not an error between memory and the store.
 """
 
 import os
@@ -17,8 +17,8 @@ from soda_jax.file_sums import file_sum
 
 NAME = "digest.json"
 VERSION = 2
-# How long the others wait for process 0, which reads whole checkpoints.
-SECONDS = 4 * 3600.0
+# Timeout of the other processes while process 0 reads whole checkpoints.
+TIMEOUT_SECONDS = 4 * 3600.0
 
 
 def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
@@ -31,8 +31,8 @@ def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
     return found
 
 
-def seal(step_directory: epath.Path) -> None:
-    """Writes the digest of a committed checkpoint: a whole file or none."""
+def write_digest(step_directory: epath.Path) -> None:
+    """Writes the digest of a committed checkpoint atomically."""
     sums = {name: file_sum(path) for name, path in _files(step_directory).items()}
     _write(step_directory, NAME, _content(sums))
 
@@ -42,9 +42,9 @@ def _content(sums: Mapping[str, tuple[int, str]]) -> bytes:
 
 
 def _write(step_directory: epath.Path, name: str, content: bytes) -> None:
-    """Writes a file of a checkpoint: all of it, or nothing."""
+    """Writes one file of a checkpoint atomically."""
     if "://" in os.fspath(step_directory):
-        # An object store has no rename, and needs none: an object appears when it is whole.
+        # An object store has no rename, but its writes are atomic.
         (step_directory / name).write_bytes(content)
         return
     temporary = step_directory / f".{NAME}.tmp"
@@ -52,16 +52,16 @@ def _write(step_directory: epath.Path, name: str, content: bytes) -> None:
     temporary.replace(step_directory / name)
 
 
-def is_sealed(step_directory: epath.Path) -> bool:
-    """True if the checkpoint has a digest file, whatever it says."""
+def has_digest(step_directory: epath.Path) -> bool:
+    """Returns whether the checkpoint has a digest file; the file is not checked."""
     return (step_directory / NAME).exists()
 
 
-def replace(step_directory: epath.Path, name: str, content: bytes) -> None:
-    """Replaces a file of a sealed checkpoint that has no flaw, and its entry in the digest.
+def replace_file(step_directory: epath.Path, name: str, content: bytes) -> None:
+    """Replaces a file of a valid checkpoint and its entry in the digest.
 
-    The digest is written first. If the program is killed before the file follows, the step counts as damaged
-    until the same call is made again.
+    The digest is written before the file. If the process is killed in between, the checkpoint is
+    invalid until the same call is repeated.
 
     Raises:
       UserError: if the checkpoint is damaged.
@@ -69,33 +69,39 @@ def replace(step_directory: epath.Path, name: str, content: bytes) -> None:
     sums, reason = _read(step_directory)
     total = (len(content), f"{google_crc32c.value(content):08x}")
     if reason is None and sums.get(name) != total:
-        reason = flaw(step_directory)
+        reason = verify_digest(step_directory)
         sums[name] = total
-    elif reason is None:  # of a call that was killed
-        reason = _flaw({other: sums[other] for other in sums if other != name}, step_directory)
+    elif reason is None:  # an earlier call was killed before it wrote the file
+        reason = _verify_files(
+            {other: sums[other] for other in sums if other != name}, step_directory
+        )
     if reason is not None:
         raise UserError(f"{step_directory} is not changed: {reason}; restore a copy or remove it")
     _write(step_directory, NAME, _content(sums))
     _write(step_directory, name, content)
 
 
-def flaw(step_directory: epath.Path, items: Collection[str] | None = None) -> str | None:
-    """Why a sealed checkpoint is not what was saved; None if every file agrees.
+def verify_digest(step_directory: epath.Path, items: Collection[str] | None = None) -> str | None:
+    """Compares the files of a checkpoint with its digest.
 
     Args:
-      step_directory: the folder of one step, which has a digest.
-      items: check only these sub-folders (and the few files beside them); None checks all.
+      step_directory: folder of one step, with a digest.
+      items: names of the sub-folders to check; files at the top level are always checked. None
+        checks everything.
+
+    Returns:
+      None if every file matches, else the reason why the checkpoint is invalid.
     """
     sums, reason = _read(step_directory)
     if reason is not None:
         return reason
     parts = ((name, name.partition("/")) for name in sums)
     wanted = {n for n, (top, _, inside) in parts if items is None or not inside or top in items}
-    return _flaw({name: sums[name] for name in sums if name in wanted}, step_directory)
+    return _verify_files({name: sums[name] for name in sums if name in wanted}, step_directory)
 
 
 def _read(step_directory: epath.Path) -> tuple[dict[str, tuple[int, str]], str | None]:
-    """The sums of a digest, and why they cannot be trusted."""
+    """Returns the sums of a digest, and the reason why it is invalid or None."""
     try:
         record = parse_checked_json((step_directory / NAME).read_bytes())
     except DamagedError as error:
@@ -108,8 +114,8 @@ def _read(step_directory: epath.Path) -> tuple[dict[str, tuple[int, str]], str |
     return {name: (size, crc) for name, (size, crc) in record["files"].items()}, None
 
 
-def _flaw(sums: Mapping[str, tuple[int, str]], step_directory: epath.Path) -> str | None:
-    """Why some files are not those of a digest; None if they are."""
+def _verify_files(sums: Mapping[str, tuple[int, str]], step_directory: epath.Path) -> str | None:
+    """Returns the first difference between `sums` and the files; None if they match."""
     for name, (size, crc) in sums.items():
         try:
             found_size, found_crc = file_sum(step_directory / name)

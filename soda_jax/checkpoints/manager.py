@@ -169,7 +169,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self.reader.rejected.pop(step, None)
             if hosts.is_primary():
-                digest.seal(self.reader.path(step))
+                digest.write_digest(self.reader.path(step))
                 self._remove_old()
         except Exception as error:  # told to the user by the next call from the main thread
             self._failure = _told(step, error)
@@ -177,7 +177,7 @@ class Checkpointer:
     def _remove_old(self) -> None:
         steps = self.reader.steps()
         usable = [step for step in steps if step not in self.reader.rejected]
-        sealed = [step for step in usable if digest.is_sealed(self.reader.path(step))]
+        sealed = [step for step in usable if digest.has_digest(self.reader.path(step))]
         for step in [n for n in steps if n < sealed[-self._keep :][0]]:
             if self._keep_period and step % self._keep_period == 0 and step in sealed:
                 continue
@@ -194,7 +194,7 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if hosts.any_process(self._failure is not None, "last save", digest.SECONDS):
+        if hosts.any_process(self._failure is not None, "last save", digest.TIMEOUT_SECONDS):
             self._failure = self._failure or "saving a checkpoint failed in another process"
             self._raise_failure()
 

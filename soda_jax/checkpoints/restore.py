@@ -99,7 +99,7 @@ class CheckpointReader:
         found: dict[str, Any] = {}
         if hosts.is_primary():
             found = self._choose(step, accept_unverified, params_only)
-        found = hosts.broadcast_json(found, "checkpoint to use", digest.SECONDS)
+        found = hosts.broadcast_json(found, "checkpoint to use", digest.TIMEOUT_SECONDS)
         skipped = tuple((int(number), str(reason)) for number, reason in found["skipped"])
         news = [number for number, _ in skipped if number not in self.rejected]
         self.rejected.update(skipped)
@@ -119,7 +119,7 @@ class CheckpointReader:
             if number not in present:
                 skipped.append((number, "there is no such checkpoint"))
                 continue
-            sealed = digest.is_sealed(self.path(number))
+            sealed = digest.has_digest(self.path(number))
             trusted_as_is = accept_unverified and not sealed
             reason = None if trusted_as_is else self.flaw(number, params_only=params_only)
             if reason is None:
@@ -129,12 +129,14 @@ class CheckpointReader:
 
     def flaw(self, step: int, *, params_only: bool = False) -> str | None:
         """Why a committed step cannot be trusted; None if every file agrees with its digest."""
-        if not digest.is_sealed(self.path(step)):
+        if not digest.has_digest(self.path(step)):
             return f"it has no {digest.NAME}: the run was killed just after the save"
         if self._verified.get(step, False) or (params_only and step in self._verified):
             return None
         with folder.reaching(self.directory):
-            reason = digest.flaw(self.path(step), (PARAMS, METADATA) if params_only else None)
+            reason = digest.verify_digest(
+                self.path(step), (PARAMS, METADATA) if params_only else None
+            )
         if reason is None:
             self._verified[step] = not params_only
         return reason

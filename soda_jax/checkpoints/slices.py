@@ -156,7 +156,7 @@ def new_step(
     yield SliceWriter(path / PARAMS, arrays)
     _describe(path / PARAMS, arrays)
     to_disk(path)
-    digest.seal(path)
+    digest.write_digest(path)
 
 
 def _describe(item: epath.Path, arrays: Mapping[str, NewArray]) -> None:

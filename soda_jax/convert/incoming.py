@@ -8,7 +8,7 @@ from typing import Any
 
 from soda_jax.checked_json import DamagedError, parse_checked_json
 from soda_jax.convert.architecture import decoder_of, missing
-from soda_jax.convert.card_facts import Source
+from soda_jax.convert.card import Source
 from soda_jax.convert.imported import ExtendedWeights, HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION, OURS

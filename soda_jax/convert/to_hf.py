@@ -18,8 +18,7 @@ from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.convert import names, second_reading, verify
 from soda_jax.convert.appearing import appearing, check_new
 from soda_jax.convert.architecture import config_json, decoder_of, generation_config_json
-from soda_jax.convert.card import model_card
-from soda_jax.convert.card_facts import CardFacts, facts_of_run
+from soda_jax.convert.card import CardFacts, facts_of_run, model_card
 from soda_jax.convert.grammar_files import grammar_files
 from soda_jax.convert.imported import HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import DTYPES, SHARD_BYTES, TensorFolder, TensorWriter

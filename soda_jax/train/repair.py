@@ -47,7 +47,7 @@ def repair(workdir: Path, data: str) -> list[str]:
     done = []
     for step, metadata in changes.items():
         if metadata != reader.metadata(step):
-            digest.replace(
+            digest.replace_file(
                 reader.path(step), f"{METADATA}/{METADATA}", json.dumps(metadata).encode()
             )
             done.append(f"checkpoint {step}: fingerprints of {data}")

@@ -171,7 +171,7 @@ checkpointer.wait()
 if moment == "before commit":
     atomicity.AtomicRenameTemporaryPath.finalize = die
 else:
-    digest.seal = die
+    digest.write_digest = die
 save(2)
 checkpointer.close()
 """

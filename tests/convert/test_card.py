@@ -8,8 +8,7 @@ import yaml
 from tokenizer_toys import every
 
 from soda_jax.checked_json import parse_checked_json, write_checked_json
-from soda_jax.convert.card import model_card
-from soda_jax.convert.card_facts import facts_of_run
+from soda_jax.convert.card import facts_of_run, model_card
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import ByteTokenizer, make_layout
 
@@ -36,7 +35,7 @@ def metadata():
         "config": {
             "seed": 5, "steps": 900, "batch_size": 24, "accumulate": 1,
             "model": {"num_layers": 3, "rms_norm_eps": 1e-5, "rope": {"theta": 500_000.0}},
-            "optimizer": {"peak_lr": 0.00321, "schedule": "wsd"},
+            "optimizer": {"peak": 0.00321, "schedule": "wsd"},
             "data": {"sequence_length": 4096, "sources": {}},
         },
         "data": {
@@ -82,14 +81,14 @@ def section(card, title):
     return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_front_matter_is_yaml_that_claims_no_licence(run):
+def test_the_front_matter_is_yaml_that_claims_no_license(run):
     card = card_of(run)
     _, front, rest = card.split("---\n", 2)
     value = yaml.safe_load(front)
     assert value["library_name"] == "transformers" and value["pipeline_tag"] == "text-generation"
     assert "audio" in value["tags"] and not {"license", "license_name"} & set(value)
     assert rest.startswith("\n# toy-model\n")
-    assert "for whoever publishes them to choose" in section(card, "Licence")
+    assert "publisher of the weights chooses" in section(card, "License")
 
 
 def test_the_card_names_what_the_run_knows(run):
@@ -131,18 +130,18 @@ def test_losses_are_the_newest_up_to_the_step_with_their_own_step(run):
 
 
 def test_contamination_is_a_report_a_text_or_not_known(run, tmp_path):
-    told = section(card_of(run), "Contamination")
-    assert "not known" in told and "`librispeech.txt` (yodas2)" in told
+    text = section(card_of(run), "Contamination")
+    assert "not known" in text and "`librispeech.txt` (yodas2)" in text
     report = tmp_path / "found.jsonl"
     report.write_text("".join(json.dumps(row) + "\n" for row in REPORT))
-    told = section(card_of(run, contamination=report), "Contamination")
-    assert "3 utterances of 2 documents" in told and "2 documents of the training data" in told
-    assert "0.75–1.00" in told and "librispeech.txt" in told and "not known" not in told
+    text = section(card_of(run, contamination=report), "Contamination")
+    assert "3 utterances of 2 documents" in text and "2 documents of the training data" in text
+    assert "0.75–1.00" in text and "librispeech.txt" in text and "not known" not in text
     report.write_text("")
     assert "no utterance" in section(card_of(run, contamination=str(report)), "Contamination")
     report.write_text("dev-clean in yodas2: 12 documents\n  3 utterances | found\n")
-    told = section(card_of(run, contamination=report), "Contamination")
-    assert "```\ndev-clean in yodas2: 12 documents\n  3 utterances | found\n```" in told
+    text = section(card_of(run, contamination=report), "Contamination")
+    assert "```\ndev-clean in yodas2: 12 documents\n  3 utterances | found\n```" in text
     with pytest.raises(UserError, match=r"--contamination=.*gone cannot be read"):
         card_of(run, contamination=tmp_path / "gone")
 
@@ -160,7 +159,7 @@ def test_what_has_no_file_is_not_known(run):
         assert "not known" in section(card, title), title
     head = card.split("## Use")[0]
     assert head.count("not known") == 5  # tokens, tokenizer, codec, data, code
-    assert "denied" not in card and "left out" not in card and "soda_jax" not in card
+    assert "denied" not in card and "excluded" not in card and "soda_jax" not in card
 
 
 def test_counts_of_other_data_than_the_checkpoints_are_not_told(run):
@@ -178,7 +177,7 @@ def test_the_example_is_a_whole_prompt_of_this_tokenizer(run):
     code = use.split("```python\n")[1].split("```")[0]
     ast.parse(code)
     assert '"<|begin_of_text|><|text_start|>Hello there.<|text_end|><|audio_start|>"' in code
-    assert "starts = [0, 512]" in code and "nothing is added to a text by itself" in use
+    assert "offsets = [0, 512]" in code and "The tokenizer adds nothing to a prompt" in use
 
 
 @pytest.mark.parametrize(("sizes", "met"), [((2048,) * 8, True), ((512, 256), False)])

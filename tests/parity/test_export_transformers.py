@@ -12,8 +12,10 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizer_toys import every, written  # noqa: E402
 
-from soda_jax.convert.card import model_card  # noqa: E402
-from soda_jax.convert.card_facts import CardFacts  # noqa: E402
+from soda_jax.convert.card import (  # noqa: E402
+    CardFacts,
+    model_card,
+)
 from soda_jax.convert.grammar_files import grammar_files  # noqa: E402
 from soda_jax.convert.tokenizer_files import tokenizer_files  # noqa: E402
 from soda_jax.tokens.documents import Utterance, View, parse, render  # noqa: E402

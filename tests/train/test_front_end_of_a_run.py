@@ -11,7 +11,7 @@ from train_toys import CODEC, write_datasets
 
 from soda_jax.checkpoints import CheckpointReader, digest, folder
 from soda_jax.cli import main
-from soda_jax.convert.card_facts import facts_of_run
+from soda_jax.convert.card import facts_of_run
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, differences, folder_sums
