@@ -53,7 +53,7 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
         lines += _asr_lines(evaluation["asr"])
     if "tts" in evaluation:
         lines += _tts_lines(evaluation["tts"])
-    for task in evaluation["tasks"]:
+    for task in evaluation.get("tasks", ()):
         if task not in _WITH_LINES:
             lines += ["", f"{task}:", *_score_lines(evaluation[task])]
     return "\n".join(lines)

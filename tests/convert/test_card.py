@@ -35,7 +35,7 @@ def metadata():
         "config": {
             "seed": 5, "steps": 900, "batch_size": 24, "accumulate": 1,
             "model": {"num_layers": 3, "rms_norm_eps": 1e-5, "rope": {"theta": 500_000.0}},
-            "optimizer": {"peak": 0.00321, "schedule": "wsd"},
+            "optimizer": {"peak_lr": 0.00321, "schedule": "wsd"},
             "data": {"sequence_length": 4096, "sources": {}},
         },
         "data": {

@@ -129,7 +129,7 @@ def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     to_huggingface(tmp_path / "work", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| started from | qwen, converted with rows for markers and audio" in card
+    assert "| started from | qwen, converted, extended by rows for markers and audio" in card
     assert "The sources are not known." in card and "No documents were left out" not in card
     assert "which trained it" not in card
     from_huggingface(tmp_path / "out", tmp_path / "back")
