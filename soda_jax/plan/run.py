@@ -76,6 +76,7 @@ class Planner:
         from soda_jax.plan.outcome import Outcome
         from soda_jax.train.program import check_attention, check_sizes
 
+        config = run_config(config)
         layout = self._layout
         blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
         decoder = decoder_config(config.model, blocks)

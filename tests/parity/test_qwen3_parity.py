@@ -42,7 +42,7 @@ def tokens(length):
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "tied", "scaled", "length"), CASES)
 def test_ours_answers_alike_there(heads, kv_heads, head_dim, tied, scaled, length, tmp_path):
     rope = toys.ROPE if scaled else NO_SCALING
-    shape = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    shape = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
     model = toys.fields(**shape, tie_embeddings=tied, rope=rope, rms_norm_eps=1e-3)
     toys.write_run(tmp_path / "run", model)
     to_huggingface(tmp_path / "run", tmp_path / "out", shard_bytes=10_000)
