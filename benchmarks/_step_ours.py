@@ -91,18 +91,10 @@ def vocabulary(shape: dict[str, Any]) -> Any:
 def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
     """Returns the settings of a run of this shape on one device."""
     from soda_jax.configs import base
-    from soda_jax.schema import run_config
+    from soda_jax.schema import MODEL_SIZES, run_config
 
     config, shape, on_cpu = base.default(), order["shape"], order["platform"] == "cpu"
-    names = (
-        "num_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-    )
-    config.model.update({name: shape[name] for name in names})
+    config.model.update({name: shape[name] for name in MODEL_SIZES})
     config.model.remat = setting["remat"]
     if on_cpu:  # as configs/demo.py and configs/numbers.py
         config.model.update(compute_dtype="float32", unroll=shape["num_layers"])

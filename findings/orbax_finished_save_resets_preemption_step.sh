@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # orbax-checkpoint 0.12.8 with jax 0.10.2: an asynchronous save that finishes can make a preempted run stop
-# at different steps and hang. CheckpointManager calls reached_preemption(step) with the step of the save,
+# at different steps. CheckpointManager calls reached_preemption(step) with the step of the save,
 # in process 0 again from a background thread when the save has finished. jax stores the step of the last
 # call as the position of the process, so process 0 seems to be back at the saved step. If the notice
 # (SIGTERM) arrives before its next step, the processes agree on a step that process 0 has passed.

@@ -18,6 +18,15 @@ __all__ = [
 ]  # fmt: skip
 
 
+# Settings that decide the shapes and the meaning of the parameters; the others of `model` only how they are
+# computed.
+MODEL_SIZES = (
+    "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim",
+)  # fmt: skip
+MODEL_SHAPE = (*MODEL_SIZES, "tie_embeddings", "rms_norm_eps")
+ROPE_SHAPE = ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position")
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Rotary positions with Llama 3 scaling; factor 1 switches the scaling off."""

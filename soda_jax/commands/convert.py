@@ -171,21 +171,12 @@ def _codec(spec: str) -> Any:
 
 
 def _settings(config: "DecoderConfig", workdir: str) -> str:
-    """The overrides that make any config one of this model."""
-    names = (
-        "num_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "tie_embeddings",
-        "rms_norm_eps",
-    )
+    """Returns the overrides that give any config the shape of this model."""
+    from soda_jax.schema import MODEL_SHAPE, ROPE_SHAPE
+
     words = [f"--config.start_from={workdir}"]
-    words += [f"--config.model.{name}={getattr(config, name)}" for name in names]
-    rope = ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position")
-    words += [f"--config.model.rope.{name}={getattr(config.rope, name)}" for name in rope]
+    words += [f"--config.model.{name}={getattr(config, name)}" for name in MODEL_SHAPE]
+    words += [f"--config.model.rope.{name}={getattr(config.rope, name)}" for name in ROPE_SHAPE]
     return shlex.join(words)
 
 

@@ -29,20 +29,11 @@ from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.model import DecoderConfig, decoder_config, rope
 from soda_jax.progress import progress
+from soda_jax.schema import MODEL_SHAPE
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer
 
 SODA_CODEBOOKS = (2048,) * 8
-_RECORDED = (
-    "num_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "tie_embeddings",
-    "rms_norm_eps",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +143,7 @@ def _check_recorded(config: DecoderConfig, about: Mapping[str, Any], file: Path)
         return
     exported = decoder_config(about["config"]["model"], config.vocabulary)
     first, second = (rope.frequencies(c.head_dim, c.rope) for c in (config, exported))
-    for name in (*_RECORDED, "rope"):
+    for name in (*MODEL_SHAPE, "rope"):
         mine, theirs = getattr(config, name), getattr(exported, name)
         same = np.array_equal(first, second) if name == "rope" else mine == theirs
         if not same:

@@ -14,7 +14,7 @@ class TrainedDecoder:
 
     Attributes:
       step: training steps of the checkpoint.
-      metadata: what stood beside its arrays, see `soda_jax.train.run_files.run_metadata`.
+      metadata: metadata of the checkpoint, see `soda_jax.train.run_files.run_metadata`.
       layout: the vocabulary.
       model, params: the decoder as functions, and its parameters.
     """

@@ -50,7 +50,7 @@ class SpeechModel:
 
     Attributes:
       step: training steps of the checkpoint.
-      metadata: what stood beside the checkpoint.
+      metadata: metadata of the checkpoint.
       layout, tokenizer, codec: the front end.
       model, params: the decoder.
       codebooks: how many codebooks the model was shown.

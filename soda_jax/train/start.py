@@ -15,18 +15,12 @@ from typing import Any
 from soda_jax.checkpoints import Checkpointer, CheckpointReader, folder
 from soda_jax.data.dataset import Dataset
 from soda_jax.errors import UserError
-from soda_jax.schema import ModelConfig, RunConfig, to_dict
+from soda_jax.schema import MODEL_SHAPE, ROPE_SHAPE, ModelConfig, RunConfig, to_dict
 from soda_jax.train.front_end import check_front_end
 from soda_jax.train.program import Program
 from soda_jax.train.state import State
 
-# Settings that decide the shapes and the meaning of the parameters; the others only how they are computed.
-_SHAPE = (
-    "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim",
-    "tie_embeddings", "rms_norm_eps",
-)  # fmt: skip
-_ROPE = ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position")
-_ROPE_UNSCALED = ("theta", "factor")
+_ROPE_UNSCALED = ROPE_SHAPE[:2]
 
 
 class Start(abc.ABC):
@@ -216,5 +210,7 @@ def _check_model(model: Mapping[str, Any], theirs: Mapping[str, Any], checkpoint
 
 def _fields(model: Mapping[str, Any], scaled: bool) -> dict[str, Any]:
     """Returns the settings that must agree, by dotted name; without scaling only the used rope ones."""
-    rope = {f"rope.{name}": model["rope"][name] for name in (_ROPE if scaled else _ROPE_UNSCALED)}
-    return {name: model[name] for name in _SHAPE} | rope
+    rope = {
+        f"rope.{name}": model["rope"][name] for name in (ROPE_SHAPE if scaled else _ROPE_UNSCALED)
+    }
+    return {name: model[name] for name in MODEL_SHAPE} | rope

@@ -322,3 +322,26 @@ def test_a_price_that_is_no_amount_is_refused(price):
     words = ("--config=soda_135m", "--topology=h100:8", f"--price_per_chip_hour={price}")
     with pytest.raises(UserError, match="must be a number from 0 on"):
         command.run(arguments(*words))
+
+
+def test_a_new_batch_axis_is_estimated_like_the_data_axis(monkeypatch):
+    from soda_jax.model import VocabularyBlocks, decoder_config
+    from soda_jax.parallel import rules
+    from soda_jax.plan.estimate import estimate_step
+
+    layout = VocabularyLayout.soda()
+    config = config_of("soda_1_7b", [])
+    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    decoder = decoder_config(config.model, blocks)
+    ones = dict.fromkeys(rules.MESH_AXES, 1)
+    memory, costs = estimate_step(config, decoder, {**ones, "data": 8}, "gpu")
+    axes = {**rules.MESH_AXES, "replica": ("batch", "rows")}
+    with_axis = {**rules.RULES, "batch": (*rules.RULES["batch"], "replica")}
+    monkeypatch.setattr(rules, "MESH_AXES", axes)
+    monkeypatch.setattr(rules, "RULES", with_axis)
+    new_memory, new_costs = estimate_step(config, decoder, {**ones, "replica": 8}, "gpu")
+    assert (new_memory, new_costs.flops, new_costs.bytes) == (memory, costs.flops, costs.bytes)
+    sent = [(one.kind, one.bytes, one.times) for one in costs.collectives]
+    assert [(one.kind, one.bytes, one.times) for one in new_costs.collectives] == sent != []
+    whole, _ = estimate_step(config, decoder, ones, "gpu")
+    assert whole.batch == 8 * memory.batch  # the axis does split the batch

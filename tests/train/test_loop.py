@@ -82,8 +82,8 @@ def test_a_finished_run_is_left_as_it_is(whole, config, capsys):
     hook = Watcher()
     assert train(config(), workdir, hooks=[hook], profile_steps=(2, 3)) == DONE
     assert hook.steps == [] and (workdir / "metrics.jsonl").read_bytes() == before
-    told = "no profile of steps 2 to 3: the run is done and has 6 steps"
-    assert told in capsys.readouterr().err and not (workdir / "profile").exists()
+    message = "no profile of steps 2 to 3: the run is done and has 6 steps"
+    assert message in capsys.readouterr().err and not (workdir / "profile").exists()
 
 
 def test_programs_are_kept_in_the_folder_that_soda_cache_names(
@@ -116,8 +116,8 @@ def test_invariant_7_a_killed_run_repeats_the_uninterrupted_one_bit_for_bit(
         file.write('{"step": 4, "loss": 1.')  # cut short by the kill
     # A trace whose first step lies before the resume is not taken, and ends nothing.
     assert train(config(), tmp_path, hooks=[Watcher(every=4)], profile_steps=(1, 4)) == DONE
-    told = "no profile of steps 1 to 4: the run continues at step 3 and has 6 steps"
-    assert told in capsys.readouterr().err and not (tmp_path / "profile").exists()
+    message = "no profile of steps 1 to 4: the run continues at step 3 and has 6 steps"
+    assert message in capsys.readouterr().err and not (tmp_path / "profile").exists()
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -209,8 +209,8 @@ def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, caps
 
 def test_a_trace_of_steps_that_the_run_does_not_have_is_named(config, tmp_path, capsys):
     assert train(config(steps=1), tmp_path, profile_steps=(2, 3)) == DONE
-    told = "no profile of steps 2 to 3: the run continues at step 1 and has 1 steps"
-    assert told in capsys.readouterr().err and not (tmp_path / "profile").exists()
+    message = "no profile of steps 2 to 3: the run continues at step 1 and has 1 steps"
+    assert message in capsys.readouterr().err and not (tmp_path / "profile").exists()
 
 
 def test_invariant_8_updates_that_are_not_finite_are_counted_and_stop_the_run(config, tmp_path):

@@ -158,7 +158,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_folder_of_checkpoints_
 
 
 @pytest.mark.parametrize(
-    ("change", "told", "mend"),
+    ("change", "mismatch", "fix"),
     [
         (
             {"model__rope__theta": 1e6},
@@ -183,14 +183,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_folder_of_checkpoints_
     ],
 )
 def test_another_model_is_refused_field_by_field_before_anything_is_written(
-    whole, config, tmp_path, change, told, mend
+    whole, config, tmp_path, change, mismatch, fix
 ):
     asked = config(start_from=str(whole[0]), **change)
     with pytest.raises(UserError) as error:
         train(asked, tmp_path / "run")
     message = str(error.value)
-    assert f"{told}{whole[0] / 'checkpoints' / '6'}" in message and "\n" not in message
-    assert message.endswith(f"; pass {mend}") and not (tmp_path / "run").exists()
+    assert f"{mismatch}{whole[0] / 'checkpoints' / '6'}" in message and "\n" not in message
+    assert message.endswith(f"; pass {fix}") and not (tmp_path / "run").exists()
 
 
 def test_what_does_not_change_the_parameters_may_differ(whole, config, tmp_path):

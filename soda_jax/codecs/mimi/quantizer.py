@@ -1,4 +1,4 @@
-"""The split residual quantizer: one semantic codebook, and a chain of acoustic ones beside it."""
+"""The split residual quantizer: one semantic codebook and a parallel chain of acoustic codebooks."""
 
 import jax
 import jax.numpy as jnp
