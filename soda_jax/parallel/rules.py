@@ -84,9 +84,14 @@ def constrain(
     return jax.lax.with_sharding_constraint(x, sharding(mesh, logical_axes, x.shape, rules))
 
 
+def ways(sizes: Mapping[str, int], logical_axis: str) -> int:
+    """Returns the number of shards of a logical axis on a mesh with axes of the given sizes."""
+    return math.prod(sizes.get(axis, 1) for axis in RULES[logical_axis])
+
+
 def batch_ways(mesh: Mesh) -> int:
     """Returns the number of shards of the batch rows; a batch size must be a multiple of it."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
+    return ways(mesh.shape, "batch")
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:

@@ -22,12 +22,12 @@ HALVES = (("v2:1x1", "v4:2x2x1", "v5e:1x1", "v6e:2x2"), ("v3:2x1", "v5e:4x2", "v
 # For each topology: the plan of a tiny step, and what the compiler says of a program that is too large.
 PROGRAM = """
 import json, sys
-from soda_jax.plan import run
-run.compile_for_tpu_without_one()
+from soda_jax.plan.topologies import parse_topology, set_compiler_environment, tpu_devices
+set_compiler_environment()
 import jax
 from soda_jax.commands._config import load_config
 from soda_jax.plan.compiled import _compiler_error
-from soda_jax.plan.topologies import parse_topology, tpu_devices
+from soda_jax.plan.run import Planner
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 layout = VocabularyLayout(260, (256, 257, 258, 259), 256, 257, (16,) * 4)
@@ -38,7 +38,7 @@ for name in sys.argv[1:]:
     topology = parse_topology(name)
     attention = [] if topology.chip.kernels else ["--config.model.attention=xla"]
     config = load_config("soda_135m", [*words, *attention])
-    found = run.Planner(config, layout, topology, None, False).make(config).to_json()
+    found = Planner(config, layout, topology, None, False).make(config).to_json()
     one = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
     try:
         large = jax.ShapeDtypeStruct((300 << 18, 1024), "float32", sharding=one)
