@@ -1,4 +1,4 @@
-"""A bar on a terminal leaves what is printed beside it alone."""
+"""A progress bar on a terminal does not change redirected output."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ for number in track(range(3), "at work"):
 """
 
 
-def test_what_is_printed_beside_a_bar_goes_where_it_is_sent():
+def test_a_bar_does_not_change_redirected_output():
     terminal, end = pty.openpty()
     try:
         environment = {**os.environ, "TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""What `soda inspect --contamination` prints and writes."""
+"""Prints and writes the results of `soda inspect --contamination`."""
 
 import argparse
 import dataclasses
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from soda_jax.data.checks.contamination import Contamination
     from soda_jax.data.checks.ngram_search import Found
 
-_SHOWN = 50  # utterances printed; the report has them all
-_WIDTH = 60  # characters of a text printed
+_SHOWN = 50  # number of printed utterances; the report contains all
+_WIDTH = 60  # printed characters of a text
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares two data sets; the exit status is 1 if training documents are to be denied."""
+    """Compares two data sets; returns 1 if training documents should be excluded, else 0."""
     from soda_jax.data.checks.contamination import find_contamination
     from soda_jax.files import write_atomic
 
@@ -32,15 +32,17 @@ def run(args: argparse.Namespace) -> int:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(args.report, "".join(lines))
     if args.output:
-        write_atomic(args.output, _denied(found, Path(args.output)))
+        write_atomic(args.output, _excluded_ids(found, Path(args.output)))
     return 1 if found.denied else 0
 
 
-def _denied(found: "Contamination", path: Path) -> str:
-    """The `denied` file of a mixture: one document id a line."""
+def _excluded_ids(found: "Contamination", path: Path) -> str:
+    """Returns the `exclude_documents` file of a source: one document id per line."""
     for name in found.denied:
         if name.strip() != name or len(name.splitlines()) != 1:
-            raise UserError(f"{path}: document {name!r} cannot stand in a line: give it another id")
+            raise UserError(
+                f"{path}: the id of document {name!r} does not fit on a line: give it another id"
+            )
     return "".join(f"{name}\n" for name in found.denied)
 
 
@@ -63,9 +65,9 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
         ("documents of the same id", f"{len(found.same_ids):,}"),
         (f"utterances with {least} in one document", _of(alike, len(long))),
         (f"utterances with {least} in several together", _of(len(spread), len(long))),
-        ("shorter utterances found whole", _of(len(matches) - alike, len(short))),
-        ("training documents to deny", f"{len(found.denied):,}"),
-        ("damaged records, passed over", f"{found.damaged_records:,}"),
+        ("shorter utterances found as a whole", _of(len(matches) - alike, len(short))),
+        ("training documents to exclude", f"{len(found.denied):,}"),
+        ("damaged records, skipped", f"{found.damaged_records:,}"),
     ]
     width = max(len(label) for label, _ in rows)
     yield from (f"  {label:<{width}}  {value}" for label, value in rows)

@@ -48,7 +48,7 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
         )
     if not families:
         notes.append(
-            f"does not fit: no mesh and remat comes near the {topology.memory / GIB:.2f} GiB of a device; "
+            f"does not fit: no mesh and remat is close to the {topology.memory / GIB:.2f} GiB of a device; "
             "use more chips"
         )
     found, failed = _compile_best(planner, families, count)

@@ -181,7 +181,7 @@ def test_a_search_in_which_nothing_fits_exits_with_1_and_the_reasons(capsys):
     # Nothing is compiled; the exit status is that of a step that does not fit, not of bad input.
     assert search(planner(config_of("soda_4b"), "v5e:1x1"), 2, False) == 1
     out = capsys.readouterr().out
-    assert "no mesh and remat comes near the 15.75 GiB of a device; use more chips" in out
+    assert "no mesh and remat is close to the 15.75 GiB of a device; use more chips" in out
     assert "|" not in out
     assert search(planner(config_of("soda_4b"), "v5e:1x1"), 2, True) == 1
     assert json.loads(capsys.readouterr().out)["plans"] == []
