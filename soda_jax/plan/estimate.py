@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 
 from soda_jax.model.config import DecoderConfig
-from soda_jax.model.flops import training_flops_per_token
 from soda_jax.model.loss import chunk_tokens
 from soda_jax.parallel import rules
 from soda_jax.parallel.rules import ways
@@ -65,7 +64,7 @@ def estimate_step(
         code=0.0,
         host=inputs * micro if decoder.remat == "offload" else 0.0,
     )
-    whole = training_flops_per_token(decoder, config.data.sequence_length)
+    whole = decoder.training_flops_per_token(config.data.sequence_length)
     head = 6.0 * decoder.vocabulary.size * decoder.hidden_size
     all_tokens = config.batch_size * config.data.sequence_length
     # The last part of a split sequence has the most keys, and the other devices wait for it.

@@ -6,7 +6,6 @@ from typing import Any
 
 from soda_jax.hardware import GIB
 from soda_jax.model.config import DecoderConfig
-from soda_jax.model.flops import training_flops_per_token
 from soda_jax.model.loss import chunk_tokens
 from soda_jax.parallel.rules import ways
 from soda_jax.plan.compiled import Step
@@ -59,7 +58,7 @@ class Outcome(Step):
     def model_flops(self) -> float:
         """FLOPs of a step by the definition of MFU, summed over all devices."""
         sequence = self.config.data.sequence_length
-        return training_flops_per_token(self.decoder, sequence) * self.tokens
+        return self.decoder.training_flops_per_token(sequence) * self.tokens
 
     def bounds(self) -> dict[str, float]:
         """Returns the least seconds of a step by the resource that limits it."""
