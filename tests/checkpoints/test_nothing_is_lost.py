@@ -78,10 +78,10 @@ def test_invariant_8_truncated_and_missing_files_are_noticed(three):
     (step3, reason3), (step2, reason2) = report.skipped
     assert (step3, step2) == (3, 2)
     assert "bytes" in reason3 and "is missing" in reason2
-    assert report.lines()[-1] == "going on from checkpoint 1"
+    assert report.lines()[-1] == "continuing from checkpoint 1"
 
 
-def test_invariant_8_when_none_is_valid_every_reason_is_told(three):
+def test_invariant_8_when_none_is_valid_every_reason_is_reported(three):
     for step in (1, 2, 3):
         states.flip_bit(states.largest_file(three / str(step)))
     with pytest.raises(UserError) as error:
@@ -128,7 +128,7 @@ def test_invariant_8_bad_steps_do_not_push_good_ones_out(three):
     assert restored_step(three) == 4
 
 
-def test_invariant_8_failing_save_is_told_and_leaves_older_ones(three, caplog):
+def test_invariant_8_failing_save_is_reported_and_leaves_older_ones(three, caplog):
     """A file size limit stands for a full disk: writing fails half-way."""
     big = {"params": {"w": jnp.ones(1_000_000)}, "step": jnp.int32(4)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
