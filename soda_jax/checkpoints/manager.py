@@ -244,13 +244,6 @@ class Checkpointer:
         self._last_step = restored[2].step
         return restored
 
-    def latest_valid(self) -> int | None:
-        """Returns the newest step whose files match its digest; None if there is none."""
-        try:
-            return self.reader.choose().step
-        except UserError:
-            return None
-
 
 class _WithoutErrors(logging.Filter):
     """Drops the tracebacks that Orbax logs; `Checkpointer` raises these errors as one line."""

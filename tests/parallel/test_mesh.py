@@ -110,14 +110,6 @@ def test_hosts_without_slices_stay_together():
     assert mesh.make_mesh({"fsdp": -1}, devices).shape["fsdp"] == 16
 
 
-def test_batch_ways_counts_every_axis_that_splits_rows():
-    made = mesh.make_mesh({"dcn": 2, "data": 2, "fsdp": 2})
-    assert rules.batch_ways(made) == 8
-    assert rules.batch_ways(mesh.make_mesh({"fsdp": 4, "tensor": 2})) == 4
-    # dcn first, then data, then fsdp: each slice reads rows that follow each other.
-    assert rules.spec(made, ("batch",)) == PartitionSpec(("dcn", "data", "fsdp"))
-
-
 def test_rules_split_what_divides_and_drop_what_does_not():
     made = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert rules.spec(made, ("batch", "sequence")) == PartitionSpec(("data", "fsdp"), None)

@@ -204,11 +204,6 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
     )
 
 
-def document_id_of(record: bytes) -> str:
-    """Returns the document id of a record that `read_header` has checked."""
-    return record[_HEADER.size : _HEADER.size + _HEADER.unpack_from(record)[2]].decode()
-
-
 def _utf8(text: str, name: str) -> bytes:
     try:
         return text.encode()
