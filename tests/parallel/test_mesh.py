@@ -110,6 +110,12 @@ def test_hosts_without_slices_stay_together():
     assert mesh.make_mesh({"fsdp": -1}, devices).shape["fsdp"] == 16
 
 
+def test_rows_are_split_over_slices_first():
+    made = mesh.make_mesh({"dcn": 2, "data": 2, "fsdp": 2})
+    # Each slice reads consecutive rows.
+    assert rules.spec(made, ("batch",)) == PartitionSpec(("dcn", "data", "fsdp"))
+
+
 def test_rules_split_what_divides_and_drop_what_does_not():
     made = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert rules.spec(made, ("batch", "sequence")) == PartitionSpec(("data", "fsdp"), None)
