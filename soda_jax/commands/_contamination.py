@@ -1,4 +1,4 @@
-"""Prints and writes the results of `soda inspect --contamination`."""
+"""What `soda inspect --contamination` prints and writes."""
 
 import argparse
 import dataclasses
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from soda_jax.data.checks.contamination import Contamination
     from soda_jax.data.checks.ngram_search import Found
 
-_SHOWN = 50  # number of printed utterances; the report contains all
-_WIDTH = 60  # printed characters of a text
+_SHOWN = 50  # utterances printed; the report has them all
+_WIDTH = 60  # characters of a text printed
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,18 +32,18 @@ def run(args: argparse.Namespace) -> int:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(args.report, "".join(lines))
     if args.output:
-        write_atomic(args.output, _excluded_ids(found, Path(args.output)))
-    return 1 if found.denied else 0
+        write_atomic(args.output, _exclusions(found, Path(args.output)))
+    return 1 if found.excluded else 0
 
 
-def _excluded_ids(found: "Contamination", path: Path) -> str:
-    """Returns the `exclude_documents` file of a source: one document id per line."""
-    for name in found.denied:
+def _exclusions(found: "Contamination", path: Path) -> str:
+    """Returns the `exclude_documents` file: one document id per line."""
+    for name in found.excluded:
         if name.strip() != name or len(name.splitlines()) != 1:
             raise UserError(
-                f"{path}: the id of document {name!r} does not fit on a line: give it another id"
+                f"{path}: document {name!r} does not fit in one line; give it another id"
             )
-    return "".join(f"{name}\n" for name in found.denied)
+    return "".join(f"{name}\n" for name in found.excluded)
 
 
 def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]:
@@ -66,7 +66,7 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
         (f"utterances with {least} in one document", _of(alike, len(long))),
         (f"utterances with {least} in several together", _of(len(spread), len(long))),
         ("shorter utterances found as a whole", _of(len(matches) - alike, len(short))),
-        ("training documents to exclude", f"{len(found.denied):,}"),
+        ("training documents to exclude", f"{len(found.excluded):,}"),
         ("damaged records, skipped", f"{found.damaged_records:,}"),
     ]
     width = max(len(label) for label, _ in rows)

@@ -4,7 +4,6 @@ The model names the dimensions of its arrays ("embed", "mlp", …) and does not 
 A new mesh axis is one line in `MESH_AXES`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -87,11 +86,6 @@ def constrain(
 def ways(sizes: Mapping[str, int], logical_axis: str) -> int:
     """Returns the number of shards of a logical axis on a mesh with axes of the given sizes."""
     return math.prod(sizes.get(axis, 1) for axis in RULES[logical_axis])
-
-
-def batch_ways(mesh: Mesh) -> int:
-    """Returns the number of shards of the batch rows; a batch size must be a multiple of it."""
-    return ways(mesh.shape, "batch")
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:

@@ -62,8 +62,7 @@ class Planner:
           UserError: if the config is invalid or does not fit the topology.
         """
         config = run_config(config)
-        blocks = VocabularyBlocks(self._layout.audio_base, self._layout.codebook_sizes)
-        decoder = decoder_config(config.model, blocks)
+        decoder = decoder_config(config.model, VocabularyBlocks.of(self._layout))
         mesh = self._mesh_sizes(config)
         check_sizes(config, mesh, self.topology.platform)
         check_attention(config, self.topology.chip)

@@ -12,14 +12,13 @@ from soda_jax.checked_json import (
     write_checked_json,
 )
 from soda_jax.data.dataset import documents, make_dataset
-from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.format.reading import ShardReaders, read_records
 from soda_jax.data.format.records import DamagedRecordError
 from soda_jax.data.format.shards import ShardWriter, read_index, read_shard_info
 from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
-from soda_jax.tokens.vocabulary import VocabularyLayout
 
 LENGTH = 64
 SHARD = "shard-00001.array_record"
@@ -249,12 +248,3 @@ def test_a_generation_never_changes(corpus):
     changed = Manifest("speech", manifest.layout, manifest.codec, "other", manifest.splits)
     with pytest.raises(UserError, match="exists and differs"):
         changed.save(corpus)
-
-
-def test_invariant_1_another_layout_or_codec_is_refused_with_both_named(corpus, layout):
-    manifest = Manifest.load(corpus)
-    check_compatible(manifest, layout, "codec-a")
-    with pytest.raises(UserError, match=r"text_size 300.*text_size 128256"):
-        check_compatible(manifest, VocabularyLayout.soda())
-    with pytest.raises(UserError, match=r"the data set has toy codec-a, the model has codec-b"):
-        check_compatible(manifest, layout, "codec-b")

@@ -217,12 +217,12 @@ def test_sources_of_two_codecs_or_layouts_are_refused_with_both_named(
     write(tmp_path / "t", text_only(), kind="text")
     sources = {name: {"path": str(tmp_path / name)} for name in ("x", "y")}
     text = {"path": str(tmp_path / "t"), "composition": "text"}
-    with pytest.raises(UserError, match=r"source y has toy codec-y, source x has codec-x"):
+    with pytest.raises(UserError, match=r"source y has the codec codec-y, source x has codec-x"):
         make_dataset({"sequence_length": LENGTH, "sources": sources})
-    with pytest.raises(UserError, match=r"source y has toy codec-y, source x has codec-x"):
+    with pytest.raises(UserError, match=r"source y has the codec codec-y, source x has codec-x"):
         make_dataset({"sequence_length": LENGTH, "sources": {"a": text, **sources}})
     both = make_dataset({"sequence_length": LENGTH, "sources": {"a": text, "x": sources["x"]}})
-    assert both.codec_fingerprint == "codec-x"
+    assert both.front_end.codec == "codec-x"
 
 
 def test_an_appended_generation_leaves_the_older_one_as_it_was(tmp_path, write, speech):

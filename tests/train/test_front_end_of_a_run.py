@@ -37,7 +37,7 @@ def set_codec(data: Path, fingerprint: str) -> None:
     shutil.rmtree(data / "manifests")
     codec = {**CODEC, "fingerprint": fingerprint}
     sums = folder_sums(data, *FRONT_END)
-    dataclasses.replace(manifest, codec=codec, front_end=sums).save(data)
+    dataclasses.replace(manifest, codec=codec, front_end_files=sums).save(data)
 
 
 @pytest.fixture
@@ -116,7 +116,9 @@ def test_repair_takes_no_other_data_and_no_damaged_checkpoint(short, data, tmp_p
     run = tmp_path / "run"
     assert train(short(4), run) == DONE
     set_codec(data / "speech", RIGHT[::-1])
-    with pytest.raises(UserError, match="too different for a damaged one; name the data that this"):
+    with pytest.raises(
+        UserError, match="too different for a damaged one; give --repair a data set"
+    ):
         repairs.repair(run, str(data / "speech"))
     set_codec(data / "speech", WRONG)
     flip(run / "checkpoints/4/digest.json")
