@@ -4,6 +4,7 @@ The model names the dimensions of its arrays ("embed", "mlp", …) and does not 
 A new mesh axis is one line in `MESH_AXES`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
