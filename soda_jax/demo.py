@@ -188,9 +188,9 @@ def _stop_half_way(process: "subprocess.Popen[bytes]", run: Path) -> None:
 
 
 def _evaluate(home: Path) -> None:
-    from soda_jax.evaluate.run import Options, evaluate
+    from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
 
-    options = Options(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
+    options = EvaluationOptions(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
     write_json(home / "evaluation.json", evaluate(home / "run", options))
 
 
@@ -252,11 +252,11 @@ def _report(home: Path, stages: _Stages) -> None:
 
 def _samples(home: Path, model: Any) -> list[Any]:
     """A sentence spoken, held-out clips written down and continued."""
-    from soda_jax.evaluate.recogniser import NAME, Recogniser
+    from soda_jax.evaluate.recognizer import NAME, Recognizer
     from soda_jax.evaluate.speech import held_out_utterances
     from soda_jax.report.content import Clip, Sample
 
-    rate, judge = model.codec.sample_rate, Recogniser()
+    rate, judge = model.codec.sample_rate, Recognizer()
     held_out = held_out_utterances(model.metadata["data"], EVALUATED)
     # The longest few: the short ones are single words.
     chosen = sorted(held_out, key=lambda item: -len(item.utterance.text))[:SHOWN]

@@ -47,14 +47,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--source={entry}: write NAME=DIR")
         paths[name] = path
 
-    from soda_jax.evaluate.run import Options, evaluate
+    from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
     from soda_jax.evaluate.tables import text_report
     from soda_jax.files import write_json
     from soda_jax.registry import split_names
     from soda_jax.train.program import use_compilation_cache
 
     tasks = split_names(args.tasks)
-    options = Options(tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed)
+    options = EvaluationOptions(
+        tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed
+    )
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)
     print(text_report(evaluation))

@@ -14,21 +14,23 @@ from soda_jax.parallel.batches import local_rows, place_batch
 
 
 class LossHook:
-    """Logs `validation/loss/…`: the loss vector on the validation split of the run's own mixture.
+    """Logs `validation/loss/…`, the loss vector on the validation splits of the training mixture.
 
-    Evaluates whole windows in the views of training. A source without a validation split is named
-    once and left out.
+    It covers whole windows in the views of training. Sources without a validation split are reported once.
+
+    Attributes:
+      every: steps between calls.
     """
 
     def __init__(self, every: int, batches: int):
-        """Args: every: steps between calls. batches: how many batches are read, 0 for all."""
+        """Sets the interval in steps and the number of batches to read, 0 for all."""
         self.every, self._limit = every, batches
         self._windows: Windows | None = None
         self._function: Any = None
         self._batches: list[dict[str, Any]] = []
 
     def __call__(self, run: Any) -> Mapping[str, float]:
-        """The held-out loss vector of `run.params`."""
+        """Returns the held-out loss vector of `run.params`."""
         size, mesh = run.config.batch_size, run.mesh
         rows = local_rows(mesh, size)
         if self._function is None:
@@ -56,17 +58,17 @@ class LossHook:
         )
         try:
             self._windows = open_windows(run.dataset.config, "validation")
-        except StoreError:  # the split may well be there: that is no reason to go on without
+        except StoreError:  # the split may exist, so the run must not continue without it
             raise
         except UserError as error:
-            _tell(f"no held-out loss: {error}")
+            _report(f"no held-out loss: {error}")
             return
         for name in self._windows.left_out:
-            _tell(f"source {name} has no validation split: its held-out loss is not measured")
-        # Read once: every call scores the same windows.
+            _report(f"source {name} has no validation split: its held-out loss is not measured")
+        # Read once; every call scores the same windows.
         self._batches = list(self._windows.batches(run.config.batch_size, rows, self._limit))
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     if hosts.is_primary():
         print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Held-out loss: the loss vector over whole windows."""
+"""The held-out loss vector of a model over whole windows."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,13 +26,13 @@ def make_loss_function(
     chunk: int = 0,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
-    """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
+    """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`, replicated.
 
     Args:
-      bind: params → decoder, `ModelFunctions.bind`.
-      classes, sources: sizes of the sums.
+      bind: function from params to a decoder, `ModelFunctions.bind`.
+      classes, sources: number of target classes and of data sources.
       chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
-      mesh: devices of parameters and batches; the first device by default. The sums are replicated.
+      mesh: devices of parameters and batches; the first device by default.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])
     placement = OnMesh(mesh)
@@ -55,12 +55,12 @@ def sum_losses(
     function: Any,
     params: Any,
     batches: Iterable[dict[str, np.ndarray]],
-    place: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
+    to_devices: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
 ) -> Sums:
-    """Returns the sums of all batches, f64 `[sources, classes]`; `place` puts a batch on the devices."""
+    """Returns the sums of all batches, f64 `[sources, classes]`; `to_devices` transfers a batch."""
     totals: Sums = {}
     for batch in batches:
-        sums = jax.device_get(function(params, place(batch)))
+        sums = jax.device_get(function(params, to_devices(batch)))
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
     return totals
