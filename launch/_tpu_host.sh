@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What tpu_pod.sh runs on each host of a pod, from the unpacked source:
+# The commands that tpu_pod.sh runs on each host of a pod, from the unpacked source:
 #
 #   _tpu_host.sh install
-#   _tpu_host.sh train ATTEMPT ARGUMENTS…   starts soda train, or finds it started, and follows it
-#   _tpu_host.sh follow                     follows what runs
+#   _tpu_host.sh train ATTEMPT ARGUMENTS…   starts soda train, unless it is running, and follows it
+#   _tpu_host.sh follow                     follows the current run
 #
-# gcloud repeats a command whose connection breaks, so each may run twice. The training does not hang on the
-# connection: it runs by itself in ~/soda-run, and an attempt is started once.
+# gcloud repeats a command after a lost connection, so each may run twice. The training does not depend on the
+# connection: it runs detached in ~/soda-run, and each attempt is started once.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,12 +14,12 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 source "$ROOT/launch/_common.sh"
 readonly RUN=$HOME/soda-run
 
-# The lock is held by whatever runs, so it is free after a crash or a reboot, too.
+# A running process holds the lock, so it is free after a crash or a reboot.
 running() {
   ! flock --nonblock "$RUN/lock" true
 }
 
-# The images of TPU machines have older Pythons than soda needs; uv brings one.
+# The Python of TPU images is older than soda needs; uv installs one.
 install() {
   [[ ! -e $ROOT/.venv/installed ]] || return 0
   cd "$ROOT"
@@ -31,7 +31,7 @@ install() {
   touch .venv/installed
 }
 
-# stop: ends what an earlier attempt has left on this host; two minutes for its checkpoint.
+# stop: ends an earlier attempt on this host, with two minutes for its checkpoint.
 stop() {
   local second
   for second in {1..120}; do
@@ -41,13 +41,13 @@ stop() {
   done
   kill -KILL "$(cat "$RUN/pid")" 2>/dev/null || true
   sleep 1
-  ! running || fail "an earlier run on ${HOSTNAME} does not end"
+  ! running || fail "an earlier run on ${HOSTNAME} does not exit"
 }
 
-# detached ARGUMENTS…: the run itself; its exit status stays in ~/soda-run/code.
+# detached ARGUMENTS…: runs the training and writes its exit status to ~/soda-run/code.
 detached() {
   local code=0 pid='' terminated=''
-  # A machine that goes down tells every process. The signal ends the wait, not the run.
+  # A machine that shuts down signals every process. The signal ends the wait, not the run.
   trap 'terminated=1; [[ -z $pid ]] || kill -TERM "$pid"' TERM
   cd "$ROOT"
   .venv/bin/soda train "$@" &
@@ -60,7 +60,7 @@ detached() {
   mv "$RUN/code.partial" "$RUN/code"
 }
 
-# follow LINES: copies the log from its last LINES lines (+1: all) until the run ends, with its status.
+# follow LINES: prints the log from its last LINES lines (+1: all) until the run ends; exits with its status.
 follow() {
   local pid
   pid=$(cat "$RUN/runner")
@@ -83,7 +83,7 @@ case ${1:-} in
     if [[ $(cat "$RUN/attempt" 2>/dev/null) != "$attempt" ]]; then
       stop
       rm -f "$RUN/code"
-      # Here, because the one who follows may be there before the one who writes.
+      # Created here because `tail` may start before the run writes.
       : >"$RUN/log"
       exec 9>"$RUN/lock"
       flock 9

@@ -11,14 +11,14 @@
 # --tpu=TYPE --topology=T node pool of v4, v5e, v5p or v6e and its shape in chips, with --chips_per_node=C (4);
 #                         --slices=N of them (1)
 # --gpu=TYPE --nodes=N    label cloud.google.com/gke-accelerator and size of the job, with --gpus_per_node=G (8)
-# --spot                  only nodes of a spot pool
+# --spot                  use only nodes of a spot pool
 # --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
 # --namespace=NS --service_account=S
-# --max_restarts=N        how often to start again after a failure that is no preemption (0)
-# --poll_seconds=S        how often to ask how the JobSet stands (30)
-# --dry_run               print the manifest and the commands, run none
+# --max_restarts=N        restarts after failures other than preemptions (0)
+# --poll_seconds=S        seconds between queries of the state of the JobSet (30)
+# --dry_run               print the manifest and the commands without running them
 #
-# Follows the logs. Exit status: 0 the run is done, 1 it has failed, 2 a fault to mend.
+# Follows the logs. Exit status: 0 the run is done, 1 it has failed, 2 user error.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -34,7 +34,7 @@ for word in namespace service_account; do
   [[ ${option[$word]} =~ ^[a-z0-9-]*$ ]] || fail "--$word=${option[$word]}: give small letters, digits and dashes"
 done
 name=${option[name]}
-# Names of pods are longer by NAME-workers-0-0 and five letters, and a label holds 63.
+# Pods are named NAME-workers-0-0 and five more letters, and a label has at most 63 characters.
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
   fail "--name=$name: give at most 40 small letters, digits and dashes, a letter first"
 set_train_arguments "${rest[@]}"
@@ -89,7 +89,7 @@ account=''
 namespace=()
 [[ -z ${option[namespace]} ]] || namespace=(--namespace="${option[namespace]}")
 
-# json WORD: as a string of JSON, which YAML reads too. Kubernetes reads \$(NAME) and \$\$ in arguments.
+# json WORD: prints the word as a JSON string, which is valid YAML. Kubernetes expands \$(NAME) and \$\$ in arguments.
 json() {
   local word=${1//\\/\\\\}
   word=${word//\"/\\\"}
@@ -97,8 +97,8 @@ json() {
   word=${word//$'\t'/\\t}
   printf '"%s"' "${word//\$/\$\$}"
 }
-# One process a node. JobSet numbers slices (JOB_INDEX), an indexed job its pods (JOB_COMPLETION_INDEX), and the
-# service of the JobSet gives the first pod its name.
+# One process per node. JobSet numbers the slices (JOB_INDEX), an indexed job its pods (JOB_COMPLETION_INDEX), and
+# the service of the JobSet gives the first pod a name.
 script="exec soda train \"\$@\" --coordinator=$name-workers-0-0.$name:8482 --processes=$((nodes * slices))"
 script+=" --process=\$((JOB_INDEX * $nodes + JOB_COMPLETION_INDEX))"
 words=''
@@ -116,10 +116,10 @@ spec:
   network:
     enableDNSHostnames: true
   failurePolicy:
-    # After other failures than the following.
+    # After failures other than those of the rules.
     maxRestarts: ${option[max_restarts]}
     rules:
-      # Preempted, as the pod failure policy below says: all start again, as often as it takes.
+      # Preempted, by the pod failure policy below: all pods restart, without a limit.
       - name: preempted
         action: RestartJobSetAndIgnoreMaxRestarts
         onJobFailureReasons: [PodFailurePolicy]
@@ -141,7 +141,7 @@ spec:
           template:
             spec:
               restartPolicy: Never
-              # From SIGTERM to the end of saving.
+              # Time from SIGTERM to the end of saving.
               terminationGracePeriodSeconds: 300$account
               nodeSelector:
                 $selector$tolerations
@@ -167,7 +167,7 @@ delete=(kubectl delete jobset "$name" "${namespace[@]}")
 
 if [[ -n ${option[dry_run]} ]]; then
   printf '%s\n' "$manifest"
-  echo "# the above is the input of the second of these; the third and first repeat until the run has ended:"
+  echo "# the above is the input of the second command; the third and first repeat until the run ends:"
   quote "${get[@]}"
   quote "${apply[@]}"
   quote "${logs[@]}"
@@ -176,20 +176,20 @@ fi
 need kubectl "install it and connect it with a cluster"
 
 ask() {
-  state=$("${get[@]}") || fail "kubectl cannot tell how JobSet $name stands, see above"
+  state=$("${get[@]}") || fail "kubectl cannot read the state of JobSet $name, see above"
 }
 ask
-[[ -z $state ]] || fail "JobSet $name has ended before ($state): $(quote "${delete[@]}") makes room for a new start"
+[[ -z $state ]] || fail "JobSet $name has ended before ($state): $(quote "${delete[@]}") allows a new start"
 "${apply[@]}" <<<"$manifest" >&2 || fail "kubectl refused the JobSet, see above; --dry_run prints it"
-say "following JobSet $name; after Ctrl-C it goes on, until: $(quote "${delete[@]}")"
+say "following JobSet $name; after Ctrl-C it continues until: $(quote "${delete[@]}")"
 while true; do
-  # Ends when the pods end, and fails while there are none yet.
+  # Ends when the pods end, and fails before there are any.
   "${logs[@]}" || true
   ask
   case $state in
     Completed) exit 0 ;;
     Failed)
-      say "error: JobSet $name has failed; its last lines stand above, more in: $(quote kubectl describe jobset "$name" "${namespace[@]}")"
+      say "error: JobSet $name has failed; see its last lines above, and more in: $(quote kubectl describe jobset "$name" "${namespace[@]}")"
       exit 1
       ;;
   esac
