@@ -103,7 +103,7 @@ def test_the_config_sets_the_checkpoint_folder_of_a_run(tmp_path):
 
 def test_a_url_that_cannot_hold_checkpoints_is_refused(monkeypatch):
     with pytest.raises(
-        UserError, match=r"s3://b/run: checkpoints go to a local folder or to gs://"
+        UserError, match=r"s3://b/run: checkpoints are written to a local folder or gs://"
     ):
         CheckpointReader("s3://b/run")
     monkeypatch.setattr(folder, "_GCS_MODULES", ("no_such_module",))

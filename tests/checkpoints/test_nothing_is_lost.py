@@ -102,7 +102,7 @@ def test_invariant_8_unsealed_step_is_taken_only_when_asked(three, capsys):
     (three / "3" / digest.NAME).unlink()
     assert restored_step(three) == 2
     assert restored_step(three, accept_unverified=True) == 3
-    assert "checkpoint 3 is used unverified" in capsys.readouterr().err
+    assert "checkpoint 3 is used without verification" in capsys.readouterr().err
     (three / "3" / digest.NAME).write_text("{}")  # a digest that disagrees is never taken
     assert restored_step(three, accept_unverified=True) == 2
 
