@@ -49,7 +49,7 @@ def blocks(layout: VocabularyLayout) -> VocabularyBlocks:
 def metadata_of(
     model: dict[str, Any], tokenizer: TextTokenizer, layout: VocabularyLayout
 ) -> dict[str, Any]:
-    """What stands beside a checkpoint."""
+    """Returns the metadata of a checkpoint."""
     config = {"model": model, "data": {"sequence_length": 64}, "optimizer": {"peak_lr": 0.003}}
     return {
         "windows": 96,

@@ -84,7 +84,7 @@ def _of(count: int, total: int) -> str:
 
 def _line(found: "Found") -> str:
     text = found.text if len(found.text) <= _WIDTH else found.text[: _WIDTH - 1] + "…"
-    place = f"{found.train_document} [{found.train_utterance}]"
+    where = f"{found.train_document} [{found.train_utterance}]"
     more = found.train_documents - 1
     others = f" and {more:,} more" if more else ""
-    return f"{found.share:5.2f}  {found.document} [{found.utterance}] | {place}{others} | {text!r}"
+    return f"{found.share:5.2f}  {found.document} [{found.utterance}] | {where}{others} | {text!r}"

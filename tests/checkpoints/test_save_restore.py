@@ -55,7 +55,7 @@ def test_donating_the_state_right_after_a_save_does_not_change_the_checkpoint(tm
     np.testing.assert_array_equal(np.asarray(restored["params"]["w"]), expected)
 
 
-def test_parameters_alone_are_read_verified_and_cast(tmp_path, fsdp):
+def test_restore_params_verifies_and_casts_only_the_parameters(tmp_path, fsdp):
     saved = states.state(fsdp, 3)
     with Checkpointer(tmp_path, every_steps=1) as checkpointer:
         checkpointer.maybe_save(3, saved, {"k": 1})

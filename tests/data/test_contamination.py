@@ -51,7 +51,7 @@ def test_words_are_lower_case_without_punctuation():
     ]
 
 
-def test_a_transcript_is_found_however_it_is_written_and_its_place_is_named(compare):
+def test_a_transcript_is_found_with_its_document_in_any_spelling(compare):
     train = {"a": [OTHER], "b": ["yes", f"and so: {SENTENCE.upper()}"], "c": ["no"]}
     found = compare(
         train, {"e": [OTHER.upper().replace(",", " –"), "quite other words " * 4], "f": [SENTENCE]}
@@ -113,7 +113,7 @@ def test_shares_are_those_of_sets_of_ngrams(compare, train, evaluation, n, share
     assert set(found.excluded) == denied
 
 
-def test_a_recording_that_was_cut_at_other_places_is_found(compare):
+def test_a_recording_that_is_split_at_other_times_is_found(compare):
     middle = len(SENTENCE) // 2
     found = compare({"t": ["Hear this.", SENTENCE[:middle].rsplit(" ", 1)[0], SENTENCE[middle:].strip()]},
                     {"e": [SENTENCE]}, share=0.2)  # fmt: skip

@@ -44,13 +44,13 @@ def flip_bit(corpus, layout, number):
     info = read_shard_info(path)
     record = ShardReaders().read(path, number, info.records)
     data = bytearray(path.read_bytes())
-    place = bytes(data).index(record) + len(record) // 2
-    data[place] ^= 4
+    offset = bytes(data).index(record) + len(record) // 2
+    data[offset] ^= 4
     path.write_bytes(data)
 
 
 def stretch(corpus, layout, number):
-    """Where record `number` of the second shard lies in the text-first stream."""
+    """Returns the position of record `number` of the second shard in the text-first stream."""
     dataset = make_dataset(settings(corpus), one_pass=True)
     before = read_shard_info(corpus / "train" / "shard-00000.array_record").records
     starts = dataset.sources[0].record_starts
@@ -86,7 +86,7 @@ def test_invariant_3_a_masked_record_keeps_its_positions_and_loses_its_loss(
     assert (found[first:last] == layout.eos).all()
     new = stream(dataset, "loss_mask")
     lost = np.flatnonzero(mask != new)
-    expected = [p for p in range(first - 1, last) if mask[p]]  # place p predicts token p + 1
+    expected = [p for p in range(first - 1, last) if mask[p]]  # position p predicts token p + 1
     np.testing.assert_array_equal(lost, expected)
     assert len(list(documents([s.split for s in dataset.sources]))) == count - 1
 
@@ -227,15 +227,15 @@ def test_every_flipped_bit_of_a_manifest_is_found_when_it_is_read(corpus):
     """By the one reader that training, inspect, evaluate, verify, append, retext and plan share."""
     path = corpus / "manifest.json"
     content = path.read_bytes()
-    for place in range(len(content)):
+    for offset in range(len(content)):
         for bit in range(8):
             flipped = bytearray(content)
-            flipped[place] ^= 1 << bit
+            flipped[offset] ^= 1 << bit
             with pytest.raises(DamagedError):
                 parse_checked_json(bytes(flipped))
-    for place in range(0, len(content), 29):
+    for offset in range(0, len(content), 29):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << place % 8
+        flipped[offset] ^= 1 << offset % 8
         path.write_bytes(flipped)
         with pytest.raises(UserError, match=r"manifest\.json: it is damaged.*restore it") as error:
             make_dataset({"sequence_length": 32, "sources": {"a": {"path": str(corpus)}}})

@@ -144,9 +144,9 @@ def test_segments_positions_classes_and_mask_describe_the_window(tmp_path, write
     batch = dataset.batch(0, range(40))
     for row, tokens in enumerate(batch.tokens):
         segment, position = 1, 0
-        for place, token in enumerate(tokens):
-            assert batch.segment_ids[row, place] == segment
-            assert batch.positions[row, place] == position
+        for index, token in enumerate(tokens):
+            assert batch.segment_ids[row, index] == segment
+            assert batch.positions[row, index] == position
             position += 1
             if token == layout.eos:
                 segment, position = segment + 1, 0

@@ -25,7 +25,7 @@ def test_mesh_on_given_devices():
 
 
 @pytest.mark.parametrize(
-    ("axes", "told"),
+    ("axes", "message"),
     [
         ({"data": 3}, "data=3 × fsdp=1 × sequence=1 × tensor=1 does not make 8 devices"),
         ({"data": -1, "fsdp": 3}, "fsdp=3"),
@@ -37,8 +37,8 @@ def test_mesh_on_given_devices():
         ({"expert": 8}, "'expert' is unknown"),
     ],
 )
-def test_wrong_mesh_is_named(axes, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_mesh_is_named(axes, message):
+    with pytest.raises(UserError, match=message):
         mesh.make_mesh(axes)
 
 
@@ -176,7 +176,7 @@ def test_one_axis_to_fill_takes_all_that_is_left():
 
 
 @pytest.mark.parametrize(
-    ("axes", "told"),
+    ("axes", "message"),
     [
         (
             {"dcn": -1, "data": -1, "fsdp": -1, "tensor": -1},
@@ -187,6 +187,6 @@ def test_one_axis_to_fill_takes_all_that_is_left():
         ({"data": -1, "sequence": -1}, "data=-1 × fsdp=1 × sequence=-1 × tensor=1: "),
     ],
 )  # fmt: skip
-def test_an_error_about_a_mesh_shows_what_was_written_not_what_was_filled_in(axes, told):
-    with pytest.raises(UserError, match=told):
+def test_an_error_about_a_mesh_shows_what_was_written_not_what_was_filled_in(axes, message):
+    with pytest.raises(UserError, match=message):
         mesh.mesh_sizes(axes, 8, 2, 512)

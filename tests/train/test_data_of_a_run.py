@@ -101,12 +101,12 @@ def test_data_of_another_front_end_is_refused_even_if_other_data_is_allowed(
     for allowed in (True, False):
         with pytest.raises(UserError) as error:
             train(other, workdir, allow_data_change=allowed)
-        told = str(error.value)
-        assert f"has the {what} {ours}," in told and "\n" not in told
-        assert f"{workdir / 'checkpoints'} has {theirs};" in told and mend in told
+        message = str(error.value)
+        assert f"has the {what} {ours}," in message and "\n" not in message
+        assert f"{workdir / 'checkpoints'} has {theirs};" in message and mend in message
         # A text data set has no codec to be blamed for.
-        assert str(tmp_path / "speech") in told
-        assert (str(tmp_path / "text") in told) == (what != "codec")
+        assert str(tmp_path / "speech") in message
+        assert (str(tmp_path / "text") in message) == (what != "codec")
     assert len(rows_of(workdir)) == 6
 
 

@@ -22,11 +22,11 @@ RIGHT = "5e5b8a0f3c0d4b7e9a1f6c2d8e4b7a90"
 WRONG = RIGHT.replace("3c0d", "3c2d")  # one bit of one character
 
 
-def flip(path: Path, place: int = 12, bit: int = 0) -> bytes:
+def flip(path: Path, offset: int = 12, bit: int = 0) -> bytes:
     """Flips a bit of a file; returns what it was."""
     sound = path.read_bytes()
     content = bytearray(sound)
-    content[place % len(content)] ^= 1 << bit
+    content[offset % len(content)] ^= 1 << bit
     path.write_bytes(content)
     return sound
 
@@ -168,11 +168,11 @@ def test_a_flipped_bit_in_any_metadata_file_of_a_run_is_found_or_changes_nothing
 
     for name in sorted(names - logs):
         size = (run / name).stat().st_size
-        for place in random.integers(0, size, 40).tolist():
-            sound = flip(run / name, place, int(random.integers(8)))
+        for offset in random.integers(0, size, 40).tolist():
+            sound = flip(run / name, offset, int(random.integers(8)))
             reason = found(name)
             (run / name).write_bytes(sound)
-            assert reason or name == "config.json", (name, place)
+            assert reason or name == "config.json", (name, offset)
             if name.startswith("checkpoints/"):  # a damaged digest.json names no other file
                 assert name.removeprefix("checkpoints/2/") in reason
         assert not found(name), name
