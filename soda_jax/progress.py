@@ -62,7 +62,7 @@ class Progress:
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Removes the bar, or prints a last line with the elapsed time."""
+        """Stops the bar, or prints a last line with the elapsed time."""
         if self._bar is not None:
             self._bar.stop()
             return

@@ -1,4 +1,4 @@
-"""What `soda inspect --contamination` prints and writes."""
+"""Prints and writes the results of `soda inspect --contamination`."""
 
 import argparse
 import dataclasses
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from soda_jax.data.checks.contamination import Contamination
     from soda_jax.data.checks.ngram_search import Found
 
-_SHOWN = 50  # utterances printed; the report has them all
-_WIDTH = 60  # characters of a text printed
+_SHOWN = 50  # number of printed utterances; the report contains all
+_WIDTH = 60  # printed characters of a text
 
 
 def run(args: argparse.Namespace) -> int:

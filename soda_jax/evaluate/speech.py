@@ -84,7 +84,7 @@ def evaluate_tts(
 ) -> dict[str, Any]:
     """Speaks held-out texts without a voice prompt, and transcribes them with a small Whisper.
 
-    As an upper bound, the codec's reconstructions of the recordings are transcribed as well. An utterance
+    For comparison, the recordings are also transcribed after encoding and decoding by the codec. An utterance
     that the model did not end within `max_seconds` counts as 100% errors. Texts are compared with
     `number_normalizer`.
 

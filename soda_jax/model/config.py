@@ -154,7 +154,7 @@ def decoder_from_metadata(metadata: Mapping[str, Any], layout: Layout) -> Decode
     """Returns the decoder of a checkpoint.
 
     Args:
-      metadata: of the checkpoint.
+      metadata: metadata of the checkpoint.
       layout: its vocabulary layout.
 
     Raises:

@@ -27,7 +27,7 @@ class ModelFunctions:
     """A decoder as pure functions of a parameter dict.
 
     Attributes:
-      config: the decoder's shape.
+      config: shape of the decoder.
       abstract: the parameters as `jax.ShapeDtypeStruct`s, a nested dict.
       axes: their logical axes, a dict with the same structure.
       matrices: the parameters that form one matrix, see `decoder.stored_matrices`.

@@ -159,10 +159,9 @@ class Outcome(Step):
         """Returns the collectives of the same kind over the same axes as one row, largest first."""
         rows: dict[Any, dict[str, Any]] = {}
         for one in self.costs.collectives:
-            row = {"axes": list(one.axes), "kind": one.kind, "devices": one.devices}
-            row = rows.setdefault(
-                (one.axes, one.kind, one.devices), row | {"times": 0, "bytes": 0.0}
-            )
+            row: dict[str, Any] = {"axes": list(one.axes), "kind": one.kind}
+            row |= {"devices": one.devices, "times": 0, "bytes": 0.0}
+            row = rows.setdefault((one.axes, one.kind, one.devices), row)
             row["times"] += one.times
             row["bytes"] += one.bytes * one.times
         return sorted(rows.values(), key=lambda row: -row["bytes"])

@@ -44,8 +44,9 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
         if not arrays or _main(arrays[0]) == 0:
             continue
         users = [one for one in inner.values() if numbers.get(number) in one.operands]
-        read = sum(_read(one, numbers.get(number)) for one in users)
-        result += min(float(_main(arrays[0])), read)
+        result += min(
+            float(_main(arrays[0])), sum(_read(one, numbers.get(number)) for one in users)
+        )
     return result
 
 
