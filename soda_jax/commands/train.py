@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
-    from soda_jax.evaluate.hook import LossHook
+    from soda_jax.evaluate.loss import LossHook
     from soda_jax.parallel import hosts
     from soda_jax.train.loop import train
 

@@ -14,8 +14,7 @@ from soda_jax.data.dataset import make_dataset
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
-from soda_jax.evaluate.hook import LossHook
-from soda_jax.evaluate.loss import held_out_sums
+from soda_jax.evaluate.loss import LossHook, held_out_sums
 from soda_jax.evaluate.tables import class_rows, not_below, text_report
 from soda_jax.evaluate.windows import open_windows
 from soda_jax.generate.checkpoint import load_decoder
