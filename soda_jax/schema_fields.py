@@ -1,4 +1,4 @@
-"""Typed settings: frozen dataclasses whose fields carry a description and the values they allow.
+"""Typed settings: frozen dataclasses whose fields have a description and allowed values.
 
 `soda_jax.schema` declares the settings of a run with `setting`, `part` and `named_parts`. Defaults,
 validation and the reference page are derived from these declarations, so a new setting is one line.
@@ -28,7 +28,7 @@ def setting(
     """Declares a setting of type int, float, bool or str.
 
     Args:
-      default: its value when a config does not give one; without it the setting is required.
+      default: value if a config does not set it; without a default the setting is required.
       doc: description with the unit, for the reference page.
       least, above, most: bounds of a number; `least` and `most` are allowed values, `above` is not.
       choices: the allowed strings; any string if empty.
@@ -79,7 +79,7 @@ def parse(cls: type[T], values: Any, path: str = "") -> T:
         dotted, kind = _join(path, name), types[name]
         if name not in given:
             if _required(field):
-                raise UserError(f"{dotted} is missing")
+                raise UserError(f"{dotted} is missing; set it in the config")
             continue
         value = given[name]
         if dataclasses.is_dataclass(kind):

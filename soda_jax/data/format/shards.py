@@ -55,7 +55,7 @@ class ShardIndex:
     Attributes:
       text_tokens: number of text ids, uint32 `[records]`.
       frames: number of codec frames, uint32 `[records]`.
-      utterances: number of utterances, or of pieces of one, uint32 `[records]`.
+      utterances: number of utterances (or pieces of one utterance), uint32 `[records]`.
       flags: see `records.RecordData.flags`, uint8 `[records]`.
       document_hashes: `document_hash` of each document, uint64 `[documents]`.
       record_offsets: first byte of each record's chunk in the shard and the end of the last chunk,
@@ -111,7 +111,7 @@ class ShardInfo:
 
 
 def document_hash(document_id: str) -> int:
-    """Returns the first 64 bits of a BLAKE2b hash of the id; an index identifies documents by it."""
+    """Returns the first 64 bits of a BLAKE2b hash of the id; indexes identify documents by this hash."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")
 
 
@@ -210,7 +210,7 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the index: {error.strerror}") from None
+        raise UserError(f"{path}: cannot read the index: {error.strerror}; restore it") from None
     if crc32c is not None and _hex(google_crc32c.value(content)) != crc32c:
         raise UserError(
             f"{path} is damaged: its crc32c is {_hex(google_crc32c.value(content))}, the manifest "
