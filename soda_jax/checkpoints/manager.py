@@ -117,7 +117,7 @@ class Checkpointer:
         if step == self._last_step or not (force or self.due(step)):
             return False
         self.wait()
-        self._refuse_newer(step)
+        self._check_not_newer(step)
         import orbax.checkpoint as ocp
 
         whole = tree.nested(state)
@@ -131,7 +131,7 @@ class Checkpointer:
         try:
             if (
                 step in self._manager.all_steps()
-            ):  # it is invalid, or _refuse_newer would have raised
+            ):  # it is invalid, or _check_not_newer would have raised
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except OSError as error:
@@ -152,7 +152,7 @@ class Checkpointer:
         if hosts.is_single_process():
             self._raise_failure()
 
-    def _refuse_newer(self, step: int) -> None:
+    def _check_not_newer(self, step: int) -> None:
         """Raises UserError before the first save if the folder has valid steps that are not older."""
         if self._checked_newer:
             return
@@ -247,20 +247,20 @@ class Checkpointer:
         return restored
 
 
-class _WithoutErrors(logging.Filter):
+class _DropOrbaxErrors(logging.Filter):
     """Drops the tracebacks that Orbax logs; `Checkpointer` raises these errors as one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-_WITHOUT_ERRORS = _WithoutErrors()
+_DROP_ORBAX_ERRORS = _DropOrbaxErrors()
 
 
 def _open(directory: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_WITHOUT_ERRORS)
+    logging.getLogger("absl").addFilter(_DROP_ORBAX_ERRORS)
     # No compression: weights and moments hardly shrink, and on a small machine saves and restores are a few
     # times slower with it (benchmarks/checkpoint.py measures both).
     registry = ocp.DefaultCheckpointHandlerRegistry()

@@ -64,7 +64,7 @@ def front_end_sums(
     known = {"tokenizer": [*speech, *text, before], "codec": [*speech, before, *text]}
     sums: dict[str, tuple[int, str]] = {}
     for folder in FRONT_END:
-        parts = (_part(each, folder) for each in known[folder])
+        parts = (_entries_of(each, folder) for each in known[folder])
         sums |= next((part for part in parts if part), {})
     return sums
 
@@ -85,21 +85,21 @@ def copy_front_end(
       UserError: if every copy of a folder is damaged, or no manifest or checkpoint lists its files.
     """
     for name in FRONT_END:
-        if not _part(sums, name):
-            _refuse_unlisted(folders, name)
+        if not _entries_of(sums, name):
+            _check_listed(folders, name)
             continue
         target = workdir / name
-        mine = next(differences(workdir, sums, name), None) if target.is_dir() else None
-        if target.is_dir() and mine is None:
+        mismatch = next(differences(workdir, sums, name), None) if target.is_dir() else None
+        if target.is_dir() and mismatch is None:
             continue
-        damage = [] if mine is None else [f"{workdir / mine[0]} {mine[1]}"]
+        damage = [] if mismatch is None else [f"{workdir / mismatch[0]} {mismatch[1]}"]
         with tempfile.TemporaryDirectory(dir=workdir, prefix=f".{name}.") as temporary:
             for folder in folders:
                 if not _fetch(join(folder, name), Path(temporary, name)):
                     continue
                 wrong = next(differences(temporary, sums, name), None)
                 if wrong is None:
-                    if mine is not None:
+                    if mismatch is not None:
                         print(f"{damage[0]}; replaced with the copy in {folder}", file=sys.stderr)
                     shutil.rmtree(target, ignore_errors=True)
                     Path(temporary, name).rename(target)
@@ -111,7 +111,7 @@ def copy_front_end(
                     raise UserError(f"{damage[-1]}; restore it from a backup and start again")
 
 
-def _refuse_unlisted(folders: Sequence[Location], name: str) -> None:
+def _check_listed(folders: Sequence[Location], name: str) -> None:
     for folder in folders:
         if not is_url(folder) and os.path.isdir(join(folder, name)):
             raise UserError(
@@ -130,7 +130,7 @@ def _fetch(origin: Location, target: Path) -> bool:
     return True
 
 
-def _part(sums: Mapping[str, Any], folder: str) -> dict[str, tuple[int, str]]:
+def _entries_of(sums: Mapping[str, Any], folder: str) -> dict[str, tuple[int, str]]:
     """Returns the entries of one folder, with JSON lists converted back to tuples."""
     return {
         name: (total[0], total[1]) for name, total in sums.items() if name.startswith(f"{folder}/")

@@ -93,7 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def note_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
+def log_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
     """Appends a line to `starts.jsonl`: the first step, the model size and the devices."""
     with (workdir / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **about}) + "\n")

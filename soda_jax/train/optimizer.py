@@ -43,14 +43,14 @@ def cautious(
             lambda u, agree, share: jnp.where(agree, u, 0.0) / (share + eps),
             updates,
             agrees,
-            _shares(agrees, matrices),
+            _fractions(agrees, matrices),
         )
         return updates, state
 
     return optax.GradientTransformation(inner.init, update)
 
 
-def _shares(agrees: Any, matrices: Sequence[Matrix]) -> Any:
+def _fractions(agrees: Any, matrices: Sequence[Matrix]) -> Any:
     """Returns the fraction of True values in each array's matrix, a tree of f32 scalars."""
     shares = jax.tree.map(lambda x: _count(x) / max(x.size, 1), agrees)
     for matrix in matrices:

@@ -20,7 +20,7 @@ from soda_jax.parallel.xla_options import compiler_options
 from soda_jax.schema import RunConfig
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.train.optimizer import make_optimizer
-from soda_jax.train.state import State, abstract_state, make_state, state_of
+from soda_jax.train.state import State, abstract_state, make_state, state_from_params
 from soda_jax.train.step import make_train_step
 
 
@@ -132,7 +132,7 @@ def make_program(
         functools.partial(make_state, model, optimizer, config.seed), out_shardings=state_shardings
     )
     begin = jax.jit(
-        functools.partial(state_of, optimizer=optimizer),
+        functools.partial(state_from_params, optimizer=optimizer),
         donate_argnums=0,
         out_shardings=state_shardings,
     )

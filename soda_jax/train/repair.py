@@ -42,7 +42,7 @@ def repair(workdir: Path, data: str) -> list[str]:
     for step in reader.steps():
         metadata = reader.metadata(step)
         _check_same_front_end(metadata, manifest, reader.path(step), data)
-        changes[step] = {**metadata, **_right(metadata, manifest)}
+        changes[step] = {**metadata, **_manifest_entries(metadata, manifest)}
     if not changes:
         raise UserError(f"no checkpoints in {reader.directory}; is {workdir} a run's workdir?")
     done = []
@@ -64,7 +64,7 @@ def _sums(manifest: Manifest) -> FileSums:
     }
 
 
-def _right(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+def _manifest_entries(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     """Returns the metadata entries of a checkpoint that are copied from the manifest."""
     found: dict[str, Any] = {"tokenizer_fingerprint": manifest.tokenizer_fingerprint}
     if manifest.codec:

@@ -19,7 +19,7 @@ from soda_jax.model.loss import chunk_tokens
 from soda_jax.parallel import hosts
 from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import peak_flops
-from soda_jax.train.metric_logs import note_start, open_logs
+from soda_jax.train.metric_logs import log_start, open_logs
 from soda_jax.train.program import Program
 
 # The step returns these for `loss_vector` and `z_loss`; every other value is logged under its own name.
@@ -74,7 +74,7 @@ class Telemetry:
             "loss_chunk": chunk_tokens(config.loss_chunk, platform),
         }
         if hosts.is_primary():
-            note_start(workdir, start_step, about)
+            log_start(workdir, start_step, about)
         self._print(
             f"{decoder.parameters:,} parameters, {self._tokens:,} tokens per step, peak "
             f"{self._peak / 1e12:.3g} TFLOP/s ({source})"

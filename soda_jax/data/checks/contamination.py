@@ -110,7 +110,7 @@ def find_contamination(
         list(search.same_ids),
         list(search.excluded),
         search.documents,
-        search.spoken,
+        search.train_utterances,
         wanted.damaged + reader.damaged,
     )
 

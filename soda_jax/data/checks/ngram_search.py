@@ -51,7 +51,7 @@ class NgramSearch:
       same_ids: ids of documents that are in both sets, as keys.
       excluded: ids of the training documents to exclude, as keys.
       documents: number of training documents so far.
-      spoken: number of utterances in these documents.
+      train_utterances: number of utterances in these documents.
     """
 
     def __init__(self, utterances: list[Found], ngram: int, share: float):
@@ -85,12 +85,12 @@ class NgramSearch:
         self._wanted_ids = {found.document for found in utterances}
         self.same_ids: dict[str, None] = {}
         self.excluded: dict[str, None] = {}
-        self.documents = self.spoken = 0
+        self.documents = self.train_utterances = 0
 
     def compare(self, name: str, texts: Sequence[str]) -> None:
         """Searches one training document."""
         self.documents += 1
-        self.spoken += len(texts)
+        self.train_utterances += len(texts)
         if name in self._wanted_ids:
             self.same_ids[name] = self.excluded[name] = None
         lines = [words(text) for text in texts]
@@ -105,7 +105,7 @@ class NgramSearch:
                 self._count(name, at[hits], windows[hits], starts)
 
     def _compare_short(self, name: str, lines: Sequence[list[str]]) -> None:
-        met = set()
+        matched = set()
         for index, line in enumerate(lines):
             if len(line) >= self._ngram or not line:
                 continue
@@ -114,19 +114,19 @@ class NgramSearch:
                 if found.train_document is None:
                     found.train_document, found.train_utterance = name, index
                 found.share = found.share_anywhere = 1.0
-                met.add(number)
-        for number in met:
+                matched.add(number)
+        for number in matched:
             self._utterances[number].train_documents += 1
 
     def _count(self, name: str, keys: np.ndarray, windows: np.ndarray, starts: np.ndarray) -> None:
         found_keys, first = np.unique(keys, return_index=True)
         self._seen[found_keys] = True
-        met: dict[int, tuple[int, int]] = {}  # utterance: (n-grams, first word)
+        matched: dict[int, tuple[int, int]] = {}  # utterance: (n-grams, first word)
         for key, window in zip(found_keys.tolist(), windows[first].tolist(), strict=True):
             for number in self._holders[key]:
-                count, begins = met.get(number, (0, window))
-                met[number] = (count + 1, min(begins, window))
-        for number, (count, begins) in met.items():
+                count, begins = matched.get(number, (0, window))
+                matched[number] = (count + 1, min(begins, window))
+        for number, (count, begins) in matched.items():
             found, share = self._utterances[number], count / int(self._totals[number])
             if share > found.share:
                 found.share, found.train_document = share, name

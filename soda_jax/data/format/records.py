@@ -125,7 +125,7 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
-def check_sum(record: bytes) -> bool:
+def checksum_matches(record: bytes) -> bool:
     """Returns whether the checksum of a record matches."""
     return len(record) >= _HEADER.size + 4 and google_crc32c.value(record) == _RESIDUE
 
@@ -136,7 +136,7 @@ def read_header(record: bytes, layout: VocabularyLayout) -> Header:
     Raises:
       DamagedRecordError: if the checksum, the lengths or the version are wrong.
     """
-    if not check_sum(record):
+    if not checksum_matches(record):
         raise DamagedRecordError("its checksum (crc32c) does not match")
     version, flags, name, utterances, text_tokens, frames, text = _HEADER.unpack_from(record)
     if version != RECORD_VERSION:

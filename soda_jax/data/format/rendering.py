@@ -87,7 +87,7 @@ class Renderer:
         if skipped:
             sources = sources - skipped * (sources >= audio_start)
         indices = np.repeat(sources - starts, lengths)
-        indices += _counting(len(indices))
+        indices += _arange(len(indices))
         np.take(pool, indices, out=out, mode="clip")
 
     def _pieces(
@@ -177,8 +177,8 @@ class Renderer:
         return np.tile(self.layout.codebook_offsets[: self.codebooks].astype(np.int32), frames)
 
 
-_COUNTING = np.arange(1 << 14)
+_ARANGE = np.arange(1 << 14)
 
 
-def _counting(count: int) -> np.ndarray:
-    return _COUNTING[:count] if count <= len(_COUNTING) else np.arange(count)
+def _arange(count: int) -> np.ndarray:
+    return _ARANGE[:count] if count <= len(_ARANGE) else np.arange(count)

@@ -144,14 +144,14 @@ class ShardWriter:
         self._writer = ArrayRecordWriter(str(self._temporary), _OPTIONS)
         self._rows: list[tuple[int, int, int, int]] = []
         self._hashes: list[int] = []
-        self._inside = False
+        self._in_document = False
 
     def write(self, record: RecordData) -> None:
         """Appends a record; the records of a document are consecutive and in order."""
-        if record.first == self._inside:
+        if record.first == self._in_document:
             raise ValueError(f"records of {record.document_id} are out of order")
         self._writer.write(encode_record(record, self._layout))
-        self._inside = not record.last
+        self._in_document = not record.last
         text_tokens = sum(len(utterance.text_ids) for utterance in record.utterances)
         frames = sum(len(utterance.codes) for utterance in record.utterances)
         self._rows.append((text_tokens, frames, len(record.utterances), record.flags))
@@ -160,7 +160,7 @@ class ShardWriter:
 
     def close(self) -> ShardInfo:
         """Writes the index, renames the shard, and returns its entry for the manifest."""
-        if self._inside:
+        if self._in_document:
             self.discard()
             raise ValueError(f"the last document of {self._path} is not complete")
         self._writer.close()

@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from soda_jax.data.format.reading import damaged
-from soda_jax.data.format.records import check_sum
+from soda_jax.data.format.records import checksum_matches
 from soda_jax.data.storage.cache import ByteCache
 from soda_jax.data.storage.record_offsets import unpack_record
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError
@@ -49,7 +49,7 @@ class PendingRecord:
         self._reader, self._key, self._range = reader, (url, number), (start, stop)
         self._lock = threading.Lock()
         self._bytes = reader.cache.get(self._key)
-        if self._bytes is not None and not check_sum(self._bytes):  # a bit flipped in memory
+        if self._bytes is not None and not checksum_matches(self._bytes):  # a bit flipped in memory
             self._bytes = None
         if self._bytes is None:
             self._read = reader.remote.start(url, start, stop)
@@ -70,7 +70,7 @@ class PendingRecord:
                     self._read = self._reader.remote.start(url, start, stop)
                 try:
                     record = unpack_record(self._read.result(), start)
-                    if check_sum(record):
+                    if checksum_matches(record):
                         return record
                     reason = "its checksum (crc32c) does not match"
                 except ValueError as error:
