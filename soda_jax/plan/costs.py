@@ -96,11 +96,13 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
                 kernel = next((flops for part, flops in kernels.items() if part in line.name), 0.0)
                 costs.kernel_flops += kernel * times
                 costs.flops += kernel * times
-            for once in _products(module, line, lines):
-                costs.flops += once * times
-                costs.flops_once += once
+            for one, its_lines in _inside(module, line, lines):
+                if one.opcode in ("dot", "convolution"):
+                    once = product_flops(one, its_lines)
+                    costs.flops += once * times
+                    costs.flops_once += once
+                costs.host_bytes += host_bytes(one, its_lines) * times
             costs.bytes += main_bytes(module, line, lines) * times
-            costs.host_bytes += host_bytes(module, line, lines) * times
             for channel, found in _collectives(module, line, lines, mesh):
                 # A collective that overlaps with other work is split over several fusions.
                 if channel is None or channel not in seen:
@@ -129,15 +131,16 @@ def _add_largest(costs: Costs, branches: list[Costs]) -> None:
     costs.open_loops += max(one.open_loops for one in branches)
 
 
-def _products(
+def _inside(
     module: Module, line: Instruction, lines: Mapping[str, Instruction]
-) -> Iterator[float]:
-    if line.opcode in ("dot", "convolution"):
-        yield product_flops(line, lines)
-    elif line.opcode == "fusion" or line.opcode.startswith("async"):
-        inner = module.fused(line)
-        for one in inner.values():
-            yield from _products(module, one, inner)
+) -> Iterator[tuple[Instruction, Mapping[str, Instruction]]]:
+    """Yields (instruction, its computation): those inside a fusion or asynchronous call, else the line."""
+    if line.opcode.removesuffix("-start") not in ("fusion", "async"):
+        yield line, lines
+        return
+    inner = module.fused(line)
+    for one in inner.values():
+        yield from _inside(module, one, inner)
 
 
 def _collectives(

@@ -74,12 +74,9 @@ def _update(one: Instruction | None, inner: Mapping[str, Instruction]) -> int | 
     return inner[one.operands[1]].arrays[0].bytes
 
 
-def host_bytes(module: Module, line: Instruction, lines: Mapping[str, Instruction]) -> float:
-    """Returns the bytes that an instruction moves between device and host; arguments as in `main_bytes`."""
+def host_bytes(line: Instruction, lines: Mapping[str, Instruction]) -> float:
+    """Returns the bytes that an instruction, not a fusion, moves between device and host."""
     opcode = line.opcode.removesuffix("-start")
-    if opcode in ("fusion", "async"):
-        inner = module.fused(line)
-        return sum(host_bytes(module, one, inner) for one in inner.values())
     if opcode not in ("copy", "dynamic-slice", "dynamic-update-slice"):
         return 0.0
     source, target = _ends(line, lines)
