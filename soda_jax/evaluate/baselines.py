@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.evaluate.loss import Sums
-from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.progress import track
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
@@ -75,7 +74,7 @@ class Baselines:
         return -np.log(base), -np.log(mixed)
 
     def sums(self, windows: Windows) -> dict[str, Sums]:
-        """Returns the sums of "unigram" and "bigram" over all windows, for `loss_vector`."""
+        """Returns the sums of "unigram" and "bigram" over all windows."""
         shape = (len(windows.source_names), len(self.layout.class_names))
         result = {
             name: {"nll": np.zeros(shape), "count": np.zeros(shape)}

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.data.format.manifest import Manifest
-from soda_jax.data.loss_vector import loss_vector
 from soda_jax.data.storage.locations import is_url
 from soda_jax.errors import UserError
 from soda_jax.evaluate.baselines import fit_baselines
-from soda_jax.evaluate.loss import Sums, held_out_sums
+from soda_jax.evaluate.loss import held_out_sums
 from soda_jax.evaluate.speech import (
     HeldOutUtterance,
     evaluate_asr,
@@ -123,13 +122,6 @@ class EvaluationContext:
         """The held-out utterances, at most `options.limit`."""
         return held_out_utterances(self.data, self.options.limit)
 
-    def loss_vector(self, sums: Sums) -> dict[str, float]:
-        """Returns the loss vector of sums over `windows`."""
-        windows = self.windows
-        return loss_vector(
-            sums["nll"], sums["count"], windows.layout.class_names, windows.source_names
-        )
-
 
 Evaluator = Callable[[EvaluationContext], Scores]
 
@@ -163,17 +155,16 @@ def score_loss(context: EvaluationContext) -> Scores:
         "left_out": list(windows.left_out),
         "classes": list(windows.layout.class_names),
         "sources": list(windows.source_names),
-        "model": context.loss_vector(sums),
+        "model": windows.loss_vector(sums),
     }
 
 
 @evaluator("baselines")
 def score_baselines(context: EvaluationContext) -> Scores:
     """Returns training_tokens, and the loss vectors of unigram and bigram over the same windows."""
+    windows = context.windows
     fitted = fit_baselines(context.data)
-    vectors = {
-        name: context.loss_vector(sums) for name, sums in fitted.sums(context.windows).items()
-    }
+    vectors = {name: windows.loss_vector(sums) for name, sums in fitted.sums(windows).items()}
     return {"training_tokens": fitted.tokens, **vectors}
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from soda_jax.data.loss_vector import loss_vector
 from soda_jax.data.storage.remote import StoreError
 from soda_jax.errors import UserError
-from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.generate.checkpoint import TrainedDecoder
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.model.loss import token_losses
@@ -20,22 +19,15 @@ from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
 from soda_jax.progress import track
 
-Sums = dict[str, np.ndarray]
-
 
 def make_loss_function(
-    bind: Any,
-    classes: int,
-    sources: int,
-    *,
-    chunk: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
+    bind: Any, windows: Windows, *, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> Any:
     """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`, replicated.
 
     Args:
       bind: function from params to a decoder, `ModelFunctions.bind`.
-      classes, sources: number of target classes and of data sources.
+      windows: the windows whose batches it receives.
       chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
       mesh: devices of parameters and batches; the first device by default.
     """
@@ -46,8 +38,8 @@ def make_loss_function(
         _, sums = token_losses(
             bind(params),
             batch,
-            classes=classes,
-            sources=sources,
+            classes=len(windows.layout.class_names),
+            sources=len(windows.source_names),
             loss_chunk=chunk,
             placement=placement,
         )
@@ -74,10 +66,8 @@ def sum_losses(
 def held_out_sums(
     decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
 ) -> Sums:
-    """Returns the sums of a checkpoint over all `windows`, for `loss_vector`."""
-    function = make_loss_function(
-        decoder.model.bind, len(windows.layout.class_names), len(windows.source_names)
-    )
+    """Returns the sums of a checkpoint over all `windows`."""
+    function = make_loss_function(decoder.model.bind, windows)
     batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
     return sum_losses(function, decoder.params, batches)
 
@@ -94,15 +84,15 @@ class LossHook:
     def __init__(self, every: int, batches: int):
         """Sets the interval in steps and the number of batches to read, 0 for all."""
         self.every, self._limit = every, batches
+        self._opened = False
         self._windows: Windows | None = None
-        self._function: Any = None
         self._batches: list[dict[str, Any]] = []
 
     def __call__(self, run: Any) -> Mapping[str, float]:
-        """Returns the held-out loss vector of `run.params`."""
+        """Returns the held-out loss vector of `run.params`; empty without validation splits."""
         size, mesh = run.config.batch_size, run.mesh
         rows = local_rows(mesh, size)
-        if self._function is None:
+        if not self._opened:
             self._open(run, rows)
         if self._windows is None:
             return {}
@@ -112,30 +102,26 @@ class LossHook:
             self._batches,
             lambda batch: place_batch(batch, rows, mesh, size),
         )
-        names = self._windows.layout.class_names
-        values = loss_vector(sums["nll"], sums["count"], names, self._windows.source_names)
+        values = self._windows.loss_vector(sums)
         return {f"validation/{name}": value for name, value in values.items()}
 
     def _open(self, run: Any, rows: list[int]) -> None:
-        names = run.dataset.layout.class_names
-        self._function = make_loss_function(
-            run.model.bind,
-            len(names),
-            len(run.dataset.source_names),
-            chunk=run.config.loss_chunk,
-            mesh=run.mesh,
-        )
+        self._opened = True
         try:
-            self._windows = open_windows(run.dataset.config, "validation")
+            windows = open_windows(run.dataset.config, "validation")
         except StoreError:  # the split may exist, so the run must not continue without it
             raise
         except UserError as error:
             _report(f"no held-out loss: {error}")
             return
-        for name in self._windows.left_out:
+        for name in windows.left_out:
             _report(f"source {name} has no validation split: its held-out loss is not measured")
+        self._windows = windows
+        self._function = make_loss_function(
+            run.model.bind, windows, chunk=run.config.loss_chunk, mesh=run.mesh
+        )
         # Read once; every call scores the same windows.
-        self._batches = list(self._windows.batches(run.config.batch_size, rows, self._limit))
+        self._batches = list(windows.batches(run.config.batch_size, rows, self._limit))
 
 
 def _report(message: str) -> None:

@@ -8,9 +8,12 @@ import numpy as np
 
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
+
+Sums = dict[str, np.ndarray]  # "nll" and "count" of the targets, f64 `[sources, classes]`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +58,11 @@ class Windows:
     def batch_count(self, size: int, limit: int = 0) -> int:
         """Returns the number of batches that `batches` yields."""
         return len(self._batch_starts(size, limit))
+
+    def loss_vector(self, sums: Sums) -> dict[str, float]:
+        """Returns the loss vector of sums over these windows."""
+        names = self.layout.class_names
+        return loss_vector(sums["nll"], sums["count"], names, self.source_names)
 
     def _batch_starts(self, size: int, limit: int) -> list[tuple[int, int]]:
         starts = [

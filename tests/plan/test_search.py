@@ -193,7 +193,7 @@ ADDED_AXIS = (
     (
         "schema.py",
         "    fsdp: int = setting(",
-        '    replica: int = setting(1, "more copies", least=-1)',
+        '    replica: int = setting(1, "more copies", minimum=-1)',
     ),
 )
 
