@@ -87,7 +87,7 @@ def flow() -> str:
         box(242, 132, 176, "soda tokenize", "ArrayRecord shards, index", "offline"),
         box(488, 42, 176, "soda train", "windows → Flax decoder", "training"),
         box(488, 132, 176, "checkpoints", "Orbax, with digests", "training"),
-        box(734, 42, 166, "soda generate", "speak · transcribe · continue", "use"),
+        box(734, 42, 166, "soda generate", "speak, transcribe, continue", "use"),
         box(734, 132, 166, "soda evaluate", "loss per token class", "use"),
         arrow((176, 71), (238, 71)),
         arrow((176, 161), (238, 161)),
