@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The commands that tpu_pod.sh runs on each host of a pod, from the unpacked source:
+# Runs on each host of a pod for tpu_pod.sh, from the unpacked source:
 #
 #   _tpu_host.sh install
-#   _tpu_host.sh train ATTEMPT ARGUMENTS…   starts soda train, unless it is running, and follows it
-#   _tpu_host.sh follow                     follows the current run
+#   _tpu_host.sh train ATTEMPT ARGUMENTS…   starts soda train unless this attempt has started, and follows it
+#   _tpu_host.sh follow                     follows the active run
 #
-# gcloud repeats a command after a lost connection, so each may run twice. The training does not depend on the
+# gcloud repeats a command if its connection breaks, so each may run twice. The training does not depend on the
 # connection: it runs detached in ~/soda-run, and each attempt is started once.
 
 set -euo pipefail
@@ -14,12 +14,12 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 source "$ROOT/launch/_common.sh"
 readonly RUN=$HOME/soda-run
 
-# A running process holds the lock, so it is free after a crash or a reboot.
+# The active run has the lock, so it is also free after a crash or a reboot.
 running() {
   ! flock --nonblock "$RUN/lock" true
 }
 
-# The Python of TPU images is older than soda needs; uv installs one.
+# The images of TPU machines have older versions of Python than soda needs; uv installs a newer one.
 install() {
   [[ ! -e $ROOT/.venv/installed ]] || return 0
   cd "$ROOT"
@@ -31,7 +31,7 @@ install() {
   touch .venv/installed
 }
 
-# stop: ends an earlier attempt on this host, with two minutes for its checkpoint.
+# stop: ends an earlier attempt on this host after at most two minutes for its checkpoint.
 stop() {
   local second
   for second in {1..120}; do
@@ -41,10 +41,10 @@ stop() {
   done
   kill -KILL "$(cat "$RUN/pid")" 2>/dev/null || true
   sleep 1
-  ! running || fail "an earlier run on ${HOSTNAME} does not exit"
+  ! running || fail "an earlier run on ${HOSTNAME} does not end"
 }
 
-# detached ARGUMENTS…: runs the training and writes its exit status to ~/soda-run/code.
+# detached ARGUMENTS…: runs soda train and writes its exit status to ~/soda-run/code.
 detached() {
   local code=0 pid='' terminated=''
   # A machine that shuts down signals every process. The signal ends the wait, not the run.
@@ -60,7 +60,7 @@ detached() {
   mv "$RUN/code.partial" "$RUN/code"
 }
 
-# follow LINES: prints the log from its last LINES lines (+1: all) until the run ends; exits with its status.
+# follow LINES: copies the log from its last LINES lines (+1: all) until the run ends, with its status.
 follow() {
   local pid
   pid=$(cat "$RUN/runner")
@@ -83,7 +83,7 @@ case ${1:-} in
     if [[ $(cat "$RUN/attempt" 2>/dev/null) != "$attempt" ]]; then
       stop
       rm -f "$RUN/code"
-      # Created here because `tail` may start before the run writes.
+      # Created here, because the log may be followed before the run writes to it.
       : >"$RUN/log"
       exec 9>"$RUN/lock"
       flock 9

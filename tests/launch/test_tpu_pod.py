@@ -98,7 +98,7 @@ def test_a_new_pod_is_requested_filled_and_trains(cloud, pod, checkout):
     assert len(calls) == 11
     for state in ("NONE", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "READY"):
         assert f"tpu_pod.sh: pod is {state}\n" in done.stderr
-    assert "pod continues to run and to be billed until: " in done.stderr
+    assert "pod and its run continue and are charged until: " in done.stderr
 
 
 def test_what_reaches_soda_train_is_what_was_given(cloud, pod, checkout):
@@ -157,7 +157,7 @@ def test_another_exit_status_ends_with_it(cloud, pod, status):
     say_statuses(cloud, 0, status)
     done = pod()
     assert done.returncode == status
-    assert f"tpu_pod.sh: error: the run on pod ended with status {status}; " in done.stderr
+    assert f"tpu_pod.sh: error: the run on pod ended with status {status}, see above" in done.stderr
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "FAILED", "ACTIVE/PREEMPTED", "ACTIVE/TERMINATED"])
@@ -176,7 +176,7 @@ def test_a_preempted_pod_is_deleted_requested_again_and_filled(cloud, pod, state
     fill = ["create", "scp", "install", "train"]
     assert verbs(cloud) == [*fill, "delete", *fill]
     assert DELETE in cloud.calls()
-    assert f"pod is {state.rpartition('/')[2]}: continuing with a new pod" in done.stderr
+    assert f"pod is {state.rpartition('/')[2]}: continuing on a new pod" in done.stderr
 
 
 def test_a_pod_preempted_while_it_is_filled_is_requested_again(cloud, pod):
@@ -234,7 +234,7 @@ def test_a_gcloud_that_cannot_answer_is_not_taken_for_an_absent_pod(cloud, pod):
     done = pod()
     assert done.returncode == 2 and verbs(cloud) == []
     assert done.stderr == (
-        "tpu_pod.sh: error: gcloud cannot read the state of pod: ERROR: login first\n"
+        "tpu_pod.sh: error: gcloud does not report the state of pod: ERROR: login first\n"
     )
 
 
@@ -251,8 +251,8 @@ def test_a_gcloud_that_fails_for_a_while_does_not_end_a_run(cloud, pod):
 
 
 @pytest.mark.parametrize("states", [["READY"] * 6, []])
-def test_a_pod_on_which_the_run_may_continue_is_not_deleted(cloud, pod, states):
-    # The connection remains lost, or gcloud cannot read the state any more.
+def test_a_pod_on_which_the_run_may_go_on_is_not_deleted(cloud, pod, states):
+    # The connection stays lost, or gcloud cannot tell the state any more.
     say_states(cloud, "NONE", READY, *["ACTIVE/" + state for state in states])
     cloud.answer("create")
     cloud.answer("scp")
@@ -260,7 +260,7 @@ def test_a_pod_on_which_the_run_may_continue_is_not_deleted(cloud, pod, states):
     cloud.answer("describe", always=True, stderr="ERROR: no network\n", code=1)
     done = pod("--delete_when_done")
     assert done.returncode == (255 if states else 2)
-    assert "delete" not in verbs(cloud) and "pod continues to run" in done.stderr
+    assert "delete" not in verbs(cloud) and "pod and its run continue" in done.stderr
 
 
 def test_an_installation_that_fails_on_a_sound_pod_is_an_error(cloud, pod):
