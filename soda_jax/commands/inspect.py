@@ -12,7 +12,6 @@ from soda_jax.errors import UserError
 if TYPE_CHECKING:
     from soda_jax.data.format.manifest import Manifest
     from soda_jax.data.format.records import RecordData
-    from soda_jax.data.format.shards import ShardInfo
 
 SUMMARY = "show the contents of a data set, or check it"
 EXAMPLE = "soda inspect data/speech --document=speaker-1/chapter-2"
@@ -79,22 +78,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def view_tokens(manifest: "Manifest", split: str) -> dict[str, int]:
-    """Returns the tokens of a split by composition, with BOS and EOS; both orders have the same number."""
-    from soda_jax.data.format.manifest import tokens_by_view
-
-    return tokens_by_view(manifest.kind, manifest.layout.codebooks, manifest.totals(split))
-
-
-def shard_bytes(folder: Path, shard: "ShardInfo") -> int:
-    """Returns the bytes of a shard and of its index, if it exists, on disk."""
-    from soda_jax.data.format.shards import index_path
-
-    index = index_path(folder / shard.file)
-    return shard.bytes + (index.stat().st_size if index.is_file() else 0)
-
-
 def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
+    from soda_jax.data.format.manifest import tokens_by_view
+    from soda_jax.data.format.shards import index_path
     from soda_jax.data.storage.locations import is_url
 
     layout, codec = manifest.layout, manifest.codec
@@ -106,7 +92,8 @@ def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
         rates = f"{codec['sample_rate']} Hz, {codec['frame_rate']:g} frames/s"
         yield f"codec      {codec['name']} {codec['fingerprint']}: {rates}"
     for split in _SPLITS:
-        totals, tokens = manifest.totals(split), view_tokens(manifest, split)
+        totals = manifest.totals(split)
+        tokens = tokens_by_view(manifest.kind, layout.codebooks, totals)  # the same in both orders
         if not totals["shards"]:
             yield f"{split}: empty"
             continue
@@ -120,8 +107,10 @@ def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
         if is_url(directory):
             yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / max(tokens.values()):.3f} a token"
             continue
-        folder = Path(directory) / split
-        stored = sum(shard_bytes(folder, shard) for shard in manifest.splits[split])
+        shards = manifest.splits[split]
+        indexes = [index_path(Path(directory, split, shard.file)) for shard in shards]
+        stored = sum(shard.bytes for shard in shards)
+        stored += sum(index.stat().st_size for index in indexes if index.is_file())
         yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} a token"
     yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
     for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):
