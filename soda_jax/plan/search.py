@@ -24,7 +24,8 @@ from soda_jax.plan.topologies import Topology
 from soda_jax.progress import progress
 from soda_jax.schema import RunConfig, to_dict
 
-SPLITS = (1, 2, 4, 8)  # sizes of an axis that does not split parameters
+# Sizes that are tried for an axis, with that of the config. Axes that split `embed` try all divisors.
+SPLITS = (1, 2, 4, 8)
 # A candidate whose estimated memory is this multiple of the memory of a device is not compiled.
 HOPELESS = 1.5
 
