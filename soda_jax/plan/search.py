@@ -99,9 +99,9 @@ def _splits_model(
     config: RunConfig, topology: Topology, mesh: Mapping[str, int], own: Mapping[str, int]
 ) -> bool:
     """Returns whether parameters, heads and sequence can be split over the mesh."""
-    model, columns = config.model, ways(mesh, "embed")
-    narrow = model.hidden_size // columns < TILE and columns not in (1, ways(own, "embed"))
-    if narrow or model.hidden_size % columns or model.num_kv_heads % ways(mesh, "kv_heads"):
+    model, shards = config.model, ways(mesh, "embed")
+    narrow = model.hidden_size // shards < TILE and shards not in (1, ways(own, "embed"))
+    if narrow or model.hidden_size % shards or model.num_kv_heads % ways(mesh, "kv_heads"):
         return False
     parts = ways(mesh, "sequence")
     backend = backend_for(model.attention, topology.platform)
