@@ -85,8 +85,8 @@ def main() -> None:
 
     kind = jnp.bfloat16 if accelerator else jnp.float32
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(1, args.tokens, args.width)), kind)
-    head = jnp.asarray(0.02 * rng.normal(size=(args.vocabulary, args.width)), jnp.float32)
+    hidden = jnp.asarray(rng.normal(size=(1, args.tokens, args.hidden_size)), kind)
+    head = jnp.asarray(0.02 * rng.normal(size=(args.vocabulary, args.hidden_size)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, args.vocabulary, (1, args.tokens)), jnp.int32)
     compiled: dict[str, Any] = {}
     losses: dict[str, float] = {}
@@ -103,7 +103,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
             cores[name].append(time.process_time() - spent)
     print(
-        f"{describe_machine()}; {jax.devices()[0].device_kind}; {args.tokens:,} tokens, d {args.width}, "
+        f"{describe_machine()}; {jax.devices()[0].device_kind}; {args.tokens:,} tokens, d {args.hidden_size}, "
         f"vocabulary {args.vocabulary:,}; {args.rounds} rounds\n"
     )
     print("| loss | value | ms, median | spread | time / ours | core-seconds | temporaries, MB |")
