@@ -1,9 +1,9 @@
-"""Where the samples of a sound file are: its header is checked against its bytes.
+"""Finds the samples of a sound file: its header is checked against its bytes.
 
-libsndfile believes the header of a file. Where the header is wrong, it returns a part of the samples
-without an error. `find_parts` looks for the true end of the file, by container, and describes what
-libsndfile is to decode: the file as it is, a range of it, several streams one after the other, or
-a range behind a corrected header.
+libsndfile trusts the header of a file. If the header is wrong, it returns a part of the samples without
+an error. `find_parts` finds the true end of the file, by container, and returns what libsndfile has to
+decode: the file as it is, a range of it, several streams one after the other, or a range with a
+corrected header.
 """
 
 import os
@@ -18,13 +18,12 @@ from soda_jax.codecs.containers.common import (
     after_id3,
     read_at,
 )
-from soda_jax.codecs.containers.flac import flac
 from soda_jax.codecs.containers.mpeg import mpeg
-from soda_jax.codecs.containers.ogg import ogg
+from soda_jax.codecs.containers.streams import flac, ogg
 
 __all__ = ["ContainerError", "Part", "PartFile", "Reason", "find_parts", "is_checked"]
 
-_FILES = {
+_PARSERS = {  # by the first four bytes
     b"RIFF": chunks.wav,
     b"RIFX": chunks.wav,
     b"RF64": chunks.wav,
@@ -37,17 +36,17 @@ _FILES = {
     b"NIST": chunks.nist,
     b"fLaC": flac,
 }
-_TRAILER = 4096  # bytes of tags or padding after the samples
-# By libsndfile's names: formats that state no length, and one whose length it compares with the file.
-_TO_THE_END = {"HTK", "IRCAM", "PAF", "PVF"}
+_TRAILER = 4096  # bytes of tags or padding that may follow the samples
+# libsndfile's names of three formats without a length and of one whose length it checks itself.
+_CHECKED = {"HTK", "IRCAM", "PAF", "PVF"}
 
 
 def find_parts(file: BinaryIO) -> list[Part]:
-    """What libsndfile is to decode, in order.
+    """Returns what libsndfile has to decode, in order.
 
     Returns:
-      The parts; one that covers the whole file where libsndfile may read it as it is, none if the
-      container is not known here: see `is_checked`.
+      The parts. A single part that covers the whole file means that libsndfile reads it correctly; no
+      parts, that the container is unknown here: see `is_checked`.
 
     Raises:
       ContainerError: `empty`, `truncated` or `undecodable`.
@@ -61,7 +60,7 @@ def find_parts(file: BinaryIO) -> list[Part]:
         mark = read_at(file, start, 4)
         if mark == b"OggS":
             return parts + ogg(file, start, size)
-        parse = _FILES.get(mark)
+        parse = _PARSERS.get(mark)
         if parse is None:
             break
         found, start = parse(file, start, size)
@@ -78,5 +77,5 @@ def find_parts(file: BinaryIO) -> list[Part]:
 
 
 def is_checked(format: str) -> bool:
-    """Whether the length of a file for which there are no parts is right, by libsndfile's format."""
-    return format in _TO_THE_END
+    """Returns whether libsndfile reports the correct length of a format that `find_parts` does not know."""
+    return format in _CHECKED
