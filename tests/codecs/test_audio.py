@@ -189,7 +189,7 @@ def test_bad_content_raises_an_error_with_its_reason_and_the_given_name(tmp_path
         with pytest.raises(AudioError, match=r"a\.tar: x\.wav: ") as caught:
             read_audio(content[:cut], 24_000, name="a.tar: x.wav")
         assert caught.value.reason == wanted
-    with pytest.raises(AudioError, match="sound in memory: 2 s to 1.0 s is not") as caught:
+    with pytest.raises(AudioError, match=r"sound in memory: 2 s to 1\.0 s is not") as caught:
         read_audio(content, 24_000, 2.0, 1.0)
     with pytest.raises(AudioError) as caught:
         read_audio(b"a sentence about audio, and no audio", 24_000)
