@@ -109,13 +109,13 @@ class Mimi(nnx.Module):
 
     def start_encoding(self, batch: int, dtype: jnp.dtype) -> State:
         """Returns the state before the first sample."""
-        parts = (self.encoder, self.encoder_transformer, self.downsample)
-        return State(*(part.start(batch, dtype) for part in parts), jnp.int32(0))
+        seanet, memory = self.encoder.start(batch, dtype), self.encoder_transformer.start(batch, dtype)
+        return State(seanet, memory, self.downsample.start(batch, dtype), jnp.int32(0))
 
     def start_decoding(self, batch: int, dtype: jnp.dtype) -> State:
         """Returns the state before the first frame."""
-        parts = (self.decoder, self.decoder_transformer, self.upsample)
-        return State(*(part.start(batch, dtype) for part in parts), jnp.int32(0))
+        seanet, memory = self.decoder.start(batch, dtype), self.decoder_transformer.start(batch, dtype)
+        return State(seanet, memory, self.upsample.start(batch, dtype), jnp.int32(0))
 
     def encode(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
         """Encodes a piece of audio.
