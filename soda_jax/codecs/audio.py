@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from soda_jax.codecs.containers import (
-    ContainerError,
     Part,
     PartFile,
     Reason,
+    SoundError,
     find_parts,
     is_checked,
 )
@@ -81,29 +81,26 @@ def read_audio(
     """
     start = 0.0 if start is None else start
     name = name or ("sound in memory" if isinstance(source, bytes) else os.fspath(source))
-    if not math.isfinite(start) or start < 0 or not (end is None or end > start):
-        raise AudioError(
-            "end_before_start", f"{name}: {start:g} s to {end} s is not a valid time range"
-        )
-    clips: list[tuple[np.ndarray, int]] = []  # mono and rate in Hz
-    peak = mono_peak = 0.0
-    with _decoding(name):
-        for samples, rate in _read_range(source, name, start, end):
+    with _named(name):
+        clips, rates, peak, mono_peak = [], [], 0.0, 0.0
+        for samples, rate in _read_range(source, start, end):
             peak = max(_peak(samples), peak)  # in this order, `max` returns NaN
             if not math.isfinite(peak):
-                raise AudioError("not_finite", f"{name}: it contains NaN or infinite samples")
+                raise SoundError("not_finite", "it contains NaN or infinite samples")
             mono = _mix(samples)
             mono_peak = max(mono_peak, _peak(mono) if samples.shape[1] > 1 else peak)
-            clips.append((mono, rate))
-    _check_level(name, peak, mono_peak)
-    rates = {rate for _, rate in clips}
-    if len(rates) == 1 and len(clips) > 1:
-        clips = [(np.concatenate([mono for mono, _ in clips]), rates.pop())]
-    resampled = [_resample(mono, rate, sample_rate) for mono, rate in clips]
-    result = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
-    if len(result) == 0:
-        raise AudioError("empty", f"{name}: it lasts less than one sample at {sample_rate} Hz")
-    return result
+            clips.append(mono)
+            rates.append(rate)
+        _check_level(peak, mono_peak)
+        if len(set(rates)) == 1 and len(clips) > 1:
+            clips, rates = [np.concatenate(clips)], rates[:1]
+        resampled = [
+            _resample(mono, rate, sample_rate) for mono, rate in zip(clips, rates, strict=True)
+        ]
+        result = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
+        if len(result) == 0:
+            raise SoundError("empty", f"it lasts less than one sample at {sample_rate} Hz")
+        return result
 
 
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
@@ -140,52 +137,51 @@ def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.
 def sound_seconds(source: Source) -> float | None:
     """Returns the seconds of a sound by its container, without decoding it; None if not known."""
     try:
-        with _decoding(""), contextlib.ExitStack() as stack:
+        with _named(""), contextlib.ExitStack() as stack:
             return sum(length / file.samplerate for file, length in _open(source, stack))
     except (AudioError, ZeroDivisionError):
         return None
 
 
 @contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Converts the errors of containers, libsndfile and the file system to `AudioError`."""
+def _named(name: str) -> Iterator[None]:
+    """Converts a `SoundError` and errors of libsndfile and the file system to an `AudioError`."""
     import soundfile
 
     try:
         yield
-    except ContainerError as error:
+    except SoundError as error:
         raise AudioError(error.reason, f"{name}: {error}") from None
     except OSError as error:  # no permission, a failing disk: a single file must not end a job
         cause = error.strerror or type(error).__name__
         raise AudioError("undecodable", f"{name}: the file cannot be read ({cause})") from None
-    except AudioError:
-        raise
     except (soundfile.SoundFileError, RuntimeError) as error:
         cause = str(error).split(": ", 1)[-1]
         raise AudioError("undecodable", f"{name}: libsndfile cannot read it ({cause})") from None
 
 
 def _read_range(
-    source: Source, name: str, start: float, end: float | None
+    source: Source, start: float, end: float | None
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yields (float32 `[samples, channels]`, rate in Hz) of each part between two times in seconds."""
+    if not math.isfinite(start) or start < 0 or not (end is None or end > start):
+        raise SoundError("end_before_start", f"{start:g} s to {end} s is not a valid time range")
     if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise AudioError("missing", f"{name}: there is no such file")
+        raise SoundError("missing", "there is no such file")
     with contextlib.ExitStack() as stack:
         files = list(_open(source, stack))
         for file, _ in files:
             if file.samplerate not in _RATES:
-                raise AudioError(
-                    "undecodable", f"{name}: its header has a sample rate of {file.samplerate} Hz"
+                raise SoundError(
+                    "undecodable", f"its header has a sample rate of {file.samplerate} Hz"
                 )
         total = sum(length / file.samplerate for file, length in files)
         if total <= 0:
-            raise AudioError("empty", f"{name}: it has no samples")
+            raise SoundError("empty", "it has no samples")
         if (end is not None and end > total + _END_SLACK) or start >= total:
-            raise AudioError(
-                "truncated",
-                f"{name}: it lasts {total:.2f} s, so {start:g} s to "
-                f"{'its end' if end is None else f'{end:g} s'} is not all there",
+            until = "its end" if end is None else f"{end:g} s"
+            raise SoundError(
+                "truncated", f"it lasts {total:.2f} s, so {start:g} s to {until} is not all there"
             )
         elapsed, found = 0.0, False  # seconds of the parts so far
         for file, length in files:
@@ -195,12 +191,12 @@ def _read_range(
             elapsed += length / rate
             if first < last:
                 found = True
-                yield _read(file, name, first, last), rate
+                yield _read(file, first, last), rate
     if not found:
-        raise AudioError("empty", f"{name}: {start:g} s to {end} s is less than one sample")
+        raise SoundError("empty", f"{start:g} s to {end} s is less than one sample")
 
 
-def _read(file: "soundfile.SoundFile", name: str, first: int, last: int) -> np.ndarray:
+def _read(file: "soundfile.SoundFile", first: int, last: int) -> np.ndarray:
     """Returns the samples in `[first, last)` of an open file, float32 `[samples, channels]`."""
     lead = min(first, _MPEG_LEAD) if file.subtype.startswith("MPEG") else 0
     if not file.seekable():  # GSM 6.10, G.721
@@ -209,9 +205,7 @@ def _read(file: "soundfile.SoundFile", name: str, first: int, last: int) -> np.n
         file.seek(first - lead)
     samples = file.read(last - first + lead, dtype="float32", always_2d=True)[lead:]
     if len(samples) < last - first:
-        raise AudioError(
-            "truncated", f"{name}: it ends after {len(samples)} of {last - first} samples"
-        )
+        raise SoundError("truncated", f"it ends after {len(samples)} of {last - first} samples")
     return samples
 
 
@@ -226,7 +220,7 @@ def _open(
         whole = io.BytesIO(source) if isinstance(source, bytes) else source
         file = stack.enter_context(soundfile.SoundFile(whole))
         if not parts and not is_checked(file.format):
-            raise ContainerError(
+            raise SoundError(
                 "undecodable",
                 f"the length of this {file.format} file cannot be checked: convert it to WAV or FLAC",
             )
@@ -238,7 +232,7 @@ def _open(
         buffered = io.BufferedReader(PartFile(content, part), _BUFFER)
         file = stack.enter_context(soundfile.SoundFile(buffered))
         if part.samples is not None and part.samples > file.frames:
-            raise ContainerError(
+            raise SoundError(
                 "undecodable", f"libsndfile reads {file.frames} of its {part.samples} samples"
             )
         yield file, file.frames if part.samples is None else part.samples
@@ -284,22 +278,22 @@ def _mix(samples: np.ndarray) -> np.ndarray:
     return samples.mean(axis=1, dtype=np.float32)
 
 
-def _check_level(name: str, peak: float, mono_peak: float) -> None:
+def _check_level(peak: float, mono_peak: float) -> None:
     """Raises `wrong_scale`, `channels_cancel` or `silent` given the peaks before and after mixing."""
     if peak > _LOUDEST:
-        raise AudioError(
+        raise SoundError(
             "wrong_scale",
-            f"{name}: its loudest sample is {peak:g}, full scale is 1: divide the samples by the range "
-            "of the integer type that they were converted from",
+            f"its loudest sample is {peak:g}, full scale is 1: divide the samples by the range of the "
+            "integer type that they were converted from",
         )
     if peak >= _SILENCE and mono_peak < _CANCELED * peak:
-        raise AudioError(
+        raise SoundError(
             "channels_cancel",
-            f"{name}: its channels cancel each other (peak {peak:.3g}, peak of their mean "
-            f"{mono_peak:.3g}): invert one of them",
+            f"its channels cancel each other (peak {peak:.3g}, peak of their mean {mono_peak:.3g}): "
+            "invert one of them",
         )
     if mono_peak < _SILENCE:
-        raise AudioError("silent", f"{name}: no sample is above −80 dB of full scale")
+        raise SoundError("silent", "no sample is above −80 dB of full scale")
 
 
 def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

@@ -226,9 +226,9 @@ def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a safetensors file ({error}): {fix}") from None
 
 
-def check_fingerprint(folder: Path, codec: Codec, expected: str, fix: str) -> None:
-    """Raises UserError if a codec read from `folder` has another fingerprint than its `codec.json`."""
-    if codec.fingerprint != expected:
+def check_fingerprint(folder: Path, found: str, expected: str, fix: str) -> None:
+    """Raises UserError if the fingerprint of the files in `folder` differs from its `codec.json`."""
+    if found != expected:
         raise UserError(
             f"the fingerprint in {folder / DESCRIPTION} does not match the files of this folder; one of "
             f"them is damaged: copy the folder again or {fix}"

@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 
 from soda_jax.codecs.interface import (
-    DESCRIPTION,
     check_clip,
     check_codes,
     check_fingerprint,
@@ -159,11 +158,11 @@ class MelCodec:
             lambda value: MelSettings.from_json(value["settings"]),
         )
         tensors = read_tensors(folder / _WEIGHTS, _FIX)
-        _check_shapes(folder / _WEIGHTS, tensors, settings)
+        # Equal fingerprints also mean that names and shapes of the tensors are correct.
+        found = fingerprint(dataclasses.asdict(settings), tensors)
+        check_fingerprint(folder, found, expected, _FIX)
         codebooks = tuple(tensors[_codebook(k)] for k in range(len(settings.codebook_sizes)))
-        codec = cls(settings, ResidualQuantizer(tensors["mean"], tensors["basis"], codebooks))
-        check_fingerprint(folder, codec, expected, _FIX)
-        return codec
+        return cls(settings, ResidualQuantizer(tensors["mean"], tensors["basis"], codebooks))
 
 
 def _frames(audio: np.ndarray, settings: MelSettings) -> np.ndarray:
@@ -183,15 +182,3 @@ def _codebook(level: int) -> str:
 def _tensors(quantizer: ResidualQuantizer) -> dict[str, np.ndarray]:
     codebooks = {_codebook(k): book for k, book in enumerate(quantizer.codebooks)}
     return {"mean": quantizer.mean, "basis": quantizer.basis, **codebooks}
-
-
-def _check_shapes(path: Path, tensors: dict[str, np.ndarray], settings: MelSettings) -> None:
-    dims = settings.grid.mels * settings.columns_per_frame
-    shapes: dict[str, tuple[int, ...]] = {
-        "mean": (dims,),
-        "basis": (dims, settings.components),
-        **{_codebook(k): (n, settings.components) for k, n in enumerate(settings.codebook_sizes)},
-    }
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes or any(tensor.dtype != np.float32 for tensor in tensors.values()):
-        raise UserError(f"{path} does not contain the tensors that {DESCRIPTION} describes: {_FIX}")

@@ -11,28 +11,24 @@ from typing import BinaryIO
 
 from soda_jax.codecs.containers import chunks
 from soda_jax.codecs.containers.common import (
-    ContainerError,
     Part,
     PartFile,
     Reason,
+    SoundError,
     after_id3,
     read_at,
 )
 from soda_jax.codecs.containers.mpeg import mpeg
 from soda_jax.codecs.containers.streams import flac, ogg
 
-__all__ = ["ContainerError", "Part", "PartFile", "Reason", "find_parts", "is_checked"]
+__all__ = ["Part", "PartFile", "Reason", "SoundError", "find_parts", "is_checked"]
 
 _PARSERS = {  # by the first four bytes
-    b"RIFF": chunks.wav,
-    b"RIFX": chunks.wav,
-    b"RF64": chunks.wav,
-    b"BW64": chunks.wav,
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), chunks.wav),
     b"FORM": chunks.aiff,
     b"riff": chunks.w64,
     b"caff": chunks.caf,
-    b".snd": chunks.au,
-    b"dns.": chunks.au,
+    **dict.fromkeys((b".snd", b"dns."), chunks.au),
     b"NIST": chunks.nist,
     b"fLaC": flac,
 }
@@ -46,14 +42,14 @@ def find_parts(file: BinaryIO) -> list[Part]:
 
     Returns:
       The parts. A single part that covers the whole file means that libsndfile reads it correctly; no
-      parts, that the container is unknown here: see `is_checked`.
+      parts, that there is no parser for the container: see `is_checked`.
 
     Raises:
-      ContainerError: `empty`, `truncated` or `undecodable`.
+      SoundError: `empty`, `truncated` or `undecodable`.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
-        raise ContainerError("empty", "the file has no bytes")
+        raise SoundError("empty", "the file has no bytes")
     start = after_id3(file, 0)
     parts: list[Part] = []
     while start < size:
@@ -69,7 +65,7 @@ def find_parts(file: BinaryIO) -> list[Part]:
         return mpeg(file, start, size)
     left = size - start
     if left > _TRAILER and any(read_at(file, start, left)):
-        raise ContainerError(
+        raise SoundError(
             "undecodable",
             f"{left} bytes follow the samples that its header counts: rewrite it with its true length",
         )
@@ -77,5 +73,5 @@ def find_parts(file: BinaryIO) -> list[Part]:
 
 
 def is_checked(format: str) -> bool:
-    """Returns whether libsndfile reports the correct length of a format that `find_parts` does not know."""
+    """Returns whether libsndfile checks the length of a format for which `find_parts` has no parser."""
     return format in _CHECKED

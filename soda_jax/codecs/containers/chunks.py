@@ -5,7 +5,7 @@ leaves 0 or a huge number; then the samples extend to the end of the file. libsn
 a truncated file, and nothing if the number is 0, without an error.
 
 Each parser takes the offset of a header in a file of `size` bytes, and returns the parts of one sound
-file and the offset after it. It raises a `ContainerError`, `truncated` or `undecodable`.
+file and the offset after it. It raises a `SoundError`, `truncated` or `undecodable`.
 """
 
 import re
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import BinaryIO, Literal
 
-from soda_jax.codecs.containers.common import ContainerError, Part, missing, read_at
+from soda_jax.codecs.containers.common import Part, SoundError, missing, read_at
 from soda_jax.codecs.containers.mpeg import mpeg
 
 _UNKNOWN_32 = 0x7FFF_0000  # writers to a pipe leave a size near 2^31 or 2^32
@@ -247,8 +247,8 @@ def _size_32(count: int, order: Order) -> bytes:
     return min(count, 0xFFFF_FFFF).to_bytes(4, order)
 
 
-def _no_samples(end: int, size: int) -> ContainerError:
+def _no_samples(end: int, size: int) -> SoundError:
     """Returns the error for a header of a file of `size` bytes, ending at `end`, without samples."""
     if end > size:
         return missing(end - size)
-    return ContainerError("undecodable", "its header is not followed by samples")
+    return SoundError("undecodable", "its header is not followed by samples")

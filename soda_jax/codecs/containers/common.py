@@ -17,8 +17,8 @@ Reason = Literal[
 ]
 
 
-class ContainerError(Exception):
-    """Raised for a file whose container is damaged; the message does not contain the file's name."""
+class SoundError(Exception):
+    """Raised for a sound that cannot be used; the message does not contain the file's name."""
 
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)
@@ -86,9 +86,9 @@ def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
     return file.read(length)
 
 
-def missing(count: int) -> ContainerError:
+def missing(count: int) -> SoundError:
     """Returns the error for a file that lacks its last `count` bytes."""
-    return ContainerError("truncated", f"the last {count} bytes of the file are missing")
+    return SoundError("truncated", f"the last {count} bytes of the file are missing")
 
 
 def without_tags(file: BinaryIO, size: int) -> int:

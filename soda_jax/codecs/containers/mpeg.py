@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from soda_jax.codecs.containers.common import (
-    ContainerError,
     Part,
+    SoundError,
     after_id3,
     read_at,
     without_tags,
@@ -90,7 +90,7 @@ def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
     There are none if no frames begin near `start`; a free format, for example, is not recognized.
 
     Raises:
-      ContainerError: `truncated` if the last frame is incomplete or a header counts more frames;
+      SoundError: `truncated` if the last frame is incomplete or a header counts more frames;
         `undecodable` if there are other bytes between frames.
     """
     end = without_tags(file, size)
@@ -142,14 +142,14 @@ def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
     """Returns the offset of the next frame after other bytes; `end` if the stream may end with them.
 
     Raises:
-      ContainerError: see `mpeg`.
+      SoundError: see `mpeg`.
     """
     content = read_at(file, at, min(_BLOCK, end - at))
     header = _parse(content[:4])
     complete = stream.tag is not None and _counts(stream)[0] == stream.frames
     same = header is not None and header.stream == stream.header.stream
     if (same or (len(content) < 4 and content[:1] == b"\xff")) and not complete:
-        raise ContainerError("truncated", "the file ends in the middle of an MPEG frame")
+        raise SoundError("truncated", "the file ends in the middle of an MPEG frame")
     if content[:3] == b"ID3":
         return after_id3(file, at)
     if content[:3] == b"TAG":
@@ -158,12 +158,12 @@ def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
         return at + 32 + int.from_bytes(content[12:16], "little")
     found = _next_frame(content, 0, 2)
     if found is not None:
-        raise ContainerError(
+        raise SoundError(
             "undecodable", f"{found} bytes at offset {at} are not MPEG frames: it is damaged"
         )
     if complete or (end - at <= _PADDING and not content[: end - at].strip(b"\0")):
         return end
-    raise ContainerError("undecodable", f"{end - at} bytes at its end are not MPEG frames")
+    raise SoundError("undecodable", f"{end - at} bytes at its end are not MPEG frames")
 
 
 def _next_frame(content: bytes, at: int, frames: int) -> int | None:
@@ -209,7 +209,7 @@ def _part(stream: _Stream) -> Part:
     longer = (length or 0) > stream.stop - stream.start + stream.header.length
     if more and (longer or (frames and not length)):
         promised = f"{frames} MPEG frames" if frames else f"{length} bytes"
-        raise ContainerError(
+        raise SoundError(
             "truncated", f"it ends after {stream.frames} MPEG frames, its header counts {promised}"
         )
     start = stream.start + (len(stream.tag) if stream.tag else 0)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from soda_jax.codecs.containers.common import ContainerError, Part, read_at, without_tags
+from soda_jax.codecs.containers.common import Part, SoundError, read_at, without_tags
 
 # A stream starts with its mark and a STREAMINFO block of 34 bytes. `re` finds it faster than `bytes`.
 _STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
@@ -29,11 +29,11 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
     """Returns the part of a FLAC stream at `start` in a file of `size` bytes, and the offset after it.
 
     Raises:
-      ContainerError: `truncated` if the last frame is incomplete or frames are missing.
+      SoundError: `truncated` if the last frame is incomplete or frames are missing.
     """
     head = read_at(file, start, 42)
     if len(head) < 42:
-        raise ContainerError("truncated", "the file ends within its header")
+        raise SoundError("truncated", "the file ends within its header")
     declared = int.from_bytes(head[18:26], "big") & _COUNT
     blocks = int.from_bytes(head[10:12], "big")  # longest block in samples
     stop = _next_stream(file, start + 42, size)
@@ -44,9 +44,9 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
     end = without_tags(file, stop)
     samples = _complete_frames(file, start + 42, end, blocks)
     if samples is None:
-        raise ContainerError("truncated", "the file ends in the middle of a FLAC frame")
+        raise SoundError("truncated", "the file ends in the middle of a FLAC frame")
     if samples < declared:
-        raise ContainerError(
+        raise SoundError(
             "truncated", f"it ends after {samples} of the {declared} samples of its header"
         )
     if samples == declared:
@@ -61,7 +61,7 @@ def ogg(file: BinaryIO, start: int, size: int) -> list[Part]:
     The last page needs no end flag: recordings of live streams have none.
 
     Raises:
-      ContainerError: `truncated` if the last page is incomplete, `undecodable` if there are other bytes
+      SoundError: `truncated` if the last page is incomplete, `undecodable` if there are other bytes
         between two pages.
     """
     links: list[int] = []
@@ -71,14 +71,14 @@ def ogg(file: BinaryIO, start: int, size: int) -> list[Part]:
         if header[:4] != _PAGE:
             if (after := _next_page(file, at, size)) < 0:
                 break  # a tag at the end
-            raise ContainerError(
+            raise SoundError(
                 "undecodable",
                 f"{after - at} bytes at offset {at} are not an Ogg page: it is damaged",
             )
         # Byte 26 is the number of segments; the length of each follows, then the segments.
         length = 27 + header[26] + sum(header[27 : 27 + header[26]]) if len(header) > 26 else 0
         if len(header) < 27 or at + length > size:
-            raise ContainerError("truncated", "the file ends in the middle of an Ogg page")
+            raise SoundError("truncated", "the file ends in the middle of an Ogg page")
         first = bool(header[5] & _FIRST)
         if first and not beginning:  # multiplexed streams begin together
             links.append(at)

@@ -102,14 +102,15 @@ class MimiCodec:
 
         Args:
           path: folder with `config.json` and `model.safetensors`, or the `.safetensors` file in it;
-            `hf:NAME` is downloaded from the Hugging Face Hub, see `fetch`.
+            or `hf:NAME` or `hf:NAME@REVISION`, a model of the Hugging Face Hub, which is downloaded once
+            into the local cache.
           changed: `codebooks` (default: the saved number, or 8) and arguments of the constructor.
 
         Raises:
-          UserError: if a file is missing, damaged or of another model.
+          UserError: if a file is missing, damaged or of another model, or cannot be downloaded.
         """
         if str(path).startswith("hf:"):
-            return cls.fetch(str(path).removeprefix("hf:"), **changed)
+            path = _download(str(path).removeprefix("hf:"))
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
         config, _ = weights.read_config(folder / weights.CONFIG)
         saved: dict[str, Any] = {}  # a published folder has no codec.json
@@ -129,40 +130,8 @@ class MimiCodec:
         model = weights.read_weights(folder / weights.WEIGHTS, config, codebooks)
         codec = cls(model, **{"source": folder, **chosen})
         if saved == {"codebooks": codebooks, "dtype": codec.dtype}:
-            check_fingerprint(folder, codec, expected, _FIX)
+            check_fingerprint(folder, codec.fingerprint, expected, _FIX)
         return codec
-
-    @classmethod
-    def fetch(cls, name: str, **changed: Any) -> Self:
-        """Opens a model from the Hugging Face Hub; it is downloaded once into the local cache.
-
-        Args:
-          name: `kyutai/mimi`, or `kyutai/mimi@REVISION`.
-          changed: see `load`.
-
-        Raises:
-          UserError: if it cannot be downloaded.
-        """
-        try:
-            import huggingface_hub
-        except ImportError:
-            raise UserError(
-                f"downloading {name} needs huggingface_hub: pip install huggingface_hub"
-            ) from None
-        repository, _, revision = name.partition("@")
-        try:
-            folder = huggingface_hub.snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=[weights.CONFIG, weights.WEIGHTS],
-            )
-        except Exception as error:  # the library raises many types of errors for a failed download
-            cause = str(error).split("\n", 1)[0] or type(error).__name__
-            raise UserError(
-                f"{name} cannot be downloaded from the Hugging Face Hub ({cause}): check name and "
-                "network, or give the folder of a copy as mimi:DIR"
-            ) from None
-        return cls.load(folder, **changed)
 
     @classmethod
     def random(
@@ -216,3 +185,26 @@ def _link(source: Path, target: Path) -> None:
         name = Path(folder) / target.name
         link_or_copy(source, name)
         os.replace(name, target)
+
+
+def _download(name: str) -> str:
+    """Returns the folder of a model that is downloaded from the Hugging Face Hub."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"downloading {name} needs huggingface_hub: pip install huggingface_hub"
+        ) from None
+    repository, _, revision = name.partition("@")
+    try:
+        return huggingface_hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=[weights.CONFIG, weights.WEIGHTS],
+        )
+    except Exception as error:  # the library raises many types of errors for a failed download
+        cause = str(error).split("\n", 1)[0] or type(error).__name__
+        raise UserError(
+            f"{name} cannot be downloaded from the Hugging Face Hub ({cause}): check name and "
+            "network, or give the folder of a copy as mimi:DIR"
+        ) from None

@@ -109,12 +109,18 @@ class Mimi(nnx.Module):
 
     def start_encoding(self, batch: int, dtype: jnp.dtype) -> State:
         """Returns the state before the first sample."""
-        seanet, memory = self.encoder.start(batch, dtype), self.encoder_transformer.start(batch, dtype)
+        seanet, memory = (
+            self.encoder.start(batch, dtype),
+            self.encoder_transformer.start(batch, dtype),
+        )
         return State(seanet, memory, self.downsample.start(batch, dtype), jnp.int32(0))
 
     def start_decoding(self, batch: int, dtype: jnp.dtype) -> State:
         """Returns the state before the first frame."""
-        seanet, memory = self.decoder.start(batch, dtype), self.decoder_transformer.start(batch, dtype)
+        seanet, memory = (
+            self.decoder.start(batch, dtype),
+            self.decoder_transformer.start(batch, dtype),
+        )
         return State(seanet, memory, self.upsample.start(batch, dtype), jnp.int32(0))
 
     def encode(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
