@@ -10,15 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import numpy as np
 
 from soda_jax.codecs.interface import check_clip
 from soda_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import EncodecModel, HubertModel
 
 HUBERT_RATE = 16_000  # Hz; not in any config, all HuBERT models were trained at it
 FOLDERS = ("hubert", "encodec")
@@ -47,43 +44,7 @@ class EncoderPair:
       dims: number of values of a HuBERT feature.
     """
 
-    def __init__(self, hubert: "HubertModel", encodec: "EncodecModel", quantizers: int):
-        """Wraps a HuBERT whose last layer gives the features, and an EnCodec.
-
-        Raises:
-          UserError: if EnCodec is not a mono model without chunks and scales, or has fewer quantizers.
-        """
-        import torch
-
-        config = encodec.config
-        if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
-            raise UserError(
-                f"this EnCodec has {config.audio_channels} channels, normalize={config.normalize}, "
-                f"chunk_length_s={config.chunk_length_s}: its codes do not fully describe its sound; use "
-                "the 24 kHz mono model"
-            )
-        if not 1 <= quantizers <= config.num_quantizers:
-            raise UserError(
-                f"{quantizers} quantizers are requested, this EnCodec has 1 to {config.num_quantizers}"
-            )
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._hubert = hubert.eval().to(self._device)
-        self._encodec = encodec.eval().to(self._device)
-        stride = math.prod(hubert.config.conv_stride)
-        frame = _common_multiple(
-            Fraction(stride, HUBERT_RATE), Fraction(config.hop_length, config.sampling_rate)
-        )
-        self._hubert_samples = int(frame * HUBERT_RATE)
-        self._hubert_padding = max(0, _receptive_field(hubert.config) - stride)
-        self.sample_rate: int = config.sampling_rate
-        self.samples_per_frame = int(frame * self.sample_rate)
-        self.steps = self.samples_per_frame // config.hop_length
-        self.quantizers = quantizers
-        self.codebook_size: int = config.codebook_size
-        self.dims: int = hubert.config.hidden_size
-
-    @classmethod
-    def open(cls, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0) -> Self:
+    def __init__(self, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0):
         """Loads both models; weights are read from safetensors only.
 
         Args:
@@ -96,16 +57,41 @@ class EncoderPair:
         Raises:
           UserError: naming the model that is missing, damaged, of another kind or too small.
         """
+        import torch
         from transformers import EncodecModel, HubertModel
 
-        first = _open(HubertModel, hubert)
-        layers = first.config.num_hidden_layers
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._hubert = _open(HubertModel, hubert).eval().to(self._device)
+        layers = self._hubert.config.num_hidden_layers
         if not 0 <= layer <= layers:
             raise UserError(f"--layer={layer}: {hubert} has the layers 1 to {layers}")
         if layer:
-            first.encoder.layers = first.encoder.layers[:layer]
-            first.config.num_hidden_layers = layer
-        return cls(first, _open(EncodecModel, encodec), quantizers)
+            self._hubert.encoder.layers = self._hubert.encoder.layers[:layer]
+            self._hubert.config.num_hidden_layers = layer
+        self._encodec = _open(EncodecModel, encodec).eval().to(self._device)
+        config = self._encodec.config
+        if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
+            raise UserError(
+                f"this EnCodec has {config.audio_channels} channels, normalize={config.normalize}, "
+                f"chunk_length_s={config.chunk_length_s}: its codes do not fully describe its sound; use "
+                "the 24 kHz mono model"
+            )
+        if not 1 <= quantizers <= config.num_quantizers:
+            raise UserError(
+                f"{quantizers} quantizers are requested, this EnCodec has 1 to {config.num_quantizers}"
+            )
+        stride = math.prod(self._hubert.config.conv_stride)
+        frame = _common_multiple(
+            Fraction(stride, HUBERT_RATE), Fraction(config.hop_length, config.sampling_rate)
+        )
+        self._hubert_samples = int(frame * HUBERT_RATE)
+        self._hubert_padding = max(0, _receptive_field(self._hubert.config) - stride)
+        self.sample_rate: int = config.sampling_rate
+        self.samples_per_frame = int(frame * self.sample_rate)
+        self.steps = self.samples_per_frame // config.hop_length
+        self.quantizers = quantizers
+        self.codebook_size: int = config.codebook_size
+        self.dims: int = self._hubert.config.hidden_size
 
     def features(self, clip: np.ndarray) -> np.ndarray:
         """Returns the mean HuBERT feature of each frame, float32 `[frames, dims]`; see `Codec.encode`."""

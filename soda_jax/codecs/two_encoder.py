@@ -152,7 +152,7 @@ class TwoEncoderCodec:
                 raise UserError(
                     f"{folder / name} is missing: copy the folder of `soda codec fit-units` again"
                 )
-        pair = EncoderPair.open(folder / "hubert", folder / "encodec", quantizers)
+        pair = EncoderPair(folder / "hubert", folder / "encodec", quantizers)
         codec = cls(pair, units)
         check_fingerprint(folder, codec.fingerprint, expected, _FIX)
         return codec

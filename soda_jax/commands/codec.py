@@ -113,7 +113,7 @@ def _fit_units(args: argparse.Namespace) -> int:
     if not args.max_minutes > 0 or args.layer < 1:
         raise UserError("--max_minutes and --layer must be more than 0")
     sources = _clips(args)
-    pair = EncoderPair.open(args.hubert, args.encodec, args.quantizers, args.layer)
+    pair = EncoderPair(args.hubert, args.encodec, args.quantizers, args.layer)
     minutes = 0.0
 
     def clips() -> Iterator["np.ndarray"]:

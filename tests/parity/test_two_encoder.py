@@ -77,7 +77,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def codec(models):
-    pair = EncoderPair.open(models / "hubert", models / "encodec", LEVELS, LAYER)
+    pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     return TwoEncoderCodec.fit([voice(3, 1), voice(2, 2)], pair, units=UNITS)
 
 
@@ -125,7 +125,7 @@ def test_acoustic_columns_equal_the_codes_of_encodec_and_decode_to_its_sound(cod
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
 def test_units_are_the_centers_nearest_to_the_mean_feature_of_the_layer(tmp_path, large):
     models = save_models(tmp_path, large)
-    pair = EncoderPair.open(models / "hubert", models / "encodec", LEVELS, LAYER)
+    pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     clip = voice(1, 4)
     low = soxr.resample(clip, 24_000, 16_000)
     low = (low - low.mean()) / np.sqrt(low.var() + 1e-7)
@@ -195,7 +195,7 @@ def test_a_saved_codec_loads_with_the_same_codes_audio_and_fingerprint(codec, sa
 
 def test_fingerprint_covers_units_weights_layer_and_quantizers(codec, models):
     def pair(levels=LEVELS, layer=LAYER):
-        return EncoderPair.open(models / "hubert", models / "encodec", levels, layer)
+        return EncoderPair(models / "hubert", models / "encodec", levels, layer)
 
     units = codec._units
     assert TwoEncoderCodec(pair(), units).fingerprint == codec.fingerprint
@@ -217,7 +217,7 @@ def test_fingerprint_covers_units_weights_layer_and_quantizers(codec, models):
 
 
 def test_the_same_audio_and_seed_fit_the_same_units(codec, models):
-    pair = EncoderPair.open(models / "hubert", models / "encodec", LEVELS, LAYER)
+    pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     again = TwoEncoderCodec.fit([voice(3, 1), voice(2, 2)], pair, units=UNITS)
     assert again.fingerprint == codec.fingerprint
     with pytest.raises(UserError, match="25 frames of audio cannot fit"):
@@ -231,20 +231,20 @@ def test_the_same_audio_and_seed_fit_the_same_units(codec, models):
 def test_unsuitable_models_are_rejected(models, tmp_path):
     hubert, encodec = models / "hubert", models / "encodec"
     with pytest.raises(UserError, match=r"--layer=4: .* has the layers 1 to 3"):
-        EncoderPair.open(hubert, encodec, 1, 4)
+        EncoderPair(hubert, encodec, 1, 4)
     with pytest.raises(UserError, match="9 quantizers are requested, this EnCodec has 1 to 8"):
-        EncoderPair.open(hubert, encodec, 9, 1)
+        EncoderPair(hubert, encodec, 9, 1)
     with pytest.raises(UserError, match="nowhere cannot be opened as HubertModel"):
-        EncoderPair.open(tmp_path / "nowhere", encodec, 1, 1)
+        EncoderPair(tmp_path / "nowhere", encodec, 1, 1)
     with pytest.raises(UserError, match=r"hubert (is not a|cannot be opened as) EncodecModel"):
-        EncoderPair.open(hubert, hubert, 1, 1)
+        EncoderPair(hubert, hubert, 1, 1)
     settings = json.loads((encodec / "config.json").read_text())
     stereo = transformers.EncodecModel(
         transformers.EncodecConfig(**{**settings, "audio_channels": 2, "normalize": True})
     )
     stereo.save_pretrained(tmp_path / "stereo")
     with pytest.raises(UserError, match="2 channels, normalize=True"):
-        EncoderPair.open(hubert, tmp_path / "stereo", 1, 1)
+        EncoderPair(hubert, tmp_path / "stereo", 1, 1)
 
 
 def test_invariant_10_a_pickle_in_the_file_of_weights_is_not_executed(saved, tmp_path):

@@ -21,53 +21,29 @@ _ONLY = {
 
 @dataclasses.dataclass(frozen=True)
 class MimiConfig:
-    """Settings of a Mimi model; the defaults are those of kyutai/mimi.
+    """Settings of a Mimi model; the defaults are those of kyutai/mimi."""
 
-    Attributes:
-      sampling_rate: sample rate in Hz.
-      hidden_size: width of the transformers and of the latent frames.
-      num_filters: channels of the first convolution, doubled by each downsampling.
-      num_residual_layers: residual blocks per time scale.
-      upsampling_ratios: ratios of the decoder; the encoder has the reverse.
-      kernel_size: kernel of the first convolution of encoder and decoder.
-      last_kernel_size: kernel of their last convolution.
-      residual_kernel_size: kernel of the first convolution in a residual block.
-      dilation_growth_rate: residual block j has dilation `dilation_growth_rate ** j`.
-      compress: divisor of the channels inside a residual block.
-      num_hidden_layers: layers of each transformer.
-      intermediate_size: width of the MLPs.
-      num_attention_heads: heads of each layer.
-      head_dim: size of a head.
-      sliding_window: number of positions that a position attends to, including itself.
-      rope_theta: base of the rotary positions.
-      norm_eps: epsilon of the layer norms.
-      codebook_size: number of entries of each codebook.
-      codebook_dim: size of an entry.
-      num_quantizers: number of codebooks, of which the first is semantic.
-      latent_stride: transformer positions per frame of codes.
-    """
-
-    sampling_rate: int = 24_000
-    hidden_size: int = 512
-    num_filters: int = 64
-    num_residual_layers: int = 1
-    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
-    kernel_size: int = 7
-    last_kernel_size: int = 3
-    residual_kernel_size: int = 3
-    dilation_growth_rate: int = 2
-    compress: int = 2
-    num_hidden_layers: int = 8
-    intermediate_size: int = 2048
+    sampling_rate: int = 24_000  # Hz
+    hidden_size: int = 512  # width of the transformers and of the latent frames
+    num_filters: int = 64  # channels of the first convolution, doubled by each downsampling
+    num_residual_layers: int = 1  # residual blocks per time scale
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)  # of the decoder; reversed in the encoder
+    kernel_size: int = 7  # of the first convolution of encoder and decoder
+    last_kernel_size: int = 3  # of their last convolution
+    residual_kernel_size: int = 3  # of the first convolution in a residual block
+    dilation_growth_rate: int = 2  # residual block j has dilation `dilation_growth_rate ** j`
+    compress: int = 2  # divisor of the channels inside a residual block
+    num_hidden_layers: int = 8  # of each transformer
+    intermediate_size: int = 2048  # width of the MLPs
     num_attention_heads: int = 8
     head_dim: int = 64
-    sliding_window: int = 250
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    codebook_size: int = 2048
-    codebook_dim: int = 256
-    num_quantizers: int = 32
-    latent_stride: int = 2
+    sliding_window: int = 250  # positions that a position attends to, including itself
+    rope_theta: float = 10_000.0  # base of the rotary positions
+    norm_eps: float = 1e-5  # of the layer norms
+    codebook_size: int = 2048  # entries of each codebook
+    codebook_dim: int = 256  # size of an entry
+    num_quantizers: int = 32  # codebooks, of which the first is semantic
+    latent_stride: int = 2  # transformer positions per frame of codes
 
     @property
     def samples_per_frame(self) -> int:
