@@ -86,10 +86,10 @@ def test_batches_on_eight_devices_give_the_codes_of_single_clips_on_one_device(c
 def test_a_new_length_compiles_nothing(codec):
     voice = sounds()["buzz"]
     codec.encode([voice])
-    compiled = codec.runner._encode._cache_size()
+    compiled = codec.runner._encode[0]._cache_size()
     assert compiled <= len(SMALL.frames)
     codec.encode([voice[:n] for n in range(1, len(voice), 7_919)])
-    assert codec.runner._encode._cache_size() == compiled
+    assert codec.runner._encode[0]._cache_size() == compiled
 
 
 @pytest.mark.parametrize("frames", [1, 3])

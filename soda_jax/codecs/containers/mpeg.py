@@ -95,7 +95,7 @@ def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
     """
     end = without_tags(file, size)
     lead = min(_LONGEST_LEAD + 3 * _LONGEST_FRAME, end - start)
-    first = _next_frame(read_at(file, start, lead), 0, 3)
+    first = _next_frame(read_at(file, start, lead), 3)
     if first is None or first > _LONGEST_LEAD:
         return []
     streams = _walk(file, start + first, end)
@@ -156,7 +156,7 @@ def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
         return at + 128
     if content[:8] == b"APETAGEX":
         return at + 32 + int.from_bytes(content[12:16], "little")
-    found = _next_frame(content, 0, 2)
+    found = _next_frame(content, 2)
     if found is not None:
         raise SoundError(
             "undecodable", f"{found} bytes at offset {at} are not MPEG frames: it is damaged"
@@ -166,9 +166,10 @@ def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
     raise SoundError("undecodable", f"{end - at} bytes at its end are not MPEG frames")
 
 
-def _next_frame(content: bytes, at: int, frames: int) -> int | None:
+def _next_frame(content: bytes, frames: int) -> int | None:
     """Returns the offset of the next `frames` consecutive frames of one stream; None without them."""
-    while (at := content.find(b"\xff", at)) >= 0:
+    at = -1
+    while (at := content.find(b"\xff", at + 1)) >= 0:
         following, stream = at, None
         for _ in range(frames):
             header = _parse(content[following : following + 4])
@@ -179,7 +180,6 @@ def _next_frame(content: bytes, at: int, frames: int) -> int | None:
                 return at
         else:
             return at
-        at += 1
     return None
 
 

@@ -92,36 +92,22 @@ class Runner:
     def encode(self, audio: Sequence[np.ndarray], hop: int) -> list[np.ndarray]:
         """Encodes float32 clips `[samples]` of `hop` samples per frame to int32 `[frames, codebooks]`."""
         counts = [-(-len(clip) // hop) for clip in audio]
-        return self._run(audio, counts, (hop,), self._encode, self._start_encoding)
+        return self._run(audio, counts, (hop,), *self._encode)
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Decodes int32 `[frames, n]`, with the same n for all, to float32 `[frames, hop]`."""
         counts = [len(clip) for clip in codes]
         books = codes[0].shape[1] if codes else 0
         flat = [clip.reshape(-1) for clip in codes]
-        return self._run(flat, counts, (books,), self._decode, self._start_decoding)
+        return self._run(flat, counts, (books,), *self._decode)
 
     @cached_property
-    def _start_encoding(self) -> Callable:
-        return self._starting(Mimi.start_encoding)
+    def _encode(self) -> tuple[Callable, Callable]:
+        return self._on_devices(self._encode_piece, Mimi.start_encoding)
 
     @cached_property
-    def _start_decoding(self) -> Callable:
-        return self._starting(Mimi.start_decoding)
-
-    def _starting(self, start: Callable) -> Callable:
-        model = nnx.merge(self._graph, self._params)  # only its shapes are used
-        return jax.jit(
-            partial(start, model, self.clips, self.dtype), out_shardings=self._state_layout
-        )
-
-    @cached_property
-    def _encode(self) -> Callable:
-        return self._on_devices(partial(self._encode_piece, inner=self.batching.inner))
-
-    @cached_property
-    def _decode(self) -> Callable:
-        return self._on_devices(partial(self._decode_piece, inner=self.batching.inner))
+    def _decode(self) -> tuple[Callable, Callable]:
+        return self._on_devices(self._decode_piece, Mimi.start_decoding)
 
     @cached_property
     def encode_one(self) -> Callable:
@@ -153,16 +139,19 @@ class Runner:
         params = jax.device_put(self._params, self._mesh.devices.flat[0])
         return partial(jax.jit(work, donate_argnums=2), params)
 
-    def _on_devices(self, work: Callable) -> Callable:
-        """Returns `work`, jitted, with the clips split over the devices and no communication."""
+    def _on_devices(self, work: Callable, start: Callable) -> tuple[Callable, Callable]:
+        """Returns `work` and `start`, jitted, with the clips split over the devices."""
         mapped = jax.shard_map(
-            work,
+            partial(work, inner=self.batching.inner),
             mesh=self._mesh,
             in_specs=(P(), P("clips"), _STATE),
             out_specs=(P("clips"), _STATE),
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=2, out_shardings=(self._by_clip, self._state_layout))
+        layouts = (self._by_clip, self._state_layout)
+        model = nnx.merge(self._graph, self._params)  # only its shapes are used
+        first = jax.jit(partial(start, model, self.clips, self.dtype), out_shardings=layouts[1])
+        return jax.jit(mapped, donate_argnums=2, out_shardings=layouts), first
 
     def _run(
         self,
