@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import text
-from tokenize_pipeline.readers._encodings import HEAD_BYTES, other_encoding
+from tokenize_pipeline.readers._lines import HEAD_BYTES, other_encoding
 
 ENCODINGS = ["UTF-16-LE", "UTF-16-BE", "UTF-32-LE", "UTF-32-BE"]
 SAMPLES = {

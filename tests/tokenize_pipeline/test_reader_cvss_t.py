@@ -8,7 +8,7 @@ from pipeline_toys import hum, write_tar
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import Rejected, cvss_t
-from tokenize_pipeline.readers._tar import seconds_of
+from tokenize_pipeline.readers._corpus import seconds_of
 
 CLIP = hum(0.3)
 PAIRS = [(7, 'Das "ist" gut.', CLIP, "that is good", CLIP), (3, "Ja.", CLIP, "yes", CLIP)]

@@ -4,7 +4,7 @@ import pytest
 from pipeline_toys import hum, sound_bytes, write_tar
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers._tar import members, seconds_of
+from tokenize_pipeline.readers._corpus import members, seconds_of
 
 FILES = {"./a/x.json": b'{"n": 1}', "a/x.wav": bytes(70_000), "a/y.json": b"", "a/y.wav": b"12"}
 

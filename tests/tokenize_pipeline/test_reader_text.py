@@ -136,5 +136,5 @@ def test_a_zstandard_file_cut_short_is_an_error_not_the_end(tmp_path, suffix):
         if cut == len(frames[2]):
             assert len(read(path)) == 100  # two whole frames are a whole file
         else:
-            with pytest.raises(UserError, match="ends in the middle of a Zstandard frame"):
+            with pytest.raises(UserError, match=r"t\.txt.* cannot be read: Truncated compressed"):
                 read(path)

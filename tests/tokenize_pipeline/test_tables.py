@@ -9,7 +9,7 @@ import pytest
 from soda_jax.errors import UserError
 from tokenize_pipeline.options import find_inputs
 from tokenize_pipeline.readers import DocumentSource, Rejected, manifest
-from tokenize_pipeline.readers._folders import is_mac_metadata
+from tokenize_pipeline.readers._corpus import is_mac_metadata
 
 
 def read(path: Path, content: str | bytes):
