@@ -95,7 +95,8 @@ class _Tar:
             if member.name in wanted:
                 wanted.remove(member.name)
                 content = self._content(member)
-                yield member.name, content if wanted else self._checked(member, content)
+                is_end = self._complete or not wanted
+                yield member.name, self._checked(member, content) if is_end else content
             if not wanted:
                 return
         for name in sorted(wanted):
