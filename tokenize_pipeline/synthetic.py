@@ -22,33 +22,31 @@ from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic, write_json
 from soda_jax.progress import progress
-from tokenize_pipeline.spoken_numbers import DIGITS, ORDINALS, TEENS, TENS, number_in_words
 
 SAMPLE_RATE = 24_000
 _VOICE = "heart"
 _SPEEDS = (0.9, 1.1)  # factor on the pace of the voice
 _LONGEST_DOCUMENT = 3  # utterances
-_QUIET = (
-    0.01  # of the peak of the clip (−40 dB): quieter samples before and after the words are trimmed
-)
+_QUIET = 0.01  # of the peak of the clip (−40 dB): quieter samples at both ends are trimmed
 _MARGIN = 0.03  # seconds kept on both sides
 
 Task = Literal["demo", "numbers"]
 
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEENS = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen"),
+    *("fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+ORDINALS = (
+    *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"),
+    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth"),
+    *("seventeenth", "eighteenth", "nineteenth", "twentieth"),
+)
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
 _DIRECTIONS = ["left", "right", "up", "down", "back"]
 _VERBS = ["go", "turn"]
 _PLAYER = ["start", "stop", "pause", "open", "close", "play"]
@@ -91,7 +89,7 @@ def words(task: Task) -> frozenset[str]:
 
 
 def clips(task: Task, seed: int) -> Iterator[Clip]:
-    """Yields the clips of a corpus without end."""
+    """Yields the clips of a corpus, an infinite number."""
     for number in itertools.count():
         generator = random.Random(f"{task} {seed} {number}")
         for order in range(generator.randint(1, _LONGEST_DOCUMENT)):
@@ -150,6 +148,17 @@ def trim(audio: np.ndarray) -> np.ndarray:
         return audio
     margin = round(_MARGIN * SAMPLE_RATE)
     return audio[max(0, loud[0] - margin) : loud[-1] + margin]
+
+
+def number_in_words(value: int) -> str:
+    """Returns a whole number from 0 to 999 as English words: `three hundred twenty one`."""
+    hundreds, rest = divmod(value, 100)
+    spoken = [DIGITS[hundreds], "hundred"] if hundreds else []
+    if rest >= 20:
+        spoken += [TENS[rest // 10 - 2], *([DIGITS[rest % 10]] if rest % 10 else [])]
+    elif rest or not hundreds:
+        spoken.append((*DIGITS, *TEENS)[rest])
+    return " ".join(spoken)
 
 
 def _digits(shortest: int, longest: int) -> Callable[[random.Random], str]:

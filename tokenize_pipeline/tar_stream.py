@@ -1,7 +1,7 @@
 """Reads the files of a tar in order, plain or compressed with gzip.
 
-Reading goes forward only, because a compressed archive is one stream. In a plain archive, unread data
-is skipped by seeking.
+In a plain archive, unread data is skipped by seeking. A compressed archive is one stream: reading a
+file before the current position decompresses it again from the beginning.
 
 The checksum of a compressed archive is at its end. Damaged bytes may yield files that look intact, so the
 files are verified only when `next` has returned None. A caller that stops earlier gets no check.
@@ -61,9 +61,8 @@ class TarStream:
         except FileNotFoundError:
             raise BadInputError("missing", f"{path}: no such archive") from None
         except OSError as error:
-            message = (
-                f"{path}: the archive cannot be read ({error.strerror or type(error).__name__})"
-            )
+            cause = error.strerror or type(error).__name__
+            message = f"{path}: the archive cannot be read ({cause})"
             raise BadInputError("undecodable", message) from None
         self._tar: Any = None
         self._offset = -1
@@ -81,7 +80,7 @@ class TarStream:
         return None
 
     def read(self, member: Member) -> bytes:
-        """Returns the content of the last file that `next` returned."""
+        """Returns the content of a file that `next` returned."""
         try:
             self._file.seek(member.offset)
             content = self._file.read(member.size)

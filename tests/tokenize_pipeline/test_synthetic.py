@@ -16,7 +16,6 @@ from soda_jax.commands import synth as command
 from soda_jax.errors import UserError
 from soda_jax.evaluate.wer import number_normaliser
 from tokenize_pipeline import synthetic
-from tokenize_pipeline.spoken_numbers import number_in_words
 
 TASKS = ("demo", "numbers")
 
@@ -122,4 +121,4 @@ def test_the_command_makes_a_corpus_and_refuses_a_count_below_one(tmp_path, caps
 @given(st.integers(0, 999))
 def test_a_number_in_words_compares_equal_to_its_digits(value):
     spell = number_normaliser([])
-    assert spell(number_in_words(value)) == spell(str(value)) == " ".join(str(value))
+    assert spell(synthetic.number_in_words(value)) == spell(str(value)) == " ".join(str(value))

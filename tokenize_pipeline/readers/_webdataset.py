@@ -83,20 +83,20 @@ def _utterances(
         raise UserError(f"{path} is not a .tar file: give the archives as published")
     sounds: dict[str, str] = {}
     rows: dict[str, bytes] = {}
-    # For each stem, the number of its member and a hash of the content (JSON) or name and size (sound).
-    known_sounds: dict[str, tuple[int, int]] = {}
-    known_rows: dict[str, tuple[int, int]] = {}
+    # For each file, by stem and kind, the number of its member and a hash of its content, or for a sound of
+    # its name and size.
+    firsts: dict[tuple[str, bool], tuple[int, int]] = {}
     files = members(path, lambda name: name.endswith(".json"))
     for number, (name, size, content) in enumerate(files, 1):
         stem, _, suffix = name.rpartition("/")[2].rpartition(".")
-        if not stem or (content is None and suffix.lower() not in SOUNDS):
+        is_sound = content is None
+        if not stem or (is_sound and suffix.lower() not in SOUNDS):
             continue
-        known = known_sounds if content is None else known_rows
-        what = hash((name, size) if content is None else content)
-        first, first_what = known.setdefault(stem, (number, what))
+        what = hash((name, size) if is_sound else content)
+        first, first_what = firsts.setdefault((stem, is_sound), (number, what))
         if first != number:
             # A repeated sound adds nothing: the JSON file describes the utterance.
-            if content is not None or what != first_what:
+            if not is_sound or what != first_what:
                 repeated = f"member {number}, {name},"
                 error = repeat_error(repeated, f"member {first}", same=what == first_what)
                 yield error.rejected(f"{audio}:{name}")
