@@ -116,7 +116,7 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
     folder = Path(directory)
     _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
     chosen = list(itertools.islice(clips(task, seed), count))
-    # Files are renamed into place, so existing ones are complete.
+    # Files are written atomically, so existing ones are complete.
     missing = [i for i in range(count) if not (folder / _audio_name(i)).exists()]
     speak = _voice() if missing else None
     with progress("speech", count, start=count - len(missing)) as bar:
