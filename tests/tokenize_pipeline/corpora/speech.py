@@ -1,4 +1,4 @@
-"""Synthetic speech for the small corpora: short commands and digits by hibari-tts, spoken once a session."""
+"""Synthetic speech for the small corpora: short commands and digits by hibari-tts, made once per session."""
 
 import functools
 import tempfile
@@ -16,9 +16,9 @@ _COUNT = 12
 
 
 def spoken(count: int, first: int = 0) -> list[np.ndarray]:
-    """Clips `first` to `first + count` of twelve, float32 mono samples at `RATE`; skips without hibari-tts.
+    """Returns clips `first` to `first + count` of twelve, float32 mono samples at `RATE`; skips without hibari-tts.
 
-    Each is whole hundredths of a second, and no sample needs more than sixteen bits.
+    Their lengths are multiples of 0.01 s, and their samples are 16-bit values.
     """
     pytest.importorskip("hibari")
     assert first + count <= _COUNT
