@@ -36,4 +36,5 @@ def _read(path: Path) -> np.ndarray:
     samples, rate = soundfile.read(path, dtype="float32")
     clip = soxr.resample(samples, rate, RATE)
     clip = clip[: len(clip) - len(clip) % (RATE // 100)]
-    return (np.round(clip * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
+    # Adding 0.0 removes the sign of zeros, which a sound file does not store.
+    return (np.round(clip * 32768).clip(-32768, 32767) / 32768 + 0.0).astype(np.float32)
