@@ -4,6 +4,7 @@ The headers of a plain tar are indexed once. Those of a compressed tar are index
 read; reading an earlier member decompresses the archive again. Nothing is written to disk.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -166,10 +167,9 @@ def _plain_index(
     """Returns the members of a plain tar by name, and the error that ended the list, if any."""
     members: dict[str, Member] = {}
     try:
-        stream = TarStream(path)
-        while (member := stream.next()) is not None:
-            members.setdefault(member.name, member)
-        stream.close()
+        with contextlib.closing(TarStream(path)) as stream:
+            for member in iter(stream.next, None):
+                members.setdefault(member.name, member)
     except BadInputError as error:
         return members, error
     return members, None

@@ -111,7 +111,8 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
       The path of the manifest.
 
     Raises:
-      UserError: if the directory contains a corpus of another task or seed, or hibari-tts is missing.
+      UserError: if the directory contains a corpus of another task or seed.
+      ModuleNotFoundError: without hibari-tts, which is in the extra `demo`.
     """
     folder = Path(directory)
     _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
@@ -126,17 +127,17 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
             write_wav(folder / _audio_name(i), audio, SAMPLE_RATE)
             bar.advance()
     manifest = folder / "manifest.jsonl"
-    rows = (
+    rows: list[dict[str, str | int | float]] = [
         {"audio": _audio_name(i), **asdict(clip), "speaker": _VOICE, "language": "en"}
         for i, clip in enumerate(chosen)
-    )
-    write_atomic(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    ]
     generator = random.Random(f"{task} {seed} text")
-    sentences = (
+    sentences: list[dict[str, str | int | float]] = [
         {"id": f"{task}-{seed}-text-{i:06d}", "text": sample_text(task, generator)}
         for i in range(texts)
-    )
-    write_atomic(folder / "text.jsonl", "".join(json.dumps(row) + "\n" for row in sentences))
+    ]
+    for path, lines in ((manifest, rows), (folder / "text.jsonl", sentences)):
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
     return manifest
 
 
@@ -161,15 +162,12 @@ def number_in_words(value: int) -> str:
     return " ".join(spoken)
 
 
-def _digits(shortest: int, longest: int) -> Callable[[random.Random], str]:
-    def sample(generator: random.Random) -> str:
-        return " ".join(generator.choices(DIGITS, k=generator.randint(shortest, longest)))
-
-    return sample
+def _digits(generator: random.Random, shortest: int, longest: int) -> str:
+    return " ".join(generator.choices(DIGITS, k=generator.randint(shortest, longest)))
 
 
 def _move(generator: random.Random) -> str:
-    """`stop`, `go left`, `turn right four` or `turn right four two`."""
+    """Returns `stop`, `go left`, `turn right four`, `turn right four two` or similar."""
     steps = generator.choices((None, 0, 1, 2), weights=(1, 4, 3, 2))[0]
     if steps is None:
         return "stop"
@@ -177,12 +175,8 @@ def _move(generator: random.Random) -> str:
     return " ".join([*way, *generator.choices(DIGITS, k=steps)])
 
 
-def _number(generator: random.Random) -> str:
-    return number_in_words(generator.randint(0, 999))
-
-
 def _date(generator: random.Random) -> str:
-    """A month and a day from 1 to 30: `march third`, `may twenty first`."""
+    """Returns a month and a day from 1 to 30: `march third`, `may twenty first`."""
     day = generator.randint(1, 30)
     if day <= 20:
         spoken = ORDINALS[day - 1]
@@ -199,8 +193,13 @@ def _command(generator: random.Random) -> str:
 
 
 _SAMPLERS: dict[Task, tuple[Callable[[random.Random], str], ...]] = {
-    "demo": (_digits(1, 3), _move),
-    "numbers": (_digits(2, 5), _number, _date, _command),
+    "demo": (lambda random: _digits(random, 1, 3), _move),
+    "numbers": (
+        lambda random: _digits(random, 2, 5),
+        lambda random: number_in_words(random.randint(0, 999)),
+        _date,
+        _command,
+    ),
 }
 
 
@@ -228,12 +227,7 @@ def _claim(folder: Path, settings: dict[str, str | int]) -> None:
 
 def _voice() -> Callable[[str, float, int], np.ndarray]:
     """Returns a function of (text, speed, seed of the noise) that synthesizes float32 audio at 24 kHz."""
-    try:
-        import hibari
-    except ImportError:
-        raise UserError(
-            "the corpus needs hibari-tts: install it with `pip install soda-jax[demo]`"
-        ) from None
+    import hibari
 
     # One thread: a second one does not speed up clips of a second (measured).
     engine = hibari.Hibari(voice=_VOICE, threads=1)

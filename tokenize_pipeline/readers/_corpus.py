@@ -1,5 +1,6 @@
 """Corpora in their published layout, unpacked or in tars: data root, metadata files and sounds."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,13 +23,7 @@ _BYTES_PER_SECOND = {".flac": 17_000, ".mp3": 6_600}
 
 
 class TextFile(NamedTuple):
-    """A metadata file.
-
-    Attributes:
-      name: path relative to the data root, or name of the member of an archive.
-      label: the file, for messages.
-      lines: (number, line) as in `_lines.lines`.
-    """
+    """A metadata file: path from the data root or in the archive, label for messages, and numbered lines."""
 
     name: str
     label: str
@@ -156,25 +151,19 @@ def members(
       UserError: if the archive is missing or damaged. One row in the quarantine would not show that most
         of an archive is lost.
     """
-    stream = None
     try:
-        stream = TarStream(str(path))
-        while (member := stream.next()) is not None:
-            if is_mac_metadata(member.name):
-                continue
-            content = None
-            if wanted(member.name):
-                if member.size > _LARGEST_METADATA:
+        with contextlib.closing(TarStream(str(path))) as stream:
+            for member in iter(stream.next, None):
+                if is_mac_metadata(member.name):
+                    continue
+                is_wanted = wanted(member.name)
+                if is_wanted and member.size > _LARGEST_METADATA:
                     raise UserError(
                         f"{path}: {member.name} is too large to read into memory: unpack the archive"
                     )
-                content = stream.read(member)
-            yield member.name, member.size, content
+                yield member.name, member.size, stream.read(member) if is_wanted else None
     except BadInputError as error:
         raise UserError(f"{error}; download it again or leave it out of --input") from None
-    finally:
-        if stream is not None:
-            stream.close()
 
 
 def is_tar(path: Path) -> bool:
