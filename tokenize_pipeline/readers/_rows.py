@@ -133,16 +133,9 @@ def repeat_error(name: str, first: str, *, same: bool) -> RowError:
 
 
 class RepeatedFields(dict[str, Any]):
-    """A JSON object in which a field occurs twice. The dict has the last value of each field.
+    """A JSON object in which a field occurs twice: the last value of each field, and all `pairs` in order."""
 
-    Attributes:
-      pairs: all fields in order.
-    """
-
-    def __init__(self, pairs: list[tuple[str, Any]]):
-        """Creates the object from all fields in order."""
-        super().__init__(pairs)
-        self.pairs = pairs
+    pairs: list[tuple[str, Any]]
 
     def first_repeated(self) -> str:
         """Returns the first field that occurs more than once."""
@@ -155,7 +148,10 @@ def _first_repeated(names: Iterable[str]) -> str:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else RepeatedFields(pairs)
+    if len(found) < len(pairs):
+        found = RepeatedFields(pairs)
+        found.pairs = pairs
+    return found
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
@@ -245,28 +241,26 @@ def _named_fields(
     """Returns the rows by the names of the columns; the first row is the header."""
     _, header = next(rows, (0, []))
     assert not isinstance(header, RowError)
-    missing = [column for column in required if column not in header]
-    if missing:
-        raise UserError(f"{name} has no column {missing[0]!r} in its header {str(header)[:300]}")
+    for column in required:
+        if column not in header:
+            raise UserError(f"{name} has no column {column!r} in its header {str(header)[:300]}")
     if repeated := _first_repeated(header):
-        message = f"more than one column {repeated!r} in its header: rename all but one"
-        raise UserError(f"{name} has {message}")
+        fix = "rename all but one"
+        raise UserError(f"{name} has more than one column {repeated!r} in its header: {fix}")
 
-    def named() -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-        for number, fields in rows:
-            if isinstance(fields, RowError):
-                yield number, fields
-                continue
-            row = dict(zip(header, fields, strict=False))
-            more = len(fields) > len(header)
-            if len(fields) == len(header):
-                yield number, row
-            else:
-                amount = f"{'more' if more else 'fewer'} fields than the header has columns"
-                message = f"{len(fields)} fields, {amount} ({len(header)})"
-                yield number, no_row("".join(fields), message, attempt=more, row=row)
+    def row(fields: list[str] | RowError) -> dict[str, Any] | RowError:
+        if isinstance(fields, RowError):
+            return fields
+        named = dict(zip(header, fields, strict=False))
+        if len(fields) == len(header):
+            return named
+        more = len(fields) > len(header)
+        amount = f"{'more' if more else 'fewer'} fields than the header has columns ({len(header)})"
+        message = f"{len(fields)} fields, {amount}"
+        return no_row("".join(fields), message, attempt=more, row=named)
 
-    return reject_split_rows(named()) if header[-1] == required[-1] else named()
+    named_rows = ((number, row(fields)) for number, fields in rows)
+    return reject_split_rows(named_rows) if header[-1] == required[-1] else named_rows
 
 
 def _csv_fields(lines: Iterator[Line], name: str) -> Iterator[tuple[int, list[str] | RowError]]:

@@ -102,10 +102,11 @@ def _document(
         raise RowError(f"'text' of video {video} is {type(captions).__name__}, not an object")
     kept: list[tuple[int, int, UtteranceSource]] = []
     repeats = Repeats()
-    repeated = isinstance(captions, RepeatedFields)
-    pairs = captions.pairs if isinstance(captions, RepeatedFields) else captions.items()
+    pairs = captions.pairs if isinstance(captions, RepeatedFields) else list(captions.items())
     for index, (name, text) in enumerate(pairs, 1):
-        position = f"{where}:{name} (caption {index})" if repeated else f"{where}:{name}"
+        position = f"{where}:{name}"
+        if len(pairs) > len(captions):  # the name is ambiguous
+            position += f" (caption {index})"
         try:
             times = _TIMES.fullmatch(name)
             if times is None:
