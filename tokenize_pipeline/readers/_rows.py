@@ -196,14 +196,12 @@ def optional_string(row: dict[str, Any], name: str) -> str | None:
     return text
 
 
-def required_text(row: dict[str, Any], name: str = "text") -> str:
-    """Returns field `name`, which may be empty; RowError if it is absent or not a string."""
-    text = row.get(name)
-    if not isinstance(text, str):
-        raise RowError(
-            f"{name!r} is missing" if text is None else f"{name!r} is {text!r}, not a string"
-        )
-    return text
+def required_text(row: dict[str, Any]) -> str:
+    """Returns the field "text", which may be empty; RowError if it is absent or not a string."""
+    text = row.get("text")
+    if isinstance(text, str):
+        return text
+    raise RowError("'text' is missing" if text is None else f"'text' is {text!r}, not a string")
 
 
 def csv_rows(

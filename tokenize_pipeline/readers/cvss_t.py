@@ -32,7 +32,7 @@ KIND = "speech"
 COMMON_VOICE = "cv-corpus-4-2019-12-10"
 _NAME = r"cvss_t_[a-z]{2}_en_v1\.0"
 _LAYOUT = Layout(
-    "CVSS-T, cvss_t_LANGUAGE_en_v1.0.tar.gz",
+    "CVSS-T",
     "cvss_t_LANGUAGE_en_v1.0/SPLIT.tsv",
     rf"{_NAME}/[^/]+\.tsv",
     ("/train.tsv",),

@@ -4,9 +4,9 @@
     LibriSpeech/dev-clean/84/121123/84-121123-0000.flac
 
 A line of a `.trans.txt` is the id of an utterance, a space and its transcript in capitals. The inputs are
-`.trans.txt` files, or the published archives (`dev-clean.tar.gz`, …). In an archive the files of a chapter are
-contiguous, in any order; their sizes give expected lengths. The layout is described in README.TXT of each
-archive; the corpus is Panayotov et al., "LibriSpeech: an ASR corpus based on public domain audio books", ICASSP 2015.
+`.trans.txt` files, or the published archives (`dev-clean.tar.gz`, …), in which the sizes of the sounds give
+expected lengths. The layout is described in README.TXT of each archive; the corpus is Panayotov et al.,
+"LibriSpeech: an ASR corpus based on public domain audio books", ICASSP 2015.
 
 Text is lower-cased, as in SODA's validation, because capitals carry no information. Ids are
 `librispeech/SUBSET/SPEAKER-CHAPTER`. The data root is the folder that contains `LibriSpeech`, or the archives.

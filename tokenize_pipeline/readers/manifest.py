@@ -58,6 +58,9 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             documents.setdefault(key, []).append((order, count, utterance))
     for key, rows in documents.items():
         name = _default_name(rows[0][2]) if isinstance(key, int) else key
+        if len(rows) == 1:
+            yield DocumentSource(name, (rows[0][2],))
+            continue
         kept, repeats = [], Repeats()
         for order, count, utterance in rows:
             sound = (utterance.audio, utterance.member, utterance.start, utterance.end)

@@ -80,7 +80,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             segments = path.with_name("segments.txt")
             if not segments.is_file():
                 raise UserError(f"{segments} is missing, {path} needs it: unpack the whole corpus")
-            name = files[0].name.replace("transcripts.txt", "segments.txt")
+            name = f"{files[0].name.removesuffix('transcripts.txt')}segments.txt"
             files.append(TextFile(name, str(segments), lines(segments)))
         by_name = {PurePosixPath(file.name).stem: file for file in reversed(files)}
         folder = by_name["transcripts"].name.rpartition("/")[0]

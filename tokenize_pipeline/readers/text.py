@@ -50,30 +50,37 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             try:
                 if isinstance(row, RowError):
                     raise row
-                yield _document(row, where)
+                text, name = (row, None) if isinstance(row, str) else _text_and_id(row)
+                if name is None:
+                    name = f"text-{_digest(text)[:24]}"
+                yield DocumentSource(name, (UtteranceSource(text, where=where),))
             except RowError as error:
                 yield error.rejected(where)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str | RowError]]:
     suffix = content_suffix(path)
     if suffix == ".parquet":
         return _parquet_rows(path)
-    is_json = suffix in (".jsonl", ".json", ".ndjson")
-    return parse_rows(lines(path), json_object if is_json else lambda line: {"text": line})
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        return parse_rows(lines(path), json_object)
+    return ((number, line) for number, line in lines(path) if line.strip())
 
 
-def _document(row: dict[str, Any], where: str) -> DocumentSource:
+def _text_and_id(row: dict[str, Any]) -> tuple[str, str | None]:
     field = next((name for name in TEXT_FIELDS if name in row), TEXT_FIELDS[0])
     text = row.get(field)
     if not isinstance(text, str):
         raise RowError(f"{field!r} is {text!r}, not a string")
     found = ((name, optional_string(row, name)) for name in ID_FIELDS)
     source, name = next((pair for pair in found if pair[1]), ("", None))
-    digest = hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
     if source == "warc_record_id":
-        name = f"{name}#{digest[:8]}"
-    return DocumentSource(name or f"text-{digest[:24]}", (UtteranceSource(text, where=where),))
+        name = f"{name}#{_digest(text)[:8]}"
+    return text, name
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
