@@ -57,13 +57,12 @@ data_root = _LAYOUT.data_root
 
 
 class _Row(NamedTuple):
-    """A line of a text file: book, UTTERANCE, the other fields, position, error if it is unusable."""
+    """A line of a text file: UTTERANCE, the other fields, position, and the error if it is unusable."""
 
-    book: Book | None = None
-    utterance: str = ""
-    rest: str = ""
-    where: str = ""
-    error: RowError | None = None
+    utterance: str
+    rest: str
+    where: str
+    error: RowError | None
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
@@ -99,24 +98,23 @@ def _books(file: TextFile) -> Iterator[tuple[Book, list[_Row]]]:
     path = "/".join(file.name.split("/")[-3:])
     is_text = file.name.endswith("transcripts.txt")
     book, rows = Book(), list[_Row]()
-    for number, parsed in parse_rows(file.lines, _row, text_is_last=is_text):
-        if isinstance(parsed, RowError):
-            parsed = (parsed.row or _Row())._replace(error=parsed)
-        row = parsed._replace(where=f"{path}:{number}")
-        if row.book is not None:
-            if book and book != row.book:
-                yield book, rows
-                rows = []
-            book = row.book
-        rows.append(row)
+    for number, row in parse_rows(file.lines, _fields, text_is_last=is_text):
+        error = row if isinstance(row, RowError) else None
+        fields = row.row or (book, "", "") if isinstance(row, RowError) else row
+        if book and book != fields[0]:
+            yield book, rows
+            rows = []
+        book = fields[0]
+        rows.append(_Row(fields[1], fields[2], f"{path}:{number}", error))
     if rows:
         yield book, rows
 
 
-def _row(line: str) -> _Row:
+def _fields(line: str) -> tuple[Book, str, str]:
+    """Returns book, UTTERANCE and the other fields of a line."""
     utterance, _, rest = line.strip().partition("\t")
     if matched := _UTTERANCE.fullmatch(utterance):
-        return _Row(matched.groups(), utterance, rest)
+        return matched.groups(), utterance, rest
     message = f"{utterance[:80]!r} is not the id of an utterance, SPEAKER_BOOK_NUMBER"
     raise no_row(line, message, attempt=re.match(r"\d+_", utterance, re.ASCII) is not None)
 

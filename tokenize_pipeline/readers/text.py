@@ -48,8 +48,6 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
         for number, row in _rows(path):
             where = f"{path.name}:{number}"
             try:
-                if isinstance(row, RowError):
-                    raise row
                 text, name = (row, None) if isinstance(row, str) else _text_and_id(row)
                 if name is None:
                     name = f"text-{_digest(text)[:24]}"
@@ -67,7 +65,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str | RowError]]:
     return ((number, line) for number, line in lines(path) if line.strip())
 
 
-def _text_and_id(row: dict[str, Any]) -> tuple[str, str | None]:
+def _text_and_id(row: dict[str, Any] | RowError) -> tuple[str, str | None]:
+    if isinstance(row, RowError):
+        raise row
     field = next((name for name in TEXT_FIELDS if name in row), TEXT_FIELDS[0])
     text = row.get(field)
     if not isinstance(text, str):
