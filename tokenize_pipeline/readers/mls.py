@@ -135,7 +135,7 @@ def _pairs(
         if one is None or two is None or one[0] != two[0] or book in seen:
             raise UserError(
                 f"{path}: transcripts.txt and segments.txt do not list the same books in the same order, at "
-                f"{'_'.join(book)}: sort both, as in LC_ALL=C sort -o segments.txt segments.txt"
+                f"{'_'.join(book) or 'the first line'}: sort both, as in LC_ALL=C sort -o segments.txt segments.txt"
             )
         seen.add(book)
         yield book, one[1], two[1]
