@@ -156,7 +156,7 @@ def _clips(args: argparse.Namespace) -> list[Clip]:
     if source.is_dir():
         import soundfile
 
-        from tokenize_pipeline.readers._folders import is_mac_metadata
+        from tokenize_pipeline.readers._corpus import is_mac_metadata
 
         known = {f".{name.lower()}" for name in soundfile.available_formats()} | _OTHER_SUFFIXES
         found = (
