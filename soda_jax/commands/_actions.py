@@ -1,11 +1,11 @@
-"""Adds sub-commands with an example in their help, and options for numbers."""
+"""Actions of a sub-command, such as `train` in `soda tokenizer train`."""
 
 import argparse
 from typing import Any
 
 
 def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """Adds the sub-command `name` to `actions`, the result of `add_subparsers`."""
+    """Adds an action with an example in its help to `actions`, the result of `add_subparsers`."""
     return actions.add_parser(
         name,
         help=summary,
