@@ -42,7 +42,6 @@ EXTRAS = {
     "sklearn": "tokenize",
     "threadpoolctl": "tokenize",
     "tokenizers": "tokenize",
-    "zstandard": "tokenize",
     "hibari": "demo",
     "matplotlib": "demo",
     "faster_whisper": "eval",

@@ -13,3 +13,8 @@ def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_number(parser: argparse.ArgumentParser, name: str, default: float, meaning: str) -> None:
+    """Adds an option with the type of `default`, which is appended to its help."""
+    parser.add_argument(name, type=type(default), default=default, help=f"{meaning} (%(default)s)")
