@@ -23,7 +23,8 @@ import numpy as np
 from _machine import describe_machine
 from _results import parse, written
 
-from soda_jax.model.loss import chunk_tokens, linear_cross_entropy, loss_settings
+from soda_jax.model import VocabularyBlocks
+from soda_jax.model.loss import LossSettings, chunk_tokens, linear_cross_entropy
 from soda_jax.progress import track
 
 Side = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -34,7 +35,7 @@ def sides(vocabulary: int, chunks: Sequence[int]) -> dict[str, Side]:
 
     def ours(chunk: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
         blocks = (head[None],)
-        settings = loss_settings(np.ones(vocabulary, bool), blocks, 0.0, chunk)
+        settings = LossSettings(VocabularyBlocks(vocabulary, ()), chunk=chunk)
         weights = jnp.ones(targets.shape, jnp.float32)
         return linear_cross_entropy(settings, hidden, blocks, targets, weights)[0]
 
@@ -84,8 +85,8 @@ def main() -> None:
 
     kind = jnp.bfloat16 if accelerator else jnp.float32
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(1, args.tokens, args.hidden_size)), kind)
-    head = jnp.asarray(0.02 * rng.normal(size=(args.vocabulary, args.hidden_size)), jnp.float32)
+    hidden = jnp.asarray(rng.normal(size=(1, args.tokens, args.width)), kind)
+    head = jnp.asarray(0.02 * rng.normal(size=(args.vocabulary, args.width)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, args.vocabulary, (1, args.tokens)), jnp.int32)
     compiled: dict[str, Any] = {}
     losses: dict[str, float] = {}
@@ -102,7 +103,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
             cores[name].append(time.process_time() - spent)
     print(
-        f"{describe_machine()}; {jax.devices()[0].device_kind}; {args.tokens:,} tokens, d {args.hidden_size}, "
+        f"{describe_machine()}; {jax.devices()[0].device_kind}; {args.tokens:,} tokens, d {args.width}, "
         f"vocabulary {args.vocabulary:,}; {args.rounds} rounds\n"
     )
     print("| loss | value | ms, median | spread | time / ours | core-seconds | temporaries, MB |")

@@ -172,9 +172,9 @@ def _stop_half_way(process: "subprocess.Popen[bytes]", run: Path) -> None:
 
 
 def _evaluate(home: Path) -> None:
-    from soda_jax.evaluate.run import Options, evaluate
+    from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
 
-    options = Options(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
+    options = EvaluationOptions(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
     write_json(home / "evaluation.json", evaluate(home / "run", options))
 
 
@@ -235,11 +235,11 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
 
 def _samples(home: Path, model: Any) -> list[Any]:
     """Returns spoken sentences, and held-out clips transcribed and continued."""
-    from soda_jax.evaluate.recogniser import NAME, Recogniser
+    from soda_jax.evaluate.recognizer import NAME, Recognizer
     from soda_jax.evaluate.speech import held_out_utterances
     from soda_jax.report.content import Clip, Sample
 
-    rate, judge = model.codec.sample_rate, Recogniser()
+    rate, judge = model.codec.sample_rate, Recognizer()
     held_out = held_out_utterances(model.metadata["data"], EVALUATED)
     # The longest ones, because the short ones are single words.
     chosen = sorted(held_out, key=lambda item: -len(item.utterance.text))[:SHOWN]

@@ -1,4 +1,4 @@
-"""The harness of benchmarks/: sides are processes that take turns, and one that fails stops no other."""
+"""The harness of benchmarks/: sides are processes that take turns, and a failed one does not stop the others."""
 
 import importlib
 import json

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from soda_jax.commands import synth as command
 from soda_jax.errors import UserError
-from soda_jax.evaluate.wer import number_normaliser
+from soda_jax.evaluate.wer import number_normalizer
 from tokenize_pipeline import synthetic
 
 TASKS = ("demo", "numbers")
@@ -120,5 +120,5 @@ def test_the_command_writes_a_corpus_and_rejects_a_count_below_one(tmp_path, cap
 
 @given(st.integers(0, 999))
 def test_a_number_in_words_compares_equal_to_its_digits(value):
-    spell = number_normaliser([])
+    spell = number_normalizer([])
     assert spell(synthetic.number_in_words(value)) == spell(str(value)) == " ".join(str(value))
