@@ -65,7 +65,6 @@ class Admission:
         Args:
           counts: receives the number of exact repeats, `repeated_in_input`.
         """
-        seen: set[int] = set()
         firsts: dict[int, tuple[bytes, str]] = {}
         for item in self._reader.read(self._inputs):
             if not isinstance(item, DocumentSource) or len(item.id.encode()) > MAX_ID_BYTES:
@@ -75,15 +74,14 @@ class Admission:
                 continue
             if key in self._repeated:
                 content, where = _content(item), item.utterances[0].where
-                first, first_where = firsts.setdefault(key, (content, where))
-                if key in seen:
-                    same = first == content
+                if key in firsts:
+                    same = firsts[key][0] == content
                     counts["repeated_in_input"] += same
                     if not same or self._reader.KIND == "speech":
-                        error = repeat_error(f"document {item.id}", first_where, same=same)
+                        error = repeat_error(f"document {item.id}", firsts[key][1], same=same)
                         yield Rejected(error.reason, str(error), where, item.id)
                     continue
-                seen.add(key)
+                firsts[key] = (content, where)
             yield item
 
 

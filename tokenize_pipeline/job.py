@@ -21,9 +21,15 @@ from tokenize_pipeline.plan import Plan, ShardPlan, plan_folder, remove_plan
 from tokenize_pipeline.planner import describe_inputs
 from tokenize_pipeline.process_pool import run_shards
 from tokenize_pipeline.request import Request, import_beam, newest_generation, read_request
-from tokenize_pipeline.results import has_result, is_finished, read_progress, remove_result
-from tokenize_pipeline.sweep import remove_shards, sweep
-from tokenize_pipeline.worker import Job, load_codec_once
+from tokenize_pipeline.results import (
+    has_result,
+    is_finished,
+    read_progress,
+    remove_result,
+    remove_shards,
+    sweep,
+)
+from tokenize_pipeline.worker import load_codec_once
 
 _UPDATE_SECONDS = 0.5
 
@@ -55,7 +61,7 @@ def tokenize(options: TokenizeOptions) -> Summary:
                 # A model trained on this data finds its codec here.
                 load_codec_once(options.codec).save(dataset / "codec")
             before = dataclasses.replace(before, front_end=folder_sums(dataset, *FRONT_END))
-        _run(request.job(dataset, plan), plan, options)
+        _run(request, plan)
         sweep(dataset)  # again, for files that workers of a killed job began after the first sweep
         return merge(dataset, plan, before, options.max_bad_fraction)
 
@@ -81,15 +87,15 @@ def _finished_append(request: Request) -> Plan | None:
     the command. A new plan would then retry the documents that were bad the first time.
     """
     newest = request.before
-    folder = plan_folder(request.dataset, newest.generation)
-    if not newest.generation or not (folder / "plan.json").exists():
+    if not newest.generation:
         return None
     try:
-        plan = Plan.load(folder)
-    except UserError:  # damaged or of another version; a finished data set does not need it
+        plan = Plan.load(plan_folder(request.dataset, newest.generation))
+    except (
+        UserError
+    ):  # removed, damaged or of another version; a finished data set does not need it
         return None
-    settings = request.settings(newest.generation)
-    settings["after"] = plan.settings.get("after")
+    settings = {**request.settings(newest.generation), "after": plan.settings.get("after")}
     same = plan.settings == settings and plan.digest == newest.settings_digest
     return plan if same and plan.inputs == describe_inputs(request.inputs) else None
 
@@ -106,26 +112,22 @@ def _plan(request: Request) -> Plan:
     if newest_generation(dataset) >= generation:
         raise UserError(f"{dataset} is already finished: give another --output, or --append")
     remove_shards(dataset, request.first_numbers)
-    plan = request.make_plan(folder)
-    if not generation and not plan.shards and not plan.counts["rejected_rows"]:
-        remove_plan(folder)
-        raise UserError(f"--input={request.options.input} contains no document")
-    return plan
+    return request.make_plan(folder)
 
 
-def _run(job: Job, plan: Plan, options: TokenizeOptions) -> None:
+def _run(request: Request, plan: Plan) -> None:
     """Tokenizes the shards that are not finished yet, and shows the progress."""
-    dataset, folder = Path(job.dataset), plan_folder(Path(job.dataset), job.generation)
-    pending = []
-    for shard in plan.shards:
-        if not is_finished(dataset, folder, plan, shard):
-            remove_result(folder, shard)
-            pending.append(shard)
+    dataset, options = request.dataset, request.options
+    folder = plan_folder(dataset, plan.generation)
+    pending = [shard for shard in plan.shards if not is_finished(dataset, plan, shard)]
+    for shard in pending:
+        remove_result(folder, shard)
     if not pending:
         return
     unit = "seconds of audio" if plan.settings["kind"] == "speech" else "bytes of text"
     total = sum(round(shard.weight) for shard in plan.shards)
     start = total - sum(round(shard.weight) for shard in pending)
+    job = request.job(dataset, plan)
     with (
         progress(f"tokenizing, {unit}", total, start=start) as bar,
         _call_repeatedly(_progress_reader(folder, pending, bar)),
@@ -144,17 +146,16 @@ def _progress_reader(
     counted = dict.fromkeys((shard.name for shard in pending), 0)
 
     def update() -> None:
-        advanced = 0
+        before = sum(counted.values())
         for shard in list(waiting):
-            finished = has_result(folder, shard)
-            if finished:
+            part = read_progress(folder, shard)
+            if has_result(folder, shard):
                 waiting.remove(shard)
-            part = 1.0 if finished else read_progress(folder, shard)
+                part = 1.0
             # A shard that another worker restarted does not move the bar back.
-            now = max(round(part * round(shard.weight)), counted[shard.name])
-            advanced += now - counted[shard.name]
-            counted[shard.name] = now
-        bar.advance(advanced, f"{len(pending) - len(waiting)} of {len(pending)} shards")
+            counted[shard.name] = max(round(part * round(shard.weight)), counted[shard.name])
+        finished = f"{len(pending) - len(waiting)} of {len(pending)} shards"
+        bar.advance(sum(counted.values()) - before, finished)
 
     return update
 

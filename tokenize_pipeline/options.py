@@ -1,16 +1,12 @@
-"""The options of `soda tokenize`, and which of them decide the bytes of the data set."""
+"""The options of `soda tokenize`."""
 
 import dataclasses
 import difflib
 import glob
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers import Reader
 from tokenize_pipeline.readers._folders import is_mac_metadata
 
 
@@ -66,13 +62,24 @@ class TokenizeOptions:
                 f"workers of --runner={self.runner} with its own option"
             )
         if self.beam_options and not self.runner:
-            name = self.beam_options[0].split("=")[0]
-            ours = [f"--{field.name}" for field in dataclasses.fields(self)]
-            similar = difflib.get_close_matches(name, ours, 1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
-            raise UserError(
-                f"option {name} is unknown to soda tokenize (options of Beam need --runner){hint}"
+            raise unknown_option(
+                self.beam_options[0], "soda tokenize (options of Beam need --runner)"
             )
+
+
+def unknown_option(option: str, to: str, others: Iterable[str] = ()) -> UserError:
+    """Returns the error of an option that is unknown `to` a program, with the most similar option.
+
+    Args:
+      option: the option as given, with or without its value.
+      to: name of the program.
+      others: known options besides those of `TokenizeOptions`.
+    """
+    name = option.split("=")[0]
+    ours = [f"--{field.name}" for field in dataclasses.fields(TokenizeOptions)]
+    similar = difflib.get_close_matches(name, [*ours, *others], 1)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    return UserError(f"option {name} is unknown to {to}{hint}")
 
 
 def find_inputs(pattern: str) -> list[Path]:
@@ -88,50 +95,3 @@ def find_inputs(pattern: str) -> list[Path]:
     if not files:
         raise UserError(f"--input={pattern} matches no file: give a file or a pattern of files")
     return files
-
-
-def find_data_root(options: TokenizeOptions, reader: Reader, inputs: Sequence[Path]) -> Path:
-    """Returns the absolute folder that audio paths are relative to.
-
-    It is --data_root, or the folder of the first input. A reader of a corpus with a fixed layout
-    derives it from the inputs with a function `data_root(inputs) -> Path`.
-
-    Raises:
-      UserError: if it is not a folder, or --data_root differs from the reader's.
-    """
-    of_corpus = getattr(reader, "data_root", None)
-    if of_corpus is None:
-        root = Path(os.path.abspath(options.data_root or inputs[0].parent))
-    else:
-        root = Path(os.path.abspath(of_corpus(inputs)))
-        if options.data_root and os.path.abspath(options.data_root) != str(root):
-            raise UserError(
-                f"--data_root={options.data_root}: --format={options.format} finds its audio by the "
-                f"inputs, in {root}; leave --data_root out"
-            )
-    if not root.is_dir():
-        raise UserError(f"--data_root={root} is not a folder")
-    return root
-
-
-def plan_settings(
-    options: TokenizeOptions, before: Manifest, inputs: Sequence[Path], root: Path, generation: int
-) -> dict[str, Any]:
-    """Returns the settings that the plan records, under the names of the options.
-
-    Options that do not change the bytes (runner, workers, --max_bad_fraction) are not recorded.
-    """
-    codec = before.codec
-    return {
-        "format": options.format,
-        "kind": before.kind,
-        "codec": f"{codec['name']} {codec['fingerprint']}" if codec else None,
-        "tokenizer": before.tokenizer_fingerprint,
-        "layout": before.layout.fingerprint,
-        # Relative to the corpus: the bytes of the data set must not depend on its location.
-        "data_root": os.path.relpath(root, inputs[0].parent),
-        "shards": options.shards,
-        "validation_fraction": options.validation_fraction,
-        "max_audio_seconds": options.max_audio_seconds,
-        "after": before.digest if generation else None,
-    }

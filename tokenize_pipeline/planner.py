@@ -4,6 +4,7 @@ A shard is a run of documents in the order of the corpus; the runs have nearly e
 compressed archive is read sequentially by one worker, so all its documents are in one shard.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -13,17 +14,11 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from soda_jax.data.format.manifest import SPLITS
 from soda_jax.files import write_atomic
 from soda_jax.progress import track
 from tokenize_pipeline.admission import Admission
-from tokenize_pipeline.plan import (
-    SPLITS,
-    Plan,
-    ShardPlan,
-    documents_path,
-    rejected_path,
-    split_of,
-)
+from tokenize_pipeline.plan import REJECTED, Plan, ShardPlan
 from tokenize_pipeline.quarantine import QuarantineRow, json_lines
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, UtteranceSource
 from tokenize_pipeline.sound import expected_seconds
@@ -57,20 +52,20 @@ def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
     return described
 
 
-def speech_weight(data_root: Path) -> Callable[[DocumentSource], float]:
-    """Returns a function that gives the expected seconds of audio of a document."""
-    root = str(data_root)
-    return lambda document: sum(expected_seconds(u, root) for u in document.utterances)
+def work_of(kind: str, data_root: str) -> Callable[[UtteranceSource], float]:
+    """Returns a function that gives the expected work of an utterance.
+
+    For the kind "speech" it is in seconds of audio; for "text", in bytes.
+    """
+    if kind == "speech":
+        return functools.partial(expected_seconds, data_root=data_root)
+    return lambda utterance: len(utterance.text.encode("utf-8", "surrogatepass"))
 
 
-def text_bytes(utterance: UtteranceSource) -> float:
-    """Returns the length of the text of an utterance in bytes."""
-    return len(utterance.text.encode("utf-8", "surrogatepass"))
-
-
-def text_weight(document: DocumentSource) -> float:
-    """Returns the length of the texts of a document in bytes."""
-    return sum(map(text_bytes, document.utterances))
+def split_of(document_id: str, validation_fraction: float) -> str:
+    """Returns the split of a document. It depends only on a hash of the id."""
+    value = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
+    return "validation" if value < validation_fraction * 2**64 else "train"
 
 
 def make_plan(
@@ -80,7 +75,7 @@ def make_plan(
     inputs: Sequence[Path],
     settings: dict[str, Any],
     *,
-    weigh: Callable[[DocumentSource], float],
+    data_root: str,
     known: Container[int],
     first_numbers: dict[str, int],
 ) -> Plan:
@@ -91,56 +86,47 @@ def make_plan(
       generation: generation of the data set.
       reader: yields the documents.
       inputs: files that it reads.
-      settings: recorded in the plan; "shards" and "validation_fraction" are used here.
-      weigh: returns the expected work of a document.
+      settings: recorded in the plan; "kind", "shards" and "validation_fraction" are used here.
+      data_root: absolute folder that audio paths are relative to.
       known: `document_hash` of the documents that the data set already has; they are skipped and counted.
       first_numbers: number of the first shard of each split.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     described = describe_inputs(inputs)
+    work = work_of(settings["kind"], data_root)
     fraction = settings["validation_fraction"]
-    weights = {split: array("d") for split in SPLITS}
-    runs = {split: Runs() for split in SPLITS}
+    splits = {split: _SplitPlan(folder, split, first_numbers[split]) for split in SPLITS}
     names = ("documents", "utterances", "rejected_rows", "repeated_in_input", "already_in_dataset")
     counts = Counter(dict.fromkeys(names, 0))
-    rejected = []
+    rejected: list[Rejected] = []
     admission = Admission(reader, inputs, known)
     for item in track(admission.first_pass(counts), "planning, first pass"):
         if isinstance(item, Rejected):
-            rejected.append(_quarantine_row(item))
+            rejected.append(item)
         else:
-            split = split_of(item.id, fraction)
-            # A minimum keeps documents of unknown length from collecting in one shard.
-            weights[split].append(max(weigh(item), 0.1))
-            runs[split].add(item)
+            splits[split_of(item.id, fraction)].weigh(item, sum(map(work, item.utterances)))
             counts["documents"] += 1
             counts["utterances"] += len(item.utterances)
-    totals = {split: shard_count(weights[split], split, settings) for split in SPLITS}
-    assigned = {
-        split: assign_shards(weights[split], totals[split], runs[split].starts())
-        for split in SPLITS
-    }
-    writers = {s: _ShardFiles(folder, s, first_numbers[s]) for s in SPLITS}
+    for plan in splits.values():
+        plan.assign(settings)
     second_pass = admission.second_pass(counts)
     for item in track(second_pass, "planning, second pass", counts["documents"]):
         if isinstance(item, Rejected):
-            rejected.append(_quarantine_row(item))
+            rejected.append(item)
         else:
-            split = split_of(item.id, fraction)
-            writers[split].write(item, *next(assigned[split]))
+            splits[split_of(item.id, fraction)].write(item)
     counts["rejected_rows"] = len(rejected)
-    rejected_content = json_lines(rejected)
-    write_atomic(rejected_path(folder), rejected_content)
-    shards = [shard for split in SPLITS for shard in writers[split].close()]
-    digest = hashlib.sha256(rejected_content).hexdigest()
-    plan = Plan(generation, settings, described, shards, dict(counts), digest)
-    plan.save(folder)
-    return plan
-
-
-def _quarantine_row(item: Rejected) -> QuarantineRow:
-    return QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
+    rows = json_lines(
+        QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
+        for item in rejected
+    )
+    write_atomic(folder / REJECTED, rows)
+    shards = [shard for plan in splits.values() for shard in plan.close()]
+    digest = hashlib.sha256(rows).hexdigest()
+    made = Plan(generation, settings, described, shards, dict(counts), digest)
+    made.save(folder)
+    return made
 
 
 def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) -> int:
@@ -210,42 +196,57 @@ def document_line(document: DocumentSource) -> str:
     return json.dumps({"id": document.id, "utterances": utterances}) + "\n"
 
 
-class _ShardFiles:
-    """Writes the `.jsonl` files of one split in order, with consecutive numbers."""
+class ShardLines:
+    """Collects the documents of one shard and writes its `.jsonl` file."""
 
-    def __init__(self, folder: Path, split: str, first: int):
-        self._folder, self._split, self._first = folder, split, first
-        self._shards: list[ShardPlan] = []
-        self._current: int | None = None
+    def __init__(self) -> None:
+        """Starts without documents."""
         self._lines: list[str] = []
         self._utterances, self._weight = 0, 0.0
 
-    def write(self, document: DocumentSource, shard: int, weight: float) -> None:
-        if shard != self._current:
-            self._flush()
-            self._current = shard
+    def add(self, document: DocumentSource, weight: float) -> None:
+        """Adds the next document."""
         self._lines.append(document_line(document))
         self._utterances += len(document.utterances)
         self._weight += weight
 
-    def _flush(self) -> None:
-        if not self._lines:
-            return
+    def write(self, folder: Path, split: str, number: int) -> ShardPlan:
+        """Writes the file of shard `number` of `split` into the folder of the plan."""
         content = "".join(self._lines).encode("ascii")
         digest = hashlib.sha256(content).hexdigest()
-        number = self._first + len(self._shards)
-        shard = ShardPlan(
-            self._split,
-            number,
-            len(self._lines),
-            self._utterances,
-            round(self._weight, 3),
-            digest,
-        )
-        write_atomic(documents_path(self._folder, shard), content)
-        self._shards.append(shard)
-        self._lines, self._utterances, self._weight = [], 0, 0.0
+        weight = round(self._weight, 3)
+        shard = ShardPlan(split, number, len(self._lines), self._utterances, weight, digest)
+        write_atomic(folder / shard.file, content)
+        return shard
+
+
+class _SplitPlan:
+    """Collects the weights of a split in the first pass and writes its shards in the second one."""
+
+    def __init__(self, folder: Path, split: str, first_number: int):
+        self._folder, self._split, self._first = folder, split, first_number
+        self._weights, self._runs = array("d"), Runs()
+        self._shards: list[ShardPlan] = []
+        self._current: tuple[int, ShardLines] | None = None
+
+    def weigh(self, document: DocumentSource, work: float) -> None:
+        # A minimum keeps documents of unknown length from collecting in one shard.
+        self._weights.append(max(work, 0.1))
+        self._runs.add(document)
+
+    def assign(self, settings: dict[str, Any]) -> None:
+        total = shard_count(self._weights, self._split, settings)
+        self._assigned = assign_shards(self._weights, total, self._runs.starts())
+
+    def write(self, document: DocumentSource) -> None:
+        shard, weight = next(self._assigned)
+        if self._current is None or self._current[0] != shard:
+            self.close()
+            self._current = shard, ShardLines()
+        self._current[1].add(document, weight)
 
     def close(self) -> list[ShardPlan]:
-        self._flush()
+        if self._current is not None:
+            number = self._first + len(self._shards)
+            self._shards.append(self._current[1].write(self._folder, self._split, number))
         return self._shards

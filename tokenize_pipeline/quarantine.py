@@ -79,3 +79,8 @@ def count_by_reason(rows: Iterable[QuarantineRow]) -> dict[str, int]:
 def lost_count(counts: dict[str, int]) -> int:
     """Returns the number of lost inputs, from counts by reason; exact repeats are not lost."""
     return sum(count for reason, count in counts.items() if reason != "duplicate")
+
+
+def list_reasons(counts: dict[str, int]) -> str:
+    """Returns counts by reason as text, such as `2 missing, 1 silent`; "0" if there are none."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "0"

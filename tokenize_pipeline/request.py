@@ -3,24 +3,25 @@
 import dataclasses
 import importlib
 import logging
-from collections.abc import Callable, Container, Sequence
+import os
+from collections.abc import Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import SPLITS, Manifest, check_compatible
 from soda_jax.data.format.shards import index_path, read_index
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
-from tokenize_pipeline.options import TokenizeOptions, find_data_root, find_inputs, plan_settings
-from tokenize_pipeline.plan import SPLITS, Plan
-from tokenize_pipeline.planner import make_plan, speech_weight, text_weight
-from tokenize_pipeline.readers import DocumentSource, Reader, find_reader
-from tokenize_pipeline.sweep import shard_number
+from tokenize_pipeline.options import TokenizeOptions, find_inputs
+from tokenize_pipeline.plan import Plan, remove_plan
+from tokenize_pipeline.planner import make_plan
+from tokenize_pipeline.readers import Reader, find_reader
+from tokenize_pipeline.results import shard_number
 from tokenize_pipeline.worker import Job, load_codec_once
 
 
@@ -46,7 +47,7 @@ class Request:
     generation: int
     tokenizer: TextTokenizer
     before: Manifest
-    root: Path
+    root: str
 
     @property
     def first_numbers(self) -> dict[str, int]:
@@ -54,27 +55,46 @@ class Request:
         taken = {s: [shard_number(i.file) for i in self.before.splits.get(s, ())] for s in SPLITS}
         return {split: max(numbers, default=-1) + 1 for split, numbers in taken.items()}
 
-    @property
-    def weigh(self) -> Callable[[DocumentSource], float]:
-        """Expected work of a document: seconds of audio, or bytes of text."""
-        return speech_weight(self.root) if self.reader.KIND == "speech" else text_weight
-
     def settings(self, generation: int) -> dict[str, Any]:
-        """Returns the settings that the plan of `generation` records."""
-        return plan_settings(self.options, self.before, self.inputs, self.root, generation)
+        """Returns the settings that the plan of `generation` records, under the names of the options.
+
+        Options that do not change the bytes (runner, workers, --max_bad_fraction) are not recorded.
+        """
+        options, codec = self.options, self.before.codec
+        return {
+            "format": options.format,
+            "kind": self.before.kind,
+            "codec": f"{codec['name']} {codec['fingerprint']}" if codec else None,
+            "tokenizer": self.before.tokenizer_fingerprint,
+            "layout": self.before.layout.fingerprint,
+            # Relative to the corpus: the bytes of the data set must not depend on its location.
+            "data_root": os.path.relpath(self.root, self.inputs[0].parent),
+            "shards": options.shards,
+            "validation_fraction": options.validation_fraction,
+            "max_audio_seconds": options.max_audio_seconds,
+            "after": self.before.digest if generation else None,
+        }
 
     def make_plan(self, folder: Path) -> Plan:
-        """Reads the corpus and writes the plan into `folder`; see `planner.make_plan`."""
-        return make_plan(
+        """Reads the corpus and writes the plan into `folder`; see `planner.make_plan`.
+
+        Raises:
+          UserError: if the corpus of a new data set contains no document.
+        """
+        plan = make_plan(
             folder,
             self.generation,
             self.reader,
             self.inputs,
             self.settings(self.generation),
-            weigh=self.weigh,
-            known=_known_documents(self.dataset, self.before),
+            data_root=self.root,
+            known=_KnownDocuments(self.dataset, self.before),
             first_numbers=self.first_numbers,
         )
+        if not self.generation and not plan.shards and not plan.counts["rejected_rows"]:
+            remove_plan(folder)
+            raise UserError(f"--input={self.options.input} contains no document")
+        return plan
 
     def job(self, dataset: Path, plan: Plan) -> Job:
         """Returns the settings for the workers of `plan`, which write to `dataset`."""
@@ -84,7 +104,7 @@ class Request:
             plan.digest,
             self.options.codec if self.reader.KIND == "speech" else None,
             self.before.layout.codebook_sizes,
-            str(self.root),
+            self.root,
             self.options.max_audio_seconds,
         )
 
@@ -99,23 +119,33 @@ def read_request(options: TokenizeOptions) -> Request:
     reader = find_reader(options.format)
     refuse_url(options.output, "soda tokenize writes")
     dataset = Path(options.output)
-    _check_folder(dataset)
+    if dataset.exists() and not dataset.is_dir():
+        raise UserError(f"--output={dataset} is a file: give a folder")
+    ours = (dataset / "plan").is_dir() or (dataset / "manifests").is_dir()
+    if dataset.is_dir() and any(dataset.iterdir()) and not ours:
+        raise UserError(f"--output={dataset} contains other files: give a new or empty folder")
     if options.runner:
         import_beam().check_options(options.runner, options.beam_options)
-    generation = _generation(dataset, options.append)
+    generation = 0
     if options.append:
+        generation = newest_generation(dataset) + 1
+        if not generation:
+            raise UserError(f"--append needs a finished data set: {dataset} has no manifest")
         check_folder(dataset, Manifest.load(dataset).front_end, "tokenizer")  # the workers read it
-    if options.tokenizer is None and options.append:
-        tokenizer = load_tokenizer(dataset / "tokenizer")
-    else:
-        tokenizer = load_tokenizer(options.tokenizer or "bytes")
-    before = _before(options, reader, tokenizer, dataset, generation)
-    root = find_data_root(options, reader, inputs)
+    spec = options.tokenizer or (dataset / "tokenizer" if options.append else "bytes")
+    tokenizer = load_tokenizer(spec)
+    before = _empty_manifest(options, reader, tokenizer)
+    if generation:
+        before = _check_append(options, dataset, before)
+    root = _find_data_root(options, reader, inputs)
     return Request(options, inputs, reader, dataset, generation, tokenizer, before, root)
 
 
 def import_beam() -> ModuleType:
-    """Imports the module `beam_graph`, without Beam's warnings about missing cloud libraries."""
+    """Imports the module `beam_graph`, without Beam's warnings about missing cloud libraries.
+
+    Local jobs do not import it, because apache_beam takes seconds.
+    """
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module("tokenize_pipeline.beam_graph")
@@ -128,31 +158,31 @@ def newest_generation(dataset: Path) -> int:
     return Manifest.load(dataset).generation if (dataset / "manifest.json").exists() else -1
 
 
-def _check_folder(dataset: Path) -> None:
-    if dataset.exists() and not dataset.is_dir():
-        raise UserError(f"--output={dataset} is a file: give a folder")
-    ours = (dataset / "plan").is_dir() or (dataset / "manifests").is_dir()
-    if dataset.is_dir() and any(dataset.iterdir()) and not ours:
-        raise UserError(f"--output={dataset} contains other files: give a new or empty folder")
+def _find_data_root(options: TokenizeOptions, reader: Reader, inputs: Sequence[Path]) -> str:
+    """Returns the absolute folder that audio paths are relative to.
+
+    It is --data_root, or the folder of the first input. A reader of a corpus with a fixed layout
+    derives it from the inputs with a function `data_root(inputs) -> Path`.
+
+    Raises:
+      UserError: if it is not a folder, or --data_root differs from the reader's.
+    """
+    root = os.path.abspath(options.data_root or inputs[0].parent)
+    if (of_corpus := getattr(reader, "data_root", None)) is not None:
+        found = os.path.abspath(of_corpus(inputs))
+        if options.data_root and root != found:
+            raise UserError(
+                f"--data_root={options.data_root}: --format={options.format} finds its audio by the "
+                f"inputs, in {found}; leave --data_root out"
+            )
+        root = found
+    if not os.path.isdir(root):
+        raise UserError(f"--data_root={root} is not a folder")
+    return root
 
 
-def _generation(dataset: Path, append: bool) -> int:
-    if not append:
-        return 0
-    newest = newest_generation(dataset)
-    if newest < 0:
-        raise UserError(f"--append needs a finished data set: {dataset} has no manifest")
-    return newest + 1
-
-
-def _before(
-    options: TokenizeOptions,
-    reader: Reader,
-    tokenizer: TextTokenizer,
-    dataset: Path,
-    generation: int,
-) -> Manifest:
-    """Returns the manifest of the previous generation, or an empty one."""
+def _empty_manifest(options: TokenizeOptions, reader: Reader, tokenizer: TextTokenizer) -> Manifest:
+    """Returns the manifest of an empty data set with the tokenizer and codec of the options."""
     if reader.KIND == "speech" and not options.codec:
         raise UserError(
             f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR or mimi:DIR"
@@ -161,16 +191,13 @@ def _before(
     layout = make_layout(tokenizer, codec.codebook_sizes if codec else ())
     described = None
     if codec and reader.KIND == "speech":
-        described = {
-            "name": codec.name,
-            "fingerprint": codec.fingerprint,
-            "sample_rate": codec.sample_rate,
-            "frame_rate": codec.frame_rate,
-            "samples_per_frame": codec.samples_per_frame,
-        }
-    empty = Manifest(reader.KIND, layout, described, tokenizer.fingerprint, {})
-    if not generation:
-        return empty
+        names = ("name", "fingerprint", "sample_rate", "frame_rate", "samples_per_frame")
+        described = {name: getattr(codec, name) for name in names}
+    return Manifest(reader.KIND, layout, described, tokenizer.fingerprint, {})
+
+
+def _check_append(options: TokenizeOptions, dataset: Path, empty: Manifest) -> Manifest:
+    """Returns the newest manifest of a data set; UserError unless `empty` has its kind and layout."""
     newest = Manifest.load(dataset)
     if newest.kind != empty.kind:
         raise UserError(
@@ -182,29 +209,22 @@ def _before(
             f"{dataset} was made with text tokenizer {newest.tokenizer_fingerprint}, --tokenizer is "
             f"{empty.tokenizer_fingerprint}: leave --tokenizer out to use the data set's own"
         )
-    wanted = codec.fingerprint if codec else None
-    check_compatible(newest, layout, wanted, name=str(dataset), other="--codec")
+    wanted = empty.codec["fingerprint"] if empty.codec else None
+    check_compatible(newest, empty.layout, wanted, name=str(dataset), other="--codec")
     return newest
 
 
-class _Hashes(Container[int]):
-    """Hashes of documents in a sorted array: 8 bytes each, a tenth of a set's memory."""
+class _KnownDocuments(Container[int]):
+    """Hashes of the documents of a data set in a sorted array: a tenth of a set's memory."""
 
-    def __init__(self, parts: Sequence[np.ndarray]):
-        self._sorted = np.sort(np.concatenate([np.zeros(0, np.uint64), *parts]))
-
-    def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int):
-            return False
-        index = int(np.searchsorted(self._sorted, np.uint64(value)))
-        return index < len(self._sorted) and int(self._sorted[index]) == value
-
-
-def _known_documents(dataset: Path, before: Manifest) -> Container[int]:
-    return _Hashes(
-        [
+    def __init__(self, dataset: Path, manifest: Manifest):
+        hashes = [
             read_index(index_path(dataset / split / info.file), info.index_crc32c).document_hashes
-            for split, shards in before.splits.items()
+            for split, shards in manifest.splits.items()
             for info in shards
         ]
-    )
+        self._sorted = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+
+    def __contains__(self, value: object) -> bool:
+        index = int(np.searchsorted(self._sorted, np.uint64(value)))  # type: ignore[arg-type]
+        return index < len(self._sorted) and int(self._sorted[index]) == value

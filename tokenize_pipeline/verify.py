@@ -9,7 +9,7 @@ from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import differences
 from tokenize_pipeline.merge import QUARANTINE, quarantine_of
-from tokenize_pipeline.plan import Plan, check_file, documents_path, rejected_path
+from tokenize_pipeline.plan import REJECTED, Plan, check_file
 from tokenize_pipeline.results import ShardResult, has_result
 from tokenize_pipeline.worker import load_codec_once
 
@@ -70,8 +70,8 @@ def _plan_faults(dataset: Path, manifests: dict[int, Manifest]) -> Iterator[Faul
 
 def _file_faults(dataset: Path, folder: Path, plan: Plan) -> Iterator[Fault]:
     """Checks the `.jsonl` files that exist; those of a finished data set may be removed."""
-    sums = {documents_path(folder, shard): shard.sha256 for shard in plan.shards}
-    for path, sha256 in {**sums, rejected_path(folder): plan.rejected_sha256}.items():
+    sums = {folder / shard.file: shard.sha256 for shard in plan.shards}
+    for path, sha256 in {**sums, folder / REJECTED: plan.rejected_sha256}.items():
         try:
             if path.exists():
                 check_file(path, sha256)

@@ -66,11 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write nothing; print hours, tokens, shards, disk space and time that the job would need",
     )
     parser.add_argument(
-        "--rate",
-        type=float,
-        help="with --dry_run: seconds of audio (or bytes of text) per second, instead of measuring it",
-    )
-    parser.add_argument(
         "--workers",
         type=int,
         default=1,
@@ -93,20 +88,18 @@ def run(args: argparse.Namespace) -> int:
         return print_faults(args.output)
     if args.input is None:
         raise UserError("--input is missing: give a file, or a quoted pattern of files")
-    if args.rate is not None and not args.dry_run:
-        raise UserError(f"--rate={args.rate:g} requires --dry_run")
     from tokenize_pipeline.options import TokenizeOptions
 
     names = [field.name for field in dataclasses.fields(TokenizeOptions)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     options = TokenizeOptions(**given, beam_options=tuple(getattr(args, "unknown", ())))
-    return _dry_run(options, args.rate) if args.dry_run else _tokenize(options)
+    return _estimate(options) if args.dry_run else _tokenize(options)
 
 
-def _dry_run(options: "TokenizeOptions", rate: float | None) -> int:
-    from tokenize_pipeline.dry_run import dry_run
+def _estimate(options: "TokenizeOptions") -> int:
+    from tokenize_pipeline.estimate import estimate
 
-    print(dry_run(options, rate).describe(options.output))
+    print(estimate(options).describe(options.output))
     return 0
 
 

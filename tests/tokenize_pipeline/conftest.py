@@ -13,6 +13,6 @@ def toy_codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyCodec]:
     """Every codec spec opens the toy codec, in this process."""
     codec = ToyCodec()
     monkeypatch.setattr(worker, "load_codec", lambda spec: codec)
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     yield codec
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()

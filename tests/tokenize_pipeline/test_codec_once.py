@@ -23,13 +23,13 @@ def test_threads_that_ask_at_once_share_one_codec(monkeypatch):
         return worker.load_codec_once(spec)
 
     monkeypatch.setattr(worker, "load_codec", load)
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         first = set(pool.map(ask, ["one"] * 4))
     assert len(first) == 1 and loaded == ["one"]
     assert worker.load_codec_once("two") not in first
     assert worker.load_codec_once("two") is worker.load_codec_once("two")
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     worker.load_codec_once("two")
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     assert loaded == ["one", "two", "two"]

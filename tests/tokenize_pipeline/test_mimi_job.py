@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> str:
 
 def run(corpus: str, output: Path, **changed) -> None:
     given = {"codec": SPEC, "validation_fraction": 0.0, "shards": 2, "max_bad_fraction": 0.5}
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     tokenize(TokenizeOptions(corpus, str(output), **{**given, **changed}))
 
 

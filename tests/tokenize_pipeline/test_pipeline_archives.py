@@ -108,9 +108,9 @@ def test_the_sounds_held_stay_within_the_limit_however_long_the_shard(
     held = []
     encode = encoding.SpeechEncoder._encode
 
-    def spy(self, sounds, bad):
+    def spy(self, sounds, *others):
         held.append(sum(len(sound.content) for sound in sounds.values()))
-        return encode(self, sounds, bad)
+        return encode(self, sounds, *others)
 
     monkeypatch.setattr(encoding.SpeechEncoder, "_encode", spy)
     monkeypatch.setattr(encoding, "HELD_BYTES", 40_000)

@@ -323,7 +323,7 @@ def test_append_refuses_another_tokenizer_or_codec(tmp_path, monkeypatch):
     other = ToyCodec()
     other.fingerprint = "toy-2"
     monkeypatch.setattr(worker, "load_codec", lambda spec: other)
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     with pytest.raises(UserError, match=r"toy-1.*toy-2"):
         run(source, tmp_path / "data", append=True)
 

@@ -12,8 +12,15 @@ from pipeline_toys import write_manifest
 from soda_jax.data.format.shards import document_hash
 from soda_jax.errors import UserError
 from tokenize_pipeline import planner
-from tokenize_pipeline.plan import Plan, ShardPlan, read_documents, split_of
-from tokenize_pipeline.planner import Runs, assign_shards, make_plan, shard_count, speech_weight
+from tokenize_pipeline.plan import Plan, ShardPlan, read_documents
+from tokenize_pipeline.planner import (
+    Runs,
+    assign_shards,
+    make_plan,
+    shard_count,
+    split_of,
+    work_of,
+)
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource, manifest
 from tokenize_pipeline.tar_stream import is_compressed
 
@@ -33,7 +40,7 @@ def plan(tmp_path, rows=None, name="plan", known=(), first=(0, 0), **changed) ->
         manifest,
         [Path(path)],
         {**SETTINGS, **changed},
-        weigh=speech_weight(tmp_path),
+        data_root=str(tmp_path),
         known=known,
         first_numbers={"train": first[0], "validation": first[1]},
     )
@@ -122,10 +129,10 @@ def test_no_compressed_archive_is_spread_over_two_shards(documents, shards):
 
 def test_seconds_weigh_a_document_where_times_do_not(tmp_path):
     (tmp_path / "a.wav").write_bytes(bytes(64_000))
-    weigh = speech_weight(tmp_path)
+    work = work_of("speech", str(tmp_path))
 
     def weight(**fields) -> float:
-        return weigh(DocumentSource("d", (UtteranceSource("t", **fields),)))
+        return work(UtteranceSource("t", **fields))
 
     assert weight(audio="a.wav", seconds=7.5) == 7.5
     assert weight(audio="a.wav", seconds=7.5, start=1.0, end=3.5) == 2.5

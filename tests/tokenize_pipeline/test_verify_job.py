@@ -104,7 +104,7 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     options = TokenizeOptions(
         source, str(tmp_path / "data"), codec=f"mel:{tmp_path / 'codec'}", shards=1
     )
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     tokenize(options)
     assert list(verify(tmp_path / "data")) == []
     (plan,) = (tmp_path / "data" / "plan").glob("*/plan.json")
@@ -112,7 +112,7 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     plan.write_text(json.dumps({**value, "counts": {}}))
     other = MelCodec.fit([noise[::-1].copy()], MelSettings(codebook_sizes=(8, 8)))
     other.save(tmp_path / "data" / "codec")
-    worker.load_codec_once.cache_clear()
+    worker.cached_codec.cache_clear()
     assert {fault.file for fault in verify(tmp_path / "data")} == {
         "plan/0000/plan.json", "codec/codec.json", "codec/codec.safetensors"
     }  # fmt: skip
