@@ -47,28 +47,23 @@ class SpeechEncoder:
         self._clips = getattr(codec, "clips_at_once", 1)
 
     def encode(
-        self,
-        utterances: Mapping[UtteranceKey, UtteranceSource],
-        bad: Errors,
-        done: Callable[[Keys], None],
-    ) -> dict[UtteranceKey, np.ndarray]:
-        """Returns the codes of every utterance with a usable sound, uint16 `[frames, codebooks]`.
+        self, utterances: Mapping[UtteranceKey, UtteranceSource], bad: Errors
+    ) -> Iterator[dict[UtteranceKey, np.ndarray]]:
+        """Yields the codes of the usable sounds in batches, uint16 `[frames, codebooks]`.
 
         Args:
           utterances: the utterances of one window.
           bad: receives the errors of the others.
-          done: is called with each batch of encoded utterances.
         """
-        codes: dict[UtteranceKey, np.ndarray] = {}
         waiting: dict[UtteranceKey, Sound] = {}
         held = 0
         for key, sound, amount in self._find(utterances, bad):
             waiting[key] = sound
             held += amount
             if held >= HELD_BYTES:
-                codes |= self._encode(waiting, bad, done)
+                yield from self._encode(waiting, bad)
                 waiting, held = {}, 0
-        return codes | self._encode(waiting, bad, done)
+        yield from self._encode(waiting, bad)
 
     def _find(
         self, utterances: Mapping[UtteranceKey, UtteranceSource], bad: Errors
@@ -95,11 +90,8 @@ class SpeechEncoder:
                     yield key, sound, len(content) if number == 0 else 0
 
     def _encode(
-        self,
-        sounds: dict[UtteranceKey, Sound],
-        bad: Errors,
-        done: Callable[[Keys], None],
-    ) -> dict[UtteranceKey, np.ndarray]:
+        self, sounds: dict[UtteranceKey, Sound], bad: Errors
+    ) -> Iterator[dict[UtteranceKey, np.ndarray]]:
         seconds: dict[UtteranceKey, float] = {}
         for key, sound in sounds.items():
             try:
@@ -120,7 +112,6 @@ class SpeechEncoder:
             if self._clips > 1
             else ([samples(key) for key in batch] for batch in batched)
         )
-        codes: dict[UtteranceKey, np.ndarray] = {}
         for batch, results in zip(batched, read, strict=True):
             clips: dict[UtteranceKey, np.ndarray] = {}
             for key, result in zip(batch, results, strict=True):
@@ -128,9 +119,8 @@ class SpeechEncoder:
                     bad[key] = result
                 else:
                     clips[key] = result
-            codes |= zip(clips, encode_batch(self._codec, list(clips.values())), strict=True)
-            done(batch)
-        return codes
+            codes = encode_batch(self._codec, list(clips.values()))
+            yield dict(zip(clips, codes, strict=True))
 
 
 def _read_ahead(

@@ -86,10 +86,8 @@ def skipped_lines(counts: dict[str, int]) -> list[str]:
 def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
     """Returns the rows of `quarantine.jsonl` up to the generation of `manifest`, in bytes.
 
-    Later rows are ignored: a job that was killed or had too many bad inputs may have added them.
-
-    Raises:
-      UserError: if they do not match the checksum of the manifest.
+    Later rows are ignored: a job that was killed or had too many bad inputs may have added them. Raises
+    UserError if the rows do not match the checksum of the manifest.
     """
     size, crc = manifest.quarantine
     path = dataset / QUARANTINE

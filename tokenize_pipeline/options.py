@@ -5,47 +5,53 @@ import difflib
 import glob
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers._folders import is_mac_metadata
 
 
+def _option(default: Any, help: str) -> Any:
+    """Declares an option with its default and the text of `soda tokenize --help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizeOptions:
-    """The options of `soda tokenize`, under the names of the command line.
+    """The options of `soda tokenize`: the command line is generated from these fields."""
 
-    Attributes:
-      input: path or glob pattern of the corpus; see its reader.
-      output: folder of the data set.
-      format: name of the reader.
-      codec: spec such as "mel:DIR". Required for speech. With it, text gets a layout that can be
-        mixed with speech of that codec.
-      tokenizer: spec of the text tokenizer; None for "bytes", or for the data set's own when appending.
-      data_root: folder that audio paths are relative to; None for the folder of the first input.
-      shards: number of training shards; 0 = chosen by the amount of work.
-      validation_fraction: share of documents held out.
-      max_audio_seconds: longest utterance.
-      max_bad_fraction: share of bad utterances above which the job fails at its end.
-      append: add a generation to a finished data set.
-      workers: processes on this machine; 1 = this process, 0 = one per core.
-      runner: "dask" or a Beam runner, for a cluster; None for this machine.
-      beam_options: further options for Beam; only with a runner.
-    """
-
-    input: str
-    output: str
-    format: str = "manifest"
-    codec: str | None = None
-    tokenizer: str | None = None
-    data_root: str | None = None
-    shards: int = 0
-    validation_fraction: float = 0.01
-    max_audio_seconds: float = 3600.0
-    max_bad_fraction: float = 0.01
-    append: bool = False
-    workers: int = 1
-    runner: str | None = None
-    beam_options: tuple[str, ...] = ()
+    input: str = dataclasses.field(metadata={"help": "a file, or a quoted pattern of files"})
+    output: str = dataclasses.field(metadata={"help": "folder of the data set"})
+    format: str = _option(
+        "manifest",
+        "reader of the corpus: manifest (JSONL, CSV), text, or a published corpus such as yodas2",
+    )
+    codec: str | None = _option(
+        None,
+        "audio codec, as mel:DIR or mimi:DIR; required for speech. Text gets a vocabulary that can be "
+        "mixed with speech of this codec",
+    )
+    tokenizer: str | None = _option(
+        None,
+        "bytes, a tokenizer.json or its folder (default: bytes; with --append, that of the data set)",
+    )
+    data_root: str | None = _option(
+        None, "folder that audio paths are relative to (default: the folder of the first input)"
+    )
+    shards: int = _option(0, "number of training shards (default: by the amount of audio or text)")
+    validation_fraction: float = _option(0.01, "share of documents held out (default %(default)s)")
+    max_audio_seconds: float = _option(3600.0, "longest utterance (default %(default)s)")
+    max_bad_fraction: float = _option(
+        0.01, "share of bad inputs above which the job fails at its end (default %(default)s)"
+    )
+    append: bool = _option(False, "add the new documents to a finished data set")
+    workers: int = _option(
+        1, "number of processes on this machine (default %(default)s; 0 = one per core)"
+    )
+    runner: str | None = _option(
+        None, "run on a cluster: dask, or a runner of Beam such as FlinkRunner"
+    )
+    beam_options: tuple[str, ...] = ()  # further options for Beam; only with a runner
 
     def __post_init__(self) -> None:
         for name in ("validation_fraction", "max_bad_fraction"):

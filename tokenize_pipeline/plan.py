@@ -29,13 +29,9 @@ REJECTED = "rejected.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """One shard of one split.
+    """One shard: its number in the split, over all generations, and the counts of its documents.
 
     Attributes:
-      split: "train" or "validation".
-      number: number of the shard in its split, over all generations.
-      documents: number of planned documents.
-      utterances: number of their utterances.
       weight: expected work: seconds of audio, or bytes of text.
       sha256: digest of its `.jsonl` file.
     """

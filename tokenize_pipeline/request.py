@@ -163,9 +163,6 @@ def _find_data_root(options: TokenizeOptions, reader: Reader, inputs: Sequence[P
 
     It is --data_root, or the folder of the first input. A reader of a corpus with a fixed layout
     derives it from the inputs with a function `data_root(inputs) -> Path`.
-
-    Raises:
-      UserError: if it is not a folder, or --data_root differs from the reader's.
     """
     root = os.path.abspath(options.data_root or inputs[0].parent)
     if (of_corpus := getattr(reader, "data_root", None)) is not None:

@@ -10,17 +10,18 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from soda_jax.codecs import Codec, load_codec
-from soda_jax.data.format.shards import ShardWriter
+from soda_jax.data.format.shards import ShardInfo, ShardWriter
 from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.vocabulary import VocabularyLayout
 from tokenize_pipeline.encoding import SpeechEncoder, UtteranceKey
 from tokenize_pipeline.plan import ShardPlan, plan_folder, read_documents
 from tokenize_pipeline.planner import work_of
@@ -80,44 +81,66 @@ def tokenize_shard(job: Job, shard: ShardPlan) -> None:
     folder = plan_folder(dataset, job.generation)
     tokenizer = load_tokenizer(dataset / "tokenizer")
     layout = make_layout(tokenizer, job.codebook_sizes)
-    no_codes = np.zeros((0, layout.codebooks), np.uint16)
+    rows: list[QuarantineRow] = []
+    info = write_documents(
+        dataset / shard.split / shard_file(shard.number),
+        layout,
+        _encode_documents(job, folder, shard, tokenizer, rows),
+    )
+    dropped = shard.documents - (info.documents if info else 0)
+    ShardResult(job.plan_digest, info, dropped, rows).save(folder, shard)
+
+
+def write_documents(
+    path: Path, layout: VocabularyLayout, documents: Iterable[tuple[str, Sequence[Utterance]]]
+) -> ShardInfo | None:
+    """Writes a shard of documents, given as (id, utterances), and returns its entry for the manifest.
+
+    Documents without utterances are left out. If there are no others, returns None and writes no file.
+    """
+    with contextlib.ExitStack() as stack:
+        writer: ShardWriter | None = None
+        for name, utterances in documents:
+            for record in split_document(name, utterances, layout) if utterances else ():
+                writer = writer or stack.enter_context(ShardWriter(path, layout))
+                writer.write(record)
+        return writer.close() if writer else None
+
+
+def _encode_documents(
+    job: Job, folder: Path, shard: ShardPlan, tokenizer: TextTokenizer, rows: list[QuarantineRow]
+) -> Iterator[tuple[str, list[Utterance]]]:
+    """Yields id and usable utterances of each document of a shard; adds the unusable ones to `rows`."""
     encoder, limit = None, float(WINDOW_TEXT_BYTES)
     if job.codec:
         codec, limit = load_codec_once(job.codec), WINDOW_SECONDS
         encoder = SpeechEncoder(codec, job.data_root, job.max_audio_seconds)
+    no_codes = np.zeros((0, len(job.codebook_sizes)), np.uint16)
     work = work_of("speech" if job.codec else "text", job.data_root)
     progress = _ShardProgress(folder, shard)
-    path = dataset / shard.split / shard_file(shard.number)
-    rows: list[QuarantineRow] = []
-    with contextlib.ExitStack() as stack:
-        writer: ShardWriter | None = None
-        for documents, weights in _windows(read_documents(folder, shard), work, limit):
-            progress.begin(weights)
-            utterances = {key: documents[key[0]].utterances[key[1]] for key in weights}
-            bad: dict[UtteranceKey, BadInputError] = {}
-            texts = _encode_texts(utterances, tokenizer, bad)
-            codes = dict.fromkeys(texts, no_codes)
-            if encoder is not None:
-                sources = {key: utterances[key] for key in texts}
-                codes = encoder.encode(sources, bad, progress.advance)
-            for number, document in enumerate(documents):
-                keys = [(number, position) for position in range(len(document.utterances))]
-                kept = [Utterance(*texts[key], codes[key]) for key in keys if key in codes]
-                for record in split_document(document.id, kept, layout) if kept else ():
-                    # A shard without usable documents has no file.
-                    writer = writer or stack.enter_context(ShardWriter(path, layout))
-                    writer.write(record)
-            for key in sorted(bad):
-                source, reason = utterances[key], bad[key].reason
-                name, position = documents[key[0]].id, key[1]
-                message = str(bad[key])
-                rows.append(
-                    QuarantineRow(name, position, source.audio, source.where, reason, message)
-                )
-            progress.end()
-        info = writer.close() if writer else None
-    dropped = shard.documents - (info.documents if info else 0)
-    ShardResult(job.plan_digest, info, dropped, rows).save(folder, shard)
+    for documents, weights in _windows(read_documents(folder, shard), work, limit):
+        end = progress.done + sum(weights.values())
+        sources = {key: documents[key[0]].utterances[key[1]] for key in weights}
+        texts: dict[UtteranceKey, tuple[str, np.ndarray]] = {}
+        bad: dict[UtteranceKey, BadInputError] = {}
+        for key, source in sources.items():
+            try:
+                texts[key] = text_ids(source.text, tokenizer)
+            except BadInputError as error:
+                bad[key] = error
+        codes: dict[UtteranceKey, np.ndarray] = {} if encoder else dict.fromkeys(texts, no_codes)
+        if encoder:
+            for batch in encoder.encode({key: sources[key] for key in texts}, bad):
+                codes |= batch
+                progress.advance(sum(weights[key] for key in batch))
+        for number, document in enumerate(documents):
+            keys = [(number, position) for position in range(len(document.utterances))]
+            yield document.id, [Utterance(*texts[key], codes[key]) for key in keys if key in codes]
+        for key in sorted(bad):
+            source, found = sources[key], bad[key]
+            where = (documents[key[0]].id, key[1], source.audio, source.where)
+            rows.append(QuarantineRow(*where, found.reason, str(found)))
+        progress.advance(end - progress.done)  # the weight of bad utterances
 
 
 def _windows(
@@ -139,21 +162,6 @@ def _windows(
         yield window, weights
 
 
-def _encode_texts(
-    utterances: Mapping[UtteranceKey, UtteranceSource],
-    tokenizer: TextTokenizer,
-    bad: dict[UtteranceKey, BadInputError],
-) -> dict[UtteranceKey, tuple[str, np.ndarray]]:
-    """Returns the stripped text and the ids of each utterance; adds unusable texts to `bad`."""
-    texts = {}
-    for key, utterance in utterances.items():
-        try:
-            texts[key] = text_ids(utterance.text, tokenizer)
-        except BadInputError as error:
-            bad[key] = error
-    return texts
-
-
 def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
     """Returns the stripped text and its ids, int32 `[tokens]`; BadInputError if it is unusable."""
     text = text.strip()
@@ -169,28 +177,19 @@ def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
 
 
 class _ShardProgress:
-    """Records every few seconds which part of the shard's work is done."""
+    """Records every few seconds which part of the shard's work is done.
+
+    Attributes:
+      done: work that is done.
+    """
 
     def __init__(self, folder: Path, shard: ShardPlan):
         self._folder, self._shard = folder, shard
-        self._before, self._done = 0.0, 0.0
-        self._written = time.monotonic()
+        self._written, self.done = time.monotonic(), 0.0
 
-    def begin(self, weights: Mapping[UtteranceKey, float]) -> None:
-        """Begins a window with these weights."""
-        self._before, self._weights = self._done, weights
-
-    def advance(self, utterances: Iterable[UtteranceKey]) -> None:
-        """Counts utterances of the window as done."""
-        self._done += sum(self._weights[key] for key in utterances)
-        self._write()
-
-    def end(self) -> None:
-        """Ends the window; bad utterances count as done."""
-        self._done = self._before + sum(self._weights.values())
-        self._write()
-
-    def _write(self) -> None:
+    def advance(self, work: float) -> None:
+        """Adds to the work that is done."""
+        self.done += work
         if time.monotonic() - self._written >= _PROGRESS_SECONDS:
             self._written = time.monotonic()
-            write_progress(self._folder, self._shard, min(self._done / self._shard.weight, 1.0))
+            write_progress(self._folder, self._shard, min(self.done / self._shard.weight, 1.0))

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes the new data set; 1 if the tokenizer cannot represent too many of its texts."""
     from soda_jax.data.format.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
-    from tokenize_pipeline.read_back import read_back
     from tokenize_pipeline.retext import retext
+    from tokenize_pipeline.verify import read_back
 
     before = Manifest.load(args.dataset)
     try:

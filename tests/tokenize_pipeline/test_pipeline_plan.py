@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from soda_jax.errors import UserError
 from tokenize_pipeline import planner
 from tokenize_pipeline.plan import Plan, ShardPlan, read_documents
 from tokenize_pipeline.planner import (
-    Runs,
+    SplitPlan,
     assign_shards,
     make_plan,
     shard_count,
@@ -32,8 +33,6 @@ def plan(tmp_path, rows=None, name="plan", known=(), first=(0, 0), **changed) ->
         {"audio": f"{n}.wav", "text": "t", "start": 0, "end": 1 + n % 7} for n in range(200)
     ]
     path = write_manifest(tmp_path / "m.jsonl", rows)
-    from pathlib import Path
-
     return make_plan(
         tmp_path / name,
         0,
@@ -107,12 +106,12 @@ def test_runs_of_documents_differ_by_no_more_than_one_document(weights, shards):
     st.integers(1, 12),
 )
 def test_no_compressed_archive_is_spread_over_two_shards(documents, shards):
-    runs = Runs()
-    for number, (_, names) in enumerate(documents):
+    split = SplitPlan(Path(), "train", 0)
+    for number, (weight, names) in enumerate(documents):
         sounds = [UtteranceSource("t", name, member="m") for name in names]
-        runs.add(DocumentSource(str(number), (*sounds, UtteranceSource("t", "e.tgz"))))
+        split.weigh(DocumentSource(str(number), (*sounds, UtteranceSource("t", "e.tgz"))), weight)
     weights = [weight for weight, _ in documents]
-    starts = runs.starts()
+    starts = split.starts()
     placed = list(assign_shards(weights, shards, starts))
     assert [weight for _, weight in placed] == weights
     places = [place for place, _ in placed]

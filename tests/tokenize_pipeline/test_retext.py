@@ -17,7 +17,7 @@ from soda_jax.commands import tokenizer as tokenizer_command
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import load_tokenizer, train_bpe
-from tokenize_pipeline import retext as retext_module
+from tokenize_pipeline import worker
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.retext import retext
@@ -164,7 +164,7 @@ def test_what_retext_quarantined_can_be_appended_again_with_its_text_corrected(
 
 def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, monkeypatch):
     retext(dataset, bpe, tmp_path / "whole")
-    real, calls = retext_module.split_document, []
+    real, calls = worker.split_document, []
 
     def failing(*args):
         calls.append(args)
@@ -173,7 +173,7 @@ def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, mon
         return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(retext_module, "split_document", failing)
+        patched.setattr(worker, "split_document", failing)
         with pytest.raises(KeyboardInterrupt):
             retext(dataset, bpe, tmp_path / "new")
     assert not (tmp_path / "new/manifest.json").exists()
