@@ -22,7 +22,7 @@ _RUNNERS = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
 
 def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequence[str]) -> None:
-    """Runs the graph over `shards` and waits for its end.
+    """Tokenizes `shards` on a cluster and waits for the end.
 
     Args:
       job: settings that all shards share.
@@ -58,7 +58,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
 def check_options(runner: str, flags: Sequence[str]) -> None:
     """Raises UserError for an unknown runner or option.
 
-    Beam only logs a warning for an unknown option, so a typing error would be easy to miss.
+    Beam itself only logs a warning for an unknown option.
     """
     if runner == "dask":
         _quiet_dask()
@@ -81,7 +81,7 @@ def check_options(runner: str, flags: Sequence[str]) -> None:
 
 
 def _quiet_dask() -> None:
-    """Lets Dask log errors only, here and in the workers that it starts; call it before Dask is used."""
+    """Limits Dask's log to errors, here and in the workers that it starts; call it before using Dask."""
     import dask
 
     dask.config.set({"logging.distributed": "error"})

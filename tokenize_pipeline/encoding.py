@@ -32,7 +32,7 @@ Read = np.ndarray | BadInputError
 
 
 class SpeechEncoder:
-    """Encodes windows of utterances. It keeps archives open between windows."""
+    """Encodes windows of utterances; archives stay open between windows."""
 
     def __init__(self, codec: Codec, data_root: str, max_audio_seconds: float):
         """Opens nothing yet.

@@ -70,14 +70,13 @@ class Estimate:
         return sum(shard.weight for shard in self.plan.shards) / self.rate if self.rate else None
 
     def totals(self, split: str) -> dict[str, int]:
-        """Returns the expected number of shards, documents, utterances and seconds of a split.
+        """Returns the number of shards, documents and utterances of a split, and its expected work.
 
-        If an utterance was usable, also of text_tokens, frames and bytes on disk. For a corpus of text,
-        "seconds" is the number of bytes of text.
+        If an utterance was usable, also the expected number of text_tokens, frames and bytes on disk.
         """
         shards = [shard for shard in self.plan.shards if shard.split == split]
         work = sum(shard.weight for shard in shards)
-        totals = {"shards": len(shards), "seconds": round(work)}
+        totals = {"shards": len(shards), "work": round(work)}
         for name in ("documents", "utterances"):
             totals[name] = sum(getattr(shard, name) for shard in shards)
         info = self.result and self.result.info
@@ -110,7 +109,7 @@ class Estimate:
             counts = [f"{totals[key]:,} {key}" for key in ("documents", "utterances", "shards")]
             lines.append(f"{split}: {', '.join(counts)}")
             if self.manifest.kind == "speech":
-                lines.append(f"  {totals['seconds'] / 3600:,.2f} hours of audio expected")
+                lines.append(f"  {totals['work'] / 3600:,.2f} hours of audio expected")
             if self.rate:
                 tokens = self.tokens(totals)
                 for view, count in tokens.items():
@@ -126,11 +125,9 @@ class Estimate:
             yield "time: none, there is nothing to tokenize"
             return
         unit, info, bad = _UNITS[self.manifest.kind], self.result.info, self.result.quarantine
-        tried, expected = self.timed.utterances, self.timed.weight
+        tried, expected = f"{self.timed.utterances:,}", self.timed.weight
         if not info or not self.seconds:
-            item = "sound" if self.manifest.kind == "speech" else "text"
-            first = f"none of the first {tried:,} utterances has a usable {item}"
-            yield f"time: unknown, {first}: {bad[0].message}"
+            yield f"time: unknown, none of the first {tried} utterances is usable: {bad[0].message}"
             return
         yield (
             f"rate: {self.rate:,.0f} {unit} per second in this process, measured on the first "
@@ -144,10 +141,10 @@ class Estimate:
                     "differ by this factor if the others are similar"
                 )
         if bad:
-            yield f"  unusable, of {tried:,} tried: {list_reasons(count_by_reason(bad))}"
+            yield f"  unusable, of {tried} tried: {list_reasons(count_by_reason(bad))}"
         minutes = self.seconds / 60
-        duration = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
-        duration = f"{self.seconds:.0f} s" if minutes < 2 else duration
+        duration = f"{minutes:,.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
+        duration = f"{minutes / 60:,.1f} h" if minutes >= 120 else duration
         yield f"time: about {duration} in one process, after planning"
 
 
@@ -216,7 +213,7 @@ def _first_utterances(
 
 
 def _shorten(utterance: UtteranceSource, work: float, root: str) -> tuple[UtteranceSource, float]:
-    """Returns the first half minute of a long utterance, and its part of the expected work."""
+    """Returns the first 30 seconds of a long utterance, and their part of the expected work."""
     start, seconds = utterance.start or 0.0, work
     if (
         utterance.end is None

@@ -35,9 +35,7 @@ _UPDATE_SECONDS = 0.5
 
 
 def tokenize(options: TokenizeOptions) -> Summary:
-    """Creates or continues a data set.
-
-    A stopped job is resumed: the plan is kept and finished shards are skipped.
+    """Creates a data set, appends to it, or resumes a stopped job: finished shards are skipped.
 
     Raises:
       UserError: for wrong settings or inputs, settings that differ from those of an unfinished job, a
@@ -68,7 +66,7 @@ def tokenize(options: TokenizeOptions) -> Summary:
 
 @contextlib.contextmanager
 def _lock(dataset: Path) -> Iterator[None]:
-    """Prevents a second job on the folder. The lock ends with the process, even if it is killed."""
+    """Prevents a second job on the folder. The system releases the lock of a killed process."""
     handle = os.open(dataset, os.O_RDONLY)
     try:
         try:
@@ -83,8 +81,8 @@ def _lock(dataset: Path) -> Iterator[None]:
 def _finished_append(request: Request) -> Plan | None:
     """Returns the plan of the newest generation if it was this same append, else None.
 
-    A user who cannot see whether a job ended (it may have been killed after its last rename) repeats
-    the command. A new plan would then retry the documents that were bad the first time.
+    An append may be killed after its last rename and repeated by the user. A new plan would then retry
+    the documents that were bad the first time.
     """
     newest = request.before
     if not newest.generation:

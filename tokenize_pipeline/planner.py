@@ -215,8 +215,8 @@ def assign_shards(
 
     Args:
       weights: positive weight of each document.
-      shards: largest number of shards.
-      starts: 1 if a shard may begin with the document, 0 if it must be in the shard of the previous one.
+      shards: maximum number of shards.
+      starts: 1 if a shard may begin with the document, 0 if it is in the shard of the previous one.
     """
     total, before, first = sum(weights), 0.0, 0
     while first < len(weights):

@@ -45,7 +45,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
     def start_next(connection: Connection) -> None:
         if (shard := next(pending, None)) is not None:
             running[connection] = shard
-            # A broken pipe is reported when the answer is read.
+            # A broken pipe is an error when the answer is read.
             with contextlib.suppress(OSError):
                 connection.send(shard)
 
@@ -84,7 +84,7 @@ def _start_processes(job: Job, workers: int) -> dict[Connection, BaseProcess]:
             connection, other_end = context.Pipe()
             process = context.Process(target=_work, args=(job, other_end), daemon=True)
             process.start()
-            other_end.close()  # the end of the pipe is then seen when the worker dies
+            other_end.close()  # so that `recv` fails when the worker dies
             processes[connection] = process
     finally:
         for name in unset:
@@ -108,7 +108,7 @@ def _work(job: Job, connection: Connection) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when the job was killed, which could not end its workers."""
+    """Ends this process when its parent ends: a killed job cannot end its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The files of a shard: its result, its progress, and what a killed worker leaves.
+"""The files of a shard: its result, its progress, and the temporary files of killed workers.
 
 DATASET/train/shard-00003.array_record          the shard, with its index
 DATASET/plan/0000/results/train-00003.json      its result, written last: the shard is finished
@@ -69,7 +69,7 @@ def write_progress(folder: Path, shard: ShardPlan, part: float) -> None:
     """Records that `part` (0 to 1) of the shard's work is done."""
     path = _progress_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{part:.4f}")  # not atomic: a torn file is ignored and read again soon
+    path.write_text(f"{part:.4f}")  # not atomic: an incomplete file is ignored
 
 
 def read_progress(folder: Path, shard: ShardPlan) -> float:

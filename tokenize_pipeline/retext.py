@@ -35,7 +35,7 @@ def retext(
 ) -> Manifest:
     """Writes the newest generation of `source` to `output` with another text tokenizer.
 
-    The manifest is written last. A stopped job starts from the beginning when it is repeated.
+    The manifest is written last. A repeated command after a stopped one starts from the beginning.
 
     Args:
       source: folder of a finished data set.

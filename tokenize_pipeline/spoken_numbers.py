@@ -14,7 +14,7 @@ ORDINALS = (
 
 
 def number_in_words(value: int) -> str:
-    """A whole number from 0 to 999 as it is spoken: `three hundred twenty one`."""
+    """Returns a whole number from 0 to 999 in words, such as `three hundred twenty one`."""
     hundreds, rest = divmod(value, 100)
     spoken = [DIGITS[hundreds], "hundred"] if hundreds else []
     if rest >= 20:

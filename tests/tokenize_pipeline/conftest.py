@@ -10,7 +10,7 @@ from tokenize_pipeline import worker
 
 @pytest.fixture
 def toy_codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyCodec]:
-    """Every codec spec opens the toy codec, in this process."""
+    """Makes every codec spec open the toy codec in this process."""
     codec = ToyCodec()
     monkeypatch.setattr(worker, "load_codec", lambda spec: codec)
     worker.cached_codec.cache_clear()

@@ -1,4 +1,4 @@
-"""A process holds one codec, however many threads ask for it."""
+"""A process loads a codec once for all its threads."""
 
 import threading
 import time
@@ -9,13 +9,13 @@ from pipeline_toys import ToyCodec
 from tokenize_pipeline import worker
 
 
-def test_threads_that_ask_at_once_share_one_codec(monkeypatch):
+def test_threads_share_one_codec(monkeypatch):
     loaded = []
     together = threading.Barrier(4)
 
     def load(spec: str) -> ToyCodec:
         loaded.append(spec)
-        time.sleep(0.05)  # long enough for the others to ask meanwhile
+        time.sleep(0.05)  # the other threads call it meanwhile
         return ToyCodec()
 
     def ask(spec: str) -> object:

@@ -109,7 +109,7 @@ def test_without_usable_audio_the_time_is_unknown_and_the_cause_is_printed(tmp_p
     made = estimate(options(source, tmp_path / "data"))
     assert made.seconds is None and made.rejected == {"malformed_row": 2}
     printed = made.describe("data")
-    assert "time: unknown, none of the first 5 utterances has a usable sound" in printed
+    assert "time: unknown, none of the first 5 utterances is usable: " in printed
     assert "there is no such file" in printed and "rejected rows: 2 malformed_row" in printed
 
 
@@ -149,7 +149,7 @@ def test_a_long_utterance_is_measured_by_its_beginning(tmp_path, rate):
     rows: list[dict] = [{"audio": "a.wav", "text": "t", "start": 10.0, "end": 290.0}]
     known = estimate(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
     assert known.timed.weight == 30 and known.result.info.frames == 300
-    assert sum(known.totals(split)["seconds"] for split in ("train", "validation")) == 280
+    assert sum(known.totals(split)["work"] for split in ("train", "validation")) == 280
     del rows[0]["start"], rows[0]["end"]
     guessed = estimate(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
     assert guessed.result.info.frames == 300

@@ -1,4 +1,4 @@
-"""Texts that the tokenizer of a job does not represent: quarantined, counted and named."""
+"""Texts that the tokenizer does not represent are quarantined, counted and reported."""
 
 import argparse
 import json
@@ -90,10 +90,10 @@ def test_a_normalizer_is_accepted_and_its_spelling_is_shown(tmp_path, capsys):
     )
     assert line in capsys.readouterr().out
     texts = [utterances[0].text for utterances in documents_of(tmp_path / "data").values()]
-    assert texts == ["One Two", "one two", "NO"]  # stored as they were
+    assert texts == ["One Two", "one two", "NO"]  # stored unchanged
 
 
-def test_texts_that_are_canonically_equal_are_not_called_another_spelling(tmp_path, capsys):
+def test_canonically_equal_texts_are_not_reported_as_changed(tmp_path, capsys):
     decomposed = unicodedata.normalize("NFD", "été")
     source = make_corpus(tmp_path / "c", [decomposed])
     from soda_jax.tokens.text import train_bpe

@@ -28,7 +28,7 @@ def options(source, output, **changed):
 
 
 def planned(folder, format_name, inputs, kind="speech") -> tuple[list[str], list, Plan]:
-    """(document ids, rejected rows, plan) of a corpus."""
+    """Returns (document ids, rejected rows, plan) of a corpus."""
     plan = make_plan(
         folder / "plan",
         0,
@@ -49,7 +49,7 @@ def corpus_of(folder, rows):
     return write_manifest(folder / "m.jsonl", [{"audio": "a.wav", **row} for row in rows])
 
 
-def test_repeats_are_in_the_quarantine_the_summary_and_the_manifest_and_nothing_is_lost(tmp_path):
+def test_repeats_are_reported_in_quarantine_summary_and_manifest(tmp_path):
     rows = [{"text": "one", "start": n / 100, "end": 0.4} for n in range(10)]
     source = corpus_of(tmp_path / "c", [*rows, *rows[:4]])
     summary = tokenize(options(source, tmp_path / "data", max_bad_fraction=0.0))
@@ -63,7 +63,7 @@ def test_repeats_are_in_the_quarantine_the_summary_and_the_manifest_and_nothing_
     assert estimate(options(source, tmp_path / "new")).rejected == {"duplicate": 4}
 
 
-def test_other_words_for_a_sound_count_as_bad_and_are_not_stored(tmp_path):
+def test_a_second_text_for_a_sound_counts_as_bad_and_is_not_stored(tmp_path):
     rows = [{"text": "one", "document": "d"}, {"text": "two", "document": "d"}, {"text": "one"}]
     source = corpus_of(tmp_path / "c", [*rows, {"text": "three"}])
     with pytest.raises(TooManyBadInputsError, match=r"2 of 4 inputs are bad .*conflicting"):
@@ -93,7 +93,7 @@ def test_texts_that_repeat_are_counted_and_other_text_under_one_id_is_reported(t
     assert (row.reason, row.where, row.document) == ("conflicting_duplicate", "t.jsonl:3", "a")
 
 
-def test_a_corpus_given_unpacked_and_as_an_archive_is_taken_once(tmp_path):
+def test_a_corpus_given_as_folder_and_as_archive_is_used_once(tmp_path):
     chapters = {f"dev-clean/{n}/1": [("WORDS", CLIP), ("MORE", CLIP)] for n in (2, 3)}
     tree = sorted(librispeech.write_corpus(tmp_path, chapters).rglob("*.trans.txt"))
     path = librispeech.write_corpus(tmp_path, chapters, archive="a.tar.gz")
@@ -127,7 +127,7 @@ def test_segments_of_mls_that_repeat_add_nothing_and_those_that_differ_are_repor
     assert bad.where.endswith("segments.txt:5") and "segments.txt:4" in bad.message
 
 
-def test_a_text_of_seed_tts_that_is_cut_by_a_line_end_loses_its_row(tmp_path):
+def test_a_seed_tts_row_with_a_line_end_in_its_text_is_rejected(tmp_path):
     items = [("p", "Prompt.", CLIP, f"p-{n}", f"Said {n}", CLIP) for n in range(3)]
     path = seed_tts_eval.write_corpus(tmp_path, items)
     path.write_text(path.read_text().replace("Said 1", "Said\n1"))
