@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.data.format.manifest import SPLITS, Manifest, check_compatible
+from soda_jax.data.format.manifest import SPLITS, Manifest
 from soda_jax.data.format.shards import index_path, read_index
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
@@ -131,7 +131,8 @@ def read_request(options: TokenizeOptions) -> Request:
         generation = newest_generation(dataset) + 1
         if not generation:
             raise UserError(f"--append needs a finished data set: {dataset} has no manifest")
-        check_folder(dataset, Manifest.load(dataset).front_end, "tokenizer")  # the workers read it
+        # The workers read the tokenizer.
+        check_folder(dataset, Manifest.load(dataset).front_end_files, "tokenizer")
     spec = options.tokenizer or (dataset / "tokenizer" if options.append else "bytes")
     tokenizer = load_tokenizer(spec)
     before = _empty_manifest(options, reader, tokenizer)
@@ -194,20 +195,20 @@ def _empty_manifest(options: TokenizeOptions, reader: Reader, tokenizer: TextTok
 
 
 def _check_append(options: TokenizeOptions, dataset: Path, empty: Manifest) -> Manifest:
-    """Returns the newest manifest of a data set; UserError unless `empty` has its kind and layout."""
+    """Returns the newest manifest of a data set; UserError if `empty` has another kind or front end."""
     newest = Manifest.load(dataset)
     if newest.kind != empty.kind:
         raise UserError(
             f"{dataset} is a {newest.kind} data set, --format={options.format} is {empty.kind}: "
             "give another --output"
         )
-    if newest.tokenizer_fingerprint != empty.tokenizer_fingerprint:
-        raise UserError(
-            f"{dataset} was made with text tokenizer {newest.tokenizer_fingerprint}, --tokenizer is "
-            f"{empty.tokenizer_fingerprint}: leave --tokenizer out to use the data set's own"
-        )
-    wanted = empty.codec["fingerprint"] if empty.codec else None
-    check_compatible(newest, empty.layout, wanted, name=str(dataset), other="--codec")
+    other_codec = "pass the codec of the data set, or another --output"
+    fixes = {
+        "tokenizer": "leave --tokenizer out to use the tokenizer of the data set",
+        "codec": other_codec,
+        "vocabulary layout": other_codec,
+    }
+    newest.front_end.check_same(empty.front_end, str(dataset), "this command", fixes=fixes)
     return newest
 
 

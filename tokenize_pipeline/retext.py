@@ -53,7 +53,7 @@ def retext(
     """
     source, folder = Path(source), Path(output)
     old = Manifest.load(source)
-    check_folder(source, old.front_end, "codec")
+    check_folder(source, old.front_end_files, "codec")
     quarantine = quarantine_of(source, old)
     if (folder / "manifest.json").exists():
         raise UserError(f"--output={folder} is a finished data set: give a new folder")
@@ -82,7 +82,7 @@ def retext(
             new[split].append(made)
     write_atomic(folder / QUARANTINE, quarantine + json_lines(rows))
     _check_share(old, rows, max_bad_fraction, folder)
-    codec_sums = {name: s for name, s in old.front_end.items() if name.startswith("codec/")}
+    codec_sums = {name: s for name, s in old.front_end_files.items() if name.startswith("codec/")}
     manifest = dataclasses.replace(
         old,
         layout=layout,
@@ -91,7 +91,7 @@ def retext(
         generation=0,
         quarantined=dict(Counter(old.quarantined) + Counter(count_by_reason(rows))),
         quarantine=file_sum(folder / QUARANTINE),
-        front_end=codec_sums | folder_sums(folder, "tokenizer"),
+        front_end_files=codec_sums | folder_sums(folder, "tokenizer"),
     )
     manifest.save(folder)
     return manifest

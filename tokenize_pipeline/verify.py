@@ -104,7 +104,7 @@ def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
     described = manifest.codec
     if described is None or not (dataset / "codec").is_dir():
         return
-    if any(differences(dataset, manifest.front_end, "codec")):
+    if any(differences(dataset, manifest.front_end_files, "codec")):
         return
     try:
         codec = load_codec_once(f"{described['name']}:{dataset / 'codec'}")

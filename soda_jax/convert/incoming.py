@@ -54,7 +54,7 @@ def as_it_is(
             f"{source / 'config.json'}: vocab_size is {size!r}, tokenizer.json has {layout.size} ids; take "
             "both from the same model"
         )
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    blocks = VocabularyBlocks.of(layout)
     config = decoder_of(content, blocks, source / "config.json")
     return HuggingFaceWeights(tensors, config, layout.size)
 
@@ -104,7 +104,7 @@ def extended(
     taken_over = {new: ids[marker] for marker, new in markers if marker in ids}
     config = dataclasses.replace(
         base.config,
-        vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
+        vocabulary=VocabularyBlocks.of(layout),
         tie_embeddings=False,
     )
     text = _without_markers(text, taken_over)

@@ -27,7 +27,7 @@ from soda_jax.convert.weights import StoredWeights, Weights, row_blocks, tables
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, FileSums, check_folder, folder_sums
 from soda_jax.files import link_or_copy, write_atomic, write_json
-from soda_jax.model import VocabularyBlocks, decoder_config
+from soda_jax.model import decoder_from_metadata
 from soda_jax.progress import Progress, progress
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import load_tokenizer
@@ -96,8 +96,7 @@ def to_huggingface(
     report = reader.choose(step, params_only=True)
     metadata = reader.metadata(report.step)
     layout = VocabularyLayout.from_json(metadata["layout"])
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-    config = decoder_config(metadata["config"]["model"], blocks)
+    config = decoder_from_metadata(metadata, layout)
     weights = StoredWeights(SliceReader(reader.path(report.step)), config)
     return export(
         weights,
