@@ -1,10 +1,10 @@
-"""Estimates a job from its plan and one timed shard, without writing the data set.
+"""Estimates a job by timing one shard, without writing the data set.
 
 The plan is made in a temporary folder, where the first utterances of the corpus are tokenized as one
 shard: once to load libraries and compile the codec, then in growing numbers until it takes some seconds.
+Tokens, bytes and time are proportional to the expected work, which the plan has for every shard.
 """
 
-import contextlib
 import dataclasses
 import math
 import tempfile
@@ -13,27 +13,23 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from soda_jax.codecs.audio import sound_seconds
 from soda_jax.data.format.manifest import SPLITS, Manifest, tokens_by_view
 from soda_jax.data.format.shards import index_path, read_index
 from tokenize_pipeline.merge import skipped_lines
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import REJECTED, Plan, ShardPlan, plan_folder, read_documents
 from tokenize_pipeline.planner import ShardLines, work_of
-from tokenize_pipeline.quarantine import BadInputError, count_by_reason, list_reasons, read_rows
-from tokenize_pipeline.readers import DocumentSource, UtteranceSource
+from tokenize_pipeline.quarantine import count_by_reason, list_reasons, read_rows
+from tokenize_pipeline.readers import DocumentSource
 from tokenize_pipeline.request import Request, read_request
 from tokenize_pipeline.results import ShardResult, shard_file
-from tokenize_pipeline.sound import resolve
 from tokenize_pipeline.worker import tokenize_shard
 
 TIMED_SECONDS = 2.0  # the timed shard takes at least this long, unless the corpus is too small
 MOST_UTTERANCES = 2**14  # in the timed shard: millions of files may be missing
-_FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # seconds of audio, or bytes of text
+FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # seconds of audio, or bytes of text
 _LONGEST_SECONDS = 30.0  # of an utterance in the timed shard
 _BLOCK_BYTES = 65_536  # an ArrayRecord file consists of whole blocks, and one more for its footer
-_TOLERANCE = 0.05  # relative error of expected lengths that is not reported
-_UNITS = {"speech": "seconds of audio", "text": "bytes of text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,87 +55,66 @@ class Estimate:
     stored: int = 0
 
     @property
-    def rate(self) -> float:
-        """Expected seconds of audio, or bytes of text, per second; 0 if no utterance was usable."""
-        usable = self.timed and self.result and self.result.info
-        return self.timed.weight / self.elapsed if self.timed and usable else 0.0
-
-    @property
     def seconds(self) -> float | None:
-        """Seconds that the shards take in one process; None if the rate is unknown."""
-        return sum(shard.weight for shard in self.plan.shards) / self.rate if self.rate else None
+        """Seconds that the job takes in one process, after planning; None if unknown."""
+        if not self.timed or not self.result or not self.result.info:
+            return None
+        return self.elapsed * sum(shard.weight for shard in self.plan.shards) / self.timed.weight
 
     def totals(self, split: str) -> dict[str, int]:
-        """Returns the number of shards, documents and utterances of a split, and its expected work.
+        """Returns the number of shards, documents and utterances of a split.
 
-        If an utterance was usable, also the expected number of text_tokens, frames and bytes on disk.
+        If an utterance of the timed shard was usable, also of text_tokens, frames and bytes on disk.
         """
         shards = [shard for shard in self.plan.shards if shard.split == split]
-        work = sum(shard.weight for shard in shards)
-        totals = {"shards": len(shards), "work": round(work)}
+        totals = {"shards": len(shards)}
         for name in ("documents", "utterances"):
             totals[name] = sum(getattr(shard, name) for shard in shards)
-        info = self.result and self.result.info
-        if self.timed and info:
-            if codec := self.manifest.codec:
-                text = info.text_tokens / info.utterances * totals["utterances"]
-                # The last frame of an utterance is padded: half a frame on average.
-                frames = work * codec["frame_rate"] + totals["utterances"] / 2
-            else:
-                text, frames = info.text_tokens / self.timed.weight * work, 0.0
-            totals |= {"text_tokens": round(text), "frames": round(frames)}
-            tokens = max(self.tokens(totals).values())
-            content = self.stored / max(self.tokens(dataclasses.asdict(info)).values()) * tokens
-            blocks = math.ceil(content / max(len(shards), 1) / _BLOCK_BYTES) + 1
+        if self.timed and self.result and (info := self.result.info):
+            ratio = sum(shard.weight for shard in shards) / self.timed.weight
+            totals["text_tokens"] = round(info.text_tokens * ratio)
+            totals["frames"] = round(info.frames * ratio)
+            blocks = math.ceil(self.stored * ratio / max(len(shards), 1) / _BLOCK_BYTES) + 1
             totals["bytes"] = len(shards) * blocks * _BLOCK_BYTES
         return totals
-
-    def tokens(self, totals: dict[str, int]) -> dict[str, int]:
-        """Returns the number of tokens by view, from the totals of a split."""
-        return tokens_by_view(self.manifest.kind, self.manifest.layout.codebooks, totals)
 
     def describe(self, name: str) -> str:
         """Returns the estimate as lines of text, in which the data set is called `name`."""
         lines = [f"dry run: nothing is written to {name}"]
         for split in SPLITS:
             totals = self.totals(split)
-            if not totals["documents"]:
-                lines.append(f"{split}: empty")
-                continue
             counts = [f"{totals[key]:,} {key}" for key in ("documents", "utterances", "shards")]
             lines.append(f"{split}: {', '.join(counts)}")
-            if self.manifest.kind == "speech":
-                lines.append(f"  {totals['work'] / 3600:,.2f} hours of audio expected")
-            if self.rate:
-                tokens = self.tokens(totals)
-                for view, count in tokens.items():
-                    both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
-                    lines.append(f"  {view:<6} about {count:,} tokens{both}")
-                each = totals["bytes"] / max(tokens.values())
-                lines.append(f"  about {totals['bytes']:,} bytes on disk, {each:.3f} per token")
+            if "bytes" in totals and totals["documents"]:
+                lines += self._describe_tokens(totals)
         lines += [*skipped_lines(self.plan.counts), f"rejected rows: {list_reasons(self.rejected)}"]
         return "\n".join([*lines, *self._describe_time()])
+
+    def _describe_tokens(self, totals: dict[str, int]) -> Iterator[str]:
+        if codec := self.manifest.codec:
+            yield f"  about {totals['frames'] / codec['frame_rate'] / 3600:,.2f} hours of audio"
+        tokens = tokens_by_view(self.manifest.kind, self.manifest.layout.codebooks, totals)
+        for view, count in tokens.items():
+            both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
+            yield f"  {view:<6} about {count:,} tokens{both}"
+        each = totals["bytes"] / max(tokens.values())
+        yield f"  about {totals['bytes']:,} bytes on disk, {each:.3f} per token"
 
     def _describe_time(self) -> Iterator[str]:
         if not self.timed or not self.result:
             yield "time: none, there is nothing to tokenize"
             return
-        unit, info, bad = _UNITS[self.manifest.kind], self.result.info, self.result.quarantine
-        tried, expected = f"{self.timed.utterances:,}", self.timed.weight
-        if not info or not self.seconds:
+        tried, bad = f"{self.timed.utterances:,}", self.result.quarantine
+        if self.seconds is None:
             yield f"time: unknown, none of the first {tried} utterances is usable: {bad[0].message}"
             return
+        amount, unit = self.timed.weight, "bytes of text"
+        if (codec := self.manifest.codec) and (info := self.result.info):
+            amount, unit = info.frames / codec["frame_rate"], "seconds of audio"
         yield (
-            f"rate: {self.rate:,.0f} {unit} per second in this process, measured on the first "
-            f"utterances ({expected:,.0f} {unit} in {self.elapsed:.1f} s)"
+            f"rate: {amount / self.elapsed:,.0f} {unit} per second in this process, measured on the "
+            f"first utterances ({amount:,.0f} {unit} in {self.elapsed:.1f} s)"
         )
-        if codec := self.manifest.codec:
-            ratio = info.frames / codec["frame_rate"] / expected
-            if abs(ratio - 1) > _TOLERANCE:
-                yield (
-                    f"  their sound is {ratio:.2f} times as long as expected: hours, tokens and bytes "
-                    "differ by this factor if the others are similar"
-                )
         if bad:
             yield f"  unusable, of {tried} tried: {list_reasons(count_by_reason(bad))}"
         minutes = self.seconds / 60
@@ -168,7 +143,7 @@ def _time_shard(request: Request, made: Estimate, folder: Path, output: Path) ->
     job = request.job(output, made.plan)
     request.tokenizer.save(output / "tokenizer")
     timed_folder = plan_folder(output, made.plan.generation)
-    size = _FIRST_WORK[request.reader.KIND]
+    size = FIRST_WORK[request.reader.KIND]
 
     def write_shard() -> ShardPlan:
         lines, total = ShardLines(), 0.0
@@ -201,28 +176,18 @@ def _time_shard(request: Request, made: Estimate, folder: Path, output: Path) ->
 def _first_utterances(
     request: Request, plan: Plan, folder: Path
 ) -> Iterator[tuple[DocumentSource, float]]:
-    """Yields each utterance of the plan as a separate document, with its expected work."""
+    """Yields each utterance of the plan as a separate document, with its expected work.
+
+    An utterance with an end time is shortened to its first 30 seconds and the same part of its text.
+    """
     work_of_utterance = work_of(request.reader.KIND, request.root)
     for shard in plan.shards:
         for document in read_documents(folder, shard):
             for number, utterance in enumerate(document.utterances):
                 work = work_of_utterance(utterance)
-                if request.reader.KIND == "speech" and work > _LONGEST_SECONDS:
-                    utterance, work = _shorten(utterance, work, request.root)
+                if utterance.end is not None and work > _LONGEST_SECONDS:
+                    length = math.ceil(len(utterance.text) * _LONGEST_SECONDS / work)
+                    end = (utterance.start or 0.0) + _LONGEST_SECONDS
+                    text, work = utterance.text[:length], _LONGEST_SECONDS
+                    utterance = dataclasses.replace(utterance, text=text, end=end)
                 yield DocumentSource(f"{document.id}/{number}", (utterance,)), work
-
-
-def _shorten(utterance: UtteranceSource, work: float, root: str) -> tuple[UtteranceSource, float]:
-    """Returns the first 30 seconds of a long utterance, and their part of the expected work."""
-    start, seconds = utterance.start or 0.0, work
-    if (
-        utterance.end is None
-    ):  # then `work` is a guess by file size, and an `end` must be in the file
-        found = None
-        with contextlib.suppress(BadInputError):
-            found = sound_seconds(resolve(utterance, root)) if utterance.member is None else None
-        seconds = (found or 0.0) - start
-    if seconds <= _LONGEST_SECONDS:
-        return utterance, work
-    beginning = dataclasses.replace(utterance, end=start + _LONGEST_SECONDS)
-    return beginning, work * _LONGEST_SECONDS / seconds

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from soda_jax.data.checks import verify as data
-from soda_jax.data.checks.verify_shard import Fault
+from soda_jax.data.checks.verify import Fault
 from soda_jax.data.format.manifest import SPLITS, Manifest
 from soda_jax.data.format.reading import read_records
 from soda_jax.data.format.records import RecordData

@@ -59,20 +59,26 @@ def compare(asked: TokenizeOptions, tolerance: float) -> None:
         expected, found = made.totals(split), manifest.totals(split)
         for exact in ("shards", "documents", "utterances"):
             assert expected[exact] == found[exact] > 0
-        assert expected["text_tokens"] == pytest.approx(found["text_tokens"], rel=tolerance)
-        assert expected["frames"] == pytest.approx(found["frames"], rel=0.03)
+        for near in ("text_tokens", "frames"):
+            assert expected[near] == pytest.approx(found[near], rel=tolerance)
         written = sum(path.stat().st_size for path in (Path(asked.output) / split).iterdir())
         assert expected["bytes"] == pytest.approx(written, rel=0.1)
     assert made.seconds > 0 and not made.result.quarantine
 
 
-def test_the_estimate_of_speech_matches_the_job(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_FIRST_WORK", {"speech": 1e9})  # a timed shard of the whole corpus
-    asked = options(timed_corpus(tmp_path / "corpus"), tmp_path / "data")
-    compare(asked, 0.2)
-    made = estimate(options(timed_corpus(tmp_path / "more"), tmp_path / "new"))
-    assert made.result.info.frames / 10 == pytest.approx(made.timed.weight, rel=0.1)
-    assert f"{made.timed.weight:,.0f} seconds of audio in" in made.describe("x")
+def test_the_estimate_of_speech_matches_the_job(tmp_path):
+    compare(options(timed_corpus(tmp_path / "corpus"), tmp_path / "data"), 0.2)
+
+
+def test_lengths_that_differ_from_the_expected_ones_are_corrected(tmp_path):
+    source = make_corpus(
+        tmp_path / "corpus", documents=12
+    )  # at 8 kHz: twice as long as by its size
+    asked = options(source, tmp_path / "data", validation_fraction=0.0)
+    made = estimate(asked)
+    frames = tokenize(asked).manifest.totals("train")["frames"]
+    assert made.totals("train")["frames"] == pytest.approx(frames, rel=0.01)
+    assert sum(shard.weight for shard in made.plan.shards) < frames / 10 / 1.8
 
 
 def test_the_estimate_of_text_matches_the_job(tmp_path):
@@ -122,12 +128,6 @@ def test_unusable_utterances_of_the_timed_shard_are_counted(tmp_path):
     ).describe("data")
 
 
-def test_a_length_that_differs_from_the_expected_one_is_printed(tmp_path):
-    source = make_corpus(tmp_path / "corpus")  # 16-bit at 8 kHz: twice as long as by its size
-    printed = estimate(options(source, tmp_path / "data")).describe("data")
-    assert "their sound is" in printed and "times as long as expected" in printed
-
-
 def test_an_append_counts_only_new_documents_and_does_not_change_the_data_set(tmp_path):
     source = make_corpus(tmp_path / "corpus", documents=4)
     data = tmp_path / "data"
@@ -142,28 +142,16 @@ def test_an_append_counts_only_new_documents_and_does_not_change_the_data_set(tm
     assert Manifest.load(data).generation == 0
 
 
-@pytest.mark.parametrize("rate", [RATE, 48_000])
-def test_a_long_utterance_is_measured_by_its_beginning(tmp_path, rate):
+def test_a_long_utterance_is_measured_by_its_beginning(tmp_path):
     (tmp_path / "c").mkdir()
-    soundfile.write(tmp_path / "c/a.wav", hum(300.0, rate=rate), rate)
-    rows: list[dict] = [{"audio": "a.wav", "text": "t", "start": 10.0, "end": 290.0}]
-    known = estimate(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
-    assert known.timed.weight == 30 and known.result.info.frames == 300
-    assert sum(known.totals(split)["work"] for split in ("train", "validation")) == 280
-    del rows[0]["start"], rows[0]["end"]
-    guessed = estimate(options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data"))
-    assert guessed.result.info.frames == 300
-    assert guessed.timed.weight == pytest.approx(30 * rate * 2 / 32_000, rel=1e-3)
-
-
-def test_a_short_sound_in_a_large_file_is_not_truncated(tmp_path):
-    (tmp_path / "c").mkdir()
-    stereo = np.stack([hum(20.0, rate=48_000)] * 2, axis=1)  # two minutes by its size
-    soundfile.write(tmp_path / "c/a.wav", stereo, 48_000)
-    source = write_manifest(tmp_path / "c/m.jsonl", [{"audio": "a.wav", "text": "t"}])
-    made = estimate(options(source, tmp_path / "data"))
-    assert made.result.quarantine == [] and made.result.info.frames == 200
-    assert made.timed.weight == pytest.approx(120, rel=1e-3)
+    soundfile.write(tmp_path / "c/a.wav", hum(300.0), RATE)
+    rows = [{"audio": "a.wav", "text": "t" * 280, "start": 10.0, "end": 290.0}]
+    asked = options(write_manifest(tmp_path / "c/m.jsonl", rows), tmp_path / "data")
+    made = estimate(asked)
+    assert made.timed.weight == 30
+    assert (made.result.info.frames, made.result.info.text_tokens) == (300, 30)
+    (totals,) = [made.totals(s) for s in ("train", "validation") if made.totals(s)["documents"]]
+    assert (totals["frames"], totals["text_tokens"]) == (2800, 280)
 
 
 def test_a_corpus_in_a_compressed_archive_is_estimated_and_timed(tmp_path):
@@ -176,7 +164,7 @@ def test_a_corpus_in_a_compressed_archive_is_estimated_and_timed(tmp_path):
     )
     asked = options(str(source), tmp_path / "data", format="librispeech", validation_fraction=0.0)
     made = estimate(asked)
-    assert made.rate > 0 and made.result.quarantine == []
+    assert made.seconds > 0 and made.result.quarantine == []
     totals = tokenize(asked).manifest.totals("train")
     found = made.totals("train")
     assert found["shards"] == totals["shards"] == 1  # one worker reads the archive
