@@ -5,10 +5,11 @@ bytes reach a limit, and are then encoded in order of length. A codec on an acce
 `clips_at_once` clips per call, while threads read and resample the next clips.
 """
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -28,7 +29,7 @@ HELD_BYTES = 2**28  # of sounds from archives, waiting for the codec
 UtteranceKey = tuple[int, int]  # (document in the window, utterance in the document)
 Keys = list[UtteranceKey]
 Errors = dict[UtteranceKey, BadInputError]
-Read = np.ndarray | BadInputError
+Reads = list[Callable[[], np.ndarray]]
 
 
 class SpeechEncoder:
@@ -99,42 +100,37 @@ class SpeechEncoder:
             except BadInputError as error:
                 bad[key] = error
 
-        def samples(key: UtteranceKey) -> Read:
-            try:
-                return sounds[key].samples(self._codec.sample_rate)
-            except BadInputError as error:
-                return error
+        def read(key: UtteranceKey) -> np.ndarray:
+            return sounds[key].samples(self._codec.sample_rate)
 
         batched = batches(seconds, self._clips)
-        # A codec of one clip per call uses the CPU itself, so threads would not read faster.
-        read = (
-            _read_ahead(samples, batched)
-            if self._clips > 1
-            else ([samples(key) for key in batch] for batch in batched)
+        reads: Iterable[Reads] = (
+            [functools.partial(read, key) for key in batch] for batch in batched
         )
-        for batch, results in zip(batched, read, strict=True):
+        if self._clips > 1:  # else the codec uses all cores itself
+            reads = _read_ahead(read, batched)
+        for batch, results in zip(batched, reads, strict=True):
             clips: dict[UtteranceKey, np.ndarray] = {}
             for key, result in zip(batch, results, strict=True):
-                if isinstance(result, BadInputError):
-                    bad[key] = result
-                else:
-                    clips[key] = result
+                try:
+                    clips[key] = result()
+                except BadInputError as error:
+                    bad[key] = error
             codes = encode_batch(self._codec, list(clips.values()))
             yield dict(zip(clips, codes, strict=True))
 
 
 def _read_ahead(
-    read: Callable[[UtteranceKey], Read], batched: Iterable[Keys]
-) -> Iterator[list[Read]]:
-    """Yields `read(key)` of the keys of each batch; threads read the next batch meanwhile."""
-    waiting: deque[list[Future[Read]]] = deque()
+    read: Callable[[UtteranceKey], np.ndarray], batched: Iterable[Keys]
+) -> Iterator[Reads]:
+    """Yields functions that return `read(key)` for each batch; threads read the next batch meanwhile."""
+    waiting: deque[Reads] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batched:
-            waiting.append([pool.submit(read, key) for key in batch])
+            waiting.append([pool.submit(read, key).result for key in batch])
             if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        for futures in waiting:
-            yield [future.result() for future in futures]
+                yield waiting.popleft()
+        yield from waiting
 
 
 def batches(seconds: Mapping[UtteranceKey, float], clips: int = 1) -> list[Keys]:

@@ -1,8 +1,8 @@
-"""The output of `soda tokenize --verify` and `soda inspect --verify`."""
+"""Prints the result of `soda tokenize --verify` and `soda inspect --verify`."""
 
 
 def print_faults(dataset: str, generation: int = -1) -> int:
-    """Prints the defects of a data set as lines of a `masked` file; returns 1 if there are any, else 0."""
+    """Prints the errors of a data set as lines of a `mask_records` file; returns 1 if there are any, else 0."""
     from tokenize_pipeline.verify import verify
 
     count = 0
