@@ -16,7 +16,8 @@ from apache_beam.runners.runner import create_runner
 from soda_jax.errors import UserError
 from tokenize_pipeline.options import unknown_option
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.worker import Job, tokenize_shard
+from tokenize_pipeline.request import Job
+from tokenize_pipeline.worker import tokenize_shard
 
 _RUNNERS = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
@@ -25,7 +26,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
     """Tokenizes `shards` on a cluster and waits for the end.
 
     Args:
-      job: settings that all shards share.
+      job: the job, from `for_workers`.
       shards: the unfinished shards of the plan.
       runner: "dask" or a runner that Beam knows, by name or as a Python path.
       flags: options for Beam, as on a command line.

@@ -7,13 +7,14 @@ bytes reach a limit, and are then encoded in order of length. A codec on an acce
 
 import functools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from soda_jax.codecs import Codec
+from soda_jax.codecs import Codec, load_codec
 from soda_jax.codecs.audio import piece_samples
 from tokenize_pipeline.archives import ArchiveMember, ArchiveReader
 from tokenize_pipeline.quarantine import BadInputError
@@ -25,11 +26,24 @@ BATCH_SECONDS = 240.0
 SECONDS_PER_CLIP = 15.0  # times `clips_at_once` limits the seconds of a large batch
 PIECE_SECONDS = 60.0
 HELD_BYTES = 2**28  # of sounds from archives, waiting for the codec
+_CODEC_LOCK = threading.Lock()
 
 UtteranceKey = tuple[int, int]  # (document in the window, utterance in the document)
 Keys = list[UtteranceKey]
 Errors = dict[UtteranceKey, BadInputError]
 Reads = list[Callable[[], np.ndarray]]
+
+
+def load_codec_once(spec: str) -> Codec:
+    """Returns the codec of a spec, loaded once per process even if threads call this together."""
+    with _CODEC_LOCK:
+        return cached_codec(spec)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_codec(spec: str) -> Codec:
+    """Returns the codec of a spec and keeps the last one. Threads call `load_codec_once`."""
+    return load_codec(spec)
 
 
 class SpeechEncoder:

@@ -21,7 +21,7 @@ from tokenize_pipeline.plan import REJECTED, Plan, ShardPlan, plan_folder, read_
 from tokenize_pipeline.planner import ShardLines, work_of
 from tokenize_pipeline.quarantine import count_by_reason, list_reasons, read_rows
 from tokenize_pipeline.readers import DocumentSource
-from tokenize_pipeline.request import Request, read_request
+from tokenize_pipeline.request import Job, load_text_tokenizer, read_job
 from tokenize_pipeline.results import ShardResult, shard_file
 from tokenize_pipeline.worker import tokenize_shard
 
@@ -129,27 +129,25 @@ def estimate(options: TokenizeOptions) -> Estimate:
     Raises:
       UserError: as `tokenize` for wrong settings and inputs.
     """
-    request = read_request(options)
+    job = read_job(options)
     with tempfile.TemporaryDirectory(prefix="soda-dry-run-") as name:
-        folder = plan_folder(Path(name), request.generation)
-        plan = request.make_plan(folder)
+        folder = plan_folder(Path(name), job.generation)
+        plan = job.make_plan(folder)
         rejected = count_by_reason(read_rows(folder / REJECTED))
-        made = Estimate(plan, request.before, rejected)
-        return _time_shard(request, made, folder, Path(name) / "timed") if plan.shards else made
+        made = Estimate(plan, job.before, rejected)
+        return _time_shard(job, made, folder, Path(name) / "timed") if plan.shards else made
 
 
-def _time_shard(request: Request, made: Estimate, folder: Path, output: Path) -> Estimate:
+def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimate:
     """Tokenizes the first utterances of the plan in `folder` as a shard of the data set `output`."""
-    job = request.job(output, made.plan)
-    request.tokenizer.save(output / "tokenizer")
+    sent = job.for_workers(made.plan, output)
+    load_text_tokenizer(job.options).save(output / "tokenizer")
     timed_folder = plan_folder(output, made.plan.generation)
-    size = FIRST_WORK[request.reader.KIND]
+    size = FIRST_WORK[job.before.kind]
 
     def write_shard() -> ShardPlan:
         lines, total = ShardLines(), 0.0
-        for document, work in islice(
-            _first_utterances(request, made.plan, folder), MOST_UTTERANCES
-        ):
+        for document, work in islice(_first_utterances(job, made.plan, folder), MOST_UTTERANCES):
             lines.add(document, max(work, 0.1))
             total += work
             if total >= size:
@@ -157,10 +155,10 @@ def _time_shard(request: Request, made: Estimate, folder: Path, output: Path) ->
         return lines.write(timed_folder, "train", 0)
 
     shard = write_shard()
-    tokenize_shard(job, shard)
+    tokenize_shard(sent, shard)
     while True:
         began = time.perf_counter()
-        tokenize_shard(job, shard)
+        tokenize_shard(sent, shard)
         elapsed = time.perf_counter() - began
         size *= 4
         larger = write_shard() if elapsed < TIMED_SECONDS else shard
@@ -173,14 +171,12 @@ def _time_shard(request: Request, made: Estimate, folder: Path, output: Path) ->
     return dataclasses.replace(made, timed=shard, result=result, elapsed=elapsed, stored=stored)
 
 
-def _first_utterances(
-    request: Request, plan: Plan, folder: Path
-) -> Iterator[tuple[DocumentSource, float]]:
+def _first_utterances(job: Job, plan: Plan, folder: Path) -> Iterator[tuple[DocumentSource, float]]:
     """Yields each utterance of the plan as a separate document, with its expected work.
 
     An utterance with an end time is shortened to its first 30 seconds and the same part of its text.
     """
-    work_of_utterance = work_of(request.reader.KIND, request.root)
+    work_of_utterance = work_of(job.before.kind, job.data_root)
     for shard in plan.shards:
         for document in read_documents(folder, shard):
             for number, utterance in enumerate(document.utterances):

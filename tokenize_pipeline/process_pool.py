@@ -17,7 +17,8 @@ from typing import cast
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.worker import Job, tokenize_shard
+from tokenize_pipeline.request import Job
+from tokenize_pipeline.worker import tokenize_shard
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -26,7 +27,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
     """Tokenizes `shards`.
 
     Args:
-      job: settings that all shards share.
+      job: the job, from `for_workers`.
       shards: the unfinished shards of the plan.
       workers: number of processes; 1 = in this process, 0 = one per core.
 

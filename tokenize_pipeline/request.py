@@ -17,37 +17,38 @@ from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from tokenize_pipeline.encoding import load_codec_once
 from tokenize_pipeline.options import TokenizeOptions, find_inputs
 from tokenize_pipeline.plan import Plan, remove_plan
 from tokenize_pipeline.planner import make_plan
 from tokenize_pipeline.readers import Reader, find_reader
 from tokenize_pipeline.results import shard_number
-from tokenize_pipeline.worker import Job, load_codec_once
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """A job before it is planned.
+class Job:
+    """A job: the options, and what they resolve to. It is also sent to the workers, see `for_workers`.
 
     Attributes:
       options: the user's options.
       inputs: the files of the corpus.
-      reader: reader of the corpus.
-      dataset: folder of the data set.
       generation: generation that the job makes: 0, or the newest plus one when appending.
-      tokenizer: text tokenizer.
       before: manifest of the previous generation, or an empty one.
-      root: absolute folder that audio paths are relative to.
+      data_root: absolute folder that audio paths are relative to and must not leave.
+      plan_digest: digest of the plan; "" before it is made.
     """
 
     options: TokenizeOptions
     inputs: Sequence[Path]
-    reader: Reader
-    dataset: Path
     generation: int
-    tokenizer: TextTokenizer
     before: Manifest
-    root: str
+    data_root: str
+    plan_digest: str = ""
+
+    @property
+    def dataset(self) -> Path:
+        """Folder of the data set."""
+        return Path(self.options.output)
 
     @property
     def first_numbers(self) -> dict[str, int]:
@@ -68,7 +69,7 @@ class Request:
             "tokenizer": self.before.tokenizer_fingerprint,
             "layout": self.before.layout.fingerprint,
             # Relative to the corpus: the bytes of the data set must not depend on its location.
-            "data_root": os.path.relpath(self.root, self.inputs[0].parent),
+            "data_root": os.path.relpath(self.data_root, self.inputs[0].parent),
             "shards": options.shards,
             "validation_fraction": options.validation_fraction,
             "max_audio_seconds": options.max_audio_seconds,
@@ -84,10 +85,10 @@ class Request:
         plan = make_plan(
             folder,
             self.generation,
-            self.reader,
+            find_reader(self.options.format),
             self.inputs,
             self.settings(self.generation),
-            data_root=self.root,
+            data_root=self.data_root,
             known=_KnownDocuments(self.dataset, self.before),
             first_numbers=self.first_numbers,
         )
@@ -96,20 +97,18 @@ class Request:
             raise UserError(f"--input={self.options.input} contains no document")
         return plan
 
-    def job(self, dataset: Path, plan: Plan) -> Job:
-        """Returns the settings for the workers of `plan`, which write to `dataset`."""
-        return Job(
-            str(dataset.absolute()),
-            self.generation,
-            plan.digest,
-            self.options.codec if self.reader.KIND == "speech" else None,
-            self.before.layout.codebook_sizes,
-            self.root,
-            self.options.max_audio_seconds,
+    def for_workers(self, plan: Plan, dataset: Path) -> "Job":
+        """Returns the job for the workers of `plan`, which write to `dataset`, without long lists."""
+        return dataclasses.replace(
+            self,
+            options=dataclasses.replace(self.options, output=str(dataset.absolute())),
+            inputs=(),
+            before=dataclasses.replace(self.before, splits={}),
+            plan_digest=plan.digest,
         )
 
 
-def read_request(options: TokenizeOptions) -> Request:
+def read_job(options: TokenizeOptions) -> Job:
     """Resolves and checks `options`.
 
     Raises:
@@ -133,13 +132,16 @@ def read_request(options: TokenizeOptions) -> Request:
             raise UserError(f"--append needs a finished data set: {dataset} has no manifest")
         # The workers read the tokenizer.
         check_folder(dataset, Manifest.load(dataset).front_end_files, "tokenizer")
-    spec = options.tokenizer or (dataset / "tokenizer" if options.append else "bytes")
-    tokenizer = load_tokenizer(spec)
-    before = _empty_manifest(options, reader, tokenizer)
+    before = _empty_manifest(options, reader, load_text_tokenizer(options))
     if generation:
         before = _check_append(options, dataset, before)
-    root = _find_data_root(options, reader, inputs)
-    return Request(options, inputs, reader, dataset, generation, tokenizer, before, root)
+    return Job(options, inputs, generation, before, _find_data_root(options, reader, inputs))
+
+
+def load_text_tokenizer(options: TokenizeOptions) -> TextTokenizer:
+    """Returns the text tokenizer of the options; by default bytes, or that of the data set when appending."""
+    default = Path(options.output) / "tokenizer" if options.append else "bytes"
+    return load_tokenizer(options.tokenizer or default)
 
 
 def import_beam() -> ModuleType:

@@ -14,10 +14,10 @@ from soda_jax.errors import UserError
 from soda_jax.file_sums import differences
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import load_tokenizer
+from tokenize_pipeline.encoding import load_codec_once
 from tokenize_pipeline.merge import QUARANTINE, quarantine_of
 from tokenize_pipeline.plan import REJECTED, Plan, check_file
 from tokenize_pipeline.results import ShardResult, has_result
-from tokenize_pipeline.worker import load_codec_once
 
 _TEXTS = 100  # that `read_back` compares
 _SHOWN = 40  # characters of a text

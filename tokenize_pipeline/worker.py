@@ -6,27 +6,24 @@ gives the same bytes.
 """
 
 import contextlib
-import dataclasses
-import functools
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from soda_jax.codecs import Codec, load_codec
 from soda_jax.data.format.shards import ShardInfo, ShardWriter
 from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.tokens import Utterance
-from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.text import TextTokenizer, load_tokenizer
 from soda_jax.tokens.vocabulary import VocabularyLayout
-from tokenize_pipeline.encoding import SpeechEncoder, UtteranceKey
+from tokenize_pipeline.encoding import SpeechEncoder, UtteranceKey, load_codec_once
 from tokenize_pipeline.plan import ShardPlan, plan_folder, read_documents
 from tokenize_pipeline.planner import work_of
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource
+from tokenize_pipeline.request import Job
 from tokenize_pipeline.results import ShardResult, shard_file, write_progress
 from tokenize_pipeline.text_faults import text_fault
 
@@ -37,54 +34,16 @@ WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
 WINDOW_DOCUMENTS = 100_000
 _PROGRESS_SECONDS = 2.0
-_CODEC_LOCK = threading.Lock()
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Settings that all shards of a job share; it is sent to every worker.
-
-    Attributes:
-      dataset: folder of the data set, visible to all workers.
-      generation: number of the plan.
-      plan_digest: digest of the plan.
-      codec: spec of the codec; None for a text corpus.
-      codebook_sizes: codebooks of the layout; also set for a text corpus that has a --codec.
-      data_root: absolute folder that audio paths are relative to and must not leave.
-      max_audio_seconds: longest utterance.
-    """
-
-    dataset: str
-    generation: int
-    plan_digest: str
-    codec: str | None
-    codebook_sizes: tuple[int, ...]
-    data_root: str
-    max_audio_seconds: float
-
-
-def load_codec_once(spec: str) -> Codec:
-    """Returns the codec of a spec, loaded once per process even if threads call this together."""
-    with _CODEC_LOCK:
-        return cached_codec(spec)
-
-
-@functools.lru_cache(maxsize=1)
-def cached_codec(spec: str) -> Codec:
-    """Returns the codec of a spec and keeps the last one. Threads call `load_codec_once`."""
-    return load_codec(spec)
 
 
 def tokenize_shard(job: Job, shard: ShardPlan) -> None:
     """Writes one shard of the data set, then its result, each atomically."""
-    dataset = Path(job.dataset)
-    folder = plan_folder(dataset, job.generation)
-    tokenizer = load_tokenizer(dataset / "tokenizer")
-    layout = make_layout(tokenizer, job.codebook_sizes)
+    folder = plan_folder(job.dataset, job.generation)
+    tokenizer = load_tokenizer(job.dataset / "tokenizer")
     rows: list[QuarantineRow] = []
     info = write_documents(
-        dataset / shard.split / shard_file(shard.number),
-        layout,
+        job.dataset / shard.split / shard_file(shard.number),
+        job.before.layout,
         _encode_documents(job, folder, shard, tokenizer, rows),
     )
     dropped = shard.documents - (info.documents if info else 0)
@@ -112,11 +71,11 @@ def _encode_documents(
 ) -> Iterator[tuple[str, list[Utterance]]]:
     """Yields id and usable utterances of each document of a shard; adds the unusable ones to `rows`."""
     encoder, limit = None, float(WINDOW_TEXT_BYTES)
-    if job.codec:
-        codec, limit = load_codec_once(job.codec), WINDOW_SECONDS
-        encoder = SpeechEncoder(codec, job.data_root, job.max_audio_seconds)
-    no_codes = np.zeros((0, len(job.codebook_sizes)), np.uint16)
-    work = work_of("speech" if job.codec else "text", job.data_root)
+    if job.before.kind == "speech":
+        codec, limit = load_codec_once(str(job.options.codec)), WINDOW_SECONDS
+        encoder = SpeechEncoder(codec, job.data_root, job.options.max_audio_seconds)
+    no_codes = np.zeros((0, job.before.layout.codebooks), np.uint16)
+    work = work_of(job.before.kind, job.data_root)
     progress = _ShardProgress(folder, shard)
     for documents, weights in _windows(read_documents(folder, shard), work, limit):
         end = progress.done + sum(weights.values())

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline_toys import ToyCodec
 
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 
 
 def test_threads_share_one_codec(monkeypatch):
@@ -20,16 +20,16 @@ def test_threads_share_one_codec(monkeypatch):
 
     def ask(spec: str) -> object:
         together.wait()
-        return worker.load_codec_once(spec)
+        return encoding.load_codec_once(spec)
 
-    monkeypatch.setattr(worker, "load_codec", load)
-    worker.cached_codec.cache_clear()
+    monkeypatch.setattr(encoding, "load_codec", load)
+    encoding.cached_codec.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         first = set(pool.map(ask, ["one"] * 4))
     assert len(first) == 1 and loaded == ["one"]
-    assert worker.load_codec_once("two") not in first
-    assert worker.load_codec_once("two") is worker.load_codec_once("two")
-    worker.cached_codec.cache_clear()
-    worker.load_codec_once("two")
-    worker.cached_codec.cache_clear()
+    assert encoding.load_codec_once("two") not in first
+    assert encoding.load_codec_once("two") is encoding.load_codec_once("two")
+    encoding.cached_codec.cache_clear()
+    encoding.load_codec_once("two")
+    encoding.cached_codec.cache_clear()
     assert loaded == ["one", "two", "two"]

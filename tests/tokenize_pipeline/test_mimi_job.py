@@ -14,7 +14,7 @@ from soda_jax.codecs import load_codec
 from soda_jax.codecs.audio import encode_long, read_audio
 from soda_jax.codecs.mimi.codec import MimiCodec
 from soda_jax.data.format.manifest import Manifest
-from tokenize_pipeline import encoding, worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 
@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> str:
 
 def run(corpus: str, output: Path, **changed) -> None:
     given = {"codec": SPEC, "validation_fraction": 0.0, "shards": 2, "max_bad_fraction": 0.5}
-    worker.cached_codec.cache_clear()
+    encoding.cached_codec.cache_clear()
     tokenize(TokenizeOptions(corpus, str(output), **{**given, **changed}))
 
 

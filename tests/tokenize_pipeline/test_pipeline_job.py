@@ -24,7 +24,7 @@ from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens import View, parse, render
 from soda_jax.tokens.text import load_tokenizer
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
 from tokenize_pipeline.options import TokenizeOptions
@@ -322,8 +322,8 @@ def test_append_refuses_another_tokenizer_or_codec(tmp_path, monkeypatch):
         run(source, tmp_path / "new", append=True)
     other = ToyCodec()
     other.fingerprint = "toy-2"
-    monkeypatch.setattr(worker, "load_codec", lambda spec: other)
-    worker.cached_codec.cache_clear()
+    monkeypatch.setattr(encoding, "load_codec", lambda spec: other)
+    encoding.cached_codec.cache_clear()
     with pytest.raises(UserError, match=r"toy-1.*toy-2"):
         run(source, tmp_path / "data", append=True)
 

@@ -20,11 +20,11 @@ ROOT = HERE.parent.parent
 KILL_AT_EVERY_RENAME = """
 import os, shutil, signal, sys
 from pipeline_toys import ToyCodec
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 
-worker.load_codec = lambda spec: ToyCodec()
+encoding.load_codec = lambda spec: ToyCodec()
 source, folder, *base = sys.argv[1:]
 rename, renames = os.replace, 0
 

@@ -13,7 +13,7 @@ from pipeline_toys import make_corpus, write_manifest
 from soda_jax.cli import main
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.errors import UserError
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.retext import retext
@@ -104,7 +104,7 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     options = TokenizeOptions(
         source, str(tmp_path / "data"), codec=f"mel:{tmp_path / 'codec'}", shards=1
     )
-    worker.cached_codec.cache_clear()
+    encoding.cached_codec.cache_clear()
     tokenize(options)
     assert list(verify(tmp_path / "data")) == []
     (plan,) = (tmp_path / "data" / "plan").glob("*/plan.json")
@@ -112,7 +112,7 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     plan.write_text(json.dumps({**value, "counts": {}}))
     other = MelCodec.fit([noise[::-1].copy()], MelSettings(codebook_sizes=(8, 8)))
     other.save(tmp_path / "data" / "codec")
-    worker.cached_codec.cache_clear()
+    encoding.cached_codec.cache_clear()
     assert {fault.file for fault in verify(tmp_path / "data")} == {
         "plan/0000/plan.json", "codec/codec.json", "codec/codec.safetensors"
     }  # fmt: skip
