@@ -16,7 +16,7 @@ from apache_beam.runners.runner import create_runner
 from soda_jax.errors import UserError
 from tokenize_pipeline.options import unknown_option
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.request import Job
+from tokenize_pipeline.settings import Job
 from tokenize_pipeline.worker import tokenize_shard
 
 _RUNNERS = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}

@@ -21,8 +21,8 @@ from tokenize_pipeline.plan import REJECTED, Plan, ShardPlan, plan_folder, read_
 from tokenize_pipeline.planner import ShardLines, work_of
 from tokenize_pipeline.quarantine import count_by_reason, list_reasons, read_rows
 from tokenize_pipeline.readers import DocumentSource
-from tokenize_pipeline.request import Job, load_text_tokenizer, read_job
 from tokenize_pipeline.results import ShardResult, shard_file
+from tokenize_pipeline.settings import Job, load_text_tokenizer, read_job
 from tokenize_pipeline.worker import tokenize_shard
 
 TIMED_SECONDS = 2.0  # the timed shard takes at least this long, unless the corpus is too small

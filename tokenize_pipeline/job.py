@@ -21,13 +21,6 @@ from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import Plan, ShardPlan, plan_folder, remove_plan
 from tokenize_pipeline.planner import describe_inputs
 from tokenize_pipeline.process_pool import run_shards
-from tokenize_pipeline.request import (
-    Job,
-    import_beam,
-    load_text_tokenizer,
-    newest_generation,
-    read_job,
-)
 from tokenize_pipeline.results import (
     has_result,
     is_finished,
@@ -35,6 +28,13 @@ from tokenize_pipeline.results import (
     remove_result,
     remove_shards,
     sweep,
+)
+from tokenize_pipeline.settings import (
+    Job,
+    import_beam,
+    load_text_tokenizer,
+    newest_generation,
+    read_job,
 )
 
 _UPDATE_SECONDS = 0.5

@@ -17,7 +17,7 @@ from typing import cast
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.request import Job
+from tokenize_pipeline.settings import Job
 from tokenize_pipeline.worker import tokenize_shard
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

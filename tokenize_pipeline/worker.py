@@ -23,8 +23,8 @@ from tokenize_pipeline.plan import ShardPlan, plan_folder, read_documents
 from tokenize_pipeline.planner import work_of
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource
-from tokenize_pipeline.request import Job
 from tokenize_pipeline.results import ShardResult, shard_file, write_progress
+from tokenize_pipeline.settings import Job
 from tokenize_pipeline.text_faults import text_fault
 
 # Texts and codes of a window are in memory: a day of audio is about 20 MB with eight codebooks. A

@@ -1,4 +1,4 @@
-"""The inputs, codec, tokenizer and settings of a job, checked before anything is written."""
+"""The settings of a job: the options of the user, resolved and checked before anything is written."""
 
 import dataclasses
 import importlib
