@@ -90,13 +90,13 @@ def test_invariant_8_dask_with_a_killed_worker_writes_the_same_bytes_as_one_proc
         stderr=subprocess.PIPE,
         text=True,
     ) as job:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # a busy machine takes minutes to import Beam and Dask
         while not list((output / "plan/0000/results").glob("*.json")) and job.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(workers[0], signal.SIGKILL)
         assert len(list((output / "plan/0000/results").glob("*.json"))) < 20
-        log = job.communicate(timeout=120)[1]
+        log = job.communicate(timeout=240)[1]
     assert job.returncode == 0, log
     assert tree(output) == tree(tmp_path / "one")
     # Dask logs nothing: only the progress of the job is printed.
