@@ -5,50 +5,45 @@ import difflib
 import glob
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from soda_jax.errors import UserError
+from soda_jax.schema_fields import setting
 from tokenize_pipeline.readers._folders import is_mac_metadata
-
-
-def _option(default: Any, help: str) -> Any:
-    """Declares an option with its default and the text of `soda tokenize --help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeOptions:
     """The options of `soda tokenize`: the command line is generated from these fields."""
 
-    input: str = dataclasses.field(metadata={"help": "a file, or a quoted pattern of files"})
-    output: str = dataclasses.field(metadata={"help": "folder of the data set"})
-    format: str = _option(
+    input: str = setting(doc="a file, or a quoted pattern of files")
+    output: str = setting(doc="folder of the data set")
+    format: str = setting(
         "manifest",
         "reader of the corpus: manifest (JSONL, CSV), text, or a published corpus such as yodas2",
     )
-    codec: str | None = _option(
+    codec: str | None = setting(
         None,
         "audio codec, as mel:DIR or mimi:DIR; required for speech. Text gets a vocabulary that can be "
         "mixed with speech of this codec",
     )
-    tokenizer: str | None = _option(
+    tokenizer: str | None = setting(
         None,
         "bytes, a tokenizer.json or its folder (default: bytes; with --append, that of the data set)",
     )
-    data_root: str | None = _option(
+    data_root: str | None = setting(
         None, "folder that audio paths are relative to (default: the folder of the first input)"
     )
-    shards: int = _option(0, "number of training shards (default: by the amount of audio or text)")
-    validation_fraction: float = _option(0.01, "share of documents held out (default %(default)s)")
-    max_audio_seconds: float = _option(3600.0, "longest utterance (default %(default)s)")
-    max_bad_fraction: float = _option(
+    shards: int = setting(0, "number of training shards (default: by the amount of audio or text)")
+    validation_fraction: float = setting(0.01, "share of documents held out (default %(default)s)")
+    max_audio_seconds: float = setting(3600.0, "longest utterance in seconds (default %(default)s)")
+    max_bad_fraction: float = setting(
         0.01, "share of bad inputs above which the job fails at its end (default %(default)s)"
     )
-    append: bool = _option(False, "add the new documents to a finished data set")
-    workers: int = _option(
+    append: bool = setting(False, "add the new documents to a finished data set")
+    workers: int = setting(
         1, "number of processes on this machine (default %(default)s; 0 = one per core)"
     )
-    runner: str | None = _option(
+    runner: str | None = setting(
         None, "run on a cluster: dask, or a runner of Beam such as FlinkRunner"
     )
     beam_options: tuple[str, ...] = ()  # further options for Beam; only with a runner

@@ -16,7 +16,7 @@ _OPTIONS = [field for field in dataclasses.fields(TokenizeOptions) if field.name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options; with --runner, unknown ones are passed to Beam."""
     for field in _OPTIONS:
-        name, text = f"--{field.name}", field.metadata["help"]
+        name, text = f"--{field.name}", field.metadata["doc"]
         if field.type is bool:
             parser.add_argument(name, action="store_true", help=text)
             continue
