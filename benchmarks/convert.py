@@ -1,11 +1,11 @@
-"""What a conversion costs: MB/s and the largest memory of `soda convert`, each direction in a process.
+"""Speed and peak memory of `soda convert` in both directions.
 
     python benchmarks/convert.py [--config=soda_135m] [--directory=/tmp] [--rounds=3]
-    python benchmarks/convert.py --config=soda_4b --rounds=1      # 17 GB, twice over
+    python benchmarks/convert.py --config=soda_4b --rounds=1      # needs 35 GB of disk space
 
 A run with random weights of the config's shape and a vocabulary of SODA's size is written first. Each
-round converts it to Hugging Face and back, the verification included, and copies the same bytes by
-`shutil.copyfile` and fsync beside it. Reads come from the page cache where it is large enough.
+round converts it to Hugging Face and back in separate processes, including the verification, and copies
+the same bytes with `shutil.copyfile` and fsync. Files are read from the page cache if it is large enough.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from soda_jax.tokens.text import load_tokenizer, make_layout
 
 
 class NoiseWeights:
-    """Random parameters that are made when they are asked for; see `soda_jax.convert.weights`."""
+    """Random parameters that are generated on access; see `soda_jax.convert.weights`."""
 
     def __init__(self, config: DecoderConfig):
         self.config, self._shapes = config, layer_shapes(config)
@@ -44,8 +44,8 @@ class NoiseWeights:
     def layer(self, number: int) -> dict[str, np.ndarray]:
         """See `Weights`."""
         return {
-            name: self._noise(shape, 0, number, place) if len(shape) > 1 else np.ones(shape, "f4")
-            for place, (name, shape) in enumerate(self._shapes.items())
+            name: self._noise(shape, 0, number, index) if len(shape) > 1 else np.ones(shape, "f4")
+            for index, (name, shape) in enumerate(self._shapes.items())
         }
 
     def rows(self, table: str, first: int, last: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class NoiseWeights:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of the size of Llama 3's, most of whose pieces no text yields."""
+    """Writes a byte-level BPE of the size of Llama 3's, most of whose pieces occur in no text."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -90,7 +90,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_run(workdir: Path, name: str) -> int:
-    """A run's folder with a checkpoint of noise; returns the number of bytes of its parameters."""
+    """Writes a run with a checkpoint of noise; returns the number of bytes of its parameters."""
     write_tokenizer(workdir / "tokenizer")
     tokenizer = load_tokenizer(workdir / "tokenizer")
     layout = make_layout(tokenizer, (2048,) * 8)
@@ -106,13 +106,13 @@ def write_run(workdir: Path, name: str) -> int:
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
     size = 4 * config.parameters
-    with progress("making a run of noise, MB", size / 1e6) as bar:
+    with progress("writing a run of noise, MB", size / 1e6) as bar:
         write_checkpoint(NoiseWeights(config), workdir / "checkpoints", 0, metadata, bar)
     return size
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """Seconds and largest resident memory in MB of a command; it must succeed."""
+    """Returns seconds and peak resident memory in MB of a command, which must succeed."""
     began = time.perf_counter()
     process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     _, status, usage = os.wait4(process.pid, 0)
@@ -123,7 +123,7 @@ def measured(*command: str) -> tuple[float, float]:
 
 
 def copy(source: Path, target: Path) -> float:
-    """Seconds of a plain copy of a folder's files, brought to the disk."""
+    """Returns the seconds of a plain copy of a folder's files with fsync."""
     began = time.perf_counter()
     target.mkdir()
     for file in source.glob("*.safetensors"):
@@ -136,7 +136,7 @@ def copy(source: Path, target: Path) -> float:
 
 
 def main() -> None:
-    """Measures in turn and prints the table."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="soda_135m")
     parser.add_argument("--directory", default=tempfile.gettempdir())
@@ -157,7 +157,9 @@ def main() -> None:
             ):
                 if run in command:
                     shutil.rmtree(out, ignore_errors=True)
-                elif number == args.rounds - 1:  # the disk need not hold the model three times
+                elif (
+                    number == args.rounds - 1
+                ):  # so that the disk never contains the model three times
                     shutil.rmtree(run)
                 seen = measured(*soda, "convert", *map(str, command))
                 rows.setdefault(label, []).append(seen)
@@ -172,9 +174,9 @@ def main() -> None:
                 results.add(f"{label}, memory", side, "megabytes", [peak for _, peak in values])
     print(describe_machine())
     print(
-        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` alone {start:,.0f} MB"
+        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` uses {start:,.0f} MB"
     )
-    print(f"{'':26} {'MB/s':>8} {'range':>17} {'largest memory, MB':>20}")
+    print(f"{'':26} {'MB/s':>8} {'range':>17} {'peak memory, MB':>20}")
     for label, values in rows.items():
         rates = sorted(size / 1e6 / seconds for seconds, _ in values)
         memory: Any = max(peak for _, peak in values)
