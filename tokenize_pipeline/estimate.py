@@ -140,7 +140,7 @@ def estimate(options: TokenizeOptions) -> Estimate:
 
 def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimate:
     """Tokenizes the first utterances of the plan in `folder` as a shard of the data set `output`."""
-    sent = job.for_workers(made.plan, output)
+    workers_job = job.for_workers(made.plan, output)
     load_text_tokenizer(job.options).save(output / "tokenizer")
     timed_folder = plan_folder(output, made.plan.generation)
     size = FIRST_WORK[job.before.kind]
@@ -155,10 +155,10 @@ def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimat
         return lines.write(timed_folder, "train", 0)
 
     shard = write_shard()
-    tokenize_shard(sent, shard)
+    tokenize_shard(workers_job, shard)
     while True:
         began = time.perf_counter()
-        tokenize_shard(sent, shard)
+        tokenize_shard(workers_job, shard)
         elapsed = time.perf_counter() - began
         size *= 4
         larger = write_shard() if elapsed < TIMED_SECONDS else shard

@@ -131,15 +131,15 @@ def _run(job: Job, plan: Plan) -> None:
     unit = "seconds of audio" if plan.settings["kind"] == "speech" else "bytes of text"
     total = sum(round(shard.weight) for shard in plan.shards)
     start = total - sum(round(shard.weight) for shard in pending)
-    sent = job.for_workers(plan, dataset)
+    workers_job = job.for_workers(plan, dataset)
     with (
         progress(f"tokenizing, {unit}", total, start=start) as bar,
         _call_repeatedly(_progress_reader(folder, pending, bar)),
     ):
         if options.runner:
-            import_beam().run_graph(sent, pending, options.runner, options.beam_options)
+            import_beam().run_graph(workers_job, pending, options.runner, options.beam_options)
         else:
-            run_shards(sent, pending, options.workers)
+            run_shards(workers_job, pending, options.workers)
 
 
 def _progress_reader(
