@@ -8,7 +8,7 @@ from pathlib import Path
 
 from soda_jax.errors import UserError
 from soda_jax.schema_fields import setting
-from tokenize_pipeline.readers._folders import is_mac_metadata
+from tokenize_pipeline.readers._corpus import is_mac_metadata
 
 
 @dataclasses.dataclass(frozen=True)
