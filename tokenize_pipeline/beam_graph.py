@@ -1,55 +1,32 @@
-"""The Beam graph for clusters. One element is one shard, so any runner may distribute and repeat elements.
+"""The Beam graph for clusters: shards of the plan → reshuffle → `tokenize_shard`.
 
-    shards of the plan → reshuffle → TokenizeShard → (names of finished shards)
-
-The elements are small descriptions. Workers write the shards directly to the folder of the data set,
-which all workers must see. Importing this module imports apache_beam, which takes seconds; local jobs
-do not import it.
+The elements are descriptions of shards, so any runner may distribute and repeat them. Workers write the
+shards to the folder of the data set, which all workers must see.
 """
 
 import argparse
-import dataclasses
-import difflib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.options import TokenizeOptions
+from tokenize_pipeline.options import unknown_option
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.worker import Job, load_codec_once, tokenize_shard
+from tokenize_pipeline.settings import Job
+from tokenize_pipeline.worker import tokenize_shard
 
 _RUNNERS = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
 
-class TokenizeShard(beam.DoFn):
-    """Writes the shard that the element describes and yields its name."""
-
-    def __init__(self, job: Job):
-        """Creates the function for the shards of `job`."""
-        super().__init__()
-        self._job = job
-
-    def setup(self) -> None:
-        """Loads the codec once in each worker process."""
-        if self._job.codec:
-            load_codec_once(self._job.codec)
-
-    def process(self, shard: ShardPlan) -> Iterator[str]:
-        """Tokenizes one shard. Its files are renamed into place, so it may be repeated."""
-        tokenize_shard(self._job, shard)
-        yield shard.name
-
-
 def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequence[str]) -> None:
-    """Runs the graph over `shards` and waits for its end.
+    """Tokenizes `shards` on a cluster and waits for the end.
 
     Args:
-      job: settings that all shards share.
+      job: the job, from `for_workers`.
       shards: the unfinished shards of the plan.
       runner: "dask" or a runner that Beam knows, by name or as a Python path.
       flags: options for Beam, as on a command line.
@@ -66,7 +43,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
         pipeline
         | "Shards" >> beam.Create(list(shards), reshuffle=False)
         | "Spread" >> beam.Reshuffle()
-        | "Tokenize" >> beam.ParDo(TokenizeShard(job))
+        | "Tokenize" >> beam.Map(lambda shard: tokenize_shard(job, shard))
     )
     try:
         result = pipeline.run()
@@ -82,7 +59,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
 def check_options(runner: str, flags: Sequence[str]) -> None:
     """Raises UserError for an unknown runner or option.
 
-    Beam only logs a warning for an unknown option, so a typing error would be easy to miss.
+    Beam itself only logs a warning for an unknown option.
     """
     if runner == "dask":
         _quiet_dask()
@@ -92,25 +69,20 @@ def check_options(runner: str, flags: Sequence[str]) -> None:
         raise UserError(
             f"--runner={runner} is neither dask nor a runner of Beam: {error}"
         ) from None
-    parser = _BeamArgumentParser(
-        add_help=False, allow_abbrev=False, conflict_handler="resolve", exit_on_error=False
-    )
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)
+    parsers: list[argparse.ArgumentParser] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+    parsers[0].exit_on_error = False
     try:
-        _, unknown = parser.parse_known_args(list(flags))
+        _, unknown = parsers[0].parse_known_args(list(flags))
     except argparse.ArgumentError as error:
         raise UserError(f"Beam option: {error}") from None
     if unknown:
-        name = unknown[0].split("=")[0]
-        ours = [f"--{field.name}" for field in dataclasses.fields(TokenizeOptions)]
-        similar = difflib.get_close_matches(name, [*ours, *parser._option_string_actions], 1)
-        hint = f"; did you mean {similar[0]}?" if similar else ""
-        raise UserError(f"option {name} is unknown to soda tokenize and to Beam{hint}")
+        beam_options = parsers[0]._option_string_actions
+        raise unknown_option(unknown[0], "soda tokenize and to Beam", beam_options)
 
 
 def _quiet_dask() -> None:
-    """Lets Dask log errors only, here and in the workers that it starts; call it before Dask is used."""
+    """Limits Dask's log to errors, here and in the workers that it starts; call it before using Dask."""
     import dask
 
     dask.config.set({"logging.distributed": "error"})

@@ -2,16 +2,19 @@
 
 Sounds arrive in the order of the archives. They are collected until the window is complete or their
 bytes reach a limit, and are then encoded in order of length. A codec on an accelerator encodes
-`clips_at_once` clips per call, while threads read and resample the next batch.
+`clips_at_once` clips per call, while threads read and resample the next clips.
 """
 
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from soda_jax.codecs import Codec
+from soda_jax.codecs import Codec, load_codec
 from soda_jax.codecs.audio import piece_samples
 from tokenize_pipeline.archives import ArchiveMember, ArchiveReader
 from tokenize_pipeline.quarantine import BadInputError
@@ -23,59 +26,62 @@ BATCH_SECONDS = 240.0
 SECONDS_PER_CLIP = 15.0  # times `clips_at_once` limits the seconds of a large batch
 PIECE_SECONDS = 60.0
 HELD_BYTES = 2**28  # of sounds from archives, waiting for the codec
+_CODEC_LOCK = threading.Lock()
 
 UtteranceKey = tuple[int, int]  # (document in the window, utterance in the document)
+Keys = list[UtteranceKey]
+Errors = dict[UtteranceKey, BadInputError]
+Reads = list[Callable[[], np.ndarray]]
+
+
+def load_codec_once(spec: str) -> Codec:
+    """Returns the codec of a spec, loaded once per process even if threads call this together."""
+    with _CODEC_LOCK:
+        return cached_codec(spec)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_codec(spec: str) -> Codec:
+    """Returns the codec of a spec and keeps the last one. Threads call `load_codec_once`."""
+    return load_codec(spec)
 
 
 class SpeechEncoder:
-    """Encodes windows of utterances. It keeps archives open between windows."""
+    """Encodes windows of utterances; archives stay open between windows."""
 
-    def __init__(
-        self,
-        codec: Codec,
-        data_root: str,
-        max_audio_seconds: float,
-        done: Callable[[list[UtteranceKey]], None],
-    ):
+    def __init__(self, codec: Codec, data_root: str, max_audio_seconds: float):
         """Opens nothing yet.
 
         Args:
           codec: encodes the sounds.
           data_root: absolute folder that audio paths are relative to.
           max_audio_seconds: longest utterance.
-          done: is called with each batch of encoded utterances.
         """
         self._codec, self._root, self._longest = codec, data_root, max_audio_seconds
-        self._done = done
         self._archives = ArchiveReader()
         self._clips = getattr(codec, "clips_at_once", 1)
 
     def encode(
-        self,
-        utterances: Mapping[UtteranceKey, UtteranceSource],
-        bad: dict[UtteranceKey, BadInputError],
-    ) -> dict[UtteranceKey, np.ndarray]:
-        """Returns the codes of every utterance with a usable sound, uint16 `[frames, codebooks]`.
+        self, utterances: Mapping[UtteranceKey, UtteranceSource], bad: Errors
+    ) -> Iterator[dict[UtteranceKey, np.ndarray]]:
+        """Yields the codes of the usable sounds in batches, uint16 `[frames, codebooks]`.
 
         Args:
           utterances: the utterances of one window.
           bad: receives the errors of the others.
         """
-        codes: dict[UtteranceKey, np.ndarray] = {}
         waiting: dict[UtteranceKey, Sound] = {}
         held = 0
         for key, sound, amount in self._find(utterances, bad):
             waiting[key] = sound
             held += amount
             if held >= HELD_BYTES:
-                codes |= self._encode(waiting, bad)
+                yield from self._encode(waiting, bad)
                 waiting, held = {}, 0
-        return codes | self._encode(waiting, bad)
+        yield from self._encode(waiting, bad)
 
     def _find(
-        self,
-        utterances: Mapping[UtteranceKey, UtteranceSource],
-        bad: dict[UtteranceKey, BadInputError],
+        self, utterances: Mapping[UtteranceKey, UtteranceSource], bad: Errors
     ) -> Iterator[tuple[UtteranceKey, Sound, int]]:
         """Yields (utterance key, its sound, bytes that it adds to memory), plain files first."""
         members: dict[ArchiveMember, list[UtteranceKey]] = {}
@@ -99,56 +105,49 @@ class SpeechEncoder:
                     yield key, sound, len(content) if number == 0 else 0
 
     def _encode(
-        self, sounds: dict[UtteranceKey, Sound], bad: dict[UtteranceKey, BadInputError]
-    ) -> dict[UtteranceKey, np.ndarray]:
+        self, sounds: dict[UtteranceKey, Sound], bad: Errors
+    ) -> Iterator[dict[UtteranceKey, np.ndarray]]:
         seconds: dict[UtteranceKey, float] = {}
         for key, sound in sounds.items():
             try:
                 seconds[key] = sound.seconds(self._longest)
             except BadInputError as error:
                 bad[key] = error
-        codes: dict[UtteranceKey, np.ndarray] = {}
+
+        def read(key: UtteranceKey) -> np.ndarray:
+            return sounds[key].samples(self._codec.sample_rate)
+
         batched = batches(seconds, self._clips)
-        for batch, clips in zip(batched, self._read(batched, sounds, bad), strict=True):
-            codes |= zip(clips, encode_batch(self._codec, list(clips.values())), strict=True)
-            self._done(batch)
-        return codes
-
-    def _read(
-        self,
-        batched: Sequence[list[UtteranceKey]],
-        sounds: Mapping[UtteranceKey, Sound],
-        bad: dict[UtteranceKey, BadInputError],
-    ) -> Iterator[dict[UtteranceKey, np.ndarray]]:
-        """Yields the samples of each batch; adds the errors to `bad`."""
-
-        def samples(key: UtteranceKey) -> np.ndarray | BadInputError:
-            try:
-                return sounds[key].samples(self._codec.sample_rate)
-            except BadInputError as error:
-                return error
-
-        def usable(
-            read: Mapping[UtteranceKey, np.ndarray | BadInputError],
-        ) -> dict[UtteranceKey, np.ndarray]:
-            for key, result in read.items():
-                if isinstance(result, BadInputError):
-                    bad[key] = result
-            return {p: r for p, r in read.items() if not isinstance(r, BadInputError)}
-
-        if self._clips == 1:  # the codec itself uses the CPU
-            for batch in batched:
-                yield usable({key: samples(key) for key in batch})
-            return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ahead: dict[UtteranceKey, Future] = {}
-            for batch, following in zip(batched, [*batched[1:], []], strict=True):
-                now = ahead or {key: pool.submit(samples, key) for key in batch}
-                ahead = {key: pool.submit(samples, key) for key in following}
-                yield usable({key: future.result() for key, future in now.items()})
+        reads: Iterable[Reads] = (
+            [functools.partial(read, key) for key in batch] for batch in batched
+        )
+        if self._clips > 1:  # else the codec uses all cores itself
+            reads = _read_ahead(read, batched)
+        for batch, results in zip(batched, reads, strict=True):
+            clips: dict[UtteranceKey, np.ndarray] = {}
+            for key, result in zip(batch, results, strict=True):
+                try:
+                    clips[key] = result()
+                except BadInputError as error:
+                    bad[key] = error
+            codes = encode_batch(self._codec, list(clips.values()))
+            yield dict(zip(clips, codes, strict=True))
 
 
-def batches(seconds: Mapping[UtteranceKey, float], clips: int = 1) -> list[list[UtteranceKey]]:
+def _read_ahead(
+    read: Callable[[UtteranceKey], np.ndarray], batched: Iterable[Keys]
+) -> Iterator[Reads]:
+    """Yields functions that return `read(key)` for each batch; threads read the next batch meanwhile."""
+    waiting: deque[Reads] = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in batched:
+            waiting.append([pool.submit(read, key).result for key in batch])
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def batches(seconds: Mapping[UtteranceKey, float], clips: int = 1) -> list[Keys]:
     """Returns utterance keys sorted by length, in batches of limited total length.
 
     Args:
@@ -156,7 +155,7 @@ def batches(seconds: Mapping[UtteranceKey, float], clips: int = 1) -> list[list[
       clips: clips that the codec encodes in one call.
     """
     most, longest = max(BATCH_CLIPS, clips), max(BATCH_SECONDS, clips * SECONDS_PER_CLIP)
-    made: list[list[UtteranceKey]] = []
+    made: list[Keys] = []
     total = 0.0
     for key in sorted(seconds, key=lambda key: (seconds[key], key)):
         total += seconds[key]

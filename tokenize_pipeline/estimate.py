@@ -1,55 +1,35 @@
-"""The result of a dry run, and its text for the user."""
+"""Estimates a job by timing one shard, without writing the data set.
+
+The plan is made in a temporary folder, where the first utterances of the corpus are tokenized as one
+shard: once to load libraries and compile the codec, then in growing numbers until it takes some seconds.
+Tokens, bytes and time are proportional to the expected work, which the plan has for every shard.
+"""
 
 import dataclasses
+import math
+import tempfile
+import time
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 
-_TOLERANCE = 0.05  # relative error of expected lengths that is not reported
-_UNITS = {"speech": "seconds of audio", "text": "bytes of text"}
+from soda_jax.data.format.manifest import SPLITS, Manifest, tokens_by_view
+from soda_jax.data.format.shards import index_path, read_index
+from tokenize_pipeline.merge import skipped_lines
+from tokenize_pipeline.options import TokenizeOptions
+from tokenize_pipeline.plan import REJECTED, Plan, ShardPlan, plan_folder, read_documents
+from tokenize_pipeline.planner import ShardLines, work_of
+from tokenize_pipeline.quarantine import count_by_reason, list_reasons, read_rows
+from tokenize_pipeline.readers import DocumentSource
+from tokenize_pipeline.results import ShardResult, shard_file
+from tokenize_pipeline.settings import Job, load_text_tokenizer, read_job
+from tokenize_pipeline.worker import tokenize_shard
 
-
-@dataclasses.dataclass(frozen=True)
-class TimedShard:
-    """The shard that a dry run tokenized and timed.
-
-    Attributes:
-      expected: its expected seconds of audio, or bytes of text.
-      found: its seconds of audio; 0 for text.
-      elapsed: seconds that it took.
-      tried: number of utterances tried, in this and smaller shards.
-      bad: number of unusable ones among them, by reason.
-      message: message of the first unusable one.
-    """
-
-    expected: float = 0.0
-    found: float = 0.0
-    elapsed: float = 0.0
-    tried: int = 0
-    bad: dict[str, int] = dataclasses.field(default_factory=dict)
-    message: str = ""
-
-    @property
-    def rate(self) -> float:
-        """Expected seconds of audio (or bytes of text) per second; 0 if nothing was usable."""
-        return self.expected / self.elapsed if self.elapsed else 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitEstimate:
-    """The estimate of one split.
-
-    Attributes:
-      shards: number of shards.
-      work: seconds of audio, or bytes of text.
-      totals: number of documents, utterances, text_tokens and frames.
-      tokens: number of tokens by view.
-      stored: bytes of shards and indexes.
-    """
-
-    shards: int
-    work: float
-    totals: dict[str, int]
-    tokens: dict[str, int]
-    stored: int
+TIMED_SECONDS = 2.0  # the timed shard takes at least this long, unless the corpus is too small
+MOST_UTTERANCES = 2**14  # in the timed shard: millions of files may be missing
+FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # seconds of audio, or bytes of text
+_LONGEST_SECONDS = 30.0  # of an utterance in the timed shard
+_BLOCK_BYTES = 65_536  # an ArrayRecord file consists of whole blocks, and one more for its footer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,99 +37,153 @@ class Estimate:
     """The result of a dry run.
 
     Attributes:
-      kind: "speech" or "text".
-      splits: estimates by name of the split.
-      counts: counts of the plan, see `Summary.counts`.
+      plan: the plan of the job.
+      manifest: manifest of the previous generation, or an empty one.
       rejected: input rows that describe no utterance, by reason.
-      texts: number of texts.
-      sampled: number of texts that were tokenized.
-      rate: expected seconds of audio (or bytes of text) per second; 0 if unknown.
-      timed: the timed shard; None if the rate was given.
+      timed: the timed shard, with one utterance per document; None if there is nothing to tokenize.
+      result: its result.
+      elapsed: seconds that it took.
+      stored: bytes of its records.
     """
 
-    kind: str
-    splits: dict[str, SplitEstimate]
-    counts: dict[str, int]
+    plan: Plan
+    manifest: Manifest
     rejected: dict[str, int]
-    texts: int
-    sampled: int
-    rate: float
-    timed: TimedShard | None
+    timed: ShardPlan | None = None
+    result: ShardResult | None = None
+    elapsed: float = 0.0
+    stored: int = 0
 
     @property
     def seconds(self) -> float | None:
-        """Seconds that the shards take in one process; None if the rate is unknown."""
-        return sum(split.work for split in self.splits.values()) / self.rate if self.rate else None
+        """Seconds that the job takes in one process, after planning; None if unknown."""
+        if not self.timed or not self.result or not self.result.info:
+            return None
+        return self.elapsed * sum(shard.weight for shard in self.plan.shards) / self.timed.weight
+
+    def totals(self, split: str) -> dict[str, int]:
+        """Returns the number of shards, documents and utterances of a split.
+
+        If an utterance of the timed shard was usable, also of text_tokens, frames and bytes on disk.
+        """
+        shards = [shard for shard in self.plan.shards if shard.split == split]
+        totals = {"shards": len(shards)}
+        for name in ("documents", "utterances"):
+            totals[name] = sum(getattr(shard, name) for shard in shards)
+        if self.timed and self.result and (info := self.result.info):
+            ratio = sum(shard.weight for shard in shards) / self.timed.weight
+            totals["text_tokens"] = round(info.text_tokens * ratio)
+            totals["frames"] = round(info.frames * ratio)
+            blocks = math.ceil(self.stored * ratio / max(len(shards), 1) / _BLOCK_BYTES) + 1
+            totals["bytes"] = len(shards) * blocks * _BLOCK_BYTES
+        return totals
 
     def describe(self, name: str) -> str:
         """Returns the estimate as lines of text, in which the data set is called `name`."""
         lines = [f"dry run: nothing is written to {name}"]
-        for split, estimate in self.splits.items():
-            lines += _describe_split(split, estimate, self.kind)
-        if self.sampled < self.texts:
-            basis = f"estimated from {self.sampled:,} of {self.texts:,} texts"
-        else:
-            basis = f"counted in all {self.texts:,} texts"
-        lines.append(f"text tokens: {basis}")
-        for key in ("already_in_dataset", "repeated_in_input"):
-            if self.counts[key]:
-                lines.append(f"skipped, {key.replace('_', ' ')}: {self.counts[key]:,} documents")
-        lines.append(f"rejected rows: {_reasons(self.rejected)}")
+        for split in SPLITS:
+            totals = self.totals(split)
+            counts = [f"{totals[key]:,} {key}" for key in ("documents", "utterances", "shards")]
+            lines.append(f"{split}: {', '.join(counts)}")
+            if "bytes" in totals and totals["documents"]:
+                lines += self._describe_tokens(totals)
+        lines += [*skipped_lines(self.plan.counts), f"rejected rows: {list_reasons(self.rejected)}"]
         return "\n".join([*lines, *self._describe_time()])
 
+    def _describe_tokens(self, totals: dict[str, int]) -> Iterator[str]:
+        if codec := self.manifest.codec:
+            yield f"  about {totals['frames'] / codec['frame_rate'] / 3600:,.2f} hours of audio"
+        tokens = tokens_by_view(self.manifest.kind, self.manifest.layout.codebooks, totals)
+        for view, count in tokens.items():
+            both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
+            yield f"  {view:<6} about {count:,} tokens{both}"
+        each = totals["bytes"] / max(tokens.values())
+        yield f"  about {totals['bytes']:,} bytes on disk, {each:.3f} per token"
+
     def _describe_time(self) -> Iterator[str]:
-        unit, timed = _UNITS[self.kind], self.timed
-        if not any(split.shards for split in self.splits.values()):
+        if not self.timed or not self.result:
             yield "time: none, there is nothing to tokenize"
             return
-        if timed is None:
-            yield f"rate: {self.rate:,.0f} {unit} per second, as given"
-        elif not self.rate:
-            cause = f": {timed.message}" if timed.message else ""
-            item = "sound" if self.kind == "speech" else "text"
-            yield (
-                f"time: unknown, none of the first {timed.tried:,} utterances has a usable "
-                f"{item}{cause}; give --rate, {unit} per second"
-            )
+        tried, bad = f"{self.timed.utterances:,}", self.result.quarantine
+        if self.seconds is None:
+            yield f"time: unknown, none of the first {tried} utterances is usable: {bad[0].message}"
             return
-        else:
-            yield (
-                f"rate: {self.rate:,.0f} {unit} per second in this process, measured on the first "
-                f"utterances ({timed.expected:,.0f} {unit} in {timed.elapsed:.1f} s)"
-            )
-            ratio = timed.found / max(timed.expected, 1e-9)
-            if timed.found and abs(ratio - 1) > _TOLERANCE:
-                yield (
-                    f"  their sound is {ratio:.2f} times as long as expected: hours, tokens and bytes "
-                    "differ by this factor if the others are similar"
-                )
-            if timed.bad:
-                yield f"  unusable, of {timed.tried:,} tried: {_reasons(timed.bad)}"
-        yield f"time: {_duration(self.seconds or 0.0)} in one process, after planning"
+        amount, unit = self.timed.weight, "bytes of text"
+        if (codec := self.manifest.codec) and (info := self.result.info):
+            amount, unit = info.frames / codec["frame_rate"], "seconds of audio"
+        yield (
+            f"rate: {amount / self.elapsed:,.0f} {unit} per second in this process, measured on the "
+            f"first utterances ({amount:,.0f} {unit} in {self.elapsed:.1f} s)"
+        )
+        if bad:
+            yield f"  unusable, of {tried} tried: {list_reasons(count_by_reason(bad))}"
+        minutes = self.seconds / 60
+        duration = f"{minutes:,.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
+        duration = f"{minutes / 60:,.1f} h" if minutes >= 120 else duration
+        yield f"time: about {duration} in one process, after planning"
 
 
-def _describe_split(split: str, estimate: SplitEstimate, kind: str) -> Iterator[str]:
-    totals = estimate.totals
-    if not totals["documents"]:
-        yield f"{split}: empty"
-        return
-    counts = f"{totals['documents']:,} documents, {totals['utterances']:,} utterances"
-    yield f"{split}: {counts}, {estimate.shards:,} shards"
-    if kind == "speech":
-        yield f"  {estimate.work / 3600:,.2f} hours of audio expected"
-    for view, tokens in estimate.tokens.items():
-        both = f" in each order, {2 * tokens:,} in both" if view == "S+A+T" else ""
-        yield f"  {view:<6} {tokens:,} tokens{both}"
-    each = estimate.stored / max(estimate.tokens.values())
-    yield f"  about {estimate.stored:,} bytes on disk with the index, {each:.3f} per token"
+def estimate(options: TokenizeOptions) -> Estimate:
+    """Estimates the job of `options`; writes nothing to `options.output`.
+
+    Raises:
+      UserError: as `tokenize` for wrong settings and inputs.
+    """
+    job = read_job(options)
+    with tempfile.TemporaryDirectory(prefix="soda-dry-run-") as name:
+        folder = plan_folder(Path(name), job.generation)
+        plan = job.make_plan(folder)
+        rejected = count_by_reason(read_rows(folder / REJECTED))
+        made = Estimate(plan, job.before, rejected)
+        return _time_shard(job, made, folder, Path(name) / "timed") if plan.shards else made
 
 
-def _reasons(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "0"
+def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimate:
+    """Tokenizes the first utterances of the plan in `folder` as a shard of the data set `output`."""
+    workers_job = job.for_workers(made.plan, output)
+    load_text_tokenizer(job.options).save(output / "tokenizer")
+    timed_folder = plan_folder(output, made.plan.generation)
+    size = FIRST_WORK[job.before.kind]
+
+    def write_shard() -> ShardPlan:
+        lines, total = ShardLines(), 0.0
+        for document, work in islice(_first_utterances(job, made.plan, folder), MOST_UTTERANCES):
+            lines.add(document, max(work, 0.1))
+            total += work
+            if total >= size:
+                break
+        return lines.write(timed_folder, "train", 0)
+
+    shard = write_shard()
+    tokenize_shard(workers_job, shard)
+    while True:
+        began = time.perf_counter()
+        tokenize_shard(workers_job, shard)
+        elapsed = time.perf_counter() - began
+        size *= 4
+        larger = write_shard() if elapsed < TIMED_SECONDS else shard
+        if larger.utterances == shard.utterances:
+            break
+        shard = larger
+    result = ShardResult.load(timed_folder, shard)
+    index = index_path(output / shard.split / shard_file(shard.number))
+    stored = int(read_index(index).record_offsets[-1]) if result.info else 0
+    return dataclasses.replace(made, timed=shard, result=result, elapsed=elapsed, stored=stored)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"about {seconds:.0f} s"
-    minutes = seconds / 60
-    return f"about {minutes:.0f} min" if minutes < 120 else f"about {minutes / 60:,.1f} h"
+def _first_utterances(job: Job, plan: Plan, folder: Path) -> Iterator[tuple[DocumentSource, float]]:
+    """Yields each utterance of the plan as a separate document, with its expected work.
+
+    An utterance with an end time is shortened to its first 30 seconds and the same part of its text.
+    """
+    work_of_utterance = work_of(job.before.kind, job.data_root)
+    for shard in plan.shards:
+        for document in read_documents(folder, shard):
+            for number, utterance in enumerate(document.utterances):
+                work = work_of_utterance(utterance)
+                if utterance.end is not None and work > _LONGEST_SECONDS:
+                    length = math.ceil(len(utterance.text) * _LONGEST_SECONDS / work)
+                    end = (utterance.start or 0.0) + _LONGEST_SECONDS
+                    text, work = utterance.text[:length], _LONGEST_SECONDS
+                    utterance = dataclasses.replace(utterance, text=text, end=end)
+                yield DocumentSource(f"{document.id}/{number}", (utterance,)), work

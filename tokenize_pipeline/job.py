@@ -15,54 +15,64 @@ from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.progress import Progress, progress
+from tokenize_pipeline.encoding import load_codec_once
 from tokenize_pipeline.merge import NOTHING, Summary, merge
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import Plan, ShardPlan, plan_folder, remove_plan
 from tokenize_pipeline.planner import describe_inputs
 from tokenize_pipeline.process_pool import run_shards
-from tokenize_pipeline.request import Request, import_beam, newest_generation, read_request
-from tokenize_pipeline.results import has_result, is_finished, read_progress, remove_result
-from tokenize_pipeline.sweep import remove_shards, sweep
-from tokenize_pipeline.worker import Job, load_codec_once
+from tokenize_pipeline.results import (
+    has_result,
+    is_finished,
+    read_progress,
+    remove_result,
+    remove_shards,
+    sweep,
+)
+from tokenize_pipeline.settings import (
+    Job,
+    import_beam,
+    load_text_tokenizer,
+    newest_generation,
+    read_job,
+)
 
 _UPDATE_SECONDS = 0.5
 
 
 def tokenize(options: TokenizeOptions) -> Summary:
-    """Creates or continues a data set.
-
-    A stopped job is resumed: the plan is kept and finished shards are skipped.
+    """Creates a data set, appends to it, or resumes a stopped job: finished shards are skipped.
 
     Raises:
       UserError: for wrong settings or inputs, settings that differ from those of an unfinished job, a
         worker process that died, or more bad utterances than `max_bad_fraction` (finished shards stay).
     """
-    request = read_request(options)
-    dataset, generation, before = request.dataset, request.generation, request.before
+    job = read_job(options)
+    dataset, generation, before = job.dataset, job.generation, job.before
     dataset.mkdir(parents=True, exist_ok=True)
     with _lock(dataset):
-        if generation and (same := _finished_append(request)):
+        if generation and (same := _finished_append(job)):
             return Summary(before, "was finished already", same.counts)
-        plan = _plan(request)
+        plan = _plan(job)
         if newest_generation(dataset) >= generation:
             return Summary(Manifest.load(dataset, generation), "was finished already", plan.counts)
         if generation and not plan.shards:
             remove_plan(plan_folder(dataset, generation))
             return Summary(before, NOTHING, plan.counts)
         if not generation:
-            request.tokenizer.save(dataset / "tokenizer")
+            load_text_tokenizer(options).save(dataset / "tokenizer")
             if options.codec:
                 # A model trained on this data finds its codec here.
                 load_codec_once(options.codec).save(dataset / "codec")
             before = dataclasses.replace(before, front_end_files=folder_sums(dataset, *FRONT_END))
-        _run(request.job(dataset, plan), plan, options)
+        _run(job, plan)
         sweep(dataset)  # again, for files that workers of a killed job began after the first sweep
         return merge(dataset, plan, before, options.max_bad_fraction)
 
 
 @contextlib.contextmanager
 def _lock(dataset: Path) -> Iterator[None]:
-    """Prevents a second job on the folder. The lock ends with the process, even if it is killed."""
+    """Prevents a second job on the folder. The system releases the lock of a killed process."""
     handle = os.open(dataset, os.O_RDONLY)
     try:
         try:
@@ -74,66 +84,62 @@ def _lock(dataset: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _finished_append(request: Request) -> Plan | None:
+def _finished_append(job: Job) -> Plan | None:
     """Returns the plan of the newest generation if it was this same append, else None.
 
-    A user who cannot see whether a job ended (it may have been killed after its last rename) repeats
-    the command. A new plan would then retry the documents that were bad the first time.
+    An append may be killed after its last rename and repeated by the user. A new plan would then retry
+    the documents that were bad the first time.
     """
-    newest = request.before
-    folder = plan_folder(request.dataset, newest.generation)
-    if not newest.generation or not (folder / "plan.json").exists():
+    newest = job.before
+    if not newest.generation:
         return None
     try:
-        plan = Plan.load(folder)
-    except UserError:  # damaged or of another version; a finished data set does not need it
+        plan = Plan.load(plan_folder(job.dataset, newest.generation))
+    except (
+        UserError
+    ):  # removed, damaged or of another version; a finished data set does not need it
         return None
-    settings = request.settings(newest.generation)
-    settings["after"] = plan.settings.get("after")
+    settings = {**job.settings(newest.generation), "after": plan.settings.get("after")}
     same = plan.settings == settings and plan.digest == newest.settings_digest
-    return plan if same and plan.inputs == describe_inputs(request.inputs) else None
+    return plan if same and plan.inputs == describe_inputs(job.inputs) else None
 
 
-def _plan(request: Request) -> Plan:
+def _plan(job: Job) -> Plan:
     """Returns the plan of this generation: the saved one if it is the same, else a new one."""
-    dataset, generation = request.dataset, request.generation
+    dataset, generation = job.dataset, job.generation
     folder = plan_folder(dataset, generation)
     sweep(dataset)
     if (folder / "plan.json").exists():
         plan = Plan.load(folder)
-        plan.check_same(request.settings(generation), describe_inputs(request.inputs), folder)
+        plan.check_same(job.settings(generation), describe_inputs(job.inputs), folder)
         return plan
     if newest_generation(dataset) >= generation:
         raise UserError(f"{dataset} is already finished: give another --output, or --append")
-    remove_shards(dataset, request.first_numbers)
-    plan = request.make_plan(folder)
-    if not generation and not plan.shards and not plan.counts["rejected_rows"]:
-        remove_plan(folder)
-        raise UserError(f"--input={request.options.input} contains no document")
-    return plan
+    remove_shards(dataset, job.first_numbers)
+    return job.make_plan(folder)
 
 
-def _run(job: Job, plan: Plan, options: TokenizeOptions) -> None:
+def _run(job: Job, plan: Plan) -> None:
     """Tokenizes the shards that are not finished yet, and shows the progress."""
-    dataset, folder = Path(job.dataset), plan_folder(Path(job.dataset), job.generation)
-    pending = []
-    for shard in plan.shards:
-        if not is_finished(dataset, folder, plan, shard):
-            remove_result(folder, shard)
-            pending.append(shard)
+    dataset, options = job.dataset, job.options
+    folder = plan_folder(dataset, plan.generation)
+    pending = [shard for shard in plan.shards if not is_finished(dataset, plan, shard)]
+    for shard in pending:
+        remove_result(folder, shard)
     if not pending:
         return
     unit = "seconds of audio" if plan.settings["kind"] == "speech" else "bytes of text"
     total = sum(round(shard.weight) for shard in plan.shards)
     start = total - sum(round(shard.weight) for shard in pending)
+    workers_job = job.for_workers(plan, dataset)
     with (
         progress(f"tokenizing, {unit}", total, start=start) as bar,
         _call_repeatedly(_progress_reader(folder, pending, bar)),
     ):
         if options.runner:
-            import_beam().run_graph(job, pending, options.runner, options.beam_options)
+            import_beam().run_graph(workers_job, pending, options.runner, options.beam_options)
         else:
-            run_shards(job, pending, options.workers)
+            run_shards(workers_job, pending, options.workers)
 
 
 def _progress_reader(
@@ -144,17 +150,16 @@ def _progress_reader(
     counted = dict.fromkeys((shard.name for shard in pending), 0)
 
     def update() -> None:
-        advanced = 0
+        before = sum(counted.values())
         for shard in list(waiting):
-            finished = has_result(folder, shard)
-            if finished:
+            part = read_progress(folder, shard)
+            if has_result(folder, shard):
                 waiting.remove(shard)
-            part = 1.0 if finished else read_progress(folder, shard)
+                part = 1.0
             # A shard that another worker restarted does not move the bar back.
-            now = max(round(part * round(shard.weight)), counted[shard.name])
-            advanced += now - counted[shard.name]
-            counted[shard.name] = now
-        bar.advance(advanced, f"{len(pending) - len(waiting)} of {len(pending)} shards")
+            counted[shard.name] = max(round(part * round(shard.weight)), counted[shard.name])
+        finished = f"{len(pending) - len(waiting)} of {len(pending)} shards"
+        bar.advance(sum(counted.values()) - before, finished)
 
     return update
 

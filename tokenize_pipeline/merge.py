@@ -14,8 +14,14 @@ from soda_jax.data.format.shards import ShardInfo
 from soda_jax.errors import UserError
 from soda_jax.file_sums import file_sum
 from soda_jax.files import write_atomic
-from tokenize_pipeline.plan import Plan, check_file, plan_folder, rejected_path, remove_plan
-from tokenize_pipeline.quarantine import count_by_reason, json_lines, lost_count, read_rows
+from tokenize_pipeline.plan import REJECTED, Plan, check_file, plan_folder, remove_plan
+from tokenize_pipeline.quarantine import (
+    count_by_reason,
+    json_lines,
+    list_reasons,
+    lost_count,
+    read_rows,
+)
 from tokenize_pipeline.results import ShardResult
 
 QUARANTINE = "quarantine.jsonl"
@@ -56,31 +62,32 @@ class Summary:
                 seconds = totals["frames"] / self.manifest.codec["frame_rate"]
                 parts.append(f"{seconds / 3600:.2f} h of audio")
             lines.append(f"  {split}: {', '.join(parts)}")
-        for key in ("already_in_dataset", "repeated_in_input"):
-            if self.counts[key]:
-                lines.append(f"  skipped, {key.replace('_', ' ')}: {self.counts[key]:,} documents")
+        lines += [f"  {line}" for line in skipped_lines(self.counts)]
         if self.state == NOTHING and self.bad:
             # No generation was added, so quarantine.jsonl does not list them.
-            lines.append(f"  bad inputs, skipped: {_list_reasons(self.bad)}")
+            lines.append(f"  bad inputs, skipped: {list_reasons(self.bad)}")
         elif self.state == NOTHING and self.counts["rejected_rows"]:
             lines.append(f"  rejected rows, skipped: {self.counts['rejected_rows']:,}")
         elif self.bad:
-            lines.append(f"  bad inputs, in {QUARANTINE}: {_list_reasons(self.bad)}")
+            lines.append(f"  bad inputs, in {QUARANTINE}: {list_reasons(self.bad)}")
             lines.append(f"  documents without a usable utterance: {self.dropped_documents:,}")
         return "\n".join(lines)
 
 
-def _list_reasons(bad: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in bad.items())
+def skipped_lines(counts: dict[str, int]) -> list[str]:
+    """Returns a line for each kind of documents that a plan skipped, from the counts of the plan."""
+    return [
+        f"skipped, {key.replace('_', ' ')}: {counts[key]:,} documents"
+        for key in ("already_in_dataset", "repeated_in_input")
+        if counts[key]
+    ]
 
 
 def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
     """Returns the rows of `quarantine.jsonl` up to the generation of `manifest`, in bytes.
 
-    Later rows are ignored: a job that was killed or had too many bad inputs may have added them.
-
-    Raises:
-      UserError: if they do not match the checksum of the manifest.
+    Later rows are ignored: a job that was killed or had too many bad inputs may have added them. Raises
+    UserError if the rows do not match the checksum of the manifest.
     """
     size, crc = manifest.quarantine
     path = dataset / QUARANTINE
@@ -109,8 +116,8 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
     """
     folder = plan_folder(dataset, plan.generation)
     earlier = quarantine_of(dataset, before)
-    check_file(rejected_path(folder), plan.rejected_sha256)
-    rows = read_rows(rejected_path(folder))
+    check_file(folder / REJECTED, plan.rejected_sha256)
+    rows = read_rows(folder / REJECTED)
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     dropped = 0
     for shard in plan.shards:
@@ -120,17 +127,29 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
         if result.info:
             new[shard.split].append(result.info)
     bad = count_by_reason(rows)
+    reasons, lost = list_reasons(bad), lost_count(bad)
     total = plan.counts["utterances"] + plan.counts["rejected_rows"]
-    if plan.generation and not any(new.values()):
+    usable, accepted = any(new.values()), lost <= max_bad_fraction * total
+    if plan.generation and not usable:
         remove_plan(folder)
-        if lost_count(bad) <= max_bad_fraction * total:
+        if accepted:
             return Summary(before, NOTHING, plan.counts, dropped, bad)
         raise TooManyBadInputsError(
-            f"no new input is usable, of {total} ({_list_reasons(bad)}; the first is "
-            f"{rows[0].where}: {rows[0].message}): {dataset} is unchanged; fix the inputs"
+            f"no new input is usable, of {total} ({reasons}; the first is {rows[0].where}: "
+            f"{rows[0].message}): {dataset} is unchanged; fix the inputs"
         )
     write_atomic(dataset / QUARANTINE, earlier + json_lines(rows))
-    _check_share(dataset, folder, bad, total, max_bad_fraction, any(new.values()))
+    start_again = f"fix the inputs and remove {folder if plan.generation else dataset}"
+    if not usable:
+        raise TooManyBadInputsError(
+            f"no input is usable, of {total} ({reasons}): see {dataset / QUARANTINE}; {start_again}"
+        )
+    if not accepted:
+        raise TooManyBadInputsError(
+            f"{lost} of {total} inputs are bad ({reasons}), more than --max_bad_fraction="
+            f"{max_bad_fraction:g}: see {dataset / QUARANTINE}; run again with a larger fraction "
+            f"(finished shards are kept), or {start_again}"
+        )
     manifest = dataclasses.replace(
         before,
         generation=plan.generation,
@@ -141,27 +160,3 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
     )
     manifest.save(dataset)
     return Summary(manifest, "finished", plan.counts, dropped, bad)
-
-
-def _check_share(
-    dataset: Path,
-    folder: Path,
-    bad: dict[str, int],
-    total: int,
-    max_bad_fraction: float,
-    usable: bool,
-) -> None:
-    count = lost_count(bad)
-    if usable and count <= max_bad_fraction * total:
-        return
-    reasons = _list_reasons(bad)
-    start_again = f"fix the inputs and remove {folder if folder.name != '0000' else dataset}"
-    if usable:
-        raise TooManyBadInputsError(
-            f"{count} of {total} inputs are bad ({reasons}), more than --max_bad_fraction="
-            f"{max_bad_fraction:g}: see {dataset / QUARANTINE}; run again with a larger fraction "
-            f"(finished shards are kept), or {start_again}"
-        )
-    raise TooManyBadInputsError(
-        f"no input is usable, of {total} ({reasons}): see {dataset / QUARANTINE}; {start_again}"
-    )

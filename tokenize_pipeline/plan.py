@@ -1,9 +1,9 @@
-"""The plan: split, shard and position of each document, fixed before any work is done.
+"""The plan: split, shard and position of each document, fixed before any shard is tokenized.
 
     DATASET/plan/0000/plan.json             settings, digests of the inputs, shards, counts
-    DATASET/plan/0000/train-00003.jsonl     the documents of one shard, in their order
+    DATASET/plan/0000/train-00003.jsonl     the documents of one shard, in order
     DATASET/plan/0000/rejected.jsonl        input rows that describe no utterance
-    DATASET/plan/0000/results/              outcome of each shard, see `results`
+    DATASET/plan/0000/results/              result of each shard, see `results`
 
 Each generation of the data set has a numbered folder: 0000, plus one for each `--append`. `plan.json`
 is written last; a folder without it is ignored. The plan is a pure function of the inputs and
@@ -24,18 +24,14 @@ from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource
 
 FORMAT_VERSION = 2
-SPLITS = ("train", "validation")
+REJECTED = "rejected.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """One shard of one split.
+    """One shard: its number in the split, over all generations, and the counts of its documents.
 
     Attributes:
-      split: "train" or "validation".
-      number: number of the shard in its split, over all generations.
-      documents: number of planned documents.
-      utterances: number of their utterances.
       weight: expected work: seconds of audio, or bytes of text.
       sha256: digest of its `.jsonl` file.
     """
@@ -51,6 +47,11 @@ class ShardPlan:
     def name(self) -> str:
         """Name of the shard in the plan, such as `train-00003`."""
         return f"{self.split}-{self.number:05d}"
+
+    @property
+    def file(self) -> str:
+        """Name of the file with the documents."""
+        return f"{self.name}.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +98,7 @@ class Plan:
                     f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
                     f"remove {folder} and run again"
                 )
-            shards = [ShardPlan(**shard) for shard in value.pop("shards")]
-            return cls(shards=shards, **value)
+            return cls(**{**value, "shards": [ShardPlan(**shard) for shard in value["shards"]]})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: {error}: remove {folder} and run again") from None
 
@@ -114,11 +114,10 @@ class Plan:
                 raise UserError(
                     f"--{name} was {old} when the plan was made and is {new} now: {fix}"
                 )
-        if inputs != self.inputs:
-            pairs = itertools.zip_longest(self.inputs, inputs, fillvalue={"name": "absent"})
-            old_file, new_file = next((a, b) for a, b in pairs if a != b)
-            name = new_file["name"] if "sha256" in new_file else old_file["name"]
-            raise UserError(f"--input: {name} has changed since the plan was made: {fix}")
+        for old_file, new_file in itertools.zip_longest(self.inputs, inputs):
+            if old_file != new_file:
+                name = (new_file or old_file)["name"]
+                raise UserError(f"--input: {name} has changed since the plan was made: {fix}")
 
 
 def plan_folder(dataset: Path, generation: int) -> Path:
@@ -130,22 +129,6 @@ def remove_plan(folder: Path) -> None:
     """Removes a plan: `plan.json` first, so that the rest is ignored if the process is killed."""
     (folder / "plan.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
-
-
-def split_of(document_id: str, validation_fraction: float) -> str:
-    """Returns the split of a document. It depends only on a hash of the id."""
-    value = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
-    return "validation" if value < validation_fraction * 2**64 else "train"
-
-
-def documents_path(folder: Path, shard: ShardPlan) -> Path:
-    """Returns the path of the file with the documents of one shard."""
-    return folder / f"{shard.name}.jsonl"
-
-
-def rejected_path(folder: Path) -> Path:
-    """Returns the path of the file with the input rows that describe no utterance."""
-    return folder / "rejected.jsonl"
 
 
 def check_file(path: Path, sha256: str) -> None:
@@ -161,7 +144,7 @@ def check_file(path: Path, sha256: str) -> None:
 
 def read_documents(folder: Path, shard: ShardPlan) -> Iterator[DocumentSource]:
     """Yields the documents of one shard in order; UserError if the file has changed."""
-    path = documents_path(folder, shard)
+    path = folder / shard.file
     check_file(path, shard.sha256)
     with path.open("rb") as file:
         for line in file:

@@ -2,8 +2,12 @@
 
 A shard is a run of documents in the order of the corpus; the runs have nearly equal expected work. A
 compressed archive is read sequentially by one worker, so all its documents are in one shard.
+
+Each document id is used once. The first pass finds repeated ids; the second pass keeps the content of the
+first document for these ids only, so that memory does not grow with the corpus.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -13,22 +17,18 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from soda_jax.data.format.manifest import SPLITS
+from soda_jax.data.format.shards import document_hash
 from soda_jax.files import write_atomic
 from soda_jax.progress import track
-from tokenize_pipeline.admission import Admission
-from tokenize_pipeline.plan import (
-    SPLITS,
-    Plan,
-    ShardPlan,
-    documents_path,
-    rejected_path,
-    split_of,
-)
+from tokenize_pipeline.plan import REJECTED, Plan, ShardPlan
 from tokenize_pipeline.quarantine import QuarantineRow, json_lines
 from tokenize_pipeline.readers import DocumentSource, Reader, Rejected, UtteranceSource
+from tokenize_pipeline.readers._rows import repeat_error
 from tokenize_pipeline.sound import expected_seconds
 from tokenize_pipeline.tar_stream import is_compressed
 
+MAX_ID_BYTES = 65_535
 MIN_SHARDS = 8
 SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec
 SHARD_TEXT_BYTES = 64 * 2**20
@@ -39,8 +39,8 @@ DIGEST_PART_BYTES = 2**20
 def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns name, size in bytes and digest of each input file.
 
-    The digest of a file over 256 MiB, usually an archive, covers its first, middle and last MiB: reading
-    terabytes first would delay the job and detect hardly more changes.
+    The digest of a file over 256 MiB covers only its first, middle and last MiB, because reading archives
+    of terabytes would delay the job.
     """
     described = []
     for path in inputs:
@@ -57,20 +57,20 @@ def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
     return described
 
 
-def speech_weight(data_root: Path) -> Callable[[DocumentSource], float]:
-    """Returns a function that gives the expected seconds of audio of a document."""
-    root = str(data_root)
-    return lambda document: sum(expected_seconds(u, root) for u in document.utterances)
+def work_of(kind: str, data_root: str) -> Callable[[UtteranceSource], float]:
+    """Returns a function that gives the expected work of an utterance.
+
+    For the kind "speech" it is in seconds of audio; for "text", in bytes.
+    """
+    if kind == "speech":
+        return functools.partial(expected_seconds, data_root=data_root)
+    return lambda utterance: len(utterance.text.encode("utf-8", "surrogatepass"))
 
 
-def text_bytes(utterance: UtteranceSource) -> float:
-    """Returns the length of the text of an utterance in bytes."""
-    return len(utterance.text.encode("utf-8", "surrogatepass"))
-
-
-def text_weight(document: DocumentSource) -> float:
-    """Returns the length of the texts of a document in bytes."""
-    return sum(map(text_bytes, document.utterances))
+def split_of(document_id: str, validation_fraction: float) -> str:
+    """Returns the split of a document. It depends only on a hash of the id."""
+    value = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
+    return "validation" if value < validation_fraction * 2**64 else "train"
 
 
 def make_plan(
@@ -80,7 +80,7 @@ def make_plan(
     inputs: Sequence[Path],
     settings: dict[str, Any],
     *,
-    weigh: Callable[[DocumentSource], float],
+    data_root: str,
     known: Container[int],
     first_numbers: dict[str, int],
 ) -> Plan:
@@ -89,58 +89,111 @@ def make_plan(
     Args:
       folder: is replaced; `plan.json` is written last.
       generation: generation of the data set.
-      reader: yields the documents.
-      inputs: files that it reads.
-      settings: recorded in the plan; "shards" and "validation_fraction" are used here.
-      weigh: returns the expected work of a document.
-      known: `document_hash` of the documents that the data set already has; they are skipped and counted.
+      reader: yields the documents of `inputs`.
+      inputs: files of the corpus.
+      settings: recorded in the plan; "kind", "shards" and "validation_fraction" are used here.
+      data_root: absolute folder that audio paths are relative to.
+      known: `document_hash` of the documents of the data set; they are skipped and counted.
       first_numbers: number of the first shard of each split.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     described = describe_inputs(inputs)
+    work = work_of(settings["kind"], data_root)
     fraction = settings["validation_fraction"]
-    weights = {split: array("d") for split in SPLITS}
-    runs = {split: Runs() for split in SPLITS}
+    splits = {split: SplitPlan(folder, split, first_numbers[split]) for split in SPLITS}
     names = ("documents", "utterances", "rejected_rows", "repeated_in_input", "already_in_dataset")
     counts = Counter(dict.fromkeys(names, 0))
-    rejected = []
+    rejected: list[Rejected] = []
     admission = Admission(reader, inputs, known)
     for item in track(admission.first_pass(counts), "planning, first pass"):
         if isinstance(item, Rejected):
-            rejected.append(_quarantine_row(item))
+            rejected.append(item)
         else:
-            split = split_of(item.id, fraction)
-            # A minimum keeps documents of unknown length from collecting in one shard.
-            weights[split].append(max(weigh(item), 0.1))
-            runs[split].add(item)
+            splits[split_of(item.id, fraction)].weigh(item, sum(map(work, item.utterances)))
             counts["documents"] += 1
             counts["utterances"] += len(item.utterances)
-    totals = {split: shard_count(weights[split], split, settings) for split in SPLITS}
-    assigned = {
-        split: assign_shards(weights[split], totals[split], runs[split].starts())
-        for split in SPLITS
-    }
-    writers = {s: _ShardFiles(folder, s, first_numbers[s]) for s in SPLITS}
+    for plan in splits.values():
+        plan.assign(settings)
     second_pass = admission.second_pass(counts)
     for item in track(second_pass, "planning, second pass", counts["documents"]):
         if isinstance(item, Rejected):
-            rejected.append(_quarantine_row(item))
+            rejected.append(item)
         else:
-            split = split_of(item.id, fraction)
-            writers[split].write(item, *next(assigned[split]))
+            splits[split_of(item.id, fraction)].write(item)
     counts["rejected_rows"] = len(rejected)
-    rejected_content = json_lines(rejected)
-    write_atomic(rejected_path(folder), rejected_content)
-    shards = [shard for split in SPLITS for shard in writers[split].close()]
-    digest = hashlib.sha256(rejected_content).hexdigest()
-    plan = Plan(generation, settings, described, shards, dict(counts), digest)
-    plan.save(folder)
-    return plan
+    rows = json_lines(
+        QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
+        for item in rejected
+    )
+    write_atomic(folder / REJECTED, rows)
+    shards = [shard for plan in splits.values() for shard in plan.close()]
+    digest = hashlib.sha256(rows).hexdigest()
+    made = Plan(generation, settings, described, shards, dict(counts), digest)
+    made.save(folder)
+    return made
 
 
-def _quarantine_row(item: Rejected) -> QuarantineRow:
-    return QuarantineRow(item.document, None, None, item.where, item.reason, item.message)
+class Admission:
+    """Selects the documents of a corpus for a plan."""
+
+    def __init__(self, reader: Reader, inputs: Sequence[Path], known: Container[int]):
+        """Reads nothing yet; `known` has the `document_hash` of documents that are skipped."""
+        self._reader, self._inputs, self._known = reader, inputs, known
+        self._repeated: set[int] = set()
+
+    def first_pass(self, counts: Counter[str]) -> Iterator[DocumentSource | Rejected]:
+        """Yields the documents and rejected rows, without repeated and known documents.
+
+        Counts the known documents in `already_in_dataset`.
+        """
+        seen: set[int] = set()
+        for item in self._reader.read(self._inputs):
+            if isinstance(item, DocumentSource):
+                if len(item.id.encode()) > MAX_ID_BYTES:
+                    message = f"the document id has more than {MAX_ID_BYTES} bytes: {item.id[:40]}…"
+                    yield Rejected("malformed_row", message, item.utterances[0].where)
+                    continue
+                key = document_hash(item.id)
+                if key in self._known:
+                    counts["already_in_dataset"] += 1
+                    continue
+                if key in seen:
+                    self._repeated.add(key)
+                    continue
+                seen.add(key)
+            yield item
+
+    def second_pass(self, counts: Counter[str]) -> Iterator[DocumentSource | Rejected]:
+        """Yields the same documents, and a rejected row for each repeated one.
+
+        An exact repeat is a `duplicate`, counted in `repeated_in_input`. In a corpus of text it is only
+        counted: texts without an id are named by their content, and repeats are common.
+        """
+        firsts: dict[int, tuple[bytes, str]] = {}
+        for item in self._reader.read(self._inputs):
+            if not isinstance(item, DocumentSource) or len(item.id.encode()) > MAX_ID_BYTES:
+                continue
+            key = document_hash(item.id)
+            if key in self._known:
+                continue
+            if key in self._repeated:
+                content, where = _content(item), item.utterances[0].where
+                if key in firsts:
+                    same = firsts[key][0] == content
+                    counts["repeated_in_input"] += same
+                    if not same or self._reader.KIND == "speech":
+                        error = repeat_error(f"document {item.id}", firsts[key][1], same=same)
+                        yield Rejected(error.reason, str(error), where, item.id)
+                    continue
+                firsts[key] = (content, where)
+            yield item
+
+
+def _content(document: DocumentSource) -> bytes:
+    """Returns a digest of texts and times, without paths: an input may be given twice under two names."""
+    content = [(u.text.strip(), u.start, u.end) for u in document.utterances]
+    return hashlib.sha256(json.dumps(content).encode()).digest()
 
 
 def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) -> int:
@@ -162,8 +215,8 @@ def assign_shards(
 
     Args:
       weights: positive weight of each document.
-      shards: largest number of shards.
-      starts: 1 if a shard may begin with the document, 0 if it must be in the shard of the previous one.
+      shards: maximum number of shards.
+      starts: 1 if a shard may begin with the document, 0 if it is in the shard of the previous one.
     """
     total, before, first = sum(weights), 0.0, 0
     while first < len(weights):
@@ -177,75 +230,78 @@ def assign_shards(
         before, first = before + together, last
 
 
-class Runs:
-    """Finds the documents of a split that share a compressed archive."""
+class ShardLines:
+    """Collects the documents of one shard and writes its `.jsonl` file."""
 
     def __init__(self) -> None:
         """Starts without documents."""
-        self._count = 0
-        self._spans: dict[str, tuple[int, int]] = {}  # first and last document of each archive
+        self._lines: list[str] = []
+        self._utterances, self._weight = 0, 0.0
 
-    def add(self, document: DocumentSource) -> None:
-        """Adds the next document."""
+    def add(self, document: DocumentSource, weight: float) -> None:
+        """Adds the next document, as a line in ASCII: the worker rejects escaped invalid UTF-8."""
+        utterances = [
+            {name: value for name, value in vars(utterance).items() if value is not None}
+            for utterance in document.utterances
+        ]
+        self._lines.append(json.dumps({"id": document.id, "utterances": utterances}) + "\n")
+        self._utterances += len(document.utterances)
+        self._weight += weight
+
+    def write(self, folder: Path, split: str, number: int) -> ShardPlan:
+        """Writes the file of shard `number` of `split` into the folder of the plan."""
+        content = "".join(self._lines).encode("ascii")
+        digest = hashlib.sha256(content).hexdigest()
+        weight = round(self._weight, 3)
+        shard = ShardPlan(split, number, len(self._lines), self._utterances, weight, digest)
+        write_atomic(folder / shard.file, content)
+        return shard
+
+
+class SplitPlan:
+    """Collects the weights of a split in the first pass and writes its shards in the second one."""
+
+    def __init__(self, folder: Path, split: str, first_number: int):
+        """Starts without documents; `first_number` is the number of the first shard."""
+        self._folder, self._split, self._first = folder, split, first_number
+        self._weights = array("d")
+        self._spans: dict[str, tuple[int, int]] = {}  # first and last document of each archive
+        self._shards: list[ShardPlan] = []
+        self._current: tuple[int, ShardLines] | None = None
+
+    def weigh(self, document: DocumentSource, work: float) -> None:
+        """Adds the next document of the first pass."""
+        number = len(self._weights)
         for utterance in document.utterances:
             audio = utterance.audio
             if utterance.member is not None and audio is not None and is_compressed(audio):
-                self._spans[audio] = (self._spans.get(audio, (self._count, 0))[0], self._count)
-        self._count += 1
+                self._spans[audio] = (self._spans.get(audio, (number, 0))[0], number)
+        # A minimum keeps documents of unknown length from collecting in one shard.
+        self._weights.append(max(work, 0.1))
 
     def starts(self) -> bytearray:
-        """Returns for each document 1 if a shard may begin with it, else 0."""
-        free = bytearray(b"\x01") * self._count
+        """Returns for each document 1 if a shard may begin with it, 0 if it would split an archive."""
+        free = bytearray(b"\x01") * len(self._weights)
         for first, last in self._spans.values():
             free[first + 1 : last + 1] = bytes(last - first)
         return free
 
+    def assign(self, settings: dict[str, Any]) -> None:
+        """Ends the first pass: assigns each document to a shard."""
+        total = shard_count(self._weights, self._split, settings)
+        self._assigned = assign_shards(self._weights, total, self.starts())
 
-def document_line(document: DocumentSource) -> str:
-    """Returns a document as a line of a plan, in ASCII: invalid UTF-8 is escaped for the worker to reject."""
-    utterances = [
-        {name: value for name, value in vars(utterance).items() if value is not None}
-        for utterance in document.utterances
-    ]
-    return json.dumps({"id": document.id, "utterances": utterances}) + "\n"
-
-
-class _ShardFiles:
-    """Writes the `.jsonl` files of one split in order, with consecutive numbers."""
-
-    def __init__(self, folder: Path, split: str, first: int):
-        self._folder, self._split, self._first = folder, split, first
-        self._shards: list[ShardPlan] = []
-        self._current: int | None = None
-        self._lines: list[str] = []
-        self._utterances, self._weight = 0, 0.0
-
-    def write(self, document: DocumentSource, shard: int, weight: float) -> None:
-        if shard != self._current:
-            self._flush()
-            self._current = shard
-        self._lines.append(document_line(document))
-        self._utterances += len(document.utterances)
-        self._weight += weight
-
-    def _flush(self) -> None:
-        if not self._lines:
-            return
-        content = "".join(self._lines).encode("ascii")
-        digest = hashlib.sha256(content).hexdigest()
-        number = self._first + len(self._shards)
-        shard = ShardPlan(
-            self._split,
-            number,
-            len(self._lines),
-            self._utterances,
-            round(self._weight, 3),
-            digest,
-        )
-        write_atomic(documents_path(self._folder, shard), content)
-        self._shards.append(shard)
-        self._lines, self._utterances, self._weight = [], 0, 0.0
+    def write(self, document: DocumentSource) -> None:
+        """Adds the next document of the second pass; writes a shard when its last document is known."""
+        shard, weight = next(self._assigned)
+        if self._current is None or self._current[0] != shard:
+            self.close()
+            self._current = shard, ShardLines()
+        self._current[1].add(document, weight)
 
     def close(self) -> list[ShardPlan]:
-        self._flush()
+        """Writes the last shard and returns all of them."""
+        if self._current is not None:
+            number = self._first + len(self._shards)
+            self._shards.append(self._current[1].write(self._folder, self._split, number))
         return self._shards

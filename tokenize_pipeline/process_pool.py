@@ -1,8 +1,7 @@
 """Runs the shards of a job on this machine, in this process or in a pool of worker processes.
 
-`concurrent.futures.ProcessPoolExecutor` does not report which task a killed process was running, and
-cannot stop the other processes. So this pool has one pipe per worker and gives each worker one shard
-at a time.
+`concurrent.futures.ProcessPoolExecutor` does not report which task a killed process was running. So each
+worker of this pool has its own pipe and receives one shard at a time.
 """
 
 import contextlib
@@ -11,14 +10,15 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import cast
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.plan import ShardPlan
-from tokenize_pipeline.worker import Job, tokenize_shard
+from tokenize_pipeline.settings import Job
+from tokenize_pipeline.worker import tokenize_shard
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -27,7 +27,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
     """Tokenizes `shards`.
 
     Args:
-      job: settings that all shards share.
+      job: the job, from `for_workers`.
       shards: the unfinished shards of the plan.
       workers: number of processes; 1 = in this process, 0 = one per core.
 
@@ -35,35 +35,25 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
       UserError: if a worker process died. Finished shards are kept.
     """
     workers = min(workers or os.cpu_count() or 1, len(shards))
-    if workers > 1:
-        _run_in_processes(job, shards, workers)
-    else:
+    if workers == 1:
         for shard in shards:
             tokenize_shard(job, shard)
-
-
-def _run_in_processes(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork copies locks held by other threads
+        return
     processes: dict[Connection, BaseProcess] = {}
-    pending = iter(shards)
     running: dict[Connection, ShardPlan] = {}
+    pending = iter(shards)
 
     def start_next(connection: Connection) -> None:
         if (shard := next(pending, None)) is not None:
             running[connection] = shard
-            # A broken pipe is reported when the answer is read.
+            # A broken pipe is an error when the answer is read.
             with contextlib.suppress(OSError):
                 connection.send(shard)
 
     try:
-        with _threads_per_process(max(1, (os.cpu_count() or 1) // workers)):
-            for _ in range(workers):
-                connection, other_end = context.Pipe()
-                process = context.Process(target=_work, args=(job, other_end), daemon=True)
-                process.start()
-                other_end.close()  # the end of the pipe is then seen when the worker dies
-                processes[connection] = process
-                start_next(connection)
+        processes |= _start_processes(job, workers)
+        for connection in processes:
+            start_next(connection)
         while running:
             for ready in wait(list(running)):
                 connection = cast(Connection, ready)
@@ -76,11 +66,31 @@ def _run_in_processes(job: Job, shards: Sequence[ShardPlan], workers: int) -> No
                     raise error
                 start_next(connection)
     finally:
-        for worker in processes.values():
-            worker.kill()
-        for connection, worker in processes.items():
-            worker.join()
+        for connection, process in processes.items():
+            process.kill()
+            process.join()
             connection.close()
+
+
+def _start_processes(job: Job, workers: int) -> dict[Connection, BaseProcess]:
+    """Starts daemon processes that share the cores, and returns them by their connection."""
+    context = multiprocessing.get_context("spawn")  # a fork copies locks held by other threads
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # Numerical libraries read these variables when they are loaded. The user's values are kept.
+    unset = [name for name in _THREAD_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, str(threads)))
+    processes: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(workers):
+            connection, other_end = context.Pipe()
+            process = context.Process(target=_work, args=(job, other_end), daemon=True)
+            process.start()
+            other_end.close()  # so that `recv` fails when the worker dies
+            processes[connection] = process
+    finally:
+        for name in unset:
+            del os.environ[name]
+    return processes
 
 
 def _work(job: Job, connection: Connection) -> None:
@@ -99,7 +109,7 @@ def _work(job: Job, connection: Connection) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when the job was killed, which could not end its workers."""
+    """Ends this process when its parent ends: a killed job cannot end its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -114,18 +124,3 @@ def _worker_died(process: BaseProcess, shard: ShardPlan) -> UserError:
         f"worker process {process.pid} {cause} while it tokenized shard {shard.name} (out of memory?): "
         "run the same command again, with fewer --workers if needed; finished shards are kept"
     )
-
-
-@contextlib.contextmanager
-def _threads_per_process(threads: int) -> Iterator[None]:
-    """Sets the thread count of numerical libraries in processes started inside; keeps the user's values.
-
-    The libraries read these variables when they are loaded, so they must be set before the start.
-    """
-    unset = [name for name in _THREAD_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(unset, str(threads)))
-    try:
-        yield
-    finally:
-        for name in unset:
-            del os.environ[name]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# The reasons of `soda_jax.codecs.audio.AudioError`, and our own.
+# The reasons of `soda_jax.codecs.audio.AudioError`, and those of the pipeline.
 REASONS = {
     "missing": "no such sound file",
     "undecodable": "libsndfile cannot read the file",
@@ -43,9 +43,9 @@ class QuarantineRow:
     """One line of `quarantine.jsonl`.
 
     Attributes:
-      document: document id; None if the row is too damaged to read it.
-      utterance: index of the utterance in its document; None for a damaged row.
-      file: the sound file as the corpus names it.
+      document: document id; None if it could not be read.
+      utterance: index of the utterance in its document; None for a rejected row.
+      file: path of the sound file in the corpus.
       where: position in the input, such as `manifest.jsonl:17`.
       reason: a key of `REASONS`.
       message: error in one line.
@@ -79,3 +79,8 @@ def count_by_reason(rows: Iterable[QuarantineRow]) -> dict[str, int]:
 def lost_count(counts: dict[str, int]) -> int:
     """Returns the number of lost inputs, from counts by reason; exact repeats are not lost."""
     return sum(count for reason, count in counts.items() if reason != "duplicate")
+
+
+def list_reasons(counts: dict[str, int]) -> str:
+    """Returns counts by reason as text, such as `2 missing, 1 silent`; "0" if there are none."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or "0"

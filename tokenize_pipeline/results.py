@@ -1,16 +1,25 @@
-"""The result file of a shard. It is written last: with it, the shard counts as finished.
+"""The files of a shard: its result, its progress, and the temporary files of killed workers.
 
-DATASET/plan/0000/results/train-00003.json
+DATASET/train/shard-00003.array_record          the shard, with its index
+DATASET/plan/0000/results/train-00003.json      its result, written last: the shard is finished
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from soda_jax.checked_json import parse_checked_json, write_checked_json
-from soda_jax.data.format.shards import ShardInfo, file_crc32c, index_path
+from soda_jax.data.format.shards import SHARD_SUFFIX, ShardInfo, file_crc32c, index_path
 from soda_jax.errors import UserError
-from tokenize_pipeline.plan import Plan, ShardPlan
+from tokenize_pipeline.plan import Plan, ShardPlan, plan_folder
 from tokenize_pipeline.quarantine import QuarantineRow
+
+# Temporary names of write_atomic and ShardWriter: .NAME.SUFFIX
+_LEFTOVER = re.compile(
+    r"\.(shard-\d+\.(array_record|index\.npz)|(train|validation)-\d+\.jsonl?|plan\.json"
+    r"|rejected\.jsonl|quarantine\.jsonl|manifest\.json|\d+\.json|tokenizer\.json)\.[^.]+"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,7 @@ def write_progress(folder: Path, shard: ShardPlan, part: float) -> None:
     """Records that `part` (0 to 1) of the shard's work is done."""
     path = _progress_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{part:.4f}")  # not atomic: a torn file is ignored and read again soon
+    path.write_text(f"{part:.4f}")  # not atomic: an incomplete file is ignored
 
 
 def read_progress(folder: Path, shard: ShardPlan) -> float:
@@ -72,14 +81,14 @@ def read_progress(folder: Path, shard: ShardPlan) -> float:
 
 
 def has_result(folder: Path, shard: ShardPlan) -> bool:
-    """Whether the shard has a result file, valid or not; used for progress."""
+    """Returns whether the shard has a result file, valid or not."""
     return _path(folder, shard).exists()
 
 
-def is_finished(dataset: Path, folder: Path, plan: Plan, shard: ShardPlan) -> bool:
-    """Whether the shard's result belongs to the plan and matches the bytes of the shard."""
+def is_finished(dataset: Path, plan: Plan, shard: ShardPlan) -> bool:
+    """Returns whether the shard's result belongs to the plan and matches the bytes of the shard."""
     try:
-        result = ShardResult.load(folder, shard)
+        result = ShardResult.load(plan_folder(dataset, plan.generation), shard)
         if result.plan_digest != plan.digest:
             return False
         if result.info is None:
@@ -97,3 +106,28 @@ def remove_result(folder: Path, shard: ShardPlan) -> None:
     """Removes an invalid result, so that it does not count as progress."""
     _path(folder, shard).unlink(missing_ok=True)
     _progress_path(folder, shard).unlink(missing_ok=True)
+
+
+def shard_file(number: int) -> str:
+    """Returns the file name of a shard in the folder of its split."""
+    return f"shard-{number:05d}{SHARD_SUFFIX}"
+
+
+def shard_number(file: str) -> int:
+    """Returns the number of a shard from the file name of the shard or its index."""
+    return int(file.removeprefix("shard-").split(".")[0])
+
+
+def sweep(dataset: Path) -> None:
+    """Removes temporary files; call it only while no other job writes to the data set."""
+    for path in dataset.rglob(".*"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def remove_shards(dataset: Path, first_numbers: Mapping[str, int]) -> None:
+    """Removes shards and indexes numbered `first_numbers[split]` or higher, left by an abandoned plan."""
+    for split, first in first_numbers.items():
+        for path in (dataset / split).glob("shard-*.*"):
+            if shard_number(path.name) >= first:
+                path.unlink()

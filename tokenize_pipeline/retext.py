@@ -5,7 +5,6 @@ positions, because this depends on the number of tokens. An utterance that the n
 represent is quarantined, as in `soda tokenize`.
 """
 
-import contextlib
 import dataclasses
 import shutil
 from collections import Counter
@@ -16,8 +15,8 @@ from pathlib import Path
 from soda_jax.data.format.manifest import SPLITS, Manifest
 from soda_jax.data.format.reading import read_records
 from soda_jax.data.format.records import DamagedRecordError, RecordData
-from soda_jax.data.format.shards import ShardInfo, ShardWriter
-from soda_jax.data.format.splitting import join_records, split_document
+from soda_jax.data.format.shards import ShardInfo
+from soda_jax.data.format.splitting import join_records
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder, file_sum, folder_sums
 from soda_jax.files import write_atomic
@@ -25,27 +24,18 @@ from soda_jax.progress import track
 from soda_jax.tokens import Utterance, VocabularyLayout
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError, quarantine_of
-from tokenize_pipeline.quarantine import (
-    BadInputError,
-    QuarantineRow,
-    count_by_reason,
-    json_lines,
-)
-from tokenize_pipeline.worker import text_ids
+from tokenize_pipeline.quarantine import BadInputError, QuarantineRow, count_by_reason, json_lines
+from tokenize_pipeline.worker import text_ids, write_documents
 
-# Files of an unfinished `retext`.
-_OUTPUT_NAMES = {"tokenizer", "codec", "manifests", QUARANTINE, *SPLITS}
+_FOLDERS = ("tokenizer", "codec", "manifests", *SPLITS)  # of a stopped `retext`; they are replaced
 
 
 def retext(
-    source: str | Path,
-    tokenizer: str | Path,
-    output: str | Path,
-    max_bad_fraction: float = 0.01,
+    source: str | Path, tokenizer: str | Path, output: str | Path, max_bad_fraction: float = 0.01
 ) -> Manifest:
     """Writes the newest generation of `source` to `output` with another text tokenizer.
 
-    The manifest is written last. A stopped job starts from the beginning when it is repeated.
+    The manifest is written last. A repeated command after a stopped one starts from the beginning.
 
     Args:
       source: folder of a finished data set.
@@ -61,42 +51,38 @@ def retext(
       TooManyBadInputsError: if the tokenizer cannot represent more utterances.
       UserError: if `output` contains other files, or a file of `source` is damaged.
     """
+    source, folder = Path(source), Path(output)
     old = Manifest.load(source)
     check_folder(source, old.front_end_files, "codec")
-    quarantine = quarantine_of(Path(source), old)
-    folder = Path(output)
+    quarantine = quarantine_of(source, old)
     if (folder / "manifest.json").exists():
         raise UserError(f"--output={folder} is a finished data set: give a new folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - _OUTPUT_NAMES:
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names - {*_FOLDERS, QUARANTINE}:
         raise UserError(f"--output={folder} contains other files: give a new or empty folder")
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"--max_bad_fraction={max_bad_fraction} must be between 0 and 1")
     encoder = load_tokenizer(tokenizer)
     layout = make_layout(encoder, old.layout.codebook_sizes)
-    for name in _OUTPUT_NAMES - {QUARANTINE}:
+    for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     encoder.save(folder / "tokenizer")
-    if (Path(source) / "codec").is_dir():
-        shutil.copytree(Path(source) / "codec", folder / "codec")
-    work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
+    if (source / "codec").is_dir():
+        shutil.copytree(source / "codec", folder / "codec")
     new: dict[str, list[ShardInfo]] = {split: [] for split in SPLITS}
     rows: list[QuarantineRow] = []
+    work = [(split, info) for split in SPLITS for info in old.splits.get(split, ())]
     for split, info in track(work, "tokenizing texts, shards"):
-        path = Path(source) / split / info.file
-        with contextlib.ExitStack() as stack:
-            writer: ShardWriter | None = None
-            for document, utterances in _documents(path, old.layout):
-                encoded = list(_encode(document, utterances, encoder, f"{split}/{info.file}", rows))
-                for record in split_document(document, encoded, layout) if encoded else ():
-                    # A shard without usable documents has no file.
-                    writer = writer or stack.enter_context(
-                        ShardWriter(folder / split / info.file, layout)
-                    )
-                    writer.write(record)
-            if writer:
-                new[split].append(writer.close())
+        name = f"{split}/{info.file}"
+        documents = (
+            (document, list(_encode(document, utterances, encoder, name, rows)))
+            for document, utterances in _documents(source / name, old.layout)
+        )
+        if made := write_documents(folder / name, layout, documents):
+            new[split].append(made)
     write_atomic(folder / QUARANTINE, quarantine + json_lines(rows))
     _check_share(old, rows, max_bad_fraction, folder)
+    codec_sums = {name: s for name, s in old.front_end_files.items() if name.startswith("codec/")}
     manifest = dataclasses.replace(
         old,
         layout=layout,
@@ -105,10 +91,7 @@ def retext(
         generation=0,
         quarantined=dict(Counter(old.quarantined) + Counter(count_by_reason(rows))),
         quarantine=file_sum(folder / QUARANTINE),
-        front_end_files={
-            name: total for name, total in old.front_end_files.items() if name.startswith("codec/")
-        }
-        | folder_sums(folder, "tokenizer"),
+        front_end_files=codec_sums | folder_sums(folder, "tokenizer"),
     )
     manifest.save(folder)
     return manifest
@@ -137,11 +120,9 @@ def _encode(
     """Yields the utterances with their new ids; adds those without ids to `rows`."""
     for number, utterance in enumerate(utterances):
         try:
-            text, ids = text_ids(utterance.text, encoder)
+            yield Utterance(*text_ids(utterance.text, encoder), utterance.codes)
         except BadInputError as error:
             rows.append(QuarantineRow(document, number, None, where, error.reason, str(error)))
-        else:
-            yield Utterance(text, ids, utterance.codes)
 
 
 def _check_share(

@@ -1,4 +1,4 @@
-"""Support for seqio: its vocabularies as text tokenizers, and our data sets as its Tasks for T5X.
+"""Support for seqio: its vocabularies as text tokenizers, and data sets as seqio Tasks for T5X.
 
     soda tokenize … --tokenizer=seqio:sentencepiece:MODEL
 
@@ -11,10 +11,10 @@ The vocabularies are those of ByT5 (bytes) and of T5, mT5 and others (SentencePi
 for padding and usually 1 for EOS. If a vocabulary has no BOS, the id after its last one is BOS, because
 seqio masks the loss of id 0.
 
-An example of a Task is a whole document as the model sees it: `targets`, int32 ids with BOS first and EOS
-last. seqio has no reader for ArrayRecord, so a FunctionDataSource reads through `soda_jax.data`.
+An example of a Task is a whole document: `targets`, int32 ids with BOS first and EOS last. seqio has no
+reader for ArrayRecord, so a FunctionDataSource reads through `soda_jax.data`.
 
-Importing this module does not import seqio, which imports TensorFlow.
+Functions import seqio when they are called, because it imports TensorFlow.
 """
 
 import dataclasses
@@ -50,11 +50,7 @@ class SeqioTokenizer:
     """A vocabulary of seqio as a `soda_jax.tokens.text.TextTokenizer`, which lists the attributes."""
 
     def __init__(self, vocabulary: Any, model: Path | None = None):
-        """Wraps a vocabulary that has no extra ids.
-
-        Args:
-          vocabulary: `seqio.ByteVocabulary` or `seqio.SentencePieceVocabulary`.
-          model: file of the SentencePiece model; None for bytes.
+        """Wraps a `seqio.ByteVocabulary`, or a `seqio.SentencePieceVocabulary` and its `model` file.
 
         Raises:
           UserError: if the model has no EOS.
@@ -88,10 +84,9 @@ class SeqioTokenizer:
         ids = np.array(self._vocabulary.encode(text), np.int32)
         if self._special[ids].any():
             # Text never gives control pieces, so this is the unknown piece.
-            unknown = "".join(
-                sorted({c for c in text if self._special[self._vocabulary.encode(c)].any()})
-            )
-            raise UserError(f"the tokenizer has no ordinary ids for {unknown or text!r}")
+            unknown = {c for c in text if self._special[self._vocabulary.encode(c)].any()}
+            named = "".join(sorted(unknown)) or text
+            raise UserError(f"the tokenizer has no ordinary ids for {named!r}")
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -148,11 +143,8 @@ def register(config: Mapping[str, Any], name: str = "soda") -> "seqio.Mixture":
     have the same shares only if the documents of all sources have the same mean length.
 
     Args:
-      config: the `data` part of a training config; see `soda_jax.data.config`.
+      config: the `data` part of a training config; see `soda_jax.schema.DataConfig`.
       name: name of the mixture. Its tasks are NAME.SOURCE, with _ for characters that seqio rejects.
-
-    Returns:
-      The mixture.
 
     Raises:
       UserError: if the config or a data set is invalid, or the name is already registered.
@@ -178,9 +170,7 @@ def register(config: Mapping[str, Any], name: str = "soda") -> "seqio.Mixture":
             for split in SPLITS
             if source.manifest.splits.get(split)
         }
-        counts = {
-            split: len(each.documents) * len(document_views) for split, each in splits.items()
-        }
+        counts = {split: len(s.documents) * len(document_views) for split, s in splits.items()}
         task = re.sub(r"[^\w.:#]", "_", f"{name}.{source.name}")
         seqio.TaskRegistry.add(
             task,
@@ -213,33 +203,30 @@ def split_documents(
 def _reader(
     splits: Mapping[str, Split], document_views: Sequence[View]
 ) -> Callable[..., "tf.data.Dataset"]:
-    """Returns the function of a FunctionDataSource, which yields every document under each view."""
+    """Returns the function of a FunctionDataSource, which yields every document under each view.
+
+    The order is view by view in stored order, or a new permutation at each iteration. Documents with a
+    masked or damaged record are skipped: seqio has no mask for their tokens.
+    """
 
     def read(split: str, shuffle_files: bool, seed: int | None = None) -> "tf.data.Dataset":
         import tensorflow as tf
 
-        generator = (
-            np.random.default_rng(seed if seed is None else int(seed)) if shuffle_files else None
-        )
+        generator = np.random.default_rng(seed if seed is None else int(seed))
+
+        def examples() -> Iterator[dict[str, np.ndarray]]:
+            source = splits[split]
+            documents = source.documents.tolist()
+            order = np.arange(len(documents) * len(document_views))
+            for number in generator.permutation(order) if shuffle_files else order:
+                view, index = divmod(int(number), len(documents))
+                document = source.read_document(*documents[index])
+                if document is not None:
+                    ids = render(document[1], document_views[view], source.manifest.layout)
+                    yield {"targets": ids}
+
         return tf.data.Dataset.from_generator(
-            lambda: _examples(splits[split], document_views, generator),
-            output_signature={"targets": tf.TensorSpec([None], tf.int32)},
+            examples, output_signature={"targets": tf.TensorSpec([None], tf.int32)}
         )
 
     return read
-
-
-def _examples(
-    source: Split, document_views: Sequence[View], generator: np.random.Generator | None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields documents view by view in stored order, or in a new permutation at each call.
-
-    Documents with a masked or damaged record are skipped: seqio has no mask for their tokens.
-    """
-    documents = source.documents.tolist()
-    order = np.arange(len(documents) * len(document_views))
-    for number in order if generator is None else generator.permutation(order):
-        view, index = divmod(int(number), len(documents))
-        document = source.read_document(*documents[index])
-        if document is not None:
-            yield {"targets": render(document[1], document_views[view], source.manifest.layout)}

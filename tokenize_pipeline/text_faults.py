@@ -1,8 +1,8 @@
 """Decodes the text of files and finds defects of a text that do not depend on the corpus.
 
-A byte that cannot be part of a text becomes a lone surrogate, so that only the row that contains it is
-rejected: bytes that are not UTF-8 as in `surrogateescape`, and NUL as `NUL_MARK`. A NUL that a JSON string
-escapes (as \\u0000) is a character of the text.
+A byte that is not UTF-8 becomes a lone surrogate, as with `surrogateescape`, and NUL becomes `NUL_MARK`, so
+that only the row that contains it is rejected. A NUL that is escaped in a JSON string (as \\u0000) is a
+character of the text.
 """
 
 from typing import NamedTuple

@@ -1,21 +1,30 @@
-"""Checks a data set, including its plans, its codec and its quarantine."""
+"""Checks of a finished data set: damaged files, and texts that the tokenizer spells differently."""
 
+import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from soda_jax.data.checks import verify as data
 from soda_jax.data.checks.verify import Fault
-from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.manifest import SPLITS, Manifest
+from soda_jax.data.format.reading import read_records
+from soda_jax.data.format.records import RecordData
 from soda_jax.errors import UserError
 from soda_jax.file_sums import differences
+from soda_jax.tokens import Utterance
+from soda_jax.tokens.text import load_tokenizer
+from tokenize_pipeline.encoding import load_codec_once
 from tokenize_pipeline.merge import QUARANTINE, quarantine_of
-from tokenize_pipeline.plan import Plan, check_file, documents_path, rejected_path
+from tokenize_pipeline.plan import REJECTED, Plan, check_file
 from tokenize_pipeline.results import ShardResult, has_result
-from tokenize_pipeline.worker import load_codec_once
+
+_TEXTS = 100  # that `read_back` compares
+_SHOWN = 40  # characters of a text
 
 
 def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
-    """Yields the defects of a data set, none if it is intact. Shows progress.
+    """Yields the defects of a data set, its plans, codec and quarantine. Shows progress.
 
     Args:
       dataset: folder of the data set.
@@ -25,61 +34,43 @@ def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
       UserError: if there is no data set, or none of its manifests can be read.
     """
     yield from data.verify(dataset, generation)
-    manifests = _manifests(Path(dataset))
-    yield from _plan_faults(Path(dataset), manifests)
-    if manifests:
-        yield from _codec_faults(Path(dataset), manifests[max(manifests)])
-        yield from _quarantine_faults(Path(dataset), manifests[max(manifests)])
-
-
-def _manifests(dataset: Path) -> dict[int, Manifest]:
-    """Returns the readable manifests by generation; the others are already reported."""
-    found = {}
+    dataset = Path(dataset)
+    manifests: dict[int, Manifest] = {}
     for path in sorted((dataset / "manifests").glob("[0-9]*.json")):
         try:
-            found[int(path.stem)] = Manifest.load(dataset, int(path.stem))
-        except (UserError, ValueError):
+            manifests[int(path.stem)] = Manifest.load(dataset, int(path.stem))
+        except (UserError, ValueError):  # reported by data.verify
             continue
-    return found
-
-
-def _plan_faults(dataset: Path, manifests: dict[int, Manifest]) -> Iterator[Fault]:
-    """Checks that the files of each plan are unchanged and match the manifest of its generation."""
     for path in sorted((dataset / "plan").glob("[0-9]*/plan.json")):
-        folder = path.parent
-        name = f"plan/{folder.name}/plan.json"
         try:
-            plan = Plan.load(folder)
-        except UserError as error:
-            yield Fault(name, str(error))
-            continue
-        yield from _file_faults(dataset, folder, plan)
-        yield from _result_faults(folder, plan, manifests)
-        manifest = manifests.get(plan.generation)
-        if manifest is not None and plan.digest != manifest.settings_digest:
-            yield Fault(
-                f"manifests/{plan.generation:04d}.json", f"settings_digest does not match {name}"
-            )
-        before = manifests.get(plan.generation - 1)
-        if before is not None and plan.settings.get("after") != before.digest:
-            yield Fault(
-                f"manifests/{before.generation:04d}.json",
-                f"its digest is {before.digest[:16]}…, {name} was made for another",
-            )
-
-
-def _file_faults(dataset: Path, folder: Path, plan: Plan) -> Iterator[Fault]:
-    """Checks the `.jsonl` files that exist; those of a finished data set may be removed."""
-    sums = {documents_path(folder, shard): shard.sha256 for shard in plan.shards}
-    for path, sha256 in {**sums, rejected_path(folder): plan.rejected_sha256}.items():
-        try:
-            if path.exists():
-                check_file(path, sha256)
+            plan = Plan.load(path.parent)
         except UserError as error:
             yield Fault(path.relative_to(dataset).as_posix(), str(error))
+            continue
+        yield from _file_faults(path.parent, plan)
+        yield from _result_faults(path.parent, plan, manifests.get(plan.generation))
+        yield from _digest_faults(path.relative_to(dataset).as_posix(), plan, manifests)
+    if manifests:
+        newest = manifests[max(manifests)]
+        yield from _codec_faults(dataset, newest)
+        try:
+            quarantine_of(dataset, newest)
+        except UserError as error:
+            yield Fault(QUARANTINE, str(error))
 
 
-def _result_faults(folder: Path, plan: Plan, manifests: dict[int, Manifest]) -> Iterator[Fault]:
+def _file_faults(folder: Path, plan: Plan) -> Iterator[Fault]:
+    """Checks the `.jsonl` files that exist; those of a finished data set may be removed."""
+    sums = {shard.file: shard.sha256 for shard in plan.shards} | {REJECTED: plan.rejected_sha256}
+    for name, sha256 in sums.items():
+        try:
+            if (folder / name).exists():
+                check_file(folder / name, sha256)
+        except UserError as error:
+            yield Fault(f"plan/{folder.name}/{name}", str(error))
+
+
+def _result_faults(folder: Path, plan: Plan, manifest: Manifest | None) -> Iterator[Fault]:
     """Checks that each existing result belongs to its plan and matches a shard of the manifest."""
     for shard in plan.shards:
         if not has_result(folder, shard):
@@ -92,11 +83,20 @@ def _result_faults(folder: Path, plan: Plan, manifests: dict[int, Manifest]) -> 
             continue
         if result.plan_digest != plan.digest:
             yield Fault(name, "it belongs to another plan")
-        manifest = manifests.get(plan.generation)
-        if manifest is None or result.info is None:
-            continue
-        if result.info not in manifest.splits.get(shard.split, ()):
-            yield Fault(name, f"its shard {result.info.file} is not in the manifest")
+        info = result.info
+        if manifest and info and info not in manifest.splits.get(shard.split, ()):
+            yield Fault(name, f"its shard {info.file} is not in the manifest")
+
+
+def _digest_faults(name: str, plan: Plan, manifests: dict[int, Manifest]) -> Iterator[Fault]:
+    """Checks the plan `name` against the manifests of its generation and of the previous one."""
+    manifest, before = (manifests.get(plan.generation - step) for step in (0, 1))
+    if manifest and plan.digest != manifest.settings_digest:
+        file = f"manifests/{plan.generation:04d}.json"
+        yield Fault(file, f"settings_digest does not match {name}")
+    if before and plan.settings.get("after") != before.digest:
+        file = f"manifests/{before.generation:04d}.json"
+        yield Fault(file, f"its digest is {before.digest[:16]}…, {name} was made for another")
 
 
 def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
@@ -108,17 +108,39 @@ def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
         return
     try:
         codec = load_codec_once(f"{described['name']}:{dataset / 'codec'}")
-        if codec.fingerprint != described["fingerprint"]:
-            raise UserError(
-                f"its fingerprint is {codec.fingerprint}, the manifest says "
-                f"{described['fingerprint']}"
-            )
     except UserError as error:
         yield Fault("codec", str(error))
+        return
+    found, wanted = codec.fingerprint, described["fingerprint"]
+    if found != wanted:
+        yield Fault("codec", f"its fingerprint is {found}, the manifest has {wanted}")
 
 
-def _quarantine_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
-    try:
-        quarantine_of(dataset, manifest)
-    except UserError as error:
-        yield Fault(QUARANTINE, str(error))
+def read_back(dataset: str | Path, manifest: Manifest) -> str:
+    """Returns a line about the first texts that change when they are encoded and decoded, or "".
+
+    A tokenizer may change the spelling (lower case, for example, or white space), and the model learns the
+    changed one. Texts that are canonically equivalent in Unicode (equal in NFC) count as equal.
+    """
+    tokenizer = load_tokenizer(Path(dataset) / "tokenizer")
+    utterances = islice(_whole_utterances(Path(dataset), manifest), _TEXTS)
+    pairs = [(utterance.text, tokenizer.decode(utterance.text_ids)) for utterance in utterances]
+    changed = [pair for pair in pairs if len({unicodedata.normalize("NFC", t) for t in pair}) == 2]
+    if not changed:
+        return ""
+    text, decoded = changed[0]
+    return (
+        f"  the tokenizer decodes {len(changed)} of the first {len(pairs)} texts with another "
+        f"spelling: {text[:_SHOWN]!r} as {decoded[:_SHOWN]!r}"
+    )
+
+
+def _whole_utterances(dataset: Path, manifest: Manifest) -> Iterator[Utterance]:
+    """Yields utterances that are whole in one record; in others, text and ids are split differently."""
+    for split in SPLITS:
+        for info in manifest.splits.get(split, ()):
+            for record in read_records(dataset / split / info.file, manifest.layout):
+                if not isinstance(record, RecordData):  # damaged
+                    continue
+                if record.part == "whole" or (record.first and record.last):
+                    yield from record.utterances

@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes the new data set; returns 1 if more than --max_bad_fraction of utterances are lost."""
     from soda_jax.data.format.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
-    from tokenize_pipeline.read_back import read_back
     from tokenize_pipeline.retext import retext
+    from tokenize_pipeline.verify import read_back
 
     before = Manifest.load(args.dataset)
     try:

@@ -3,58 +3,31 @@
 import argparse
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
 
 from soda_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from tokenize_pipeline.options import TokenizeOptions
+from tokenize_pipeline.options import TokenizeOptions
 
 SUMMARY = "turn a corpus of speech or text into a data set"
 EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
-PASSES_UNKNOWN_OPTIONS = True  # they arrive as args.unknown and are passed to Beam
+PASSES_UNKNOWN_OPTIONS = True  # they are in args.unknown and are passed to Beam
+_OPTIONS = [field for field in dataclasses.fields(TokenizeOptions) if field.name != "beam_options"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options; with --runner, unknown ones are passed to Beam."""
-    parser.add_argument("--input", help="a file, or a quoted pattern of files")
-    parser.add_argument("--output", required=True, help="folder of the data set")
-    parser.add_argument(
-        "--format",
-        default="manifest",
-        help="reader of the corpus: manifest (JSONL, CSV), text, or a published one such as yodas2",
-    )
-    parser.add_argument(
-        "--codec",
-        help="audio codec, as mel:DIR or mimi:DIR; give it for text that is mixed with speech, too",
-    )
-    parser.add_argument(
-        "--tokenizer", help="bytes (default), a tokenizer.json or the folder of one"
-    )
-    parser.add_argument(
-        "--data_root", help="folder that audio paths are relative to (default: the input's)"
-    )
-    parser.add_argument(
-        "--shards",
-        type=int,
-        default=0,
-        help="number of training shards (default: by amount of audio or text)",
-    )
-    parser.add_argument(
-        "--validation_fraction", type=float, default=0.01, help="share held out (default 0.01)"
-    )
-    parser.add_argument(
-        "--max_audio_seconds", type=float, default=3600.0, help="longest utterance (default 3600)"
-    )
-    parser.add_argument(
-        "--max_bad_fraction",
-        type=float,
-        default=0.01,
-        help="share of bad inputs above which the job fails at its end (default 0.01)",
-    )
-    parser.add_argument(
-        "--append", action="store_true", help="add the new documents to a finished data set"
-    )
+    for field in _OPTIONS:
+        name, text = f"--{field.name}", field.metadata["doc"]
+        if field.type is bool:
+            parser.add_argument(name, action="store_true", help=text)
+            continue
+        required = field.default is dataclasses.MISSING
+        parser.add_argument(
+            name,
+            type=field.type if field.type in (int, float) else str,
+            default=None if required else field.default,
+            required=required and field.name != "input",  # --verify has no input
+            help=text,
+        )
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -63,21 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="write nothing; print hours, tokens, shards, disk space and time that the job would need",
-    )
-    parser.add_argument(
-        "--rate",
-        type=float,
-        help="with --dry_run: seconds of audio (or bytes of text) per second, instead of measuring it",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="number of processes on this machine (default 1; 0 = one per core)",
-    )
-    parser.add_argument(
-        "--runner", help="run on a cluster: dask, or a runner of Beam such as FlinkRunner"
+        help="write nothing; tokenize the first utterances, and print the hours, tokens, shards, disk "
+        "space and time of the job",
     )
 
 
@@ -93,27 +53,16 @@ def run(args: argparse.Namespace) -> int:
         return print_faults(args.output)
     if args.input is None:
         raise UserError("--input is missing: give a file, or a quoted pattern of files")
-    if args.rate is not None and not args.dry_run:
-        raise UserError(f"--rate={args.rate:g} requires --dry_run")
-    from tokenize_pipeline.options import TokenizeOptions
-
-    names = [field.name for field in dataclasses.fields(TokenizeOptions)]
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    given = {field.name: getattr(args, field.name) for field in _OPTIONS}
     options = TokenizeOptions(**given, beam_options=tuple(getattr(args, "unknown", ())))
-    return _dry_run(options, args.rate) if args.dry_run else _tokenize(options)
+    if args.dry_run:
+        from tokenize_pipeline.estimate import estimate
 
-
-def _dry_run(options: "TokenizeOptions", rate: float | None) -> int:
-    from tokenize_pipeline.dry_run import dry_run
-
-    print(dry_run(options, rate).describe(options.output))
-    return 0
-
-
-def _tokenize(options: "TokenizeOptions") -> int:
+        print(estimate(options).describe(options.output))
+        return 0
     from tokenize_pipeline.job import tokenize
     from tokenize_pipeline.merge import TooManyBadInputsError
-    from tokenize_pipeline.read_back import read_back
+    from tokenize_pipeline.verify import read_back
 
     try:
         summary = tokenize(options)

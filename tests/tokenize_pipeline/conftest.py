@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 from pipeline_toys import ToyCodec
 
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 
 
 @pytest.fixture
 def toy_codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyCodec]:
-    """Every codec spec opens the toy codec, in this process."""
+    """Makes every codec spec open the toy codec in this process."""
     codec = ToyCodec()
-    monkeypatch.setattr(worker, "load_codec", lambda spec: codec)
-    worker.load_codec_once.cache_clear()
+    monkeypatch.setattr(encoding, "load_codec", lambda spec: codec)
+    encoding.cached_codec.cache_clear()
     yield codec
-    worker.load_codec_once.cache_clear()
+    encoding.cached_codec.cache_clear()

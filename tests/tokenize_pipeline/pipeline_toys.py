@@ -1,4 +1,4 @@
-"""A toy codec that needs no fitting, and a small corpus of hums; shared by the tests of this folder."""
+"""A toy codec, and functions that write small corpora of hums, for the tests of this folder."""
 
 import gzip
 import io
@@ -19,7 +19,7 @@ RATE = 8000
 
 
 class ToyCodec:
-    """Loudness, zero crossings and peak of each tenth of a second; decodes to nothing of use."""
+    """Encodes loudness, zero crossings and peak of each tenth of a second; decodes to silence."""
 
     name = "toy"
     sample_rate = RATE
@@ -49,7 +49,7 @@ class ToyCodec:
 
 
 def hum(seconds: float, hertz: float = 200.0, rate: int = RATE) -> np.ndarray:
-    """A tone that grows louder."""
+    """Returns a tone of increasing loudness."""
     time = np.arange(round(seconds * rate)) / rate
     return (np.sin(2 * np.pi * hertz * time) * np.linspace(0.1, 0.9, len(time))).astype(np.float32)
 
@@ -74,7 +74,7 @@ def make_corpus(folder: Path, documents: int = 6, utterances: int = 3) -> str:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder with its bytes."""
+    """Returns the bytes of every file of a folder, by relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -83,7 +83,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def documents_of(dataset: Path, split: str = "train", generation: int = -1) -> dict[str, list]:
-    """The utterances of every document of a data set, by document id, in stored order."""
+    """Returns the utterances of each document of a data set, by document id, in stored order."""
     manifest = Manifest.load(dataset, generation)
     records: dict[str, list] = {}
     for info in manifest.splits[split]:
@@ -93,12 +93,12 @@ def documents_of(dataset: Path, split: str = "train", generation: int = -1) -> d
 
 
 def quarantine_of(dataset: Path) -> list[dict]:
-    """The rows of quarantine.jsonl."""
+    """Returns the rows of quarantine.jsonl."""
     return [json.loads(line) for line in (dataset / "quarantine.jsonl").read_text().splitlines()]
 
 
 def sound_bytes(samples: np.ndarray, rate: int = RATE, suffix: str = "wav") -> bytes:
-    """The content of a sound file."""
+    """Returns the bytes of a sound file."""
     content = io.BytesIO()
     opus = {"format": "OGG", "subtype": "OPUS"}
     soundfile.write(content, samples, rate, **(opus if suffix == "opus" else {"format": suffix}))
@@ -106,7 +106,7 @@ def sound_bytes(samples: np.ndarray, rate: int = RATE, suffix: str = "wav") -> b
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    """Writes a tar, compressed if the name says so; equal members give equal bytes."""
+    """Writes a tar, compressed if its name ends in .gz or .tgz; equal members give equal bytes."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for name, data in members.items():
@@ -121,7 +121,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Writes files under a folder, which is made."""
+    """Writes files by relative path and returns their folder."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)

@@ -37,7 +37,7 @@ def codec(tmp_path_factory) -> str:
 
 @contextlib.contextmanager
 def started(*command: str) -> Iterator[subprocess.Popen]:
-    """Runs a program of Dask, without its log, until the end of the block."""
+    """Runs a program of Dask without its log; kills it at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]],
         env=ENVIRONMENT,
@@ -53,7 +53,7 @@ def started(*command: str) -> Iterator[subprocess.Popen]:
 
 @pytest.fixture
 def cluster(tmp_path) -> Iterator[tuple[str, list[int]]]:
-    """Address of a scheduler with two workers of one thread each, and the process ids of these."""
+    """Yields the address of a scheduler and the process ids of its two workers, of one thread each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +74,7 @@ def cluster(tmp_path) -> Iterator[tuple[str, list[int]]]:
         yield address, [one.pid, two.pid]
 
 
-def test_invariant_8_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_one_process(
+def test_invariant_8_dask_with_a_killed_worker_writes_the_same_bytes_as_one_process(
     tmp_path, codec, cluster
 ):
     address, workers = cluster
@@ -90,20 +90,20 @@ def test_invariant_8_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_one_
         stderr=subprocess.PIPE,
         text=True,
     ) as job:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # a busy machine takes minutes to import Beam and Dask
         while not list((output / "plan/0000/results").glob("*.json")) and job.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(workers[0], signal.SIGKILL)
         assert len(list((output / "plan/0000/results").glob("*.json"))) < 20
-        log = job.communicate(timeout=120)[1]
+        log = job.communicate(timeout=240)[1]
     assert job.returncode == 0, log
     assert tree(output) == tree(tmp_path / "one")
-    # Quiet: only the progress of the job.
+    # Dask logs nothing: only the progress of the job is printed.
     assert all(line.startswith(("planning, ", "tokenizing, ")) for line in log.splitlines()), log
 
 
-def test_a_scheduler_that_cannot_be_reached_is_one_line(tmp_path, codec):
+def test_an_unreachable_scheduler_is_a_user_error(tmp_path, codec):
     source = make_corpus(tmp_path / "corpus", documents=1, utterances=1)
     flags = ("--dask_client_address=tcp://127.0.0.1:1", "--dask_connection_timeout=1")
     with pytest.raises(UserError, match="--runner=dask cannot be reached"):

@@ -90,7 +90,7 @@ def test_a_normalizer_is_accepted_and_its_spelling_is_shown(tmp_path, capsys):
     )
     assert line in capsys.readouterr().out
     texts = [utterances[0].text for utterances in documents_of(tmp_path / "data").values()]
-    assert texts == ["One Two", "one two", "NO"]  # stored as they were
+    assert texts == ["One Two", "one two", "NO"]  # stored unchanged
 
 
 def test_canonically_equal_texts_are_not_reported_as_another_spelling(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`soda tokenize` with Mimi: from sound files to codes, on one device and on many, in one process and two."""
+"""`soda tokenize` with Mimi: codes of sound files, in one process and in two."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from soda_jax.codecs import load_codec
 from soda_jax.codecs.audio import encode_long, read_audio
 from soda_jax.codecs.mimi.codec import MimiCodec
 from soda_jax.data.format.manifest import Manifest
-from tokenize_pipeline import encoding, worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 
@@ -23,7 +23,7 @@ SPEC = f"mimi:{FIXTURE}"
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> str:
-    """Six documents of one utterance at two rates, the last of which is no sound."""
+    """Writes six documents of one utterance, at two sample rates; the last file is not a sound."""
     voice = sounds()["buzz"]
     (tmp_path / "c").mkdir()
     rows = []
@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> str:
 
 def run(corpus: str, output: Path, **changed) -> None:
     given = {"codec": SPEC, "validation_fraction": 0.0, "shards": 2, "max_bad_fraction": 0.5}
-    worker.load_codec_once.cache_clear()
+    encoding.cached_codec.cache_clear()
     tokenize(TokenizeOptions(corpus, str(output), **{**given, **changed}))
 
 
@@ -57,7 +57,7 @@ def test_codes_are_those_of_each_clip(tmp_path, corpus, monkeypatch):
     assert load_codec(f"mimi:{tmp_path / 'data' / 'codec'}").fingerprint == codec.fingerprint
 
 
-def test_a_codec_of_many_clips_is_given_many_and_reads_ahead(tmp_path, corpus, monkeypatch):
+def test_a_codec_receives_up_to_clips_at_once_clips_per_call(tmp_path, corpus, monkeypatch):
     given = []
     encode = MimiCodec.encode
 
@@ -75,8 +75,8 @@ def test_a_codec_of_many_clips_is_given_many_and_reads_ahead(tmp_path, corpus, m
     assert [row["reason"] for row in quarantine_of(tmp_path / "data")] == ["undecodable"]
 
 
-def test_two_processes_write_the_bytes_of_one(tmp_path, corpus, monkeypatch):
-    # Not eight devices as in this process: another batch size on each device is another computation.
+def test_two_processes_write_the_same_bytes_as_one(tmp_path, corpus, monkeypatch):
+    # One device, not eight as in this process: the batch size per device changes the rounding.
     monkeypatch.setenv("XLA_FLAGS", "")
     for name, workers in (("one", 1), ("two", 2)):
         command = [

@@ -106,9 +106,9 @@ def test_sounds_in_memory_do_not_exceed_the_limit(tmp_path, suffix, monkeypatch)
     held = []
     encode = encoding.SpeechEncoder._encode
 
-    def spy(self, sounds, bad):
+    def spy(self, sounds, *others):
         held.append(sum(len(sound.content) for sound in sounds.values()))
-        return encode(self, sounds, bad)
+        return encode(self, sounds, *others)
 
     monkeypatch.setattr(encoding.SpeechEncoder, "_encode", spy)
     monkeypatch.setattr(encoding, "HELD_BYTES", 40_000)

@@ -1,4 +1,4 @@
-"""The whole job in process: what comes out, what is quarantined, what a second run does."""
+"""Jobs in one process: the data set, the quarantine, and a repeated run."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens import View, parse, render
 from soda_jax.tokens.text import load_tokenizer
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
 from tokenize_pipeline.options import TokenizeOptions
@@ -38,7 +38,7 @@ def run(source: str, output: Path, **changed):
     return tokenize(TokenizeOptions(source, str(output), **given))
 
 
-def test_codes_and_texts_are_those_of_each_clip_alone(tmp_path):
+def test_codes_and_texts_match_each_clip_encoded_by_itself(tmp_path):
     source = make_corpus(tmp_path / "corpus")
     run(source, tmp_path / "data")
     found = documents_of(tmp_path / "data")
@@ -113,7 +113,7 @@ def test_files_with_a_wrong_length_in_their_header_are_stored_whole_or_quarantin
 
 
 def bad_corpus(folder: Path) -> str:
-    """One good utterance of document "d", and one of every kind of bad one."""
+    """Writes a document "d" with one good utterance and one bad utterance of each kind."""
     folder.mkdir()
     tone = hum(1.0)
     soundfile.write(folder / "good.wav", tone, RATE)
@@ -171,7 +171,7 @@ def test_invariant_8_every_bad_input_is_quarantined_with_its_reason(tmp_path):
     assert summary.dropped_documents == 1
     assert sum(summary.bad.values()) == len(rows) == 17
     assert Manifest.load(tmp_path / "data").quarantined == summary.bad
-    # The machine's folders do not stand in the data set, except where the corpus named them.
+    # The data set does not contain folders of the machine, except paths of the corpus.
     assert not [
         row for row in rows if str(tmp_path) in row["message"] and "secret" not in row["file"]
     ]
@@ -196,7 +196,7 @@ def test_too_many_bad_inputs_fail_at_the_end_and_a_larger_share_keeps_the_work(t
     assert (tmp_path / "data/train/shard-00000.array_record").stat().st_mtime_ns == before
 
 
-def test_a_corpus_without_one_good_input_is_an_error(tmp_path):
+def test_a_corpus_without_a_usable_input_is_an_error(tmp_path):
     rows = [{"audio": "absent.wav", "text": "t"}]
     source = write_manifest(tmp_path / "c/m.jsonl", rows)
     with pytest.raises(TooManyBadInputsError, match="no input is usable, of 1"):
@@ -234,7 +234,7 @@ def test_invariant_1_hostile_transcripts_stay_text_from_manifest_to_stream(tmp_p
         np.testing.assert_array_equal(back.codes, utterances[0].codes)
 
 
-def test_text_alone_has_the_layout_of_the_codec_it_is_to_be_mixed_with(tmp_path):
+def test_a_text_corpus_has_the_layout_of_the_given_codec(tmp_path):
     source = tmp_path / "t.txt"
     source.write_text("one\ntwo words\none\n")
     summary = run(str(source), tmp_path / "mixed", format="text")
@@ -243,11 +243,11 @@ def test_text_alone_has_the_layout_of_the_codec_it_is_to_be_mixed_with(tmp_path)
     assert summary.manifest.layout.codebook_sizes == ToyCodec.codebook_sizes
     texts = [us[0].text for us in documents_of(tmp_path / "mixed").values()]
     assert texts == ["one", "two words"]
-    alone = run(str(source), tmp_path / "alone", format="text", codec=None)
-    assert alone.manifest.layout.codebook_sizes == ()
+    text_only = run(str(source), tmp_path / "text_only", format="text", codec=None)
+    assert text_only.manifest.layout.codebook_sizes == ()
 
 
-def test_append_adds_only_new_documents_and_leaves_the_old_generation_alone(tmp_path):
+def test_append_adds_only_new_documents_and_does_not_change_the_old_generation(tmp_path):
     source = make_corpus(tmp_path / "corpus", documents=4)
     data = tmp_path / "data"
     run(source, data)
@@ -261,14 +261,14 @@ def test_append_adds_only_new_documents_and_leaves_the_old_generation_alone(tmp_
     new = tree(data)
     changed = {name for name in old if new[name] != old[name]}
     assert changed == {"manifest.json"}
-    # The same command again, as after a kill behind the last rename.
+    # The same command again, as after a kill that follows the last rename.
     assert run(more, data, append=True).state == "was finished already"
     assert tree(data) == new
     assert run(more, data, append=True, shards=2).state == "nothing to add"
     assert tree(data) == new
 
 
-def test_an_append_with_a_bad_document_is_finished_when_it_is_given_again(tmp_path):
+def test_a_repeated_append_with_a_bad_document_changes_nothing(tmp_path):
     data = tmp_path / "data"
     run(make_corpus(tmp_path / "corpus", documents=2), data)
     more = make_corpus(tmp_path / "corpus", documents=4)
@@ -281,7 +281,7 @@ def test_an_append_with_a_bad_document_is_finished_when_it_is_given_again(tmp_pa
         assert (again.state, again.manifest.generation) == ("was finished already", 1)
         assert tree(data) == files
     assert len(quarantine_of(data)) == 2
-    # Its generation is the newest one, and the next append finds nothing in its way.
+    # The next append makes the next generation.
     assert (
         run(make_corpus(tmp_path / "corpus", documents=5), data, append=True).counts[
             "already_in_dataset"
@@ -291,7 +291,7 @@ def test_an_append_with_a_bad_document_is_finished_when_it_is_given_again(tmp_pa
     assert Manifest.load(data).generation == 2
 
 
-def test_an_append_of_which_nothing_is_usable_leaves_the_data_set_as_it_was(tmp_path):
+def test_an_append_without_a_usable_document_does_not_change_the_data_set(tmp_path):
     data = tmp_path / "data"
     bad = [{"audio": "absent.wav", "text": "t", "document": "bad"}]
     source = make_corpus(tmp_path / "corpus", documents=2)
@@ -309,7 +309,7 @@ def test_an_append_of_which_nothing_is_usable_leaves_the_data_set_as_it_was(tmp_
         assert (summary.state, summary.bad) == ("nothing to add", {"missing": 1})
         assert "bad inputs, skipped: 1 missing" in summary.describe("data")
         assert tree(data) == files
-    # A fixed input is then taken like any new one.
+    # A fixed input is appended like a new one.
     soundfile.write(tmp_path / "corpus/absent.wav", hum(0.5), RATE)
     assert run(source, data, append=True).manifest.generation == 1
     assert list(documents_of(data)) == ["d0", "d1", "bad"]
@@ -322,8 +322,8 @@ def test_append_refuses_another_tokenizer_or_codec(tmp_path, monkeypatch):
         run(source, tmp_path / "new", append=True)
     other = ToyCodec()
     other.fingerprint = "toy-2"
-    monkeypatch.setattr(worker, "load_codec", lambda spec: other)
-    worker.load_codec_once.cache_clear()
+    monkeypatch.setattr(encoding, "load_codec", lambda spec: other)
+    encoding.cached_codec.cache_clear()
     with pytest.raises(UserError, match=r"toy-1.*toy-2"):
         run(source, tmp_path / "data", append=True)
 
@@ -340,7 +340,7 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(tmp_path):
     assert tree(tmp_path / "data") == files
 
 
-def test_the_bytes_do_not_depend_on_where_corpus_and_data_set_lie(tmp_path):
+def test_the_bytes_do_not_depend_on_the_folders_of_corpus_and_data_set(tmp_path):
     source = make_corpus(tmp_path / "corpus")
     run(source, tmp_path / "data")
     shutil.move(tmp_path / "corpus", tmp_path / "moved")
@@ -348,7 +348,7 @@ def test_the_bytes_do_not_depend_on_where_corpus_and_data_set_lie(tmp_path):
     assert tree(tmp_path / "data") == tree(tmp_path / "elsewhere/data")
 
 
-def test_a_runner_of_beam_gives_the_same_bytes(tmp_path):
+def test_a_beam_runner_writes_the_same_bytes(tmp_path):
     pytest.importorskip("apache_beam")
     source = make_corpus(tmp_path / "corpus")
     run(source, tmp_path / "one")
@@ -357,7 +357,7 @@ def test_a_runner_of_beam_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove", "foreign"])
-def test_invariant_8_a_damaged_or_foreign_shard_is_done_again(tmp_path, damage):
+def test_invariant_8_a_damaged_or_foreign_shard_is_written_again(tmp_path, damage):
     source = make_corpus(tmp_path / "corpus")
     data = tmp_path / "data"
     run(source, data)

@@ -1,4 +1,4 @@
-"""Invariant 8 for shards: killed anywhere and run again, a job ends with the same bytes."""
+"""Invariant 8 for shards: a job that is killed at any rename and repeated writes the same bytes."""
 
 import os
 import subprocess
@@ -14,17 +14,17 @@ from tokenize_pipeline.options import TokenizeOptions
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
-# For n = 0, 1, 2 …: a child process kills itself in place of (or just after) its n-th rename, another
-# one goes on to the end. Given a finished data set, they append to copies of it. Modules are imported
-# once and no thread runs when a child is forked.
+# For n = 0, 1, 2 …: a child process kills itself at its n-th rename (before it for even n, after it for
+# odd n), and a second child finishes the job. If a finished data set is given, the children append to
+# copies of it. Modules are imported once, and no thread runs when a child is forked.
 KILL_AT_EVERY_RENAME = """
 import os, shutil, signal, sys
 from pipeline_toys import ToyCodec
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 
-worker.load_codec = lambda spec: ToyCodec()
+encoding.load_codec = lambda spec: ToyCodec()
 source, folder, *base = sys.argv[1:]
 rename, renames = os.replace, 0
 
@@ -77,7 +77,7 @@ def test_invariant_8_a_job_killed_at_any_rename_ends_with_the_same_bytes(
         arguments.append(base)
     source = make_corpus(tmp_path / "corpus", utterances=2)
     with open(source, "a") as file:
-        # In a document of its own, which an append would not know from the time before.
+        # In a new document, because an append skips known ones.
         file.write('{"audio": "absent.wav", "text": "t", "document": "bad"}\n{broken\n')
     done = subprocess.run(
         [sys.executable, "-c", KILL_AT_EVERY_RENAME, *arguments],

@@ -1,7 +1,8 @@
-"""The plan: same documents in the same places, whoever makes it and when."""
+"""The plan assigns the same documents to the same shards and positions each time."""
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,15 @@ from pipeline_toys import write_manifest
 from soda_jax.data.format.shards import document_hash
 from soda_jax.errors import UserError
 from tokenize_pipeline import planner
-from tokenize_pipeline.plan import Plan, ShardPlan, read_documents, split_of
-from tokenize_pipeline.planner import Runs, assign_shards, make_plan, shard_count, speech_weight
+from tokenize_pipeline.plan import Plan, ShardPlan, read_documents
+from tokenize_pipeline.planner import (
+    SplitPlan,
+    assign_shards,
+    make_plan,
+    shard_count,
+    split_of,
+    work_of,
+)
 from tokenize_pipeline.readers import DocumentSource, UtteranceSource, manifest
 from tokenize_pipeline.tar_stream import is_compressed
 
@@ -25,21 +33,19 @@ def plan(tmp_path, rows=None, name="plan", known=(), first=(0, 0), **changed) ->
         {"audio": f"{n}.wav", "text": "t", "start": 0, "end": 1 + n % 7} for n in range(200)
     ]
     path = write_manifest(tmp_path / "m.jsonl", rows)
-    from pathlib import Path
-
     return make_plan(
         tmp_path / name,
         0,
         manifest,
         [Path(path)],
         {**SETTINGS, **changed},
-        weigh=speech_weight(tmp_path),
+        data_root=str(tmp_path),
         known=known,
         first_numbers={"train": first[0], "validation": first[1]},
     )
 
 
-def test_every_document_has_one_place_and_corpus_order_is_kept(tmp_path):
+def test_each_document_is_in_one_shard_in_the_order_of_the_corpus(tmp_path):
     made = plan(tmp_path)
     ids = {"train": [], "validation": []}
     for shard in made.shards:
@@ -64,8 +70,8 @@ def test_the_same_corpus_and_settings_give_the_same_plan_bytes(tmp_path):
     assert (tmp_path / "plan/plan.json").read_bytes() == (tmp_path / "again/plan.json").read_bytes()
 
 
-def test_the_split_depends_on_the_id_alone():
-    # Written down once: a changed hash would move held-out documents into training.
+def test_the_split_depends_only_on_the_id():
+    # Constants: a changed hash would move held-out documents into training.
     found = [split_of(f"doc-{n}", 0.1) for n in range(40)]
     assert [n for n, split in enumerate(found) if split == "validation"] == PINNED
     assert split_of("doc-3", 0.0) == "train"
@@ -77,11 +83,11 @@ PINNED = [int(n) for n in ["7", "19", "20", "21"]]
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 1e4), min_size=1, max_size=60), st.integers(1, 12))
-def test_runs_of_documents_differ_by_no_more_than_one_document(weights, shards):
-    places = [place for place, _ in assign_shards(weights, shards, [True] * len(weights))]
-    assert places == sorted(places)
-    assert places[0] >= 0 and places[-1] < shards
-    sums = np.bincount(places, weights, minlength=shards)
+def test_the_weights_of_shards_differ_by_at_most_one_document(weights, shards):
+    shards_of = [shard for shard, _ in assign_shards(weights, shards, [True] * len(weights))]
+    assert shards_of == sorted(shards_of)
+    assert shards_of[0] >= 0 and shards_of[-1] < shards
+    sums = np.bincount(shards_of, weights, minlength=shards)
     assert sums.max() <= sum(weights) / shards + max(weights) + 1e-6
 
 
@@ -99,45 +105,45 @@ def test_runs_of_documents_differ_by_no_more_than_one_document(weights, shards):
     ),
     st.integers(1, 12),
 )
-def test_no_compressed_archive_is_spread_over_two_shards(documents, shards):
-    runs = Runs()
-    for number, (_, names) in enumerate(documents):
+def test_all_documents_of_a_compressed_archive_are_in_one_shard(documents, shards):
+    split = SplitPlan(Path(), "train", 0)
+    for number, (weight, names) in enumerate(documents):
         sounds = [UtteranceSource("t", name, member="m") for name in names]
-        runs.add(DocumentSource(str(number), (*sounds, UtteranceSource("t", "e.tgz"))))
+        split.weigh(DocumentSource(str(number), (*sounds, UtteranceSource("t", "e.tgz"))), weight)
     weights = [weight for weight, _ in documents]
-    starts = runs.starts()
+    starts = split.starts()
     placed = list(assign_shards(weights, shards, starts))
     assert [weight for _, weight in placed] == weights
-    places = [place for place, _ in placed]
-    assert places == sorted(places) and places[-1] < shards
-    homes: dict[str, set[int]] = {}
-    for place, (_, names) in zip(places, documents, strict=True):
+    shards_of = [shard for shard, _ in placed]
+    assert shards_of == sorted(shards_of) and shards_of[-1] < shards
+    found: dict[str, set[int]] = {}
+    for shard, (_, names) in zip(shards_of, documents, strict=True):
         for name in names:
-            homes.setdefault(name, set()).add(place)
-    assert all(len(homes[name]) == 1 for name in homes if name not in ("c.tar", "e.wav"))
-    # Where nothing is joined, a shard may begin anywhere.
+            found.setdefault(name, set()).add(shard)
+    assert all(len(found[name]) == 1 for name in found if name not in ("c.tar", "e.wav"))
+    # Without compressed archives a shard may begin with any document.
     if not any(is_compressed(name) for _, names in documents for name in names):
         assert all(starts)
 
 
-def test_seconds_weigh_a_document_where_times_do_not(tmp_path):
+def test_work_is_estimated_from_times_then_metadata_then_file_size(tmp_path):
     (tmp_path / "a.wav").write_bytes(bytes(64_000))
-    weigh = speech_weight(tmp_path)
+    work = work_of("speech", str(tmp_path))
 
     def weight(**fields) -> float:
-        return weigh(DocumentSource("d", (UtteranceSource("t", **fields),)))
+        return work(UtteranceSource("t", **fields))
 
     assert weight(audio="a.wav", seconds=7.5) == 7.5
     assert weight(audio="a.wav", seconds=7.5, start=1.0, end=3.5) == 2.5
     assert weight(audio="a.wav") == weight(audio="a.wav", start=0.0) == 2.0
     assert weight(audio="a.tar", member="m", seconds=4.0) == 4.0
-    # Of a member of which nothing is known, not the size of the whole archive.
+    # For a member without metadata, not the size of the whole archive.
     (tmp_path / "a.tar").write_bytes(bytes(64_000_000))
     assert 1 <= weight(audio="a.tar", member="m") <= 60
     assert weight(audio="absent.wav") == weight(audio="a.wav", seconds=-1.0) == 0.0
 
 
-def test_a_plan_made_before_there_were_archives_is_still_read(tmp_path):
+def test_documents_with_null_fields_and_without_member_are_read(tmp_path):
     line = {"text": "t", "audio": "a.wav", "start": None, "end": 2.0, "speaker": None}
     content = json.dumps({"id": "d", "utterances": [{**line, "language": None, "where": "m:1"}]})
     (tmp_path / "train-00000.jsonl").write_text(content + "\n")
@@ -147,7 +153,7 @@ def test_a_plan_made_before_there_were_archives_is_still_read(tmp_path):
     assert document.utterances == (UtteranceSource("t", "a.wav", end=2.0, where="m:1"),)
 
 
-def test_a_document_longer_than_a_shard_leaves_no_gap_in_the_numbers(tmp_path):
+def test_shard_numbers_are_consecutive_with_a_document_longer_than_a_shard(tmp_path):
     rows = [{"audio": f"{n}.wav", "text": "t", "end": 1000 if n == 3 else 1} for n in range(8)]
     made = plan(tmp_path, rows, validation_fraction=0.0)
     assert [shard.number for shard in made.shards] == list(range(len(made.shards)))
@@ -162,7 +168,7 @@ def test_repeated_and_known_documents_are_left_out_and_counted(tmp_path):
     assert [shard.name for shard in made.shards] == ["train-00005", "train-00006"]
 
 
-def test_shards_follow_the_work_where_no_number_is_given():
+def test_the_number_of_shards_follows_from_the_work():
     auto = {"kind": "speech", "shards": 0, "validation_fraction": 0.1}
     assert shard_count([3600.0] * 1000, "train", auto) == 101
     assert shard_count([1.0] * 1000, "train", auto) == 8
@@ -198,7 +204,7 @@ def test_an_edited_plan_is_refused(tmp_path):
         Plan.load(tmp_path / "plan")
 
 
-def test_large_inputs_are_known_by_size_and_samples(tmp_path, monkeypatch):
+def test_digests_of_large_inputs_cover_the_first_middle_and_last_part(tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "FULL_DIGEST_BYTES", 1000)
     monkeypatch.setattr(planner, "DIGEST_PART_BYTES", 10)
     file = tmp_path / "archive.tar"
@@ -210,8 +216,8 @@ def test_large_inputs_are_known_by_size_and_samples(tmp_path, monkeypatch):
     small, large = bytes(1000), bytes(1001)
     assert described(small)["sha256"] == hashlib.sha256(small).hexdigest()
     assert described(large)["sha256"] == hashlib.sha256(bytes(30)).hexdigest()
-    for place in (0, 505, 1000):
+    for offset in (0, 505, 1000):
         changed = bytearray(large)
-        changed[place] = 1
+        changed[offset] = 1
         assert described(bytes(changed)) != described(large)
     assert described(bytes(2000)) != described(large)

@@ -1,4 +1,4 @@
-"""What a job shows of its work, and that nothing of it stays."""
+"""Workers record their progress, and the job shows it and removes the files."""
 
 import pytest
 from pipeline_toys import make_corpus
@@ -19,12 +19,12 @@ class Bar:
         self.amounts.append(amount)
 
 
-def test_a_worker_notes_each_batch_and_nothing_stays(tmp_path, toy_codec, monkeypatch):
-    noted = []
+def test_a_worker_records_each_batch_and_no_file_is_left(tmp_path, toy_codec, monkeypatch):
+    recorded = []
 
     def spy(folder, shard, part):
         write_progress(folder, shard, part)
-        noted.append((part, read_progress(folder, shard)))
+        recorded.append((part, read_progress(folder, shard)))
 
     monkeypatch.setattr(worker, "write_progress", spy)
     monkeypatch.setattr(worker, "_PROGRESS_SECONDS", 0.0)
@@ -34,24 +34,24 @@ def test_a_worker_notes_each_batch_and_nothing_stays(tmp_path, toy_codec, monkey
         source, str(tmp_path / "data"), codec="toy", validation_fraction=0.0, shards=1
     )
     job.tokenize(options)
-    parts = [part for part, _ in noted]
+    parts = [part for part, _ in recorded]
     # Nine batches and the end of the window; the weight of a shard is rounded.
     assert len(parts) == 10 and parts == sorted(parts)
     assert parts[-1] == parts[-2] == pytest.approx(1.0, abs=1e-3)
-    assert all(read == pytest.approx(part, abs=1e-4) for part, read in noted)
+    assert all(read == pytest.approx(part, abs=1e-4) for part, read in recorded)
     assert not list((tmp_path / "data").rglob("*.progress"))
 
 
 def test_the_bar_moves_within_a_shard_and_never_back(tmp_path):
     bar = Bar()
-    look = job._progress_reader(tmp_path, [SHARD], bar)
+    update = job._progress_reader(tmp_path, [SHARD], bar)
     for part in (0.25, 0.5, 0.1, 7.0):
         write_progress(tmp_path, SHARD, part)
-        look()
+        update()
     assert bar.amounts == [25, 25, 0, 50]
 
 
-def test_a_torn_note_counts_as_none(tmp_path):
+def test_a_torn_progress_file_is_ignored(tmp_path):
     assert read_progress(tmp_path, SHARD) == 0.0
     write_progress(tmp_path, SHARD, 0.5)
     (path,) = tmp_path.rglob("*.progress")

@@ -1,4 +1,4 @@
-"""A pool of worker processes: killed workers, errors, and no process left; invariant 8 for them."""
+"""The pool of worker processes: killed workers, errors, and no process left; invariant 8."""
 
 import contextlib
 import multiprocessing
@@ -25,7 +25,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /
 
 
 def children(process: int) -> list[int]:
-    """Ids of the worker processes of a job."""
+    """Returns the process ids of the workers of a job."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -52,7 +52,9 @@ def codec(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("workers", [2, 0])
-def test_processes_write_the_bytes_of_one_and_none_is_left(tmp_path, codec, workers, monkeypatch):
+def test_worker_processes_write_the_same_bytes_as_one_and_end(
+    tmp_path, codec, workers, monkeypatch
+):
     source = make_corpus(tmp_path / "corpus")
     given = {"codec": codec, "shards": 4, "validation_fraction": 0.3}
     tokenize(TokenizeOptions(source, str(tmp_path / "one"), **given))
@@ -101,7 +103,7 @@ sys.exit(f"imported {heavy}" if heavy else status)
 
 @linux
 @pytest.mark.parametrize("victim", ["a worker", "the job"])
-def test_invariant_8_a_killed_process_ends_the_job_and_the_next_one_writes_the_same_bytes(
+def test_invariant_8_a_repeated_job_writes_the_same_bytes_after_a_killed_process(
     tmp_path, codec, victim
 ):
     source = make_corpus(tmp_path / "corpus", documents=60, utterances=4)

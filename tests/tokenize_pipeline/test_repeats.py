@@ -9,12 +9,12 @@ from corpora import emilia_yodas, librispeech, mls, seed_tts_eval
 from pipeline_toys import RATE, documents_of, hum, quarantine_of, write_manifest
 
 from soda_jax.data.format.manifest import Manifest
-from tokenize_pipeline.dry_run import dry_run
+from tokenize_pipeline.estimate import estimate
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.merge import TooManyBadInputsError
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.plan import Plan, read_documents
-from tokenize_pipeline.planner import make_plan, speech_weight
+from tokenize_pipeline.planner import make_plan
 from tokenize_pipeline.quarantine import read_rows
 from tokenize_pipeline.readers import DocumentSource, find_reader
 
@@ -28,14 +28,14 @@ def options(source, output, **changed):
 
 
 def planned(folder, format_name, inputs, kind="speech") -> tuple[list[str], list, Plan]:
-    """(document ids, rejected rows, plan) of a corpus."""
+    """Returns (document ids, rejected rows, plan) of a corpus."""
     plan = make_plan(
         folder / "plan",
         0,
         find_reader(format_name),
         inputs,
         {"kind": kind, "shards": 1, "validation_fraction": 0.0},
-        weigh=speech_weight(folder) if kind == "speech" else lambda document: 1.0,
+        data_root=str(folder),
         known=frozenset(),
         first_numbers={"train": 0, "validation": 0},
     )
@@ -60,7 +60,7 @@ def test_repeats_are_listed_in_quarantine_summary_and_manifest(tmp_path):
     assert len(documents_of(tmp_path / "data")) == 10
     (first, *_) = quarantine_of(tmp_path / "data")
     assert first["where"] == "m.jsonl:11" and "repeats m.jsonl:1" in first["message"]
-    assert dry_run(options(source, tmp_path / "new"), 1.0).rejected == {"duplicate": 4}
+    assert estimate(options(source, tmp_path / "new")).rejected == {"duplicate": 4}
 
 
 def test_a_second_transcript_of_a_sound_is_bad_and_not_stored(tmp_path):

@@ -17,7 +17,7 @@ from soda_jax.commands import tokenizer as tokenizer_command
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import load_tokenizer, train_bpe
-from tokenize_pipeline import retext as retext_module
+from tokenize_pipeline import worker
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.retext import retext
@@ -67,7 +67,7 @@ def test_retext_to_the_same_tokenizer_repeats_the_shards_byte_for_byte(dataset, 
     }
 
 
-def test_retext_cuts_long_documents_anew_and_keeps_every_token(tmp_path, bpe):
+def test_retext_splits_long_documents_again_and_keeps_every_token(tmp_path, bpe):
     long = " ".join(f"hum {n}" for n in range(4000))
     source = write_manifest(tmp_path / "t.jsonl", [{"text": long, "id": "long"}])
     data = tmp_path / "data"
@@ -84,7 +84,7 @@ WORDS = ["hum", "0", "1", "2"]  # of the corpus: documents d3 to d5 have a word 
 
 @pytest.fixture
 def words(tmp_path) -> Path:
-    """A tokenizer of whole words, whose unknown piece is not among its added tokens."""
+    """Writes a tokenizer of whole words; its unknown piece is not one of its added tokens."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     names = ("<s>", "</s>")
     added = [{"id": 9 + n, "content": c, "special": True, **flags} for n, c in enumerate(names)]
@@ -130,7 +130,7 @@ def test_invariant_8_retext_quarantines_what_the_tokenizer_cannot_represent(
     assert named["d0", 3].endswith("no ordinary ids for '\N{SNOWMAN}'")
     assert {document for document, _ in named} == {"d0", "d3", "d4", "d5"}
     assert not list(verify(tmp_path / "new"))
-    # The shards are those of a corpus that was tokenized so from the first.
+    # The shards equal those of a corpus that was tokenized with this tokenizer.
     assert Manifest.load(tmp_path / "direct").quarantined == new.quarantined
     shards = [
         {name: content for name, content in tree(folder).items() if name[:5] in ("train", "valid")}
@@ -139,9 +139,7 @@ def test_invariant_8_retext_quarantines_what_the_tokenizer_cannot_represent(
     assert shards[0] == shards[1]
 
 
-def test_retext_to_a_tokenizer_without_any_of_the_texts_fails_whatever_share_is_allowed(
-    dataset, words, tmp_path
-):
+def test_retext_fails_if_the_tokenizer_represents_no_text(dataset, words, tmp_path):
     content = (words / "tokenizer.json").read_text().replace('"hum"', '"ham"')
     (words / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"18 of 18 utterances .*; choose another tokenizer$"):
@@ -150,7 +148,7 @@ def test_retext_to_a_tokenizer_without_any_of_the_texts_fails_whatever_share_is_
         retext(dataset, words, tmp_path / "new", max_bad_fraction=-1)
 
 
-def test_what_retext_quarantined_can_be_appended_again_with_its_text_corrected(
+def test_documents_that_retext_quarantined_can_be_appended_with_corrected_texts(
     dataset, words, tmp_path
 ):
     retext(dataset, words, tmp_path / "new", max_bad_fraction=0.5)
@@ -162,9 +160,11 @@ def test_what_retext_quarantined_can_be_appended_again_with_its_text_corrected(
     assert sorted(found) == ["d0", "d1", "d2", "d3"]
 
 
-def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, monkeypatch):
+def test_a_stopped_retext_starts_again_and_writes_the_same_bytes(
+    dataset, bpe, tmp_path, monkeypatch
+):
     retext(dataset, bpe, tmp_path / "whole")
-    real, calls = retext_module.split_document, []
+    real, calls = worker.split_document, []
 
     def failing(*args):
         calls.append(args)
@@ -173,7 +173,7 @@ def test_retext_that_stopped_half_way_is_begun_again(dataset, bpe, tmp_path, mon
         return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(retext_module, "split_document", failing)
+        patched.setattr(worker, "split_document", failing)
         with pytest.raises(KeyboardInterrupt):
             retext(dataset, bpe, tmp_path / "new")
     assert not (tmp_path / "new/manifest.json").exists()
@@ -193,7 +193,7 @@ def test_a_retexted_data_set_can_be_appended_to(dataset, bpe, tmp_path):
     assert sorted(found) == [f"d{n}" for n in range(8)]
 
 
-def test_retext_refuses_folders_that_are_not_its_own(dataset, tmp_path):
+def test_retext_refuses_folders_with_other_files(dataset, tmp_path):
     with pytest.raises(UserError, match="is a finished data set"):
         retext(dataset, "bytes", dataset)
     with pytest.raises(UserError, match="contains other files"):
@@ -209,7 +209,7 @@ def command(module, *words: str) -> int:
     return module.run(args)
 
 
-def test_the_commands_make_a_tokenizer_a_data_set_and_its_retext(tmp_path, capsys):
+def test_the_commands_write_a_tokenizer_a_data_set_and_its_retext(tmp_path, capsys):
     source = make_corpus(tmp_path / "corpus", documents=3)
     training = [f"--input={source}", "--format=manifest", "--vocabulary_size=260"]
     assert command(tokenizer_command, "train", *training, f"--output={tmp_path}/bpe") == 0

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.admission import Admission
+from tokenize_pipeline.planner import Admission
 from tokenize_pipeline.readers import DocumentSource, find_reader
 from tokenize_pipeline.text_faults import text_fault
 

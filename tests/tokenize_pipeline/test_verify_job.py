@@ -1,4 +1,4 @@
-"""`soda tokenize --verify` on what jobs have written, plans and codec included."""
+"""`soda tokenize --verify` on data sets of jobs, with their plans and codec."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from pipeline_toys import make_corpus, write_manifest
 from soda_jax.cli import main
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.errors import UserError
-from tokenize_pipeline import worker
+from tokenize_pipeline import encoding
 from tokenize_pipeline.job import tokenize
 from tokenize_pipeline.options import TokenizeOptions
 from tokenize_pipeline.retext import retext
@@ -22,7 +22,7 @@ from tokenize_pipeline.verify import verify
 
 @pytest.fixture
 def data(tmp_path, toy_codec) -> Path:
-    """A data set of three generations with both splits."""
+    """Writes a data set of three generations with both splits."""
     for documents in (4, 6, 8):
         source = make_corpus(tmp_path / "corpus", documents=documents)
         options = TokenizeOptions(
@@ -38,11 +38,11 @@ def data(tmp_path, toy_codec) -> Path:
 
 
 def verified(data: Path) -> list[Path]:
-    """Every file of a data set: --verify promises that each byte is checked."""
+    """Returns every file of a data set: --verify checks each byte."""
     return sorted(path for path in data.rglob("*") if path.is_file())
 
 
-def test_what_a_job_writes_has_no_fault(data, tmp_path, capsys):
+def test_data_sets_of_jobs_have_no_fault(data, tmp_path, capsys):
     assert main(["tokenize", "--verify", f"--output={data}"]) == 0
     assert capsys.readouterr().out == f"# {data}: no errors\n"
     text = write_manifest(tmp_path / "t.jsonl", [{"text": "one two"}, {"text": "three " * 9000}])
@@ -52,11 +52,11 @@ def test_what_a_job_writes_has_no_fault(data, tmp_path, capsys):
         assert list(verify(folder)) == []
 
 
-@given(which=st.integers(0, 10_000), place=st.integers(0, 2**40), bit=st.integers(0, 7))
+@given(which=st.integers(0, 10_000), offset=st.integers(0, 2**40), bit=st.integers(0, 7))
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_invariant_8_a_flipped_bit_anywhere_is_found_and_named(data, which, place, bit):
+def test_invariant_8_a_flipped_bit_in_any_file_is_reported_with_the_file(data, which, offset, bit):
     files = verified(data)
     kinds = {re.sub(r"\d+", "N", path.relative_to(data).as_posix()) for path in files}
     assert kinds == {
@@ -71,14 +71,14 @@ def test_invariant_8_a_flipped_bit_anywhere_is_found_and_named(data, which, plac
     if not sound:  # no row was rejected
         return
     content = bytearray(sound)
-    content[place % len(content)] ^= 1 << bit
+    content[offset % len(content)] ^= 1 << bit
     path.write_bytes(content)
     try:
         faults = [fault.describe() for fault in verify(data)]
     finally:
         path.write_bytes(sound)
     name = path.relative_to(data).as_posix()
-    # Two manifests that contradict each other are named both: either may be the damaged one.
+    # Of two manifests that differ both are reported: either may be the damaged one.
     short = name.removeprefix("manifests/")
     assert any(name in text or (short in text and "differ" in text) for text in faults), faults
 
@@ -104,7 +104,7 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     options = TokenizeOptions(
         source, str(tmp_path / "data"), codec=f"mel:{tmp_path / 'codec'}", shards=1
     )
-    worker.load_codec_once.cache_clear()
+    encoding.cached_codec.cache_clear()
     tokenize(options)
     assert list(verify(tmp_path / "data")) == []
     (plan,) = (tmp_path / "data" / "plan").glob("*/plan.json")
@@ -112,17 +112,17 @@ def test_an_altered_plan_or_codec_is_found(tmp_path):
     plan.write_text(json.dumps({**value, "counts": {}}))
     other = MelCodec.fit([noise[::-1].copy()], MelSettings(codebook_sizes=(8, 8)))
     other.save(tmp_path / "data" / "codec")
-    worker.load_codec_once.cache_clear()
+    encoding.cached_codec.cache_clear()
     assert {fault.file for fault in verify(tmp_path / "data")} == {
         "plan/0000/plan.json", "codec/codec.json", "codec/codec.safetensors"
     }  # fmt: skip
 
 
-def flip(path: Path, place: int = 40) -> bytes:
-    """Flips a bit of a file; returns what it was."""
+def flip(path: Path, offset: int = 40) -> bytes:
+    """Flips a bit of a file and returns its content from before."""
     sound = path.read_bytes()
     content = bytearray(sound)
-    content[place % len(content)] ^= 1
+    content[offset % len(content)] ^= 1
     path.write_bytes(content)
     return sound
 
@@ -136,7 +136,7 @@ def append(data: Path, tmp_path: Path, **changes) -> None:
 @pytest.mark.parametrize(
     "name", ["manifest.json", "tokenizer/tokenizer.json", "quarantine.jsonl", "INDEX"]
 )
-def test_append_and_retext_refuse_what_they_rely_on_when_it_is_damaged(data, tmp_path, name):
+def test_append_and_retext_refuse_damaged_files(data, tmp_path, name):
     if name == "quarantine.jsonl":  # with a row in it
         (tmp_path / "corpus/clips/8-0.wav").write_bytes(b"no sound")
         rows = [{"audio": "clips/8-0.wav", "text": "x"}, {"audio": "clips/0-0.wav", "text": "y"}]
@@ -160,7 +160,7 @@ def test_append_and_retext_refuse_what_they_rely_on_when_it_is_damaged(data, tmp
     assert list(verify(data)) == []
 
 
-def test_retext_copies_no_damaged_codec(data, tmp_path):
+def test_retext_refuses_a_damaged_codec(data, tmp_path):
     flip(data / "codec/toy.txt", 2)
     with pytest.raises(UserError, match=r"codec/toy\.txt is damaged: .* restore the folder"):
         retext(data, "bytes", tmp_path / "again")
@@ -168,7 +168,7 @@ def test_retext_copies_no_damaged_codec(data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["plan.json", "rejected.jsonl", "RESULT", "DOCUMENTS"])
-def test_a_resumed_job_relies_on_no_damaged_file(tmp_path, toy_codec, name):
+def test_a_resumed_job_does_not_use_damaged_files(tmp_path, toy_codec, name):
     source = Path(make_corpus(tmp_path / "corpus"))
     source.write_text(source.read_text() + "{ no row\n")
     options = TokenizeOptions(
@@ -176,7 +176,7 @@ def test_a_resumed_job_relies_on_no_damaged_file(tmp_path, toy_codec, name):
     )
     whole = tokenize(options).manifest
     data, folder = tmp_path / "data", tmp_path / "data/plan/0000"
-    (data / "manifest.json").unlink()  # as of a job that was killed near its end
+    (data / "manifest.json").unlink()  # as after a kill near the end of the job
     path = {
         "RESULT": folder / "results/train-00000.json",
         "DOCUMENTS": folder / "train-00000.jsonl",
@@ -187,7 +187,7 @@ def test_a_resumed_job_relies_on_no_damaged_file(tmp_path, toy_codec, name):
         (data / "manifest.json").unlink()
         (folder / "results/train-00000.json").unlink()
     if name == "RESULT":
-        assert tokenize(options).manifest == whole  # the shard is made again
+        assert tokenize(options).manifest == whole  # the shard is tokenized again
         assert path.read_bytes() == sound
         return
     with pytest.raises(UserError, match=re.escape(str(path)) + ".*run again"):
@@ -199,11 +199,11 @@ def test_a_resumed_job_relies_on_no_damaged_file(tmp_path, toy_codec, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--verify", "--output=/nowhere/at/all"], "cannot read the manifest"),
+        (["--verify", "--output=/nowhere/data"], "cannot read the manifest"),
         (["--verify", "--output=x", "--direct_num_workers=2"], "unknown to --verify"),
         (["--output=x"], "--input is missing"),
     ],
 )
-def test_wrong_commands_are_one_line(arguments, message, capsys):
+def test_wrong_options_are_user_errors(arguments, message, capsys):
     assert main(["tokenize", *arguments]) == 2
     assert message in capsys.readouterr().err
