@@ -131,7 +131,9 @@ def _to_huggingface(args: argparse.Namespace) -> None:
 
 
 def _from_huggingface(args: argparse.Namespace) -> None:
-    from soda_jax.convert.from_hf import NewRows, from_huggingface
+    from soda_jax.codecs import load_codec
+    from soda_jax.convert.extend import NewRows
+    from soda_jax.convert.from_hf import from_huggingface
     from soda_jax.errors import UserError
 
     sizes = None
@@ -153,21 +155,14 @@ def _from_huggingface(args: argparse.Namespace) -> None:
         extend=rows if args.extend_vocabulary else None,
         codebook_sizes=sizes,
         tokenizer=args.tokenizer,
-        codec=_codec(args.codec) if args.codec else None,
+        codec=load_codec(args.codec) if args.codec else None,
+        codec_spec=args.codec or "",
         changed=args.changed,
         compare=args.verify != "tensors",
         further=_held_out(args, None) if args.verify == "full" else None,
     )
     _tell(args.workdir, done)
     print("start from it: soda train --config=… --workdir=… " + _settings(config, args.workdir))
-
-
-def _codec(spec: str) -> Any:
-    from soda_jax.codecs import load_codec
-    from soda_jax.convert.from_hf import Codec
-
-    codec = load_codec(spec)
-    return Codec(codec.fingerprint, tuple(codec.codebook_sizes), spec, codec.save)
 
 
 def _settings(config: "DecoderConfig", workdir: str) -> str:
@@ -181,8 +176,6 @@ def _settings(config: "DecoderConfig", workdir: str) -> str:
 
 
 def _tell(where: str, done: "Converted") -> None:
-    from soda_jax.convert.verify import described
-
     phrases = [
         f"{done.parameters:,} parameters",
         f"{done.bytes / 1e6:,.0f} MB in {done.seconds:.1f} s, {done.bytes / 1e6 / done.seconds:,.0f} MB/s "
@@ -190,7 +183,10 @@ def _tell(where: str, done: "Converted") -> None:
         "every tensor compared by checksum",
     ]
     if done.logits is not None:
-        phrases.append(described(done.logits))
+        phrases.append(
+            f"logits of a random prompt differ by at most {done.logits.difference:.2g}, their standard "
+            f"deviation is {done.logits.deviation:.2g}"
+        )
     print(f"{where}: {'; '.join(phrases)}")
 
 

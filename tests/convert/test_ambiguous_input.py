@@ -46,7 +46,7 @@ def without(folder, *names):
                 "rope_scaling": LLAMA3,
                 "rope_theta": ABSENT,
             },
-            ("rope_scaling is", "rope_parameters is", "takes rope_scaling alone", "10,000"),
+            ("rope_scaling is", "rope_parameters is", "uses only rope_scaling", "10,000"),
         ),
         (
             {"rope_parameters": PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -70,8 +70,11 @@ def without(folder, *names):
             ("partial_rotary_factor is 0.5, this decoder has 1.0",),
         ),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
-        ({"per_layer_config": {"0": {"intermediate_size": 8}}}, ("per_layer_config", "elsewhere")),
-        ({"text_config": {"hidden_size": 32}}, ("text_config", "elsewhere")),
+        (
+            {"per_layer_config": {"0": {"intermediate_size": 8}}},
+            ("per_layer_config", "another file"),
+        ),
+        ({"text_config": {"hidden_size": 32}}, ("text_config", "another file")),
         ({"configuration_files": ["config.4.0.json"]}, ("configuration_files",)),
         ({"transformers_weights": "other.safetensors"}, ("transformers_weights",)),
         ({"eos_token_id": 3}, ("eos_token_id is 3", "257 by the names in tokenizer.json")),
@@ -125,8 +128,9 @@ def test_the_message_about_a_missing_field_states_what_transformers_would_use(
 
 def test_key_value_heads_of_null_are_as_many_as_the_heads(folder):
     content = json.loads((folder / "config.json").read_text())
-    fields = architecture.model_fields({**content, "num_key_value_heads": None}, folder)
-    assert fields["num_kv_heads"] == fields["num_heads"] == content["num_attention_heads"]
+    blocks = architecture.VocabularyBlocks(content["vocab_size"], ())
+    config = architecture.decoder_of({**content, "num_key_value_heads": None}, blocks, folder)
+    assert config.num_kv_heads == config.num_heads == content["num_attention_heads"]
 
 
 def test_a_whole_file_is_read_and_the_index_of_older_shards_is_not(run, folder, tmp_path, capsys):
@@ -211,7 +215,12 @@ def test_the_verification_finds_what_the_conversion_misread(folder, tmp_path, mo
     """The old mistake: rope_parameters were preferred, on both sides of the verification."""
     edit(folder / "config.json", rope_parameters={**PLAIN, "rope_theta": THETA})
     monkeypatch.setattr(architecture, "_ROPE_ENTRIES", ("rope_parameters",))
-    refused(folder, tmp_path, "a second reading finds another model", "rotary frequencies")
+    refused(
+        folder,
+        tmp_path,
+        "a second reading of config.json finds another model",
+        "rotary frequencies",
+    )
 
 
 @pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "rms_norm_eps", "tie_embeddings"])
@@ -221,9 +230,9 @@ def test_the_second_reading_compares_every_setting_without_a_tensor(folder, monk
     content = json.loads((folder / "config.json").read_text())
     blocks = architecture.VocabularyBlocks(content["vocab_size"], ())
     config = architecture.decoder_of(content, blocks, folder)
-    files = TensorFolder(folder).files
-    second_reading.check(folder, config, files)
+    tensors = TensorFolder(folder)
+    second_reading.check(tensors, config)
     other = {"num_heads": 8, "num_kv_heads": 4, "rms_norm_eps": 1e-6, "tie_embeddings": True}[field]
     object.__setattr__(config, field, other)
-    with pytest.raises(UserError, match="please report this with config"):
-        second_reading.check(folder, config, files)
+    with pytest.raises(UserError, match=r"a second reading .* please report this"):
+        second_reading.check(tensors, config)

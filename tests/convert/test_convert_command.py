@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from soda_jax import cli
-from soda_jax.convert import names
+from soda_jax.convert import qwen3, to_hf
 
 
 def convert(*words):
@@ -82,7 +82,7 @@ def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
         (("to-hf", "RUN", "p/q/out", "--contamination=none.jsonl"), "none.jsonl"),
         (("to-hf", "RUN", "gs://bucket/x"), "local folder"),
         (("to-hf", "RUN", "x" * 300), "File name too long"),
-        (("to-hf", "OUT", "out"), "from-hf takes it"),
+        (("to-hf", "OUT", "out"), "convert it with soda convert from-hf"),
         (("to-hf", "RUN", "out", "--verify=full"), "validation split"),
         (("from-hf", "nowhere", "out"), "config.json is missing"),
         (("from-hf", "OUT", "out", "--codebook_sizes=6,x"), "--codebook_sizes=6,x"),
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_nothing(run, exported, tmp_path, monkeypatch, capsys
     if direction == "to-hf":
         monkeypatch.setattr(safetensors.numpy, "save_file", full)
     else:
-        monkeypatch.setattr("soda_jax.checkpoints.slices.SliceWriter.write", full)
+        monkeypatch.setattr("soda_jax.checkpoints.slices._create", full)
     source = run if direction == "to-hf" else exported
     assert convert(direction, source, place) == 2
     assert "No space left on device" in capsys.readouterr().err
@@ -134,13 +134,13 @@ def test_bits_that_change_on_the_way_to_the_disk_are_found(run, tmp_path, monkey
     save = safetensors.numpy.save_file
 
     def damage(tensors, file, **options):
-        tensors[names.FINAL_NORM][0] += 1
+        tensors[qwen3.FINAL_NORM][0] += 1
         save(tensors, file, **options)
 
     monkeypatch.setattr(safetensors.numpy, "save_file", damage)
     assert convert("to-hf", run, tmp_path / "out") == 2
     told = capsys.readouterr().err
-    assert names.FINAL_NORM in told and "crc32c" in told
+    assert qwen3.FINAL_NORM in told and "crc32c" in told
     assert not list(tmp_path.iterdir())
 
 
@@ -148,12 +148,16 @@ def test_bits_that_change_on_the_way_to_the_disk_are_found(run, tmp_path, monkey
 def test_a_model_that_runs_and_is_bad_is_found(run, tmp_path, monkeypatch, capsys, fault):
     """What checksums cannot see: a tensor under another's name, a config that says something else."""
     if fault == "names":
-        swapped = {**names.LAYER, "gate": names.LAYER["up"], "up": names.LAYER["gate"]}
-        outward = "soda_jax.convert.to_hf._layer_outward"
-        monkeypatch.setattr(outward, lambda layer: [(swapped[n], x) for n, x in layer.items()])
-    else:
-        from soda_jax.convert import to_hf
+        exported = to_hf.exported_tensors
+        swap = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
 
+        def swapped(weights):
+            for name, tensor in exported(weights):
+                part = name.split(".")[-2]
+                yield name.replace(part, swap.get(part, part)), tensor
+
+        monkeypatch.setattr(to_hf, "exported_tensors", swapped)
+    else:
         right = to_hf.config_json
         monkeypatch.setattr(
             to_hf, "config_json", lambda *a: {**right(*a), "rms_norm_eps": 0.1, "rope_theta": 1.0}
@@ -161,7 +165,7 @@ def test_a_model_that_runs_and_is_bad_is_found(run, tmp_path, monkeypatch, capsy
     assert convert("to-hf", run, tmp_path / "out") == 2
     found = {
         "names": "computes other logits",
-        "eps": "a second reading finds another model: rotary",
+        "eps": "a second reading of config.json finds another model: rotary",
     }
     assert found[fault] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.checkpoints.slices import SliceReader
-from soda_jax.convert import names
+from soda_jax.convert import qwen3
 from soda_jax.convert.from_hf import from_huggingface
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.to_hf import to_huggingface
@@ -28,14 +28,15 @@ def same(first, second):
     """Every id's row and every other parameter, bit for bit."""
     vocabulary = first.config.vocabulary
     for table in ("embedding", "head"):
-        rows = [w.rows(table, 0, vocabulary.size) for w in (first, second)]
+        rows = [w.read(table, 0, vocabulary.size) for w in (first, second)]
         np.testing.assert_array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
     for number in range(first.config.num_layers):
         mine, theirs = first.layer(number), second.layer(number)
         assert mine.keys() == theirs.keys()
         for name in mine:
             np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
-    np.testing.assert_array_equal(first.final_norm(), second.final_norm())
+    norms = [w.read("final_norm", 0, w.config.hidden_size) for w in (first, second)]
+    np.testing.assert_array_equal(*norms)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -70,7 +71,7 @@ def test_the_tables_are_one_matrix_by_id_without_padding(exported, tmp_path):
     vocabulary = functions.config.vocabulary
     assert vocabulary.rows > vocabulary.size  # there is padding to be cut
     folder = TensorFolder(exported)
-    for table, name in (("embedding", names.EMBEDDING), ("head", names.HEAD)):
+    for table, name in (("embedding", qwen3.EMBEDDING), ("head", qwen3.HEAD)):
         matrix = folder.read(name)
         assert matrix.shape == (vocabulary.size, functions.config.hidden_size)
         first, groups = (np.asarray(params[f"{table}_{part}"]) for part in ("first", "groups"))
@@ -131,7 +132,7 @@ def test_whole_gives_the_parameters_of_a_decoder(run):
         np.testing.assert_array_equal(made["layers"][name], decoder.params["layers"][name])
     rows = weights.config.vocabulary.row_of_id
     table = np.concatenate([made["head_first"], made["head_groups"].reshape(-1, 16)])
-    np.testing.assert_array_equal(table[rows], weights.rows("head", 0, len(rows)))
+    np.testing.assert_array_equal(table[rows], weights.read("head", 0, len(rows)))
 
 
 def test_checkpoints_on_a_bucket_are_read_there(tmp_path):
