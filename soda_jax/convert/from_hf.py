@@ -21,7 +21,7 @@ from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.configs import base
 from soda_jax.convert import second_reading, verify
 from soda_jax.convert.architecture import decoder_of, vocabulary_size
-from soda_jax.convert.card import Source
+from soda_jax.convert.card import SOURCE_KEYS
 from soda_jax.convert.extend import ExtendedWeights, NewRows, extend_vocabulary
 from soda_jax.convert.front_end import read_front_end
 from soda_jax.convert.new_folder import atomic_directory, check_new
@@ -194,8 +194,8 @@ def _read_about(source: Path) -> dict[str, Any] | None:
         elif valid and key == "views":
             valid = all(isinstance(view, dict) and _is_view(view) for view in value.values())
         elif valid and key == "sources":
-            names = {field.name for field in dataclasses.fields(Source)}
-            valid = all(isinstance(entry, dict) and entry.keys() == names for entry in value)
+            keys = set(SOURCE_KEYS)
+            valid = all(isinstance(entry, dict) and entry.keys() == keys for entry in value)
         if not valid:
             raise UserError(f"{file}: {key} is missing or invalid; get it again")
     for name in FRONT_END:

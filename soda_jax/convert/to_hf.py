@@ -17,7 +17,7 @@ from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.convert import second_reading, verify
 from soda_jax.convert.architecture import config_json, decoder_of, generation_config_json
-from soda_jax.convert.card import facts_of_run, model_card
+from soda_jax.convert.card import data_sources, model_card
 from soda_jax.convert.grammar_files import grammar_files
 from soda_jax.convert.new_folder import atomic_directory, check_new
 from soda_jax.convert.qwen3 import HuggingFaceWeights, exported_tensors, tensor_shapes
@@ -138,9 +138,9 @@ def export(
             verify.logits_of_source(weights, dtype)
         return Converted(config.parameters, 0, time.monotonic() - began, None)
     # All that can fail without the weights is done first, because they take long.
-    facts = facts_of_run(
+    card = model_card(
         workdir,
-        dict(metadata),
+        metadata,
         step,
         name=out.resolve().name,
         parameters=config.parameters,
@@ -156,7 +156,7 @@ def export(
         write_json(
             partial / "generation_config.json", generation_config_json(layout.bos, layout.eos)
         )
-        write_atomic(partial / "README.md", model_card(facts))
+        write_atomic(partial / "README.md", card)
         shapes = tensor_shapes(config, config.vocabulary.size)
         with progress(f"writing {out}, MB", size / 1e6) as bar:
             sums = write_tensors(
@@ -179,7 +179,7 @@ def export(
                 name: {key: source[key] for key in VIEW if key in source}
                 for name, source in metadata["data"]["sources"].items()
             },
-            "sources": [dataclasses.asdict(source) for source in facts.sources],
+            "sources": data_sources(workdir, metadata),
             "crc32c": sums,
             "front_end": folder_sums(partial / OURS, *FRONT_END),
         }

@@ -8,7 +8,7 @@ import yaml
 from tokenizer_toys import every
 
 from soda_jax.checked_json import parse_checked_json, write_checked_json
-from soda_jax.convert.card import facts_of_run, model_card
+from soda_jax.convert.card import model_card
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import ByteTokenizer, make_layout
 
@@ -70,11 +70,10 @@ def run(tmp_path):
 
 
 def card_of(folder, step=20, about=None, **options):
-    facts = facts_of_run(
+    return model_card(
         folder, about or metadata(), step, name="toy-model", parameters=12_345_678,
         dtype="bfloat16", **options,
     )  # fmt: skip
-    return model_card(facts)
 
 
 def section(card, title):

@@ -12,10 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizer_toys import every, written  # noqa: E402
 
-from soda_jax.convert.card import (  # noqa: E402
-    CardFacts,
-    model_card,
-)
+from soda_jax.convert.card import model_card  # noqa: E402
 from soda_jax.convert.grammar_files import grammar_files  # noqa: E402
 from soda_jax.convert.tokenizer_files import tokenizer_files  # noqa: E402
 from soda_jax.tokens.documents import Utterance, View, parse, render  # noqa: E402
@@ -280,7 +277,9 @@ def test_the_example_of_the_model_card_runs_and_gives_codes(tmp_path, model, mon
     layout = make_layout(tokenizer, SIZES)
     save(tmp_path, layout, tokenizer)
     model.save_pretrained(tmp_path)
-    card = model_card(CardFacts("toy", 1, 1, "float32", None, layout, "<|begin_of_text|>"))
+    tokenizer.save(tmp_path / "tokenizer")
+    about = {"layout": layout.to_json()}
+    card = model_card(tmp_path, about, 1, name="toy", parameters=1, dtype="float32")
     code = card.split("```python\n")[1].split("```")[0]
     assert "max_frames=180" in code and "max_new_tokens=541" in code
     monkeypatch.chdir(tmp_path)
