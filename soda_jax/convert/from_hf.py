@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import shutil
@@ -23,12 +22,11 @@ from soda_jax.convert import second_reading, verify
 from soda_jax.convert.architecture import decoder_of, vocabulary_size
 from soda_jax.convert.card import SOURCE_KEYS
 from soda_jax.convert.extend import ExtendedWeights, NewRows, extend_vocabulary
-from soda_jax.convert.front_end import read_front_end
+from soda_jax.convert.front_end import check_ends, check_token_files, read_front_end, read_object
 from soda_jax.convert.new_folder import atomic_directory, check_new
 from soda_jax.convert.qwen3 import HuggingFaceWeights
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.to_hf import ABOUT, FORMAT_VERSION, OURS, VIEW, Check, Converted
-from soda_jax.convert.token_files import check_ends, check_token_files
 from soda_jax.convert.weights import StoredWeights, Weights, checksums, write_checkpoint
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, check_folder, folder_sums
@@ -78,7 +76,7 @@ def from_huggingface(
     began = time.monotonic()
     source, workdir = Path(source), check_new(workdir)
     file = source / "config.json"
-    content = _read_json(file)
+    content = read_object(file, required=True)
     tensors = TensorFolder(source)
     about = _read_about(source)
     sizes = tuple(codebook_sizes or (codec.codebook_sizes if codec else ()))
@@ -144,18 +142,6 @@ def from_huggingface(
             further(weights, after)
     seconds = time.monotonic() - began
     return Converted(config.parameters, 4 * config.parameters, seconds, result), config
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        return content
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); get it again") from None
 
 
 # Types of the entries of soda.json.
