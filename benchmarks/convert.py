@@ -90,7 +90,7 @@ def write_run(workdir: Path, name: str) -> int:
     tokenizer = load_tokenizer(workdir / "tokenizer")
     layout = make_layout(tokenizer, (2048,) * 8)
     fields = load_config(name, []).model.to_dict()
-    config = decoder_config(fields, VocabularyBlocks(layout.audio_base, layout.codebook_sizes))
+    config = decoder_config(fields, VocabularyBlocks.of(layout))
     metadata = {
         "config": {"model": fields},
         "data": {"sources": {}},

@@ -230,7 +230,7 @@ class RunConfig:
     start_from: str = setting(
         "",
         "take initial parameters from this workdir or checkpoint folder, a path or URL; "
-        "a run with a checkpoint of its own ignores it",
+        "ignored if the run has a checkpoint already",
     )
     start_from_step: int = setting(-1, "step of that checkpoint; -1 = newest", least=-1)
     batch_size: int = setting(32, "windows per step, over all hosts", least=1)

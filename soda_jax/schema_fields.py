@@ -29,7 +29,7 @@ def setting(
 
     Args:
       default: its value when a config does not give one; without it the setting is required.
-      doc: what it does, with its unit, for the reference page.
+      doc: description with the unit, for the reference page.
       least, above, most: bounds of a number; `least` and `most` are allowed values, `above` is not.
       choices: the allowed strings; any string if empty.
     """
@@ -38,7 +38,7 @@ def setting(
 
 
 def part(cls: type, doc: str) -> Any:
-    """Declares a nested group of settings, a dataclass of its own."""
+    """Declares a nested group of settings."""
     return dataclasses.field(default_factory=cls, metadata={"doc": doc})
 
 

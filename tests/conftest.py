@@ -1,4 +1,4 @@
-"""Settings that must stand before JAX is imported: eight simulated devices, no leftover cache."""
+"""Settings that must be made before JAX is imported: eight simulated devices, no leftover cache."""
 
 import os
 

@@ -43,13 +43,13 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 def blocks(layout: VocabularyLayout) -> VocabularyBlocks:
     """The decoder's view of a layout."""
-    return VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    return VocabularyBlocks.of(layout)
 
 
 def metadata_of(
     model: dict[str, Any], tokenizer: TextTokenizer, layout: VocabularyLayout
 ) -> dict[str, Any]:
-    """What stands beside a checkpoint."""
+    """Returns the metadata of a checkpoint."""
     config = {"model": model, "data": {"sequence_length": 64}, "optimizer": {"peak_lr": 0.003}}
     return {
         "windows": 96,
@@ -111,7 +111,9 @@ def write_data(folder: Path, documents: int = 30) -> Path:
     codec = {"name": "toy", "fingerprint": "c" * 32, "sample_rate": 16_000, "frame_rate": 12.5}
     tokenizer.save(folder / "tokenizer")
     sums = folder_sums(folder, *FRONT_END)
-    Manifest("speech", layout, codec, tokenizer.fingerprint, splits, front_end=sums).save(folder)
+    Manifest("speech", layout, codec, tokenizer.fingerprint, splits, front_end_files=sums).save(
+        folder
+    )
     return folder
 
 

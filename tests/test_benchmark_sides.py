@@ -96,7 +96,7 @@ def test_a_side_that_hangs_is_killed_and_named(
         ("raise RuntimeError('RESOURCE_EXHAUSTED')", "out of memory in every setting"),
     ],
 )
-def test_a_side_that_cannot_run_says_why(
+def test_a_side_that_cannot_run_reports_the_reason(
     sides: ModuleType, tmp_path: Path, body: str, why: str
 ) -> None:
     turns = sides.take_turns({"peer": command(sides, tmp_path, "peer", body)}, 2, 0.01, True)
@@ -162,7 +162,7 @@ def test_parameters_of_named_shapes_are_those_of_the_suite(train_step: ModuleTyp
     assert shape.vocabulary == 144_644  # SODA, table of the vocabulary
 
 
-def test_ours_alone_prints_the_table_and_names_the_peers(
+def test_the_table_of_one_side_names_the_missing_peers(
     sides: ModuleType, train_step: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SODA_CACHE", str(tmp_path))

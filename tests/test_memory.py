@@ -51,7 +51,7 @@ def test_other_tunables_of_the_user_stay(kernel, started):
     "environment",
     [{"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, {"MALLOC_ARENA_MAX": "2"}],
 )
-def test_an_allocator_that_the_user_set_is_left_alone(kernel, started, environment):
+def test_allocator_settings_of_the_user_are_kept(kernel, started, environment):
     memory.restart_with_huge_pages(environment)
     assert not started
 
@@ -77,6 +77,6 @@ def test_the_process_starts_once_more_with_its_own_arguments(kernel):
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", PROGRAM, str(kernel), "two words", "--x=1"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    told = process.communicate(timeout=60)[0].splitlines()
-    assert told[:2] == ["start", "start"], "one restart, and no other"
-    assert told[2] == f"run {process.pid} {memory.SETTINGS} {kernel} two words --x=1"
+    printed = process.communicate(timeout=60)[0].splitlines()
+    assert printed[:2] == ["start", "start"], "one restart, and no other"
+    assert printed[2] == f"run {process.pid} {memory.SETTINGS} {kernel} two words --x=1"

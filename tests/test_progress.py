@@ -1,4 +1,4 @@
-"""A bar on a terminal leaves what is printed beside it alone."""
+"""A progress bar does not change other output."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ for number in track(range(3), "at work"):
 """
 
 
-def test_what_is_printed_beside_a_bar_goes_where_it_is_sent():
+def test_output_during_a_progress_bar_is_written_to_its_own_stream():
     terminal, end = pty.openpty()
     try:
         environment = {**os.environ, "TERM": "xterm"}

@@ -46,7 +46,7 @@ def random_params(model: ModelFunctions, seed: int = 0) -> dict:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses."""
+    """Returns a free port of this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
@@ -72,8 +72,8 @@ def run_two(
         for number in range(2)
     ]
     try:
-        told = [process.communicate(timeout=timeout)[0] for process in running]
+        printed = [process.communicate(timeout=timeout)[0] for process in running]
     finally:
         for process in running:
             process.kill()
-    return [process.returncode for process in running], told
+    return [process.returncode for process in running], printed

@@ -54,7 +54,7 @@ def tokenize(options: TokenizeOptions) -> Summary:
             if options.codec:
                 # A model trained on this data finds its codec here.
                 load_codec_once(options.codec).save(dataset / "codec")
-            before = dataclasses.replace(before, front_end=folder_sums(dataset, *FRONT_END))
+            before = dataclasses.replace(before, front_end_files=folder_sums(dataset, *FRONT_END))
         _run(request.job(dataset, plan), plan, options)
         sweep(dataset)  # again, for files that workers of a killed job began after the first sweep
         return merge(dataset, plan, before, options.max_bad_fraction)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.format.shards import index_path, read_index
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import check_folder
+from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 from tokenize_pipeline.options import TokenizeOptions, find_data_root, find_inputs, plan_settings
 from tokenize_pipeline.plan import SPLITS, Plan
@@ -104,7 +105,9 @@ def read_request(options: TokenizeOptions) -> Request:
         import_beam().check_options(options.runner, options.beam_options)
     generation = _generation(dataset, options.append)
     if options.append:
-        check_folder(dataset, Manifest.load(dataset).front_end, "tokenizer")  # the workers read it
+        check_folder(
+            dataset, Manifest.load(dataset).front_end_files, "tokenizer"
+        )  # the workers read it
     if options.tokenizer is None and options.append:
         tokenizer = load_tokenizer(dataset / "tokenizer")
     else:
@@ -177,13 +180,17 @@ def _before(
             f"{dataset} is a {newest.kind} data set, --format={options.format} is {empty.kind}: "
             "give another --output"
         )
-    if newest.tokenizer_fingerprint != empty.tokenizer_fingerprint:
-        raise UserError(
-            f"{dataset} was made with text tokenizer {newest.tokenizer_fingerprint}, --tokenizer is "
-            f"{empty.tokenizer_fingerprint}: leave --tokenizer out to use the data set's own"
-        )
-    wanted = codec.fingerprint if codec else None
-    check_compatible(newest, layout, wanted, name=str(dataset), other="--codec")
+    wanted = FrontEnd(layout, tokenizer.fingerprint, codec.fingerprint if codec else None)
+    newest.front_end.check_same(
+        wanted,
+        str(dataset),
+        "this command",
+        fixes={
+            "tokenizer": "leave --tokenizer out to use the tokenizer of the data set",
+            "codec": "pass the codec of the data set, or another --output",
+            "vocabulary layout": "pass the codec of the data set, or another --output",
+        },
+    )
     return newest
 
 

@@ -62,7 +62,7 @@ def retext(
       UserError: if `output` contains other files, or a file of `source` is damaged.
     """
     old = Manifest.load(source)
-    check_folder(source, old.front_end, "codec")
+    check_folder(source, old.front_end_files, "codec")
     quarantine = quarantine_of(Path(source), old)
     folder = Path(output)
     if (folder / "manifest.json").exists():
@@ -105,8 +105,8 @@ def retext(
         generation=0,
         quarantined=dict(Counter(old.quarantined) + Counter(count_by_reason(rows))),
         quarantine=file_sum(folder / QUARANTINE),
-        front_end={
-            name: total for name, total in old.front_end.items() if name.startswith("codec/")
+        front_end_files={
+            name: total for name, total in old.front_end_files.items() if name.startswith("codec/")
         }
         | folder_sums(folder, "tokenizer"),
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from soda_jax.data.checks import verify as data
-from soda_jax.data.checks.verify_shard import Fault
+from soda_jax.data.checks.verify import Fault
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import differences
@@ -104,7 +104,7 @@ def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
     described = manifest.codec
     if described is None or not (dataset / "codec").is_dir():
         return
-    if any(differences(dataset, manifest.front_end, "codec")):
+    if any(differences(dataset, manifest.front_end_files, "codec")):
         return
     try:
         codec = load_codec_once(f"{described['name']}:{dataset / 'codec'}")

@@ -1,32 +1,32 @@
-"""How large parameters lie in a checkpoint: in chunks, so that a part is read without the rest."""
+"""Chunks of large parameters in a checkpoint, so that a part can be read without the rest."""
 
 import math
 from typing import Any
 
-# An array with no more bytes than this on a device is one chunk a device. Many times what orbax
-# calls too small for good speed (1 MiB).
+# An array of at most this size on a device is one chunk per device. Orbax considers chunks below 1 MiB too
+# small for good speed.
 CHUNK_BYTES = 64 << 20
 
 
 def save_arguments(tree: Any) -> Any:
-    """The `SaveArgs` of every leaf of `tree`, which are jax arrays.
+    """Returns the `SaveArgs` of every leaf of `tree`, a tree of jax arrays.
 
-    A large array with three or more dimensions is a stack (of layers, of codebooks): each chunk holds
-    one index of the first axis, of what a device holds of it. A large matrix is cut into chunks of at
-    most `CHUNK_BYTES`, along its rows unless its columns are split over devices.
+    A large array with three or more dimensions is a stack (of layers or codebooks): a chunk has one index
+    of the first axis of the shard. A large matrix is split into chunks of at most `CHUNK_BYTES`, along its
+    rows unless its columns are sharded.
     """
     import jax
     import orbax.checkpoint as ocp
 
     def arguments(leaf: jax.Array) -> ocp.SaveArgs:
-        here = leaf.sharding.shard_shape(leaf.shape)
-        size = math.prod(here) * leaf.dtype.itemsize
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        size = math.prod(shard) * leaf.dtype.itemsize
         if leaf.ndim < 2 or size <= CHUNK_BYTES:
             return ocp.SaveArgs()
         if leaf.ndim == 2:
             return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
-        # Orbax cuts the axes it is given down to single indices, then goes on with others if that is
-        # not small enough: it is to stop there.
-        return ocp.SaveArgs(chunk_byte_size=max(CHUNK_BYTES, size // here[0]), shard_axes=(0,))
+        # Orbax splits the given axes down to single indices and then, if a chunk is still too large, the
+        # other axes. The larger limit prevents the second part.
+        return ocp.SaveArgs(chunk_byte_size=max(CHUNK_BYTES, size // shard[0]), shard_axes=(0,))
 
     return jax.tree.map(arguments, tree)

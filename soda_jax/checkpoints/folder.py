@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run lie: a folder of this machine, or gs://… through TensorStore."""
+"""The checkpoint folder of a run: a local folder, or gs://… through TensorStore."""
 
 import contextlib
 import importlib.util
@@ -13,17 +13,17 @@ from soda_jax.errors import UserError
 
 DEFAULT = "checkpoints"  # in the workdir
 RUN_CONFIG = "config.json"
-# Orbax asks the bucket about itself with the second.
+# Orbax reads the properties of the bucket with the second one.
 _GCS_MODULES = ("gcsfs", "google.cloud.storage")
 
 
 def of_run(workdir: str | PathLike[str], directory: str | None = None) -> str:
-    """The checkpoint folder of a run.
+    """Returns the checkpoint folder of a run.
 
     Args:
-      workdir: of the run; a URL stands for a folder with `checkpoints` in it.
-      directory: `config.checkpoint.directory`: a path in the workdir, an absolute one, or gs://….
-        None to take it from the config that the run has left in its workdir.
+      workdir: workdir of the run, or the URL of a folder that contains `checkpoints`.
+      directory: `config.checkpoint.directory`: a path in the workdir, an absolute path, or gs://….
+        None reads it from config.json in the workdir.
 
     Raises:
       UserError: if that config cannot be read.
@@ -38,23 +38,25 @@ def of_run(workdir: str | PathLike[str], directory: str | None = None) -> str:
 
 
 def local_workdir(workdir: str | PathLike[str]) -> Path:
-    """The workdir as a path; a URL is refused with the way to have the checkpoints there."""
+    """Returns the workdir as a path; UserError for a URL, with the setting for remote checkpoints."""
     if is_url(workdir):
         url = fspath(workdir).rstrip("/")
         raise UserError(
-            f"{url}: a workdir holds the log, the tokenizer and the codec and is a local folder; to keep "
-            "the checkpoints of a run on a bucket name one and add "
-            f"--config.checkpoint.directory={url}/{DEFAULT} when it is trained"
+            f"{url}: a workdir contains the log, the tokenizer and the codec and is a local folder; pass "
+            "a local folder, and store the checkpoints in the bucket with "
+            f"--config.checkpoint.directory={url}/{DEFAULT}"
         )
     return Path(workdir)
 
 
 def opened(directory: str | PathLike[str]) -> epath.Path:
-    """The folder as an absolute path or a gs:// URL; UserError where it can be neither."""
+    """Returns the folder as an absolute path or a gs:// URL; UserError for another URL."""
     path = epath.Path(directory) if fspath(directory).startswith("gs://") else None
     if path is None:
         if is_url(directory):
-            raise UserError(f"{directory}: checkpoints go to a local folder or to gs://…; name one")
+            raise UserError(
+                f"{directory}: checkpoints are written to a local folder or gs://…; pass one"
+            )
         return epath.Path(directory).absolute()
     for module in _GCS_MODULES:
         if not _importable(module):
@@ -63,13 +65,13 @@ def opened(directory: str | PathLike[str]) -> epath.Path:
 
 
 def is_url(location: str | PathLike[str]) -> bool:
-    """Whether a location is a URL and not a path of this machine."""
+    """Returns whether a location is a URL rather than a local path."""
     return "://" in fspath(location)
 
 
 @contextlib.contextmanager
 def reaching(directory: epath.Path) -> Iterator[None]:
-    """Turns the errors of a store, which have classes of their own, into a UserError that names it."""
+    """Converts the errors of a store into a UserError that names the folder."""
     try:
         yield
     except UserError:
@@ -79,7 +81,7 @@ def reaching(directory: epath.Path) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:240] or type(error).__name__
         raise UserError(
-            f"{directory}: cannot be reached ({reason}); see that the bucket exists and this host "
+            f"{directory}: cannot be reached ({reason}); check that the bucket exists and that this host "
             "may read and write it"
         ) from None
 
@@ -88,7 +90,7 @@ def _saved_directory(config: Path) -> str:
     try:
         value = json.loads(config.read_text(encoding="utf-8"))
         return str(value["checkpoint"].get("directory", DEFAULT))
-    except FileNotFoundError:  # a folder with checkpoints alone
+    except FileNotFoundError:  # a folder that contains only checkpoints
         return DEFAULT
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{config}: not the config of a run ({error}); restore it") from None

@@ -1,4 +1,4 @@
-"""Saving: in the background, sealed with a digest, older ones removed only after that."""
+"""The checkpointer: saves in the background, seals with a digest, then removes older checkpoints."""
 
 import contextlib
 import logging
@@ -20,16 +20,16 @@ from soda_jax.checkpoints.restore import (
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
-# With several processes the clock of process 0 decides, and asking it costs a wait for all.
-_ASK_THE_CLOCK_EVERY_STEPS = 10
+# With several processes the clock of process 0 decides, which takes one message to all of them.
+_CHECK_CLOCK_EVERY_STEPS = 10
 
 
 class Checkpointer:
-    """Saves and restores the state of one run; every process of the run calls it alike.
+    """Saves and restores the state of one run; every process of the run makes the same calls.
 
-    A save passes three points: the arrays are copied off the devices (`maybe_save` returns), the
-    step's folder appears by atomic rename (commit), its digest is written (seal). Only sealed
-    steps count as kept: an older step is removed after a newer one is sealed, never before.
+    A save has three stages: the arrays are copied from the devices (then `maybe_save` returns), the
+    folder of the step gets its name by an atomic rename (commit), and its digest is written (seal). An
+    older step is removed only after a newer one is sealed.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Checkpointer:
         reader: CheckpointReader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Opens the folder, makes it if it is missing, and removes what killed saves left there.
+        """Opens or creates the folder and removes the files of killed saves.
 
         Args:
-          directory: where the step folders go. One run writes it at a time.
-          every_steps: save when the step is a multiple; None or 0: not by steps.
-          every_minutes: save when so many minutes have passed since the last save or the start.
-          keep: newest sealed steps to keep, at least 1.
-          keep_period: multiples of it are kept for ever.
-          reader: of the same folder, with what it has verified; a new one by default.
-          clock: seconds, for tests.
+          directory: parent of the step folders. Only one run may write to it.
+          every_steps: save at multiples of this number of steps; None or 0 disables it.
+          every_minutes: save this number of minutes after the last save or the start.
+          keep: number of sealed steps to keep, at least 1.
+          keep_period: steps that are multiples of it are never removed.
+          reader: reader of the same folder, which knows the verified steps; a new one by default.
+          clock: returns seconds; replaced in tests.
 
         Raises:
-          UserError: if `keep` is below 1 or the folder cannot be made.
+          UserError: if `keep` is below 1 or the folder cannot be created.
         """
         if keep < 1:
             raise UserError(f"keep={keep} would leave no checkpoint; keep at least 1")
@@ -65,7 +65,7 @@ class Checkpointer:
         self._keep, self._keep_period = keep, keep_period
         self._clock, self._last_time = clock, clock()
         self._last_step: int | None = None
-        self._way_is_clear = False
+        self._checked_newer = False
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._closed = False
@@ -76,13 +76,13 @@ class Checkpointer:
             raise UserError(f"{self.directory}: cannot be used for checkpoints ({error})") from None
 
     def due(self, step: int) -> bool:
-        """Whether `maybe_save` would save after `step` optimizer steps without being forced."""
+        """Returns whether `maybe_save` saves after `step` optimizer steps without `force`."""
         if step == self._last_step or step <= 0:
             return False
         if self._every_steps and step % self._every_steps == 0:
             return True
         if not self._every_minutes or (
-            not hosts.is_single_process() and step % _ASK_THE_CLOCK_EVERY_STEPS
+            not hosts.is_single_process() and step % _CHECK_CLOCK_EVERY_STEPS
         ):
             return False
         passed = self._clock() - self._last_time >= 60 * self._every_minutes
@@ -96,44 +96,44 @@ class Checkpointer:
         *,
         force: bool = False,
     ) -> bool:
-        """Starts a save if one is due, and returns as soon as `state` may change or be donated.
+        """Starts a save if one is due; returns when `state` may be changed or donated.
 
         Args:
           step: optimizer steps done.
-          state: tree of jax arrays; its top-level key `params` holds the parameters, the rest
-            (optimizer state, counters) is stored beside them.
-          metadata: JSON-able, or a function that makes it when a save is due.
-          force: save now, unless this very step was just saved or restored.
+          state: tree of jax arrays. The parameters, under its key `params`, are stored separately from
+            the rest (optimizer state, counters).
+          metadata: a JSON object, or a function that returns it, called only if a save is due.
+          force: save now, unless this step was just saved or restored.
 
         Returns:
           True if a save was started.
 
         Raises:
           UserError: if an earlier save failed in the background, this one cannot start, or the
-            folder holds a newer checkpoint than `step` that was not found unusable: going on
-            would leave two branches of a run in one folder.
+            folder contains a newer valid checkpoint than `step`: two branches of a run would share a
+            folder.
         """
         self.raise_failure()
         if step == self._last_step or not (force or self.due(step)):
             return False
         self.wait()
-        self._clear_the_way(step)
+        self._refuse_newer(step)
         import orbax.checkpoint as ocp
 
         whole = tree.nested(state)
         params = whole.pop(PARAMS)
-        # Only the parameters are read in parts, and writing chunks costs a copy.
+        # Writing chunks costs a copy, so only the parameters, which are read in parts, have them.
         items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(params, chunks.save_arguments(params))}
         if whole:
             items[TRAINING] = ocp.args.PyTreeSave(whole)
         content = metadata() if callable(metadata) else metadata
         items[METADATA] = ocp.args.JsonSave({**content, "format_version": FORMAT_VERSION})
         try:
-            if step in self._manager.all_steps():  # an unusable one, see _clear_the_way
+            if step in self._manager.all_steps():  # an unusable one, see _refuse_newer
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except OSError as error:
-            self._failure = _told(step, error)
+            self._failure = _failure_line(step, error)
         if self._failure is None:
             self._thread = threading.Thread(target=self._finish, args=(step,), name="seal")
             self._thread.start()
@@ -143,36 +143,36 @@ class Checkpointer:
         return True
 
     def raise_failure(self) -> None:
-        """Raises what went wrong in the background since, if the run is one process.
+        """Raises the error of a background save in a single-process run.
 
-        Several find it out together at the next save.
+        With several processes the next save raises it in all of them.
         """
         if hosts.is_single_process():
             self._raise_failure()
 
-    def _clear_the_way(self, step: int) -> None:
-        """Refuses, before the first save, a folder whose valid steps are not behind `step`."""
-        if self._way_is_clear:
+    def _refuse_newer(self, step: int) -> None:
+        """Raises UserError before the first save if the folder has valid steps that are not older."""
+        if self._checked_newer:
             return
         ahead = [n for n in self.reader.steps() if n >= step and n not in self.reader.rejected]
         newest = hosts.broadcast_json(ahead[-1] if ahead else None, "first save")
         if newest is not None:
             raise UserError(
-                f"{self.directory} holds checkpoint {newest}, but this run is at step {step}; "
+                f"{self.directory} contains checkpoint {newest}, but this run is at step {step}; "
                 "continue from the newest one, move the newer ones away, or use another folder"
             )
-        self._way_is_clear = True
+        self._checked_newer = True
 
     def _finish(self, step: int) -> None:
-        """Background: waits for the commit, seals the step, removes old ones."""
+        """Waits for the commit, seals the step and removes older ones; runs in the background."""
         try:
             self._manager.wait_until_finished()
             self.reader.rejected.pop(step, None)
             if hosts.is_primary():
                 digest.write_digest(self.reader.path(step))
                 self._remove_old()
-        except Exception as error:  # told to the user by the next call from the main thread
-            self._failure = _told(step, error)
+        except Exception as error:  # raised by the next call from the main thread
+            self._failure = _failure_line(step, error)
 
     def _remove_old(self) -> None:
         steps = self.reader.steps()
@@ -181,7 +181,7 @@ class Checkpointer:
         for step in [n for n in steps if n < sealed[-self._keep :][0]]:
             if self._keep_period and step % self._keep_period == 0 and step in sealed:
                 continue
-            # Without its digest a half-removed step is not taken for a valid one.
+            # Without a digest, a partly removed step is never valid.
             (self.reader.path(step) / digest.NAME).unlink(missing_ok=True)
             self.reader.path(step).rmtree()
 
@@ -203,15 +203,15 @@ class Checkpointer:
             return
         failure, self._failure = self._failure, None
         with contextlib.suppress(Exception):
-            self._manager.wait_until_finished()  # orbax tells each thread once: let it
-        self._free_the_space_of_failed_saves()
+            self._manager.wait_until_finished()  # Orbax raises the error once per thread
+        self._remove_failed_saves()
         raise UserError(
             f"{self.directory}: {failure}; is the disk full or not writable? "
             "Older checkpoints are untouched"
         )
 
     def close(self) -> None:
-        """Waits as `wait` does and frees what is held; a second call does nothing."""
+        """Calls `wait` and releases all resources; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -219,14 +219,14 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
-            self._free_the_space_of_failed_saves()
+            self._remove_failed_saves()
 
-    def _free_the_space_of_failed_saves(self) -> None:
+    def _remove_failed_saves(self) -> None:
         from orbax.checkpoint.path import step as step_lib
 
         if hosts.is_primary():
             for path in self.directory.glob(f"*{step_lib.TMP_DIR_SUFFIX}*"):
-                # Writers of other arrays may still be at work there; then the next call does it.
+                # Other arrays may still be written there; then the next call removes the folder.
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
@@ -239,35 +239,28 @@ class Checkpointer:
     def restore(
         self, abstract_state: Any, step: int | None = None, *, accept_unverified: bool = False
     ) -> tuple[Any, dict[str, Any], RestoreReport]:
-        """`CheckpointReader.restore`; the step restored is then not saved again."""
+        """Calls `CheckpointReader.restore`; the restored step is not saved again."""
         restored = self.reader.restore(abstract_state, step, accept_unverified=accept_unverified)
         self._last_step = restored[2].step
         return restored
 
-    def latest_valid(self) -> int | None:
-        """The newest step whose files all agree with its digest; None if there is none."""
-        try:
-            return self.reader.choose().step
-        except UserError:
-            return None
 
-
-class _TellOnce(logging.Filter):
-    """Drops the tracebacks that orbax logs for errors that `Checkpointer` raises as one line."""
+class _WithoutErrors(logging.Filter):
+    """Drops the tracebacks that Orbax logs; `Checkpointer` raises these errors as one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-_TELL_ONCE = _TellOnce()
+_WITHOUT_ERRORS = _WithoutErrors()
 
 
 def _open(directory: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_TELL_ONCE)
-    # Compression is off: weights and moments hardly shrink, and on a small machine it makes saves
-    # and restores a few times slower (benchmarks/checkpoint.py measures both).
+    logging.getLogger("absl").addFilter(_WITHOUT_ERRORS)
+    # No compression: weights and moments hardly shrink, and on a small machine saves and restores are a few
+    # times slower with it (benchmarks/checkpoint.py measures both).
     registry = ocp.DefaultCheckpointHandlerRegistry()
     for item in (PARAMS, TRAINING):
         registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
@@ -276,16 +269,16 @@ def _open(directory: Any) -> Any:
         max_to_keep=None, cleanup_tmp_directories=True, save_root_metadata=False
     )
     manager = ocp.CheckpointManager(directory, options=options, handler_registry=registry)
-    # orbax asks jax for the preemption sync point with the step of a save, again when the save has
-    # finished. That overwrites the count of `StopRequest`, and the processes would stop at different
+    # Orbax calls the preemption sync point of jax with the step of a save, again when the save has
+    # finished. That overwrites the step of `StopRequest`, and the processes would stop at different
     # steps (findings/orbax_finished_save_resets_preemption_step.sh).
     manager.reached_preemption = lambda step: False
     return manager
 
 
-def _told(step: int, error: BaseException) -> str:
+def _failure_line(step: int, error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    if len(reason) > 240:  # a store's message begins with what it did and ends with why it failed
+    if len(reason) > 240:  # the start has the operation and the end the reason
         reason = f"{reason[:60]} … {reason[-160:]}"
     return f"saving step {step} failed: {reason}"

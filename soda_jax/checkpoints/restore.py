@@ -1,4 +1,4 @@
-"""Choosing and reading checkpoints; safe beside a run that is writing them."""
+"""Reads checkpoints and chooses the newest valid one, also while a run writes new ones."""
 
 import json
 import sys
@@ -14,49 +14,51 @@ from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
 FORMAT_VERSION = 2
-# Sub-folders of a step. Parameters stand apart, so that generation reads and verifies only them.
+# Folders in a step. Parameters are separate, so that generation reads and verifies only them.
 PARAMS, TRAINING, METADATA = "params", "training", "metadata"
 _DIFFERENCES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """The step that was chosen, and the newer ones that were not, each with its reason."""
+    """The chosen step, and the newer ones that were skipped with the reasons."""
 
     step: int
     verified: bool
     skipped: tuple[tuple[int, str], ...] = ()
 
     def lines(self) -> list[str]:
-        """What a user should know; empty if all is well."""
-        told = [f"checkpoint {step} skipped: {reason}" for step, reason in self.skipped]
+        """Returns messages about skipped and unverified steps; empty if there are none."""
+        messages = [f"checkpoint {step} skipped: {reason}" for step, reason in self.skipped]
         if not self.verified:
-            told.append(f"checkpoint {self.step} is used unverified, as asked: it has no digest")
-        return [*told, f"going on from checkpoint {self.step}"] if told else []
+            messages.append(
+                f"checkpoint {self.step} is used without verification: it has no digest"
+            )
+        return [*messages, f"continuing from checkpoint {self.step}"] if messages else []
 
 
 class CheckpointReader:
-    """Reads the checkpoints below one folder; every process of a run calls it alike.
+    """Reads the checkpoints of one folder; every process of a run makes the same calls.
 
     Attributes:
-      rejected: step -> reason, of the steps found not to be usable so far.
+      rejected: reason by step, for the steps that were found unusable.
     """
 
     def __init__(self, directory: str | PathLike[str]):
-        """Names the folder that holds the step folders; it need not exist.
+        """Takes the parent of the step folders, which need not exist.
 
         Args:
-          directory: a path, e.g. WORKDIR/checkpoints, or gs://…
+          directory: a path such as WORKDIR/checkpoints, or gs://…
 
         Raises:
-          UserError: for another kind of URL, and where a package for gs:// is missing.
+          UserError: for another URL, or if a package for gs:// is missing.
         """
         self.directory = folder.opened(directory)
         self.rejected: dict[int, str] = {}
-        self._verified: dict[int, bool] = {}  # step -> whole step (else parameters only)
+        self._verified: dict[int, bool] = {}  # step -> True: whole step, False: only parameters
 
     def steps(self) -> list[int]:
-        """Committed steps, ascending, not verified; saves under way or killed are not among them."""
+        """Returns the committed steps in ascending order, not verified, without unfinished saves."""
         from orbax.checkpoint.path import step as step_lib
 
         with folder.reaching(self.directory):
@@ -67,11 +69,11 @@ class CheckpointReader:
             )
 
     def path(self, step: int) -> epath.Path:
-        """The folder of one step."""
+        """Returns the folder of a step."""
         return self.directory / str(step)
 
     def has_training(self, step: int) -> bool:
-        """Whether a step has an optimizer state and counters, and not the parameters alone."""
+        """Returns whether a step has optimizer state and counters besides the parameters."""
         with folder.reaching(self.directory):
             return (self.path(step) / TRAINING).exists()
 
@@ -82,32 +84,32 @@ class CheckpointReader:
         accept_unverified: bool = False,
         params_only: bool = False,
     ) -> RestoreReport:
-        """The newest valid step (or `step` itself, if it is valid), chosen by process 0 for all.
+        """Returns the newest valid step, or `step` if it is valid; process 0 chooses for all.
 
-        Every file is checked against the digest; a step that fails is told on stderr and the next
-        older one is tried. What was verified once is not read again by this object.
+        Compares every file with the digest. An invalid step is reported on stderr and the next older one
+        is tried. Files are verified once per reader.
 
         Args:
-          step: the only step to consider; None considers all, newest first.
-          accept_unverified: also take a step with no digest, as a run leaves it that is killed
-            between commit and digest. A step whose digest disagrees is never taken.
-          params_only: verify only what `restore_params` reads.
+          step: the only step to consider; None for all, newest first.
+          accept_unverified: accept a step without a digest, which a run leaves if it is killed between
+            commit and seal. A step that does not match its digest is never accepted.
+          params_only: verify only the files that `restore_params` reads.
 
         Raises:
-          UserError: if there is no valid step; it says why each one failed.
+          UserError: if no step is valid, with the reason for each.
         """
         found: dict[str, Any] = {}
         if hosts.is_primary():
             found = self._choose(step, accept_unverified, params_only)
         found = hosts.broadcast_json(found, "checkpoint to use", digest.TIMEOUT_SECONDS)
         skipped = tuple((int(number), str(reason)) for number, reason in found["skipped"])
-        news = [number for number, _ in skipped if number not in self.rejected]
+        unreported = [number for number, _ in skipped if number not in self.rejected]
         self.rejected.update(skipped)
         if found["step"] is None:
             raise UserError(self._none_valid(step, skipped))
         self.rejected.pop(found["step"], None)
         report = RestoreReport(found["step"], found["verified"], skipped)
-        if hosts.is_primary() and (news or not report.verified):
+        if hosts.is_primary() and (unreported or not report.verified):
             print("\n".join(report.lines()), file=sys.stderr, flush=True)
         return report
 
@@ -120,15 +122,15 @@ class CheckpointReader:
                 skipped.append((number, "there is no such checkpoint"))
                 continue
             sealed = digest.has_digest(self.path(number))
-            trusted_as_is = accept_unverified and not sealed
-            reason = None if trusted_as_is else self.flaw(number, params_only=params_only)
+            accepted = accept_unverified and not sealed
+            reason = None if accepted else self.flaw(number, params_only=params_only)
             if reason is None:
                 return {"step": number, "verified": sealed, "skipped": skipped}
             skipped.append((number, reason))
         return {"step": None, "verified": False, "skipped": skipped}
 
     def flaw(self, step: int, *, params_only: bool = False) -> str | None:
-        """Why a committed step cannot be trusted; None if every file agrees with its digest."""
+        """Returns why a committed step is invalid; None if its files match the digest."""
         if not digest.has_digest(self.path(step)):
             return f"it has no {digest.NAME}: the run was killed just after the save"
         if self._verified.get(step, False) or (params_only and step in self._verified):
@@ -146,13 +148,13 @@ class CheckpointReader:
             return f"no checkpoints in {self.directory}; is it the checkpoint folder of a run?"
         reasons = "; ".join(f"{number}: {reason}" for number, reason in skipped)
         what = "no valid checkpoint" if step is None else "checkpoint cannot be used"
-        return f"{what} in {self.directory} ({reasons}); restore a copy or name another step"
+        return f"{what} in {self.directory} ({reasons}); restore a copy or choose another step"
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON that was saved with a step: config, layout, fingerprints, windows consumed.
+        """Returns the metadata of a step: config, layout, fingerprints, windows consumed.
 
         Raises:
-          UserError: if it cannot be read or its format version is not ours.
+          UserError: if it cannot be read or has another format version.
         """
         path = self.path(step) / METADATA / METADATA
         try:
@@ -170,18 +172,18 @@ class CheckpointReader:
     def restore(
         self, abstract_state: Any, step: int | None = None, *, accept_unverified: bool = False
     ) -> tuple[Any, dict[str, Any], RestoreReport]:
-        """Reads the whole training state onto the devices that `abstract_state` names.
+        """Reads the training state onto the devices of `abstract_state`.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings, on any mesh; one without
-            a sharding goes to the first local device. Its key `params` holds the parameters.
-          step: as in `choose`, likewise `accept_unverified`.
+          abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings on any mesh; a leaf without a
+            sharding is put on the first local device. Its key `params` has the parameters.
+          step, accept_unverified: see `choose`.
 
         Returns:
-          (state in the structure of `abstract_state`, metadata, what was chosen and skipped)
+          (state in the structure of `abstract_state`, metadata, report of the chosen and skipped steps)
 
         Raises:
-          UserError: if no step is valid, or names, shapes or dtypes differ; it names them.
+          UserError: if no step is valid, or names, shapes or dtypes differ; the message lists them.
         """
         report = self.choose(step, accept_unverified=accept_unverified)
         metadata = self.metadata(report.step)
@@ -194,13 +196,13 @@ class CheckpointReader:
     def restore_params(
         self, abstract_params: Any, step: int | None = None, *, accept_unverified: bool = False
     ) -> tuple[Any, dict[str, Any], RestoreReport]:
-        """Reads and verifies the parameters alone, cast to the dtypes of `abstract_params`.
+        """Reads and verifies only the parameters, cast to the dtypes of `abstract_params`.
 
-        Floats are cast to floats only, with no check of their range: 1e5 is infinite as float16.
-        Arguments, result and errors are otherwise those of `restore`.
+        Casts floats to floats without checking the range: 1e5 becomes infinite in float16. Arguments,
+        result and errors are otherwise those of `restore`.
 
         Raises:
-          UserError: also for a dtype that is not a float, such as int8, where the checkpoint has one.
+          UserError: also if the dtype is not a float but the dtype in the checkpoint is.
         """
         report = self.choose(step, accept_unverified=accept_unverified, params_only=True)
         metadata = self.metadata(report.step)
@@ -236,7 +238,7 @@ class CheckpointReader:
         import jax
         import orbax.checkpoint as ocp
 
-        def place(leaf: Any) -> ocp.ArrayRestoreArgs:
+        def restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:
             sharding = getattr(leaf, "sharding", None)
             if sharding is None:
                 sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -247,5 +249,7 @@ class CheckpointReader:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(
                 path,
-                args=ocp.args.PyTreeRestore(item=wanted, restore_args=jax.tree.map(place, wanted)),
+                args=ocp.args.PyTreeRestore(
+                    item=wanted, restore_args=jax.tree.map(restore_args, wanted)
+                ),
             )

@@ -1,33 +1,33 @@
-"""Trees as names: what is stored is nested dicts of arrays, so loading needs no Python class."""
+"""Converts trees to nested dicts of arrays, the stored form, which needs no Python classes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def nested(tree: Any) -> dict[str, Any]:
-    """`tree` as nested dicts keyed by field name, dict key or list index, all strings.
+    """Returns `tree` as nested dicts; field names, dict keys and list indices become string keys.
 
-    NamedTuples, lists and registered classes become dicts; nodes with no leaf disappear.
+    NamedTuples, lists and registered classes become dicts; nodes without leaves are removed.
 
     Raises:
-      ValueError: if two leaves get one name (a dict with the keys 0 and "0").
+      ValueError: if two leaves have the same name (a dict with the keys 0 and "0").
     """
     import jax
 
     result: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         *folders, name = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        place = result
+        node = result
         for folder in folders:
-            place = place.setdefault(folder, {})
-        if name in place:
+            node = node.setdefault(folder, {})
+        if name in node:
             raise ValueError(f"two leaves of the state are called {'/'.join([*folders, name])}")
-        place[name] = leaf
+        node[name] = leaf
     return result
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts as one dict keyed by `a/b/c`."""
+    """Returns nested dicts as one dict with keys such as `a/b/c`."""
     result: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -38,26 +38,25 @@ def flatten(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def like(template: Any, stored: dict[str, Any]) -> Any:
-    """The leaves of `stored` (as `nested` made it) in the tree structure of `template`."""
+    """Returns the leaves of `stored`, a result of `nested`, in the structure of `template`."""
     import jax
 
     def find(path: Sequence[Any], _: Any) -> Any:
-        place: Any = stored
+        node: Any = stored
         for key in path:
-            place = place[jax.tree_util.keystr((key,), simple=True)]
-        return place
+            node = node[jax.tree_util.keystr((key,), simple=True)]
+        return node
 
     return jax.tree_util.tree_map_with_path(find, template)
 
 
 def differences(wanted: dict[str, Any], stored: dict[str, Any], *, dtypes: bool) -> list[str]:
-    """One phrase for each leaf that only one side has or whose shape (and dtype) differs.
+    """Returns a phrase for each leaf that one side lacks or whose shape or dtype differs.
 
     Args:
-      wanted: nested dicts of things with `.shape` and `.dtype`, what the program expects.
-      stored: likewise, what the checkpoint holds.
-      dtypes: whether dtypes must agree as well; if not, a float may differ from another float, as
-        one can be cast to the other, but not from an integer, a bool or a complex number.
+      wanted: nested dicts of leaves with `.shape` and `.dtype`, expected by the program.
+      stored: the same, of the checkpoint.
+      dtypes: whether dtypes must be equal; if not, any two float dtypes are accepted.
     """
     import jax.numpy as jnp
 
@@ -70,8 +69,12 @@ def differences(wanted: dict[str, Any], stored: dict[str, Any], *, dtypes: bool)
     for name in mine.keys() & theirs.keys():
         want, have = mine[name], theirs[name]
         if tuple(want.shape) != tuple(have.shape):
-            phrases.append(f"{name} is {list(have.shape)} there and {list(want.shape)} here")
+            phrases.append(
+                f"{name} is {list(have.shape)} in the checkpoint and {list(want.shape)} in the model"
+            )
         elif want.dtype != have.dtype and (dtypes or not castable(want.dtype, have.dtype)):
-            cast = "" if dtypes else " (only floats are cast, to floats)"
-            phrases.append(f"{name} is {have.dtype} there and {want.dtype} here{cast}")
+            cast = "" if dtypes else " (only floats can be cast)"
+            phrases.append(
+                f"{name} is {have.dtype} in the checkpoint and {want.dtype} in the model{cast}"
+            )
     return sorted(phrases)

@@ -18,7 +18,7 @@ _WIDTH = 60  # characters of a text printed
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares two data sets; the exit status is 1 if training documents are to be denied."""
+    """Compares two data sets; the exit status is 1 if training documents are to be excluded."""
     from soda_jax.data.checks.contamination import find_contamination
     from soda_jax.files import write_atomic
 
@@ -32,16 +32,18 @@ def run(args: argparse.Namespace) -> int:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(args.report, "".join(lines))
     if args.output:
-        write_atomic(args.output, _denied(found, Path(args.output)))
-    return 1 if found.denied else 0
+        write_atomic(args.output, _exclusions(found, Path(args.output)))
+    return 1 if found.excluded else 0
 
 
-def _denied(found: "Contamination", path: Path) -> str:
-    """The `denied` file of a mixture: one document id a line."""
-    for name in found.denied:
+def _exclusions(found: "Contamination", path: Path) -> str:
+    """Returns the `exclude_documents` file: one document id per line."""
+    for name in found.excluded:
         if name.strip() != name or len(name.splitlines()) != 1:
-            raise UserError(f"{path}: document {name!r} cannot stand in a line: give it another id")
-    return "".join(f"{name}\n" for name in found.denied)
+            raise UserError(
+                f"{path}: document {name!r} does not fit in one line; give it another id"
+            )
+    return "".join(f"{name}\n" for name in found.excluded)
 
 
 def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]:
@@ -64,8 +66,8 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
         (f"utterances with {least} in one document", _of(alike, len(long))),
         (f"utterances with {least} in several together", _of(len(spread), len(long))),
         ("shorter utterances found whole", _of(len(matches) - alike, len(short))),
-        ("training documents to deny", f"{len(found.denied):,}"),
-        ("damaged records, passed over", f"{found.damaged_records:,}"),
+        ("training documents to exclude", f"{len(found.excluded):,}"),
+        ("damaged records, skipped", f"{found.damaged_records:,}"),
     ]
     width = max(len(label) for label, _ in rows)
     yield from (f"  {label:<{width}}  {value}" for label, value in rows)

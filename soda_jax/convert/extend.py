@@ -138,7 +138,7 @@ def extend_vocabulary(
     reused = {new_id: ids[marker] for marker, new_id in markers if marker in ids}
     config = dataclasses.replace(
         base_config,
-        vocabulary=VocabularyBlocks(layout.audio_base, layout.codebook_sizes),
+        vocabulary=VocabularyBlocks.of(layout),
         tie_embeddings=False,
     )
     if reused:  # the names of these tokens become those of markers

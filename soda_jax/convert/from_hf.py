@@ -34,6 +34,7 @@ from soda_jax.model import DecoderConfig, VocabularyBlocks, decoder_config, rope
 from soda_jax.progress import progress
 from soda_jax.schema import MODEL_SHAPE
 from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.text import TextTokenizer
 
 _SODA_CODEBOOKS = (2048,) * 8
@@ -92,8 +93,8 @@ def from_huggingface(
                 f"{file}: vocab_size is {size}, tokenizer.json has {layout.size} ids; take both from the "
                 "same model"
             )
-        blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-        weights = HuggingFaceWeights(tensors, decoder_of(content, blocks, file), size)
+        decoder = decoder_of(content, VocabularyBlocks.of(layout), file)
+        weights = HuggingFaceWeights(tensors, decoder, size)
     else:
         text, layout, weights = extend_vocabulary(
             source, content, size, tensors, sizes or _SODA_CODEBOOKS, extend
@@ -258,10 +259,7 @@ def _metadata(
         },
         "data": data.data.to_dict(),
         "data_digest": about.get("data_digest"),
-        "layout": layout.to_json(),
-        "layout_fingerprint": layout.fingerprint,
-        "codec_fingerprint": codec_fingerprint,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
+        **FrontEnd(layout, tokenizer.fingerprint, codec_fingerprint).to_metadata(),
         "converted_from": {
             "name": source.resolve().name,
             "converted_with": importlib.metadata.version("soda-jax"),

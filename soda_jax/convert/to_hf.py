@@ -27,9 +27,10 @@ from soda_jax.convert.weights import StoredWeights, Weights
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, check_folder, folder_sums
 from soda_jax.files import link_or_copy, write_atomic, write_json
-from soda_jax.model import VocabularyBlocks, decoder_config
+from soda_jax.model import decoder_from_metadata
 from soda_jax.progress import progress
 from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.text import load_tokenizer
 
 FORMAT_VERSION = 2
@@ -86,8 +87,7 @@ def to_huggingface(
     step = reader.choose(step, params_only=True).step
     metadata = reader.metadata(step)
     layout = VocabularyLayout.from_json(metadata["layout"])
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-    config = decoder_config(metadata["config"]["model"], blocks)
+    config = decoder_from_metadata(metadata, layout)
     weights = StoredWeights(SliceReader(reader.path(step)), config)
     return export(weights, out, step=step, metadata=metadata, workdir=run, **options)
 
@@ -170,10 +170,7 @@ def export(
             "windows": metadata.get("windows"),
             "dtype": dtype,
             "data_digest": metadata.get("data_digest"),
-            "layout": metadata["layout"],
-            "layout_fingerprint": metadata["layout_fingerprint"],
-            "tokenizer_fingerprint": metadata["tokenizer_fingerprint"],
-            "codec_fingerprint": metadata["codec_fingerprint"],
+            **FrontEnd.from_metadata(metadata).to_metadata(),
             "config": {name: metadata["config"].get(name) for name in ("model", "optimizer")},
             "views": {
                 name: {key: source[key] for key in VIEW if key in source}

@@ -35,7 +35,7 @@ def split_options(source: SourceConfig, name: str, on_corrupt_record: str) -> Sp
     """
     masked = set()
     for line in _lines(source.mask_records, f"data.sources.{name}.mask_records"):
-        if line.startswith("#"):  # the remarks of `soda tokenize --verify`
+        if line.startswith("#"):  # the comments of `soda tokenize --verify`
             continue
         file, _, number = line.rpartition(" ")
         if not number.isdecimal() or not file:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from soda_jax.data import config as data_config
-from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.mixture import InOrder, Mixture, normalized_weights
 from soda_jax.data.source import Source
 from soda_jax.data.split import Split
@@ -17,7 +17,6 @@ from soda_jax.data.windows import Batch, annotate, empty_batch
 from soda_jax.errors import UserError
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.documents import Utterance
-from soda_jax.tokens.vocabulary import VocabularyLayout
 
 _DIGEST_VERSION = 2
 
@@ -48,7 +47,7 @@ class Dataset:
       weights: weight of each source by name; their sum is 1.
       layout: the vocabulary of all sources.
       codec: the manifest's entry of the codec of the speech sources, None if all are text.
-      tokenizer_fingerprint: fingerprint of the text tokenizer of all sources.
+      front_end: tokenizer, codec and layout of all sources.
       sequence_length: tokens per window.
       windows: number of windows of one pass; None for the endless mixture.
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
@@ -61,8 +60,8 @@ class Dataset:
         self.weights = normalized_weights({n: s.weight for n, s in config.sources.items()})
         self.source_names: tuple[str, ...] = tuple(config.sources)
         self.config, manifests = _pin_generations(config)
-        self.layout, self.codec = _agree(manifests)
-        self.tokenizer_fingerprint = _same_tokenizer(manifests)
+        agreed = _check_agreement(manifests)
+        self.front_end, self.layout, self.codec = agreed.front_end, agreed.layout, agreed.codec
         self.storage = Storage(config)
         self._options = {
             name: data_config.split_options(source, name, config.on_corrupt_record)
@@ -100,11 +99,6 @@ class Dataset:
             views = data_config.views(source, manifest, name)
             sources.append(Source(split, views, self.sequence_length))
         return tuple(sources)
-
-    @property
-    def codec_fingerprint(self) -> str | None:
-        """Returns the fingerprint of the codec of the speech sources, None if all are text."""
-        return self.codec["fingerprint"] if self.codec else None
 
     def locate(self, k: int) -> tuple[int, int] | None:
         """Returns the source number and window number of window k; None after the end of one pass."""
@@ -217,8 +211,7 @@ def open_splits(
       UserError: as `make_dataset`.
     """
     config, manifests = _pin_generations(parse(DataConfig, config, "data"))
-    _agree(manifests)
-    _same_tokenizer(manifests)
+    _check_agreement(manifests)
     storage = Storage(config)
     return tuple(
         Split(
@@ -267,35 +260,11 @@ def _pin_generations(config: DataConfig) -> tuple[DataConfig, dict[str, Manifest
     return dataclasses.replace(config, sources=sources), manifests
 
 
-def _same_tokenizer(manifests: Mapping[str, Manifest]) -> str:
-    """Returns the fingerprint of the tokenizer of all sources; UserError if two sources differ."""
-    (first, reference), *others = manifests.items()
-    for name, manifest in others:
-        if manifest.tokenizer_fingerprint != reference.tokenizer_fingerprint:
-            raise UserError(
-                f"source {name} has the tokenizer {manifest.tokenizer_fingerprint}, source {first} "
-                f"has {reference.tokenizer_fingerprint}: convert one with soda retext"
-            )
-    return reference.tokenizer_fingerprint
-
-
-def _agree(
-    manifests: Mapping[str, Manifest],
-) -> tuple[VocabularyLayout, Mapping[str, Any] | None]:
-    """Returns the layout and codec of all sources; UserError if two sources differ."""
-    (first, reference), *others = manifests.items()
-    codec_of = None if reference.codec is None else first
-    for name, manifest in others:
-        check_compatible(manifest, reference.layout, name=f"source {name}", other=f"source {first}")
-        if manifest.codec is not None and codec_of is not None:
-            fingerprint = manifests[codec_of].codec["fingerprint"]  # type: ignore[index]
-            check_compatible(
-                manifest,
-                reference.layout,
-                fingerprint,
-                name=f"source {name}",
-                other=f"source {codec_of}",
-            )
-        elif manifest.codec is not None:
-            codec_of = name
-    return reference.layout, manifests[codec_of].codec if codec_of is not None else None
+def _check_agreement(manifests: Mapping[str, Manifest]) -> Manifest:
+    """Returns the first manifest with a codec, or the first; UserError if two sources differ."""
+    first = next((name for name in manifests if manifests[name].codec), next(iter(manifests)))
+    for name, manifest in manifests.items():
+        manifest.front_end.check_same(
+            manifests[first].front_end, f"source {name}", f"source {first}"
+        )
+    return manifests[first]

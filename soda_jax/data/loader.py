@@ -1,4 +1,4 @@
-"""Batches from one window count on, read ahead by threads."""
+"""The loader: batches from a given window on, prefetched by threads."""
 
 import time
 from collections import deque
@@ -14,8 +14,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     """An endless iterator over batches; close it, or use it as a context manager.
 
     Attributes:
-      windows: number of windows consumed, the whole state: a new loader that starts there goes on
-        with the batch that would have come next, whatever its batch size and rows.
+      windows: number of windows consumed. This is the whole state: a new loader that starts there
+        continues with the same windows, for any batch size and rows.
       waited: seconds spent waiting for data.
     """
 
@@ -29,15 +29,15 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         prefetch: int = 2,
         threads: int = 1,
     ):
-        """Starts reading.
+        """Starts prefetching.
 
         Args:
-          dataset: where the windows come from.
-          batch_size: windows of a global batch.
-          start: number of windows consumed before.
-          rows: which rows of the global batch this process reads, in this order; None for all.
-          prefetch: how many batches are read ahead.
-          threads: how many of them at a time.
+          dataset: the mixture.
+          batch_size: windows per global batch.
+          start: number of windows consumed already.
+          rows: rows of the global batch that this process reads, in this order; None for all.
+          prefetch: number of batches to prefetch.
+          threads: number of batches that are read at the same time.
         """
         self.windows, self.waited = start, 0.0
         self._dataset, self._batch_size = dataset, batch_size
@@ -58,7 +58,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         return self._dataset.batch(k, self._rows)._asdict()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The next batch by name, arrays as in `windows.Batch` with one row for each of `rows`.
+        """Returns the next batch by name: the arrays of `windows.Batch` with one row for each of `rows`.
 
         Raises:
           DamagedRecordError: if a record of it cannot be read and the policy is "fatal".
@@ -72,7 +72,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         return batch
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops prefetching."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> "Loader":

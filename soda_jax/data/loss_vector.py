@@ -1,4 +1,4 @@
-"""The loss by class of token and by source, from the sums that the model returns."""
+"""The loss vector: mean loss by token class and by source."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def loss_vector(
     nll: np.ndarray, count: np.ndarray, class_names: tuple[str, ...], source_names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Mean loss in nats a token, by class, over all, and by source.
+    """Returns the mean loss in nats per token, by class and by source.
 
     Args:
       nll, count: f32 `[sources, classes]`, sums of `class_sums`.

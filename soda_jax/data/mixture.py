@@ -1,7 +1,7 @@
-"""Which window of which source stands at place k of the training stream.
+"""The order of windows: which window of which source is at index k of the training stream.
 
-Grain's MapDataset does the work: each source is permuted (anew in each epoch), repeated without end,
-and mixed by weight. Everything is a function of the place; there is no state to save.
+Grain's MapDataset permutes each source (differently in each epoch), repeats it and mixes the sources by
+weight. Everything is a function of the index; there is no state to save.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ def normalized_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 class Mixture:
-    """Places of an endless stream to (source, window); random access, safe for threads."""
+    """An endless stream of (source, window) with random access; thread-safe."""
 
     def __init__(
         self, names: Sequence[str], windows: Sequence[int], weights: Sequence[float], seed: int
@@ -33,13 +33,13 @@ class Mixture:
         """Sets up the permutation of each source.
 
         Args:
-          names: of the sources; a source's permutation depends on its name and the seed alone.
-          windows: of each source.
-          weights: of each source; grain rounds them to hundredths of the smallest.
-          seed: of the whole stream.
+          names: names of the sources; a permutation depends only on the name and the seed.
+          windows: number of windows of each source.
+          weights: weight of each source; Grain rounds them to hundredths of the smallest.
+          seed: seed of the stream.
 
         Raises:
-          UserError: if a source has more windows than the permutation can number (2^32 − 1).
+          UserError: if a source has more windows than the permutation supports (2^32 − 1).
         """  # fmt: skip
         import grain
 
@@ -48,26 +48,28 @@ class Mixture:
             if count >= 1 << 32:
                 raise UserError(f"source {name} has {count} windows, the limit is 2^32 - 1")
             source_seed = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4]
-            places = grain.MapDataset.range(count).shuffle(int.from_bytes(source_seed, "little"))
-            sources.append(places.repeat().map(_tagged(number)))
+            windows_of = grain.MapDataset.range(count).shuffle(
+                int.from_bytes(source_seed, "little")
+            )
+            sources.append(windows_of.repeat().map(_tagged(number)))
         self._stream = grain.MapDataset.mix(sources, list(weights))
 
-    def __getitem__(self, place: int) -> tuple[int, int]:
-        return self._stream[place]
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._stream[index]
 
 
 class InOrder:
-    """All windows of all sources once, source by source, unshuffled; None behind the last."""
+    """All windows once, source by source, in stored order; None after the last."""
 
     def __init__(self, windows: Sequence[int]):
-        """Args: windows: of each source."""
+        """Takes the number of windows of each source."""
         self._windows = list(windows)
 
-    def __getitem__(self, place: int) -> tuple[int, int] | None:
+    def __getitem__(self, index: int) -> tuple[int, int] | None:
         for source, count in enumerate(self._windows):
-            if place < count:
-                return source, place
-            place -= count
+            if index < count:
+                return source, index
+            index -= count
         return None
 
 

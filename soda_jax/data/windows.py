@@ -1,4 +1,4 @@
-"""What the model needs beside the tokens of a window: segments, positions, classes, loss mask."""
+"""Batches of windows: tokens with segments, positions, target classes and loss mask."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ class Batch(NamedTuple):
 
     Attributes:
       tokens: ids, int32 `[rows, sequence]`.
-      segment_ids: number of the document within the window, from 1, int32 `[rows, sequence]`.
-      positions: place within the segment, from 0, int32 `[rows, sequence]`.
+      segment_ids: index of the document in the window, from 1, int32 `[rows, sequence]`.
+      positions: position in the segment, from 0, int32 `[rows, sequence]`.
       target_class: class of the *next* token (`VocabularyLayout.target_class`), int8
-        `[rows, sequence]`; 0 at the last place, which has no target.
+        `[rows, sequence]`; 0 at the last position, which has no target.
       loss_mask: 1 where the next token counts in the loss, float32 `[rows, sequence]`.
       source: number of the source of each row, int32 `[rows]`.
     """
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def empty_batch(rows: int, sequence_length: int) -> Batch:
-    """A batch without content: each row one segment of id 0s that has no loss."""
+    """Returns an empty batch: each row is one segment of id 0 without loss."""
     shape = (rows, sequence_length)
     return Batch(
         tokens=np.zeros(shape, np.int32),
@@ -44,16 +44,16 @@ def empty_batch(rows: int, sequence_length: int) -> Batch:
 def annotate(
     batch: Batch, row: int, layout: VocabularyLayout, damaged: list[tuple[int, int]]
 ) -> None:
-    """Fills a row of `batch` from its tokens; the row must be as `empty_batch` made it.
+    """Fills a row of `batch` from its tokens; the row must be as in `empty_batch`.
 
-    A segment ends after EOS. EOS → BOS of the next document is a target like any other. Under
-    `damaged` stretches (first, last) neither the targets count nor the one that follows.
+    A segment ends after EOS. The BOS after an EOS is a target like any other. The targets in the
+    `damaged` ranges (first, last) and the first one after each range have no loss.
     """
     tokens, segments = batch.tokens[row], batch.segment_ids[row]
     length = len(tokens)
     starts = np.flatnonzero(tokens[:-1] == layout.eos) + 1
     if len(starts):
-        # One entry a start, and the sum up to a place counts the starts before it.
+        # The cumulative sum of a one at each start is the segment id.
         segments[0], segments[1:] = 1, 0
         segments[starts] = 1
         np.cumsum(segments, out=segments)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.data.storage.locations import is_url
 from soda_jax.errors import UserError
@@ -27,6 +27,7 @@ from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.speech_model import SpeechModel, load
 from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
+from soda_jax.tokens.front_end import FrontEnd
 
 Scores = dict[str, Any]
 
@@ -106,8 +107,8 @@ class EvaluationContext:
                     f"with --source={name}=DIR"
                 )
             manifest = Manifest.load(source.path, source.generation)
-            codec = self.model.metadata["codec_fingerprint"]
-            check_compatible(manifest, self.model.layout, codec, name=f"source {name}")
+            trained = FrontEnd.from_metadata(self.model.metadata)
+            manifest.front_end.check_same(trained, f"source {name}", "the model")
         return dataclasses.replace(config, sources=sources)
 
     @cached_property

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.model import ModelFunctions, decoder_from_metadata
 from soda_jax.tokens import VocabularyLayout
 
 
@@ -40,8 +40,7 @@ def load_decoder(workdir: str | Path, step: int | None = None) -> TrainedDecoder
     report = reader.choose(step, params_only=True)
     metadata = reader.metadata(report.step)
     layout = VocabularyLayout.from_json(metadata["layout"])
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
-    model = ModelFunctions(decoder_config(metadata["config"]["model"], blocks))
+    model = ModelFunctions(decoder_from_metadata(metadata, layout))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), model.abstract

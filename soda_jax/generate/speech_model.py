@@ -16,7 +16,8 @@ from soda_jax.generate.sampling import GREEDY, Sampling
 from soda_jax.model import ModelFunctions
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.documents import audio_span, text_span
-from soda_jax.tokens.text import TextTokenizer, load_tokenizer
+from soda_jax.tokens.front_end import FrontEnd
+from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 
 Sound = str | Path | np.ndarray
 
@@ -216,24 +217,27 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
     workdir = Path(workdir)
     layout, metadata = decoder.layout, decoder.metadata
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    if tokenizer.fingerprint != metadata["tokenizer_fingerprint"]:
-        raise UserError(
-            f"{workdir}/tokenizer has fingerprint {tokenizer.fingerprint}, the checkpoint was trained "
-            f"with {metadata['tokenizer_fingerprint']}; put the tokenizer of its data set there"
-        )
     opened = load_codec(codec or saved_codec(workdir / "codec"))
-    # A converted model may come from where codecs have no fingerprints.
-    unknown = metadata["codec_fingerprint"] is None and "converted_from" in metadata
-    if unknown and tuple(opened.codebook_sizes) != layout.codebook_sizes:
-        raise UserError(
-            f"the codec {codec or workdir / 'codec'} has codebooks of {list(opened.codebook_sizes)} "
-            f"entries, the model of {list(layout.codebook_sizes)}; give its codec with --codec"
-        )
-    if not unknown and opened.fingerprint != metadata["codec_fingerprint"]:
-        raise UserError(
-            f"the codec {codec or workdir / 'codec'} has fingerprint {opened.fingerprint}, the "
-            f"checkpoint was trained with {metadata['codec_fingerprint']}; give that one with --codec"
-        )
+    trained = FrontEnd.from_metadata(metadata)
+    # A converted model may come from a format without codec fingerprints.
+    if trained.codec is None and "converted_from" not in metadata:
+        raise UserError(f"{workdir} was trained on text only: it cannot generate or read speech")
+    ours = FrontEnd(
+        make_layout(tokenizer, tuple(opened.codebook_sizes)),
+        tokenizer.fingerprint,
+        opened.fingerprint,
+    )
+    codec_fix = "pass the codec of the model with --codec"
+    ours.check_same(
+        trained,
+        f"{workdir / 'tokenizer'} with codec {codec or workdir / 'codec'}",
+        "the checkpoint",
+        fixes={
+            "tokenizer": f"copy the tokenizer of its data set to {workdir / 'tokenizer'}",
+            "codec": codec_fix,
+            "vocabulary layout": codec_fix,
+        },
+    )
     return SpeechModel(
         decoder.step,
         metadata,

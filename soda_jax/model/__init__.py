@@ -1,6 +1,11 @@
 """The decoder: it knows token groups and legal sets as data, and nothing of audio."""
 
-from soda_jax.model.config import DecoderConfig, VocabularyBlocks, decoder_config
+from soda_jax.model.config import (
+    DecoderConfig,
+    VocabularyBlocks,
+    decoder_config,
+    decoder_from_metadata,
+)
 from soda_jax.model.decoder import Decoder
 from soda_jax.model.functions import ModelFunctions
 from soda_jax.schema import RopeConfig
@@ -12,4 +17,5 @@ __all__ = [
     "RopeConfig",
     "VocabularyBlocks",
     "decoder_config",
+    "decoder_from_metadata",
 ]

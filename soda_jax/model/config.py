@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -10,6 +11,18 @@ from soda_jax.schema import ModelConfig, parse
 
 # 128,260 text and marker rows become 128,512: the largest power of two that pads SODA by under 0.2%.
 ROW_MULTIPLE = 256
+
+
+class Layout(Protocol):
+    """The part of `soda_jax.tokens.VocabularyLayout` that gives the decoder its rows."""
+
+    @property
+    def audio_base(self) -> int:
+        """Number of text and marker ids."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of ids of each codebook; may be empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +40,11 @@ class VocabularyBlocks:
 
     first_rows: int
     groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layout: Layout) -> "VocabularyBlocks":
+        """Returns the blocks of a vocabulary layout: text and markers, then the codebooks."""
+        return cls(layout.audio_base, layout.codebook_sizes)
 
     @property
     def size(self) -> int:
@@ -125,3 +143,16 @@ def decoder_config(model: Any, vocabulary: VocabularyBlocks) -> DecoderConfig:
     """
     fields = vars(parse(ModelConfig, model, "model"))
     return DecoderConfig(**fields, vocabulary=vocabulary)
+
+
+def decoder_from_metadata(metadata: Mapping[str, Any], layout: Layout) -> DecoderConfig:
+    """Returns the decoder of a checkpoint.
+
+    Args:
+      metadata: of the checkpoint.
+      layout: its vocabulary layout.
+
+    Raises:
+      UserError: for an unknown key or an invalid value of its `model` settings.
+    """
+    return decoder_config(metadata["config"]["model"], VocabularyBlocks.of(layout))

@@ -4,7 +4,6 @@ The model names the dimensions of its arrays ("embed", "mlp", …) and does not 
 A new mesh axis is one line in `MESH_AXES`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -82,11 +81,6 @@ def constrain(
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, sharding(mesh, logical_axes, x.shape, rules))
-
-
-def batch_ways(mesh: Mesh) -> int:
-    """Returns the number of shards of the batch rows; a batch size must be a multiple of it."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:

@@ -78,7 +78,7 @@ class Planner:
 
         config = run_config(config)
         layout = self._layout
-        blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+        blocks = VocabularyBlocks.of(layout)
         decoder = decoder_config(config.model, blocks)
         mesh = _mesh_sizes(config, self.topology)
         platform = self.topology.platform

@@ -1,4 +1,4 @@
-"""Tokenizer, codec and layout of the data: those of the checkpoint, and copied beside the model."""
+"""The front end of a run: compared with the data, and copied into the workdir."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ from soda_jax.data.storage.remote import download_folder
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, differences
 from soda_jax.files import link_or_copy
+from soda_jax.tokens.front_end import FrontEnd
 
 
 def check_front_end(
@@ -22,66 +23,30 @@ def check_front_end(
     checkpoint: str | os.PathLike[str],
     otherwise: str = "use another --workdir",
 ) -> None:
-    """Refuses data whose ids mean something else than those that the checkpoint has learned.
+    """Refuses data whose token ids have another meaning than the ids of a checkpoint.
 
-    No option lets it pass: the run would go on without an error and train on noise. The layout comes
-    last, because another tokenizer or codec mostly changes it too and is the fault to mend.
+    No option skips this check: the run would continue without an error and train on noise. A text model
+    may continue on speech and a speech model on text: a missing codec is accepted.
 
     Args:
-      dataset: what the run would read.
+      dataset: the data of the run.
       metadata: of the checkpoint.
-      checkpoint: what to call it in a message.
-      otherwise: what to do there if not mend the data.
+      checkpoint: its name in the message.
+      otherwise: an alternative to converting the data, for the message.
+
+    Raises:
+      UserError: naming the data, both fingerprints and the fix.
     """
-    ids = [
-        (
-            "tokenizer",
-            "tokenizer_fingerprint",
-            dataset.tokenizer_fingerprint,
-            "bring the data over with soda retext",
-        ),
-        (
-            "codec",
-            "codec_fingerprint",
-            dataset.codec_fingerprint,
-            "tokenize the data again with that codec",
-        ),
-        (
-            "vocabulary layout",
-            "layout_fingerprint",
-            dataset.layout.fingerprint,
-            "tokenize the data again with tokenizer and codec of the checkpoint",
-        ),
-    ]
-    for what, key, found, mend in ids:
-        wanted = metadata[key]
-        # Text alone has no codec: a model of text may go on to speech, and one of speech to text.
-        if found == wanted or (key == "codec_fingerprint" and None in (found, wanted)):
-            continue
-        paths = {
-            dataset.config.sources[source.name].path
-            for source in dataset.sources
-            if source.manifest.codec or key != "codec_fingerprint"
-        }
-        if nearly_equal(wanted, found):
-            mend = (
-                "they differ in one or two characters, as after damage to a manifest: soda checkpoints "
-                f"WORKDIR --repair={min(paths)}"
-            )
-        raise UserError(
-            f"{', '.join(sorted(paths))}: the {what} has fingerprint {found}, {checkpoint} was "
-            f"trained with {wanted}; {mend}, or {otherwise}"
-        )
-
-
-def nearly_equal(one: str | None, other: str | None) -> bool:
-    """Whether two different fingerprints are equal but for at most two characters.
-
-    Those of two tokenizers or codecs differ in most of their characters; a flipped bit changes one.
-    """
-    if one is None or other is None or len(one) != len(other) or len(one) < 16:
-        return False
-    return 0 < sum(a != b for a, b in zip(one, other, strict=True)) <= 2
+    trained = FrontEnd.from_metadata(metadata)
+    paths = {
+        dataset.config.sources[source.name].path
+        for source in dataset.sources
+        if source.manifest.front_end.differences(trained)
+    }
+    name = ", ".join(sorted(paths))
+    dataset.front_end.check_same(
+        trained, name, str(checkpoint), otherwise=otherwise, repair=min(paths, default="")
+    )
 
 
 def front_end_sums(
@@ -93,8 +58,8 @@ def front_end_sums(
     checkpoint that was resumed or started from.
     """
     before = (earlier or {}).get("front_end", {})
-    speech = [s.manifest.front_end for s in dataset.sources if s.manifest.codec]
-    text = [s.manifest.front_end for s in dataset.sources if not s.manifest.codec]
+    speech = [s.manifest.front_end_files for s in dataset.sources if s.manifest.codec]
+    text = [s.manifest.front_end_files for s in dataset.sources if not s.manifest.codec]
     # Text may have been tokenized next to another codec than the one that the model has learned.
     known = {"tokenizer": [*speech, *text, before], "codec": [*speech, before, *text]}
     sums: dict[str, tuple[int, str]] = {}

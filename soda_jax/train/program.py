@@ -120,7 +120,7 @@ def make_program(
     platform = mesh.devices.flat[0].platform
     check_sizes(config, mesh.shape, platform)
     check_attention(config, chip_of(devices[0].device_kind))
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    blocks = VocabularyBlocks.of(layout)
     model = ModelFunctions(decoder_config(config.model, blocks))
     optimizer, schedule = make_optimizer(
         config.optimizer, config.steps, model.abstract, model.matrices

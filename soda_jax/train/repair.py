@@ -15,14 +15,15 @@ from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.storage.locations import refuse_url
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, FileSums, check_folder
-from soda_jax.train.front_end import copy_front_end, nearly_equal
+from soda_jax.tokens.front_end import FrontEnd
+from soda_jax.train.front_end import copy_front_end
 
 
 def repair(workdir: Path, data: str) -> list[str]:
     """Gives a run the tokenizer, the codec and the fingerprints of an intact data set.
 
     Args:
-      workdir: of the run; nobody else writes to it.
+      workdir: workdir of the run; no other process may write to it.
       data: folder of a data set that the run was trained on.
 
     Returns:
@@ -35,7 +36,7 @@ def repair(workdir: Path, data: str) -> list[str]:
     refuse_url(data, "--repair reads")
     manifest = Manifest.load(data)
     for name in FRONT_END:
-        check_folder(data, manifest.front_end, name)
+        check_folder(data, manifest.front_end_files, name)
     reader = CheckpointReader(folder.of_run(workdir))
     changes: dict[int, dict[str, Any]] = {}
     for step in reader.steps():
@@ -58,7 +59,9 @@ def repair(workdir: Path, data: str) -> list[str]:
 def _sums(manifest: Manifest) -> FileSums:
     """The files of tokenizer and codec; a text data set may have a codec that is not the run's."""
     folders = FRONT_END if manifest.codec else FRONT_END[:1]
-    return {name: x for name, x in manifest.front_end.items() if name.split("/")[0] in folders}
+    return {
+        name: x for name, x in manifest.front_end_files.items() if name.split("/")[0] in folders
+    }
 
 
 def _right(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
@@ -73,17 +76,10 @@ def _right(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
 def _check_same_front_end(
     metadata: Mapping[str, Any], manifest: Manifest, step: Any, data: str
 ) -> None:
-    """UserError unless the fingerprints are equal but for one or two damaged characters."""
-    pairs = [("tokenizer_fingerprint", manifest.tokenizer_fingerprint)]
-    if manifest.codec:
-        pairs.append(("codec_fingerprint", manifest.codec["fingerprint"]))
-    if metadata["layout"] != manifest.layout.to_json():
-        raise UserError(
-            f"{data} has another vocabulary layout than {step}; name the data of this run"
-        )
-    for key, right in pairs:
-        if metadata[key] != right and not nearly_equal(metadata[key], right):
+    """UserError unless the fingerprints are equal except for one or two damaged characters."""
+    for difference in FrontEnd.from_metadata(metadata).differences(manifest.front_end):
+        if not difference.looks_damaged:
             raise UserError(
-                f"{step} has {key.replace('_', ' ')} {metadata[key]}, {data} has {right}: too "
-                "different for a damaged one; name the data that this run was trained on"
+                f"{step} has the {difference.part} {difference.ours}, {data} has {difference.theirs}: "
+                "too different for a damaged one; give --repair a data set that this run was trained on"
             )

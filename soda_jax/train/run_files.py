@@ -55,9 +55,9 @@ def run_metadata(
       earlier: metadata of the checkpoint that was resumed or started from. A speech model that continues
         on text keeps its codec, and the origin of the run is kept.
     """
-    codec = dataset.codec_fingerprint
-    if codec is None and earlier is not None:
-        codec = earlier["codec_fingerprint"]
+    front_end = dataset.front_end
+    if front_end.codec is None and earlier is not None:
+        front_end = dataclasses.replace(front_end, codec=earlier["codec_fingerprint"])
     origin = {key: value for key, value in (earlier or {}).items() if key == "started_from"}
     data = to_dict(dataset.config)
     for source in data["sources"].values():
@@ -70,10 +70,7 @@ def run_metadata(
         "config": to_dict(config),
         "data": data,
         "data_digest": dataset.digest,
-        "layout": dataset.layout.to_json(),
-        "layout_fingerprint": dataset.layout.fingerprint,
-        "codec_fingerprint": codec,
-        "tokenizer_fingerprint": dataset.tokenizer_fingerprint,
+        **front_end.to_metadata(),
         "front_end": front_end_sums(dataset, earlier),
         **origin,
     }

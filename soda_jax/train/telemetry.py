@@ -86,8 +86,8 @@ class Telemetry:
         self._frame_rate = _frame_rate(dataset)
         self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
         self._waited, self._printed = 0.0, -_SECONDS_BETWEEN_LINES
-        self._start_step = start_step
-        self._began = self._before = time.perf_counter()
+        self._first: tuple[int, float] | None = None
+        self._before = time.perf_counter()
 
     def submit(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:
         """Keeps the metrics of a step that may still run.
@@ -125,6 +125,7 @@ class Telemetry:
         """Writes the numbers of a step to the logs and prints its line."""
         # Time spent in hooks does not count for the next step.
         now = self._before = time.perf_counter()
+        self._first = self._first or (step, now)
         every, last = self._config.log.every_steps, step == self._config.steps
         if not (last or (every and step % every == 0)):
             return
@@ -136,12 +137,15 @@ class Telemetry:
 
     def _line(self, step: int, values: Mapping[str, float], now: float) -> str:
         total, nan = self._config.steps, float("nan")
-        left = (total - step) * (now - self._began) / max(step - self._start_step, 1)
+        # The first step includes the compilation, so the time left is known from the second one on.
+        first, began = self._first or (step, now)
+        left = ""
+        if step > first:
+            left = f"  {timedelta(seconds=round((total - step) * (now - began) / (step - first)))} left"
         return (
             f"step {step}/{total}  loss {values.get('loss/all', nan):.4f}  "
             f"{values['tokens_per_second'] / self._devices:,.0f} tokens/s/device  "
-            f"MFU {values['mfu']:.1%}  data wait {values['data_wait_seconds']:.3f} s  "
-            f"{timedelta(seconds=round(left))} left"
+            f"MFU {values['mfu']:.1%}  data wait {values['data_wait_seconds']:.3f} s{left}"
         )
 
     def _values(self, metrics: Mapping[str, Any], waited: float) -> dict[str, float]:

@@ -25,11 +25,11 @@ def state(mesh, seed: int = 0) -> dict:
         "step": jnp.int32(seed),
     }
 
-    def place(path, leaf):
+    def put(path, leaf):
         name = getattr(path[-1], "key", None)
         return jax.device_put(leaf, rules.sharding(mesh, AXES.get(name, (None,) * leaf.ndim)))
 
-    return jax.tree_util.tree_map_with_path(place, whole)
+    return jax.tree_util.tree_map_with_path(put, whole)
 
 
 def abstract(tree):

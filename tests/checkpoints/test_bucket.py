@@ -16,66 +16,66 @@ STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
 
 
 @pytest.fixture
-def place(tmp_path):
+def bucket(tmp_path):
     return f"{require_bucket()}/{tmp_path.name}/checkpoints"
 
 
-def save(place, *steps, keep=3):
-    with Checkpointer(place, every_steps=1, keep=keep) as checkpointer:
+def save(bucket, *steps, keep=3):
+    with Checkpointer(bucket, every_steps=1, keep=keep) as checkpointer:
         for step in steps:
             content = {"params": {"w": STATE["params"]["w"] + step}, "step": jnp.int32(step)}
             checkpointer.maybe_save(step, content, {"windows": 10 * step})
 
 
-def restored_step(place):
-    state, metadata, report = CheckpointReader(place).restore(states.abstract(STATE))
+def restored_step(bucket):
+    state, metadata, report = CheckpointReader(bucket).restore(states.abstract(STATE))
     np.testing.assert_array_equal(np.asarray(state["params"]["w"]), np.arange(1000.0) + report.step)
     assert metadata["windows"] == 10 * report.step
     return report.step
 
 
-def test_a_bucket_holds_checkpoints_as_a_folder_does(place):
-    save(place, 1, 2, 3, 4, keep=2)
-    assert CheckpointReader(place).steps() == [3, 4] and restored_step(place) == 4
-    save(place, 5, keep=2)
-    assert CheckpointReader(place).steps() == [4, 5] and restored_step(place) == 5
+def test_a_bucket_holds_checkpoints_as_a_folder_does(bucket):
+    save(bucket, 1, 2, 3, 4, keep=2)
+    assert CheckpointReader(bucket).steps() == [3, 4] and restored_step(bucket) == 4
+    save(bucket, 5, keep=2)
+    assert CheckpointReader(bucket).steps() == [4, 5] and restored_step(bucket) == 5
 
 
-def test_invariant_8_a_changed_byte_in_a_bucket_is_noticed(place, capsys):
-    save(place, 1, 2)
-    files = list(epath.Path(f"{place}/2/params/d").iterdir())
+def test_invariant_8_a_changed_byte_in_a_bucket_is_noticed(bucket, capsys):
+    save(bucket, 1, 2)
+    files = list(epath.Path(f"{bucket}/2/params/d").iterdir())
     largest = max(files, key=lambda path: path.stat().length)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(bytes(content))
-    assert restored_step(place) == 1
+    assert restored_step(bucket) == 1
     assert f"checkpoint 2 skipped: params/d/{largest.name} is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lost", ["commit_success.txt", digest.NAME])
 def test_invariant_8_a_save_that_was_killed_in_a_bucket_does_not_count_and_is_made_again(
-    place, lost
+    bucket, lost
 ):
-    save(place, 1, 2)
-    # The commit marker is written behind the arrays and the digest behind that: without it, killed then.
-    (epath.Path(place) / "2" / digest.NAME).unlink()
-    (epath.Path(place) / "2" / lost).unlink(missing_ok=True)
-    assert restored_step(place) == 1
-    reader = CheckpointReader(place)
+    save(bucket, 1, 2)
+    # The commit marker is written after the arrays, and the digest after the marker.
+    (epath.Path(bucket) / "2" / digest.NAME).unlink()
+    (epath.Path(bucket) / "2" / lost).unlink(missing_ok=True)
+    assert restored_step(bucket) == 1
+    reader = CheckpointReader(bucket)
     assert reader.choose().step == 1
-    with Checkpointer(place, every_steps=1, reader=reader) as checkpointer:
+    with Checkpointer(bucket, every_steps=1, reader=reader) as checkpointer:
         content = {"params": {"w": STATE["params"]["w"] + 2}, "step": jnp.int32(2)}
         checkpointer.maybe_save(2, content, {"windows": 20})
-    assert restored_step(place) == 2
+    assert restored_step(bucket) == 2
 
 
-def test_invariant_8_what_a_killed_save_left_in_a_bucket_is_removed(place):
-    save(place, 1, 2)
+def test_invariant_8_what_a_killed_save_left_in_a_bucket_is_removed(bucket):
+    save(bucket, 1, 2)
     for name in (digest.NAME, "commit_success.txt"):
-        (epath.Path(place) / "2" / name).unlink()
-    save(place, 3)
-    assert CheckpointReader(place).steps() == [1, 3]
-    assert sorted(path.name for path in epath.Path(place).iterdir()) == ["1", "3"]
+        (epath.Path(bucket) / "2" / name).unlink()
+    save(bucket, 3)
+    assert CheckpointReader(bucket).steps() == [1, 3]
+    assert sorted(path.name for path in epath.Path(bucket).iterdir()) == ["1", "3"]
 
 
 def test_a_bucket_that_is_not_there_is_one_error():
@@ -84,7 +84,7 @@ def test_a_bucket_that_is_not_there_is_one_error():
         save("gs://elsewhere/run", 1)
 
 
-def test_the_checkpoints_of_a_run_are_where_its_config_says(tmp_path):
+def test_the_config_sets_the_checkpoint_folder_of_a_run(tmp_path):
     assert folder.of_run(tmp_path) == str(tmp_path / "checkpoints")
     for directory, expected in (
         ("checkpoints", str(tmp_path / "checkpoints")),
@@ -103,7 +103,7 @@ def test_the_checkpoints_of_a_run_are_where_its_config_says(tmp_path):
 
 def test_a_url_that_cannot_hold_checkpoints_is_refused(monkeypatch):
     with pytest.raises(
-        UserError, match=r"s3://b/run: checkpoints go to a local folder or to gs://"
+        UserError, match=r"s3://b/run: checkpoints are written to a local folder or gs://"
     ):
         CheckpointReader("s3://b/run")
     monkeypatch.setattr(folder, "_GCS_MODULES", ("no_such_module",))

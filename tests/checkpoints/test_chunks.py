@@ -36,7 +36,7 @@ def low_limit(monkeypatch):
 
 
 def laid_on(where) -> dict:
-    """Parameters that count up, so that a piece in the wrong place is seen."""
+    """Parameters that count up, so that a piece at a wrong offset is found."""
 
     def make(name):
         counted = np.arange(math.prod(SHAPES[name]), dtype=np.float32).reshape(SHAPES[name])
@@ -75,8 +75,8 @@ def test_a_chunk_holds_one_layer_and_any_mesh_restores_every_bit(tmp_path, axes,
             assert math.prod(shapes[name]) * copies == math.prod(here), name
 
     for other in ({"fsdp": 4}, {"data": 2, "tensor": 4}, {"data": 1}):
-        place = mesh.make_mesh(other, jax.devices()[-math.prod(other.values()) :])
-        wanted = {"params": laid_on(place), "step": jnp.int32(1)}
+        target = mesh.make_mesh(other, jax.devices()[-math.prod(other.values()) :])
+        wanted = {"params": laid_on(target), "step": jnp.int32(1)}
         restored, _, _ = CheckpointReader(tmp_path).restore(states.abstract(wanted))
         states.assert_same(restored, saved)
 

@@ -30,6 +30,6 @@ def test_command_lists_steps_and_names_the_damaged_file(tmp_path, capsys):
     assert "2  digest.json cannot be trusted: it is damaged" in capsys.readouterr().out
 
 
-def test_command_tells_a_folder_without_checkpoints(tmp_path):
+def test_the_command_reports_a_folder_without_checkpoints(tmp_path):
     with pytest.raises(UserError, match="no checkpoints in"):
         call(str(tmp_path))

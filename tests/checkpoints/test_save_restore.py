@@ -55,7 +55,7 @@ def test_donating_the_state_right_after_a_save_does_not_change_the_checkpoint(tm
     np.testing.assert_array_equal(np.asarray(restored["params"]["w"]), expected)
 
 
-def test_parameters_alone_are_read_verified_and_cast(tmp_path, fsdp):
+def test_restore_params_verifies_and_casts_only_the_parameters(tmp_path, fsdp):
     saved = states.state(fsdp, 3)
     with Checkpointer(tmp_path, every_steps=1) as checkpointer:
         checkpointer.maybe_save(3, saved, {"k": 1})
@@ -79,7 +79,10 @@ def test_floats_are_not_cast_to_integers_bools_or_complex_numbers(tmp_path, fsdp
         checkpointer.maybe_save(3, saved, {})
     wanted = states.abstract(saved["params"])
     wanted["layer"]["w"] = jax.ShapeDtypeStruct((8, 16), jnp.dtype(dtype))
-    with pytest.raises(UserError, match=f"layer/w is float32 there and {dtype} here.*only floats"):
+    with pytest.raises(
+        UserError,
+        match=f"layer/w is float32 in the checkpoint and {dtype} in the model.*only floats",
+    ):
         CheckpointReader(tmp_path).restore_params(wanted)
 
 
@@ -92,7 +95,7 @@ def test_integers_among_the_parameters_are_read_and_not_cast(tmp_path):
     states.assert_same(found, params)
     for name, dtype in (("steps", jnp.float32), ("steps", jnp.int8), ("flags", jnp.int32)):
         other = {**wanted, name: jax.ShapeDtypeStruct(params[name].shape, dtype)}
-        with pytest.raises(UserError, match=f"{name} is .* there and .* here"):
+        with pytest.raises(UserError, match=f"{name} is .* in the checkpoint and .* in the model"):
             CheckpointReader(tmp_path).restore_params(other)
 
 
@@ -119,8 +122,8 @@ def test_a_state_of_other_names_shapes_or_dtypes_is_refused_by_name(tmp_path, fs
     for phrase in (
         "extra is not in the checkpoint",
         "half is only in the checkpoint",
-        "layer/w is [8, 16] there and [8, 32] here",
-        "step is int32 there and float32 here",
+        "layer/w is [8, 16] in the checkpoint and [8, 32] in the model",
+        "step is int32 in the checkpoint and float32 in the model",
     ):
         assert phrase in str(error.value)
 
@@ -164,11 +167,11 @@ def test_a_restored_step_is_not_saved_again_and_two_branches_are_refused(tmp_pat
         assert checkpointer.maybe_save(3, state, {})
     with Checkpointer(tmp_path, every_steps=1) as checkpointer:
         checkpointer.restore(states.abstract(state), 1)
-        with pytest.raises(UserError, match="holds checkpoint 3, but this run is at step 2"):
+        with pytest.raises(UserError, match="contains checkpoint 3, but this run is at step 2"):
             checkpointer.maybe_save(2, state, {})
 
 
-def test_an_empty_or_missing_folder_is_told(tmp_path):
+def test_an_empty_or_missing_folder_is_reported(tmp_path):
     reader = CheckpointReader(tmp_path / "none")
     assert reader.steps() == []
     with pytest.raises(UserError, match=r"no checkpoints in .*none"):

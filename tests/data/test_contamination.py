@@ -51,7 +51,7 @@ def test_words_are_lower_case_without_punctuation():
     ]
 
 
-def test_a_transcript_is_found_however_it_is_written_and_its_place_is_named(compare):
+def test_a_transcript_is_found_with_its_document_in_any_spelling(compare):
     train = {"a": [OTHER], "b": ["yes", f"and so: {SENTENCE.upper()}"], "c": ["no"]}
     found = compare(
         train, {"e": [OTHER.upper().replace(",", " –"), "quite other words " * 4], "f": [SENTENCE]}
@@ -60,7 +60,7 @@ def test_a_transcript_is_found_however_it_is_written_and_its_place_is_named(comp
     assert (first.share, first.train_document, first.train_utterance) == (1.0, "a", 0)
     assert (second.share, second.train_document, second.train_documents) == (0.0, None, 0)
     assert (third.share, third.train_document, third.train_utterance) == (1.0, "b", 1)
-    assert found.denied == ["a", "b"]
+    assert found.excluded == ["a", "b"]
     assert (found.train_documents, found.train_utterances) == (3, 4)
 
 
@@ -110,10 +110,10 @@ def test_shares_are_those_of_sets_of_ngrams(compare, train, evaluation, n, share
         denied |= hits
         if utterance.share:
             assert shares[utterance.train_document] == utterance.share
-    assert set(found.denied) == denied
+    assert set(found.excluded) == denied
 
 
-def test_a_recording_that_was_cut_at_other_places_is_found(compare):
+def test_a_recording_that_is_split_at_other_times_is_found(compare):
     middle = len(SENTENCE) // 2
     found = compare({"t": ["Hear this.", SENTENCE[:middle].rsplit(" ", 1)[0], SENTENCE[middle:].strip()]},
                     {"e": [SENTENCE]}, share=0.2)  # fmt: skip
@@ -140,7 +140,7 @@ def test_documents_of_text_are_compared_like_speech(tmp_path, write):
     pages = {"page": [Utterance(page, np.full(len(page), 7, np.int32), empty)]}
     write(tmp_path / "train", pages, kind="text")
     write(tmp_path / "eval", speech(e=[SENTENCE]))
-    assert find_contamination(tmp_path / "train", tmp_path / "eval").denied == ["page"]
+    assert find_contamination(tmp_path / "train", tmp_path / "eval").excluded == ["page"]
 
 
 def test_short_utterances_are_compared_whole_and_deny_nothing(compare):
@@ -149,12 +149,12 @@ def test_short_utterances_are_compared_whole_and_deny_nothing(compare):
     )
     thanks, wordless = found.utterances
     assert (thanks.train_document, thanks.train_documents, wordless.train_documents) == ("a", 2, 0)
-    assert (found.denied, len(found.short()), len(found.long())) == ([], 1, 0)
+    assert (found.excluded, len(found.short()), len(found.long())) == ([], 1, 0)
 
 
 def test_a_document_of_the_same_id_is_reported_and_denied(compare):
     found = compare({"84-1": ["nothing alike"], "x": ["or here"]}, {"84-1": [SENTENCE]})
-    assert (found.same_ids, found.denied, found.matches()) == (["84-1"], ["84-1"], [])
+    assert (found.same_ids, found.excluded, found.matches()) == (["84-1"], ["84-1"], [])
 
 
 def test_ngrams_that_are_spread_over_documents_deny_none(compare):
@@ -162,7 +162,7 @@ def test_ngrams_that_are_spread_over_documents_deny_none(compare):
     train = {"a": [" ".join(parts[:10])], "b": [" ".join(parts[3:])]}
     found = compare(train, {"e": [SENTENCE]}, share=0.8)
     assert found.utterances[0].share < 0.8 < found.utterances[0].share_anywhere == 1.0
-    assert found.denied == []
+    assert found.excluded == []
 
 
 def test_a_damaged_record_is_counted_and_the_others_are_compared(tmp_path, write):
@@ -174,7 +174,7 @@ def test_a_damaged_record_is_counted_and_the_others_are_compared(tmp_path, write
     shard.write_bytes(content)
     found = find_contamination(tmp_path / "train", tmp_path / "eval")
     assert found.damaged_records == 1
-    assert found.denied == ["b"]
+    assert found.excluded == ["b"]
 
 
 def test_the_validation_split_of_a_data_set_is_compared_with_its_own_train_split(tmp_path, write):
@@ -245,7 +245,7 @@ def test_wrong_arguments_are_one_line(tmp_path, write):
         (["--contamination", train, train], "has no utterances"),
         (["--contamination", train, tmp_path / "absent"], "cannot read the manifest"),
         (["--contamination", train, train, "--ngram=0"], "--ngram=0 must be"),
-        (["--contamination", train, train, "--share=1.5"], "--share=1.5 must lie"),
+        (["--contamination", train, train, "--share=1.5"], "--share=1.5 must be"),
     ):
         with pytest.raises(UserError, match=message):
             run(*arguments)
@@ -254,5 +254,5 @@ def test_wrong_arguments_are_one_line(tmp_path, write):
 def test_an_id_that_is_no_line_is_refused_rather_than_denied_wrongly(tmp_path, write):
     train = write(tmp_path / "train", speech(**{"two\nlines": [SENTENCE]}))
     evaluation = write(tmp_path / "eval", speech(e=[SENTENCE]))
-    with pytest.raises(UserError, match="cannot stand in a line"):
+    with pytest.raises(UserError, match="does not fit in one line"):
         run("--contamination", train, evaluation, f"--output={tmp_path / 'denied.txt'}")

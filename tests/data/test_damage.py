@@ -12,14 +12,13 @@ from soda_jax.checked_json import (
     write_checked_json,
 )
 from soda_jax.data.dataset import documents, make_dataset
-from soda_jax.data.format.manifest import Manifest, check_compatible
+from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.format.reading import ShardReaders, read_records
 from soda_jax.data.format.records import DamagedRecordError
 from soda_jax.data.format.shards import ShardWriter, read_index, read_shard_info
 from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
-from soda_jax.tokens.vocabulary import VocabularyLayout
 
 LENGTH = 64
 SHARD = "shard-00001.array_record"
@@ -45,13 +44,13 @@ def flip_bit(corpus, layout, number):
     info = read_shard_info(path)
     record = ShardReaders().read(path, number, info.records)
     data = bytearray(path.read_bytes())
-    place = bytes(data).index(record) + len(record) // 2
-    data[place] ^= 4
+    offset = bytes(data).index(record) + len(record) // 2
+    data[offset] ^= 4
     path.write_bytes(data)
 
 
 def stretch(corpus, layout, number):
-    """Where record `number` of the second shard lies in the text-first stream."""
+    """Returns the position of record `number` of the second shard in the text-first stream."""
     dataset = make_dataset(settings(corpus), one_pass=True)
     before = read_shard_info(corpus / "train" / "shard-00000.array_record").records
     starts = dataset.sources[0].record_starts
@@ -87,7 +86,7 @@ def test_invariant_3_a_masked_record_keeps_its_positions_and_loses_its_loss(
     assert (found[first:last] == layout.eos).all()
     new = stream(dataset, "loss_mask")
     lost = np.flatnonzero(mask != new)
-    expected = [p for p in range(first - 1, last) if mask[p]]  # place p predicts token p + 1
+    expected = [p for p in range(first - 1, last) if mask[p]]  # position p predicts token p + 1
     np.testing.assert_array_equal(lost, expected)
     assert len(list(documents([s.split for s in dataset.sources]))) == count - 1
 
@@ -228,15 +227,15 @@ def test_every_flipped_bit_of_a_manifest_is_found_when_it_is_read(corpus):
     """By the one reader that training, inspect, evaluate, verify, append, retext and plan share."""
     path = corpus / "manifest.json"
     content = path.read_bytes()
-    for place in range(len(content)):
+    for offset in range(len(content)):
         for bit in range(8):
             flipped = bytearray(content)
-            flipped[place] ^= 1 << bit
+            flipped[offset] ^= 1 << bit
             with pytest.raises(DamagedError):
                 parse_checked_json(bytes(flipped))
-    for place in range(0, len(content), 29):
+    for offset in range(0, len(content), 29):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << place % 8
+        flipped[offset] ^= 1 << offset % 8
         path.write_bytes(flipped)
         with pytest.raises(UserError, match=r"manifest\.json: it is damaged.*restore it") as error:
             make_dataset({"sequence_length": 32, "sources": {"a": {"path": str(corpus)}}})
@@ -249,12 +248,3 @@ def test_a_generation_never_changes(corpus):
     changed = Manifest("speech", manifest.layout, manifest.codec, "other", manifest.splits)
     with pytest.raises(UserError, match="exists and differs"):
         changed.save(corpus)
-
-
-def test_invariant_1_another_layout_or_codec_is_refused_with_both_named(corpus, layout):
-    manifest = Manifest.load(corpus)
-    check_compatible(manifest, layout, "codec-a")
-    with pytest.raises(UserError, match=r"text_size 300.*text_size 128256"):
-        check_compatible(manifest, VocabularyLayout.soda())
-    with pytest.raises(UserError, match=r"the data set has toy codec-a, the model has codec-b"):
-        check_compatible(manifest, layout, "codec-b")

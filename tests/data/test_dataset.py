@@ -144,9 +144,9 @@ def test_segments_positions_classes_and_mask_describe_the_window(tmp_path, write
     batch = dataset.batch(0, range(40))
     for row, tokens in enumerate(batch.tokens):
         segment, position = 1, 0
-        for place, token in enumerate(tokens):
-            assert batch.segment_ids[row, place] == segment
-            assert batch.positions[row, place] == position
+        for index, token in enumerate(tokens):
+            assert batch.segment_ids[row, index] == segment
+            assert batch.positions[row, index] == position
             position += 1
             if token == layout.eos:
                 segment, position = segment + 1, 0
@@ -217,12 +217,12 @@ def test_sources_of_two_codecs_or_layouts_are_refused_with_both_named(
     write(tmp_path / "t", text_only(), kind="text")
     sources = {name: {"path": str(tmp_path / name)} for name in ("x", "y")}
     text = {"path": str(tmp_path / "t"), "composition": "text"}
-    with pytest.raises(UserError, match=r"source y has toy codec-y, source x has codec-x"):
+    with pytest.raises(UserError, match=r"source y has the codec codec-y, source x has codec-x"):
         make_dataset({"sequence_length": LENGTH, "sources": sources})
-    with pytest.raises(UserError, match=r"source y has toy codec-y, source x has codec-x"):
+    with pytest.raises(UserError, match=r"source y has the codec codec-y, source x has codec-x"):
         make_dataset({"sequence_length": LENGTH, "sources": {"a": text, **sources}})
     both = make_dataset({"sequence_length": LENGTH, "sources": {"a": text, "x": sources["x"]}})
-    assert both.codec_fingerprint == "codec-x"
+    assert both.front_end.codec == "codec-x"
 
 
 def test_an_appended_generation_leaves_the_older_one_as_it_was(tmp_path, write, speech):

@@ -142,12 +142,12 @@ def test_invariant_2_random_speech_takes_at_most_one_and_a_half_bytes_a_token():
     assert size / (16 * (4 + 17 + 63 * 8)) <= 1.5
 
 
-@given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
+@given(offset=st.integers(0, 10_000), bit=st.integers(0, 7))
 @settings(max_examples=60, deadline=None)
-def test_any_flipped_bit_is_noticed(place, bit):
+def test_any_flipped_bit_is_noticed(offset, bit):
     record = RecordData("d", [random_utterance(np.random.default_rng(1), "some words", 9)])
     data = bytearray(encode_record(record, SODA))
-    data[place % len(data)] ^= 1 << bit
+    data[offset % len(data)] ^= 1 << bit
     with pytest.raises(DamagedRecordError):
         decode_record(bytes(data), SODA)
 

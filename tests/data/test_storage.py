@@ -1,4 +1,4 @@
-"""Batches that are read by range or from staged copies equal those read in place, or raise one error."""
+"""Batches that are read by range or from staged copies equal those of the direct mode, or raise one error."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ FAULTY_READS = ("failures", "resets", "short", "flips")
 
 
 @pytest.mark.parametrize("storage", ["range", "stage"])
-def test_batches_equal_those_read_in_place_bit_for_bit(corpus, settings, storage):
+def test_batches_are_equal_in_every_storage_mode(corpus, settings, storage):
     expected = batches(settings(corpus, "direct"))
     assert_equal(batches(settings(URL, storage)), expected)
     # Staged files and indexes are not downloaded again.
@@ -43,9 +43,7 @@ def test_batches_equal_those_read_in_place_bit_for_bit(corpus, settings, storage
 
 @pytest.mark.parametrize("storage", ["range", "stage"])
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_batches_from_file_and_http_urls_equal_those_read_in_place(
-    corpus, settings, storage, scheme
-):
+def test_batches_from_file_and_http_urls_equal_local_ones(corpus, settings, storage, scheme):
     url = f"file://{corpus}" if scheme == "file" else f"{start_server()}/bucket/data"
     assert_equal(batches(settings(url, storage)), batches(settings(corpus, "direct")))
 
@@ -120,7 +118,7 @@ def test_all_sources_share_the_limit_of_simultaneous_reads(corpus, settings):
     assert 3 <= FAULTS.most_at_once <= 5
 
 
-def test_whole_documents_read_by_range_equal_those_read_in_place(corpus, settings):
+def test_documents_read_by_range_equal_local_ones(corpus, settings):
     expected = list(documents(open_splits(settings(corpus, "direct"), "train")))
     found = list(documents(open_splits(settings(), "train")))
     assert [d.document_id for d in found] == [d.document_id for d in expected]
@@ -138,7 +136,7 @@ def test_invariant_3_the_location_of_the_data_does_not_change_the_digest(corpus,
     assert len(digests) == 1
 
 
-def test_auto_reads_paths_in_place_and_urls_by_range(corpus, settings):
+def test_auto_reads_paths_directly_and_urls_by_range(corpus, settings):
     assert not make_dataset(settings(corpus, "auto")).sources[0].split.prefetches
     assert make_dataset(settings(URL, "auto")).sources[0].split.prefetches
     assert make_dataset(settings(f"file://{corpus}", "auto")).sources[0].split.prefetches

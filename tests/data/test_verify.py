@@ -29,13 +29,13 @@ def corpus(tmp_path, write, speech):
     return write(tmp_path / "data", speech())
 
 
-def flip(path: Path, place: int, bit: int) -> int:
+def flip(path: Path, offset: int, bit: int) -> int:
     """Flips one bit of a file; returns the byte that it was."""
     data = bytearray(path.read_bytes())
-    place %= len(data)
-    data[place] ^= 1 << bit
+    offset %= len(data)
+    data[offset] ^= 1 << bit
     path.write_bytes(data)
-    return place
+    return offset
 
 
 def resave(corpus: Path, **changes) -> None:
@@ -51,7 +51,7 @@ def with_shard(corpus: Path, **changes) -> None:
     resave(corpus, splits={"train": (first, dataclasses.replace(second, **changes))})
 
 
-def test_a_sound_data_set_has_no_fault(tmp_path, write, speech, text_only):
+def test_an_intact_data_set_has_no_fault(tmp_path, write, speech, text_only):
     corpus = write(tmp_path / "speech", speech(9))
     write(corpus, speech(5, seed=1), split="validation")
     write(corpus, speech(5, seed=2))
@@ -59,33 +59,35 @@ def test_a_sound_data_set_has_no_fault(tmp_path, write, speech, text_only):
     assert list(verify(write(tmp_path / "text", text_only(), kind="text"))) == []
 
 
-@given(place=st.integers(0, 2**40), bit=st.integers(0, 7))
+@given(offset=st.integers(0, 2**40), bit=st.integers(0, 7))
 @same_folder
-def test_any_flipped_bit_of_a_shard_is_found_with_its_record(corpus, place, bit):
+def test_any_flipped_bit_of_a_shard_is_found_with_its_record(corpus, offset, bit):
     path = corpus / SHARD
     sound = path.read_bytes()
     count = Manifest.load(corpus).splits["train"][1].records
     records = [ShardReaders().read(path, number, count) for number in range(count)]
     starts = [sound.index(record) for record in records]
     # Half of the flips among the records: most of so small a file is padding.
-    place = starts[0] + place % (starts[-1] + len(records[-1]) - starts[0]) if place % 2 else place
+    offset = (
+        starts[0] + offset % (starts[-1] + len(records[-1]) - starts[0]) if offset % 2 else offset
+    )
     try:
-        place = flip(path, place, bit)
+        offset = flip(path, offset, bit)
         faults = list(verify(corpus))
     finally:
         path.write_bytes(sound)
     assert faults and {fault.file for fault in faults} == {SHARD}
     for number, (start, record) in enumerate(zip(starts, records, strict=True)):
-        if start <= place < start + len(record):
+        if start <= offset < start + len(record):
             assert (number,) in [fault.records for fault in faults]
 
 
-@given(place=st.integers(0, 2**40), bit=st.integers(0, 7))
+@given(offset=st.integers(0, 2**40), bit=st.integers(0, 7))
 @same_folder
-def test_any_flipped_bit_of_an_index_is_found(corpus, place, bit):
+def test_any_flipped_bit_of_an_index_is_found(corpus, offset, bit):
     sound = (corpus / INDEX).read_bytes()
     try:
-        flip(corpus / INDEX, place, bit)
+        flip(corpus / INDEX, offset, bit)
         assert [fault.file for fault in verify(corpus)] == [INDEX]
     finally:
         (corpus / INDEX).write_bytes(sound)
@@ -93,14 +95,14 @@ def test_any_flipped_bit_of_an_index_is_found(corpus, place, bit):
 
 @given(
     name=st.sampled_from(["manifest.json", "manifests/0000.json"]),
-    place=st.integers(0, 2**40),
+    offset=st.integers(0, 2**40),
     bit=st.integers(0, 7),
 )
 @same_folder
-def test_any_flipped_bit_of_a_manifest_is_found(corpus, name, place, bit):
+def test_any_flipped_bit_of_a_manifest_is_found(corpus, name, offset, bit):
     sound = (corpus / name).read_bytes()
     try:
-        flip(corpus / name, place, bit)
+        flip(corpus / name, offset, bit)
         faults = list(verify(corpus))
     finally:
         (corpus / name).write_bytes(sound)
@@ -159,7 +161,7 @@ def crc32c(path: Path) -> str:
 
 
 def test_invariant_1_ids_outside_the_layout_are_found(corpus, layout):
-    # As wide in bits, but smaller: nothing else can tell.
+    # The same number of bits, but fewer entries: only the layout shows it.
     fewer = dataclasses.replace(layout, codebook_sizes=(32, 19, 64))
     resave(corpus, layout=fewer)
     assert any("outside codebook 1 (0–18)" in fault.message for fault in verify(corpus))
@@ -182,7 +184,7 @@ def test_a_document_that_does_not_render_into_the_grammar_is_found(tmp_path, spe
     assert all("cannot be rendered and parsed" in fault.message for fault in faults)
 
 
-def test_a_document_that_stands_twice_is_found(tmp_path, write, speech):
+def test_a_repeated_document_is_found(tmp_path, write, speech):
     content = speech()
     write(tmp_path, content)
     write(tmp_path, {"doc/0-3": content["doc/0-3"]}, split="validation")

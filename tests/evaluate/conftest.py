@@ -47,7 +47,7 @@ def write(layout: VocabularyLayout) -> Callable[..., Path]:
                     writer.write(record)
             splits[split] = (writer.close(),)
         codec = None if kind == "text" else CODEC
-        Manifest(kind, layout, codec, "bytes", splits).save(folder)
+        Manifest(kind, layout, codec, ByteTokenizer.fingerprint, splits).save(folder)
         return folder
 
     return make

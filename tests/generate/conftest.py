@@ -52,7 +52,7 @@ def layout() -> VocabularyLayout:
 
 @pytest.fixture(scope="session")
 def functions(layout: VocabularyLayout) -> ModelFunctions:
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    blocks = VocabularyBlocks.of(layout)
     return ModelFunctions(decoder_config(MODEL, blocks))
 
 

@@ -88,7 +88,7 @@ def test_load_opens_the_checkpoint_with_its_front_end(workdir, model):
 
 def test_load_refuses_another_codec(workdir, monkeypatch):
     class Other:
-        fingerprint = "other"
+        fingerprint, codebook_sizes = "other", (6, 4, 5)
 
     monkeypatch.setattr(speech_model, "load_codec", lambda spec: Other())
     with pytest.raises(UserError, match=r"other.*toy"):

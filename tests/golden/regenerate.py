@@ -120,7 +120,7 @@ def sizes_table() -> str:
     from soda_jax.tokens.vocabulary import VocabularyLayout
 
     soda = VocabularyLayout.soda()
-    blocks = VocabularyBlocks(soda.audio_base, soda.codebook_sizes)
+    blocks = VocabularyBlocks.of(soda)
     head = (
         "config", "layers", "d", "ff", "heads/kv", "head_dim", "non-embedding", "total",
         "GFLOP a token", "state, GB", "batch × sequence × steps",

@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-# Appends the call to calls.jsonl and takes the first answer whose words all stand in it. An answer with
+# Appends the call to calls.jsonl and takes the first answer whose words are all in it. An answer with
 # `shell` runs the value of --command=, as ssh would.
 STUB = """#!{python}
 import json, pathlib, subprocess, sys
@@ -18,10 +18,10 @@ stdin = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
 with (here / "calls.jsonl").open("a") as file:
     file.write(json.dumps([{tool!r}, *sys.argv[1:], *([{{"stdin": stdin}}] if stdin else [])]) + "\\n")
 answers = json.loads((here / "answers.json").read_text())
-for place, answer in enumerate(answers):
+for number, answer in enumerate(answers):
     if all(word in [{tool!r}, *sys.argv[1:]] for word in answer["words"]):
         if not answer["always"]:
-            del answers[place]
+            del answers[number]
             (here / "answers.json").write_text(json.dumps(answers))
         break
 else:

@@ -37,7 +37,7 @@ def directives(script):
     return [line[8:] for line in script.splitlines() if line.startswith("#SBATCH ")]
 
 
-def test_the_job_has_a_task_for_each_gpu_and_is_told_before_its_limit(batch):
+def test_the_job_has_a_task_per_gpu_and_a_signal_before_its_time_limit(batch):
     script = batch("--partition=h100", "--account=me", "--cpus_per_gpu=12", "--save_seconds=600")
     assert script.startswith("#!/bin/bash\n#SBATCH ")
     assert set(directives(script)) == {
@@ -55,9 +55,7 @@ def test_the_job_has_a_task_for_each_gpu_and_is_told_before_its_limit(batch):
     "status, ends, requeued",
     [(0, 0, False), (1, 1, False), (137, 137, False), (75, 0, True), (76, 0, True)],
 )
-def test_the_job_goes_back_into_the_queue_after_75_and_76_alone(
-    cloud, batch, status, ends, requeued
-):
+def test_the_job_is_requeued_only_after_status_75_and_76(cloud, batch, status, ends, requeued):
     file = cloud.folder / "batch"
     file.write_text(batch())
     file.chmod(0o755)
@@ -108,7 +106,7 @@ def test_a_requeue_that_is_refused_ends_with_75(cloud, batch):
     assert cloud.run(file, SLURM_JOB_ID="17").returncode == 75
 
 
-def test_a_refused_job_is_one_line_after_what_sbatch_says(cloud):
+def test_a_refused_job_is_one_line_after_the_message_of_sbatch(cloud):
     cloud.add("sbatch")
     cloud.answer("sbatch", stderr="sbatch: error: invalid partition\n", code=1)
     done = cloud.run("gpu_slurm.sh", *OPTIONS, *TRAIN)

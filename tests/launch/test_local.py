@@ -1,4 +1,4 @@
-"""launch/local.sh with small programs in the place of soda; a real run is in tests/train."""
+"""launch/local.sh with small programs instead of soda; a real run is in tests/train."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def start(folder, program, *options, processes=2):
         time.sleep(0.02)
 
 
-def test_each_process_is_told_its_number_and_one_free_port():
+def test_each_process_gets_its_index_and_one_free_port():
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
     given = ["my config", "it's", "$HOME", "", "*", "--a=b\nc"]
     done = run("--processes=3", "--", sys.executable, "-c", program, *given)
@@ -85,12 +85,12 @@ def test_simulated_devices_are_added_to_the_flags_that_are_set():
 
 
 @pytest.mark.parametrize("name, status", [("TERM", 75), ("INT", 130)])
-def test_a_signal_goes_to_all_and_their_status_is_the_scripts(tmp_path, name, status):
+def test_a_signal_is_sent_to_all_processes_and_their_status_is_returned(tmp_path, name, status):
     running = start(tmp_path, WAITER.format(term=75, int=130), processes=3)
     running.send_signal(getattr(signal, "SIG" + name))
     told = running.communicate(timeout=30)[0]
     assert running.returncode == status
-    # Those that INT ends late may have been told TERM as well.
+    # Those that INT ends late may have received TERM as well.
     assert {f"[{i}] {name}" for i in range(3)} <= set(told.splitlines())
 
 
@@ -139,7 +139,7 @@ def test_75_waits_for_the_others_to_save(tmp_path):
     assert sorted(done.stdout.splitlines()) == ["[0] saved", "[1] saved"]
 
 
-def test_arguments_alone_go_to_soda_train(cloud):
+def test_arguments_without_a_command_are_passed_to_soda_train(cloud):
     done = cloud.run("local.sh", "--processes=2", "--dry_run", "--", "--config=it's")
     soda, *words = shlex.split(done.stdout.splitlines()[1])
     assert soda in ("soda", str(ROOT / ".venv/bin/soda"))

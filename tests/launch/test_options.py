@@ -19,7 +19,7 @@ FULL = {"local.sh": ("--processes=2",), "tpu_pod.sh": TPU, "gpu_slurm.sh": SLURM
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_tells_of_every_option_and_needs_no_tool(script, cloud):
+def test_help_lists_every_option_and_needs_no_tool(script, cloud):
     done = cloud.run(script, "--help")
     assert done.returncode == 0 and not done.stderr
     assert f"launch/{script} --" in done.stdout and "--dry_run" in done.stdout
@@ -60,7 +60,7 @@ def test_a_number_that_is_none_is_named(script, option, fails):
 
 
 @pytest.mark.parametrize(
-    "script, option, told",
+    "script, option, message",
     [
         ("tpu_pod.sh", "--type=v9-8", "give --runtime_version with it"),
         ("tpu_pod.sh", "--name=My_Pod", "small letters"),
@@ -75,10 +75,10 @@ def test_a_number_that_is_none_is_named(script, option, fails):
         ("gke.sh", "--bucket=b", "--bucket=b: give gs://"),
     ],
 )
-def test_a_value_that_cannot_be_is_named(script, option, told, fails):
+def test_a_value_that_cannot_be_is_named(script, option, message, fails):
     train = TRAIN[:2] if "bucket" in option else TRAIN
     arguments = (*FULL[script], option, *train)
-    assert told in fails(script, *arguments)
+    assert message in fails(script, *arguments)
 
 
 @pytest.mark.parametrize("script", ("tpu_pod.sh", "gpu_slurm.sh", "gke.sh"))

@@ -72,15 +72,15 @@ def test_follows_the_run_to_its_exit_status(host, status):
     running = host.start("train", "a-1", "--config=a b", "x'y")
     host.wait_for("started")
     host.end(status)
-    told = running.communicate(timeout=20)[0]
-    assert running.returncode == status, told
-    assert told.splitlines() == [
+    printed = running.communicate(timeout=20)[0]
+    assert running.returncode == status, printed
+    assert printed.splitlines() == [
         f"[3] started {host.pid()} train --config=a b x'y",
         "[3] no line break",
     ]
 
 
-def test_a_broken_connection_leaves_the_run_alone_and_the_same_command_finds_it(host):
+def test_a_broken_connection_does_not_end_the_run_and_the_same_command_finds_it(host):
     running = host.start("train", "a-1", "--x")
     host.wait_for("started")
     pid = host.pid()
@@ -114,7 +114,7 @@ def test_the_next_attempt_ends_what_is_left_of_the_last_one(host):
     assert second.returncode == 0
 
 
-def test_sigterm_of_a_machine_that_goes_down_reaches_soda(host):
+def test_sigterm_at_shutdown_reaches_soda(host):
     running = host.start("train", "a-1")
     host.wait_for("started")
     os.kill(int((host.home / "soda-run/runner").read_text()), signal.SIGTERM)
@@ -127,9 +127,9 @@ def test_a_run_that_was_killed_with_its_runner_is_an_error(host):
     host.wait_for("started")
     for pid in (int((host.home / "soda-run/runner").read_text()), host.pid()):
         os.kill(pid, signal.SIGKILL)
-    told = running.communicate(timeout=20)[0]
+    printed = running.communicate(timeout=20)[0]
     assert running.returncode == 2
-    assert "error: the run on t1v-n-x-w-3 was killed" in told
+    assert "error: the run on t1v-n-x-w-3 was killed" in printed
 
 
 def test_install_takes_the_lock_and_the_tpu_extra_once(cloud, tmp_path):

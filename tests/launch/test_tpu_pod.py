@@ -340,7 +340,7 @@ def test_options_reach_the_request(cloud, checkout, options, words):
     assert create[4] == "create" and set(words) <= set(create) and "--spot" not in create
 
 
-def test_a_bucket_holds_the_checkpoints_unless_they_have_a_place(cloud, checkout):
+def test_checkpoints_are_stored_in_the_bucket_unless_another_folder_is_set(cloud, checkout):
     script = checkout / "launch" / "tpu_pod.sh"
     options = (*OPTIONS, "--bucket=gs://b/runs/", "--dry_run", "--")
     out = cloud.run(script, *options, "--config=c").stdout

@@ -14,7 +14,7 @@ from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 SODA = VocabularyLayout.soda()
-BLOCKS = VocabularyBlocks(SODA.audio_base, SODA.codebook_sizes)
+BLOCKS = VocabularyBlocks.of(SODA)
 TABLE = {
     "soda_135m": (512, 57_034_112, 205_149_568),
     "soda_600m": (1024, 440_467_456, 736_698_368),

@@ -11,7 +11,7 @@ from soda_jax.parallel import hosts
 from soda_jax.parallel.heartbeat import LOST
 
 
-def test_single_process_communicates_with_nobody(monkeypatch):
+def test_a_single_process_sends_no_messages(monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     hosts.start()  # single process: must not look for a coordinator

@@ -331,7 +331,7 @@ def test_a_new_batch_axis_is_estimated_like_the_data_axis(monkeypatch):
 
     layout = VocabularyLayout.soda()
     config = config_of("soda_1_7b", [])
-    blocks = VocabularyBlocks(layout.audio_base, layout.codebook_sizes)
+    blocks = VocabularyBlocks.of(layout)
     decoder = decoder_config(config.model, blocks)
     ones = dict.fromkeys(rules.MESH_AXES, 1)
     memory, costs = estimate_step(config, decoder, {**ones, "data": 8}, "gpu")

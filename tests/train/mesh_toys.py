@@ -50,8 +50,8 @@ def on_one_device(batch):
     return leaves(gradients), leaves(sums)
 
 
-def check_same_numbers(axes, accumulate, batch, alone):
-    """Asserts that a mesh gives the numbers `alone`, in what this process holds of them."""
+def check_same_numbers(axes, accumulate, batch, single):
+    """Asserts that a mesh gives the numbers `single`, for the shards of this process."""
     params, gradients, sums = gradients_on(make_mesh(axes), batch, accumulate)
     # The split is real: no device holds the whole of what the axes split.
     if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
@@ -59,11 +59,11 @@ def check_same_numbers(axes, accumulate, batch, alone):
         assert gate.addressable_shards[0].data.size < gate.size
     for name, value in pieces(sums):
         where, got = value
-        wanted = alone[1][name][where]
+        wanted = single[1][name][where]
         np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-5, err_msg=name)
     for name, value in pieces(gradients):
         where, got = value
-        wanted = alone[0][name]
+        wanted = single[0][name]
         scale = np.abs(wanted).max()
         assert scale > 1e-4, name
         np.testing.assert_allclose(got, wanted[where], rtol=1e-4, atol=2e-6 * scale, err_msg=name)

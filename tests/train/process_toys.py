@@ -25,7 +25,7 @@ def environment_of_two() -> dict[str, str]:
     }
 
 
-def rows_as_told(number: int, batch, rows) -> list[str]:
+def rows_as_lines(number: int, batch, rows) -> list[str]:
     """A line `row BATCH ROW CHECKSUM` for each of the `rows` that `batch` holds."""
     return [
         f"row {number} {row} "
@@ -35,13 +35,13 @@ def rows_as_told(number: int, batch, rows) -> list[str]:
 
 
 @contextmanager
-def told_batches(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tells the lines of `rows_as_told` for every batch that a run puts on its devices."""
+def recorded_batches(write: Callable[[str], None]) -> Iterator[None]:
+    """Writes the lines of `rows_as_lines` for every batch that a run puts on its devices."""
     place, counts = loop.place_batch, itertools.count()
 
     def telling(batch, rows, mesh, size):
-        for line in rows_as_told(next(counts), batch, rows):
-            tell(line)
+        for line in rows_as_lines(next(counts), batch, rows):
+            write(line)
         return place(batch, rows, mesh, size)
 
     loop.place_batch = telling
@@ -52,7 +52,7 @@ def told_batches(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def read_rows(lines: list[str]) -> dict[tuple[int, int], str]:
-    """(batch, row) → checksum of the lines of `told_batches`, of one process or of several."""
+    """(batch, row) → checksum of the lines of `recorded_batches`, of one process or of several."""
     found: dict[tuple[int, int], str] = {}
     for line in lines:
         if line.startswith("row "):

@@ -10,11 +10,13 @@ from soda_jax.train.loop import DONE, PREEMPTED, train
 
 
 @pytest.mark.parametrize("where", ["folder", "bucket"])
-def test_a_run_goes_on_in_a_fresh_workdir_from_checkpoints_kept_elsewhere(
+def test_a_run_resumes_in_a_new_workdir_from_a_shared_checkpoint_folder(
     tmp_path, config, whole, where
 ):
-    place = tmp_path / "kept"
-    directory = str(place) if where == "folder" else f"{require_bucket()}/{tmp_path.name}/kept"
+    kept_folder = tmp_path / "kept"
+    directory = (
+        str(kept_folder) if where == "folder" else f"{require_bucket()}/{tmp_path.name}/kept"
+    )
     first, second = tmp_path / "first", tmp_path / "second"
     asked = config(checkpoint__directory=directory)
     stop = Watcher(at=4, action=terminate)

@@ -1,4 +1,4 @@
-"""A run whose data sets are named by URLs is the run on the same data sets in place."""
+"""A run on the URLs of data sets equals the run on their local paths."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_a_run_on_urls_repeats_the_run_on_paths_and_may_change_over(
     )
     for path in stored.iterdir():
         assert (copied / path.name).read_bytes() == path.read_bytes()
-    # The rest in place: where the data lies is nothing that a resumed run refuses.
+    # The rest from the local path: a resumed run accepts another location of the data.
     assert train(config(), tmp_path / "run") == DONE
     rows, expected = rows_of(tmp_path / "run"), rows_of(whole[0])
     assert [row["loss/all"] for row in rows] == [row["loss/all"] for row in expected]

@@ -1,4 +1,4 @@
-"""Exports while a run trains; the writing itself is played by a stand-in."""
+"""Exports while a run trains; a small function replaces the export."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from soda_jax.train.loop import DONE, PREEMPTED, train
 
 
 class Export:
-    """Stands for `soda_jax.convert.to_hf.export`: writes one layer and some rows as npz."""
+    """Replaces `soda_jax.convert.to_hf.export`: writes one layer and some rows as npz."""
 
     def __init__(self, fail_at: int = 0):
         self.steps, self._fail_at = [], fail_at
@@ -95,11 +95,11 @@ with jax.default_matmul_precision("highest"):
 
 
 def test_two_processes_export_together_and_end_together_with_one_line(datasets, tmp_path):
-    codes, told = run_two(
+    codes, printed = run_two(
         TWO, str(datasets), str(tmp_path), environment=environment_of_two(), timeout=180
     )
-    assert codes == [2, 2], told
-    for text in told:
+    assert codes == [2, 2], printed
+    for text in printed:
         lines = [line for line in text.splitlines() if "cannot be written" in line]
         assert len(lines) == 1 and "step-2" in lines[0] and "Traceback" not in text, text
     assert exports(tmp_path) == ["step-1"]

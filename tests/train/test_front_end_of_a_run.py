@@ -22,11 +22,11 @@ RIGHT = "5e5b8a0f3c0d4b7e9a1f6c2d8e4b7a90"
 WRONG = RIGHT.replace("3c0d", "3c2d")  # one bit of one character
 
 
-def flip(path: Path, place: int = 12, bit: int = 0) -> bytes:
+def flip(path: Path, offset: int = 12, bit: int = 0) -> bytes:
     """Flips a bit of a file; returns what it was."""
     sound = path.read_bytes()
     content = bytearray(sound)
-    content[place % len(content)] ^= 1 << bit
+    content[offset % len(content)] ^= 1 << bit
     path.write_bytes(content)
     return sound
 
@@ -37,7 +37,7 @@ def set_codec(data: Path, fingerprint: str) -> None:
     shutil.rmtree(data / "manifests")
     codec = {**CODEC, "fingerprint": fingerprint}
     sums = folder_sums(data, *FRONT_END)
-    dataclasses.replace(manifest, codec=codec, front_end=sums).save(data)
+    dataclasses.replace(manifest, codec=codec, front_end_files=sums).save(data)
 
 
 @pytest.fixture
@@ -116,7 +116,9 @@ def test_repair_takes_no_other_data_and_no_damaged_checkpoint(short, data, tmp_p
     run = tmp_path / "run"
     assert train(short(4), run) == DONE
     set_codec(data / "speech", RIGHT[::-1])
-    with pytest.raises(UserError, match="too different for a damaged one; name the data that this"):
+    with pytest.raises(
+        UserError, match="too different for a damaged one; give --repair a data set"
+    ):
         repairs.repair(run, str(data / "speech"))
     set_codec(data / "speech", WRONG)
     flip(run / "checkpoints/4/digest.json")
@@ -166,11 +168,11 @@ def test_a_flipped_bit_in_any_metadata_file_of_a_run_is_found_or_changes_nothing
 
     for name in sorted(names - logs):
         size = (run / name).stat().st_size
-        for place in random.integers(0, size, 40).tolist():
-            sound = flip(run / name, place, int(random.integers(8)))
+        for offset in random.integers(0, size, 40).tolist():
+            sound = flip(run / name, offset, int(random.integers(8)))
             reason = found(name)
             (run / name).write_bytes(sound)
-            assert reason or name == "config.json", (name, place)
+            assert reason or name == "config.json", (name, offset)
             if name.startswith("checkpoints/"):  # a damaged digest.json names no other file
                 assert name.removeprefix("checkpoints/2/") in reason
         assert not found(name), name

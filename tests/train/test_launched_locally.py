@@ -79,13 +79,13 @@ def launch(datasets, tmp_path):
         process.communicate(timeout=60)
 
 
-def test_invariant_7_a_job_preempted_under_local_sh_goes_on_bit_for_bit(launch, tmp_path):
+def test_invariant_7_a_job_preempted_under_local_sh_resumes_bit_for_bit(launch, tmp_path):
     whole, stopped, paused = (tmp_path / name for name in ("whole", "stopped", "paused"))
     paused.mkdir()
     running = launch(whole)
-    told = running.communicate(timeout=180)[0]
-    assert running.returncode == DONE, told
-    assert {line[:4] for line in told.splitlines()} == {"[0] ", "[1] "}
+    printed = running.communicate(timeout=180)[0]
+    assert running.returncode == DONE, printed
+    assert {line[:4] for line in printed.splitlines()} == {"[0] ", "[1] "}
 
     running = launch(stopped, PAUSE=str(paused))
     deadline = time.monotonic() + 180
@@ -94,13 +94,16 @@ def test_invariant_7_a_job_preempted_under_local_sh_goes_on_bit_for_bit(launch, 
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
     (paused / "signal-sent").touch()
-    told = running.communicate(timeout=120)[0]
-    assert running.returncode == PREEMPTED, told
-    assert "[0] asked to stop: saved step 3" in told and "[1] asked to stop: saved step 3" in told
+    printed = running.communicate(timeout=120)[0]
+    assert running.returncode == PREEMPTED, printed
+    assert (
+        "[0] asked to stop: saved step 3" in printed
+        and "[1] asked to stop: saved step 3" in printed
+    )
     assert [row["step"] for row in rows_of(stopped)] == [1, 2, 3]
 
     running = launch(stopped)
-    told = running.communicate(timeout=180)[0]
-    assert running.returncode == DONE, told
-    assert "[0] resumed from step 3" in told and "[1] resumed from step 3" in told
+    printed = running.communicate(timeout=180)[0]
+    assert running.returncode == DONE, printed
+    assert "[0] resumed from step 3" in printed and "[1] resumed from step 3" in printed
     assert_same_run(stopped, whole)

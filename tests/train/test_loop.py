@@ -114,7 +114,7 @@ def test_invariant_7_a_killed_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 1.')  # cut short by the kill
-    # A trace whose first step lies before the resume is not taken, and ends nothing.
+    # A trace that starts before the resumed step is skipped and does not end the run.
     assert train(config(), tmp_path, hooks=[Watcher(every=4)], profile_steps=(1, 4)) == DONE
     message = "no profile of steps 1 to 4: the run continues at step 3 and has 6 steps"
     assert message in capsys.readouterr().err and not (tmp_path / "profile").exists()
@@ -136,7 +136,7 @@ def test_invariant_8_sigterm_saves_the_step_and_the_resumed_run_repeats_the_rest
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_invariant_3_another_batch_size_after_a_resume_goes_on_with_the_next_windows(
+def test_invariant_3_a_resume_with_another_batch_size_continues_with_the_next_windows(
     config, tmp_path, monkeypatch
 ):
     seen, place = [], loop.place_batch
@@ -254,7 +254,7 @@ def make_program(settings):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"gradient_accumulation": 3},
@@ -278,11 +278,11 @@ def make_program(settings):
         ({"optimizer__schedule": "step"}, "optimizer.schedule = 'step' must be one of wsd, cosine"),
     ],
 )
-def test_settings_that_do_not_fit_are_named_before_anything_is_compiled(config, change, told):
+def test_settings_that_do_not_fit_are_named_before_anything_is_compiled(config, change, message):
     settings = config(**change)
     with pytest.raises(UserError) as error:
         make_program(settings)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_state_is_sharded_as_its_parameters(config, datasets):
@@ -331,7 +331,7 @@ def test_metrics_may_be_written_seldom_or_not_at_all_but_for_the_last_step(whole
 @pytest.mark.parametrize(
     "change", [{"model__num_heads": 3}, {"data__sources__speech__path": "/nowhere"}]
 )
-def test_a_run_that_cannot_begin_leaves_nothing_behind(config, tmp_path, change):
+def test_a_run_that_cannot_start_leaves_no_files(config, tmp_path, change):
     with pytest.raises(UserError):
         train(config(**change), tmp_path / "run")
     assert not (tmp_path / "run").exists()

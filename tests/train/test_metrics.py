@@ -22,7 +22,7 @@ def test_repeated_steps_replace_the_old_ones(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_line_cut_short_is_left_out_and_mended(tmp_path):
+def test_an_incomplete_last_line_is_skipped_and_removed(tmp_path):
     write(tmp_path, 0, [1, 2])
     file = tmp_path / "metrics.jsonl"
     with file.open("a") as end:

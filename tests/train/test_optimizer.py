@@ -101,7 +101,7 @@ def test_decay_spares_norms_and_token_embedding_but_not_the_head(model):
     assert {"head_first", "head_groups", "layers.query"} < {n for n, d in found.items() if d}
 
 
-def test_corrected_decay_goes_with_the_square_of_the_learning_rate(params):
+def test_corrected_decay_is_proportional_to_the_square_of_the_learning_rate(params):
     options = settings(warmup_fraction=0.5, decay_fraction=0.0)
     optimizer, schedule = make_optimizer(options, STEPS, params)
     zeros = jax.tree.map(jnp.zeros_like, params)

@@ -71,12 +71,12 @@ def test_invariant_8_sigterm_to_soda_train_saves_and_exits_with_75(datasets, tmp
             assert time.monotonic() < deadline
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
-        told = running.communicate(timeout=60)[1]
+        printed = running.communicate(timeout=60)[1]
     finally:
         running.kill()
-    assert running.returncode == PREEMPTED == 75, told
+    assert running.returncode == PREEMPTED == 75, printed
     last = read_metrics(workdir / "metrics.jsonl")[-1]["step"]
-    assert f"asked to stop: saved step {last}" in told and "Traceback" not in told
+    assert f"asked to stop: saved step {last}" in printed and "Traceback" not in printed
     assert 3 <= last < 100_000
     report = CheckpointReader(workdir / "checkpoints").choose()
     assert report.step == last and not report.skipped
@@ -88,9 +88,9 @@ def test_invariant_7_two_processes_give_the_numbers_of_one_and_stop_at_an_agreed
     assert train(tiny_config(datasets), tmp_path / "one") == DONE
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     arguments = [str(datasets), str(tmp_path / "two")]
-    codes, told = run_two(TWO, *arguments, environment=environment, timeout=180)
-    assert codes == [PREEMPTED] * 2, told
-    assert all("asked to stop: saved step 3" in text for text in told)
+    codes, printed = run_two(TWO, *arguments, environment=environment, timeout=180)
+    assert codes == [PREEMPTED] * 2, printed
+    assert all("asked to stop: saved step 3" in text for text in printed)
     reader = CheckpointReader(tmp_path / "two" / "checkpoints")
     assert reader.choose().step == 3
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))

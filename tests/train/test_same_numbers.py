@@ -21,7 +21,7 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def alone(batch):
+def single(batch):
     return on_one_device(batch)
 
 
@@ -42,8 +42,8 @@ def alone(batch):
         "-".join(f"{k}{v}" for k, v in value.items()) if type(value) is dict else None
     ),
 )
-def test_invariant_7_eight_devices_give_the_numbers_of_one(alone, batch, axes, accumulate):
-    check_same_numbers(axes, accumulate, batch, alone)
+def test_invariant_7_eight_devices_give_the_numbers_of_one(single, batch, axes, accumulate):
+    check_same_numbers(axes, accumulate, batch, single)
 
 
 def test_invariant_7_initial_weights_do_not_depend_on_the_mesh():

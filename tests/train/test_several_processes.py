@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from process_toys import environment_of_two, read_rows, rows_as_told, told_batches, train_until
+from process_toys import environment_of_two, read_rows, recorded_batches, rows_as_lines, train_until
 from run_toys import rows_of
 from toys import free_port, run_two
 from train_toys import tiny_config
@@ -38,10 +38,10 @@ from test_several_processes import MESHES
 assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
 with jax.default_matmul_precision("highest"):
     batch = toy_batch()
-    alone = on_one_device(batch)
+    single = on_one_device(batch)
     for name, (axes, accumulate) in MESHES.items():
         try:
-            check_same_numbers(axes, accumulate, batch, alone)
+            check_same_numbers(axes, accumulate, batch, single)
             print("agrees:", name, flush=True)
         except AssertionError as error:
             print("differs:", name, error, flush=True)
@@ -54,11 +54,11 @@ port, number, datasets, workdir, stop = sys.argv[1], int(sys.argv[2]), *sys.argv
 from soda_jax.parallel import hosts
 hosts.start(f"localhost:{port}", 2, number)
 import jax
-from process_toys import told_batches, train_until
+from process_toys import recorded_batches, train_until
 from train_toys import tiny_config
 
 mesh = {"mesh__dcn": 2, "mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2}
-with jax.default_matmul_precision("highest"), told_batches(lambda line: print(line, flush=True)):
+with jax.default_matmul_precision("highest"), recorded_batches(lambda line: print(line, flush=True)):
     sys.exit(train_until(tiny_config(Path(datasets), **mesh), workdir, int(stop)))
 """
 
@@ -74,15 +74,15 @@ def get_config():
 @pytest.fixture(scope="module")
 def meshes():
     """What each of two processes says about every mesh."""
-    codes, told = run_two(SAME_NUMBERS, environment=environment_of_two(), timeout=300)
-    assert codes == [0, 0], told
-    return told
+    codes, printed = run_two(SAME_NUMBERS, environment=environment_of_two(), timeout=300)
+    assert codes == [0, 0], printed
+    return printed
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_invariant_7_two_processes_give_the_numbers_of_one_device(meshes, name):
-    for told in meshes:
-        assert f"agrees: {name}\n" in told, told
+    for printed in meshes:
+        assert f"agrees: {name}\n" in printed, printed
 
 
 def test_invariant_7_two_processes_then_one_then_two_repeat_the_run_of_one(
@@ -92,22 +92,22 @@ def test_invariant_7_two_processes_then_one_then_two_repeat_the_run_of_one(
 
     def two(step, first):
         arguments = (str(datasets), str(workdir), str(step))
-        codes, told = run_two(TRAIN, *arguments, environment=environment_of_two(), timeout=180)
-        lines = [line for text in told for line in text.splitlines()]
+        codes, printed = run_two(TRAIN, *arguments, environment=environment_of_two(), timeout=180)
+        lines = [line for text in printed for line in text.splitlines()]
         read.update({(first + n, row): crc for (n, row), crc in read_rows(lines).items()})
         return codes
 
     assert two(2, 0) == [PREEMPTED] * 2
     lines = []
-    with told_batches(lines.append):
-        alone = tiny_config(datasets, mesh__data=2, mesh__fsdp=1, mesh__sequence=4)
-        assert train_until(alone, workdir, 4) == PREEMPTED
+    with recorded_batches(lines.append):
+        single = tiny_config(datasets, mesh__data=2, mesh__fsdp=1, mesh__sequence=4)
+        assert train_until(single, workdir, 4) == PREEMPTED
     read.update({(2 + n, row): crc for (n, row), crc in read_rows(lines).items()})
     assert two(6, 4) == [DONE] * 2
 
     assert len(read) == 6 * 8 and len(set(read.values())) > 40
     with Loader(make_dataset(tiny_config(datasets).data.to_dict()), 8, 0, list(range(8))) as loader:
-        wanted = [rows_as_told(n, next(loader), range(8)) for n in range(6)]
+        wanted = [rows_as_lines(n, next(loader), range(8)) for n in range(6)]
     assert read == read_rows([line for lines in wanted for line in lines])
     rows, wanted = rows_of(workdir), rows_of(whole[0])
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]

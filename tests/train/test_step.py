@@ -80,16 +80,16 @@ def test_invariant_5_loss_vector_equals_a_direct_computation(gradients_of, model
     joints = 0
     for row in range(SHAPE[0]):
         tokens, source = batch["tokens"][row].tolist(), sources[row % 2]
-        for place, target in enumerate(tokens[1:]):
-            if not batch["loss_mask"][row, place]:
+        for index, target in enumerate(tokens[1:]):
+            if not batch["loss_mask"][row, index]:
                 continue
             ends = np.cumsum(LAYOUT.codebook_sizes) + LAYOUT.audio_base
             kind = "marker" if target in markers else "text"
             if target >= LAYOUT.audio_base:
                 kind = names[1 + int(np.searchsorted(ends, target, side="right"))]
-            joints += tokens[place] == LAYOUT.eos and target == LAYOUT.bos and kind == "marker"
+            joints += tokens[index] == LAYOUT.eos and target == LAYOUT.bos and kind == "marker"
             for name in (kind, "all", f"{source}/all", f"{source}/{kind}"):
-                by_name.setdefault(f"loss/{name}", []).append(-log_p[row, place, target])
+                by_name.setdefault(f"loss/{name}", []).append(-log_p[row, index, target])
     assert found.keys() == by_name.keys() and len(found) > 12
     for name, nats in by_name.items():
         assert found[name] == pytest.approx(np.mean(nats), rel=1e-5), name
@@ -102,10 +102,10 @@ def test_invariant_5_loss_vector_equals_a_direct_computation(gradients_of, model
     assert float(sums["loss"]) == pytest.approx(found["loss/all"] + z_loss, rel=1e-5)
 
 
-def test_the_last_place_of_a_window_is_no_target(gradients_of, params, batch):
+def test_the_last_position_of_a_window_has_no_target(gradients_of, params, batch):
     changed = {**batch, "tokens": batch["tokens"].copy()}
     left = gradients_of(1)(params, batch)[1]
-    # Were the first token the target of the last place (as it is rolled in), this would change it.
+    # This changes the result if the first token becomes the target of the last position.
     full = {**changed, "loss_mask": np.zeros_like(batch["loss_mask"])}
     nothing_left = gradients_of(1)(params, full)
     assert float(left["count"].sum()) == batch["loss_mask"].sum() > 0

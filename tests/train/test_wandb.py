@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, the package played by a stand-in."""
+"""Metrics to Weights & Biases, with a fake of the package."""
 
 import sys
 import types
@@ -12,7 +12,7 @@ from soda_jax.train.loop import DONE, PREEMPTED, train
 
 
 class FakeWandb(types.ModuleType):
-    """Stands for the package: notes what it is given."""
+    """A fake of the package that records its calls."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -66,7 +66,7 @@ def test_wandb_gets_each_step_once_and_in_order_while_the_next_one_runs(
     assert fake.metrics == rows_of(tmp_path)
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(fake, config, tmp_path):
+def test_a_resumed_run_continues_the_same_wandb_run(fake, config, tmp_path):
     settings = config(log__wandb_project="songs")
     assert train(settings, tmp_path, hooks=[Watcher(at=2, action=terminate)]) == PREEMPTED
     seldom = config(log__wandb_project="songs", log__every_steps=4)
@@ -76,7 +76,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(fake, config, tmp_path):
     assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text().strip() != ""
     assert first["resume"] == second["resume"] == "allow"
     assert fake.logged == [1, 2, 4, 6] and fake.events.count(("finish",)) == 2
-    # A run that is done has nothing to tell.
+    # A finished run logs nothing.
     assert train(settings, tmp_path) == DONE and len(fake.starts) == 2
 
 

@@ -56,7 +56,7 @@ def write_generation(directory: Path, kind: str, seed: int, documents: int) -> N
         tokenizer_fingerprint="toy",
         splits=splits,
         generation=old.generation + 1 if old else 0,
-        front_end=old.front_end if old else folder_sums(directory, *FRONT_END),
+        front_end_files=old.front_end_files if old else folder_sums(directory, *FRONT_END),
     ).save(directory)
 
 
@@ -94,7 +94,7 @@ def tiny_config(datasets: Path, **changes: Any) -> ConfigDict:
 
 
 MODEL = DecoderConfig(
-    vocabulary=VocabularyBlocks(LAYOUT.audio_base, LAYOUT.codebook_sizes),
+    vocabulary=VocabularyBlocks.of(LAYOUT),
     intermediate_size=32,
     rope=RopeConfig(theta=100.0, factor=1.0),
     **SHAPE,

@@ -1,12 +1,12 @@
-"""Utterances of an evaluation set that stand in training data, by document id and by transcript.
+"""Contamination: utterances of an evaluation set that training data contains, by document id and transcript.
 
 LibriSpeech, MLS and LibriVox share recordings, and captions of one talk are published more than once. An
-utterance counts as found where a training document holds at least 70% of its 8-grams of words; with the
-same n and share PaLM (arXiv 2204.02311, section 8) was checked. Here they must lie in one document, so that
-the place can be named and denied: turns of phrase from all over a corpus are counted apart. Utterances of
-fewer words are compared as a whole, and deny nothing: a "thank you" stands everywhere.
+utterance is contaminated if one training document contains at least 70% of its 8-grams of words (the n and
+share of PaLM, arXiv 2204.02311, section 8, which counts all documents together; that share is reported
+separately). Shorter utterances are compared as a whole and exclude no document: many documents contain
+"thank you".
 
-The training data is read once, document by document; only the n-grams of the evaluation set are held.
+The training data is read once, document by document; only the n-grams of the evaluation set are in memory.
 """
 
 import dataclasses
@@ -26,39 +26,39 @@ SHARE = 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Contamination:
-    """What `find_contamination` found.
+    """The result of `find_contamination`.
 
     Attributes:
-      ngram: words of an n-gram.
-      share: the share asked for.
-      utterances: all utterances of the evaluation set, in its order.
-      same_ids: documents of the evaluation set whose id is also that of a training document.
-      denied: ids of the training documents to leave out: `same_ids`, and those that hold the share of an
-        utterance of at least `ngram` words.
-      train_documents: how many documents were read.
-      train_utterances: how many utterances they have.
-      damaged_records: records of either set that could not be read.
+      ngram: words per n-gram.
+      share: the threshold.
+      utterances: all utterances of the evaluation set, in stored order.
+      same_ids: ids of documents that are in both sets.
+      excluded: ids of the training documents to exclude: `same_ids`, and documents that contain at least
+        `share` of the n-grams of an utterance.
+      train_documents: number of training documents.
+      train_utterances: number of their utterances.
+      damaged_records: number of unreadable records of both sets.
     """
 
     ngram: int
     share: float
     utterances: list[Found]
     same_ids: list[str]
-    denied: list[str]
+    excluded: list[str]
     train_documents: int
     train_utterances: int
     damaged_records: int
 
     def long(self) -> list[Found]:
-        """Utterances that have n-grams."""
+        """Returns the utterances that have n-grams."""
         return [found for found in self.utterances if found.words >= self.ngram]
 
     def short(self) -> list[Found]:
-        """Utterances with fewer words, but at least one."""
+        """Returns the utterances with fewer words than an n-gram, but at least one."""
         return [found for found in self.utterances if 0 < found.words < self.ngram]
 
     def matches(self) -> list[Found]:
-        """Utterances that stand in the training data, the largest share first."""
+        """Returns the contaminated utterances, largest share first."""
         kept = [found for found in self.utterances if found.train_documents]
         return sorted(kept, key=lambda found: (-found.share, -found.words))
 
@@ -71,24 +71,24 @@ def find_contamination(
     share: float = SHARE,
     generation: int = -1,
 ) -> Contamination:
-    """Looks for the utterances of one data set in another.
+    """Searches training data for the utterances of an evaluation set.
 
     Args:
-      train: data set whose train split is read; codec and tokenizer may be other ones.
-      evaluation: data set of which both splits are looked for; the validation split if it is `train` itself.
-      ngram: words of an n-gram.
-      share: from which share of its n-grams in one document an utterance is found, above 0 to 1.
-      generation: of `train`, -1 for the newest.
+      train: data set whose train split is searched; codec and tokenizer may differ from `evaluation`.
+      evaluation: data set whose utterances are searched for; only the validation split if it is `train`.
+      ngram: words per n-gram.
+      share: minimum share of the n-grams of an utterance in one document, above 0 and at most 1.
+      generation: generation of `train`, -1 for the newest.
 
     Raises:
-      UserError: for a value out of range, a folder that is no data set, or an evaluation set without
+      UserError: for a value out of range, a folder without a data set, or an evaluation set without
         utterances.
       DamagedRecordError: if a shard cannot be opened.
     """
     if ngram < 1:
         raise UserError(f"--ngram={ngram} must be 1 or more")
     if not 0 < share <= 1:
-        raise UserError(f"--share={share} must lie above 0 and not above 1")
+        raise UserError(f"--share={share} must be above 0 and at most 1")
     same = Path(train).resolve() == Path(evaluation).resolve()
     wanted = _Reader(evaluation, SPLITS[1:] if same else SPLITS, generation if same else -1)
     utterances = [
@@ -97,7 +97,7 @@ def find_contamination(
         for number, text in enumerate(texts)
     ]
     if not utterances:
-        raise UserError(f"{evaluation} has no utterances to look for: name a data set with content")
+        raise UserError(f"{evaluation} has no utterances; pass a data set that is not empty")
     search = NgramSearch(utterances, ngram, share)
     reader = _Reader(train, SPLITS[:1], generation)
     for name, texts in reader.documents("reading the training data"):
@@ -108,7 +108,7 @@ def find_contamination(
         share,
         utterances,
         list(search.same_ids),
-        list(search.denied),
+        list(search.excluded),
         search.documents,
         search.spoken,
         wanted.damaged + reader.damaged,
@@ -116,7 +116,7 @@ def find_contamination(
 
 
 class _Reader:
-    """The transcripts of a data set, document by document."""
+    """Reads the transcripts of a data set, document by document."""
 
     def __init__(self, directory: str | Path, splits: Sequence[str], generation: int):
         self._manifest = Manifest.load(directory, generation)
@@ -129,7 +129,7 @@ class _Reader:
         self.damaged = 0
 
     def documents(self, label: str) -> Iterator[tuple[str, list[str]]]:
-        """Yields (document id, transcripts); a damaged record is counted and left out."""
+        """Yields (document id, transcripts); a damaged record is counted and skipped."""
         total = sum(records for _, records in self._shards)
         with progress(f"{label}, records", total) as bar:
             for path, _ in self._shards:

@@ -1,4 +1,4 @@
-"""A search for transcripts by their n-grams of words, one training document after the other."""
+"""Search for transcripts in training documents by n-grams of words."""
 
 import dataclasses
 import itertools
@@ -12,25 +12,25 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a transcript: lower case, apostrophes deleted, other punctuation taken for spaces."""
+    """Returns the words of a transcript: lower case, without apostrophes, split at other punctuation."""
     return _WORD.findall(_APOSTROPHES.sub("", text.lower()))
 
 
 @dataclasses.dataclass
 class Found:
-    """One utterance of the evaluation set and what the training data has of it.
+    """An utterance of the evaluation set and its matches in the training data.
 
     Attributes:
-      document: its document.
-      utterance: its number there, from 0.
+      document: id of its document.
+      utterance: its index in the document.
       text: its transcript.
-      words: words of the transcript.
-      share: largest share of its n-grams that one training document holds; 1 where a shorter utterance is
-        found whole.
-      share_anywhere: share of its n-grams that all training documents together hold.
-      train_document: the document of `share`; None if nothing was found.
-      train_utterance: number of the utterance there in which the match begins.
-      train_documents: how many training documents hold the share asked for.
+      words: number of words of the transcript.
+      share: largest share of its n-grams in one training document; 1 if a shorter utterance occurs as a
+        whole.
+      share_anywhere: share of its n-grams in all training documents together.
+      train_document: id of the document of `share`; None without a match.
+      train_utterance: index of the utterance in that document in which the match begins.
+      train_documents: number of training documents that reach the threshold.
     """
 
     document: str
@@ -45,28 +45,28 @@ class Found:
 
 
 class NgramSearch:
-    """The n-grams of the evaluation set, and what was found of them so far.
+    """The n-grams of the evaluation set and their matches so far.
 
     Attributes:
-      same_ids: ids that documents of both sets have, as keys.
-      denied: ids of the training documents to leave out, as keys.
-      documents: training documents compared so far.
-      spoken: utterances of these.
+      same_ids: ids of documents that are in both sets, as keys.
+      excluded: ids of the training documents to exclude, as keys.
+      documents: number of training documents so far.
+      spoken: number of their utterances.
     """
 
     def __init__(self, utterances: list[Found], ngram: int, share: float):
-        """Args: utterances: filled in as matches are met. ngram: words. share: above 0 to 1."""
+        """Takes utterances, which are updated by matches, the words per n-gram, and the threshold."""
         self._utterances, self._ngram, self._share = utterances, ngram, share
         spoken = [words(found.text) for found in utterances]
         self._vocabulary = {
             word: number
             for number, word in enumerate(dict.fromkeys(itertools.chain(*spoken)), start=1)
         }
-        # An n-gram is known by the sum of its words' random numbers, each times one of its place, mod 2^64.
+        # Key of an n-gram: the sum of a random number per word times one per position, mod 2^64.
         rng = np.random.default_rng(0)
         numbers = rng.integers(1, 2**63, len(self._vocabulary) + 1, np.uint64)
         self._numbers = numbers * 2 + 1
-        self._places = rng.integers(1, 2**63, ngram, np.uint64) * 2 + 1
+        self._factors = rng.integers(1, 2**63, ngram, np.uint64) * 2 + 1
         pairs: dict[tuple[int, int], None] = {}
         self._short: dict[str, list[int]] = {}
         for number, line in enumerate(spoken):
@@ -76,26 +76,26 @@ class NgramSearch:
             elif line:
                 self._short.setdefault(" ".join(line), []).append(number)
         self._keys = np.array(sorted({key for key, _ in pairs}), np.uint64)
-        place = {key: at for at, key in enumerate(self._keys.tolist())}
-        self._holders: list[list[int]] = [[] for _ in place]
+        row = {key: number for number, key in enumerate(self._keys.tolist())}
+        self._holders: list[list[int]] = [[] for _ in row]
         for key, number in pairs:
-            self._holders[place[key]].append(number)
+            self._holders[row[key]].append(number)
         self._totals = np.bincount([number for _, number in pairs], minlength=len(utterances))
         self._seen = np.zeros(len(self._keys), bool)
         self._wanted_ids = {found.document for found in utterances}
         self.same_ids: dict[str, None] = {}
-        self.denied: dict[str, None] = {}
+        self.excluded: dict[str, None] = {}
         self.documents = self.spoken = 0
 
     def compare(self, name: str, texts: Sequence[str]) -> None:
-        """Looks for everything in one training document."""
+        """Searches one training document."""
         self.documents += 1
         self.spoken += len(texts)
         if name in self._wanted_ids:
-            self.same_ids[name] = self.denied[name] = None
+            self.same_ids[name] = self.excluded[name] = None
         lines = [words(text) for text in texts]
         self._compare_short(name, lines)
-        # Across utterances: the sets cut the same recording at other places.
+        # Across utterances: the sets split the same recording at different times.
         windows, keys = self._grams(self._ids(list(itertools.chain(*lines))))
         if len(self._keys) and len(keys):
             at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -106,13 +106,13 @@ class NgramSearch:
 
     def _compare_short(self, name: str, lines: Sequence[list[str]]) -> None:
         met = set()
-        for place, line in enumerate(lines):
+        for index, line in enumerate(lines):
             if len(line) >= self._ngram or not line:
                 continue
             for number in self._short.get(" ".join(line), ()):
                 found = self._utterances[number]
                 if found.train_document is None:
-                    found.train_document, found.train_utterance = name, place
+                    found.train_document, found.train_utterance = name, index
                 found.share = found.share_anywhere = 1.0
                 met.add(number)
         for number in met:
@@ -133,10 +133,10 @@ class NgramSearch:
                 found.train_utterance = int(np.searchsorted(starts, begins, side="right")) - 1
             if share >= self._share:
                 found.train_documents += 1
-                self.denied[name] = None
+                self.excluded[name] = None
 
     def finish(self) -> None:
-        """Works out the shares over all documents."""
+        """Computes the shares over all documents."""
         seen = np.zeros(len(self._utterances), np.int64)
         for key in np.flatnonzero(self._seen).tolist():
             seen[self._holders[key]] += 1
@@ -145,17 +145,17 @@ class NgramSearch:
             found.share_anywhere = int(seen[number]) / int(self._totals[number])
 
     def _ids(self, line: Sequence[str]) -> np.ndarray:
-        """Numbers of the words, int64; 0 for words that the evaluation set does not have."""
+        """Returns the ids of words, int64; 0 for words that are not in the evaluation set."""
         return np.fromiter((self._vocabulary.get(word, 0) for word in line), np.int64, len(line))
 
     def _grams(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(first word, key) of each n-gram without a foreign word, int64 and uint64."""
+        """Returns first word (int64) and key (uint64) of each n-gram without unknown words."""
         count = len(ids) - self._ngram + 1
         if count <= 0:
             return np.zeros(0, np.int64), np.zeros(0, np.uint64)
         keys, known = np.zeros(count, np.uint64), np.ones(count, bool)
-        for place, factor in enumerate(self._places):
-            part = ids[place : place + count]
+        for offset, factor in enumerate(self._factors):
+            part = ids[offset : offset + count]
             keys += self._numbers[part] * factor
             known &= part > 0
         return np.flatnonzero(known), keys[known]

@@ -1,35 +1,100 @@
-"""A whole data set checked: manifests, tokenizer, every shard and index, every record and document.
+"""Verification of a data set: manifests, tokenizer, codec files, shards, indexes, records and documents.
 
-Everything that has a checksum or stands in two places is compared, so a flipped byte in a shard, an
-index or a manifest is found. What a fault makes unusable is named as a `masked` file names it.
+Every checksum is recomputed and every value that is stored twice is compared, so a flipped byte in a shard,
+an index or a manifest is found. Each document is also rendered as training renders it and parsed again.
 """
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Iterator
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from soda_jax.data.checks.verify_shard import Fault, ShardVerifier
 from soda_jax.data.format.manifest import SPLITS, Manifest, generation_path
+from soda_jax.data.format.reading import open_shard
+from soda_jax.data.format.records import (
+    FIRST,
+    OPENS,
+    PARTS,
+    DamagedRecordError,
+    Header,
+    RecordData,
+    check_record,
+    decode_record,
+    read_header,
+)
+from soda_jax.data.format.rendering import Renderer
+from soda_jax.data.format.shards import (
+    ShardIndex,
+    ShardInfo,
+    document_hash,
+    file_crc32c,
+    index_path,
+    read_index,
+)
+from soda_jax.data.format.splitting import join_records
+from soda_jax.data.source import rendered_order
+from soda_jax.data.storage.record_offsets import read_record_offsets
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, differences
 from soda_jax.progress import progress
+from soda_jax.tokens.documents import Utterance, View, parse
 from soda_jax.tokens.text import load_tokenizer, make_layout
 
-# What all generations of a data set have in common.
-_LASTING = ("kind", "layout", "codec", "tokenizer_fingerprint", "front_end")
+_VIEWS = {
+    "speech": (
+        View("text_first"),
+        View("audio_first"),
+        View(composition="S+A"),
+        View(composition="S"),
+        View(composition="text"),
+    ),
+    "text": (View(composition="text"),),
+}
+# Equal in all generations of a data set.
+_CONSTANT = ("kind", "layout", "codec", "tokenizer_fingerprint", "front_end_files")
+# Errors of reading a record whose bytes have changed.
+_UNREADABLE = (UserError, RuntimeError, ValueError, IndexError, struct.error, zlib.error)
+_COLUMNS = ("flags", "utterances", "text_tokens", "frames")
+_COUNTED = ("documents", "utterances", "text_tokens", "frames")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A defect of a data set.
+
+    Attributes:
+      file: path of the file relative to the data set, with "/".
+      message: what is wrong with it.
+      records: indices of the unusable records of the shard `file`.
+    """
+
+    file: str
+    message: str
+    records: tuple[int, ...] = ()
+
+    def describe(self) -> str:
+        """Returns the lines of a `mask_records` file: a comment, and one line for each record."""
+        comment = f"# {self.file}: {' '.join(self.message.split())}"
+        return "\n".join([comment, *(f"{self.file} {number}" for number in self.records)])
 
 
 def verify(directory: str | Path, generation: int = -1) -> Iterator[Fault]:
-    """Yields what is wrong with a data set; nothing if it is sound. Shows its progress.
+    """Yields the defects of a data set, none if it is intact. Shows progress.
 
     Args:
-      directory: of the data set.
-      generation: whose shards are read, the newest for -1; manifests are checked from the first on.
+      directory: folder of the data set.
+      generation: generation whose shards are read, -1 for the newest; the manifests of all earlier
+        generations are checked too.
 
     Raises:
-      UserError: if there is no data set, or no manifest of it can be read.
+      UserError: if there is no data set, or none of its manifests can be read.
     """
     directory = Path(directory)
     manifests, faults = _read_manifests(directory, generation)
@@ -37,7 +102,7 @@ def verify(directory: str | Path, generation: int = -1) -> Iterator[Fault]:
     newest = manifests[max(manifests)]
     yield from _front_end_faults(directory, newest)
     shards = [(split, shard) for split in SPLITS for shard in newest.splits.get(split, ())]
-    verifier = ShardVerifier(directory, newest.kind, newest.layout)
+    verifier = _ShardVerifier(directory, newest)
     with progress("verifying, records", sum(shard.records for _, shard in shards)) as bar:
         for number, (split, shard) in enumerate(shards):
             note = f"shard {number + 1} of {len(shards)}"
@@ -46,12 +111,12 @@ def verify(directory: str | Path, generation: int = -1) -> Iterator[Fault]:
 
 
 def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], list[Fault]]:
-    """The generations up to `last` that can be read, by number, and what is wrong with the files."""
+    """Returns the readable generations up to `last` by number, and the defects of the manifests."""
     manifests: dict[int, Manifest] = {}
     faults: list[Fault] = []
     newest = None
     if last >= 0 and not generation_path(directory, last).exists():
-        Manifest.load(directory, last)  # says what is missing
+        Manifest.load(directory, last)  # raises the error for a missing file
     try:
         newest = Manifest.load(directory)
         last = newest.generation if last < 0 else last
@@ -61,15 +126,12 @@ def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], li
         faults.append(Fault("manifest.json", str(error)))
     paths = sorted((directory / "manifests").glob("[0-9]*.json"))
     numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]
-    # A file beyond the newest is of an append that was killed between two renames: it goes on.
-    wanted = range(last + 1) if last >= 0 else numbers
-    for number in wanted:
+    # An append that was killed between two renames leaves a later generation; it is not an error.
+    for number in range(last + 1) if last >= 0 else numbers:
         file = generation_path(directory, number)
         name = f"manifests/{file.name}"
         if not file.exists():
-            faults.append(
-                Fault(name, f"it is missing, though manifest.json is of generation {last}")
-            )
+            faults.append(Fault(name, f"it is missing; manifest.json is of generation {last}"))
             continue
         try:
             manifests[number] = Manifest.load(directory, number)
@@ -80,43 +142,43 @@ def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], li
         if last not in manifests and newest.generation == last:
             manifests[last] = newest
     if not manifests:
-        raise UserError(f"{directory} has no manifest that can be read: {faults[0].message}")
+        raise UserError(f"{directory} has no readable manifest: {faults[0].message}")
     faults += _succession_faults(manifests)
     return manifests, faults
 
 
-def _newest_faults(newest: Manifest, twin: Manifest | None) -> Iterator[Fault]:
-    """manifest.json and the file of its generation hold the same bytes."""
-    if twin is None or twin.digest == newest.digest:
+def _newest_faults(newest: Manifest, copy: Manifest | None) -> Iterator[Fault]:
+    """Compares manifest.json with the file of its generation."""
+    if copy is None or copy.digest == newest.digest:
         return
-    ours, theirs = newest.to_json(), twin.to_json()
+    ours, theirs = newest.to_json(), copy.to_json()
     keys = ", ".join(key for key in ours if ours[key] != theirs[key])
     name = f"manifests/{newest.generation:04d}.json"
     yield Fault("manifest.json", f"it differs from {name} in {keys}: one of the two is damaged")
 
 
 def _succession_faults(manifests: dict[int, Manifest]) -> Iterator[Fault]:
-    """A generation has all shards of the one before and is of the same kind."""
+    """Checks that each generation contains the shards of the previous one and is of the same kind."""
     for number, manifest in manifests.items():
-        before = manifests.get(number - 1)
-        if before is None:
+        previous = manifests.get(number - 1)
+        if previous is None:
             continue
         name = f"manifests/{number:04d}.json and {number - 1:04d}.json"
         for split in SPLITS:
-            kept = manifest.splits.get(split, ())[: len(before.splits.get(split, ()))]
-            if kept != before.splits.get(split, ()):
-                yield Fault(name, f"they differ in the {split} shards that both should have")
-        for field in _LASTING:
-            if getattr(manifest, field) != getattr(before, field):
+            earlier = previous.splits.get(split, ())
+            if manifest.splits.get(split, ())[: len(earlier)] != earlier:
+                yield Fault(name, f"they differ in the {split} shards that both list")
+        for field in _CONSTANT:
+            if getattr(manifest, field) != getattr(previous, field):
                 yield Fault(name, f"they differ in {field}, which never changes")
 
 
 def _front_end_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
-    """Tokenizer and codec are the files that the manifest lists, and the tokenizer is its own."""
+    """Compares the files of tokenizer and codec with the manifest, and the tokenizer's fingerprint."""
     damaged = [
         Fault(name, message)
         for folder in FRONT_END
-        for name, message in differences(directory, manifest.front_end, folder)
+        for name, message in differences(directory, manifest.front_end_files, folder)
     ]
     yield from damaged
     if not (directory / "tokenizer").exists() or any(
@@ -125,28 +187,244 @@ def _front_end_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
         return
     try:
         tokenizer = load_tokenizer(directory / "tokenizer")
-        if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
-            raise UserError(
-                f"its fingerprint is {tokenizer.fingerprint}, the manifest says "
-                f"{manifest.tokenizer_fingerprint}"
-            )
-        if make_layout(tokenizer, manifest.layout.codebook_sizes) != manifest.layout:
-            raise UserError("its ids are not those of the manifest's layout")
     except UserError as error:
         yield Fault("tokenizer", str(error))
+        return
+    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
+        yield Fault(
+            "tokenizer",
+            f"its fingerprint is {tokenizer.fingerprint}, the manifest has "
+            f"{manifest.tokenizer_fingerprint}",
+        )
+    elif make_layout(tokenizer, manifest.layout.codebook_sizes) != manifest.layout:
+        yield Fault("tokenizer", "its ids are not those of the manifest's layout")
 
 
 def _repeated_documents(hashes: dict[str, np.ndarray]) -> Iterator[Fault]:
-    """A document stands once in a data set: not twice in a split, and not in two splits."""
-    names = list(hashes)
-    if not names:
+    """Finds documents that are stored twice, in one split or in two."""
+    if not hashes:
         return
-    every = np.concatenate([hashes[name] for name in names])
+    names, every = list(hashes), np.concatenate(list(hashes.values()))
     shards = np.repeat(np.arange(len(names)), [len(hashes[name]) for name in names])
     order = np.argsort(every, kind="stable")
-    again = np.flatnonzero(every[order][1:] == every[order][:-1])
-    for place in again.tolist():
-        first, second = names[shards[order[place]]], names[shards[order[place + 1]]]
-        yield Fault(
-            second, f"a document of it (hash {every[order[place]]:016x}) is also in {first}"
-        )
+    every, shards = every[order], shards[order]
+    for number in np.flatnonzero(every[1:] == every[:-1]).tolist():
+        first, second = names[shards[number]], names[shards[number + 1]]
+        yield Fault(second, f"a document of it (hash {every[number]:016x}) is also in {first}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """A stored record: its index in the shard, its bytes, and what they decode to."""
+
+    number: int
+    content: bytes
+    header: Header
+    data: RecordData
+
+
+class _ShardVerifier:
+    """Checks the shards of one data set.
+
+    Attributes:
+      hashes: uint64 hashes of the documents of each shard whose index is intact, by name of the shard.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest):
+        """Takes the folder and the manifest of the data set."""
+        self._directory, self._layout = directory, manifest.layout
+        self._renderers = [Renderer(manifest.layout, view) for view in _VIEWS[manifest.kind]]
+        self.hashes: dict[str, np.ndarray] = {}
+
+    def faults(self, split: str, shard: ShardInfo, advance: Callable[[], None]) -> Iterator[Fault]:
+        """Yields the defects of a shard and its index.
+
+        Args:
+          split: its split.
+          shard: its entry in the manifest.
+          advance: called once for each record that the manifest counts.
+        """
+        path = self._directory / split / shard.file
+        file = f"{split}/{shard.file}"
+        reader = index = None
+        try:
+            size, crc32c = file_crc32c(path)
+            if (size, crc32c) != (shard.bytes, shard.crc32c):
+                yield Fault(
+                    file,
+                    f"it has {size} bytes with crc32c {crc32c}, the manifest has {shard.bytes} with "
+                    f"{shard.crc32c}",
+                )
+            opened = open_shard(path)
+            if opened.num_records() != shard.records:
+                raise DamagedRecordError(
+                    f"it has {opened.num_records()} records, the manifest has {shard.records}"
+                )
+            reader = opened
+        except UserError as error:
+            # Training cannot read any record of such a shard.
+            yield Fault(file, str(error), tuple(range(shard.records)))
+        try:
+            index = self._read_index(path, shard)
+            self.hashes[file] = index.document_hashes
+        except UserError as error:
+            yield Fault(f"{split}/{index_path(path).name}", str(error))
+        if reader is not None:
+            yield from self._record_faults(reader, file, shard, index, advance)
+        else:
+            for _ in range(shard.records):
+                advance()
+
+    def _read_index(self, path: Path, shard: ShardInfo) -> ShardIndex:
+        """Returns the index of a shard; UserError if it does not match the manifest or the shard."""
+        index = read_index(index_path(path), shard.index_crc32c)
+        lengths = {len(getattr(index, name)) for name in _COLUMNS}
+        if lengths != {shard.records}:
+            found = " and ".join(map(str, sorted(lengths)))
+            raise UserError(f"it describes {found} records, the manifest has {shard.records}")
+        first, named = int(np.count_nonzero(index.flags & FIRST)), len(index.document_hashes)
+        if not first == named == shard.documents:
+            raise UserError(
+                f"it has {named} document hashes and {first} first records, the manifest has "
+                f"{shard.documents} documents"
+            )
+        if path.is_file():
+            with contextlib.suppress(ValueError):  # reported as a defect of the shard
+                if not np.array_equal(index.record_offsets, read_record_offsets(path)):
+                    raise UserError("its record offsets are not those of the shard")
+        return index
+
+    def _record_faults(
+        self,
+        reader: Any,
+        file: str,
+        shard: ShardInfo,
+        index: ShardIndex | None,
+        advance: Callable[[], None],
+    ) -> Iterator[Fault]:
+        """Yields the defects of the records and documents of a shard, and wrong totals."""
+        counts: Counter[str] = Counter()
+        document: list[_Record] = []
+        lost = False  # True after an unreadable record until the next document begins
+        for number in range(shard.records):
+            advance()
+            try:
+                record = self._read(reader, number)
+            except _UNREADABLE as error:
+                yield Fault(file, f"record {number}: {error}", (number,))
+                document, lost = [], True
+                counts["lost"] += 1
+                continue
+            _count(counts, record)
+            if index is not None and (message := _index_difference(index, record.header, number)):
+                yield Fault(file, f"record {number}: {message}", (number,))
+            if record.data.first:
+                if document:
+                    yield _document_fault(file, document, "it has no last record")
+                document, lost = [], False
+            elif not document and not lost:
+                yield Fault(file, f"record {number}: it continues no document", (number,))
+                continue
+            if lost:
+                continue
+            document.append(record)
+            if record.data.last:
+                if message := self._document_message(document, index):
+                    yield _document_fault(file, document, message)
+                document = []
+        if document:
+            yield _document_fault(file, document, "it has no last record")
+        if counts["lost"]:
+            return  # all counts are wrong, for the reason reported above
+        for name in _COUNTED:
+            if counts[name] != (expected := getattr(shard, name)):
+                label = name.replace("_", " ")
+                yield Fault(file, f"it has {counts[name]} {label}, the manifest has {expected}")
+
+    def _read(self, reader: Any, number: int) -> _Record:
+        content = reader.read([number])[0]
+        header = read_header(content, self._layout)
+        data = decode_record(content, self._layout)
+        check_record(data, self._layout)
+        return _Record(number, content, header, data)
+
+    def _document_message(self, records: list[_Record], index: ShardIndex | None) -> str:
+        """Returns the defect of a document, "" if it is intact."""
+        names = {record.data.document_id for record in records}
+        if len(names) > 1:
+            return f"its records belong to several documents: {', '.join(sorted(names))}"
+        if index is not None:
+            position = int(np.count_nonzero(index.flags[: records[0].number + 1] & FIRST)) - 1
+            # -1: the index lacks this first record, which is reported already.
+            if position >= 0 and index.document_hashes[position] != np.uint64(
+                document_hash(*names)
+            ):
+                return f"document {position} of the index is another"
+        try:
+            utterances = join_records([record.data for record in records])
+            for renderer in self._renderers:
+                found = parse(_rendered(records, renderer), self._layout, renderer.codebooks)
+                if not _same(found.utterances, utterances, renderer):
+                    view = renderer.view
+                    order = f", {view.order}" if view.composition == "S+A+T" else ""
+                    return f"rendered as {view.composition}{order} it parses to other utterances"
+        except (UserError, ValueError, IndexError) as error:
+            return f"it cannot be rendered and parsed: {error}"
+        return ""
+
+
+def _document_fault(file: str, records: list[_Record], message: str) -> Fault:
+    numbers = tuple(record.number for record in records)
+    shown = f"record {numbers[0]}" + (f" to {numbers[-1]}" if len(numbers) > 1 else "")
+    return Fault(file, f"{shown}, document {records[0].data.document_id}: {message}", numbers)
+
+
+def _index_difference(index: ShardIndex, header: Header, number: int) -> str:
+    """Returns the columns in which a record and its row of the index differ, "" if there are none."""
+    pairs = {name: (getattr(header, name), int(getattr(index, name)[number])) for name in _COLUMNS}
+    differing = [
+        f"{found} {name.replace('_', ' ')}, the index has {expected}"
+        for name, (found, expected) in pairs.items()
+        if found != expected
+    ]
+    return f"it has {', '.join(differing)}" if differing else ""
+
+
+def _count(counts: Counter[str], record: _Record) -> None:
+    counts["documents"] += record.data.first
+    counts["text_tokens"] += record.header.text_tokens
+    counts["frames"] += record.header.frames
+    if record.data.part == "whole":
+        counts["utterances"] += record.header.utterances
+    elif record.data.part == "text":  # an utterance in pieces is counted at its first piece
+        counts["utterances"] += bool(record.header.flags & (FIRST | OPENS))
+
+
+def _rendered(records: Sequence[_Record], renderer: Renderer) -> np.ndarray:
+    """Returns the token ids of a document, int32 `[tokens]`, with the code that fills training windows."""
+    flags, *counts = (np.array([getattr(r.header, name) for r in records]) for name in _COLUMNS)
+    part = np.array([PARTS.index(record.data.part) for record in records])
+    order = rendered_order(part, flags, renderer.view.order)
+    lengths = renderer.lengths(part, flags, *counts)[order]
+    lengths[0] += 1  # BOS
+    lengths[-1] += 1  # EOS
+    stops = lengths.cumsum()
+    out = np.empty(int(stops[-1]), np.int32)
+    for position, number in enumerate(order.tolist()):
+        first, last = position == 0, position == len(order) - 1
+        length, stop = int(lengths[position]), int(stops[position])
+        content, header = records[number].content, records[number].header
+        renderer.tokens(content, header, first, last, 0, length, out[stop - length : stop])
+    return out
+
+
+def _same(found: Sequence[Utterance], stored: Sequence[Utterance], renderer: Renderer) -> bool:
+    """Returns whether parsed utterances are the stored ones, in the parts that the view renders."""
+    if not renderer.view.has_audio:  # one text without separators between the utterances
+        ids = np.concatenate([utterance.text_ids for utterance in stored])
+        return len(found) == 1 and np.array_equal(found[0].text_ids, ids)
+    return len(found) == len(stored) and all(
+        np.array_equal(a.codes, b.codes[:, : renderer.codebooks])
+        and (not renderer.view.has_text or np.array_equal(a.text_ids, b.text_ids))
+        for a, b in zip(found, stored, strict=True)
+    )

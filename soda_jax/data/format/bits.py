@@ -12,14 +12,14 @@ import numpy as np
 
 # Any 8 rows fill whole bytes, whatever the widths: unpacking starts at a multiple of 8 rows.
 _ROWS = 8
-# A value spans at most 7 + 25 bits, so one unaligned 32-bit read holds it.
+# A value spans at most 7 + 25 bits, so one unaligned 32-bit read contains it.
 MAX_WIDTH = 25
-# The 32-bit read of the last value may reach this many bytes behind the packed rows.
+# The 32-bit read of the last value may extend this many bytes past the packed rows.
 SLACK = 3
 
 
 def width_of(size: int) -> int:
-    """Bits that hold the values 0 … size − 1: ceil(log2(size)), at least 1."""
+    """Returns the bits needed for the values 0 … size − 1: ceil(log2(size)), at least 1."""
     return max(1, (size - 1).bit_length())
 
 
@@ -35,16 +35,16 @@ class BitPacking:
 
     def __post_init__(self) -> None:
         if not self.widths or not all(1 <= width <= MAX_WIDTH for width in self.widths):
-            raise ValueError(f"widths must lie in 1–{MAX_WIDTH}: {self.widths}")
+            raise ValueError(f"widths must be in 1–{MAX_WIDTH}: {self.widths}")
         self.row_bits = sum(self.widths)
         self._offsets = np.cumsum((0, *self.widths[:-1]))
         masks = [(1 << width) - 1 for width in self.widths]
-        # One mask for all columns is cheaper to apply than a row of equal ones.
+        # A scalar mask is faster than a row of equal masks.
         self._mask = np.array(masks if len(set(masks)) > 1 else masks[0], np.uint32)
         self._pattern = self._make_pattern(0)
 
     def size(self, rows: int) -> int:
-        """Number of bytes that `rows` rows take."""
+        """Returns the size of `rows` packed rows in bytes."""
         return (rows * self.row_bits + 7) // 8
 
     def pack(self, values: np.ndarray) -> bytes:
@@ -52,8 +52,8 @@ class BitPacking:
         values = np.asarray(values).astype(np.uint32)
         bits = np.empty((len(values), self.row_bits), np.uint8)
         for column, (offset, width) in enumerate(zip(self._offsets, self.widths, strict=True)):
-            places = np.arange(width, dtype=np.uint32)
-            bits[:, offset : offset + width] = (values[:, column, None] >> places) & 1
+            shifts = np.arange(width, dtype=np.uint32)
+            bits[:, offset : offset + width] = (values[:, column, None] >> shifts) & 1
         return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
 
     def unpack(
@@ -68,25 +68,25 @@ class BitPacking:
         """
         skip = first % _ROWS
         rows = last - first + skip
-        # Held in a local: another thread may put its own, shorter pattern in its place.
+        # A local variable, because another thread may replace the attribute by a shorter pattern.
         pattern = self._pattern
         if rows > len(pattern[0]):
             pattern = self._pattern = self._make_pattern(2 * rows)
-        places, shifts = pattern
+        offsets, shifts = pattern
         start += (first - skip) // _ROWS * self.row_bits
         words = np.ndarray((len(buffer) - start - SLACK,), "<u4", buffer, start, (1,))
-        values = np.take(words, places[skip:rows, :columns])
+        values = np.take(words, offsets[skip:rows, :columns])
         values >>= shifts[skip:rows, :columns]
         values &= self._mask if self._mask.ndim == 0 else self._mask[:columns]
         return values
 
     def _make_pattern(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Byte and bit place of each value of the first `rows` rows, each `[rows, columns]`."""
+        """Returns byte offset and bit shift of the values of the first `rows` rows, `[rows, columns]` each."""
         bits = np.arange(rows)[:, None] * self.row_bits + self._offsets
         return bits >> 3, (bits & 7).astype(np.uint32)
 
 
 @functools.lru_cache(maxsize=64)
 def packing(sizes: tuple[int, ...]) -> BitPacking:
-    """The packing whose column k holds the values 0 … sizes[k] − 1."""
+    """Returns the packing whose column k has the values 0 … sizes[k] − 1."""
     return BitPacking(tuple(width_of(size) for size in sizes))

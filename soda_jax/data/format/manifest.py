@@ -1,10 +1,10 @@
-"""The manifest of a data set: what its shards hold and which vocabulary and codec made them.
+"""The manifest of a data set: its shards, vocabulary, tokenizer and codec.
 
     DATASET/manifest.json            the newest generation
     DATASET/manifests/0000.json …    every generation; none ever changes
 
-Appending writes new shards and the next generation; whoever reads an older one sees the same data. Each
-file contains a SHA-256 of its own bytes (`soda_jax.checked_json`), and `Manifest.load` is the only reader:
+Appending writes new shards and the next generation; a reader of an older generation still reads the same
+data. Each file contains a SHA-256 of its own bytes (`soda_jax.checked_json`), and `Manifest.load` is the only reader:
 no command accepts a manifest in which a bit has changed.
 """
 
@@ -27,6 +27,7 @@ from soda_jax.data.storage.locations import Location, join
 from soda_jax.data.storage.remote import read_bytes
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FileSums
+from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 FORMAT_VERSION = 2
@@ -43,15 +44,15 @@ class Manifest:
     Attributes:
       kind: "speech" or "text".
       layout: the vocabulary of its records.
-      codec: what made the codes: at least "name", "fingerprint", "sample_rate" (Hz) and
-        "frame_rate" (frames a second); None for text.
+      codec: the codec of the codes: at least "name", "fingerprint", "sample_rate" (Hz) and
+        "frame_rate" (frames per second); None for text.
       tokenizer_fingerprint: of the text tokenizer saved in DATASET/tokenizer.
       splits: shards of "train" and "validation", in order.
       settings_digest: hash of the settings that the data set was tokenized with.
-      generation: 0, and one more at each append.
+      generation: 0 for the first, incremented by each append.
       quarantined: number of quarantined inputs by reason, over all generations.
-      front_end: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; equal in all
-        generations.
+      front_end_files: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; equal in
+        all generations.
       quarantine: size and crc32c of the first part of DATASET/quarantine.jsonl, which has the rows of
         this generation and the earlier ones.
     """
@@ -64,12 +65,12 @@ class Manifest:
     settings_digest: str = ""
     generation: int = 0
     quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    front_end: FileSums = dataclasses.field(default_factory=dict)
+    front_end_files: FileSums = dataclasses.field(default_factory=dict)
     quarantine: tuple[int, str] = (0, "00000000")
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as a JSON object, totals included."""
-        # The codec's entries may hold tuples, which a file gives back as lists.
+        """Returns the manifest as a JSON object with totals."""
+        # The codec may contain tuples, which are lists after reading from a file.
         return {
             "format_version": FORMAT_VERSION,
             "generation": self.generation,
@@ -81,7 +82,9 @@ class Manifest:
             "settings_digest": self.settings_digest,
             "quarantined": dict(sorted(self.quarantined.items())),
             "quarantine": list(self.quarantine),
-            "front_end": {name: list(self.front_end[name]) for name in sorted(self.front_end)},
+            "front_end": {
+                name: list(total) for name, total in sorted(self.front_end_files.items())
+            },
             "totals": {split: self.totals(split) for split in SPLITS},
             "splits": {
                 split: [dataclasses.asdict(shard) for shard in self.splits.get(split, ())]
@@ -89,8 +92,14 @@ class Manifest:
             },
         }
 
+    @property
+    def front_end(self) -> FrontEnd:
+        """Tokenizer, codec and layout of the records."""
+        codec = self.codec["fingerprint"] if self.codec else None
+        return FrontEnd(self.layout, self.tokenizer_fingerprint, codec)
+
     def totals(self, split: str) -> dict[str, int]:
-        """Sums over the shards of a split: shards, records, documents, utterances and so on."""
+        """Returns sums over the shards of a split: shards, records, documents, utterances and so on."""
         shards = self.splits.get(split, ())
         fields = ("records", "documents", "utterances", "text_tokens", "frames", "bytes")
         sums = {field: sum(getattr(shard, field) for shard in shards) for field in fields}
@@ -98,15 +107,15 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """A hash of everything above, 64 hexadecimal digits; equal data sets have equal digests."""
+        """A hash of `to_json`, 64 hexadecimal digits; equal data sets have equal digests."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the generation, then makes it the newest one.
+        """Writes the generation, then manifest.json.
 
         Raises:
-          UserError: if this generation exists and is another; a generation never changes.
+          UserError: if this generation exists with another content; a generation never changes.
         """
         path = generation_path(directory, self.generation)
         if path.exists() and path.read_bytes() != checked_json(self.to_json()).encode():
@@ -118,10 +127,10 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: Location, generation: int = -1) -> "Manifest":
-        """Reads a generation of a data set, the newest for -1; `directory` is a path or a URL.
+        """Reads a generation of a data set, -1 for the newest; `directory` is a path or a URL.
 
         Raises:
-          UserError: if there is none, a bit of it has changed, or its format is of another version.
+          UserError: if it is missing, damaged, or of another format version.
         """
         path = join(directory, _MANIFEST)
         if generation >= 0:
@@ -140,7 +149,9 @@ class Manifest:
                 settings_digest=value["settings_digest"],
                 generation=value["generation"],
                 quarantined=value["quarantined"],
-                front_end={name: (size, crc) for name, (size, crc) in value["front_end"].items()},
+                front_end_files={
+                    name: (size, crc) for name, (size, crc) in value["front_end"].items()
+                },
                 quarantine=tuple(value["quarantine"]),
             )
             missing = [key for key in _CODEC_KEYS if key not in (value["codec"] or _CODEC_KEYS)]
@@ -156,12 +167,12 @@ class Manifest:
 
 
 def tokens_by_view(kind: str, codebooks: int, totals: Mapping[str, int]) -> dict[str, int]:
-    """Tokens by composition, BOS and EOS included; either order of S+A+T has as many.
+    """Returns the number of tokens by composition, including BOS and EOS; equal for both orders of S+A+T.
 
     Args:
       kind: "speech" or "text".
-      codebooks: how many a frame has.
-      totals: documents, utterances, text_tokens and frames, as `Manifest.totals` gives them.
+      codebooks: number of codebooks per frame.
+      totals: documents, utterances, text_tokens and frames, see `Manifest.totals`.
     """
     text, ends = totals["text_tokens"], 2 * totals["documents"]
     if kind == "text":
@@ -176,12 +187,12 @@ def tokens_by_view(kind: str, codebooks: int, totals: Mapping[str, int]) -> dict
 
 
 def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:
-    """Path of one generation's manifest."""
+    """Returns the path of the manifest of a generation."""
     return Path(directory) / _GENERATION.format(generation)
 
 
 def _read(path: Location) -> dict[str, Any]:
-    """The object of a manifest; UserError names the file, what is wrong with it and the fix."""
+    """Returns the JSON object of a manifest; UserError with the file, the problem and the fix."""
     try:
         content = read_bytes(path)
     except OSError as error:
@@ -202,45 +213,5 @@ def _read(path: Location) -> dict[str, Any]:
 
 
 def _fix(path: Location) -> str:
-    twin = "the newest file in manifests/" if str(path).endswith(_MANIFEST) else "a backup"
-    return f"restore it from {twin}, or tokenize the corpus again"
-
-
-def check_compatible(
-    manifest: Manifest,
-    layout: VocabularyLayout,
-    codec_fingerprint: str | None = None,
-    *,
-    name: str = "the data set",
-    other: str = "the model",
-) -> None:
-    """Refuses a data set that was made for another vocabulary or codec.
-
-    Args:
-      manifest: of the data set.
-      layout: the vocabulary that is needed.
-      codec_fingerprint: the codec that is needed; None where it is of no matter. Text passes.
-      name: what to call the data set in the message.
-      other: what to call the side that needs them.
-
-    Raises:
-      UserError: naming both sides.
-    """
-    if manifest.layout != layout:
-        ours, theirs = manifest.layout.to_json(), layout.to_json()
-        fields = [field for field in ours if ours[field] != theirs[field]]
-        raise UserError(
-            f"vocabulary layouts differ: {name} has {_show(ours, fields)}, "
-            f"{other} has {_show(theirs, fields)}; tokenize again or choose another data set"
-        )
-    if manifest.codec and codec_fingerprint is not None:
-        found = manifest.codec["fingerprint"]
-        if found != codec_fingerprint:
-            raise UserError(
-                f"codecs differ: {name} has {manifest.codec['name']} {found}, {other} has "
-                f"{codec_fingerprint}; tokenize again or choose another data set"
-            )
-
-
-def _show(layout: Mapping[str, Any], fields: list[str]) -> str:
-    return ", ".join(f"{field} {layout[field]}" for field in fields)
+    source = "the newest file in manifests/" if str(path).endswith(_MANIFEST) else "a backup"
+    return f"restore it from {source}, or tokenize the corpus again"

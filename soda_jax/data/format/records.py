@@ -1,4 +1,4 @@
-"""One record of a shard: a stretch of a document, with its text, text ids and codes.
+"""Records of a shard: a part of a document with its text, text ids and codes.
 
 Bytes of a record, integers little-endian:
 
@@ -9,7 +9,7 @@ Bytes of a record, integers little-endian:
     codes         frame by frame, ceil(log2(size of codebook k)) bits each
     text ids      ceil(log2(text vocabulary)) bits each
     text          UTF-8 of all utterances, zlib
-    crc32c        of all the bytes before it (uint32)
+    crc32c        of all preceding bytes (uint32)
 """
 
 import dataclasses
@@ -28,23 +28,23 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 RECORD_VERSION = 1
 PARTS = ("whole", "text", "audio")
 WHOLE, TEXT, AUDIO = range(3)
-# Bits of the flags, in the record and in the index alike (_WIDE in the record only).
+# Bits of the flags of records and indexes (_WIDE only of records).
 FIRST, LAST, OPENS, CLOSES, _WIDE = 1, 2, 16, 32, 64
 PART_SHIFT, PART_MASK = 2, 3
 INDEX_FLAGS = 63
 
 _HEADER = struct.Struct("<BBHIIII")
-# The crc32c of any message with its own crc32c behind it (little-endian) is this constant.
+# The crc32c of any message followed by its own crc32c (little-endian) is this constant.
 _RESIDUE = 0x48674BC7
 
 
 class DamagedRecordError(UserError):
-    """The bytes of a record are not what was written."""
+    """The bytes of a record are not those that were written."""
 
 
 @dataclasses.dataclass(eq=False)
 class RecordData:
-    """What one record holds.
+    """The content of a record.
 
     Attributes:
       document_id: the same in all records of a document.
@@ -73,7 +73,7 @@ class RecordData:
 
 
 class Header(NamedTuple):
-    """Counts of a record and the places of its columns, in bytes from its start."""
+    """Counts of a record and the byte offsets of its columns."""
 
     flags: int
     utterances: int
@@ -88,12 +88,12 @@ class Header(NamedTuple):
 
 
 def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
-    """The bytes of a record; `decode_record` gives an equal record back.
+    """Returns the bytes of a record; `decode_record` is the inverse.
 
     Raises:
       UserError: for an id longer than 65,535 bytes, text that is not valid Unicode, ids that are not
-        ordinary text, codes outside their codebook, or an utterance with a side missing; each names
-        the document.
+        ordinary text, codes outside their codebook, or an utterance without text or codes; the message
+        names the document.
     """
     name, utterances = record.document_id, record.utterances
     check_record(record, layout)
@@ -126,12 +126,12 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
 
 
 def check_sum(record: bytes) -> bool:
-    """Whether the checksum of a record is right."""
+    """Returns whether the checksum of a record matches."""
     return len(record) >= _HEADER.size + 4 and google_crc32c.value(record) == _RESIDUE
 
 
 def read_header(record: bytes, layout: VocabularyLayout) -> Header:
-    """Checks the bytes of a record and says where its columns stand.
+    """Checks the bytes of a record and returns its counts and the offsets of its columns.
 
     Raises:
       DamagedRecordError: if the checksum or the lengths are wrong, or the version is another.
@@ -150,7 +150,7 @@ def read_header(record: bytes, layout: VocabularyLayout) -> Header:
     text_start = ids + packing((layout.text_size,)).size(text_tokens)
     end = text_start + text
     if end + 4 != len(record):
-        raise DamagedRecordError(f"it has {len(record)} bytes, its counts say {end + 4}")
+        raise DamagedRecordError(f"it has {len(record)} bytes, its counts require {end + 4}")
     flags &= INDEX_FLAGS
     return Header(
         flags, utterances, text_tokens, frames, name_end, wide, codes, ids, text_start, end
@@ -158,7 +158,7 @@ def read_header(record: bytes, layout: VocabularyLayout) -> Header:
 
 
 def read_counts(record: bytes, header: Header) -> np.ndarray:
-    """Per utterance: bytes of text, text ids, frames; uint16 or uint32 `[utterances, 3]`."""
+    """Returns bytes of text, text ids and frames per utterance, uint16 or uint32 `[utterances, 3]`."""
     kind = "<u4" if header.wide else "<u2"
     flat = np.frombuffer(record, kind, header.utterances * 3, header.document_id_end)
     return flat.reshape(-1, 3)
@@ -171,7 +171,7 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
       The record; text_ids are int32 `[tokens]`, codes uint16 `[frames, codebooks]`.
 
     Raises:
-      DamagedRecordError: if the checksum, the lengths or the text are not what was written.
+      DamagedRecordError: if the checksum, the lengths or the text are wrong.
     """
     header = read_header(record, layout)
     counts = read_counts(record, header).astype(np.int64)
@@ -180,7 +180,9 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
         text = zlib.decompress(record[header.text_start : header.text_end])
     totals = counts.sum(axis=0).tolist()
     if totals != [len(text), header.text_tokens, header.frames]:
-        raise DamagedRecordError(f"its utterances add up to {totals}, which its header denies")
+        raise DamagedRecordError(
+            f"its utterances add up to {totals}, not to the counts of its header"
+        )
     ids = packing((layout.text_size,)).unpack(record, header.text_ids_start, 0, header.text_tokens)
     codes = np.zeros((0, layout.codebooks), np.uint16)
     if header.frames:
@@ -202,11 +204,6 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
     )
 
 
-def document_id_of(record: bytes) -> str:
-    """The document id of a record whose bytes `read_header` has found sound."""
-    return record[_HEADER.size : _HEADER.size + _HEADER.unpack_from(record)[2]].decode()
-
-
 def _utf8(text: str, name: str) -> bytes:
     try:
         return text.encode()
@@ -215,7 +212,7 @@ def _utf8(text: str, name: str) -> bytes:
 
 
 def check_record(record: RecordData, layout: VocabularyLayout) -> None:
-    """UserError if a record holds ids or codes outside `layout`, or an utterance lacks a side."""
+    """Raises UserError for ids or codes outside `layout`, or an utterance without text or codes."""
     name = record.document_id
     if not record.utterances:
         raise UserError(f"document {name} has no utterance")

@@ -1,8 +1,8 @@
-"""From the packed bytes of a record to the token ids of any stretch of it, under a view.
+"""Rendering: token ids of a range of a record under a view, from the packed bytes.
 
-A rendered record is a row of *pieces*: markers, text ids of one utterance, audio ids of one utterance.
-All pieces are slices of one pool (markers, then text, then audio), so the places and lengths of the
-pieces are computed for all utterances at once and the tokens gathered by a single `take`.
+A rendered record is a sequence of *pieces*: markers, text ids of one utterance, audio ids of one
+utterance. All pieces are slices of one pool (markers, then text, then audio). Their offsets and lengths are
+computed for all utterances at once, and one `take` gathers the tokens.
 """
 
 from typing import Any
@@ -24,16 +24,16 @@ from soda_jax.data.format.records import (
 from soda_jax.tokens.documents import View
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# Places of the markers in the pool. text_start stands on both sides, so that the two markers
-# between text and audio are neighbours in either order.
+# Offsets of the markers in the pool. text_start is there twice, so that the two markers between text and
+# audio are adjacent in either order.
 _BOS, _EOS, _TEXT_START, _TEXT_END, _AUDIO_START, _AUDIO_END, _TEXT_START_AGAIN, _MARKERS = range(8)
 
 
 class Renderer:
-    """Renders records of one layout under one view; many threads may use it at once."""
+    """Renders records of one layout under one view; thread-safe."""
 
     def __init__(self, layout: VocabularyLayout, view: View):
-        """Args: layout: of the records. view: UserError if it shows more codebooks than there are."""
+        """Takes the layout of the records and the view; UserError if the layout has too few codebooks."""
         self.view, self.layout = view, layout
         self.codebooks = view.shown_codebooks(layout) if view.has_audio else 0
         self._text_bits = packing((layout.text_size,))
@@ -48,7 +48,7 @@ class Renderer:
         self, part: np.ndarray, flags: np.ndarray, utterances: np.ndarray, text_tokens: np.ndarray,
         frames: np.ndarray,
     ) -> np.ndarray:  # fmt: skip
-        """Tokens of each record under the view, BOS and EOS apart, int64; all inputs `[records]`."""
+        """Returns the tokens of each record under the view without BOS and EOS, int64 `[records]`."""
         text = text_tokens.astype(np.int64) * self.view.has_text
         total = text + frames.astype(np.int64) * self.codebooks
         if self.view.composition != "text":
@@ -66,12 +66,12 @@ class Renderer:
 
         Args:
           record: its bytes.
-          header: what `read_header` found in them.
-          begins: whether BOS stands before the record in rendered order.
-          ends: whether EOS stands behind it.
-          first: first token, counted in the rendered record.
-          last: one behind the last token.
-          out: where the tokens go.
+          header: its header.
+          begins: whether BOS precedes the record in rendered order.
+          ends: whether EOS follows it.
+          first: index of the first token in the rendered record.
+          last: index of the last token + 1.
+          out: receives the tokens.
         """
         audio_start = _MARKERS + header.text_tokens * self.view.has_text
         sources, lengths = self._pieces(record, header, begins, ends, audio_start)
@@ -86,14 +86,14 @@ class Renderer:
         pool, skipped = self._pool(record, header, audio_start, sources, lengths)
         if skipped:
             sources = sources - skipped * (sources >= audio_start)
-        places = np.repeat(sources - starts, lengths)
-        places += _counting(len(places))
-        np.take(pool, places, out=out, mode="clip")
+        indices = np.repeat(sources - starts, lengths)
+        indices += _counting(len(indices))
+        np.take(pool, indices, out=out, mode="clip")
 
     def _pieces(
         self, record: bytes, header: Header, begins: bool, ends: bool, audio_start: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Place in the pool and length of every piece of the record, int64 each."""
+        """Returns offset in the pool and length of every piece of the record, int64 `[pieces]` each."""
         part = header.flags >> PART_SHIFT & PART_MASK
         audio_tokens = header.frames * self.codebooks
         opens, closes = bool(header.flags & OPENS), bool(header.flags & CLOSES)
@@ -117,22 +117,22 @@ class Renderer:
     ) -> tuple[np.ndarray, np.ndarray]:
         counts = read_counts(record, header).astype(np.int64)
         text, audio = counts[:, 1], counts[:, 2] * self.codebooks
-        text_places = text.cumsum() - text + _MARKERS
-        audio_places = audio.cumsum() - audio + audio_start
+        text_offsets = text.cumsum() - text + _MARKERS
+        audio_offsets = audio.cumsum() - audio + audio_start
         columns: list[tuple[Any, Any]]  # arrays [utterances], or one number for all
         if not self.view.has_text:
-            columns = [(_AUDIO_START, 1), (audio_places, audio), (_AUDIO_END, 1)]
+            columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 1)]
         elif self.view.order == "text_first":
-            columns = [(_TEXT_START, 1), (text_places, text), (_TEXT_END, 2)]  # and audio_start
-            columns += [(audio_places, audio), (_AUDIO_END, 1)]
+            columns = [(_TEXT_START, 1), (text_offsets, text), (_TEXT_END, 2)]  # and audio_start
+            columns += [(audio_offsets, audio), (_AUDIO_END, 1)]
         else:
-            columns = [(_AUDIO_START, 1), (audio_places, audio), (_AUDIO_END, 2)]  # and text_start
-            columns += [(text_places, text), (_TEXT_END, 1)]
+            columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 2)]  # and text_start
+            columns += [(text_offsets, text), (_TEXT_END, 1)]
         width = len(columns)
         pieces = np.empty((2, header.utterances * width + 2), np.int64)
         pieces[:, 0], pieces[:, -1] = (_BOS, begins), (_EOS, ends)
-        for number, (place, length) in enumerate(columns):
-            pieces[0, 1 + number : -1 : width] = place
+        for number, (offset, length) in enumerate(columns):
+            pieces[0, 1 + number : -1 : width] = offset
             pieces[1, 1 + number : -1 : width] = length
         return pieces[0], pieces[1]
 
@@ -144,7 +144,7 @@ class Renderer:
         sources: np.ndarray,
         lengths: np.ndarray,
     ) -> tuple[np.ndarray, int]:
-        """The pool with only the frames that are asked for, and how many audio tokens it leaves out."""
+        """Returns the pool with only the needed frames, and the number of audio tokens skipped before them."""
         first = last = 0
         audio = np.flatnonzero(sources >= audio_start)
         if len(audio) and self.codebooks:
@@ -159,7 +159,7 @@ class Renderer:
         if last > first and self._code_bits is not None:
             start, shown = header.codes_start, self.codebooks
             codes = self._code_bits.unpack(record, start, first, last, shown).reshape(-1)
-            offsets = self._offsets  # a local, as another thread may put a shorter one in its place
+            offsets = self._offsets  # local: another thread may replace the attribute
             if len(codes) > len(offsets):
                 offsets = self._offsets = self._make_offsets(2 * (last - first))
             np.add(codes.view(np.int32), offsets[: len(codes)], out=pool[audio_start:])

@@ -85,7 +85,7 @@ class ShardIndex:
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest says about a shard.
+    """The entry of a shard in the manifest.
 
     Attributes:
       file: name of the shard in the folder of its split.
@@ -214,7 +214,7 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
     if crc32c is not None and _hex(google_crc32c.value(content)) != crc32c:
         raise UserError(
             f"{path} is damaged: its crc32c is {_hex(google_crc32c.value(content))}, the manifest "
-            f"says {crc32c}; restore the file or tokenize the shard again"
+            f"has {crc32c}; restore the file or tokenize the shard again"
         )
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:

@@ -1,7 +1,7 @@
-"""Documents to records and back.
+"""Splits documents into records and joins them again.
 
-A document is cut at utterance boundaries into records of at most `limit` tokens. An utterance that is
-longer alone becomes a *run* of records: its text in pieces, then its audio in pieces.
+A document is split at utterance boundaries into records of at most `limit` tokens. A longer utterance
+becomes a *run* of records: its text in pieces, then its audio in pieces.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ def split_document(
     layout: VocabularyLayout,
     limit: int = RECORD_TOKENS,
 ) -> list[RecordData]:
-    """Cuts a document into records of at most `limit` tokens each (markers apart in pieces).
+    """Splits a document into records of at most `limit` tokens; pieces are counted without markers.
 
     Args:
-      document_id: name of the document, unique in its data set.
-      utterances: in order; all with text and audio, or a single one of text alone.
-      layout: the vocabulary; it says how many codebooks a frame has.
-      limit: tokens of a record, at least one frame.
+      document_id: id of the document, unique in its data set.
+      utterances: in order; all with text and audio, or a single one without audio.
+      layout: the vocabulary, which has the number of codebooks per frame.
+      limit: maximum number of tokens of a record; a record has at least one frame.
 
     Returns:
-      At least one record, `first` on the first and `last` on the last. The text of an utterance in
-      pieces is spread over them in proportion to the ids: join the pieces before using it.
+      At least one record; `first` is set on the first one and `last` on the last. The text of an
+      utterance in pieces is divided in proportion to the ids: join the pieces before using it.
 
     Raises:
       UserError: if there is no utterance, or text-only utterances are mixed with speech.
@@ -40,7 +40,7 @@ def split_document(
     speech = [len(utterance.codes) > 0 for utterance in utterances]
     if not utterances or any(speech) != all(speech) or (len(utterances) > 1 and not speech[0]):
         raise UserError(
-            f"document {document_id} must be utterances of speech, or one of text alone: "
+            f"document {document_id} must have utterances of speech, or one utterance of text: "
             f"{sum(speech)} of its {len(utterances)} utterances have audio"
         )
     records: list[RecordData] = []
@@ -100,7 +100,7 @@ def _audio_pieces(
 
 
 def join_records(records: Sequence[RecordData]) -> list[Utterance]:
-    """The utterances of a whole document, from all its records in stored order."""
+    """Returns the utterances of a document, from all its records in stored order."""
     utterances: list[Utterance] = []
     texts: list[Utterance] = []
     audio: list[np.ndarray] = []

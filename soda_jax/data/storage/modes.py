@@ -2,7 +2,7 @@
 
 | mode | how the shards are read | suited to |
 |---|---|---|
-| direct | in place, by ArrayRecord's reader | local and mounted folders |
+| direct | with ArrayRecord's reader | local and mounted folders |
 | stage | after a copy of each shard to `cache_dir` | a data set that fits on a disk of each host |
 | range | one small request per record, `read_concurrency` at a time | `gs://` and other URLs |
 | auto | direct for a path, range for a URL | |

@@ -126,7 +126,7 @@ class _Stager:
         finally:
             partial.unlink(missing_ok=True)
         raise UserError(
-            f"{file.origin} is damaged: its crc32c is {found} in two downloads, the manifest says "
+            f"{file.origin} is damaged: its crc32c is {found} in two downloads, the manifest has "
             f"{file.crc32c}; restore the file"
         )
 
