@@ -171,9 +171,9 @@ def test_the_limit_of_frames_closes_the_span_at_a_whole_frame(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[8, 12, 14, 13]], r"row 0, position 3: token 13 \(audio_end\) .*codebook 1 is due"),
-        ([[9, 8, 1], [8, 1, 10]], r"row 1, position 2: token 10 \(text_start\) .*text, EOS is due"),
-        ([[9, 1, 2]], r"row 0, position 1: token 1 \(text\) is not legal there: BOS is due"),
+        ([[8, 12, 14, 13]], r"row 0, position 3: token 13 \(audio_end\) .*expected codebook 1"),
+        ([[9, 8, 1], [8, 1, 10]], r"row 1, position 2: token 10 \(text_start\) .*expected text, EOS"),
+        ([[9, 1, 2]], r"row 0, position 1: token 1 \(text\) is illegal, expected BOS"),
         ([[8, 9, 8]], "row 0, position 1: token 9 "),
         ([[8, 1, 9, 1]], r"position 3: token 1 \(text\) .*nothing \(the document has ended\)"),
         ([[8, 99]], "position 1: token 99 .outside the vocabulary."),
