@@ -69,7 +69,7 @@ setup(
         "soda_jax.configs",
     ],
     package_dir={"soda_jax.configs": "configs"},
-    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*.py"]},
+    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*"]},
     install_requires=CORE,
     extras_require={
         "tokenize": TOKENIZE,

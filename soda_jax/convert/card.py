@@ -1,6 +1,6 @@
-"""The model card of an export: facts from the files of a run in one template.
+"""The model card of an export: facts from the files of a run in the template exported/card.md.
 
-A fact that no file contains is stated as "not known".
+The front matter states no license, because the publisher of the weights chooses it. A fact that no file contains is stated as "not known".
 """
 
 import json
@@ -24,95 +24,7 @@ _FREQUENT_CHARACTERS = {
     0xFF0C: "the full-width comma U+FF0C",
     0xFFFD: "U+FFFD, which replaces invalid characters",
 }
-# The front matter states no license: the publisher of the weights decides.
-_CARD = Template("""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- soda
-- audio
-- speech
-- text-to-speech
-- automatic-speech-recognition
-- qwen3
----
-
-# $name
-
-An audio language model of the SODA family: a decoder that reads and writes interleaved text, semantic \
-and acoustic tokens. The architecture is Qwen3's.
-
-$overview
-
-## Use
-
-$example
-
-The tokenizer adds nothing to a prompt, not even `$bos`, and the parts of a prompt have no spaces or line \
-breaks between them. `soda_grammar.py` restricts `generate` to legal tokens: codebooks in their order, \
-closed spans, whole frames. Without it, long generations may become invalid.$characters
-
-## Voices
-
-The model continues the voice in its prompt. Use the voice of a person only with their consent, tell \
-listeners that the speech is synthetic, and do not use it to impersonate anyone.
-
-## License
-
-The publisher of the weights chooses their license and states it here.
-
-## Training data
-
-$data
-
-## Contamination
-
-$contamination
-
-## Loss
-
-In nats per token, by the class of the target.
-
-$validation
-
-$training
-
-## Training config
-
-$config
-""")
-_EXAMPLE = Template("""```python
-import sys
-
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # the folder of this file
-sys.path.insert(0, folder)
-from soda_grammar import SodaGrammar
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = "$bos<|text_start|>Hello there.<|text_end|><|audio_start|>"
-inputs = tokenizer(prompt, return_tensors="pt")
-ids = model.generate(
-    **inputs,
-    logits_processor=[SodaGrammar.from_pretrained(folder, max_frames=180)],
-    eos_token_id=tokenizer.convert_tokens_to_ids("<|audio_end|>"),
-    pad_token_id=tokenizer.pad_token_id,
-    do_sample=True,
-    temperature=0.9,
-    top_p=0.8,
-    max_new_tokens=$new_tokens,
-)
-
-spoken = tokenizer.decode(ids[0]).split("<|audio_start|>")[-1].split("<|audio_end|>")[0]
-offsets = $offsets  # first audio index of each codebook
-indices = [ord(character) - 0xE000 for character in spoken]
-codes = [  # [frames, codebooks], the input of the codec's decoder
-    [index - offset for index, offset in zip(indices[start:], offsets)]
-    for start in range(0, len(indices), $codebooks)
-]
-```""")
+_TEMPLATES = Path(__file__).parent / "exported"
 
 
 def model_card(
@@ -168,16 +80,18 @@ def model_card(
     }
     example = f"The model has no audio ids: a prompt is `{bos}` followed by text."
     if layout.codebooks:
-        example = _EXAMPLE.substitute(
+        example = _filled(
+            "card_example.md",
             bos=bos,
             new_tokens=180 * layout.codebooks + 1,
             offsets=[int(first) - layout.audio_base for first in layout.codebook_offsets],
             codebooks=layout.codebooks,
-        )
+        ).rstrip()
     names = sorted((metadata.get("data") or {}).get("sources") or {})
     metrics = _read_metrics(workdir / "metrics.jsonl", step)
     sources = data_sources(workdir, metadata)
-    return _CARD.substitute(
+    return _filled(
+        "card.md",
         name=_text(name),
         bos=bos,
         overview=_table(("", ""), (row for row in overview.items() if row[1])),
@@ -191,6 +105,10 @@ def model_card(
         if settings
         else f"The config is {_UNKNOWN}.",
     )
+
+
+def _filled(template: str, **values: Any) -> str:
+    return Template((_TEMPLATES / template).read_text("utf-8")).substitute(values)
 
 
 def data_sources(workdir: Path, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -33,9 +33,8 @@ from soda_jax.file_sums import FRONT_END, check_folder, folder_sums
 from soda_jax.model import DecoderConfig, VocabularyBlocks, decoder_config, rope
 from soda_jax.progress import progress
 from soda_jax.schema import MODEL_SHAPE
-from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.front_end import FrontEnd
-from soda_jax.tokens.text import TextTokenizer
+from soda_jax.tokens.text import TextTokenizer, make_layout
 
 _SODA_CODEBOOKS = (2048,) * 8
 
@@ -100,7 +99,16 @@ def from_huggingface(
             source, content, size, tensors, sizes or _SODA_CODEBOOKS, extend
         )
     config = weights.config
-    fingerprint = _codec_fingerprint(source, codec, codec_spec, layout, about)
+    front_end = FrontEnd(layout, text.fingerprint, about["codec_fingerprint"] if about else None)
+    if codec is not None:
+        given = FrontEnd(
+            make_layout(text, codec.codebook_sizes), text.fingerprint, codec.fingerprint
+        )
+        fixes = dict.fromkeys(("codec", "vocabulary layout"), "give the codec of that model")
+        given.check_same(
+            front_end, f"the codec {codec_spec}", f"the model in {source}", fixes=fixes
+        )
+        front_end = given
     if about is not None and not changed:
         _check_recorded(config, about, file)
         size = sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.tensors.values())
@@ -113,7 +121,7 @@ def from_huggingface(
     length = content.get("max_position_embeddings", 4096)
     if type(length) is not int or length < 1:
         raise UserError(f"{file}: max_position_embeddings is {length!r}; it must be a whole number")
-    metadata = _metadata(source, config, layout, text, fingerprint, about or {}, extend, length)
+    metadata = _metadata(source, config, front_end, about or {}, extend, length)
     step = about["step"] if about else 0
     with atomic_directory(workdir) as partial:
         text.save(partial / "tokenizer")
@@ -210,32 +218,10 @@ def _check_recorded(config: DecoderConfig, about: Mapping[str, Any], file: Path)
             )
 
 
-def _codec_fingerprint(
-    source: Path, codec: Any, spec: str, layout: VocabularyLayout, about: Mapping[str, Any] | None
-) -> str | None:
-    recorded = about["codec_fingerprint"] if about else None
-    if codec is None:
-        return recorded
-    sizes = tuple(codec.codebook_sizes)
-    if sizes != layout.codebook_sizes:
-        raise UserError(
-            f"the codec {spec} has codebooks of {list(sizes)} entries, the model in {source} of "
-            f"{list(layout.codebook_sizes)}; give the codec of that model"
-        )
-    if recorded not in (None, codec.fingerprint):
-        raise UserError(
-            f"the codec {spec} has fingerprint {codec.fingerprint}, the model in {source} was trained "
-            f"with {recorded}; give that codec"
-        )
-    return codec.fingerprint
-
-
 def _metadata(
     source: Path,
     config: DecoderConfig,
-    layout: VocabularyLayout,
-    tokenizer: TextTokenizer,
-    codec_fingerprint: str | None,
+    front_end: FrontEnd,
     about: Mapping[str, Any],
     extend: NewRows | None,
     sequence_length: int,
@@ -259,7 +245,7 @@ def _metadata(
         },
         "data": data.data.to_dict(),
         "data_digest": about.get("data_digest"),
-        **FrontEnd(layout, tokenizer.fingerprint, codec_fingerprint).to_metadata(),
+        **front_end.to_metadata(),
         "converted_from": {
             "name": source.resolve().name,
             "converted_with": importlib.metadata.version("soda-jax"),

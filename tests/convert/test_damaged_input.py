@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -281,3 +282,15 @@ def test_a_workdir_that_is_in_use_is_left_alone(exported, tmp_path):
     with pytest.raises(UserError, match="not an empty folder"):
         from_huggingface(exported, tmp_path / "work")
     assert (tmp_path / "work" / "mine").read_text() == "x"
+
+
+def test_another_codec_than_that_of_the_model_is_refused(exported, tmp_path):
+    for sizes, part in (((6, 4, 4), "codec"), ((6, 4), "vocabulary layout")):
+        fingerprint = "x" * 32 if part == "codec" else "c" * 32
+        codec = types.SimpleNamespace(fingerprint=fingerprint, codebook_sizes=sizes)
+        layout = {} if part == "codec" else {"codebook_sizes": (6, 4, 4)}
+        with pytest.raises(
+            UserError, match=rf"the codec mel:a has the {part} .* give the codec of"
+        ):
+            from_huggingface(exported, tmp_path / "work", codec=codec, codec_spec="mel:a", **layout)
+    assert not list(tmp_path.iterdir())
