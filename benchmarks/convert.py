@@ -1,11 +1,11 @@
-"""What a conversion costs: MB/s and the largest memory of `soda convert`, each direction in a process.
+"""Measures MB/s and peak memory of `soda convert`, each direction in a separate process.
 
     python benchmarks/convert.py [--config=soda_135m] [--directory=/tmp] [--rounds=3]
-    python benchmarks/convert.py --config=soda_4b --rounds=1      # 17 GB, twice over
+    python benchmarks/convert.py --config=soda_4b --rounds=1      # needs 2 × 17.5 GB of disk
 
-A run with random weights of the config's shape and a vocabulary of SODA's size is written first. Each
-round converts it to Hugging Face and back, the verification included, and copies the same bytes by
-`shutil.copyfile` and fsync beside it. Reads come from the page cache where it is large enough.
+The script first writes a run with random weights of the config's shape and SODA's vocabulary. Each round
+converts it to Hugging Face and back, verification included, and for comparison copies the same bytes with
+`shutil.copyfile` and fsync. Reads come from the page cache if it is large enough.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class NoiseWeights(Weights):
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of the size of Llama 3's, most of whose pieces no text yields."""
+    """Writes a byte-level BPE with as many pieces as Llama 3's, most of them unused."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -85,7 +85,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_run(workdir: Path, name: str) -> int:
-    """A run's folder with a checkpoint of noise; returns the number of bytes of its parameters."""
+    """Writes a run with a checkpoint of noise; returns the size of its parameters in bytes."""
     write_tokenizer(workdir / "tokenizer")
     tokenizer = load_tokenizer(workdir / "tokenizer")
     layout = make_layout(tokenizer, (2048,) * 8)
@@ -107,7 +107,7 @@ def write_run(workdir: Path, name: str) -> int:
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """Seconds and largest resident memory in MB of a command; it must succeed."""
+    """Returns the seconds and the peak resident memory in MB of a command, which must succeed."""
     began = time.perf_counter()
     process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     _, status, usage = os.wait4(process.pid, 0)
@@ -118,7 +118,7 @@ def measured(*command: str) -> tuple[float, float]:
 
 
 def copy(source: Path, target: Path) -> float:
-    """Seconds of a plain copy of a folder's files, brought to the disk."""
+    """Returns the seconds of copying a folder's safetensors, fsync included."""
     began = time.perf_counter()
     target.mkdir()
     for file in source.glob("*.safetensors"):
@@ -131,7 +131,7 @@ def copy(source: Path, target: Path) -> float:
 
 
 def main() -> None:
-    """Measures in turn and prints the table."""
+    """Runs the conversions and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="soda_135m")
     parser.add_argument("--directory", default=tempfile.gettempdir())
@@ -152,7 +152,7 @@ def main() -> None:
             ):
                 if run in command:
                     shutil.rmtree(out, ignore_errors=True)
-                elif number == args.rounds - 1:  # the disk need not hold the model three times
+                elif number == args.rounds - 1:  # to save disk space
                     shutil.rmtree(run)
                 seen = measured(*soda, "convert", *map(str, command))
                 rows.setdefault(label, []).append(seen)
@@ -167,9 +167,9 @@ def main() -> None:
                 results.add(f"{label}, memory", side, "megabytes", [peak for _, peak in values])
     print(describe_machine())
     print(
-        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` alone {start:,.0f} MB"
+        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` {start:,.0f} MB"
     )
-    print(f"{'':26} {'MB/s':>8} {'range':>17} {'largest memory, MB':>20}")
+    print(f"{'':26} {'MB/s':>8} {'range':>17} {'peak memory, MB':>20}")
     for label, values in rows.items():
         rates = sorted(size / 1e6 / seconds for seconds, _ in values)
         memory: Any = max(peak for _, peak in values)

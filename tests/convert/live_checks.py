@@ -1,4 +1,4 @@
-"""Parameters on any mesh, and whether `LiveWeights` gives them back bit for bit."""
+"""Compares `LiveWeights` on any mesh with the parameters, bit for bit."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def make_model(**changes) -> ModelFunctions:
 
 
 def check_weights(axes: dict[str, int], devices=None, **changes) -> LiveWeights:
-    """Asserts that all weights on a mesh are the parameters; every process calls it alike."""
+    """Asserts that all weights on a mesh equal the parameters; called by every process."""
     model = make_model(**changes)
     where = mesh.make_mesh(axes, devices)
     params = jax.tree.map(np.array, random_params(model))

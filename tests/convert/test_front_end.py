@@ -1,4 +1,4 @@
-"""Tokenizer and layout out of a Hugging Face folder: ours, or one that knows nothing of us."""
+"""Tokenizer and layout of a Hugging Face folder, written by soda or not."""
 
 import json
 
@@ -23,7 +23,7 @@ def tokenizers():
 
 
 def foreign(folder, tokenizer, sizes=SIZES, edit=lambda description: None):
-    """A folder with a tokenizer.json alone; returns its layout."""
+    """Writes a folder with only a tokenizer.json; returns its layout."""
     layout = make_layout(tokenizer, sizes)
     description = json.loads(tokenizer_files(tokenizer, layout)["tokenizer.json"])
     edit(description)
@@ -32,7 +32,7 @@ def foreign(folder, tokenizer, sizes=SIZES, edit=lambda description: None):
 
 
 def own(folder, tokenizer, sizes=SIZES):
-    """A folder as an export of ours leaves it; returns its layout."""
+    """Writes the files of an export of soda; returns its layout."""
     layout = foreign(folder, tokenizer, sizes)
     tokenizer.save(folder / "soda" / "tokenizer")
     write_checked_json(folder / "soda.json", {"layout": layout.to_json()})
@@ -50,14 +50,14 @@ def test_a_foreign_folder_yields_its_text_tokenizer_and_layout(tmp_path, tokeniz
         np.testing.assert_array_equal(ids, tokenizers[kind].encode(text))
 
 
-def test_the_audio_ids_of_the_suite_need_no_telling(tmp_path, tokenizers):
+def test_the_codebook_sizes_of_soda_are_the_default(tmp_path, tokenizers):
     wanted = foreign(tmp_path, tokenizers["bytes"], (2048,) * 8)
     assert read_front_end(tmp_path)[1] == wanted
     assert read_front_end(tmp_path, (4096,) * 4)[1].codebook_sizes == (4096,) * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_our_export_gives_back_the_very_tokenizer(tmp_path, tokenizers, kind):
+def test_an_export_of_soda_returns_the_same_tokenizer(tmp_path, tokenizers, kind):
     wanted = own(tmp_path, tokenizers[kind])
     for sizes in (None, SIZES):
         found, layout = read_front_end(tmp_path, sizes)
@@ -65,9 +65,7 @@ def test_our_export_gives_back_the_very_tokenizer(tmp_path, tokenizers, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tokenizer_of_the_data_is_the_one_returned_if_it_is_the_same(
-    tmp_path, tokenizers, kind
-):
+def test_an_equal_tokenizer_of_the_data_is_returned(tmp_path, tokenizers, kind):
     foreign(tmp_path, tokenizers[kind])
     tokenizers[kind].save(tmp_path / "data")
     spec = "bytes" if kind == "bytes" else tmp_path / "data"
@@ -75,7 +73,7 @@ def test_the_tokenizer_of_the_data_is_the_one_returned_if_it_is_the_same(
     assert found.fingerprint == tokenizers[kind].fingerprint
 
 
-def test_merges_may_be_written_either_way(tmp_path, tokenizers):
+def test_both_forms_of_merges_are_accepted(tmp_path, tokenizers):
     def joined(description):
         merges = description["model"]["merges"]
         assert merges and all(len(pair) == 2 for pair in merges)
@@ -184,7 +182,7 @@ def test_a_folder_of_another_layout_is_refused_by_file_and_id(tmp_path, tokenize
     assert "\n" not in str(caught.value) and str(tmp_path / "tokenizer.json") in str(caught.value)
 
 
-def test_an_unknown_number_of_audio_ids_asks_for_the_sizes(tmp_path, tokenizers):
+def test_an_unknown_number_of_audio_ids_needs_the_sizes(tmp_path, tokenizers):
     foreign(tmp_path, tokenizers["bytes"])
     with pytest.raises(UserError, match=r"66 audio characters: give the sizes .* --codebook_sizes"):
         read_front_end(tmp_path)
@@ -193,7 +191,7 @@ def test_an_unknown_number_of_audio_ids_asks_for_the_sizes(tmp_path, tokenizers)
         read_front_end(tmp_path)
 
 
-def test_an_export_of_ours_that_contradicts_itself_is_refused(tmp_path, tokenizers):
+def test_an_inconsistent_export_of_soda_is_refused(tmp_path, tokenizers):
     own(tmp_path, tokenizers["bytes"])
     with pytest.raises(UserError, match="40,7,19, not 40,26: omit --codebook_sizes"):
         read_front_end(tmp_path, (40, 26))

@@ -11,7 +11,7 @@ MODEL = {
     "rope": {"theta": 1e4, "factor": 1.0}, "remat": "none",
 }  # fmt: skip
 
-# Prints how much the largest memory grew while the command ran, in MB.
+# Prints the growth of the peak memory while the command runs, in MB.
 MEASURE = """
 import re, sys
 from soda_jax import cli
@@ -77,12 +77,12 @@ def grew(*words):
     return float(done.stdout.split("grew")[1])
 
 
-def test_three_times_the_layers_take_hardly_more_memory(tmp_path):
+def test_memory_hardly_grows_with_the_number_of_layers(tmp_path):
     found = {}
     for layers in (8, 24):
         run, out, back = (tmp_path / f"{name}{layers}" for name in ("run", "out", "back"))
         size = make_run(run, layers)
-        # Files of as much as both sizes fill, for as much is held in memory.
+        # A file is held in memory, so its size is the same for both models.
         found[layers] = (
             size,
             grew("to-hf", run, out, "--shard_mb=32"),

@@ -1,4 +1,4 @@
-"""A model of text becomes one of text and audio."""
+"""A text model is extended to text and audio."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ PADDED = 320  # rows of the text model, more than its tokenizer has ids
 
 
 def text_model(folder, tie_embeddings=True, specials=("<|audio_start|>",)):
-    """Writes a Qwen3 of text as it is published: more rows than ids, and a special token of our name.
+    """Writes a Qwen3 text model with more rows than ids and a special token named like a marker.
 
     Returns: its embedding `[PADDED, width]` and head.
     """
@@ -57,7 +57,7 @@ def text_model(folder, tie_embeddings=True, specials=("<|audio_start|>",)):
         fields(tie_embeddings=tie_embeddings, rope=ROPE, rms_norm_eps=1e-6), vocabulary
     )
     params = random_params(ModelFunctions(config), 3)
-    params["embedding_first"] = params["embedding_first"] + 0.5  # a mean that is to be found again
+    params["embedding_first"] = params["embedding_first"] + 0.5  # a mean other than zero
 
     class Params(Weights):
         def read(self, name, first, last):
@@ -84,7 +84,7 @@ def base(tmp_path):
     return text_model(tmp_path / "qwen")
 
 
-def test_layout_rope_and_eps_are_the_text_models(base, tmp_path):
+def test_rope_and_eps_of_the_text_model_are_kept(base, tmp_path):
     _, config = extend(tmp_path / "qwen", tmp_path / "work")
     tokenizer = load_tokenizer(tmp_path / "work" / "tokenizer")
     _, metadata = weights_of(tmp_path / "work")
@@ -96,7 +96,7 @@ def test_layout_rope_and_eps_are_the_text_models(base, tmp_path):
     assert not config.tie_embeddings
 
 
-def test_text_rows_stay_and_a_tied_embedding_becomes_the_head_too(base, tmp_path):
+def test_text_rows_are_kept_and_a_tied_embedding_is_copied_to_the_head(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     weights, _ = weights_of(tmp_path / "work")
     embedding, head = base
@@ -115,7 +115,7 @@ def test_the_logits_of_text_are_those_of_the_text_model(base, tmp_path):
     np.testing.assert_allclose(logits(weights, tokens)[:, :IDS], old[:, :IDS], atol=1e-5)
 
 
-def test_a_special_token_of_our_name_gives_its_row(base, tmp_path):
+def test_a_special_token_named_like_a_marker_gives_its_row(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     weights, metadata = weights_of(tmp_path / "work")
     layout = VocabularyLayout.from_json(metadata["layout"])
@@ -124,7 +124,7 @@ def test_a_special_token_of_our_name_gives_its_row(base, tmp_path):
     np.testing.assert_array_equal(weights.read("embedding", marker, marker + 1)[0], base[0][TEXT])
 
 
-def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
+def test_an_extended_model_is_exported_with_its_origin(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     to_huggingface(tmp_path / "work", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -135,7 +135,7 @@ def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
     same(weights_of(tmp_path / "work")[0], weights_of(tmp_path / "back")[0])
 
 
-def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
+def test_a_run_starts_on_converted_data(base, tmp_path):
     _, config = extend(tmp_path / "qwen", tmp_path / "work")
     data = toys.write_data(tmp_path / "data")
     retext(data, tmp_path / "work" / "tokenizer", tmp_path / "retexted")
@@ -148,7 +148,7 @@ def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
     assert (trained.layer(0)["gate"] != weights_of(tmp_path / "work")[0].layer(0)["gate"]).any()
 
 
-def test_new_rows_have_mean_and_spread_of_the_old_ones(tmp_path):
+def test_new_rows_have_mean_and_standard_deviation_of_the_old_rows(tmp_path):
     embedding, head = text_model(tmp_path / "qwen", tie_embeddings=False, specials=())
     sizes = (2000, 1000)
     folder, work = tmp_path / "qwen", tmp_path / "work"
@@ -162,7 +162,7 @@ def test_new_rows_have_mean_and_spread_of_the_old_ones(tmp_path):
         assert len(np.unique(new, axis=0)) == len(new)
 
 
-def test_the_seed_decides_and_the_mean_alone_can_be_had(base, tmp_path):
+def test_new_rows_depend_on_the_seed_or_are_the_mean(base, tmp_path):
     for name, options in (
         ("first", {"seed": 1}),
         ("again", {"seed": 1}),
@@ -189,7 +189,7 @@ def test_rows_do_not_depend_on_how_they_are_read(base, tmp_path):
     np.testing.assert_array_equal(table, np.concatenate(parts))
 
 
-def test_a_model_with_markers_is_told_apart(exported, base, tmp_path):
+def test_extend_vocabulary_is_refused_with_and_required_without_markers(exported, base, tmp_path):
     with pytest.raises(UserError, match="without --extend-vocabulary"):
         extend(exported, tmp_path / "work")
     with pytest.raises(UserError, match="--extend-vocabulary"):

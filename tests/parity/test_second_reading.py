@@ -1,4 +1,4 @@
-"""Our readings of a Hugging Face folder against Transformers' own, for configs that are easily misread."""
+"""Compares both readings of a Hugging Face folder with Transformers, for configs that are easily misread."""
 
 import itertools
 import json

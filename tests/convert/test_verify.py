@@ -6,7 +6,7 @@ from soda_jax.convert.verify import logits, random_prompt
 from soda_jax.generate.checkpoint import load_decoder
 
 
-def test_layer_by_layer_gives_the_decoders_logits(run):
+def test_layerwise_logits_equal_those_of_the_decoder(run):
     weights, _ = weights_of(run)
     decoder = load_decoder(run)
     tokens = random_prompt(weights.config, 12)[None]
