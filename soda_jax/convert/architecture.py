@@ -95,11 +95,13 @@ def generation_config_json(bos: int, eos: int) -> dict[str, Any]:
     return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False}
 
 
-def vocabulary_size(content: Mapping[str, Any], file: Path) -> int:
-    """Returns `vocab_size` of `config.json`; raises UserError if it is missing or not a number."""
-    if "vocab_size" not in content:
-        raise UserError(_missing("vocab_size", file))
-    return _checked(content["vocab_size"], "vocab_size", int, file)
+def integer_field(
+    content: Mapping[str, Any], name: str, file: Path, default: int | None = None
+) -> int:
+    """Returns a field of `config.json`; raises UserError if it is not a positive whole number."""
+    if name not in content and default is None:
+        raise UserError(_missing(name, file))
+    return _checked(content.get(name, default), name, int, file)
 
 
 def decoder_of(
@@ -151,12 +153,12 @@ def _check_architecture(content: Mapping[str, Any], file: Path) -> None:
                 f"{_CANNOT}"
             )
     types = content.get("layer_types") or []
-    for kind in types if isinstance(types, list) else [types]:
-        if kind != "full_attention":
-            raise UserError(
-                f"{file}: layer_types has {_short(kind)}, this decoder has full attention in all layers; "
-                f"{_CANNOT}"
-            )
+    others = [x for x in types if x != "full_attention"] if isinstance(types, list) else [types]
+    if others:
+        raise UserError(
+            f"{file}: layer_types has {_short(others[0])}, this decoder has full attention in all layers; "
+            f"{_CANNOT}"
+        )
 
 
 def _checked(value: Any, name: str, kind: type, file: Path) -> Any:

@@ -19,7 +19,7 @@ from soda_jax.checkpoints import CheckpointReader, folder
 from soda_jax.checkpoints.slices import SliceReader
 from soda_jax.configs import base
 from soda_jax.convert import second_reading, verify
-from soda_jax.convert.architecture import decoder_of, vocabulary_size
+from soda_jax.convert.architecture import decoder_of, integer_field
 from soda_jax.convert.card import SOURCE_KEYS
 from soda_jax.convert.extend import ExtendedWeights, NewRows, extend_vocabulary
 from soda_jax.convert.front_end import check_ends, check_token_files, read_front_end, read_object
@@ -81,7 +81,7 @@ def from_huggingface(
     about = _read_about(source)
     sizes = tuple(codebook_sizes or (codec.codebook_sizes if codec else ()))
     check_token_files(source)
-    size = vocabulary_size(content, file)
+    size = integer_field(content, "vocab_size", file)
     text: TextTokenizer
     weights: Weights
     if extend is None:
@@ -118,9 +118,7 @@ def from_huggingface(
                 "--changed"
             )
             tensors.check_sums(about["crc32c"], None, bar, fix)
-    length = content.get("max_position_embeddings", 4096)
-    if type(length) is not int or length < 1:
-        raise UserError(f"{file}: max_position_embeddings is {length!r}; it must be a whole number")
+    length = integer_field(content, "max_position_embeddings", file, default=4096)
     metadata = _metadata(source, config, front_end, about or {}, extend, length)
     step = about["step"] if about else 0
     with atomic_directory(workdir) as partial:

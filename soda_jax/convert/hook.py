@@ -8,14 +8,12 @@ import jax
 import numpy as np
 
 from soda_jax.convert.safetensors_folder import DTYPES
-from soda_jax.convert.weights import TABLES, Weights
+from soda_jax.convert.weights import ROWS, TABLES, Weights
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig
 from soda_jax.parallel import hosts, rules
 
 FOLDER = "exports"  # in the workdir
-# Rows of a table that are on a device at a time: 80 MiB of f32 at a hidden size of 2,560.
-ROWS_AT_A_TIME = 8192
 # Timeout of the other processes while process 0 writes and verifies.
 _SECONDS = 4 * 3600.0
 
@@ -61,10 +59,10 @@ class LiveWeights(Weights):
         """Returns `table[index]`, gathered in pieces of equal size, so that one program serves all."""
         count = len(index[0])
         found = np.empty((count, *table.shape[len(index) :]), table.dtype)
-        for start in range(0, count, ROWS_AT_A_TIME):
-            piece = [axis[start : start + ROWS_AT_A_TIME] for axis in index]
+        for start in range(0, count, ROWS):
+            piece = [axis[start : start + ROWS] for axis in index]
             size = len(piece[0])
-            padded = [np.pad(axis, (0, ROWS_AT_A_TIME - size)).astype(np.int32) for axis in piece]
+            padded = [np.pad(axis, (0, ROWS - size)).astype(np.int32) for axis in piece]
             found[start : start + size] = _local(self._rows(table, *padded))[:size]
         return found
 

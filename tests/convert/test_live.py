@@ -38,7 +38,7 @@ def test_the_head_of_a_tied_model_is_its_embedding():
 
 
 def test_many_rows_are_fetched_in_pieces_by_one_program(monkeypatch):
-    monkeypatch.setattr(hook, "ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr(hook, "ROWS", 7)
     weights = check_weights({"fsdp": 2, "tensor": 4})
     # One program for each block and one for the final norm, for any range of rows.
     assert weights._rows._cache_size() == 3
