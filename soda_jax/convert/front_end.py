@@ -147,25 +147,24 @@ def _derived(
 
 
 def _check_same(given: TextTokenizer, found: TextTokenizer, name: str, other: str) -> None:
-    """Raises UserError unless two tokenizers have the same pieces, merges, special tokens and ids."""
+    """Raises UserError unless two tokenizers have the same pieces, merges, special ids and encodings."""
     fix = "convert the data with `soda retext`, or give the tokenizer of the model"
-    for field in ("vocabulary_size", "bos", "eos"):
-        ours, theirs = getattr(given, field), getattr(found, field)
-        if ours != theirs:
-            raise UserError(f"{name} has {field} {ours}, {other} has {theirs}: {fix}")
-    if differ := sorted(set(given.specials) ^ set(found.specials)):
-        one = name if differ[0] in given.specials else other
-        raise UserError(f"id {differ[0]} is special only in {one}: {fix}")
     models = [text_description(each)["model"] for each in (given, found)]
+    pairs = {
+        field: [[getattr(each, field)] for each in (given, found)]
+        for field in ("vocabulary_size", "bos", "eos")
+    }
+    pairs["special ids"] = [list(each.specials) for each in (given, found)]
     for field in ("vocab", "merges"):
-        a, b = (_entries(model.get(field) or []) for model in models)
-        if a != b:
-            at = next(i for i, pair in enumerate(zip_longest(a, b)) if pair[0] != pair[1])
-            raise UserError(f"{name} and {other} differ in their {field} at {at}: {fix}")
+        pairs[field] = [_entries(model.get(field) or []) for model in models]
+    for field, (ours, theirs) in pairs.items():
+        for mine, yours in zip_longest(ours, theirs):
+            if mine != yours:
+                raise UserError(f"{name} has {field} {mine}, {other} has {yours} instead; {fix}")
     for text in probes(given):
         mine, yours = given.encode(text).tolist(), found.encode(text).tolist()
         if mine != yours:
-            raise UserError(f"{name} encodes {text!r} as {mine}, {other} as {yours}: {fix}")
+            raise UserError(f"{name} encodes {text!r} as {mine}, {other} as {yours}; {fix}")
 
 
 def _entries(value: Any) -> list[Any]:
