@@ -1,6 +1,6 @@
-"""Registries of the parts that users add: one name, one function, one small protocol each.
+"""Registries of user extensions: each maps names to functions with one small protocol.
 
-A file outside the package registers a part with a decorator and is loaded by `soda --plugin=FILE …`:
+A file outside the package registers a function with a decorator and is loaded by `soda --plugin=FILE …`:
 
     from soda_jax.registry import METRICS
 
@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from soda_jax.errors import UserError
 
-# Environment variable that hands the plugins of a process to its child processes.
+# Environment variable that passes the plugins of a process to its child processes.
 PLUGINS = "SODA_PLUGINS"
 _loaded: set[Path] = set()
 
@@ -42,7 +42,7 @@ class Registry:
     """
 
     def __init__(self, kind: str):
-        """Args: kind: what is registered, for messages."""
+        """Creates an empty registry; `kind` is what it registers, for messages."""
         self.kind = kind
         self._functions: dict[str, Callable[..., Any]] = {}
 
@@ -66,7 +66,7 @@ class Registry:
         self._functions.pop(name, None)
 
     def _load(self, name: str) -> Callable[..., Any] | None:
-        """Returns a function, None if there is none; loads the plugins of the parent process first."""
+        """Returns a function or None; loads the plugins of the parent process if needed."""
         if name not in self._functions:
             for file in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
                 load_plugin(file)
@@ -87,7 +87,7 @@ class Registry:
           key: the setting or option that gave the name, for the message.
 
         Raises:
-          UserError: if there is none; it names the nearest one.
+          UserError: if the name is not registered; the message suggests the nearest name.
         """
         function = self._load(name)
         if function is None:
@@ -106,12 +106,12 @@ METRICS = Registry("metric")
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Returns the names of a comma-separated list, without blanks."""
+    """Returns the names of a comma-separated list, without surrounding whitespace or empty names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def load_plugin(file: str) -> None:
-    """Imports a Python file once, so that it registers its parts; child processes import it as well.
+    """Imports a Python file once to register its functions; child processes import it as well.
 
     Raises:
       UserError: if the file is missing or fails on import.

@@ -1,7 +1,7 @@
 """The settings of a run: every key of a config with its type, default, bounds and meaning.
 
 `configs/base.py` makes the ml_collections defaults from `RunConfig`, `parse` checks a finished config
-against it, and docs/config.md is generated from it. Each component receives its own part.
+against it, and docs/config.md is generated from it. Each component receives its own section.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Settings that decide the shapes and the meaning of the parameters; the others of `model` only how they are
-# computed.
+# Settings that determine the shapes and the meaning of the parameters. The other `model` settings only
+# affect how the model is executed.
 MODEL_SIZES = (
     "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim",
 )  # fmt: skip
@@ -29,34 +29,42 @@ ROPE_SHAPE = ("theta", "factor", "low_freq_factor", "high_freq_factor", "origina
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary positions with Llama 3 scaling; factor 1 switches the scaling off."""
+    """Rotary position embedding with Llama 3 scaling; factor 1 disables the scaling."""
 
-    theta: float = setting(500_000.0, "base of the rotary frequencies", above=0)
-    factor: float = setting(8.0, "factor that stretches long wavelengths; 1 = no scaling", least=1)
+    theta: float = setting(500_000.0, "base of the rotary frequencies", greater_than=0)
+    factor: float = setting(
+        8.0, "factor that stretches long wavelengths; 1 = no scaling", minimum=1
+    )
     low_freq_factor: float = setting(
-        1.0, "wavelengths above original_max_position / low_freq_factor are stretched", above=0
+        1.0,
+        "wavelengths above original_max_position / low_freq_factor are stretched",
+        greater_than=0,
     )
     high_freq_factor: float = setting(
-        4.0, "wavelengths below original_max_position / high_freq_factor are unchanged", above=0
+        4.0,
+        "wavelengths below original_max_position / high_freq_factor are unchanged",
+        greater_than=0,
     )
-    original_max_position: int = setting(8192, "context length before scaling, in tokens", least=1)
+    original_max_position: int = setting(
+        8192, "context length before scaling, in tokens", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Qwen3 decoder, and how it is computed."""
+    """Shape of a Qwen3 decoder, and how it is executed."""
 
-    num_layers: int = setting(4, "decoder layers", least=1)
-    hidden_size: int = setting(256, "width of the residual stream", least=1)
-    intermediate_size: int = setting(768, "width of the SwiGLU MLP", least=1)
-    num_heads: int = setting(4, "query heads; a multiple of num_kv_heads", least=1)
-    num_kv_heads: int = setting(4, "key and value heads", least=1)
-    head_dim: int = setting(64, "width of a head; even, for rotary positions", least=1)
-    tie_embeddings: bool = setting(False, "use the embedding as the head")
-    rms_norm_eps: float = setting(1e-5, "epsilon of every RMSNorm", above=0)
+    num_layers: int = setting(4, "decoder layers", minimum=1)
+    hidden_size: int = setting(256, "width of the residual stream", minimum=1)
+    intermediate_size: int = setting(768, "width of the SwiGLU MLP", minimum=1)
+    num_heads: int = setting(4, "query heads; a multiple of num_kv_heads", minimum=1)
+    num_kv_heads: int = setting(4, "key and value heads", minimum=1)
+    head_dim: int = setting(64, "width of a head; even, for rotary positions", minimum=1)
+    tie_embeddings: bool = setting(False, "share the weights of the embedding and the output head")
+    rms_norm_eps: float = setting(1e-5, "epsilon of every RMSNorm", greater_than=0)
     rope: RopeConfig = part(RopeConfig, "rotary position embedding")
     compute_dtype: str = setting(
-        "bfloat16", "type of activations; parameters are float32", choices=("bfloat16", "float32")
+        "bfloat16", "dtype of activations; parameters are float32", choices=("bfloat16", "float32")
     )
     remat: str = setting(
         "full",
@@ -64,9 +72,10 @@ class ModelConfig:
         choices=("none", "full", "attention", "dots", "offload"),
     )
     attention: str = setting(
-        "auto", "attention backend: auto (best of the platform), xla (plain), or a registered name"
+        "auto",
+        "attention backend: auto (best for the platform), xla (no kernel), or a registered name",
     )
-    unroll: int = setting(1, "layers per iteration of the scan over layers", least=1)
+    unroll: int = setting(1, "layers per iteration of the scan over layers", minimum=1)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -83,103 +92,103 @@ class SourceConfig:
     """A tokenized data set and the view under which it is read."""
 
     path: str = setting(doc="folder of the data set, a path or URL")
-    weight: float = setting(1.0, "relative share of training windows", above=0)
+    weight: float = setting(1.0, "relative share of training windows", greater_than=0)
     order: str = setting(
         "both",
-        "order of text and audio in an utterance; both = each document once in either order",
+        "order of text and audio in an utterance; both = each document once in each order",
         choices=("text_first", "audio_first", "both"),
     )
     composition: str = setting(
         "S+A+T",
-        "what a document shows: semantic (S) and acoustic (A) tokens and text (T)",
+        "tokens of a document: semantic (S), acoustic (A) and text (T)",
         choices=("S+A+T", "S+A", "S", "text"),
     )
-    codebooks: int = setting(0, "codebooks per frame; 0 = all", least=0)
-    exclude_documents: str = setting("", "file with one document id per line, left out")
-    mask_records: str = setting("", "file with `SHARD RECORD` per line, read without loss")
-    generation: int = setting(-1, "generation of the data set; -1 = newest", least=-1)
+    codebooks: int = setting(0, "codebooks per frame; 0 = all", minimum=0)
+    exclude_documents: str = setting("", "file of document ids to exclude, one per line")
+    mask_records: str = setting("", "file of `SHARD RECORD` lines to mask in the loss")
+    generation: int = setting(-1, "generation of the data set; -1 = newest", minimum=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The training mixture and how its shards are read."""
 
-    sequence_length: int = setting(4096, "tokens per window", least=2)
-    seed: int = setting(0, "seed of the order of windows", least=0)
+    sequence_length: int = setting(4096, "tokens per window", minimum=2)
+    seed: int = setting(0, "seed of the data order", minimum=0)
     on_corrupt_record: str = setting(
         "fatal",
-        "fatal = stop at a corrupt record; mask = keep its positions without loss",
+        "fatal = stop at a corrupt record; mask = mask it in the loss",
         choices=("fatal", "mask"),
     )
     storage: str = setting(
         "auto",
-        "how shards are reached; auto = direct for paths, range for URLs",
+        "how shards are read; auto = direct for paths, range for URLs",
         choices=("auto", "direct", "stage", "range"),
     )
     cache_dir: str = setting("", "local folder for staged shards and for indexes of remote ones")
-    cache_bytes: int = setting(256 << 20, "memory for records read by range, in bytes", least=0)
-    read_concurrency: int = setting(32, "simultaneous reads of a host from a store", least=1)
+    cache_bytes: int = setting(256 << 20, "memory for records read by range, in bytes", minimum=0)
+    read_concurrency: int = setting(32, "maximum concurrent reads per process", minimum=1)
     read_retries: int = setting(
-        8, "retries of a failed read from a store, about 90 seconds in total", least=0
+        8, "retries of a failed read from a store, about 90 seconds in total", minimum=0
     )
     sources: Mapping[str, SourceConfig] = named_parts("a data set of the mixture")
 
     def __post_init__(self) -> None:
-        # The order of the sources has no meaning; sorted, equal mixtures are equal.
+        # Sources are sorted, so that equal mixtures compare equal.
         object.__setattr__(self, "sources", dict(sorted(self.sources.items())))
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer, learning-rate schedule and the loss terms that regularize."""
+    """Optimizer, learning-rate schedule and z-loss."""
 
     name: str = setting("adamw", "registered optimizer; adamw uses AdamC weight decay")
-    peak_lr: float = setting(3e-3, "learning rate after warmup", above=0)
+    peak_lr: float = setting(3e-3, "learning rate after warmup", greater_than=0)
     schedule: str = setting(
         "wsd",
         "wsd = warmup, stable, linear decay; cosine = warmup, cosine decay",
         choices=("wsd", "cosine"),
     )
     warmup_fraction: float = setting(
-        0.10, "fraction of the steps spent warming up", least=0, most=1
+        0.10, "fraction of the steps spent warming up", minimum=0, maximum=1
     )
     decay_fraction: float = setting(
-        0.20, "fraction of the steps spent decaying (wsd)", least=0, most=1
+        0.20, "fraction of the steps spent decaying (wsd)", minimum=0, maximum=1
     )
-    beta1: float = setting(0.98, "decay of Adam's first moment", least=0, most=1)
-    beta2: float = setting(0.98, "decay of Adam's second moment", least=0, most=1)
-    eps: float = setting(1e-16, "epsilon of Adam and of the cautious mask", least=0)
-    weight_decay: float = setting(0.033, "weight decay at the peak learning rate", least=0)
+    beta1: float = setting(0.98, "decay of Adam's first moment", minimum=0, maximum=1)
+    beta2: float = setting(0.98, "decay of Adam's second moment", minimum=0, maximum=1)
+    eps: float = setting(1e-16, "epsilon of Adam and of the cautious mask", minimum=0)
+    weight_decay: float = setting(0.033, "weight decay at the peak learning rate", minimum=0)
     cautious: bool = setting(True, "keep only updates that agree in sign with the gradient")
-    max_grad_norm: float = setting(1.0, "clip the global gradient norm; 0 = never", least=0)
-    z_loss: float = setting(1e-4, "weight of log²Z in the loss", least=0)
+    max_grad_norm: float = setting(1.0, "clip the global gradient norm; 0 = never", minimum=0)
+    z_loss: float = setting(1e-4, "weight of the z-loss, the mean of log²Z", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetyConfig:
-    """Reactions to loss spikes, skipped updates and hangs."""
+    """Handling of loss spikes, skipped updates and hangs."""
 
     spike_factor: float = setting(
-        20.0, "skip a gradient above this multiple of its running norm; 0 = never", least=0
+        20.0, "skip updates with a gradient norm above this times its mean; 0 = never", minimum=0
     )
-    spike_after: int = setting(100, "accepted steps before spikes are detected", least=0)
+    spike_after: int = setting(100, "accepted steps before spikes are detected", minimum=0)
     max_skipped_in_a_row: int = setting(
-        20, "stop after this many consecutive skipped updates; 0 = never", least=0
+        20, "stop after this many consecutive skipped updates; 0 = never", minimum=0
     )
     stuck_minutes: float = setting(
-        30.0, "write all stacks if a step takes longer, in minutes; 0 = never", least=0
+        30.0, "write all stacks if a step takes longer than this many minutes; 0 = never", minimum=0
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 fills, see `soda_jax.parallel.mesh.mesh_sizes`."""
+    """Devices along each mesh axis; -1 = all that remain, see `soda_jax.parallel.mesh.mesh_sizes`."""
 
-    dcn: int = setting(1, "slices joined by the data-center network; -1 = all", least=-1)
-    data: int = setting(-1, "copies of the model that split the batch", least=-1)
-    fsdp: int = setting(1, "devices that split parameters and batch", least=-1)
-    sequence: int = setting(1, "devices that split the sequence", least=-1)
-    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", least=-1)
+    dcn: int = setting(1, "slices joined by the data-center network; -1 = all", minimum=-1)
+    data: int = setting(-1, "copies of the model that split the batch", minimum=-1)
+    fsdp: int = setting(1, "devices that split parameters and batch", minimum=-1)
+    sequence: int = setting(1, "devices that split the sequence", minimum=-1)
+    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", minimum=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,35 +196,42 @@ class CheckpointConfig:
     """When and where checkpoints are saved."""
 
     directory: str = setting(
-        "checkpoints", "folder of the checkpoints, relative to the workdir, or a path or URL"
+        "checkpoints",
+        "folder of the checkpoints, relative to the workdir, or an absolute path or URL",
     )
-    every_steps: int = setting(1000, "steps between checkpoints; 0 = by time only", least=0)
-    every_minutes: float = setting(30.0, "minutes between checkpoints; 0 = by steps only", least=0)
-    keep: int = setting(3, "newest checkpoints to keep", least=1)
-    keep_period: int = setting(0, "also keep every checkpoint at a multiple; 0 = none", least=0)
+    every_steps: int = setting(1000, "steps between checkpoints; 0 = by time only", minimum=0)
+    every_minutes: float = setting(
+        30.0, "minutes between checkpoints; 0 = by steps only", minimum=0
+    )
+    keep: int = setting(3, "newest checkpoints to keep", minimum=1)
+    keep_period: int = setting(
+        0, "also keep checkpoints at multiples of this step; 0 = none", minimum=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluators during training."""
 
-    every_steps: int = setting(1000, "steps between evaluations; 0 = never", least=0)
-    batches: int = setting(16, "batches of the held-out loss; 0 = all", least=0)
+    every_steps: int = setting(1000, "steps between evaluations; 0 = never", minimum=0)
+    batches: int = setting(16, "batches of the held-out loss; 0 = all", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """Hugging Face exports during training."""
 
-    every_steps: int = setting(0, "steps between exports; 0 = never", least=0)
-    dtype: str = setting("float32", "type of exported weights", choices=("float32", "bfloat16"))
+    every_steps: int = setting(0, "steps between exports; 0 = never", minimum=0)
+    dtype: str = setting("float32", "dtype of exported weights", choices=("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Where metrics go."""
+    """Where metrics are logged."""
 
-    every_steps: int = setting(1, "steps between lines of metrics.jsonl; 0 = last only", least=0)
+    every_steps: int = setting(
+        1, "steps between lines of metrics.jsonl; 0 = last step only", minimum=0
+    )
     metrics: str = setting("", "registered metrics to compute in the step, comma-separated")
     tensorboard: bool = setting(True, "also write TensorBoard files")
     wandb_project: str = setting("", "also log to this Weights & Biases project")
@@ -225,27 +241,27 @@ class LogConfig:
 class RunConfig:
     """All settings of a training run."""
 
-    seed: int = setting(0, "seed of the initial parameters", least=0)
-    steps: int = setting(1000, "optimizer steps of the run", least=1)
+    seed: int = setting(0, "seed of the initial parameters", minimum=0)
+    steps: int = setting(1000, "optimizer steps of the run", minimum=1)
     start_from: str = setting(
         "",
         "take initial parameters from this workdir or checkpoint folder, a path or URL; "
         "ignored if the run has a checkpoint already",
     )
-    start_from_step: int = setting(-1, "step of that checkpoint; -1 = newest", least=-1)
-    batch_size: int = setting(32, "windows per step, over all hosts", least=1)
+    start_from_step: int = setting(-1, "step of that checkpoint; -1 = newest", minimum=-1)
+    batch_size: int = setting(32, "windows per step, over all processes", minimum=1)
     gradient_accumulation: int = setting(
-        1, "micro-batches per step; the loss is weighted by tokens", least=1
+        1, "micro-batches per step; the loss is weighted by tokens", minimum=1
     )
     loss_chunk: int = setting(
-        0, "tokens per device whose logits exist at a time; 0 = by platform", least=0
+        0, "tokens per device and chunk of the cross-entropy; 0 = by platform", minimum=0
     )
     loss_terms: str = setting("", "registered loss terms to add, comma-separated")
     model: ModelConfig = part(ModelConfig, "decoder")
     data: DataConfig = part(DataConfig, "training data")
     optimizer: OptimizerConfig = part(OptimizerConfig, "optimizer and schedule")
     safety: SafetyConfig = part(SafetyConfig, "loss spikes and hangs")
-    mesh: MeshConfig = part(MeshConfig, "device mesh; a size of -1 fills")
+    mesh: MeshConfig = part(MeshConfig, "device mesh; -1 = all remaining devices")
     checkpoint: CheckpointConfig = part(CheckpointConfig, "checkpoints")
     evaluate: EvaluateConfig = part(EvaluateConfig, "evaluation during training")
     export: ExportConfig = part(ExportConfig, "exports for Hugging Face")

@@ -1,4 +1,4 @@
-"""Typed settings: frozen dataclasses whose fields carry a description and the values they allow.
+"""Typed settings: frozen dataclasses whose fields have a description and allowed values.
 
 `soda_jax.schema` declares the settings of a run with `setting`, `part` and `named_parts`. Defaults,
 validation and the reference page are derived from these declarations, so a new setting is one line.
@@ -20,20 +20,27 @@ def setting(
     default: Any = dataclasses.MISSING,
     doc: str = "",
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
+    minimum: float | None = None,
+    greater_than: float | None = None,
+    maximum: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
     """Declares a setting of type int, float, bool or str.
 
     Args:
-      default: its value when a config does not give one; without it the setting is required.
+      default: value if a config does not set it; without a default the setting is required.
       doc: description with the unit, for the reference page.
-      least, above, most: bounds of a number; `least` and `most` are allowed values, `above` is not.
+      minimum, maximum: inclusive bounds of a number.
+      greater_than: exclusive lower bound of a number.
       choices: the allowed strings; any string if empty.
     """
-    metadata = {"doc": doc, "least": least, "above": above, "most": most, "choices": choices}
+    metadata = {
+        "doc": doc,
+        "minimum": minimum,
+        "greater_than": greater_than,
+        "maximum": maximum,
+        "choices": choices,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -79,7 +86,7 @@ def parse(cls: type[T], values: Any, path: str = "") -> T:
         dotted, kind = _join(path, name), types[name]
         if name not in given:
             if _required(field):
-                raise UserError(f"{dotted} is missing")
+                raise UserError(f"{dotted} is missing; set it in the config")
             continue
         value = given[name]
         if dataclasses.is_dataclass(kind):
@@ -146,7 +153,11 @@ def _allowed(kind: type, limits: Mapping[str, Any]) -> str:
     """Returns the type and the bounds of a setting in words."""
     if limits["choices"]:
         return "one of " + ", ".join(limits["choices"])
-    bounds = {"at least": limits["least"], "above": limits["above"], "at most": limits["most"]}
+    bounds = {
+        "at least": limits["minimum"],
+        "above": limits["greater_than"],
+        "at most": limits["maximum"],
+    }
     text = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
     name = {int: "integer", float: "number", bool: "True or False", str: "string"}[kind]
     return f"{name}, {text}" if text else name
@@ -162,9 +173,9 @@ def _checked(dotted: str, value: Any, kind: type, limits: Mapping[str, Any]) -> 
     if (
         not right_type
         or (limits["choices"] and value not in limits["choices"])
-        or (limits["least"] is not None and value < limits["least"])
-        or (limits["above"] is not None and value <= limits["above"])
-        or (limits["most"] is not None and value > limits["most"])
+        or (limits["minimum"] is not None and value < limits["minimum"])
+        or (limits["greater_than"] is not None and value <= limits["greater_than"])
+        or (limits["maximum"] is not None and value > limits["maximum"])
     ):
         raise UserError(f"{dotted} = {value!r} must be {_article(_allowed(kind, limits))}")
     return value

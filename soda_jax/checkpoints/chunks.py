@@ -1,4 +1,4 @@
-"""Chunks of large parameters in a checkpoint, so that a part can be read without the rest."""
+"""Splits large parameters of a checkpoint into chunks, so that a part can be read alone."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def save_arguments(tree: Any) -> Any:
         if leaf.ndim == 2:
             return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
         # Orbax splits the given axes down to single indices and then, if a chunk is still too large, the
-        # other axes. The larger limit prevents the second part.
+        # other axes. The larger limit prevents the second split.
         return ocp.SaveArgs(chunk_byte_size=max(CHUNK_BYTES, size // shard[0]), shard_axes=(0,))
 
     return jax.tree.map(arguments, tree)

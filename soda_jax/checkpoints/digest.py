@@ -1,8 +1,8 @@
 """The digest file of a checkpoint: size and crc32c of every file, and the SHA-256 of the list itself.
 
-Orbax does not detect a flipped bit in array data; the digest does (invariant 8 of the design). It is
-written after the commit from files that are read back from the store. It therefore detects damage
-after the save, not an error between memory and the store.
+Orbax does not detect a flipped bit in array data; the digest does. The digest is computed after the
+commit from files that are read back from the store, so it detects damage after the save, not an error
+between memory and the store.
 """
 
 import os
@@ -76,7 +76,7 @@ def replace_file(step_directory: epath.Path, name: str, content: bytes) -> None:
             {other: sums[other] for other in sums if other != name}, step_directory
         )
     if reason is not None:
-        raise UserError(f"{step_directory} is not changed: {reason}; restore a copy or remove it")
+        raise UserError(f"{step_directory} was not changed: {reason}; restore a copy or remove it")
     _write(step_directory, NAME, _content(sums))
     _write(step_directory, name, content)
 
@@ -86,7 +86,7 @@ def verify_digest(step_directory: epath.Path, items: Collection[str] | None = No
 
     Args:
       step_directory: folder of one step, with a digest.
-      items: names of the sub-folders to check; files at the top level are always checked. None
+      items: names of the subfolders to check; files at the top level are always checked. None
         checks everything.
 
     Returns:
@@ -101,11 +101,11 @@ def verify_digest(step_directory: epath.Path, items: Collection[str] | None = No
 
 
 def _read(step_directory: epath.Path) -> tuple[dict[str, tuple[int, str]], str | None]:
-    """Returns the sums of a digest, and the reason why it is invalid or None."""
+    """Returns the checksums in a digest, and the reason why the digest is invalid or None."""
     try:
         record = parse_checked_json((step_directory / NAME).read_bytes())
     except DamagedError as error:
-        return {}, f"{NAME} cannot be trusted: {error}"
+        return {}, f"{NAME} is invalid: {error}"
     except OSError as error:
         return {}, f"{NAME} cannot be read ({error})"
     if record.get("digest_version") != VERSION:

@@ -13,7 +13,7 @@ from soda_jax.errors import UserError
 
 DEFAULT = "checkpoints"  # in the workdir
 RUN_CONFIG = "config.json"
-# Orbax reads the properties of the bucket with the second one.
+# Orbax reads bucket properties with google.cloud.storage.
 _GCS_MODULES = ("gcsfs", "google.cloud.storage")
 
 
@@ -38,24 +38,24 @@ def of_run(workdir: str | PathLike[str], directory: str | None = None) -> str:
 
 
 def local_workdir(workdir: str | PathLike[str]) -> Path:
-    """Returns the workdir as a path; UserError for a URL, with the setting for remote checkpoints."""
+    """Returns the workdir as a path; raises UserError for a URL."""
     if is_url(workdir):
         url = fspath(workdir).rstrip("/")
         raise UserError(
-            f"{url}: a workdir contains the log, the tokenizer and the codec and is a local folder; pass "
-            "a local folder, and store the checkpoints in the bucket with "
+            f"{url}: the workdir (logs, tokenizer, codec) must be a local folder; pass a local "
+            "folder, and store the checkpoints in the bucket with "
             f"--config.checkpoint.directory={url}/{DEFAULT}"
         )
     return Path(workdir)
 
 
 def opened(directory: str | PathLike[str]) -> epath.Path:
-    """Returns the folder as an absolute path or a gs:// URL; UserError for another URL."""
+    """Returns the folder as an absolute path or gs:// URL; raises UserError for other URLs."""
     path = epath.Path(directory) if fspath(directory).startswith("gs://") else None
     if path is None:
         if is_url(directory):
             raise UserError(
-                f"{directory}: checkpoints are written to a local folder or gs://…; pass one"
+                f"{directory}: checkpoints need a local folder or a gs:// URL; pass one of these"
             )
         return epath.Path(directory).absolute()
     for module in _GCS_MODULES:
@@ -93,7 +93,7 @@ def _saved_directory(config: Path) -> str:
     except FileNotFoundError:  # a folder that contains only checkpoints
         return DEFAULT
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{config}: not the config of a run ({error}); restore it") from None
+        raise UserError(f"{config}: invalid run config ({error}); restore the file") from None
 
 
 def _importable(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""The checkpointer: saves in the background, seals with a digest, then removes older checkpoints."""
+"""Saves checkpoints in the background, writes a digest for each and removes older ones."""
 
 import contextlib
 import logging
@@ -20,16 +20,16 @@ from soda_jax.checkpoints.restore import (
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
-# With several processes the clock of process 0 decides, which takes one message to all of them.
+# With several processes, process 0 checks its clock and broadcasts the result.
 _CHECK_CLOCK_EVERY_STEPS = 10
 
 
 class Checkpointer:
     """Saves and restores the state of one run; every process of the run makes the same calls.
 
-    A save has three stages: the arrays are copied from the devices (then `maybe_save` returns), the
-    folder of the step gets its name by an atomic rename (commit), and its digest is written (seal). An
-    older step is removed only after a newer one is sealed.
+    A save has three stages: the arrays are copied from the devices (then `maybe_save` returns), Orbax
+    renames the folder of the step atomically (commit), and its digest is written (seal). An older step
+    is removed only after the digest of a newer one is written.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Checkpointer:
         reader: CheckpointReader | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Opens or creates the folder and removes the files of killed saves.
+        """Opens or creates the folder and removes the files of interrupted saves.
 
         Args:
           directory: parent of the step folders. Only one run may write to it.
           every_steps: save at multiples of this number of steps; None or 0 disables it.
           every_minutes: save this number of minutes after the last save or the start.
-          keep: number of sealed steps to keep, at least 1.
-          keep_period: steps that are multiples of it are never removed.
-          reader: reader of the same folder, which knows the verified steps; a new one by default.
+          keep: number of steps with a digest to keep, at least 1.
+          keep_period: steps that are multiples of `keep_period` are never removed.
+          reader: reader of the same folder, which caches verified steps; by default a new one.
           clock: returns seconds; replaced in tests.
 
         Raises:
@@ -73,7 +73,7 @@ class Checkpointer:
             with folder.reaching(self.directory):
                 self._manager = _open(self.directory)
         except OSError as error:
-            raise UserError(f"{self.directory}: cannot be used for checkpoints ({error})") from None
+            raise UserError(f"{self.directory}: cannot be opened ({error}); use another") from None
 
     def due(self, step: int) -> bool:
         """Returns whether `maybe_save` saves after `step` optimizer steps without `force`."""
@@ -117,19 +117,21 @@ class Checkpointer:
         if step == self._last_step or not (force or self.due(step)):
             return False
         self.wait()
-        self._refuse_newer(step)
+        self._check_not_newer(step)
         import orbax.checkpoint as ocp
 
         whole = tree.nested(state)
         params = whole.pop(PARAMS)
-        # Writing chunks costs a copy, so only the parameters, which are read in parts, have them.
+        # Chunking costs a copy, so only the parameters are chunked, because parts of them are read.
         items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(params, chunks.save_arguments(params))}
         if whole:
             items[TRAINING] = ocp.args.PyTreeSave(whole)
         content = metadata() if callable(metadata) else metadata
         items[METADATA] = ocp.args.JsonSave({**content, "format_version": FORMAT_VERSION})
         try:
-            if step in self._manager.all_steps():  # an unusable one, see _refuse_newer
+            if (
+                step in self._manager.all_steps()
+            ):  # it is invalid, or _check_not_newer would have raised
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except OSError as error:
@@ -150,7 +152,7 @@ class Checkpointer:
         if hosts.is_single_process():
             self._raise_failure()
 
-    def _refuse_newer(self, step: int) -> None:
+    def _check_not_newer(self, step: int) -> None:
         """Raises UserError before the first save if the folder has valid steps that are not older."""
         if self._checked_newer:
             return
@@ -181,7 +183,7 @@ class Checkpointer:
         for step in [n for n in steps if n < sealed[-self._keep :][0]]:
             if self._keep_period and step % self._keep_period == 0 and step in sealed:
                 continue
-            # Without a digest, a partly removed step is never valid.
+            # The digest is removed first, so that a partly removed step is never valid.
             (self.reader.path(step) / digest.NAME).unlink(missing_ok=True)
             self.reader.path(step).rmtree()
 
@@ -189,7 +191,7 @@ class Checkpointer:
         """Waits until the last save is committed and sealed.
 
         Raises:
-          UserError: if it failed, in any process; older checkpoints are untouched.
+          UserError: if the save failed in any process; older checkpoints are untouched.
         """
         if self._thread is not None:
             self._thread.join()
@@ -245,20 +247,20 @@ class Checkpointer:
         return restored
 
 
-class _WithoutErrors(logging.Filter):
+class _DropOrbaxErrors(logging.Filter):
     """Drops the tracebacks that Orbax logs; `Checkpointer` raises these errors as one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-_WITHOUT_ERRORS = _WithoutErrors()
+_DROP_ORBAX_ERRORS = _DropOrbaxErrors()
 
 
 def _open(directory: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_WITHOUT_ERRORS)
+    logging.getLogger("absl").addFilter(_DROP_ORBAX_ERRORS)
     # No compression: weights and moments hardly shrink, and on a small machine saves and restores are a few
     # times slower with it (benchmarks/checkpoint.py measures both).
     registry = ocp.DefaultCheckpointHandlerRegistry()
@@ -279,6 +281,6 @@ def _open(directory: Any) -> Any:
 def _failure_line(step: int, error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    if len(reason) > 240:  # the start has the operation and the end the reason
+    if len(reason) > 240:  # the start contains the operation, the end contains the reason
         reason = f"{reason[:60]} … {reason[-160:]}"
     return f"saving step {step} failed: {reason}"

@@ -21,7 +21,7 @@ _DIFFERENCES_SHOWN = 5
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """The chosen step, and the newer ones that were skipped with the reasons."""
+    """The chosen step, and the newer steps that were skipped, with reasons."""
 
     step: int
     verified: bool
@@ -51,7 +51,7 @@ class CheckpointReader:
           directory: a path such as WORKDIR/checkpoints, or gs://…
 
         Raises:
-          UserError: for another URL, or if a package for gs:// is missing.
+          UserError: for a URL other than gs://, or if a package for gs:// is missing.
         """
         self.directory = folder.opened(directory)
         self.rejected: dict[int, str] = {}
@@ -91,8 +91,8 @@ class CheckpointReader:
 
         Args:
           step: the only step to consider; None for all, newest first.
-          accept_unverified: accept a step without a digest, which a run leaves if it is killed between
-            commit and seal. A step that does not match its digest is never accepted.
+          accept_unverified: accept a step without a digest, which exists if a run was killed between
+            the commit and the digest. A step that does not match its digest is never accepted.
           params_only: verify only the files that `restore_params` reads.
 
         Raises:
@@ -132,7 +132,7 @@ class CheckpointReader:
     def flaw(self, step: int, *, params_only: bool = False) -> str | None:
         """Returns why a committed step is invalid; None if its files match the digest."""
         if not digest.has_digest(self.path(step)):
-            return f"it has no {digest.NAME}: the run was killed just after the save"
+            return f"it has no {digest.NAME}: the run was probably killed just after the save"
         if self._verified.get(step, False) or (params_only and step in self._verified):
             return None
         with folder.reaching(self.directory):
@@ -147,7 +147,7 @@ class CheckpointReader:
         if not skipped:
             return f"no checkpoints in {self.directory}; is it the checkpoint folder of a run?"
         reasons = "; ".join(f"{number}: {reason}" for number, reason in skipped)
-        what = "no valid checkpoint" if step is None else "checkpoint cannot be used"
+        what = "no valid checkpoint" if step is None else "the checkpoint is invalid"
         return f"{what} in {self.directory} ({reasons}); restore a copy or choose another step"
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class CheckpointReader:
             content = json.loads(path.read_text())
             version = content["format_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not the metadata of a checkpoint ({error})") from None
+            raise UserError(f"{path}: invalid checkpoint metadata ({error}); restore it") from None
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{path}: checkpoint format {version}, this program reads {FORMAT_VERSION}; "
@@ -176,7 +176,7 @@ class CheckpointReader:
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings on any mesh; a leaf without a
-            sharding is put on the first local device. Its key `params` has the parameters.
+            sharding is put on the first local device. The key `params` contains the parameters.
           step, accept_unverified: see `choose`.
 
         Returns:
@@ -202,7 +202,7 @@ class CheckpointReader:
         result and errors are otherwise those of `restore`.
 
         Raises:
-          UserError: also if the dtype is not a float but the dtype in the checkpoint is.
+          UserError: also if two dtypes differ and one of them is not a float.
         """
         report = self.choose(step, accept_unverified=accept_unverified, params_only=True)
         metadata = self.metadata(report.step)

@@ -1,4 +1,4 @@
-"""Converts trees to nested dicts of arrays, the stored form, which needs no Python classes."""
+"""Converts pytrees to nested dicts of arrays, so that restoring needs no Python classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,11 +51,11 @@ def like(template: Any, stored: dict[str, Any]) -> Any:
 
 
 def differences(wanted: dict[str, Any], stored: dict[str, Any], *, dtypes: bool) -> list[str]:
-    """Returns a phrase for each leaf that one side lacks or whose shape or dtype differs.
+    """Returns a message for each leaf that is missing on one side or differs in shape or dtype.
 
     Args:
       wanted: nested dicts of leaves with `.shape` and `.dtype`, expected by the program.
-      stored: the same, of the checkpoint.
+      stored: nested dicts of the same kind, found in the checkpoint.
       dtypes: whether dtypes must be equal; if not, any two float dtypes are accepted.
     """
     import jax.numpy as jnp

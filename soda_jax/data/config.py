@@ -1,4 +1,4 @@
-"""The settings of a source, resolved against its data set: views, and what is left out."""
+"""Resolves the settings of a source: views, excluded documents and masked records."""
 
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.split import SplitOptions
@@ -12,7 +12,7 @@ def views(source: SourceConfig, manifest: Manifest, name: str) -> tuple[View, ..
     """Returns the views of a source; only S+A+T has two orders.
 
     Raises:
-      UserError: if the data set does not contain what the composition shows.
+      UserError: if the composition has audio and the data set does not.
     """
     composition = source.composition
     if manifest.kind == "text" and composition != "text":
@@ -39,7 +39,9 @@ def split_options(source: SourceConfig, name: str, on_corrupt_record: str) -> Sp
             continue
         file, _, number = line.rpartition(" ")
         if not number.isdecimal() or not file:
-            raise UserError(f"{source.mask_records}: {line!r} is not 'SHARD RECORD-NUMBER'")
+            raise UserError(
+                f"{source.mask_records}: {line!r} is invalid; write 'SHARD RECORD-NUMBER'"
+            )
         masked.add((file.strip(), int(number)))
     excluded = _lines(source.exclude_documents, f"data.sources.{name}.exclude_documents")
     return SplitOptions(frozenset(excluded), frozenset(masked), on_corrupt_record)
@@ -54,7 +56,7 @@ def _lines(path: str, key: str) -> list[str]:
         raise UserError(
             f"{key}: cannot read {path}: {error}; write one entry per line in UTF-8"
         ) from None
-    if "\0" in text:  # in UTF-16 no id would match, and nothing would be left out
+    if "\0" in text:  # in UTF-16 no id would match, and nothing would be excluded
         raise UserError(
             f"{key}: {path} contains NUL, as UTF-16 does; write one entry per line in UTF-8"
         )

@@ -1,4 +1,4 @@
-"""Windows and batches by number, from the mixture of the sources of a config."""
+"""Random access to the windows and batches of the data mixture of a config."""
 
 import collections
 import dataclasses
@@ -40,18 +40,18 @@ class Dataset:
     """Random access to the windows of a mixture; window k depends only on (config, seed, k).
 
     Attributes:
-      config: the config with every generation filled in; a run that stores it reads the same data
-        after an append.
+      config: the config with every generation filled in, so that a resumed run reads the same data after
+        an append.
       source_names: names of the sources, in the order of `Batch.source`.
       sources: one `Source` per name.
       weights: weight of each source by name; their sum is 1.
       layout: the vocabulary of all sources.
-      codec: the manifest's entry of the codec of the speech sources, None if all are text.
+      codec: the codec entry in the manifests of the speech sources; None if all are text.
       front_end: tokenizer, codec and layout of all sources.
       sequence_length: tokens per window.
       windows: number of windows of one pass; None for the endless mixture.
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
-      storage: reads the shards; it has no influence on the windows.
+      storage: reads the shards; does not affect the windows.
     """
 
     def __init__(self, config: DataConfig, split: str, *, one_pass: bool, shorten: bool = False):
@@ -78,7 +78,7 @@ class Dataset:
             if not source.windows:
                 raise UserError(
                     f"source {source.name}: the {split} split of {source.split.directory} has "
-                    f"{source.tokens} tokens, less than one window of {self.sequence_length}; shorten "
+                    f"{source.tokens} tokens, less than one window of {self.sequence_length}; reduce "
                     "data.sequence_length or add data"
                 )
         counts = [source.windows for source in self.sources]
@@ -111,12 +111,12 @@ class Dataset:
     def batch(self, k: int, rows: Sequence[int]) -> Batch:
         """Returns the windows k + r for each r in `rows`, stacked in that order.
 
-        The global batch of size B at window count k is `batch(k, range(B))`; a process takes the rows
-        that its addressable shards cover. Rows after the end of one pass have no loss.
+        The global batch of size B at window k is `batch(k, range(B))`; each process reads the rows of
+        its addressable shards. Rows after the end of one pass are masked in the loss.
 
         Raises:
-          DamagedRecordError: if a record cannot be read and the policy is "fatal".
-          StoreError: if the store of a remote data set cannot be read, under any policy.
+          DamagedRecordError: if a record cannot be read and `on_corrupt_record` is "fatal".
+          StoreError: if a remote store cannot be read, whatever `on_corrupt_record` is.
         """
         length = self.sequence_length
         batch = empty_batch(len(rows), length)
@@ -132,7 +132,7 @@ class Dataset:
                 holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
-        del prefetched  # until here the records stay in memory, whatever the size of the cache
+        del prefetched  # keeps the records in memory until here, even if the cache is too small
         return batch
 
     def damage(self) -> list[str]:
@@ -158,7 +158,7 @@ class Dataset:
         }
 
     def _make_digest(self) -> str:
-        """Hashes what the windows depend on; excludes the location of a data set and the damage policy."""
+        """Hashes everything that the windows depend on, but no paths and no `on_corrupt_record`."""
         sources = {
             source.name: {
                 "manifest": source.manifest.digest,
@@ -193,7 +193,7 @@ def make_dataset(
       split: "train" or "validation".
       one_pass: False for the endless, shuffled, weighted mixture of training; True for every window
         of every source once, in stored order, for evaluation.
-      shorten: reduce the sequence length to the shortest source instead of refusing that source.
+      shorten: reduce the sequence length to the shortest source instead of raising an error.
 
     Raises:
       UserError: if the config, a weight, a manifest or an index is invalid, sources differ in layout
@@ -230,7 +230,7 @@ def documents(splits: Sequence[Split]) -> Iterator[Document]:
     """Yields whole documents, split by split, in stored order, without the excluded ones.
 
     A document that several sources read from one data set is yielded once. A document with a damaged
-    record raises DamagedRecordError; under the policy "mask" it is skipped with a warning.
+    record raises DamagedRecordError; if `on_corrupt_record` is "mask", it is skipped with a warning.
     """
     digests = collections.Counter(split.manifest.digest for split in splits)
     yielded: set[tuple[str, int]] = set()
@@ -261,7 +261,7 @@ def _pin_generations(config: DataConfig) -> tuple[DataConfig, dict[str, Manifest
 
 
 def _check_agreement(manifests: Mapping[str, Manifest]) -> Manifest:
-    """Returns the first manifest with a codec, or the first; UserError if two sources differ."""
+    """Returns a manifest, preferably with a codec; raises UserError if two sources differ."""
     first = next((name for name in manifests if manifests[name].codec), next(iter(manifests)))
     for name, manifest in manifests.items():
         manifest.front_end.check_same(

@@ -1,4 +1,4 @@
-"""The loader: batches from a given window on, prefetched by threads."""
+"""Loads batches in background threads, starting at a given window."""
 
 import time
 from collections import deque
@@ -14,8 +14,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
     """An endless iterator over batches; close it, or use it as a context manager.
 
     Attributes:
-      windows: number of windows consumed. This is the whole state: a new loader that starts there
-        continues with the same windows, for any batch size and rows.
+      windows: number of windows consumed. This is the complete iterator state: a new loader
+        with this `start` continues with the same windows, for any batch size and rows.
       waited: seconds spent waiting for data.
     """
 
@@ -61,7 +61,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         """Returns the next batch by name: the arrays of `windows.Batch` with one row for each of `rows`.
 
         Raises:
-          DamagedRecordError: if a record of it cannot be read and the policy is "fatal".
+          DamagedRecordError: if a record cannot be read and `on_corrupt_record` is "fatal".
         """
         began = time.perf_counter()
         batch = self._ahead[0].result()

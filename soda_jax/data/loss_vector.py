@@ -9,12 +9,12 @@ def loss_vector(
     """Returns the mean loss in nats per token, by class and by source.
 
     Args:
-      nll, count: f32 `[sources, classes]`, sums of `class_sums`.
+      nll, count: f32 `[sources, classes]`, the sums that `class_sums` returns.
       class_names, source_names: names of the columns and rows.
 
     Returns:
       `loss/<class>`, `loss/all`, `loss/<source>/all`, `loss/<source>/<class>`; a class or source
-      without a target in the batch is left out.
+      without a target in the batch is omitted.
     """
     result: dict[str, float] = {}
 

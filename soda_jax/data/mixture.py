@@ -35,7 +35,7 @@ class Mixture:
         Args:
           names: names of the sources; a permutation depends only on the name and the seed.
           windows: number of windows of each source.
-          weights: weight of each source; Grain rounds them to hundredths of the smallest.
+          weights: weight of each source; Grain rounds them to multiples of 1% of the smallest.
           seed: seed of the stream.
 
         Raises:
@@ -46,7 +46,7 @@ class Mixture:
         sources = []
         for number, (name, count) in enumerate(zip(names, windows, strict=True)):
             if count >= 1 << 32:
-                raise UserError(f"source {name} has {count} windows, the limit is 2^32 - 1")
+                raise UserError(f"source {name} has {count} windows, more than 2^32 - 1; split it")
             source_seed = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4]
             windows_of = grain.MapDataset.range(count).shuffle(
                 int.from_bytes(source_seed, "little")

@@ -1,4 +1,4 @@
-"""A source: a split of a data set under its views, cut into windows that are found through the index."""
+"""A source: a split of a data set, rendered under its views and cut into windows."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ class Source:
       name: name in the config.
       manifest: manifest of the generation that is read.
       split: the records and documents.
-      record_starts: first token of each record in rendered order, one view after the other, and the
-        length of the sequence, int64 `[views · records + 1]`.
+      record_starts: index of the first token of each record in rendered order, for one view after the
+        other, then the length of the sequence, int64 `[views · records + 1]`.
       tokens: length of the sequence.
       windows: number of whole windows.
       tail_tokens: number of tokens after the last whole window, which are dropped.
@@ -62,7 +62,7 @@ class Source:
           with EOS, so that no other token attends to them.
 
         Raises:
-          DamagedRecordError: for a record that cannot be read, unless the policy is "mask".
+          DamagedRecordError: if a record cannot be read, unless `on_corrupt_record` is "mask".
         """
         holes: list[tuple[int, int]] = []
         stop = start + len(out)
@@ -80,7 +80,7 @@ class Source:
         return holes
 
     def prefetch(self, start: int, stop: int) -> Sequence[object]:
-        """Requests the records of tokens [start, stop); keep the result until they have been read."""
+        """Requests the records of tokens [start, stop); keep the result until they are read."""
         first = int(np.searchsorted(self.record_starts, start, side="right")) - 1
         last = int(np.searchsorted(self.record_starts, stop, side="left"))
         positions = np.arange(first, last)
@@ -92,7 +92,7 @@ class Source:
         )
 
     def _render(self, position: int, first: int, last: int, out: np.ndarray) -> bool:
-        """Writes tokens [first, last) of the record at a position; False if it is masked or damaged."""
+        """Writes tokens [first, last) of a record; returns False if it is masked or damaged."""
         view, position = divmod(position, len(self._index.flags))
         number = int(self._order[view][position])
         if number in self.split.masked:
@@ -115,9 +115,9 @@ class Source:
 
 
 def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarray:
-    """Returns the number of the record at each position under an order of modalities.
+    """Returns the record number at each position, for an order of text and audio.
 
-    Audio-first moves only the records of an utterance that is stored in pieces: its audio before its text.
+    "audio_first" moves only utterances stored in pieces: their audio records before their text records.
 
     Args:
       part: kind of each record, `[records]`.

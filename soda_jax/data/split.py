@@ -23,10 +23,10 @@ _PREFETCHED_DOCUMENTS = 32
 
 @dataclasses.dataclass(frozen=True)
 class SplitOptions:
-    """What is left out of a split.
+    """Excluded documents, masked records and the corrupt-record policy of a split.
 
     Attributes:
-      exclude_documents: ids of documents that are left out.
+      exclude_documents: ids of the excluded documents.
       mask_records: (shard file, record) of records whose loss is masked without reading them; the file is
         "train/shard-…", "validation/shard-…", or the file name without a split, which applies to the
         split that is read.
@@ -39,14 +39,14 @@ class SplitOptions:
 
 
 class Split:
-    """The records and documents of a split; a record number counts through all shards.
+    """The records and documents of a split; record numbers are consecutive across shards.
 
     Attributes:
       name: name of the source in the config.
       manifest: manifest of the generation that is read.
       index: the joined indexes of all shards.
-      masked: numbers of the records that the config masks.
-      excluded_documents: number of documents that the config leaves out.
+      masked: numbers of the records masked by the config.
+      excluded_documents: number of documents excluded by the config.
       damage: message by (shard file, record) for the records that were found damaged and masked.
       prefetches: whether `prefetch` has an effect.
     """
@@ -99,7 +99,7 @@ class Split:
                 continue  # one file may list the damaged records of all splits
             known = split in ("", self.split) and name in numbers
             if not known or not 0 <= record < self._shards[numbers[name]].records:
-                raise UserError(f"source {self.name}: masked record {file} {record} does not exist")
+                raise UserError(f"source {self.name}: no record {file} {record} (mask_records)")
             found.add(int(self._shard_starts[numbers[name]]) + record)
         return frozenset(found)
 
@@ -114,7 +114,7 @@ class Split:
 
         Raises:
           DamagedRecordError: if it cannot be read.
-          StoreError: if the remote store cannot be read, under any policy.
+          StoreError: if the remote store cannot be read, whatever `on_corrupt_record` is.
         """
         return self._store.read(*self._in_shard(number))
 
@@ -136,10 +136,10 @@ class Split:
         """Reads the document of records [first, last), see `documents`.
 
         Returns:
-          Its id and utterances; None if one of its records is damaged and the policy is "mask".
+          Its id and utterances; None if a record is damaged and `on_corrupt_record` is "mask".
 
         Raises:
-          DamagedRecordError: if a record is damaged and the policy is "fatal".
+          DamagedRecordError: if a record is damaged and `on_corrupt_record` is "fatal".
         """
         records = []
         for number in range(first, last):
@@ -171,7 +171,7 @@ class Split:
             raise DamagedRecordError(f"{message} or set data.on_corrupt_record=mask") from None
         if (file, in_shard) not in self.damage:
             self.damage[file, in_shard] = message
-            _LOG.warning("masked: %s", message)
+            _LOG.warning("masked a damaged record: %s", message)
 
     def _in_shard(self, number: int) -> tuple[int, int]:
         """Returns the shard of a record, and its number in the shard."""

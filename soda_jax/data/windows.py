@@ -16,8 +16,8 @@ class Batch(NamedTuple):
       positions: position in the segment, from 0, int32 `[rows, sequence]`.
       target_class: class of the *next* token (`VocabularyLayout.target_class`), int8
         `[rows, sequence]`; 0 at the last position, which has no target.
-      loss_mask: 1 where the next token counts in the loss, float32 `[rows, sequence]`.
-      source: number of the source of each row, int32 `[rows]`.
+      loss_mask: 1 where the next token contributes to the loss, float32 `[rows, sequence]`.
+      source: index of the source of each row, int32 `[rows]`.
     """
 
     tokens: np.ndarray
@@ -44,7 +44,7 @@ def empty_batch(rows: int, sequence_length: int) -> Batch:
 def annotate(
     batch: Batch, row: int, layout: VocabularyLayout, damaged: list[tuple[int, int]]
 ) -> None:
-    """Fills a row of `batch` from its tokens; the row must be as in `empty_batch`.
+    """Computes all other arrays of a row from its tokens; they must be as in `empty_batch`.
 
     A segment ends after EOS. The BOS after an EOS is a target like any other. The targets in the
     `damaged` ranges (first, last) and the first one after each range have no loss.

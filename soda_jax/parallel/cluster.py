@@ -1,7 +1,7 @@
 """Finds the processes of a run: from flags, environment variables, or jax's cluster detection.
 
 jax reads the environment of each cluster. This module adds what `jax.distributed.initialize` lacks: it
-decides that a process is single-process instead of failing, and reports incomplete settings in one line.
+falls back to a single process instead of failing, and reports incomplete settings in one line.
 """
 
 import importlib.util
@@ -16,16 +16,16 @@ from soda_jax.errors import UserError
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 POD_INDEX = "JOB_COMPLETION_INDEX"  # set in the pods of an indexed Kubernetes Job
 _FIX = (
-    "give --coordinator=HOST:PORT --processes=N --process=I, or --processes=1 for a single process"
+    "pass --coordinator=HOST:PORT --processes=N --process=I, or --processes=1 for a single process"
 )
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """The index of this process and how it reaches the other processes of its run.
+    """The index of this process, the number of processes and the coordinator address.
 
     Attributes:
-      method: how the processes were found, in words for the user.
+      method: how the processes were found, for messages.
       coordinator: `host:port` of process 0.
       count: number of processes.
       index: index of this process, from 0.
@@ -39,9 +39,7 @@ class ProcessInfo:
     local_devices: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        return (
-            f"process {self.index} of {self.count} by {self.method}, coordinator {self.coordinator}"
-        )
+        return f"process {self.index} of {self.count} from {self.method}, coordinator {self.coordinator}"
 
 
 def find_processes(
@@ -54,9 +52,9 @@ def find_processes(
     """Returns the `ProcessInfo` of this process, or None if the run has a single process.
 
     Args:
-      coordinator: `host:port` of process 0 (the flag).
-      count: number of processes (the flag); 1 ignores the environment.
-      index: index of this process, from 0 (the flag).
+      coordinator: `host:port` of process 0 (`--coordinator`).
+      count: number of processes (`--processes`); 1 ignores the environment.
+      index: index of this process, from 0 (`--process`).
       timeout: seconds to wait until the name of the coordinator resolves in a cluster.
 
     Raises:
@@ -66,7 +64,7 @@ def find_processes(
     if count == 1 and index in (None, 0):
         return None
     if any(value is not None for value in flags.values()):
-        return _checked("flags", flags, "give all three, or --processes=1 for a single process")
+        return _checked("flags", flags, "pass all three, or --processes=1 for a single process")
     variables = _read_variables()
     if variables[COUNT] == 1:
         return None
@@ -86,10 +84,10 @@ def _checked(method: str, values: Mapping[str, Any], fix: str) -> ProcessInfo:
         raise UserError(f"{given} without {' and '.join(missing)}: {fix}")
     (address, count, index), names = values.values(), tuple(values)
     if not re.fullmatch(r"\S+:\d+", address):
-        raise UserError(f"{names[0]}={address}: write HOST:PORT of process 0")
+        raise UserError(f"{names[0]}={address} must be HOST:PORT of process 0")
     if not 0 <= index < count:
         raise UserError(
-            f"{names[2]}={index} of {names[1]}={count}: processes are numbered from 0 to the count - 1"
+            f"{names[2]}={index} with {names[1]}={count}: the index must be in 0–{count - 1}"
         )
     return ProcessInfo(method, address, count, index)
 
@@ -127,7 +125,7 @@ def _from_cluster(variables: Mapping[str, Any], timeout: float) -> ProcessInfo |
     except Exception as error:  # any type: the environment is not what jax expects
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name} was detected, but not the processes of the run ({reason}): {_FIX}"
+            f"{name} was detected, but its processes were not ({reason}): {_FIX}"
         ) from error
     found = _checked(name, {"coordinator": address, "count": count, "process": index}, "")
     return ProcessInfo(name, found.coordinator, count, index, _local_gpus(name))
@@ -143,7 +141,7 @@ def _detect() -> tuple[str, Any]:
     if tasks > 1 and missing:
         raise UserError(
             f"SLURM_NTASKS={tasks}, but {missing[0]} is not set: this is not a task of a Slurm "
-            "step. Start it with srun, or give --processes=1 for a single process"
+            "step. Start it with srun, or pass --processes=1 for a single process"
         )
     # GKE precedes Cloud TPU, whose detection waits for a metadata server. A Slurm job of one task on a
     # TPU host is not a cluster.

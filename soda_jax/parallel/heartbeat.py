@@ -1,11 +1,11 @@
 """Ends all processes of a run when one of them fails or disappears, with one line that names it.
 
-Without this, the other processes hang in a collective, which cannot be cancelled, until jax's heartbeat
+Without this, the other processes hang in a collective, which cannot be canceled, until jax's heartbeat
 aborts them with a stack trace and status 134. jax's own hook, `missed_heartbeat_callback`, cannot
 replace it: in jaxlib 0.10.2 it raises std::bad_cast, which aborts the process as well. Three threads
-run in each process: one writes a heartbeat and reads those of the other processes, one waits for the
-message to end, and one holds a connection to process 0. They use `os._exit`, because the main thread
-may hang forever. Committed checkpoints are safe; an unfinished save does not count.
+run in each process: one writes a heartbeat and reads those of the other processes, one waits for a
+message that ends the run, and one keeps a connection to process 0 open. They use `os._exit`, because
+the main thread may hang forever. Committed checkpoints are safe; an unfinished save is discarded.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Exit status after another process failed: start the run again. (EX_PROTOCOL of sysexits.h.)
+# Exit status after another process failed: restart the run. (EX_PROTOCOL of sysexits.h.)
 LOST = 76
-RESTART = "start the run again, it resumes from its last checkpoint"
+RESTART = "restart the run; it resumes from its last checkpoint"
 _LEFT = "left"
 _DAY = 24 * 3600 * 1000  # milliseconds; timeout of one call, which is then repeated
 _GRACE = 2.0  # seconds that process 0 stays alive to deliver messages
@@ -45,10 +45,10 @@ class Heartbeat:
           client: client of the coordination service.
           index: index of this process.
           count: number of processes.
-          timeout: seconds without a heartbeat after which a process counts as lost.
+          timeout: seconds without a heartbeat after which a process is considered failed.
           coordinator: `host:port` of process 0; "" opens no connection.
-          clock: returns seconds, for tests.
-          exit_process: exits with a status, for tests.
+          clock: returns seconds; replaced in tests.
+          exit_process: exits with a status; replaced in tests.
         """
         self._client, self._index, self._count = client, index, count
         self._timeout, self._clock, self._exit_process = timeout, clock, exit_process
@@ -76,7 +76,7 @@ class Heartbeat:
             thread.start()
 
     def stop(self) -> None:
-        """Announces a regular exit, so that the other processes do not wait for heartbeats."""
+        """Announces a normal exit, so that the other processes do not wait for heartbeats."""
         self._stopped.set()
         with contextlib.suppress(Exception):  # the run is over, other processes may have exited
             self._client.key_value_set(f"soda/alive/{self._index}", _LEFT, allow_overwrite=True)
@@ -86,7 +86,7 @@ class Heartbeat:
                 thread.join(self._interval)
 
     def end_all(self, message: str, status: int = LOST) -> None:
-        """Prints `message`, sends it to the other processes, which also exit, and exits."""
+        """Prints `message`, sends it to the other processes so that they exit too, and exits."""
         with self._exit_lock:  # never released: one message is enough
             self._print(message)
             content = json.dumps([message, status])
@@ -127,7 +127,7 @@ class Heartbeat:
                 return
 
     def beat(self) -> None:
-        """Writes one heartbeat, and ends the run if that of another process is overdue."""
+        """Writes one heartbeat, and ends the run if another process's heartbeat is overdue."""
         self._beats += 1
         try:
             self._client.key_value_set(
@@ -147,18 +147,16 @@ class Heartbeat:
         overdue = [n for n, seen in self._last_seen.items() if now - seen > self._timeout]
         if overdue and not self._stopped.is_set():
             names = ", ".join(map(str, overdue))
-            self.end_all(
-                f"process {names} was lost: no heartbeat for {self._timeout:g} s; {RESTART}"
-            )
+            self.end_all(f"process {names} failed: no heartbeat for {self._timeout:g} s; {RESTART}")
 
     def _hold_connection(self) -> None:
-        """Holds a connection to process 0, which breaks as soon as that process dies.
+        """Keeps a connection to process 0 open, which breaks as soon as that process dies.
 
-        This connection is necessary. When process 0 dies, jax's client notices too and aborts this
-        process about 0.1 s later, most of which it spends on its stack trace. The calls of the client
-        fail too late to exit with the documented status before that: without the connection 5 of 16
-        kills of process 0 did not end the others with status 76, with it all of 12 kills did.
-        Received bytes are ignored. The service closes a connection that sends nothing; it is reopened.
+        Without this connection the exit status is unreliable. When process 0 dies, jax's client aborts
+        this process after about 0.1 s, usually before a call of the client raises. In a test without
+        the connection, the other processes exited with a status other than 76 after 5 of 16 kills of
+        process 0; with the connection, after 0 of 12. Received bytes are ignored. The service closes
+        idle connections, so this method reconnects.
         """
         if self._index == 0 or not self._coordinator:
             return
@@ -191,15 +189,15 @@ class Heartbeat:
                 raise OSError(f"no answer for {silent:.0f} s")
 
     def _exit_without_process_0(self, reason: str) -> None:
-        with self._exit_lock:  # no message can be sent, and trying takes long
+        with self._exit_lock:  # no message can be sent without process 0, and trying is slow
             if self._stopped.is_set():
                 return
-            self._print(f"process 0 was lost: its coordinator is gone ({reason}); {RESTART}")
+            self._print(f"process 0 failed: no connection to its coordinator ({reason}); {RESTART}")
             self._exit_process(LOST)
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
-    """Opens a connection; tries twice unless the host refuses, which means that the process is gone."""
+    """Opens a connection; tries twice unless it is refused, which means that the process has exited."""
     try:
         return socket.create_connection(address, timeout=1)
     except ConnectionRefusedError:

@@ -1,8 +1,7 @@
-"""Communication between the processes of a run on the host; a single process sends nothing.
+"""Communication between the processes of a run; does nothing in a single-process run.
 
 Every process calls these functions in the same order. They use the coordination service of process 0
-and not the devices: a collective of the devices cannot be cancelled and does not report which process
-is missing.
+and not device collectives, which cannot be canceled and do not report which process is missing.
 """
 
 import atexit
@@ -37,8 +36,8 @@ def start(
 ) -> cluster.ProcessInfo | None:
     """Connects the processes of a run, before any other use of jax; see `cluster.find_processes`.
 
-    Process 0 prints on stderr how the processes were found. After this call, a process that is lost ends
-    the other processes (`heartbeat.py`).
+    Process 0 prints on stderr how the processes were found. After this call, if a process fails, the
+    other processes exit too (`heartbeat.py`).
 
     Args:
       coordinator: `host:port` of process 0; by default from the environment.
@@ -46,7 +45,7 @@ def start(
       process_id: index of this process, from 0.
 
     Returns:
-      the `ProcessInfo` of this process, None if the run has a single process.
+      The `ProcessInfo` of this process, or None if the run has a single process.
 
     Raises:
       UserError: if flags or environment variables are incomplete or invalid.
@@ -61,13 +60,13 @@ def start(
     def exit_process() -> None:
         print(
             f"soda: {found}: not all processes connected within {join:g} s ({JOIN[0]}); are the other "
-            f"processes running, and do they reach {found.coordinator}?",
+            f"processes running, and can they reach {found.coordinator}?",
             file=sys.stderr,
             flush=True,
         )
         os._exit(LOST)
 
-    # At its own limit jax would abort with a stack trace.
+    # jax's own timeout would abort with a stack trace.
     timer = threading.Timer(join, exit_process)
     timer.daemon = True
     timer.start()
@@ -106,7 +105,7 @@ def _seconds(variable: str, default: float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UserError(f"{variable}={text}: give a number of seconds above 0")
+        raise UserError(f"{variable}={text} must be a number of seconds above 0")
     return seconds
 
 
@@ -125,7 +124,7 @@ def is_primary() -> bool:
 
 
 def barrier(name: str, timeout: float | None = None) -> None:
-    """Waits until every process has called it.
+    """Waits until every process has called `barrier` with the same name.
 
     After the timeout, the processes that called it report which ones are missing and exit with status
     `LOST`.
@@ -138,14 +137,14 @@ def barrier(name: str, timeout: float | None = None) -> None:
         return
     seconds = _seconds(BARRIER[0], BARRIER[1] if timeout is None else timeout)
     try:
-        # One id for all rounds: the service never frees the record of an id.
+        # The id is reused: the service never frees the memory of an id.
         _client().wait_at_barrier(f"soda/{name}", int(1000 * seconds))
     except Exception as error:
         end_all(_barrier_failure(name, seconds, error))
 
 
 def _barrier_failure(name: str, seconds: float, error: Exception) -> str:
-    """Returns one line about a barrier that failed; the processes that reached it set a key each."""
+    """Returns one line about a failed barrier; every process that reached it sets a key."""
     import jax
 
     reason = str(error).partition("\n")[0]
@@ -194,9 +193,9 @@ def broadcast_json(value: Any, name: str = "broadcast", timeout: float | None = 
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Ends all processes if the body raises in one of them; in a single process it just raises.
+    """Ends all processes if the body raises in one of them; in a single-process run it only propagates.
 
-    The other processes would wait in a collective forever. The error is printed in the process that
+    Otherwise the others would wait in a collective forever. The error is printed in the process that
     raised it and sent to the other ones. All exit with status 2 for a `UserError`, 130 for an interrupt,
     and 1 for anything else.
     """
@@ -220,8 +219,8 @@ def _end_with(error: BaseException) -> None:
     elif _heartbeat is not None and (
         isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
     ):
-        # Devices and their network raise these if another process has died. Then the heartbeat ends
-        # this process during the wait and names the other one.
+        # XLA and Gloo raise these errors after another process has died. Wait, so that the heartbeat
+        # can name that process and end this one.
         print(f"soda: process {jax.process_index()}: {message[:300]}", file=sys.stderr, flush=True)
         time.sleep(_heartbeat.detection_time)
     if status == 1:

@@ -27,7 +27,7 @@ def make_mesh(
     most. The first axis, dcn, is the only one that crosses TPU slices.
 
     Args:
-      axes: devices along each axis; a missing axis has 1. dcn = -1 is the number of slices. One other
+      axes: devices along each axis; the default size is 1. dcn = -1 is the number of slices. One other
         axis may be -1 to use the remaining devices. The default is `data=-1`.
       devices: by default all devices of all processes.
 
@@ -48,7 +48,7 @@ def mesh_sizes(
 
     `data` and `fsdp` may both be -1 if `width` is given: fsdp becomes the largest divisor that leaves at
     least 128 columns per device, and data uses the remaining devices. Narrower shards are padded to a
-    tile, and a TPU gathers them by summing whole matrices (docs/plan.md compares both).
+    tile, and on a TPU XLA gathers them with an all-reduce (docs/plan.md compares both).
 
     Args:
       axes: see `make_mesh`.
@@ -87,7 +87,7 @@ def mesh_sizes(
         sizes[fills[0]] = max(1, devices // -math.prod(sizes.values()))
     if math.prod(sizes.values()) != devices:
         raise UserError(
-            f"mesh {given} does not make {devices} devices; change a size, or set one to -1"
+            f"mesh {given} does not multiply to {devices} devices; change a size, or set one to -1"
         )
     return sizes
 
@@ -106,7 +106,7 @@ def _slice(device: jax.Device) -> int:
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-    """Returns the devices as an array of `shape`, dcn first, in the order of their network.
+    """Returns the devices as an array of `shape`, dcn first, ordered by network topology.
 
     Raises:
       UserError: if an axis other than dcn would cross TPU slices, or if slices differ in size.
@@ -130,5 +130,5 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
         create = functools.partial(mesh_utils.create_hybrid_device_mesh, inner, outer, devices)
     try:
         return create()
-    except NotImplementedError:  # axes must share a dimension of the torus
+    except NotImplementedError:  # several axes must share a physical axis of the torus
         return create(allow_split_physical_axes=True)

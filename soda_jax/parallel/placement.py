@@ -1,4 +1,4 @@
-"""The `Placement` of a model on a mesh: shardings of its arrays by the rules."""
+"""Implements `Placement` for a device mesh with the sharding rules."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ class OnMesh:
     """Implements `soda_jax.model.placement.Placement` for a mesh.
 
     Attributes:
-      mesh: the devices.
+      mesh: the device mesh.
     """
 
     mesh: Mesh
@@ -42,10 +42,10 @@ class OnMesh:
         return rules.sharding(self.mesh, axes, shape)
 
     def on_shards(self, function: Callable[..., jax.Array], inputs: Any, output: Any) -> Any:
-        """Returns `function` applied to the shards of each device."""
+        """Returns `function` wrapped in `shard_map`, or unchanged on one device."""
         if self.mesh.size == 1:
             return function
-        # check_vma is off because the kernels do not annotate over which axes their values vary.
+        # check_vma is off because the kernels do not annotate the axes over which their values vary.
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=inputs, out_specs=output, check_vma=False
         )

@@ -16,10 +16,10 @@ from soda_jax.parallel import hosts
 
 
 class StopRequest(AbstractContextManager["StopRequest", None]):
-    """Receives SIGTERM while it is entered; restores the previous handler afterwards."""
+    """Handles SIGTERM inside a `with` block; restores the previous handler at the end."""
 
     def __init__(self) -> None:
-        """Creates it without installing a handler."""
+        """Initializes the request; `__enter__` installs the handler."""
         self._received = threading.Event()
         self._previous: Any = None
         self._calls = 0
@@ -38,9 +38,9 @@ class StopRequest(AbstractContextManager["StopRequest", None]):
     def reached(self) -> bool:
         """Returns True, in the same call of every process, after one of them received SIGTERM.
 
-        All processes call it equally often. jax stops at exactly one count, the largest of all
-        processes plus 1. The calls are counted, not the steps: a notice before the first call counts as
-        count 0, so a run that resumes at step 1000 would pass the agreed step 1 and never stop
+        All processes must call this method equally often. jax returns True at exactly one count: the
+        largest count of any process plus 1. This class counts calls and not steps: if SIGTERM arrives
+        before the first call, jax agrees on 1, and a run that resumes at step 1000 would never stop
         (findings/jax_preemption_before_first_step.sh).
         """
         if hosts.is_single_process():

@@ -1,6 +1,6 @@
 """Sharding rules: from logical axis names to mesh axes.
 
-The model names the dimensions of its arrays ("embed", "mlp", …) and does not know the devices.
+The model names the dimensions of its arrays ("embed", "mlp", …) and is independent of the mesh.
 A new mesh axis is one line in `MESH_AXES`.
 """
 
@@ -17,7 +17,7 @@ MESH_AXES: Mapping[str, tuple[str, ...]] = {
     "sequence": ("sequence",),
     "tensor": ("heads", "kv_heads", "mlp", "vocabulary", "codebook_size"),
 }
-# Logical axes that are never split.
+# Logical axes that are never sharded.
 WHOLE = ("layers", "codebooks", "head_dim")
 
 # Logical axis -> the mesh axes that split it.
@@ -33,7 +33,7 @@ def spec(
     shape: Sequence[int] | None = None,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
-    """Returns the partition of an array with dimensions `logical_axes` (None: replicated).
+    """Returns the `PartitionSpec` of an array with dimensions `logical_axes` (None: replicated).
 
     A mesh axis splits the first dimension whose rule contains it. With `shape`, a mesh axis that does
     not divide the dimension is skipped, and the dimension is replicated along it: 3 KV heads on
@@ -93,5 +93,5 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedShard
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that is whole on every device."""
+    """Returns the fully replicated sharding."""
     return NamedSharding(mesh, PartitionSpec())

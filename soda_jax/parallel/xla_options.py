@@ -15,7 +15,7 @@ TPU: Options = {
     "xla_tpu_enable_async_collective_fusion": True,
     # Includes all-gathers of weights, which fsdp needs in every layer.
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-    # A collective may overlap several products: one product is too short to hide the weights.
+    # A collective may overlap several products: one matmul is too short to hide the all-gather.
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     # The TensorCore computes during a collective.
     "xla_tpu_overlap_compute_collective_tc": True,

@@ -1,7 +1,7 @@
 """The front end of a model or data set: text tokenizer, codec and vocabulary layout.
 
-Token ids have a meaning only together with these three. Data sets, checkpoints and exports store the
-fingerprints; `FrontEnd.check_same` is the one comparison before ids of one are used with another.
+Token ids are meaningful only together with these three. Data sets, checkpoints and exports store their
+fingerprints; `FrontEnd.check_same` compares them before token ids of one are used with another.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class FrontEnd:
-    """What gives token ids their meaning.
+    """The text tokenizer, codec and vocabulary layout that define token ids.
 
     Attributes:
       layout: the ids of text, markers and codebooks.
@@ -73,9 +73,9 @@ class FrontEnd:
         }
 
     def differences(self, other: "FrontEnd") -> list[Difference]:
-        """Returns the parts in which two front ends differ; a codec that one side lacks is no difference.
+        """Returns the parts in which two front ends differ; a missing codec is ignored.
 
-        The layout is last: it usually differs because tokenizer or codec do.
+        The layout is last: it usually differs because the tokenizer or the codec differs.
         """
         found = []
         if self.tokenizer != other.tokenizer:
@@ -103,9 +103,9 @@ class FrontEnd:
         """Raises UserError for the first of `differences`.
 
         Args:
-          other: the front end that is needed.
-          name, other_name: what the two belong to, for the message.
-          fixes: the fix by `Difference.part`, where it is not to tokenize the data again.
+          other: the expected front end.
+          name, other_name: owners of the two front ends, for the message.
+          fixes: replaces the default fix, by `Difference.part`.
           otherwise: an alternative to the fix.
           repair: data set that `soda checkpoints --repair` reads if a fingerprint looks damaged.
         """
@@ -113,8 +113,8 @@ class FrontEnd:
             fix = {**_FIXES, **(fixes or {})}[difference.part]
             if repair and difference.looks_damaged:
                 fix = (
-                    "they differ in one or two characters, as after damage to a manifest: soda "
-                    f"checkpoints WORKDIR --repair={repair}"
+                    "they differ in one or two characters, probably because of a damaged manifest: "
+                    f"run soda checkpoints WORKDIR --repair={repair}"
                 )
             raise UserError(
                 f"{name} has the {difference.part} {difference.ours}, {other_name} has "

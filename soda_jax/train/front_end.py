@@ -1,4 +1,4 @@
-"""The front end of a run: compared with the data, and copied into the workdir."""
+"""Checks the front end (tokenizer, codec, layout) of a run and copies it into the workdir."""
 
 import os
 import shutil
@@ -23,19 +23,19 @@ def check_front_end(
     checkpoint: str | os.PathLike[str],
     otherwise: str = "use another --workdir",
 ) -> None:
-    """Refuses data whose token ids have another meaning than the ids of a checkpoint.
+    """Raises UserError if token ids mean different things in the data and in a checkpoint.
 
     No option skips this check: the run would continue without an error and train on noise. A text model
-    may continue on speech and a speech model on text: a missing codec is accepted.
+    may continue on speech and a speech model on text, so a missing codec is not an error.
 
     Args:
       dataset: the data of the run.
-      metadata: of the checkpoint.
-      checkpoint: its name in the message.
+      metadata: metadata of the checkpoint.
+      checkpoint: name of the checkpoint, for the message.
       otherwise: an alternative to converting the data, for the message.
 
     Raises:
-      UserError: naming the data, both fingerprints and the fix.
+      UserError: the message names the data, both fingerprints and the fix.
     """
     trained = FrontEnd.from_metadata(metadata)
     paths = {
@@ -52,19 +52,19 @@ def check_front_end(
 def front_end_sums(
     dataset: Dataset, earlier: Mapping[str, Any] | None
 ) -> dict[str, tuple[int, str]]:
-    """Size and crc32c of the files of tokenizer and codec that a run keeps.
+    """Returns the size and crc32c of the tokenizer and codec files that a run stores.
 
-    They are those of its data; for a folder that the data lacks, those of `earlier`, the metadata of the
-    checkpoint that was resumed or started from.
+    They are read from the manifests of the data. If the data has no tokenizer or codec folder, they are
+    read from `earlier`, the metadata of the checkpoint that the run resumed or started from.
     """
     before = (earlier or {}).get("front_end", {})
     speech = [s.manifest.front_end_files for s in dataset.sources if s.manifest.codec]
     text = [s.manifest.front_end_files for s in dataset.sources if not s.manifest.codec]
-    # Text may have been tokenized next to another codec than the one that the model has learned.
+    # A text data set may contain a codec other than the one that the model was trained with.
     known = {"tokenizer": [*speech, *text, before], "codec": [*speech, before, *text]}
     sums: dict[str, tuple[int, str]] = {}
     for folder in FRONT_END:
-        parts = (_part(each, folder) for each in known[folder])
+        parts = (_entries_of(each, folder) for each in known[folder])
         sums |= next((part for part in parts if part), {})
     return sums
 
@@ -72,35 +72,35 @@ def front_end_sums(
 def copy_front_end(
     folders: Sequence[Location], workdir: Path, sums: Mapping[str, tuple[int, str]]
 ) -> None:
-    """Copies tokenizer and codec into the run's folder, so that it is complete without its data.
+    """Copies the tokenizer and codec into the workdir, so that it can be used without the data sets.
 
-    A copy that is there already is compared with `sums`, and replaced if it is damaged.
+    An existing copy is compared with `sums` and replaced if it is damaged.
 
     Args:
-      folders: data sets and runs that may have them, paths or URLs.
-      workdir: of the run.
+      folders: paths or URLs of the data sets and runs to copy from, tried in this order.
+      workdir: workdir of the run.
       sums: see `front_end_sums`.
 
     Raises:
-      UserError: if every copy of a file is damaged; nothing is copied then.
+      UserError: if every copy of a folder is damaged, or no manifest or checkpoint lists its files.
     """
     for name in FRONT_END:
-        if not _part(sums, name):
-            _refuse_unlisted(folders, name)
+        if not _entries_of(sums, name):
+            _check_listed(folders, name)
             continue
         target = workdir / name
-        mine = next(differences(workdir, sums, name), None) if target.is_dir() else None
-        if target.is_dir() and mine is None:
+        mismatch = next(differences(workdir, sums, name), None) if target.is_dir() else None
+        if target.is_dir() and mismatch is None:
             continue
-        damage = [] if mine is None else [f"{workdir / mine[0]} {mine[1]}"]
+        damage = [] if mismatch is None else [f"{workdir / mismatch[0]} {mismatch[1]}"]
         with tempfile.TemporaryDirectory(dir=workdir, prefix=f".{name}.") as temporary:
             for folder in folders:
                 if not _fetch(join(folder, name), Path(temporary, name)):
                     continue
                 wrong = next(differences(temporary, sums, name), None)
                 if wrong is None:
-                    if mine is not None:
-                        print(f"{damage[0]}; replaced by that of {folder}", file=sys.stderr)
+                    if mismatch is not None:
+                        print(f"{damage[0]}; replaced with the copy in {folder}", file=sys.stderr)
                     shutil.rmtree(target, ignore_errors=True)
                     Path(temporary, name).rename(target)
                     break
@@ -111,17 +111,17 @@ def copy_front_end(
                     raise UserError(f"{damage[-1]}; restore it from a backup and start again")
 
 
-def _refuse_unlisted(folders: Sequence[Location], name: str) -> None:
+def _check_listed(folders: Sequence[Location], name: str) -> None:
     for folder in folders:
         if not is_url(folder) and os.path.isdir(join(folder, name)):
             raise UserError(
                 f"{join(folder, name)} cannot be checked: no manifest or checkpoint lists its files; "
-                "tokenize or convert again with it, or remove it"
+                "tokenize or convert the data again, or remove the folder"
             )
 
 
 def _fetch(origin: Location, target: Path) -> bool:
-    """Copies a folder; False if there is none."""
+    """Copies a folder; returns False if it does not exist."""
     if is_url(origin):
         return download_folder(origin, target)
     if not os.path.isdir(origin):
@@ -130,8 +130,8 @@ def _fetch(origin: Location, target: Path) -> bool:
     return True
 
 
-def _part(sums: Mapping[str, Any], folder: str) -> dict[str, tuple[int, str]]:
-    """The entries of one folder; what JSON has made lists become tuples again."""
+def _entries_of(sums: Mapping[str, Any], folder: str) -> dict[str, tuple[int, str]]:
+    """Returns the entries of one folder, with JSON lists converted back to tuples."""
     return {
         name: (total[0], total[1]) for name, total in sums.items() if name.startswith(f"{folder}/")
     }

@@ -1,4 +1,4 @@
-"""Peak arithmetic rate of the devices, the denominator of MFU."""
+"""Peak FLOP/s of the devices, the denominator of MFU."""
 
 import time
 

@@ -19,11 +19,11 @@ class RunView:
       step: optimizer steps done.
       config: settings of the run.
       workdir: the run's folder.
-      mesh: the devices.
-      model: the decoder as functions.
+      mesh: device mesh of the run.
+      model: the decoder, see `ModelFunctions`.
       params: its parameters on the devices; donated to the next step, so do not keep them.
       dataset: the training mixture.
-      metrics: the metrics of this step as plain floats.
+      metrics: metrics of this step as Python floats.
       metadata: returns the metadata that a checkpoint of this step would have.
     """
 
@@ -39,7 +39,7 @@ class RunView:
 
 
 class Hook(Protocol):
-    """Called every `every` steps and after the last one, on every host at the same step."""
+    """Is called every `every` steps and after the last step, in all processes at the same step."""
 
     every: int
 

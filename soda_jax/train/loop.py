@@ -24,7 +24,7 @@ from soda_jax.train.wandb import package as wandb_package
 from soda_jax.train.watchdog import FIRST_STEP, Watchdog
 
 DONE = 0
-# EX_TEMPFAIL of sysexits.h: the launch scripts start the run again.
+# EX_TEMPFAIL in sysexits.h: the launch scripts restart a run that exits with this status.
 PREEMPTED = 75
 
 
@@ -36,9 +36,9 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     allow_data_change: bool = False,
 ) -> int:
-    """Trains `config` in `workdir`, from its newest valid checkpoint if it has one.
+    """Trains a model; resumes from the newest valid checkpoint in `workdir` if there is one.
 
-    A run without a checkpoint begins with the parameters of `config.start_from`, or with random ones.
+    Without a checkpoint, parameters are initialized from `config.start_from`, or randomly.
 
     Args:
       config: a `RunConfig`, or an ml_collections config with its keys.
@@ -46,11 +46,11 @@ def train(
         `config.checkpoint.directory` is an absolute path or URL.
       hooks: evaluators, exporters and other observers.
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
-      allow_data_change: resume although the data is not that of the checkpoint; tokenizer, codec and
-        vocabulary layout must be the same.
+      allow_data_change: resume even if the data differs from that of the checkpoint; tokenizer, codec
+        and vocabulary layout must still match.
 
     Returns:
-      `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM, with everything saved.
+      `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM and a final checkpoint.
 
     Raises:
       UserError: for an invalid config, invalid data or checkpoints, and if too many updates in a row were
@@ -70,8 +70,8 @@ def train(
         checkpointer = stack.enter_context(open_checkpoints(config.checkpoint, reader))
         write_run_files(config, dataset, workdir, start.earlier)
         state = start.state(program, checkpointer)
-        # From here on an error of one process ends all of them at once: an orderly shutdown would wait in
-        # a collective for processes that wait for this one.
+        # From here on, an error in one process ends all processes immediately: a clean shutdown would
+        # deadlock, because the other processes wait in a collective for the failed one.
         stack.enter_context(hosts.fail_together())
         rows = local_rows(program.mesh, config.batch_size)
         skipped = start.step - int(state["accepted"])
@@ -89,7 +89,7 @@ def train(
                 watchdog.now(f"step {step}", FIRST_STEP if step == start.step + 1 else 1.0)
                 batch = place_batch(next(loader), rows, program.mesh, config.batch_size)
                 state, metrics = program.step(state, batch)
-                telemetry.flush()  # of the previous step, while this one runs
+                telemetry.flush()  # logs the previous step while this one runs
                 telemetry.submit(step, metrics, loader.waited)
                 last = step == config.steps
                 due = [hook for hook in hooks if last or step % hook.every == 0]
@@ -109,13 +109,13 @@ def train(
                                    state["params"], dataset, values, metadata)  # fmt: skip
                     values |= hook(view)
                 telemetry.write(step, values)
-                if due and not stop:  # a hook may take long
+                if due and not stop:  # a hook can take minutes
                     stop = stop_request.reached()
                 if save or stop:
                     watchdog.now(f"saving after step {step}")
                     checkpointer.maybe_save(step, state, metadata, force=True)
                 if stop and not last:
-                    print(f"asked to stop: saved step {step}", file=sys.stderr)
+                    print(f"received SIGTERM: saved a checkpoint at step {step}", file=sys.stderr)
                     return PREEMPTED
     return DONE
 

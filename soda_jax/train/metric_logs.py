@@ -81,7 +81,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl`; skips a last line that a kill left incomplete."""
+    """Returns the rows of a `metrics.jsonl`; skips lines that a killed run left incomplete."""
     if not path.is_file():
         return []
     rows = []
@@ -93,8 +93,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def note_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
-    """Appends a line to `starts.jsonl`: the step that the run started from, and its hardware."""
+def log_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
+    """Appends a line to `starts.jsonl`: the first step, the model size and the devices."""
     with (workdir / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **about}) + "\n")
 

@@ -1,7 +1,7 @@
 """Cautious AdamW with AdamC weight decay, as small optax transformations.
 
-`update` receives the training step as `step`, and the learning rate depends on it: a skipped update leaves
-the optimizer state unchanged, but the schedule proceeds.
+`update` takes the training step as the keyword `step` and computes the learning rate from it, so a
+skipped update does not change the optimizer state but still advances the schedule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from soda_jax.registry import OPTIMIZERS
 from soda_jax.schema import OptimizerConfig
 from soda_jax.train.schedules import make_schedule
 
-# Arrays that form one matrix: name → mask of the rows that are not padding, see
+# Parameters that the paper stores as one matrix: name → mask of the non-padding rows, see
 # `soda_jax.model.decoder.stored_matrices`.
 Matrix = Mapping[str, np.ndarray]
 
@@ -43,15 +43,15 @@ def cautious(
             lambda u, agree, share: jnp.where(agree, u, 0.0) / (share + eps),
             updates,
             agrees,
-            _shares(agrees, matrices),
+            _fractions(agrees, matrices),
         )
         return updates, state
 
     return optax.GradientTransformation(inner.init, update)
 
 
-def _shares(agrees: Any, matrices: Sequence[Matrix]) -> Any:
-    """Returns for each array the fraction of True in its matrix, f32 scalars structured like `agrees`."""
+def _fractions(agrees: Any, matrices: Sequence[Matrix]) -> Any:
+    """Returns the fraction of True values in each array's matrix, a tree of f32 scalars."""
     shares = jax.tree.map(lambda x: _count(x) / max(x.size, 1), agrees)
     for matrix in matrices:
         parts = [agrees[name] & valid[..., None] for name, valid in matrix.items()]
@@ -66,8 +66,8 @@ def _shares(agrees: Any, matrices: Sequence[Matrix]) -> Any:
 def _count(flags: jax.Array) -> jax.Array:
     """Returns the number of True elements, f32.
 
-    A sum of ones in f32 stops at 2²⁴. int32 is exact and the same on any mesh, but overflows at 2³¹, so a
-    larger array is counted along its first axis.
+    An f32 sum of ones saturates at 2²⁴. An int32 sum is exact and equal on any mesh but overflows at
+    2³¹, so larger arrays are counted along the first axis.
     """
     axes = None if flags.size < 2**31 else tuple(range(1, flags.ndim))
     return jnp.sum(jnp.sum(flags, axes, dtype=jnp.int32).astype(jnp.float32))
@@ -80,7 +80,7 @@ def add_corrected_decay(
 
     Args:
       weight_decay: the decay at the peak of the schedule.
-      schedule: learning rate of a step.
+      schedule: learning rate as a function of the step.
       peak: the largest learning rate.
       decayed: pytree of bools like the parameters, True where decay applies.
     """
@@ -96,7 +96,7 @@ def add_corrected_decay(
 
 
 def scale_by_step_schedule(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by −schedule(step)."""
+    """Multiplies the updates by −schedule(step)."""
 
     def update(updates, state, params=None, *, step, **extra):
         rate = schedule(step)
@@ -106,7 +106,7 @@ def scale_by_step_schedule(schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: not on norms, not on the token embedding; the head is decayed."""
+    """Returns True for all parameters except norms and the token embedding; the head is decayed."""
 
     def applies(path, _):
         names = [entry.key for entry in path]
@@ -126,9 +126,9 @@ def adamw(
 
     Args:
       config: betas, epsilon, weight decay, `cautious`.
-      schedule: learning rate of a step.
+      schedule: learning rate as a function of the step.
       params: the parameters or their abstract shapes, for the decay mask.
-      matrices: which of them form one matrix, `ModelFunctions.matrices`.
+      matrices: parameters that form one matrix, see `ModelFunctions.matrices`.
     """
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     return optax.chain(
@@ -147,7 +147,7 @@ def make_optimizer(
       config: the `optimizer` settings of a run.
       steps: length of the run.
       params: the parameters or their abstract shapes.
-      matrices: which of them form one matrix, `ModelFunctions.matrices`.
+      matrices: parameters that form one matrix, see `ModelFunctions.matrices`.
 
     Raises:
       UserError: for an unknown name or an invalid schedule.

@@ -1,4 +1,4 @@
-"""The compiled side of a run: mesh, model, optimizer and the jitted training step."""
+"""Builds the training program of a run: mesh, model, optimizer and jitted functions."""
 
 import dataclasses
 import functools
@@ -20,12 +20,12 @@ from soda_jax.parallel.xla_options import compiler_options
 from soda_jax.schema import RunConfig
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.train.optimizer import make_optimizer
-from soda_jax.train.state import State, abstract_state, make_state, state_of
+from soda_jax.train.state import State, abstract_state, make_state, state_from_params
 from soda_jax.train.step import make_train_step
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs across runs, in `$SODA_CACHE` or the user's cache folder."""
+    """Enables JAX's persistent compilation cache in `$SODA_CACHE` or the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = os.environ.get("SODA_CACHE") or str(Path(base) / "soda_jax" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -34,12 +34,12 @@ def use_compilation_cache() -> None:
 
 @dataclasses.dataclass
 class Program:
-    """The compiled side of a run.
+    """The mesh, the model and the jitted functions of a run.
 
     Attributes:
-      mesh: the devices.
-      model: the decoder as functions.
-      abstract: the state's shapes and shardings.
+      mesh: the device mesh.
+      model: the decoder, see `ModelFunctions`.
+      abstract: shapes, dtypes and shardings of the training state.
       init: () → state, jitted.
       begin: parameters → state at step 0, jitted; the parameters are donated.
       step: (state, batch) → (state, metrics), jitted; the state is donated.
@@ -54,12 +54,12 @@ class Program:
 
 
 def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> None:
-    """Refuses a config that does not fit a mesh, before anything is compiled.
+    """Checks that a config fits a mesh, before anything is compiled.
 
     Args:
       config: settings of the run.
-      mesh: sizes of the axes.
-      platform: of the devices.
+      mesh: size of each mesh axis.
+      platform: platform of the devices.
 
     Raises:
       UserError: if micro-batches, sequence or attention do not fit the mesh or the platform.
@@ -71,18 +71,18 @@ def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> No
         axes = " x ".join(rules.RULES["batch"])
         raise UserError(
             f"batch_size / gradient_accumulation = {micro_batch} windows cannot be split over {axes} = "
-            f"{ways} devices; make it a multiple"
+            f"{ways} devices; make it a multiple of {ways}"
         )
     sequence_ways = math.prod(mesh[axis] for axis in rules.RULES["sequence"])
     if config.data.sequence_length % sequence_ways:
         raise UserError(
             f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "
-            f"{sequence_ways}"
+            f"{sequence_ways}; change one of them"
         )
 
 
 def check_attention(config: RunConfig, chip: Chip | None) -> None:
-    """Refuses an attention kernel that does not compile for the chip (None: unknown).
+    """Checks that the attention kernel compiles for `chip`; None skips the check.
 
     Raises:
       UserError: for splash on TPU v2 and v3.
@@ -106,9 +106,9 @@ def make_program(
 
     Args:
       config: settings of the run.
-      layout: the vocabulary of its data.
+      layout: vocabulary layout of the data.
       sources: number of data sources.
-      devices: the devices to compile for, which may be described and absent; all devices by default.
+      devices: the devices to compile for, by default all; may be those of a topology description.
 
     Raises:
       UserError: if batch, sequence, mesh, model and devices do not fit.
@@ -132,7 +132,7 @@ def make_program(
         functools.partial(make_state, model, optimizer, config.seed), out_shardings=state_shardings
     )
     begin = jax.jit(
-        functools.partial(state_of, optimizer=optimizer),
+        functools.partial(state_from_params, optimizer=optimizer),
         donate_argnums=0,
         out_shardings=state_shardings,
     )

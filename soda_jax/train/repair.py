@@ -1,7 +1,7 @@
 """Repair of a run whose tokenizer, codec or fingerprints were damaged.
 
-A run that was trained while a bit of its data set's manifest was wrong has stored the wrong fingerprint in
-every checkpoint, and no data set agrees with it any more. An intact data set has the right one.
+If a bit of a data set's manifest was flipped while a run was trained, all its checkpoints contain the
+wrong fingerprint and match no data set. `repair` copies the right fingerprint from an intact data set.
 """
 
 import json
@@ -20,18 +20,18 @@ from soda_jax.train.front_end import copy_front_end
 
 
 def repair(workdir: Path, data: str) -> list[str]:
-    """Gives a run the tokenizer, the codec and the fingerprints of an intact data set.
+    """Replaces the tokenizer, codec and fingerprints of a run by those of an intact data set.
 
     Args:
       workdir: workdir of the run; no other process may write to it.
       data: folder of a data set that the run was trained on.
 
     Returns:
-      What was changed, in lines.
+      One line for each change.
 
     Raises:
-      UserError: if the data set is damaged or is one that the run was not trained on, and nothing is
-        changed; or if a checkpoint is damaged, and the ones before it are repaired.
+      UserError: if the data set is damaged or the run was not trained on it (nothing is changed), or if
+        a checkpoint is damaged (older checkpoints are already repaired).
     """
     refuse_url(data, "--repair reads")
     manifest = Manifest.load(data)
@@ -42,7 +42,7 @@ def repair(workdir: Path, data: str) -> list[str]:
     for step in reader.steps():
         metadata = reader.metadata(step)
         _check_same_front_end(metadata, manifest, reader.path(step), data)
-        changes[step] = {**metadata, **_right(metadata, manifest)}
+        changes[step] = {**metadata, **_manifest_entries(metadata, manifest)}
     if not changes:
         raise UserError(f"no checkpoints in {reader.directory}; is {workdir} a run's workdir?")
     done = []
@@ -51,21 +51,21 @@ def repair(workdir: Path, data: str) -> list[str]:
             digest.replace_file(
                 reader.path(step), f"{METADATA}/{METADATA}", json.dumps(metadata).encode()
             )
-            done.append(f"checkpoint {step}: fingerprints of {data}")
+            done.append(f"checkpoint {step}: fingerprints replaced by those of {data}")
     copy_front_end([data], workdir, _sums(manifest))
     return done
 
 
 def _sums(manifest: Manifest) -> FileSums:
-    """The files of tokenizer and codec; a text data set may have a codec that is not the run's."""
+    """Returns the tokenizer files, and the codec files unless the data set contains only text."""
     folders = FRONT_END if manifest.codec else FRONT_END[:1]
     return {
         name: x for name, x in manifest.front_end_files.items() if name.split("/")[0] in folders
     }
 
 
-def _right(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
-    """The entries of a checkpoint's metadata that come from the manifest."""
+def _manifest_entries(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """Returns the metadata entries of a checkpoint that are copied from the manifest."""
     found: dict[str, Any] = {"tokenizer_fingerprint": manifest.tokenizer_fingerprint}
     if manifest.codec:
         found["codec_fingerprint"] = manifest.codec["fingerprint"]
@@ -76,10 +76,10 @@ def _right(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
 def _check_same_front_end(
     metadata: Mapping[str, Any], manifest: Manifest, step: Any, data: str
 ) -> None:
-    """UserError unless the fingerprints are equal except for one or two damaged characters."""
+    """Raises UserError for a difference of more than two characters."""
     for difference in FrontEnd.from_metadata(metadata).differences(manifest.front_end):
         if not difference.looks_damaged:
             raise UserError(
                 f"{step} has the {difference.part} {difference.ours}, {data} has {difference.theirs}: "
-                "too different for a damaged one; give --repair a data set that this run was trained on"
+                "not a flipped bit; pass --repair a data set that this run was trained on"
             )

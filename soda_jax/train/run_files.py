@@ -1,4 +1,4 @@
-"""What a run reads and writes besides its steps: its data, its checkpoints, and the files of its folder."""
+"""Opens the data and checkpoints of a run, and writes the other files of the workdir."""
 
 import dataclasses
 import sys
@@ -21,16 +21,16 @@ from soda_jax.train.start import Start
 
 
 def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
-    """Opens the training mixture; a resumed run reads the generations that it began with.
+    """Opens the training mixture; a resumed run reads the same generations as before.
 
     Args:
       config: the `data` settings of the run.
-      start: what the run begins from.
-      allow_change: accept other data of the same tokenizer, codec and layout.
+      start: initial state of the run, see `train.start`.
+      allow_change: accept other data with the same tokenizer, codec and layout.
 
     Raises:
-      UserError: if tokenizer, codec or layout are not those of the checkpoint, or if the data differs in
-        another way and `allow_change` is False.
+      UserError: if tokenizer, codec or layout differ from the checkpoint, or if the data differs in any
+        other way and `allow_change` is False.
     """
     sources = {
         name: dataclasses.replace(source, generation=start.generations.get(name, -1))
@@ -50,10 +50,10 @@ def run_metadata(
 
     Args:
       config: settings of the run.
-      dataset: the data that it reads.
+      dataset: the training mixture.
       windows: number of windows consumed.
-      earlier: metadata of the checkpoint that was resumed or started from. A speech model that continues
-        on text keeps its codec, and the origin of the run is kept.
+      earlier: metadata of the checkpoint that the run resumed or started from. Its `started_from` is
+        copied, and its codec fingerprint too if the data has no codec.
     """
     front_end = dataset.front_end
     if front_end.codec is None and earlier is not None:
@@ -61,7 +61,7 @@ def run_metadata(
     origin = {key: value for key, value in (earlier or {}).items() if key == "started_from"}
     data = to_dict(dataset.config)
     for source in data["sources"].values():
-        # Absolute, so that the data is found from any folder; the digest does not include the path.
+        # Absolute, so that any working directory works; the digest does not include the path.
         source["path"] = absolute(source["path"])
     return {
         "soda_jax": soda_jax.__version__,
@@ -77,7 +77,7 @@ def run_metadata(
 
 
 def open_checkpoints(config: CheckpointConfig, reader: CheckpointReader) -> Checkpointer:
-    """Opens the folder of `reader` for writing, with the policy of the config."""
+    """Returns a `Checkpointer` for the folder of `reader` with the settings of the config."""
     return Checkpointer(
         reader.directory,
         every_steps=config.every_steps or None,
@@ -95,9 +95,9 @@ def write_run_files(
 
     Args:
       config: settings of the run.
-      dataset: the data that it reads.
-      workdir: folder of the run.
-      earlier: metadata of the checkpoint that was resumed or started from.
+      dataset: the training mixture.
+      workdir: workdir of the run.
+      earlier: metadata of the checkpoint that the run resumed or started from.
 
     Raises:
       UserError: if tokenizer or codec are damaged and no intact copy is known.

@@ -1,4 +1,4 @@
-"""What a run begins from: its own newest checkpoint, the parameters of another run, or the seed.
+"""Initial state of a run: its newest checkpoint, the parameters of another run, or the seed.
 
 Checkpoints of `soda convert from-hf` have parameters and no optimizer state: a run can start from them, but
 it cannot resume them.
@@ -24,13 +24,13 @@ _ROPE_UNSCALED = ROPE_SHAPE[:2]
 
 
 class Start(abc.ABC):
-    """What a run begins from.
+    """The initial state of a run.
 
     Attributes:
       step: optimizer steps done.
       windows: windows consumed.
       generations: generation of each data set to read, by source.
-      earlier: metadata that the checkpoints of the run carry on, see `run_files.run_metadata`.
+      earlier: metadata to copy into new checkpoints, see `run_files.run_metadata`.
     """
 
     step: int = 0
@@ -40,7 +40,7 @@ class Start(abc.ABC):
 
     @abc.abstractmethod
     def check_data(self, dataset: Dataset, allow_change: bool) -> None:
-        """Raises UserError if the run must not read `dataset`."""
+        """Raises UserError if the run cannot continue on `dataset`."""
 
     @abc.abstractmethod
     def state(self, program: Program, checkpointer: Checkpointer) -> State:
@@ -70,14 +70,14 @@ class Resume(Start):
         self.generations = {name: source["generation"] for name, source in sources.items()}
 
     def check_data(self, dataset: Dataset, allow_change: bool) -> None:
-        """Refuses another front end, and other data unless `allow_change`."""
+        """Raises UserError if the front end differs, or any other data and not `allow_change`."""
         check_front_end(dataset, self._metadata, self._directory)
         expected = self._metadata["data_digest"]
         if not allow_change and dataset.digest != expected:
             raise UserError(
-                f"the data is not that of the checkpoint (digest {dataset.digest[:12]}, expected "
-                f"{expected[:12]}: sources, weights, views, seed or sequence length differ); restore "
-                "them, use another --workdir, or pass --allow_data_change"
+                f"the data differs from that of the checkpoint (digest {dataset.digest[:12]}, expected "
+                f"{expected[:12]}: sources, weights, views, seed or sequence length); restore these "
+                "settings, use another --workdir, or pass --allow_data_change"
             )
 
     def state(self, program: Program, checkpointer: Checkpointer) -> State:
@@ -88,16 +88,16 @@ class Resume(Start):
 
 
 class WarmStart(Start):
-    """The parameters of another run's checkpoint; everything else is new, at step 0."""
+    """The parameters of another run's checkpoint, with a new optimizer state at step 0."""
 
     def __init__(self, path: str, reader: CheckpointReader, step: int, metadata: Mapping[str, Any]):
         """Takes a checkpoint of the other run.
 
         Args:
-          path: the setting `start_from`.
-          reader: of the other run's checkpoints.
-          step: of the other run.
-          metadata: of that step.
+          path: value of `config.start_from`.
+          reader: reader of the other run's checkpoints.
+          step: step of the checkpoint.
+          metadata: metadata of the checkpoint.
         """
         self.path, self.source_step, self._reader = path, step, reader
         self._metadata = metadata
@@ -112,33 +112,33 @@ class WarmStart(Start):
         }
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raises UserError unless the parameters have the shapes and meaning of `model`."""
+        """Raises UserError unless the checkpoint has the shape and RoPE settings of `model`."""
         path = self._reader.path(self.source_step)
         _check_model(to_dict(model), self._metadata["config"]["model"], path)
 
     def check_data(self, dataset: Dataset, allow_change: bool) -> None:
-        """Refuses another front end."""
+        """Raises UserError if the front end differs."""
         otherwise = "start from another checkpoint"
         check_front_end(dataset, self._metadata, self._reader.directory, otherwise)
 
     def state(self, program: Program, checkpointer: Checkpointer) -> State:
-        """Restores the parameters and creates the rest."""
+        """Restores the parameters and initializes the optimizer state."""
         params, _, _ = self._reader.restore_params(program.abstract["params"], self.source_step)
         print(f"started from step {self.source_step} of {self.path}", file=sys.stderr)
         return program.begin(params)
 
 
 def find_start(config: RunConfig, workdir: Path, reader: CheckpointReader) -> Start:
-    """Returns what a run begins from; every process calls it.
+    """Returns the initial state of a run; all processes must call this function.
 
     Args:
       config: settings of the run.
-      workdir: folder of the run.
-      reader: of the run's checkpoints.
+      workdir: workdir of the run.
+      reader: reader of the run's checkpoints.
 
     Raises:
-      UserError: if no checkpoint is valid, `start_from` has none or has another model, or `workdir` is an
-        export.
+      UserError: if no checkpoint is valid, `start_from` has no checkpoint or another model shape, or
+        `workdir` is a Hugging Face export.
     """
     if reader.steps():
         step = reader.choose().step
@@ -168,8 +168,8 @@ def _check_resumable(reader: CheckpointReader, step: int, metadata: Mapping[str,
     if "converted_from" in metadata:
         reason = f"it was converted from {metadata['converted_from']['name']}"
     raise UserError(
-        f"{reader.path(step)} has no optimizer state ({reason}) and cannot be resumed; to begin a run "
-        f"from its parameters give --config.start_from={workdir} and another --workdir"
+        f"{reader.path(step)} has no optimizer state ({reason}) and cannot be resumed; to start a run "
+        f"from its parameters pass --config.start_from={workdir} and another --workdir"
     )
 
 
@@ -177,7 +177,7 @@ def _refuse_export(path: Path, given: str, option: str) -> None:
     if next(path.glob("*.safetensors*"), None) is not None:
         raise UserError(
             f"{given}: an export for Hugging Face has no optimizer state and cannot be resumed; "
-            f"soda convert from-hf {path} WORKDIR, then train with {option}"
+            f"run soda convert from-hf {path} WORKDIR, then train with {option}"
         )
 
 
@@ -190,7 +190,7 @@ def _open_reader(path: str) -> CheckpointReader:
     if itself.steps():
         return itself
     raise UserError(
-        f"start_from={path}: no checkpoints in {reader.directory} or in the folder itself; name the "
+        f"start_from={path}: no checkpoints in {reader.directory} or in the folder itself; pass the "
         "workdir of a run or of soda convert from-hf"
     )
 
@@ -209,7 +209,7 @@ def _check_model(model: Mapping[str, Any], theirs: Mapping[str, Any], checkpoint
 
 
 def _fields(model: Mapping[str, Any], scaled: bool) -> dict[str, Any]:
-    """Returns the settings that must agree, by dotted name; without scaling only the used rope ones."""
+    """Returns the settings that must be equal, by dotted name."""
     rope = {
         f"rope.{name}": model["rope"][name] for name in (ROPE_SHAPE if scaled else _ROPE_UNSCALED)
     }

@@ -36,10 +36,10 @@ def make_state(
     model: ModelFunctions, optimizer: optax.GradientTransformationExtraArgs, seed: int
 ) -> State:
     """Returns a new state; call it inside jit with `shardings`, so that no device holds a whole array."""
-    return state_of(model.init(seed), optimizer)
+    return state_from_params(model.init(seed), optimizer)
 
 
-def state_of(params: Any, optimizer: optax.GradientTransformationExtraArgs) -> State:
+def state_from_params(params: Any, optimizer: optax.GradientTransformationExtraArgs) -> State:
     """Returns the state at step 0 with the given parameters; call it inside jit as well."""
     return {
         "params": params,

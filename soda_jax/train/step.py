@@ -1,4 +1,4 @@
-"""One training step: gradients of the token-weighted loss, safety, update."""
+"""One training step: gradients of the token-weighted loss, spike detection, update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ GradientFunction = Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """Intermediate values of a step, the argument of a registered metric.
+    """Intermediate values of a step, passed to the registered metrics.
 
     Attributes:
       params: parameters before the update.
@@ -51,8 +51,8 @@ def make_gradients(
     Args:
       model: the decoder as functions.
       config: settings of the run.
-      mesh: the devices.
-      classes, sources: number of target classes and of data sources.
+      mesh: the device mesh.
+      classes, sources: number of target classes and number of data sources.
     """
     placement = OnMesh(mesh)
     terms = [LOSS_TERMS.get(name, "loss_terms") for name in split_names(config.loss_terms)]
@@ -113,7 +113,7 @@ def make_train_step(
     classes: int,
     sources: int,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """Returns the step, not yet jitted: (state, batch) → (state, metrics).
+    """Returns the training step (state, batch) → (state, metrics), not jitted.
 
     If the gradient norm is not finite, or exceeds `safety.spike_factor` times its running mean, the
     update is skipped and only `step` advances. Metrics: the sums of `token_losses`, `loss`,

@@ -1,4 +1,4 @@
-"""The numbers of a run's steps: read from the devices, turned into rates, written and printed."""
+"""Metrics of each step: fetched from the devices, converted to rates, logged and printed."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from soda_jax.model.loss import chunk_tokens
 from soda_jax.parallel import hosts
 from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import peak_flops
-from soda_jax.train.metric_logs import note_start, open_logs
+from soda_jax.train.metric_logs import log_start, open_logs
 from soda_jax.train.program import Program
 
 # The step returns these for `loss_vector` and `z_loss`; every other value is logged under its own name.
@@ -28,10 +28,10 @@ _SECONDS_BETWEEN_LINES = 1.0
 
 
 class Telemetry:
-    """Logs of a run, on process 0, and one line per step on stderr, at most one per second.
+    """Logs metrics on process 0, and prints a step to stderr at most once per second.
 
-    The numbers of a step are read while the next one runs, so that the devices never wait for the host:
-    `submit` keeps them, `flush` reads and writes them.
+    The metrics of a step are fetched while the next step runs, so that the devices never wait for the
+    host: `submit` stores the device arrays, `flush` fetches and logs them.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class Telemetry:
         skipped: int,
         check: Callable[[int, Mapping[str, float]], None],
     ):
-        """Opens the logs and prints what the run computes on.
+        """Opens the logs and prints the model size, peak FLOP/s and backends.
 
         Args:
           config: settings of the run.
           workdir: folder of the run.
           dataset: the training mixture.
-          program: the compiled side.
-          start_step: steps done.
-          skipped: updates skipped in these steps.
-          check: receives the numbers of each step; raises UserError to end the run.
+          program: the training program.
+          start_step: optimizer steps done.
+          skipped: number of updates skipped in these steps.
+          check: called with the step and its metrics; raises UserError to end the run.
         """
         self._config, self._dataset, self._check, self._skipped = config, dataset, check, skipped
         self._logs = open_logs(config, workdir, start_step) if hosts.is_primary() else []
@@ -74,7 +74,7 @@ class Telemetry:
             "loss_chunk": chunk_tokens(config.loss_chunk, platform),
         }
         if hosts.is_primary():
-            note_start(workdir, start_step, about)
+            log_start(workdir, start_step, about)
         self._print(
             f"{decoder.parameters:,} parameters, {self._tokens:,} tokens per step, peak "
             f"{self._peak / 1e12:.3g} TFLOP/s ({source})"
@@ -90,12 +90,12 @@ class Telemetry:
         self._before = time.perf_counter()
 
     def submit(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:
-        """Keeps the metrics of a step that may still run.
+        """Stores the metrics of a step that may still be running.
 
         Args:
-          step: its number.
+          step: number of the step.
           metrics: what the step returned.
-          waited: seconds that the loader has kept the run waiting so far.
+          waited: total seconds spent waiting for the loader so far.
         """
         self._pending = (step, metrics, waited)
 
@@ -106,10 +106,10 @@ class Telemetry:
             self.write(step, self.read())
 
     def read(self) -> dict[str, float]:
-        """Waits for the pending step and returns its numbers, not yet written.
+        """Waits for the pending step and returns its metrics without logging them.
 
         Raises:
-          UserError: if `check` ends the run; the numbers are written first.
+          UserError: if `check` ends the run; the metrics are logged first.
         """
         assert self._pending is not None
         (step, metrics, waited), self._pending = self._pending, None
@@ -122,8 +122,8 @@ class Telemetry:
         return values
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the numbers of a step to the logs and prints its line."""
-        # Time spent in hooks does not count for the next step.
+        """Writes the metrics of a step to the logs and prints one line."""
+        # Time spent in hooks is not counted in the next step.
         now = self._before = time.perf_counter()
         self._first = self._first or (step, now)
         every, last = self._config.log.every_steps, step == self._config.steps
@@ -137,7 +137,7 @@ class Telemetry:
 
     def _line(self, step: int, values: Mapping[str, float], now: float) -> str:
         total, nan = self._config.steps, float("nan")
-        # The first step includes the compilation, so the time left is known from the second one on.
+        # The first step includes compilation, so the time left is estimated from the second step on.
         first, began = self._first or (step, now)
         left = ""
         if step > first:
@@ -156,7 +156,7 @@ class Telemetry:
         dataset, count = self._dataset, metrics["count"]
         names, tokens = dataset.layout.class_names, float(count.sum())
         semantic = names.index("semantic") if "semantic" in names else None
-        frames = float(count[:, semantic].sum()) if semantic is not None else 0.0  # one each
+        frames = float(count[:, semantic].sum()) if semantic is not None else 0.0  # one per frame
         self._skipped += int(metrics["skipped"])
         values = loss_vector(metrics["nll"], count, names, dataset.source_names)
         values |= {name: float(x) for name, x in metrics.items() if name not in _SUMS}
@@ -171,7 +171,7 @@ class Telemetry:
             "mfu": self._flops / seconds / self._peak,
             "data_wait_seconds": data_wait,
         }
-        # Logged only if not 0: damaged records under data.on_corrupt_record=mask, and repeated reads.
+        # Logged only if not 0: damaged records under data.on_corrupt_record=mask, and retried reads.
         if damaged := len(dataset.damage()):
             values["masked_records"] = float(damaged)
         if repeated := dataset.storage.remote.repeated_reads:
@@ -186,8 +186,8 @@ class Telemetry:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # A run that fails leaves no step unwritten. With several processes the pending step may wait for
-        # a process that has ended.
+        # After an error the pending step is still logged. With several processes it is not: fetching it
+        # could hang, because another process may have exited.
         if kind is not None and issubclass(kind, Exception) and hosts.is_single_process():
             with suppress(Exception):
                 self.flush()
@@ -196,6 +196,6 @@ class Telemetry:
 
 
 def _frame_rate(dataset: Dataset) -> float:
-    """Returns the frames per second of the mixture's codec; 1 without audio."""
+    """Returns the frame rate of the mixture's codec in Hz; 1 without audio."""
     rates = [s.manifest.codec["frame_rate"] for s in dataset.sources if s.manifest.codec]
     return float(rates[0]) if rates else 1.0

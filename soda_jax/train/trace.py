@@ -1,4 +1,4 @@
-"""A profiler trace of exactly the steps that `--profile_steps` names."""
+"""Writes a profiler trace of the steps given by `--profile_steps`."""
 
 import sys
 from pathlib import Path
@@ -8,10 +8,10 @@ import jax
 
 
 class Trace:
-    """Profiles some steps of a run; leaving the context ends a trace that is still running."""
+    """Profiles some steps of a run; leaving the context stops a running trace."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path, done: int, total: int):
-        """Prepares a trace; prints a message if the run does not have its first step.
+        """Prepares a trace; prints a message if the run does not execute the first step of the trace.
 
         Args:
           steps: first and last step of the trace, None for no trace.
@@ -25,7 +25,7 @@ class Trace:
             state = f"continues at step {done + 1}" if done < total else "is done"
             print(
                 f"no profile of steps {steps[0]} to {steps[1]}: the run {state} and has {total} "
-                "steps; give later --profile_steps",
+                "steps; pass --profile_steps within the remaining steps",
                 file=sys.stderr,
             )
         elif steps:
@@ -51,7 +51,7 @@ class Trace:
         self._stop()
 
     def _stop(self) -> None:
-        # Before the call: `__exit__` must not stop a trace again whose stop has failed.
+        # Set first, so that `__exit__` does not call stop_trace again if it raises.
         self._running = False
         jax.profiler.stop_trace()
 
@@ -60,5 +60,7 @@ class Trace:
 
     def __exit__(self, *exception: object) -> None:
         if self._running and self._steps:
-            print(f"the profile ends before step {self._steps[1]}: the run stops", file=sys.stderr)
+            print(
+                f"profile incomplete: the run stopped before step {self._steps[1]}", file=sys.stderr
+            )
             self._stop()

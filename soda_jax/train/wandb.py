@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, if it is installed and configured."""
+"""Logs metrics to Weights & Biases if a project is configured."""
 
 import secrets
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class WandbLog:
         """Starts or resumes the W&B run.
 
         Args:
-          project: its name at Weights & Biases.
+          project: name of the W&B project.
           workdir: the run's folder.
           config: settings of the run.
 
@@ -49,7 +49,7 @@ class WandbLog:
         self._run.log(dict(values), step=step)
 
     def close(self, failed: bool = False) -> None:
-        """Waits until everything is sent; after a failure the package finishes by itself at exit."""
+        """Finishes the W&B run; after a failure, wandb does this when the process exits."""
         if not failed:  # waiting for a network must not delay the end of the other processes
             self._run.finish()
 

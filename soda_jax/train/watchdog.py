@@ -17,12 +17,12 @@ import jax
 
 from soda_jax.parallel import hosts
 
-# The first step compiles, so its limit is a multiple of that of other steps.
+# The first step includes compilation, so its limit is this many times the usual limit.
 FIRST_STEP = 4.0
 
 
 class Watchdog:
-    """Monitors the main thread of a run from another thread; `now` reports what the run starts next."""
+    """Monitors the main thread of a run from another thread; `now` starts an activity."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Watchdog:
         Args:
           workdir: the stacks are written to `stacks-PROCESS.txt` in it, and to stderr.
           minutes: limit for one step, hook or save; 0 disables the watchdog.
-          clock: returns seconds, for tests.
-          end: ends the run with a message, for tests.
+          clock: returns seconds; replaced in tests.
+          end: ends the run with a message; replaced in tests.
         """
         self._minutes, self._clock, self._end = minutes, clock, end
         self._process = jax.process_index()
@@ -48,7 +48,7 @@ class Watchdog:
         self.now("starting")
 
     def now(self, activity: str, factor: float = 1.0) -> None:
-        """Reports that `activity` starts; its limit is `factor` times the usual one."""
+        """Records that `activity` starts, with `factor` times the usual limit."""
         # One tuple, so that the other thread never reads a mix of two activities.
         self._state = (activity, self._clock(), 60 * self._minutes * factor)
 
@@ -73,8 +73,8 @@ class Watchdog:
                 self._write_stacks(message)
             if elapsed > 2 * limit:
                 self._end(
-                    f"{message}, the stacks are in {self._file}; start the run again, it resumes "
-                    "from its last checkpoint"
+                    f"{message}; the stacks are in {self._file}. Restart the run: it resumes from "
+                    "its last checkpoint"
                 )
                 return
 

@@ -96,14 +96,14 @@ def test_the_config_sets_the_checkpoint_folder_of_a_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"keep": 3}}))  # an older run
     assert folder.of_run(tmp_path) == str(tmp_path / "checkpoints")
     (tmp_path / "config.json").write_text("[")
-    with pytest.raises(UserError, match=r"config.json: not the config of a run"):
+    with pytest.raises(UserError, match=r"config.json: invalid run config"):
         folder.of_run(tmp_path)
     assert folder.of_run("gs://bucket/run/") == "gs://bucket/run/checkpoints"
 
 
 def test_a_url_that_cannot_hold_checkpoints_is_refused(monkeypatch):
     with pytest.raises(
-        UserError, match=r"s3://b/run: checkpoints are written to a local folder or gs://"
+        UserError, match=r"s3://b/run: checkpoints need a local folder or a gs:// URL"
     ):
         CheckpointReader("s3://b/run")
     monkeypatch.setattr(folder, "_GCS_MODULES", ("no_such_module",))

@@ -27,7 +27,7 @@ def test_command_lists_steps_and_names_the_damaged_file(tmp_path, capsys):
     assert "params/" in first and "is damaged" in first and second.endswith("2  intact")
     states.flip_bit(tmp_path / "checkpoints" / "2" / "digest.json")
     assert call(str(tmp_path)) == 1
-    assert "2  digest.json cannot be trusted: it is damaged" in capsys.readouterr().out
+    assert "2  digest.json is invalid: it is damaged" in capsys.readouterr().out
 
 
 def test_the_command_reports_a_folder_without_checkpoints(tmp_path):

@@ -57,7 +57,7 @@ def test_invariant_8_damage_to_the_digest_is_reported_as_its_own(three):
         content = bytearray(sound)
         content[offset] ^= 1 << offset % 8
         path.write_bytes(content)
-        assert reader.flaw(3).startswith(f"{digest.NAME} cannot be trusted: it is damaged")
+        assert reader.flaw(3).startswith(f"{digest.NAME} is invalid: it is damaged")
     assert reader.choose().skipped == ((3, reader.flaw(3)),)
     path.write_bytes(sound)
     assert CheckpointReader(three).choose().step == 3

@@ -177,7 +177,7 @@ def test_an_empty_or_missing_folder_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoints in .*none"):
         reader.choose()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used for checkpoints"):
+    with pytest.raises(UserError, match="cannot be opened"):
         Checkpointer(tmp_path / "file" / "below", every_steps=1)
 
 

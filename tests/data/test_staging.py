@@ -72,7 +72,9 @@ def test_a_disk_that_fills_up_during_a_download_is_an_error(corpus, settings, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(staging.os, "fsync", full)
-    with pytest.raises(UserError, match=r"GB are free; make room, choose another data\.cache_dir"):
+    with pytest.raises(
+        UserError, match=r"GB are free; delete files, choose another data\.cache_dir"
+    ):
         make_dataset(settings(storage="stage"))
 
 

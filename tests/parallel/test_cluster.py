@@ -79,9 +79,9 @@ def test_flags_override_the_environment(environment):
         (("here:1", 2, None), "--coordinator=here:1, --processes=2 without --process: give"),
         ((None, 2, 0), "without --coordinator"),
         ((None, None, 0), "--process=0 without --coordinator and --processes"),
-        (("here:1", 2, 2), "--process=2 of --processes=2: processes are numbered from 0"),
+        (("here:1", 2, 2), "--process=2 with --processes=2: the index must be in 0–1"),
         (("here:1", 2, -1), "--process=-1 of --processes=2"),
-        (("here", 2, 1), "--coordinator=here: write HOST:PORT"),
+        (("here", 2, 1), "--coordinator=here must be HOST:PORT"),
     ],
 )
 def test_incomplete_flags_are_one_clear_error(environment, flags, message):
@@ -116,7 +116,7 @@ def test_variables_describe_a_pod_of_gpus(environment):
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not an integer"),
         ({"JOB_COMPLETION_INDEX": "0"}, "indexed Job.*set JAX_COORDINATOR_ADDRESS .* and JAX_NUM"),
         ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, "SLURM_NTASKS=8, but SLURM_STEP_NODELIST"),
-        ({**SLURM, "SLURM_PROCID": "x"}, "Slurm was detected, but not the processes"),
+        ({**SLURM, "SLURM_PROCID": "x"}, "Slurm was detected, but its processes were not"),
     ],
 )
 def test_an_incomplete_environment_is_one_clear_error(environment, monkeypatch, variables, message):
@@ -133,7 +133,7 @@ def test_slurm_needs_no_flags(environment):
     assert (found.method, found.count, found.index) == ("Slurm", 4, 3)
     host, port = found.coordinator.split(":")
     assert host == "node007" and 1024 < int(port) < 65536
-    assert str(found) == f"process 3 of 4 by Slurm, coordinator {found.coordinator}"
+    assert str(found) == f"process 3 of 4 from Slurm, coordinator {found.coordinator}"
     environment({"JAX_COORDINATOR_ADDRESS": "node007:99"})
     assert cluster.find_processes().coordinator == "node007:99"
 
@@ -246,7 +246,7 @@ def test_start_initializes_jax_with_what_was_found_and_prints_it_once(
         assert 60 < options["heartbeat_timeout_seconds"] < 120
         assert options["shutdown_timeout_seconds"] < 120
     output = capsys.readouterr().err
-    assert output == f"process 0 of 4 by Slurm, coordinator {found.coordinator}\n"
+    assert output == f"process 0 of 4 from Slurm, coordinator {found.coordinator}\n"
 
 
 def test_start_of_a_single_process_initializes_nothing(environment, monkeypatch):
@@ -258,5 +258,5 @@ def test_start_of_a_single_process_initializes_nothing(environment, monkeypatch)
 def test_an_invalid_timeout_is_named(environment, monkeypatch):
     environment({})
     monkeypatch.setenv("SODA_LOST_SECONDS", "soon")
-    with pytest.raises(UserError, match="SODA_LOST_SECONDS=soon: give a number of seconds"):
+    with pytest.raises(UserError, match="SODA_LOST_SECONDS=soon must be a number of seconds"):
         hosts.start()

@@ -61,7 +61,7 @@ def test_a_process_without_heartbeat_is_lost_and_ends_the_others(run, capfd, mon
                 process.beat()
     assert exits == [(0, LOST)] and LOST not in (0, 2, 75)
     message, status = json.loads(service.values["soda/end/1"])
-    assert message.startswith("process 2 was lost: no heartbeat for 60 s") and status == LOST
+    assert message.startswith("process 2 failed: no heartbeat for 60 s") and status == LOST
     processes[1]._listen()
     assert exits == [(0, LOST), (1, LOST)]
     lines = capfd.readouterr().err.splitlines()
@@ -153,5 +153,7 @@ def test_a_coordinator_that_is_gone_or_hangs_is_reported_as_process_0(
     connection.close()
     assert exits == [LOST] and not holding.is_alive()
     message = capfd.readouterr().err
-    assert message.startswith("soda: process 1 of 3: process 0 was lost: its coordinator is gone (")
+    assert message.startswith(
+        "soda: process 1 of 3: process 0 failed: no connection to its coordinator ("
+    )
     assert message.count("\n") == 1 and ("no answer for 2 s" in message) == hung

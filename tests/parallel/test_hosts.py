@@ -65,8 +65,8 @@ def run(program, how=""):
 def test_two_processes_agree_repeatedly_and_exit_regularly():
     codes, output = run(AGREE)
     assert codes == [0, 0] and all("agreed" in text for text in output), output
-    assert "process 0 of 2 by flags, coordinator localhost:" in output[0]
-    assert "by flags" not in output[1] and "lost" not in "".join(output)
+    assert "process 0 of 2 from flags, coordinator localhost:" in output[0]
+    assert "from flags" not in output[1] and "failed" not in "".join(output)
 
 
 def test_a_process_that_misses_a_barrier_is_named_with_the_barrier():
@@ -98,6 +98,6 @@ def test_a_process_reports_that_the_others_did_not_connect():
         timeout=60,
     )
     assert codes == [LOST, 0], output
-    assert "soda: process 0 of 2 by flags, coordinator localhost:" in output[0]
+    assert "soda: process 0 of 2 from flags, coordinator localhost:" in output[0]
     assert "not all processes connected within 4 s" in output[0]
     assert "stack trace" not in output[0]

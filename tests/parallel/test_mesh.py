@@ -27,9 +27,9 @@ def test_mesh_on_given_devices():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"data": 3}, "data=3 × fsdp=1 × sequence=1 × tensor=1 does not make 8 devices"),
+        ({"data": 3}, "data=3 × fsdp=1 × sequence=1 × tensor=1 does not multiply to 8 devices"),
         ({"data": -1, "fsdp": 3}, "fsdp=3"),
-        ({"data": -1, "fsdp": 16}, "does not make 8"),
+        ({"data": -1, "fsdp": 16}, "does not multiply to 8"),
         ({"data": -1, "fsdp": -1}, "at most one"),
         ({"data": 0}, "positive"),
         ({"dcn": -1, "data": -1, "fsdp": -1}, "at most one"),

@@ -276,7 +276,7 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
             "sequence_length = 0 must be an integer, at least 2",
         ),
         ("h100:5", 1, "batch_size=512", "512 windows cannot be split over dcn x data x fsdp = 5"),
-        ("h100:3", 1, "mesh.fsdp=2", "does not make 3 devices"),
+        ("h100:3", 1, "mesh.fsdp=2", "does not multiply to 3 devices"),
         ("v2:2x2", 1, "model.attention=auto", "set --config.model.attention=xla"),
         ("v3:4x4", 1, "model.attention=splash", "set --config.model.attention=xla"),
         ("v5p:2x2x1", 2, "batch_size=512", "set --config.mesh.dcn=-1"),

@@ -61,7 +61,9 @@ def test_invariant_1_a_running_job_keeps_its_data_when_some_is_appended(config, 
 )
 def test_other_data_than_the_checkpoints_is_refused_unless_allowed(config, change):
     metadata = run_metadata(config(), open_data(config(), None, False), 0)
-    with pytest.raises(UserError, match=r"the data is not that of the checkpoint .*--allow_data_c"):
+    with pytest.raises(
+        UserError, match=r"the data differs from that of the checkpoint .*--allow_data_c"
+    ):
         open_data(config(**change), metadata, False)
     assert open_data(config(**change), metadata, True).digest != metadata["data_digest"]
 

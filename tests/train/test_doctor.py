@@ -48,7 +48,7 @@ def test_a_run_that_would_fail_is_reported_and_the_other_checks_run(config, tmp_
     settings = config(mesh__data=3)
     assert examine(settings, tmp_path) == 1
     out = capsys.readouterr().out
-    assert "FAILS    mesh" in out and "does not make 8 devices" in out
+    assert "FAILS    mesh" in out and "does not multiply to 8 devices" in out
     assert "ok       checkpoint" in out and out.endswith(
         "the run would fail: 1 failures, 0 warnings\n"
     )

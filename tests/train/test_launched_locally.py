@@ -97,8 +97,8 @@ def test_invariant_7_a_job_preempted_under_local_sh_resumes_bit_for_bit(launch, 
     printed = running.communicate(timeout=120)[0]
     assert running.returncode == PREEMPTED, printed
     assert (
-        "[0] asked to stop: saved step 3" in printed
-        and "[1] asked to stop: saved step 3" in printed
+        "[0] received SIGTERM: saved a checkpoint at step 3" in printed
+        and "[1] received SIGTERM: saved a checkpoint at step 3" in printed
     )
     assert [row["step"] for row in rows_of(stopped)] == [1, 2, 3]
 

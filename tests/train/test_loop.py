@@ -200,7 +200,7 @@ def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, caps
             train(config(), tmp_path, hooks=hooks, profile_steps=(2, 5))
     else:
         assert train(config(), tmp_path, hooks=hooks, profile_steps=(2, 5)) == after
-    assert "the profile ends before step 5: the run stops" in capsys.readouterr().err
+    assert "profile incomplete: the run stopped before step 5" in capsys.readouterr().err
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     # The profiler is free again: there is one in a process.
     jax.profiler.start_trace(str(tmp_path / "another"))
@@ -270,7 +270,7 @@ def make_program(settings):
             {"mesh__data": 1, "mesh__fsdp": 1, "mesh__sequence": 8, "data__sequence_length": 36},
             "data.sequence_length 36 is not a multiple of mesh.sequence = 8",
         ),
-        ({"mesh__data": 3}, "does not make 8 devices"),
+        ({"mesh__data": 3}, "does not multiply to 8 devices"),
         (
             {"model__num_heads": 3},
             "model.num_heads = 3 is not a multiple of model.num_kv_heads = 2",

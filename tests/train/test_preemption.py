@@ -76,7 +76,10 @@ def test_invariant_8_sigterm_to_soda_train_saves_and_exits_with_75(datasets, tmp
         running.kill()
     assert running.returncode == PREEMPTED == 75, printed
     last = read_metrics(workdir / "metrics.jsonl")[-1]["step"]
-    assert f"asked to stop: saved step {last}" in printed and "Traceback" not in printed
+    assert (
+        f"received SIGTERM: saved a checkpoint at step {last}" in printed
+        and "Traceback" not in printed
+    )
     assert 3 <= last < 100_000
     report = CheckpointReader(workdir / "checkpoints").choose()
     assert report.step == last and not report.skipped
@@ -90,7 +93,7 @@ def test_invariant_7_two_processes_give_the_numbers_of_one_and_stop_at_an_agreed
     arguments = [str(datasets), str(tmp_path / "two")]
     codes, printed = run_two(TWO, *arguments, environment=environment, timeout=180)
     assert codes == [PREEMPTED] * 2, printed
-    assert all("asked to stop: saved step 3" in text for text in printed)
+    assert all("received SIGTERM: saved a checkpoint at step 3" in text for text in printed)
     reader = CheckpointReader(tmp_path / "two" / "checkpoints")
     assert reader.choose().step == 3
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))

@@ -1,10 +1,10 @@
-"""Contamination: utterances of an evaluation set that training data contains, by document id and transcript.
+"""Finds utterances of an evaluation set in the training data, by document id and transcript.
 
 LibriSpeech, MLS and LibriVox share recordings, and captions of one talk are published more than once. An
-utterance is contaminated if one training document contains at least 70% of its 8-grams of words (the n and
-share of PaLM, arXiv 2204.02311, section 8, which counts all documents together; that share is reported
-separately). Shorter utterances are compared as a whole and exclude no document: many documents contain
-"thank you".
+utterance is contaminated if one training document contains at least 70% of its 8-grams of words. Both
+numbers are those of PaLM (arXiv 2204.02311, section 8), which counts n-grams over all documents; the
+share over all documents is reported separately. Utterances of fewer than 8 words must match completely
+and exclude no document, because many documents contain "thank you".
 
 The training data is read once, document by document; only the n-grams of the evaluation set are in memory.
 """
@@ -30,13 +30,13 @@ class Contamination:
 
     Attributes:
       ngram: words per n-gram.
-      share: the threshold.
+      share: minimum share of the n-grams of an utterance in one document.
       utterances: all utterances of the evaluation set, in stored order.
       same_ids: ids of documents that are in both sets.
       excluded: ids of the training documents to exclude: `same_ids`, and documents that contain at least
         `share` of the n-grams of an utterance.
       train_documents: number of training documents.
-      train_utterances: number of their utterances.
+      train_utterances: number of utterances in the training documents.
       damaged_records: number of unreadable records of both sets.
     """
 
@@ -75,7 +75,7 @@ def find_contamination(
 
     Args:
       train: data set whose train split is searched; codec and tokenizer may differ from `evaluation`.
-      evaluation: data set whose utterances are searched for; only the validation split if it is `train`.
+      evaluation: data set whose utterances are searched for; only validation if equal to `train`.
       ngram: words per n-gram.
       share: minimum share of the n-grams of an utterance in one document, above 0 and at most 1.
       generation: generation of `train`, -1 for the newest.
@@ -110,7 +110,7 @@ def find_contamination(
         list(search.same_ids),
         list(search.excluded),
         search.documents,
-        search.spoken,
+        search.train_utterances,
         wanted.damaged + reader.damaged,
     )
 
@@ -144,7 +144,7 @@ class _Reader:
                         texts = []
                     name = record.document_id
                     if record.part == "text" and texts and not record.opens:
-                        texts[-1] += record.utterances[0].text  # one utterance in pieces
+                        texts[-1] += record.utterances[0].text  # next piece of this utterance
                     elif record.part != "audio":
                         texts += [utterance.text for utterance in record.utterances]
                 if texts:

@@ -28,7 +28,7 @@ class Found:
       share: largest share of its n-grams in one training document; 1 if a shorter utterance occurs as a
         whole.
       share_anywhere: share of its n-grams in all training documents together.
-      train_document: id of the document of `share`; None without a match.
+      train_document: id of the training document that has this share; None without a match.
       train_utterance: index of the utterance in that document in which the match begins.
       train_documents: number of training documents that reach the threshold.
     """
@@ -45,24 +45,24 @@ class Found:
 
 
 class NgramSearch:
-    """The n-grams of the evaluation set and their matches so far.
+    """An index of the n-grams of the evaluation set, with the matches found so far.
 
     Attributes:
       same_ids: ids of documents that are in both sets, as keys.
       excluded: ids of the training documents to exclude, as keys.
       documents: number of training documents so far.
-      spoken: number of their utterances.
+      train_utterances: number of utterances in these documents.
     """
 
     def __init__(self, utterances: list[Found], ngram: int, share: float):
-        """Takes utterances, which are updated by matches, the words per n-gram, and the threshold."""
+        """Indexes the n-grams of `utterances`; `compare` updates the utterances that match."""
         self._utterances, self._ngram, self._share = utterances, ngram, share
         spoken = [words(found.text) for found in utterances]
         self._vocabulary = {
             word: number
             for number, word in enumerate(dict.fromkeys(itertools.chain(*spoken)), start=1)
         }
-        # Key of an n-gram: the sum of a random number per word times one per position, mod 2^64.
+        # Hash of an n-gram: sum over positions of number(word) · factor(position), mod 2^64.
         rng = np.random.default_rng(0)
         numbers = rng.integers(1, 2**63, len(self._vocabulary) + 1, np.uint64)
         self._numbers = numbers * 2 + 1
@@ -85,17 +85,17 @@ class NgramSearch:
         self._wanted_ids = {found.document for found in utterances}
         self.same_ids: dict[str, None] = {}
         self.excluded: dict[str, None] = {}
-        self.documents = self.spoken = 0
+        self.documents = self.train_utterances = 0
 
     def compare(self, name: str, texts: Sequence[str]) -> None:
         """Searches one training document."""
         self.documents += 1
-        self.spoken += len(texts)
+        self.train_utterances += len(texts)
         if name in self._wanted_ids:
             self.same_ids[name] = self.excluded[name] = None
         lines = [words(text) for text in texts]
         self._compare_short(name, lines)
-        # Across utterances: the sets split the same recording at different times.
+        # N-grams may cross utterances: the two sets may segment a recording differently.
         windows, keys = self._grams(self._ids(list(itertools.chain(*lines))))
         if len(self._keys) and len(keys):
             at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -105,7 +105,7 @@ class NgramSearch:
                 self._count(name, at[hits], windows[hits], starts)
 
     def _compare_short(self, name: str, lines: Sequence[list[str]]) -> None:
-        met = set()
+        matched = set()
         for index, line in enumerate(lines):
             if len(line) >= self._ngram or not line:
                 continue
@@ -114,19 +114,19 @@ class NgramSearch:
                 if found.train_document is None:
                     found.train_document, found.train_utterance = name, index
                 found.share = found.share_anywhere = 1.0
-                met.add(number)
-        for number in met:
+                matched.add(number)
+        for number in matched:
             self._utterances[number].train_documents += 1
 
     def _count(self, name: str, keys: np.ndarray, windows: np.ndarray, starts: np.ndarray) -> None:
         found_keys, first = np.unique(keys, return_index=True)
         self._seen[found_keys] = True
-        met: dict[int, tuple[int, int]] = {}  # utterance: (n-grams, first word)
+        matched: dict[int, tuple[int, int]] = {}  # utterance: (n-grams, first word)
         for key, window in zip(found_keys.tolist(), windows[first].tolist(), strict=True):
             for number in self._holders[key]:
-                count, begins = met.get(number, (0, window))
-                met[number] = (count + 1, min(begins, window))
-        for number, (count, begins) in met.items():
+                count, begins = matched.get(number, (0, window))
+                matched[number] = (count + 1, min(begins, window))
+        for number, (count, begins) in matched.items():
             found, share = self._utterances[number], count / int(self._totals[number])
             if share > found.share:
                 found.share, found.train_document = share, name
@@ -149,7 +149,7 @@ class NgramSearch:
         return np.fromiter((self._vocabulary.get(word, 0) for word in line), np.int64, len(line))
 
     def _grams(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns first word (int64) and key (uint64) of each n-gram without unknown words."""
+        """Returns the first word (int64) and hash (uint64) of each n-gram without unknown words."""
         count = len(ids) - self._ngram + 1
         if count <= 0:
             return np.zeros(0, np.int64), np.zeros(0, np.uint64)

@@ -1,7 +1,7 @@
 """Verification of a data set: manifests, tokenizer, codec files, shards, indexes, records and documents.
 
 Every checksum is recomputed and every value that is stored twice is compared, so a flipped byte in a shard,
-an index or a manifest is found. Each document is also rendered as training renders it and parsed again.
+an index or a manifest is found. Each document is also rendered with the training code and parsed again.
 """
 
 import contextlib
@@ -131,7 +131,9 @@ def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], li
         file = generation_path(directory, number)
         name = f"manifests/{file.name}"
         if not file.exists():
-            faults.append(Fault(name, f"it is missing; manifest.json is of generation {last}"))
+            faults.append(
+                Fault(name, f"it is missing, although manifest.json has generation {last}")
+            )
             continue
         try:
             manifests[number] = Manifest.load(directory, number)
@@ -197,7 +199,7 @@ def _front_end_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
             f"{manifest.tokenizer_fingerprint}",
         )
     elif make_layout(tokenizer, manifest.layout.codebook_sizes) != manifest.layout:
-        yield Fault("tokenizer", "its ids are not those of the manifest's layout")
+        yield Fault("tokenizer", "its token ids differ from the layout in the manifest")
 
 
 def _repeated_documents(hashes: dict[str, np.ndarray]) -> Iterator[Fault]:
@@ -210,12 +212,12 @@ def _repeated_documents(hashes: dict[str, np.ndarray]) -> Iterator[Fault]:
     every, shards = every[order], shards[order]
     for number in np.flatnonzero(every[1:] == every[:-1]).tolist():
         first, second = names[shards[number]], names[shards[number + 1]]
-        yield Fault(second, f"a document of it (hash {every[number]:016x}) is also in {first}")
+        yield Fault(second, f"one of its documents (hash {every[number]:016x}) is also in {first}")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """A stored record: its index in the shard, its bytes, and what they decode to."""
+    """A stored record: its index in the shard, its bytes and its decoded content."""
 
     number: int
     content: bytes
@@ -323,7 +325,7 @@ class _ShardVerifier:
                     yield _document_fault(file, document, "it has no last record")
                 document, lost = [], False
             elif not document and not lost:
-                yield Fault(file, f"record {number}: it continues no document", (number,))
+                yield Fault(file, f"record {number}: it is not part of a document", (number,))
                 continue
             if lost:
                 continue
@@ -359,7 +361,7 @@ class _ShardVerifier:
             if position >= 0 and index.document_hashes[position] != np.uint64(
                 document_hash(*names)
             ):
-                return f"document {position} of the index is another"
+                return f"document {position} in the index has another hash"
         try:
             utterances = join_records([record.data for record in records])
             for renderer in self._renderers:
@@ -367,7 +369,9 @@ class _ShardVerifier:
                 if not _same(found.utterances, utterances, renderer):
                     view = renderer.view
                     order = f", {view.order}" if view.composition == "S+A+T" else ""
-                    return f"rendered as {view.composition}{order} it parses to other utterances"
+                    return (
+                        f"rendered as {view.composition}{order} it parses to different utterances"
+                    )
         except (UserError, ValueError, IndexError) as error:
             return f"it cannot be rendered and parsed: {error}"
         return ""
@@ -401,7 +405,7 @@ def _count(counts: Counter[str], record: _Record) -> None:
 
 
 def _rendered(records: Sequence[_Record], renderer: Renderer) -> np.ndarray:
-    """Returns the token ids of a document, int32 `[tokens]`, with the code that fills training windows."""
+    """Returns the token ids of a document, int32 `[tokens]`, using the renderer of training windows."""
     flags, *counts = (np.array([getattr(r.header, name) for r in records]) for name in _COLUMNS)
     part = np.array([PARTS.index(record.data.part) for record in records])
     order = rendered_order(part, flags, renderer.view.order)
@@ -419,8 +423,8 @@ def _rendered(records: Sequence[_Record], renderer: Renderer) -> np.ndarray:
 
 
 def _same(found: Sequence[Utterance], stored: Sequence[Utterance], renderer: Renderer) -> bool:
-    """Returns whether parsed utterances are the stored ones, in the parts that the view renders."""
-    if not renderer.view.has_audio:  # one text without separators between the utterances
+    """Returns whether parsed and stored utterances are equal, ignoring parts that the view omits."""
+    if not renderer.view.has_audio:  # the view concatenates the text of all utterances
         ids = np.concatenate([utterance.text_ids for utterance in stored])
         return len(found) == 1 and np.array_equal(found[0].text_ids, ids)
     return len(found) == len(stored) and all(

@@ -59,7 +59,7 @@ class BitPacking:
     def unpack(
         self, buffer: bytes, start: int, first: int, last: int, columns: int | None = None
     ) -> np.ndarray:
-        """Reads rows [first, last) of those packed at byte `start` of `buffer`.
+        """Unpacks rows [first, last) of the packed rows that start at byte `start` of `buffer`.
 
         At least `SLACK` bytes must follow the packed rows in `buffer`.
 
@@ -68,7 +68,7 @@ class BitPacking:
         """
         skip = first % _ROWS
         rows = last - first + skip
-        # A local variable, because another thread may replace the attribute by a shorter pattern.
+        # A local variable, because another thread may replace the attribute with a shorter pattern.
         pattern = self._pattern
         if rows > len(pattern[0]):
             pattern = self._pattern = self._make_pattern(2 * rows)

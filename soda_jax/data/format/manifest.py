@@ -4,8 +4,8 @@
     DATASET/manifests/0000.json …    every generation; none ever changes
 
 Appending writes new shards and the next generation; a reader of an older generation still reads the same
-data. Each file contains a SHA-256 of its own bytes (`soda_jax.checked_json`), and `Manifest.load` is the only reader:
-no command accepts a manifest in which a bit has changed.
+data. Each file contains a SHA-256 of its own bytes (`soda_jax.checked_json`). All commands read
+manifests with `Manifest.load`, which raises an error if a bit has changed.
 """
 
 import dataclasses
@@ -46,15 +46,15 @@ class Manifest:
       layout: the vocabulary of its records.
       codec: the codec of the codes: at least "name", "fingerprint", "sample_rate" (Hz) and
         "frame_rate" (frames per second); None for text.
-      tokenizer_fingerprint: of the text tokenizer saved in DATASET/tokenizer.
+      tokenizer_fingerprint: fingerprint of the text tokenizer in DATASET/tokenizer.
       splits: shards of "train" and "validation", in order.
       settings_digest: hash of the settings that the data set was tokenized with.
       generation: 0 for the first, incremented by each append.
       quarantined: number of quarantined inputs by reason, over all generations.
       front_end_files: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; equal in
         all generations.
-      quarantine: size and crc32c of the first part of DATASET/quarantine.jsonl, which has the rows of
-        this generation and the earlier ones.
+      quarantine: size and crc32c of the beginning of DATASET/quarantine.jsonl, up to the last row of
+        this generation.
     """
 
     kind: str
@@ -115,7 +115,7 @@ class Manifest:
         """Writes the generation, then manifest.json.
 
         Raises:
-          UserError: if this generation exists with another content; a generation never changes.
+          UserError: if this generation exists with different content; a generation never changes.
         """
         path = generation_path(directory, self.generation)
         if path.exists() and path.read_bytes() != checked_json(self.to_json()).encode():
@@ -130,7 +130,7 @@ class Manifest:
         """Reads a generation of a data set, -1 for the newest; `directory` is a path or a URL.
 
         Raises:
-          UserError: if it is missing, damaged, or of another format version.
+          UserError: if the manifest is missing or damaged, or has another format version.
         """
         path = join(directory, _MANIFEST)
         if generation >= 0:
@@ -156,13 +156,13 @@ class Manifest:
             )
             missing = [key for key in _CODEC_KEYS if key not in (value["codec"] or _CODEC_KEYS)]
             if missing or manifest.kind not in KINDS:
-                raise ValueError(f"kind {manifest.kind}, codec without {missing}")
+                raise ValueError(f"kind is {manifest.kind!r}, missing codec keys are {missing}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is not a manifest: {error!r}; {_fix(path)}") from None
+            raise UserError(f"{path} is not a valid manifest: {error!r}; {_fix(path)}") from None
         if manifest.to_json() != value:
-            raise UserError(f"{path} contradicts itself; {_fix(path)}")
+            raise UserError(f"{path} has inconsistent entries; {_fix(path)}")
         if generation not in (-1, manifest.generation):
-            raise UserError(f"{path} is of generation {manifest.generation}; {_fix(path)}")
+            raise UserError(f"{path} contains generation {manifest.generation}; {_fix(path)}")
         return manifest
 
 
@@ -197,8 +197,8 @@ def _read(path: Location) -> dict[str, Any]:
         content = read_bytes(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot read the manifest ({error.strerror}); name a folder that "
-            "`soda tokenize` finished"
+            f"{path}: cannot read the manifest ({error.strerror}); pass a folder that "
+            "`soda tokenize` has finished writing"
         ) from None
     try:
         value = parse_checked_json(content)

@@ -10,13 +10,13 @@ from typing import Any
 from soda_jax.data.format.records import DamagedRecordError, RecordData, decode_record
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# Without read-ahead and threads, a record in the page cache takes 7 µs instead of 1 ms.
+# Without read-ahead and threads, reading a record from the page cache takes 7 µs, not 1 ms.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
 
 
 class ShardReaders:
-    """Random access to the records of shards; threads may share it.
+    """Random access to the records of shards; thread-safe.
 
     At most `max_open` files are open; the least recently used one is closed first.
     """
@@ -28,11 +28,11 @@ class ShardReaders:
         self._lock = threading.Lock()
 
     def read(self, shard: Path, number: int, records: int) -> bytes:
-        """Returns the bytes of record `number` of a shard that has `records` records by its index.
+        """Returns the bytes of record `number`; `records` is the record count in the shard's index.
 
         Raises:
-          DamagedRecordError: if the shard is missing, truncated or damaged there, or has another number
-            of records; the message names the shard and the record.
+          DamagedRecordError: if the shard is missing or truncated, the record is damaged, or the number
+            of records differs; the message names the shard and the record.
         """
         with self._lock:
             reader = self._readers.get(shard)
@@ -92,7 +92,7 @@ def damaged(shard: str | os.PathLike[str], number: int, reason: str) -> DamagedR
 
 
 def open_shard(shard: Path) -> Any:
-    """Opens a shard with ArrayRecord's reader; DamagedRecordError with only the reason if it fails."""
+    """Opens a shard; raises DamagedRecordError with the reason but without the path."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     # The reader does not report a missing file before the first read.

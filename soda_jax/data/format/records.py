@@ -52,9 +52,9 @@ class RecordData:
       part: "whole" (utterances with text and audio), or a piece of an utterance too long for one
         record: "text" or "audio". The records of a text-only document are "text".
       opens: whether the start marker of the span belongs to this piece (text and audio parts).
-      closes: whether the end marker does.
-      first: whether the document begins here, in stored order.
-      last: whether it ends here.
+      closes: whether the end marker of the span belongs to this piece.
+      first: whether this is the first record of the document, in stored order.
+      last: whether this is the last record of the document.
     """
 
     document_id: str
@@ -99,7 +99,7 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
     check_record(record, layout)
     identifier, texts = _utf8(name, name), [_utf8(u.text, name) for u in utterances]
     if not 0 < len(identifier) < 1 << 16:
-        raise UserError(f"document id {name[:40]!r} has {len(identifier)} bytes, not 1–65535")
+        raise UserError(f"document id {name[:40]!r} has {len(identifier)} bytes; use 1–65,535")
     rows = [
         (len(text), len(u.text_ids), len(u.codes))
         for text, u in zip(texts, utterances, strict=True)
@@ -125,7 +125,7 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
-def check_sum(record: bytes) -> bool:
+def checksum_matches(record: bytes) -> bool:
     """Returns whether the checksum of a record matches."""
     return len(record) >= _HEADER.size + 4 and google_crc32c.value(record) == _RESIDUE
 
@@ -134,9 +134,9 @@ def read_header(record: bytes, layout: VocabularyLayout) -> Header:
     """Checks the bytes of a record and returns its counts and the offsets of its columns.
 
     Raises:
-      DamagedRecordError: if the checksum or the lengths are wrong, or the version is another.
+      DamagedRecordError: if the checksum, the lengths or the version are wrong.
     """
-    if not check_sum(record):
+    if not checksum_matches(record):
         raise DamagedRecordError("its checksum (crc32c) does not match")
     version, flags, name, utterances, text_tokens, frames, text = _HEADER.unpack_from(record)
     if version != RECORD_VERSION:
@@ -165,7 +165,7 @@ def read_counts(record: bytes, header: Header) -> np.ndarray:
 
 
 def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
-    """The inverse of `encode_record`.
+    """Decodes a record; the inverse of `encode_record`.
 
     Returns:
       The record; text_ids are int32 `[tokens]`, codes uint16 `[frames, codebooks]`.
@@ -181,7 +181,7 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
     totals = counts.sum(axis=0).tolist()
     if totals != [len(text), header.text_tokens, header.frames]:
         raise DamagedRecordError(
-            f"its utterances add up to {totals}, not to the counts of its header"
+            f"the counts of its utterances sum to {totals}, unlike those in its header"
         )
     ids = packing((layout.text_size,)).unpack(record, header.text_ids_start, 0, header.text_tokens)
     codes = np.zeros((0, layout.codebooks), np.uint16)
@@ -208,21 +208,23 @@ def _utf8(text: str, name: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the text of document {name!r} is not valid Unicode: {error}") from None
+        raise UserError(
+            f"the text of document {name!r} is not valid Unicode: {error}; fix it"
+        ) from None
 
 
 def check_record(record: RecordData, layout: VocabularyLayout) -> None:
     """Raises UserError for ids or codes outside `layout`, or an utterance without text or codes."""
     name = record.document_id
     if not record.utterances:
-        raise UserError(f"document {name} has no utterance")
+        raise UserError(f"document {name} has no utterances; remove it")
     for number, utterance in enumerate(record.utterances):
         where = f"utterance {number} of document {name}"
         ids, codes = utterance.text_ids, utterance.codes
         if (len(ids) > 0, len(codes) > 0) != (record.part != "audio", record.part != "text"):
             raise UserError(
                 f"{where} has {len(ids)} text ids and {len(codes)} frames: "
-                "speech needs both, a document of text has no frames in any utterance"
+                "speech needs both, and a text document must not have frames"
             )
         if codes.shape[1:] != (layout.codebooks,):
             raise UserError(f"{where}: codes {codes.shape} are not [frames, {layout.codebooks}]")
@@ -237,4 +239,4 @@ def check_record(record: RecordData, layout: VocabularyLayout) -> None:
             raise UserError(f"{where} has text ids outside 0–{layout.text_size - 1}")
         if not layout.ordinary_text[ids].all():
             bad = int(ids[~layout.ordinary_text[ids]][0])
-            raise UserError(f"{where} has text id {bad}, which is special and never text")
+            raise UserError(f"{where} has text id {bad}, a special token; remove it")

@@ -1,4 +1,4 @@
-"""Rendering: token ids of a range of a record under a view, from the packed bytes.
+"""Renders a range of a packed record under a view as token ids.
 
 A rendered record is a sequence of *pieces*: markers, text ids of one utterance, audio ids of one
 utterance. All pieces are slices of one pool (markers, then text, then audio). Their offsets and lengths are
@@ -24,7 +24,7 @@ from soda_jax.data.format.records import (
 from soda_jax.tokens.documents import View
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# Offsets of the markers in the pool. text_start is there twice, so that the two markers between text and
+# Offsets of the markers in the pool. text_start occurs twice, so that the two markers between text and
 # audio are adjacent in either order.
 _BOS, _EOS, _TEXT_START, _TEXT_END, _AUDIO_START, _AUDIO_END, _TEXT_START_AGAIN, _MARKERS = range(8)
 
@@ -33,7 +33,7 @@ class Renderer:
     """Renders records of one layout under one view; thread-safe."""
 
     def __init__(self, layout: VocabularyLayout, view: View):
-        """Takes the layout of the records and the view; UserError if the layout has too few codebooks."""
+        """Sets up the renderer; raises UserError if `layout` has too few codebooks for `view`."""
         self.view, self.layout = view, layout
         self.codebooks = view.shown_codebooks(layout) if view.has_audio else 0
         self._text_bits = packing((layout.text_size,))
@@ -48,7 +48,7 @@ class Renderer:
         self, part: np.ndarray, flags: np.ndarray, utterances: np.ndarray, text_tokens: np.ndarray,
         frames: np.ndarray,
     ) -> np.ndarray:  # fmt: skip
-        """Returns the tokens of each record under the view without BOS and EOS, int64 `[records]`."""
+        """Returns the number of tokens of each record, without BOS and EOS, int64 `[records]`."""
         text = text_tokens.astype(np.int64) * self.view.has_text
         total = text + frames.astype(np.int64) * self.codebooks
         if self.view.composition != "text":
@@ -65,8 +65,8 @@ class Renderer:
         """Writes rendered tokens [first, last) of a record into `out`, int32 `[last − first]`.
 
         Args:
-          record: its bytes.
-          header: its header.
+          record: bytes of the record.
+          header: header of the record.
           begins: whether BOS precedes the record in rendered order.
           ends: whether EOS follows it.
           first: index of the first token in the rendered record.
@@ -87,13 +87,13 @@ class Renderer:
         if skipped:
             sources = sources - skipped * (sources >= audio_start)
         indices = np.repeat(sources - starts, lengths)
-        indices += _counting(len(indices))
+        indices += _arange(len(indices))
         np.take(pool, indices, out=out, mode="clip")
 
     def _pieces(
         self, record: bytes, header: Header, begins: bool, ends: bool, audio_start: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns offset in the pool and length of every piece of the record, int64 `[pieces]` each."""
+        """Returns the pool offset and the length of every piece, int64 `[pieces]` each."""
         part = header.flags >> PART_SHIFT & PART_MASK
         audio_tokens = header.frames * self.codebooks
         opens, closes = bool(header.flags & OPENS), bool(header.flags & CLOSES)
@@ -123,10 +123,18 @@ class Renderer:
         if not self.view.has_text:
             columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 1)]
         elif self.view.order == "text_first":
-            columns = [(_TEXT_START, 1), (text_offsets, text), (_TEXT_END, 2)]  # and audio_start
+            columns = [
+                (_TEXT_START, 1),
+                (text_offsets, text),
+                (_TEXT_END, 2),
+            ]  # 2: also audio_start
             columns += [(audio_offsets, audio), (_AUDIO_END, 1)]
         else:
-            columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 2)]  # and text_start
+            columns = [
+                (_AUDIO_START, 1),
+                (audio_offsets, audio),
+                (_AUDIO_END, 2),
+            ]  # 2: also text_start
             columns += [(text_offsets, text), (_TEXT_END, 1)]
         width = len(columns)
         pieces = np.empty((2, header.utterances * width + 2), np.int64)
@@ -144,7 +152,7 @@ class Renderer:
         sources: np.ndarray,
         lengths: np.ndarray,
     ) -> tuple[np.ndarray, int]:
-        """Returns the pool with only the needed frames, and the number of audio tokens skipped before them."""
+        """Returns the pool with the needed frames, and the number of audio tokens before them."""
         first = last = 0
         audio = np.flatnonzero(sources >= audio_start)
         if len(audio) and self.codebooks:
@@ -169,8 +177,8 @@ class Renderer:
         return np.tile(self.layout.codebook_offsets[: self.codebooks].astype(np.int32), frames)
 
 
-_COUNTING = np.arange(1 << 14)
+_ARANGE = np.arange(1 << 14)
 
 
-def _counting(count: int) -> np.ndarray:
-    return _COUNTING[:count] if count <= len(_COUNTING) else np.arange(count)
+def _arange(count: int) -> np.ndarray:
+    return _ARANGE[:count] if count <= len(_ARANGE) else np.arange(count)

@@ -55,7 +55,7 @@ class ShardIndex:
     Attributes:
       text_tokens: number of text ids, uint32 `[records]`.
       frames: number of codec frames, uint32 `[records]`.
-      utterances: number of utterances, or of pieces of one, uint32 `[records]`.
+      utterances: number of utterances (or pieces of one utterance), uint32 `[records]`.
       flags: see `records.RecordData.flags`, uint8 `[records]`.
       document_hashes: `document_hash` of each document, uint64 `[documents]`.
       record_offsets: first byte of each record's chunk in the shard and the end of the last chunk,
@@ -111,7 +111,7 @@ class ShardInfo:
 
 
 def document_hash(document_id: str) -> int:
-    """Returns the first 64 bits of a BLAKE2b hash of the id; an index identifies documents by it."""
+    """Returns the first 64 bits of a BLAKE2b hash of the id; indexes identify documents by this hash."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")
 
 
@@ -144,14 +144,14 @@ class ShardWriter:
         self._writer = ArrayRecordWriter(str(self._temporary), _OPTIONS)
         self._rows: list[tuple[int, int, int, int]] = []
         self._hashes: list[int] = []
-        self._inside = False
+        self._in_document = False
 
     def write(self, record: RecordData) -> None:
         """Appends a record; the records of a document are consecutive and in order."""
-        if record.first == self._inside:
+        if record.first == self._in_document:
             raise ValueError(f"records of {record.document_id} are out of order")
         self._writer.write(encode_record(record, self._layout))
-        self._inside = not record.last
+        self._in_document = not record.last
         text_tokens = sum(len(utterance.text_ids) for utterance in record.utterances)
         frames = sum(len(utterance.codes) for utterance in record.utterances)
         self._rows.append((text_tokens, frames, len(record.utterances), record.flags))
@@ -160,7 +160,7 @@ class ShardWriter:
 
     def close(self) -> ShardInfo:
         """Writes the index, renames the shard, and returns its entry for the manifest."""
-        if self._inside:
+        if self._in_document:
             self.discard()
             raise ValueError(f"the last document of {self._path} is not complete")
         self._writer.close()
@@ -210,7 +210,7 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the index: {error.strerror}") from None
+        raise UserError(f"{path}: cannot read the index: {error.strerror}; restore it") from None
     if crc32c is not None and _hex(google_crc32c.value(content)) != crc32c:
         raise UserError(
             f"{path} is damaged: its crc32c is {_hex(google_crc32c.value(content))}, the manifest "

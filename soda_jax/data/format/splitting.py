@@ -26,13 +26,13 @@ def split_document(
 
     Args:
       document_id: id of the document, unique in its data set.
-      utterances: in order; all with text and audio, or a single one without audio.
+      utterances: utterances in order: all with text and audio, or one without audio.
       layout: the vocabulary, which has the number of codebooks per frame.
-      limit: maximum number of tokens of a record; a record has at least one frame.
+      limit: maximum tokens per record; an audio record has at least one frame regardless.
 
     Returns:
       At least one record; `first` is set on the first one and `last` on the last. The text of an
-      utterance in pieces is divided in proportion to the ids: join the pieces before using it.
+      utterance in pieces is split in proportion to its ids; join the pieces before using the text.
 
     Raises:
       UserError: if there is no utterance, or text-only utterances are mixed with speech.

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 
 class ByteCache:
-    """Keeps the most recently used byte strings, up to a total size; safe to share between threads."""
+    """Keeps the most recently used byte strings, up to a total size; thread-safe."""
 
     def __init__(self, limit: int):
         """Makes an empty cache that keeps at most `limit` bytes."""
@@ -28,7 +28,7 @@ class ByteCache:
             return self._values.get(key)
 
     def put(self, key: Hashable, value: bytes) -> None:
-        """Adds or replaces a value, then evicts the least recently used ones until the limit holds."""
+        """Adds or replaces a value, then evicts the least recently used values until all fit."""
         with self._lock:
             self._remove(key)
             self._values[key] = value

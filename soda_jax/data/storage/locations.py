@@ -18,7 +18,7 @@ def is_url(location: Location) -> bool:
 
 
 def refuse_url(location: Location, what: str) -> None:
-    """Raises UserError if a location is a URL; `what` starts the reason: "soda tokenize writes"."""
+    """Raises UserError if a location is a URL; `what` is for example "soda tokenize writes"."""
     if is_url(location):
         raise UserError(
             f"{location} is a URL: {what} a local folder; pass a path, or mount the URL and pass the "

@@ -62,7 +62,7 @@ class DirectShards:
         return str(self._paths[shard][0])
 
     def read(self, shard: int, number: int) -> bytes:
-        """Returns the bytes of a record; DamagedRecordError if it cannot be read."""
+        """Returns the bytes of a record; raises DamagedRecordError if it cannot be read."""
         path, records = self._paths[shard]
         return self._readers.read(path, number, records)
 
@@ -75,7 +75,7 @@ class Storage:
     """Opens the splits of the data sets of a config.
 
     Attributes:
-      remote: reads the remote files; counts the requests that were repeated.
+      remote: reads the remote files; counts the retried requests.
     """
 
     def __init__(self, config: DataConfig):
@@ -98,7 +98,7 @@ class Storage:
 
         Raises:
           UserError: if the mode is `direct` for a URL, staging fails, or an index is missing, damaged or
-            not the one in the manifest.
+            has another checksum than in the manifest.
         """
         storage = self._config.storage
         if storage == "auto":

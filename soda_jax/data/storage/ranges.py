@@ -7,24 +7,24 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from soda_jax.data.format.reading import damaged
-from soda_jax.data.format.records import check_sum
+from soda_jax.data.format.records import checksum_matches
 from soda_jax.data.storage.cache import ByteCache
 from soda_jax.data.storage.record_offsets import unpack_record
 from soda_jax.data.storage.remote import RemoteFiles, ShortReadError
 
 
 class RangeReader:
-    """The store and the cache, shared by the shards of all sources and by threads.
+    """Reads records through one cache for the shards of all sources; thread-safe.
 
     Attributes:
       remote: reads the store.
-      cache: whole records that had the right checksum, by URL of the shard and number of the record.
+      cache: records with a valid checksum, by shard URL and record number.
     """
 
     def __init__(self, remote: RemoteFiles, cache_bytes: int):
         """Makes an empty cache of at most `cache_bytes` bytes for what `remote` reads."""
         self.remote, self.cache = remote, ByteCache(cache_bytes)
-        # Records that somebody waits for or holds; the cache may be too small for all of them.
+        # Records that are pending or still referenced; the cache may be too small for all of them.
         self._pending: WeakValueDictionary[tuple[str, int], PendingRecord] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -49,13 +49,13 @@ class PendingRecord:
         self._reader, self._key, self._range = reader, (url, number), (start, stop)
         self._lock = threading.Lock()
         self._bytes = reader.cache.get(self._key)
-        if self._bytes is not None and not check_sum(self._bytes):  # memory has changed
+        if self._bytes is not None and not checksum_matches(self._bytes):  # a bit flipped in memory
             self._bytes = None
         if self._bytes is None:
             self._read = reader.remote.start(url, start, stop)
 
     def result(self) -> bytes:
-        """Waits for the record and returns its bytes; raises what `RangeShards.read` raises."""
+        """Waits for the record and returns its bytes; raises the errors of `RangeShards.read`."""
         with self._lock:
             if self._bytes is None:
                 self._bytes = self._receive()
@@ -70,7 +70,7 @@ class PendingRecord:
                     self._read = self._reader.remote.start(url, start, stop)
                 try:
                     record = unpack_record(self._read.result(), start)
-                    if check_sum(record):
+                    if checksum_matches(record):
                         return record
                     reason = "its checksum (crc32c) does not match"
                 except ValueError as error:
@@ -103,8 +103,8 @@ class RangeShards:
         """Returns the bytes of a record.
 
         Raises:
-          DamagedRecordError: if the shard is missing or truncated, or if two reads do not give a
-            record with the right checksum.
+          DamagedRecordError: if the shard is missing or truncated, or if two reads return a
+            record with a wrong checksum.
           StoreError: if the store cannot be read.
         """
         return self._request(shard, number).result()

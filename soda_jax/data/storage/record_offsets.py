@@ -34,7 +34,7 @@ def read_record_offsets(path: str | os.PathLike[str]) -> np.ndarray:
       uint64 `[records + 1]`; record n is in the bytes [offsets[n], offsets[n + 1]).
 
     Raises:
-      ValueError: if the file does not end like a shard, or a chunk holds several records.
+      ValueError: if the footer or postscript is invalid, or a chunk holds several records.
     """
     size = os.path.getsize(path)
     if size < 2 * BLOCK or size % BLOCK:
@@ -109,17 +109,17 @@ def _remove_block_headers(data: bytes, start: int) -> bytes:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Returns the base-128 number at a position, and the position after it."""
+    """Returns the varint at a position, and the position after it."""
     value = shift = 0
     while True:
         if position >= len(data) or shift > 63:
-            raise ValueError("a number in it has no last byte")
+            raise ValueError("a varint in it is truncated")
         byte = data[position]
         value |= (byte & 127) << shift
         position, shift = position + 1, shift + 7
         if byte < 128:
             if value >= 1 << 64:
-                raise ValueError("a number in it exceeds 64 bits")
+                raise ValueError("a varint in it exceeds 64 bits")
             return value, position
 
 

@@ -1,8 +1,8 @@
 """Reads files and byte ranges from `gs://`, `s3://`, `http(s)://` and `file://` with TensorStore's KvStore.
 
-TensorStore repeats a request after a connection error or a status such as 429 or 503, with waits that double
-from one attempt to the next. It drops a connection that transfers less than 256 bytes a second for 60 seconds.
-It does not repeat a request that the store has refused.
+TensorStore retries a request after a connection error or a status such as 429 or 503, with exponential
+backoff. It drops a connection that transfers less than 256 bytes per second for 60 seconds. It does not
+retry a request that the store denies.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from soda_jax.data.storage.locations import Location, is_url, join
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
-# About one and a half minutes of waiting in total; `data.read_retries` of a run replaces it.
+# About 90 seconds of backoff in total; a run uses `data.read_retries` instead.
 RETRIES = 8
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
 _CONCURRENCY = 32
@@ -60,7 +60,7 @@ class Read:
           ShortReadError: if the file ends before the last byte of the range.
           StoreError: if the store refused the read or every attempt failed.
 
-        Do not call this in a daemon thread: TensorStore aborts a process that exits while one waits.
+        Do not call this in a daemon thread: TensorStore aborts the process if it exits during the wait.
         """
         try:
             found = self._wait()
@@ -86,14 +86,14 @@ class Read:
 
 
 class RemoteFiles:
-    """Reads remote files; threads may share it."""
+    """Reads remote files; thread-safe."""
 
     def __init__(self, retries: int = RETRIES, concurrency: int = _CONCURRENCY):
         """Stores the settings; connections are opened by the first read.
 
         Args:
-          retries: how often a failed request is repeated.
-          concurrency: largest number of simultaneous requests to one kind of store.
+          retries: maximum retries of a failed request.
+          concurrency: maximum concurrent requests for each TensorStore driver.
         """
         self._retries, self._concurrency = retries, concurrency
         self._context: Any = None
@@ -103,9 +103,9 @@ class RemoteFiles:
 
     @property
     def repeated_reads(self) -> int:
-        """Number of requests that this process has repeated since the first read of this object.
+        """Number of requests that this process has retried since the first read of this object.
 
-        TensorStore counts them, for `gs://` and `s3://`; those of checkpoints are included.
+        TensorStore counts them for `gs://` and `s3://`, including those for checkpoints.
         """
         return _count_repeats() - self._repeated_before if self._context is not None else 0
 
@@ -203,7 +203,7 @@ def download_folder(folder: Location, target: Path) -> bool:
     names = shared().list_files(folder)
     for name in names:
         if ".." in name.split("/"):
-            raise UserError(f"{join(folder, name)}: a copy would be outside the folder; remove it")
+            raise UserError(f"{join(folder, name)}: its name contains '..'; remove it")
         write_atomic(target / name, shared().read(join(folder, name)))
     return bool(names)
 
@@ -220,17 +220,17 @@ def _store_error(error: Exception, what: str) -> StoreError:
     """Converts an exception of TensorStore: a ValueError whose message starts with the status code."""
     reason = _one_line(error) or type(error).__name__
     if reason.startswith("OUT_OF_RANGE"):
-        return ShortReadError(f"{what}: the file ends before that ({reason})")
+        return ShortReadError(f"{what}: the file is too short ({reason})")
     if exhausted := _EXHAUSTED.search(reason):
         return StoreError(
-            f"{what}: cannot be read, {int(exhausted[1]) + 1} attempts failed, the last with "
+            f"{what}: cannot be read: {int(exhausted[1]) + 1} attempts failed, the last with "
             f"{exhausted[2]}; check the connection to the store, or raise data.read_retries"
         )
     return StoreError(f"{what}: {reason}; check the URL and that this host may read it")
 
 
 def _count_repeats() -> int:
-    """Returns how many requests TensorStore has repeated in this process."""
+    """Returns the number of requests that TensorStore has retried in this process."""
     import tensorstore as ts
 
     metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")

@@ -1,4 +1,4 @@
-"""Copies remote files to a local disk and compares their checksums.
+"""Copies remote files to a local disk and verifies their checksums.
 
 Several processes of a host may stage into one folder. Each file has a lock file, so that one process downloads
 it while the others continue with the next files. The kernel releases the locks of a process that dies.
@@ -68,7 +68,7 @@ def stage(files: Sequence[StagedFile], remote: RemoteFiles, label: str, threads:
     ):
         stager = _Stager(remote, bar, by_bytes=total > 0)
         try:
-            # First the files that no other process has locked, then what those processes left undone.
+            # First copy the files that are not locked, then wait for the locks of the others.
             for wait in (False, True):
                 jobs = {pool.submit(stager.stage, file, wait): file for file in missing}
                 missing = [jobs[job] for job in as_completed(jobs) if not job.result()]
@@ -113,13 +113,13 @@ class _Stager:
             ) from None
 
     def _copy(self, file: StagedFile) -> None:
-        """Downloads, compares the checksum, renames; downloads once more if the checksum is wrong."""
+        """Downloads a file, verifies its checksum and renames it; tries twice."""
         partial = file.target.with_name(f".{file.target.name}.partial")
         try:
             for _ in range(2):
                 found = self._download(file, partial)
                 if found == file.crc32c:
-                    # Before the rename: a note about a missing or an older file has no effect.
+                    # Written before the rename: a note that does not match the file has no effect.
                     _write_note(file, partial)
                     os.replace(partial, file.target)
                     return
@@ -179,7 +179,7 @@ def _is_staged(file: StagedFile) -> bool:
             return True
     if file_crc32c(file.target)[1] != file.crc32c:
         return False
-    with contextlib.suppress(OSError):  # a folder of another user: the next start reads it again
+    with contextlib.suppress(OSError):  # in a read-only folder, each start verifies the copy again
         _write_note(file, file.target)
     return True
 
@@ -210,6 +210,6 @@ def _full(folder: Path, needed: int = 0) -> UserError:
     free = shutil.disk_usage(folder).free
     size = f"staging needs {needed / 1e9:.1f} GB and " if needed else ""
     return UserError(
-        f"{folder}: {size}{free / 1e9:.1f} GB are free; make room, choose another data.cache_dir, or "
+        f"{folder}: {size}{free / 1e9:.1f} GB are free; delete files, choose another data.cache_dir, or "
         "read by byte range with data.storage=range"
     )
