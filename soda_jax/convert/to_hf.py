@@ -195,13 +195,12 @@ def export(
 
 
 def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) -> VocabularyLayout:
-    layout = VocabularyLayout.from_json(metadata["layout"])
+    front_end = FrontEnd.from_metadata(metadata)
+    layout = front_end.layout
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    if tokenizer.fingerprint != metadata["tokenizer_fingerprint"]:
-        raise UserError(
-            f"{workdir / 'tokenizer'} has fingerprint {tokenizer.fingerprint}, the checkpoint was "
-            f"trained with {metadata['tokenizer_fingerprint']}; copy the tokenizer of its data set there"
-        )
+    fixes = {"tokenizer": "copy the tokenizer of its data set there"}
+    found = dataclasses.replace(front_end, tokenizer=tokenizer.fingerprint)
+    found.check_same(front_end, str(workdir / "tokenizer"), "the checkpoint", fixes=fixes)
     files = {**tokenizer_files(tokenizer, layout), **grammar_files(layout)}
     for name, content in files.items():
         write_atomic(partial / name, content)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from soda_jax.checkpoints.slices import Index, Shape, SliceReader, Write, new_step
+from soda_jax.checkpoints.tree import flatten
 from soda_jax.convert.safetensors_folder import checksum
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, ModelFunctions
@@ -59,13 +60,8 @@ def row_blocks(size: int) -> Iterator[tuple[int, int]]:
 @functools.cache
 def shapes(config: DecoderConfig) -> dict[str, Shape]:
     """Returns the stored shape of every parameter by its name, such as `layers/query`."""
-    found: dict[str, Shape] = {}
-    for name, leaf in ModelFunctions(config).abstract.items():
-        if isinstance(leaf, dict):
-            found |= {f"{name}/{inner}": tuple(array.shape) for inner, array in leaf.items()}
-        else:
-            found[name] = tuple(leaf.shape)
-    return found
+    leaves = flatten(ModelFunctions(config).abstract)
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def layer_shapes(config: DecoderConfig) -> dict[str, Shape]:

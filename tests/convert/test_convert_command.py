@@ -110,7 +110,7 @@ def test_a_tokenizer_other_than_the_checkpoints_is_refused(tmp_path, capsys):
 
     train_bpe(["a b"], 258).save(tmp_path / "run" / "tokenizer")
     assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 2
-    assert "has fingerprint" in capsys.readouterr().err
+    assert "has the tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
