@@ -1,6 +1,7 @@
 """The model card of an export: facts from the files of a run in the template exported/card.md.
 
-The front matter states no license, because the publisher of the weights chooses it. A fact that no file contains is stated as "not known".
+The front matter states no license, because the publisher of the weights chooses it. A fact that no file
+contains is stated as "not known".
 """
 
 import json
