@@ -25,6 +25,7 @@ CORE = [
     "soxr>=0.5",
 ]
 TOKENIZE = [
+    "huggingface-hub>=0.30",  # plans the files of an export
     "pyarrow>=14",  # reads sounds and texts in Parquet files
     "scikit-learn>=1.5",  # fits the mel codec
     "threadpoolctl>=3.5",

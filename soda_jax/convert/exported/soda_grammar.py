@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from transformers import LogitsProcessor
+from transformers.utils import cached_file
 
 _FILE = "grammar.json"
 _FORMAT_VERSION = 1
@@ -92,11 +93,7 @@ class SodaGrammar(LogitsProcessor):
           folder: the model's folder, or its name on the hub.
           options: arguments of the constructor.
         """
-        path = Path(folder) / _FILE
-        if not path.is_file():
-            from transformers.utils import cached_file
-
-            path = Path(cached_file(str(folder), _FILE))
+        path = Path(cached_file(str(folder), _FILE))
         return cls(json.loads(path.read_text("utf-8")), **options)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
