@@ -1,26 +1,26 @@
-# Every target makes .venv first (parity: .parity), from requirements.lock. Another interpreter: make PYTHON=python3.12 demo
+# Every target first creates .venv (parity: .parity) from requirements.lock. To use another interpreter: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 PARITY := .parity/installed
-# Bars while packages come; one line where nobody looks at a terminal.
+# Progress bars on a terminal, otherwise one line.
 QUIET := $(shell test -t 2 || echo --quiet)
-# Beside transformers, where `make parity` has installed it.
+# With transformers, if `make parity` has installed it.
 BENCH_MIMI := $(if $(wildcard .parity/extras),.parity/bin/python,$(BIN)/python)
-# compare.py needs a commit to compare with.
+# compare.py needs the commit of a baseline.
 BENCHMARKS := $(filter-out benchmarks/_% benchmarks/compare.py,$(wildcard benchmarks/*.py))
 
 .PHONY: help demo test parity lint bench golden clean
 
 help:
-	@echo "make demo     the whole path on synthetic speech, in minutes; writes demo/report.html"
-	@echo "make test     the test suite"
-	@echo "make parity   what is compared with torch, transformers and seqio or needs the TPU compiler, which it installs beside"
-	@echo "make lint     ruff, import-linter, mypy, shellcheck"
-	@echo "make bench    the benchmarks, one table each"
-	@echo "make golden   rewrites the golden files of the tests; look at the difference before a commit"
-	@echo "make clean    removes .venv, .parity, demo/ and caches"
+	@echo "make demo     run all steps on synthetic speech, in minutes; writes demo/report.html"
+	@echo "make test     run the test suite"
+	@echo "make parity   run the tests that need torch, transformers, seqio or the TPU compiler; installs them in .parity"
+	@echo "make lint     run ruff, import-linter, mypy, shellcheck"
+	@echo "make bench    run the benchmarks, one table each"
+	@echo "make golden   rewrite the golden files of the tests; inspect the diff before a commit"
+	@echo "make clean    remove .venv, .parity, demo/ and caches"
 
 demo: $(STAMP)
 	$(BIN)/soda demo --output=demo
@@ -50,8 +50,8 @@ clean:
 	rm -rf .venv .parity demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Without a stamp the last installation was not finished, so it begins anew. uv installs the lock in
-# seconds; where it cannot be had or fails, pip does the same in about a minute.
+# Without the stamp the last installation is incomplete and is repeated. uv installs the lock in seconds; if
+# uv is not available or fails, pip takes about a minute.
 $(STAMP) $(PARITY): requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): Python 3.11 or newer is needed, as in make PYTHON=python3.12" >&2; \
@@ -64,7 +64,7 @@ $(STAMP) $(PARITY): requirements.lock setup.py
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# By pip, which finds the build of torch that is meant for this place (without CUDA, say) where one is set up.
+# Uses pip, so that a configured package index can provide another build of torch, for example without CUDA.
 .parity/extras: $(PARITY)
 	@echo "installing torch, transformers, seqio and the TPU compiler into .parity"
 	@.parity/bin/python -m pip install $(QUIET) $(QUIET) --disable-pip-version-check --no-build-isolation \

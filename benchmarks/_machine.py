@@ -1,4 +1,4 @@
-"""The machine in words, so that no table stands without it."""
+"""Describes the machine; every table is printed with it."""
 
 import os
 import platform
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def describe_machine() -> str:
-    """Model of the CPU, architecture, and the cores that this process may use."""
+    """Returns the CPU model, the architecture, and the number of cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{_model() or 'CPU of unknown model'} ({platform.machine()}), {cores} cores"
 
 
 def _model() -> str:
-    """The CPU's own name: virtual machines may show a family and no more."""
+    """Returns the model name of the CPU; a virtual machine may report only a family."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""A web server for byte ranges that answers late, like an object store.
+"""A web server for byte ranges that delays its answers, like an object store.
 
     python benchmarks/_range_server.py FOLDER
 

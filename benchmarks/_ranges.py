@@ -40,9 +40,9 @@ def print_ranges(config: Mapping[str, Any], folder: Path, latency: float, repeat
 
     Args:
       config: data part of a config with local paths, all below `folder`.
-      folder: is served; gets a folder for indexes.
+      folder: the folder to serve; indexes are cached in a folder in it.
       latency: seconds that the server waits before it answers.
-      repeats: batches of each kind; the kinds take turns, and each batch is read once.
+      repeats: batches of each kind; the kinds alternate, and each batch is read once.
     """
     with range_server(folder) as server:
 
@@ -71,8 +71,10 @@ def print_ranges(config: Mapping[str, Any], folder: Path, latency: float, repeat
                 dataset.batch(repeat * WINDOWS, range(WINDOWS))
                 times.append(time.perf_counter() - began)
     medians = [statistics.median(times[1:]) for times in seconds]  # the first one opens connections
-    print(f"\n{WINDOWS} windows of a host (512 on 32 hosts), medians of {repeats} batches in turn")
-    print(f"{'':24}{'latency':>14}{'a batch':>12}{'to in place':>14}")
+    print(
+        f"\n{WINDOWS} windows of a host (512 on 32 hosts), medians of {repeats} alternating batches"
+    )
+    print(f"{'':24}{'latency':>14}{'a batch':>12}{'ratio':>14}")
     for (name, wait, _), median in zip(kinds, medians, strict=True):
         print(
             f"{name:24}{wait * 1e3:>11.0f} ms{median * 1e3:>9.1f} ms{median / medians[0]:>12.1f} x"

@@ -1,4 +1,4 @@
-"""Rows of a benchmark for other programs: `--json FILE` writes them, and `compare.py` reads them."""
+"""Collects the rows of a benchmark: `--json FILE` writes them, and `compare.py` reads them."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ class Results:
     """The rows of one run.
 
     Attributes:
-      rows: what `add` has collected, in order.
+      rows: the rows that `add` has collected, in order.
     """
 
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -54,7 +54,7 @@ def parse(
 
     Args:
       parser: the benchmark's own options.
-      one_round: values of its options that make a short run, the one that `compare.py` repeats.
+      one_round: values of its options for a short run, which `compare.py` repeats.
       arguments: the command line; None for that of the process.
     """
     parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")

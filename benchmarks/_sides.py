@@ -1,8 +1,8 @@
-"""Sides of a comparison as processes that take turns, so that a slow moment of the machine meets all.
+"""Runs the sides of a comparison as processes in turn, so that a slow phase of the machine affects all.
 
-A side is a worker script (`_worker.py` has the protocol) under an interpreter of its own. On a CPU all
-stay in memory and run one after the other, round by round; the one that waits sleeps. On an accelerator
-they would not fit beside each other, so each is started anew for each of its turns.
+A side is a worker script (`_worker.py` has the protocol) with a separate interpreter. On a CPU all sides
+stay in memory and run one after the other, round by round; the others sleep. On an accelerator they would
+not fit into memory together, so each is started anew for each of its turns.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ _HERE = Path(__file__).parent
 
 
 class SideError(Exception):
-    """A side that cannot run, has died or has hung; the message is one line."""
+    """A side that cannot run, has exited or hangs; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """How a side is started.
+    """Describes how to start a side.
 
     Attributes:
       python: interpreter.
       worker: script in this folder.
-      order: what it is to build; `_worker.serve` hands it to the script.
-      environment: variables on top of this process's.
+      order: what to build; `_worker.serve` passes it to the script.
+      environment: variables in addition to those of this process.
     """
 
     python: str
@@ -49,12 +49,12 @@ class Command:
 
 @dataclasses.dataclass
 class Turns:
-    """What a side has told.
+    """The results of a side.
 
     Attributes:
       ready: its facts, None if it never became ready.
       answers: one for each round, with `steps` and `seconds`.
-      missing: why it has no (more) answers.
+      missing: why it has no (further) answers.
     """
 
     ready: dict[str, Any] | None = None
@@ -92,15 +92,15 @@ class Worker:
         self._lines.put(None)
 
     def ready(self) -> dict[str, Any]:
-        """Facts of the side, once it has trained its first steps; SideError if it cannot."""
+        """Returns the facts of the side after its first steps; raises SideError if it cannot run."""
         answer = self._answer(START_LIMIT)
         if "missing" in answer:
             raise SideError(answer["missing"])
         return answer["ready"]
 
     def run(self, steps: int) -> dict[str, Any]:
-        """Trains `steps` steps; the worker's answer, with `steps`."""
-        with contextlib.suppress(BrokenPipeError):  # `_answer` says why it has died
+        """Trains `steps` steps; returns the worker's answer and `steps`."""
+        with contextlib.suppress(BrokenPipeError):  # `_answer` raises the reason
             self._input.write(json.dumps({"steps": steps}) + "\n")
             self._input.flush()
         return {"steps": steps, **self._answer(TURN_LIMIT)}
@@ -117,11 +117,11 @@ class Worker:
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").splitlines()
-        told = [line for line in lines if "Error" in line] or lines
-        return told[-1].strip()[:300] if told else "nothing on standard error"
+        errors = [line for line in lines if "Error" in line] or lines
+        return errors[-1].strip()[:300] if errors else "nothing on standard error"
 
     def stop(self) -> None:
-        """Ends the process and what it has started."""
+        """Kills the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -136,18 +136,18 @@ def take_turns(
     """Runs the sides in turn.
 
     Args:
-      commands: the sides by name; the first round takes them in this order, the next in reverse.
+      commands: the sides by name; the first round runs them in this order, the next in reverse.
       rounds: turns of each side.
       seconds: length of a turn; a side runs as many whole steps as fit, at least one.
-      resident: keep the workers; otherwise one at a time is in memory.
-      what: for the bar.
+      resident: keep the workers in memory; otherwise there is one at a time.
+      what: description for the progress bar.
     """
     turns = {name: Turns() for name in commands}
     workers: dict[str, Worker] = {}
     try:
         for number in track(range(rounds), what):
             order = list(commands.items())
-            # There and back, so that no side always follows the same other.
+            # In alternating order, so that no side always follows the same other side.
             for name, command in reversed(order) if number % 2 else order:
                 if not turns[name].missing:
                     _turn(name, command, turns[name], workers, seconds)
@@ -179,7 +179,7 @@ def _turn(
 
 
 def platform_here() -> str:
-    """`cpu`, `gpu` or `tpu`, asked of a process of its own: this one must not take the memory of a GPU."""
+    """Returns `cpu`, `gpu` or `tpu`, from a child process: this one must not allocate the memory of a GPU."""
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     answer = subprocess.run(ask, capture_output=True, text=True, timeout=START_LIMIT)
     if answer.returncode:

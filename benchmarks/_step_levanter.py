@@ -1,4 +1,4 @@
-"""Worker of `train_step.py`: Qwen3 of Levanter, the step of its own `Trainer`, with optax's AdamW."""
+"""Worker of `train_step.py`: Qwen3 of Levanter, the step of its `Trainer`, with optax's AdamW."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from _worker import MissingError, Step, jax_peak_bytes, serve
 
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Everything kept for the backward pass, else the inputs of the layers; logits whole or in blocks."""
+    """Returns the settings to try: keep all activations, then the layer inputs; whole logits or blocks."""
     if order["platform"] == "cpu":
         return [{"recompute": False, "loss_block": None}]
     return [
@@ -18,7 +18,7 @@ def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
-    """f32 parameters, bf16 arithmetic on an accelerator."""
+    """Builds the step: f32 parameters, bf16 arithmetic on an accelerator."""
     import functools
     import importlib.metadata
 
@@ -39,7 +39,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     version = importlib.metadata.version("levanter")
     shape, on_cpu, device = order["shape"], order["platform"] == "cpu", jax.devices()[0]
     if device.platform != order["platform"]:
-        raise MissingError(f"the jax of levanter {version} finds {device.platform} alone")
+        raise MissingError(f"the jax of levanter {version} finds only {device.platform}")
     model_config = Qwen3Config(
         seq_len=shape["sequence"],
         hidden_dim=shape["hidden_size"],
@@ -65,7 +65,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
             require_accelerator=False,
         ),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4, weight_decay=0.033)),
-        # The mean is the trainer's: jax of today refuses the weighted one of haliax.
+        # The trainer computes the mean: the current jax refuses haliax's weighted mean.
         functools.partial(compute_next_token_loss, reduction=None),
         add_default_hooks=False,
     )

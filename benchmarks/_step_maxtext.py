@@ -14,9 +14,9 @@ INSTALL = (
 
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """All results of products kept for the backward pass, else fewer; logits whole, else in parts.
+    """Returns the policies to try: keep all results of products, then fewer; whole logits, then parts.
 
-    MaxText has nothing that keeps more: its policy "none" computes all again, as "full" does.
+    No policy of MaxText keeps more: "none" recomputes everything, as "full" does.
     """
     if order["platform"] == "cpu":
         return [{"remat": "minimal_with_context", "parts": 1}]
@@ -28,7 +28,7 @@ def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
-    """f32 parameters, bf16 arithmetic on an accelerator."""
+    """Builds the step: f32 parameters, bf16 arithmetic on an accelerator."""
     import importlib.metadata
 
     import jax
@@ -48,7 +48,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     shape, device = order["shape"], jax.devices()[0]
     version = importlib.metadata.version("maxtext")
     if device.platform != order["platform"]:
-        raise MissingError(f"the jax of maxtext {version} finds {device.platform} alone")
+        raise MissingError(f"the jax of maxtext {version} finds only {device.platform}")
     base = Path(maxtext.__file__).parent / "configs" / "base.yml"
     with tempfile.TemporaryDirectory() as folder:
         config = pyconfig.initialize(
@@ -63,10 +63,14 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     )
     size = (shape["batch"], shape["sequence"])
     tokens = np.random.default_rng(0).integers(0, shape["vocabulary"], size, np.int32)
-    places = np.broadcast_to(np.arange(size[1], dtype=np.int32), size)
+    positions = np.broadcast_to(np.arange(size[1], dtype=np.int32), size)
     batch = {}
     for name, ids in (("inputs", tokens), ("targets", np.roll(tokens, -1, 1))):
-        batch |= {name: ids, f"{name}_position": places, f"{name}_segmentation": np.ones_like(ids)}
+        batch |= {
+            name: ids,
+            f"{name}_position": positions,
+            f"{name}_segmentation": np.ones_like(ids),
+        }
     ready = jax.device_put(batch, sharding.get_input_data_sharding(config, mesh))
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
     kept = [first]
@@ -86,7 +90,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
 
 
 def options(order: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
-    """What differs from MaxText's base config; layer and options of its `qwen3-0.6b`, tables apart."""
+    """Returns the changes to MaxText's base config: those of its `qwen3-0.6b`, with untied tables."""
     shape, platform = order["shape"], order["platform"]
     on_cpu = platform == "cpu"
     return {

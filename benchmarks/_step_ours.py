@@ -1,4 +1,4 @@
-"""Worker of `train_step.py`: the step of `soda train` on random tokens, one segment a row."""
+"""Worker of `train_step.py`: the step of `soda train` on random tokens, one segment per row."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,13 +7,13 @@ from _worker import Step, jax_peak_bytes, serve
 
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Everything kept for the backward pass; the less, the less memory there is."""
+    """Returns the remat policies to try, from most to least memory."""
     names = ("none", "attention", "full") if order["platform"] != "cpu" else ("none",)
     return [{"remat": name} for name in names]
 
 
 def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The `Program` of a run's config on the first device, and a batch there."""
+    """Returns the `Program` of a run's config on the first device, and a batch on it."""
     import jax
     import numpy as np
 
@@ -37,7 +37,7 @@ def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[s
 
 
 def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
-    """The step of a run's config."""
+    """Builds the step of a run's config."""
     import jax
 
     from soda_jax.train import hardware
@@ -54,7 +54,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
         jax.block_until_ready((state[0], metrics))
 
     def peak() -> dict[str, Any]:
-        # At every turn, for the machine has faster and slower moments.
+        # Measured at every turn, because the speed of the machine varies.
         if device.platform == "cpu":
             rate, name = hardware.measure_matmul(2048), "2048³ f32 product"
             return {
@@ -80,7 +80,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
 
 
 def vocabulary(shape: dict[str, Any]) -> Any:
-    """A layout of the shape's size: text, markers and codebooks."""
+    """Returns a layout of the shape's size: text, markers and codebooks."""
     from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 
     codebooks = (shape["codebook_size"],) * shape["codebooks"]

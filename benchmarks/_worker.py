@@ -1,14 +1,14 @@
-"""The worker's half of `_sides`: builds a training step, then runs it on demand.
+"""The worker side of `_sides`: builds a training step, then runs it on request.
 
-Standard library only, because a peer's interpreter need not have this package. A worker is a script
-`WORKER.py ORDER`, ORDER a JSON object; on its standard output stands one JSON object a line:
+Uses the standard library only, because a peer's interpreter need not have this package. A worker is a
+script `WORKER.py ORDER` with a JSON object ORDER; it writes one JSON object per line to standard output:
 
     {"ready": …}      once, after a first step: facts of the side, as `Step.facts`, and `first_step`
-    {"missing": …}    instead, where the side cannot run here, and why
+    {"missing": …}    instead, if the side cannot run here: the reason
     {"seconds": …}    for every line {"steps": N} on its standard input, with `core_seconds` (of all
                       threads) and `peak_bytes`
 
-What libraries print goes to standard error.
+The output of libraries is redirected to standard error.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from typing import Any
 
 
 class MissingError(Exception):
-    """The side cannot run in this interpreter or on this device; the message says why."""
+    """The side cannot run in this interpreter or on this device; the message is the reason."""
 
 
 @dataclasses.dataclass
 class Step:
-    """A training step, built.
+    """A training step that is ready to run.
 
     Attributes:
-      run: trains that many steps and returns when the device has done them.
-      facts: `parameters` and `device`, and whatever else the side tells.
-      peak_bytes: largest memory so far.
-      after: further facts for the answer to a turn, measured after the clock has stopped.
+      run: trains the given number of steps and returns when the device has finished them.
+      facts: `parameters` and `device`, and further facts of the side.
+      peak_bytes: returns the peak memory so far.
+      after: returns further facts for the answer to a turn, measured after its time.
     """
 
     run: Callable[[int], None]
@@ -50,8 +50,8 @@ def serve(
 
     Args:
       build: (order, setting) → step.
-      settings: order → ways to run it, best first; the first one that fits in memory is taken. An
-        order with a `setting` has that one alone.
+      settings: order → ways to run it, best first; the first one that fits in memory is used. An
+        order with a `setting` uses only that one.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -92,12 +92,12 @@ def _first_that_fits(
             if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
                 raise
         step = None
-        gc.collect()  # what the failed attempt held
+        gc.collect()  # frees the memory of the failed attempt
     raise MissingError("out of memory in every setting")
 
 
 def resident_bytes() -> int:
-    """The largest resident memory of this process so far, compilation included."""
+    """Returns the peak resident memory of this process so far, compilation included."""
     import resource
 
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -105,6 +105,6 @@ def resident_bytes() -> int:
 
 
 def jax_peak_bytes(device: Any) -> int:
-    """The largest memory so far of a jax device; of the process on a CPU."""
+    """Returns the peak memory of a jax device so far; on a CPU that of the process."""
     stats = device.memory_stats()
     return int(stats["peak_bytes_in_use"]) if stats else resident_bytes()

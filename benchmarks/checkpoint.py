@@ -1,12 +1,11 @@
-"""What a checkpoint costs: time that training waits, and MB/s beside a plain write.
+"""The cost of a checkpoint: the time that training waits, and MB/s compared with a plain write.
 
     python benchmarks/checkpoint.py [--megabytes 512] [--repeats 5] [--directory /tmp]
 
 The state is f32 noise on one device, a third parameters and two thirds moments: stacks of layers, as
-the decoder has them, and a table. One round does everything once, in turn, so that a slow moment of
-the disk meets all rows alike; the table has the median over rounds and the range. Reads come from the
-page cache, so they show what the software costs, not the disk; a plain read of the same bytes stands
-beside them.
+in the decoder, and a table. Each round measures every row once, so that a slow phase of the disk affects
+all rows; the table has the median over rounds and the range. Files are read from the page cache, so reads
+measure the software and not the disk; a plain read of the same bytes is one of the rows.
 """
 
 import argparse
@@ -39,14 +38,14 @@ LIMITS = {
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call."""
+    """Returns the wall-clock time of one call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def make_state(megabytes: int) -> dict[str, Any]:
-    """{params, opt_state} of about so many MB of f32 noise, half in one stack, an eighth in a table."""
+    """Returns {params, opt_state} with about `megabytes` of f32 noise, half in one stack, an eighth in a table."""
     rows = max(LAYERS, megabytes * 1_000_000 // (4 * 3 * 8 * WIDTH) // LAYERS * LAYERS)
     shapes = {
         "up": (LAYERS, 4 * rows // LAYERS, WIDTH),
@@ -66,7 +65,7 @@ def make_state(megabytes: int) -> dict[str, Any]:
 
 
 def plain_write(path: Path, arrays: list[np.ndarray]) -> None:
-    """All bytes into one file, then fsync."""
+    """Writes all bytes to one file, then calls fsync."""
     with path.open("wb") as file:
         for array in arrays:
             file.write(array.data)
@@ -75,14 +74,14 @@ def plain_write(path: Path, arrays: list[np.ndarray]) -> None:
 
 
 def plain_read(path: Path) -> None:
-    """The file in pieces, thrown away."""
+    """Reads the file in pieces."""
     with path.open("rb") as file:
         while file.read(8 << 20):
             pass
 
 
 def default_save(folder: Path, state: dict[str, Any]) -> None:
-    """Orbax's CheckpointManager with nothing set, the arrays compressed."""
+    """Saves with the defaults of Orbax's CheckpointManager: compressed arrays."""
     import orbax.checkpoint as ocp
 
     with ocp.CheckpointManager(folder) as manager:
@@ -90,7 +89,7 @@ def default_save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def one_round(folder: Path, state: dict[str, Any], arrays: list[np.ndarray]) -> dict[str, float]:
-    """Seconds of every row."""
+    """Returns the seconds of every row."""
     took = {}
     took["plain write + fsync"] = seconds(lambda: plain_write(folder / "plain", arrays))
     took["plain read"] = seconds(lambda: plain_read(folder / "plain"))

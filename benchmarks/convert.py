@@ -1,11 +1,11 @@
-"""Measures MB/s and peak memory of `soda convert`, each direction in a separate process.
+"""Speed and peak memory of `soda convert` in both directions.
 
     python benchmarks/convert.py [--config=soda_135m] [--directory=/tmp] [--rounds=3]
-    python benchmarks/convert.py --config=soda_4b --rounds=1      # needs 2 × 17.5 GB of disk
+    python benchmarks/convert.py --config=soda_4b --rounds=1      # needs 35 GB of disk space
 
-The script first writes a run with random weights of the config's shape and SODA's vocabulary. Each round
-converts it to Hugging Face and back, verification included, and for comparison copies the same bytes with
-`shutil.copyfile` and fsync. Reads come from the page cache if it is large enough.
+A run with random weights of the config's shape and a vocabulary of SODA's size is written first. Each
+round converts it to Hugging Face and back in separate processes, including the verification, and copies
+the same bytes with `shutil.copyfile` and fsync. Files are read from the page cache if it is large enough.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class NoiseWeights(Weights):
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Writes a byte-level BPE with as many pieces as Llama 3's, most of them unused."""
+    """Writes a byte-level BPE of the size of Llama 3's, most of whose pieces occur in no text."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -85,7 +85,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_run(workdir: Path, name: str) -> int:
-    """Writes a run with a checkpoint of noise; returns the size of its parameters in bytes."""
+    """Writes a run with a checkpoint of noise; returns the number of bytes of its parameters."""
     write_tokenizer(workdir / "tokenizer")
     tokenizer = load_tokenizer(workdir / "tokenizer")
     layout = make_layout(tokenizer, (2048,) * 8)
@@ -101,13 +101,13 @@ def write_run(workdir: Path, name: str) -> int:
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
     size = 4 * config.parameters
-    with progress("making a run of noise, MB", size / 1e6) as bar:
+    with progress("writing a run of noise, MB", size / 1e6) as bar:
         write_checkpoint(NoiseWeights(config), workdir / "checkpoints", 0, metadata, bar)
     return size
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """Returns the seconds and the peak resident memory in MB of a command, which must succeed."""
+    """Returns seconds and peak resident memory in MB of a command, which must succeed."""
     began = time.perf_counter()
     process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     _, status, usage = os.wait4(process.pid, 0)
@@ -118,7 +118,7 @@ def measured(*command: str) -> tuple[float, float]:
 
 
 def copy(source: Path, target: Path) -> float:
-    """Returns the seconds of copying a folder's safetensors, fsync included."""
+    """Returns the seconds of a plain copy of a folder's files with fsync."""
     began = time.perf_counter()
     target.mkdir()
     for file in source.glob("*.safetensors"):
@@ -131,7 +131,7 @@ def copy(source: Path, target: Path) -> float:
 
 
 def main() -> None:
-    """Runs the conversions and prints the table."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="soda_135m")
     parser.add_argument("--directory", default=tempfile.gettempdir())
@@ -167,7 +167,7 @@ def main() -> None:
                 results.add(f"{label}, memory", side, "megabytes", [peak for _, peak in values])
     print(describe_machine())
     print(
-        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` {start:,.0f} MB"
+        f"{args.config}: {size / 1e6:,.0f} MB of parameters; `soda convert --help` uses {start:,.0f} MB"
     )
     print(f"{'':26} {'MB/s':>8} {'range':>17} {'peak memory, MB':>20}")
     for label, values in rows.items():

@@ -2,8 +2,8 @@
 
     python benchmarks/huge_pages.py
 
-Both sides run the step of `soda train` on random tokens, in one process each, and take turns within a
-round. With the settings, glibc keeps the memory of a step's temporaries, in huge pages.
+Both sides run the step of `soda train` on random tokens, in one process each, and alternate within a
+round. With the settings, glibc keeps the memory of a step's temporaries in huge pages.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""How many tokens a second one core reads: random windows of 4,096, both orders, two sources mixed.
+"""Tokens per second that one core reads: random windows of 4,096, both orders, a mixture of two sources.
 
     python benchmarks/loader.py
 
-Two data sets of uniformly random codes in Mimi's shape (8 codebooks of 2,048, 12.5 frames a second; records
-near 8,192 tokens, utterances of 2 to 10 seconds) are written to a temporary folder, so they are read from
-page cache. Random codes are the worst case for the disk: nothing of them can be left out. Prints one
-table: medians over repeats with their spread, the share of each step, whole records at random beside the
-windows, and the bytes a token takes on disk, index included.
+Two data sets of uniformly random codes in Mimi's shape (8 codebooks of 2,048, 12.5 frames per second;
+records of about 8,192 tokens, utterances of 2 to 10 seconds) are written to a temporary folder, so they
+are read from the page cache. Random codes are the worst case for the disk, because they cannot be
+compressed. Prints one table: medians over repeats with their spread, the time of each step, random whole
+records for comparison, and the bytes per token on disk, index included.
 
 A second table reads the batch of one host of 32 by byte range from a web server on this machine that answers
-after `--latency` milliseconds, like an object store, with more and more simultaneous requests.
+after `--latency` milliseconds, like an object store, with an increasing number of simultaneous requests.
 """
 
 import argparse
@@ -61,7 +61,9 @@ def write_dataset(directory: Path, layout: VocabularyLayout, tokens: int, seed: 
             utterances = []
             for _ in range(int(rng.integers(1, 80))):
                 seconds = rng.uniform(2, 10)
-                text = " ".join(rng.choice(WORDS, max(1, int(2.5 * seconds))))  # 150 words a minute
+                text = " ".join(
+                    rng.choice(WORDS, max(1, int(2.5 * seconds)))
+                )  # 150 words per minute
                 ids = rng.integers(0, 128_000, max(1, int(3.3 * seconds))).astype(np.int32)
                 codes = rng.integers(0, 2048, (int(12.5 * seconds), 8)).astype(np.uint16)
                 utterances.append(Utterance(text, ids, codes))
@@ -74,7 +76,7 @@ def write_dataset(directory: Path, layout: VocabularyLayout, tokens: int, seed: 
 
 
 def measure(work: Callable[[int], None], repeats: int) -> tuple[float, float]:
-    """Median seconds of `work(repeat)` and half the range between the quartiles."""
+    """Returns the median seconds of `work(repeat)` and half the range between the quartiles."""
     seconds = []
     for repeat in range(repeats):
         began = time.perf_counter()
@@ -85,7 +87,7 @@ def measure(work: Callable[[int], None], repeats: int) -> tuple[float, float]:
 
 
 def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
-    """Microseconds of the steps of one window, each timed by itself over the same places."""
+    """Returns the microseconds of the steps of one window, each timed separately on the same windows."""
     count = 100
     source = dataset.sources[0]
     length = dataset.sequence_length
@@ -97,7 +99,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
     for row, start in enumerate(starts):
         source.read(start, batch.tokens[row])
 
-    def places(repeat: int) -> None:
+    def locate(repeat: int) -> None:
         for k in range(count):
             dataset.locate(repeat * count + k)
 
@@ -120,7 +122,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
             annotate(fresh, row, dataset.layout, [])
 
     work = {
-        "place in the mixture (grain)": places,
+        "place in the mixture (grain)": locate,
         "read one record": read,
         "check one record": check,
         "tokens of a window: about 1.5 records read, checked, unpacked, rendered": window,
@@ -130,12 +132,12 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
 
 
 def whole_records(dataset: Dataset, repeats: int) -> tuple[float, float]:
-    """Tokens a second of random records read whole, with half the range between the quartiles."""
+    """Returns the tokens per second of random whole records, and half the range between the quartiles."""
     count = 200
     source = dataset.sources[0]
-    places = np.random.default_rng(0).integers(0, len(source.record_starts) - 1, (repeats, count))
-    starts = source.record_starts[places]
-    lengths = source.record_starts[places + 1] - starts
+    records = np.random.default_rng(0).integers(0, len(source.record_starts) - 1, (repeats, count))
+    starts = source.record_starts[records]
+    lengths = source.record_starts[records + 1] - starts
     out = np.empty(int(lengths.max()), np.int32)
 
     def read(repeat: int) -> None:
@@ -148,12 +150,12 @@ def whole_records(dataset: Dataset, repeats: int) -> tuple[float, float]:
 
 
 def stored_bytes(directory: Path) -> int:
-    """Bytes of the shards and indexes of a data set."""
+    """Returns the bytes of the shards and indexes of a data set."""
     return sum(path.stat().st_size for path in (directory / "train").iterdir())
 
 
 def main() -> None:
-    """Writes the data, measures, prints."""
+    """Writes the data, measures, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=8_000_000, help="of each source, one order")
     parser.add_argument("--repeats", type=int, default=25)
@@ -183,7 +185,7 @@ def main() -> None:
         middle, spread = measure(batches, args.repeats)
         rate, unit = BATCH * SEQUENCE_LENGTH / middle, middle / BATCH * 1e6
         print(f"one core of {describe_machine()}; {tokens:,} tokens in one order")
-        print(f"tokens a second          {rate / 1e6:8.1f} M  ± {100 * spread / middle:.0f}%")
+        print(f"tokens per second        {rate / 1e6:8.1f} M  ± {100 * spread / middle:.0f}%")
         print(f"a window of {SEQUENCE_LENGTH}         {unit:8.0f} µs")
         results.add("windows in random order", "ours", "tokens_per_second", [rate])
         for name, microseconds in steps(dataset, args.repeats):
@@ -193,7 +195,7 @@ def main() -> None:
         results.add("whole records", "ours", "tokens_per_second", [rate])
         results.add("bytes per token on disk", "ours", "bytes", [size / tokens])
         print(f"whole records, tokens/s  {rate / 1e6:8.1f} M  ± {100 * spread / rate:.0f}%")
-        print(f"bytes a token on disk    {size / tokens:8.3f}")
+        print(f"bytes per token on disk  {size / tokens:8.3f}")
         if args.latency:
             print_ranges(config, Path(folder), args.latency / 1e3, min(args.repeats, 9))
 

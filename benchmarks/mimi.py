@@ -1,11 +1,11 @@
-"""Mimi's encoder beside that of transformers: seconds of sound coded in a second, in one run.
+"""Speed of Mimi's encoder compared with that of transformers: seconds of audio per second.
 
     .parity/bin/python benchmarks/mimi.py          # after `make parity`, which installs torch
-    python benchmarks/mimi.py --dtype=bfloat16     # ours alone where torch is missing
+    python benchmarks/mimi.py --dtype=bfloat16     # only ours if torch is not installed
 
-Random weights in the published shape, the same on both sides; noise, since the time does not depend on
-the sound. The sides take turns within a repeat. transformers gets as many clips at once as its memory
-holds. On a GPU both use it, and torch is kept from rounding f32 to TF32, as ours is.
+Both sides have the same random weights in the published shape. The clips are noise, because the time does
+not depend on the sound. The sides alternate within a repeat. transformers gets as many clips at once as
+fit into memory. On a GPU both use it, and neither rounds f32 to TF32.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from soda_jax.codecs.mimi import MimiCodec, MimiConfig
 from soda_jax.progress import track
 
 RATE, CODEBOOKS = 24_000, 8
-# Bytes that transformers needs for a second of one clip: five arrays of 64 channels at full rate (three
-# do not suffice: 16 clips of 60 s were killed in 24 GB).
+# Bytes that transformers needs per second of a clip: five arrays of 64 channels at full rate (with three,
+# 16 clips of 60 s ran out of 24 GB).
 THEIR_BYTES_A_SECOND = 5 * RATE * 64 * 4
 
 
 def their_encoder(codec: MimiCodec) -> Callable[[np.ndarray], None] | None:
-    """`encode` of transformers with the weights of `codec`, None where torch is not installed."""
+    """Returns `encode` of transformers with the weights of `codec`, None if torch is not installed."""
     try:
         import torch
         from transformers import MimiModel
@@ -52,7 +52,7 @@ def their_encoder(codec: MimiCodec) -> Callable[[np.ndarray], None] | None:
 
 
 def available_bytes() -> float:
-    """Memory that is free for torch's arrays; infinite where the system does not tell."""
+    """Returns the free memory for torch's arrays; infinite if the system does not report it."""
     with contextlib.suppress(ImportError):
         import torch
 
@@ -66,13 +66,13 @@ def available_bytes() -> float:
 
 
 def their_clips_at_once(seconds: int) -> int:
-    """Clips of `seconds` that transformers can encode together in the memory that is free."""
+    """Returns the number of clips of `seconds` that transformers can encode together in free memory."""
     fitting = 0.8 * available_bytes() / (seconds * THEIR_BYTES_A_SECOND)
     return max(1, int(min(fitting, 1e9)))
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
+    """Returns the wall-clock seconds of one call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -81,7 +81,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def measure(
     sides: dict[str, Callable[[np.ndarray], object]], seconds: int, batch: int, repeats: int
 ) -> dict[str, float]:
-    """Median real-time factor of each side."""
+    """Returns the median real-time factor of each side."""
     rng = np.random.default_rng(0)
     clips = rng.uniform(-0.3, 0.3, (batch, seconds * RATE)).astype(np.float32)
     at_once = {"ours": batch, "transformers": min(batch, their_clips_at_once(seconds))}
@@ -127,10 +127,10 @@ def main() -> None:
     print("| clips | ours | transformers, f32 | ratio |\n|---|---|---|---|")
     for seconds, batch, rates in rows:
         other = rates.get("transformers")
-        told = (
+        cells = (
             f"{other:,.1f} | {rates['ours'] / other:.2f}" if other else "torch is not installed | "
         )
-        print(f"| {batch} × {seconds} s | {rates['ours']:,.1f} | {told} |")
+        print(f"| {batch} × {seconds} s | {rates['ours']:,.1f} | {cells} |")
 
 
 if __name__ == "__main__":

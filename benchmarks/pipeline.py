@@ -1,4 +1,4 @@
-"""How fast `soda tokenize` turns audio into shards with the mel codec, what limits it, and what a second process brings.
+"""Speed of `soda tokenize` with the mel codec, what limits it, and the speedup from a second process.
 
     python benchmarks/pipeline.py [--minutes 120] [--hours 36] [--repeats 3]
 
@@ -9,10 +9,9 @@ last has a constant bitrate, because only then does its size give nearly the rig
 
 The first table measures jobs with default options: one process, whose numerical libraries use
 all cores. The second compares one process of one thread with two processes of one thread each: the
-whole command, from its start to its end, on `--hours` of audio, in which the clips come again and again
-under other document ids. Each round runs all jobs once, in turn, so that a slow moment of the machine
-meets all of them. "Start and end" is a job on one minute of audio: imports, plan, start of the workers,
-merge.
+whole command, from start to end, on `--hours` of audio, in which the clips are repeated with other
+document ids. Each round runs every job once, so that a slow phase of the machine affects all of them.
+"Start and end" is a job on one minute of audio: imports, plan, start of the workers, merge.
 """
 
 import argparse
@@ -57,7 +56,7 @@ class Form:
       rate: Hz.
       suffix: of the files.
       options: of `soundfile.write`.
-      bare: remove the first MPEG frame, which holds the number of frames.
+      bare: remove the first MPEG frame, which contains the number of frames.
     """
 
     folder: str
@@ -99,7 +98,7 @@ def make_clips(folder: Path, minutes: float, form: Form, seed: int) -> list[tupl
 
 
 def write_manifest(path: Path, clips: list[tuple[str, float]], seconds: float = 0.0) -> float:
-    """A manifest of the clips, over and over until there are `seconds`; returns the seconds of audio."""
+    """Writes a manifest that repeats the clips until there are `seconds`; returns the seconds of audio."""
     total, rows = 0.0, 0
     with path.open("w") as file:
         while rows < len(clips) or total < seconds:
@@ -112,7 +111,7 @@ def write_manifest(path: Path, clips: list[tuple[str, float]], seconds: float = 
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, its progress lines unseen."""
+    """Returns the wall-clock seconds of one call; hides its progress."""
     begin = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
         work()
@@ -120,7 +119,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def job_seconds(manifest: Path, codec: str) -> float:
-    """Wall-clock seconds of one whole job in this process."""
+    """Returns the wall-clock seconds of one whole job in this process."""
     output = manifest.parent / "output"
     options = TokenizeOptions(str(manifest), str(output), codec=codec, shards=SHARDS)
     try:
@@ -130,7 +129,7 @@ def job_seconds(manifest: Path, codec: str) -> float:
 
 
 def command_seconds(manifest: Path, codec: str, processes: int) -> float:
-    """Wall-clock seconds of the command, each of its working processes with one thread."""
+    """Returns the wall-clock seconds of the command with one thread per worker process."""
     output = manifest.parent / "output"
     command = [
         *(sys.executable, "-m", "soda_jax.cli", "tokenize", f"--input={manifest}"),
@@ -149,7 +148,7 @@ def command_seconds(manifest: Path, codec: str, processes: int) -> float:
 
 
 def measure(jobs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each job, by name: all jobs once in each of `repeats` rounds."""
+    """Returns the seconds of each job, by name: all jobs once in each of `repeats` rounds."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in track(range(repeats), "rounds"):
         for name, job in jobs.items():
@@ -174,7 +173,7 @@ def print_one_process(folder: Path, codec: str, args: argparse.Namespace, result
     times = {name: statistics.median(seconds) for name, seconds in found.items()}
     minutes, repeats = args.minutes, args.repeats
     print(f"one process, {minutes:g} minutes of audio in {SHARDS} shards, median of {repeats}\n")
-    print("| corpus | audio seconds/s | of it start and end |\n|---|---|---|")
+    print("| corpus | audio seconds/s | start and end |\n|---|---|---|")
     for name, length in lengths.items():
         fixed = f"{times['one minute']:.1f} of {times[name]:.1f} s"
         print(f"| {name} | {length / times[name]:,.0f} | {fixed} |")
@@ -183,7 +182,7 @@ def print_one_process(folder: Path, codec: str, args: argparse.Namespace, result
 def print_two_processes(
     folder: Path, codec: str, args: argparse.Namespace, results: Results
 ) -> None:
-    """Measures and prints the second table: one thread against two processes of one thread each."""
+    """Measures and prints the second table: one process and two processes, one thread each."""
     repeats = args.repeats
     sounds = sorted((folder / WAV.folder).glob("*.wav"))
     clips = [(p.name, soundfile.info(p).duration) for p in sounds]
@@ -195,7 +194,7 @@ def print_two_processes(
     times = measure(jobs, repeats)
     medians = {name: statistics.median(found) for name, found in times.items()}
     print(f"\nthe whole command, {length / 3600:.1f} hours of audio, median of {repeats}\n")
-    print("| processes of one thread | audio seconds/s | of it start and end |\n|---|---|---|")
+    print("| processes of one thread | audio seconds/s | start and end |\n|---|---|---|")
     for n in PROCESSES:
         fixed = f"{medians[f'start {n}']:.1f} of {medians[f'whole {n}']:.1f} s"
         print(f"| {n} | {length / medians[f'whole {n}']:,.0f} | {fixed} |")

@@ -1,12 +1,12 @@
-"""How much memory `soda tokenize` takes, and whether it grows with the number of documents: one table.
+"""Memory of `soda tokenize`, and its growth with the number of documents.
 
     python benchmarks/pipeline_memory.py [--documents 1000 10000] [--processes 1] [--repeats 1]
 
 A document is one utterance of half a second to a second and a half, cut by its times from long files of
-noise (16-bit WAV, 24 kHz), with a transcript of two sentences; the codec is the mel codec. Each job is the whole command in a
-process of its own. Given is the largest resident set (`ru_maxrss`) of the job, and of the largest
-process that it started, which counts from what the job held when it started it. Aim: ten times the
-documents take at most 1.2 times the memory.
+noise (16-bit WAV, 24 kHz), with a transcript of two sentences; the codec is the mel codec. Each job is
+the whole command in a separate process. The table has the peak resident set (`ru_maxrss`) of the job and
+of its largest child process, which includes the memory of the job at the time of the fork. Target: ten
+times the documents need at most 1.2 times the memory.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from soda_jax.progress import track
 RATE, FILE_SECONDS = 24_000, 120
 AIM = 1.2
 WORDS = (*("the", "of", "and", "to", "in", "is", "that", "was"), *("one", "have", "this", "from"))
-# Run by a small process of its own: a child begins with the resident set of the one that forks it.
+# Started by a small separate process: a child starts with the resident set of its parent.
 JOB = """
 import json, resource, sys
 from soda_jax.cli import main
@@ -48,7 +48,7 @@ KILOBYTE = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
 def make_sounds(folder: Path, count: int, seed: int) -> None:
-    """Writes as many files of noise."""
+    """Writes `count` files of noise."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     for number in range(count):
@@ -57,7 +57,7 @@ def make_sounds(folder: Path, count: int, seed: int) -> None:
 
 
 def write_manifest(path: Path, documents: int, files: int, seed: int) -> float:
-    """A manifest of so many documents; returns the hours of audio."""
+    """Writes a manifest with `documents` documents; returns the hours of audio."""
     generator = np.random.default_rng(seed)
     total = 0.0
     with path.open("w") as file:
@@ -77,7 +77,7 @@ def write_manifest(path: Path, documents: int, files: int, seed: int) -> float:
 
 
 def peak_megabytes(manifest: Path, codec: str, processes: int) -> tuple[float, float, float]:
-    """MB (10^6 bytes) of the job and of the largest of its children, and the seconds of the job."""
+    """Returns the MB (10^6 bytes) of the job and of its largest child, and the seconds of the job."""
     output = manifest.parent / "output"
     arguments = ["tokenize", f"--input={manifest}", f"--output={output}", f"--codec={codec}"]
     if processes > 1:
@@ -106,10 +106,10 @@ def main() -> None:
     parser.add_argument(
         "--documents", type=int, nargs="+", default=[1_000, 10_000], help="jobs (%(default)s)"
     )
-    parser.add_argument("--processes", type=int, default=1, help="of the job (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="jobs a row (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="worker processes (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="jobs per row (%(default)s)")
     parser.add_argument("--files", type=int, default=20, help="sound files (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
     args = parse(parser, {"documents": [1_000], "repeats": 1})
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -133,7 +133,7 @@ def main() -> None:
             results.add(f"{name}, time", "ours", "seconds", [seconds])
     print(f"{describe_machine()}; {args.processes} processes, median of {args.repeats}\n")
     print(
-        "| documents | hours | job, MB | its largest child, MB | seconds | job, beside the first |"
+        "| documents | hours | job, MB | its largest child, MB | seconds | job, ratio to the first |"
     )
     print("|---|---|---|---|---|---|")
     for documents, hours, own, child, seconds in rows:
@@ -141,7 +141,7 @@ def main() -> None:
             f"| {documents:,} | {hours:.2f} | {own:,.0f} | {child:,.0f} | {seconds:.0f} | "
             f"{own / rows[0][2]:.2f} |"
         )
-    print(f"\naim: at most {AIM} for ten times the documents")
+    print(f"\ntarget: at most {AIM} for ten times the documents")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Where the time of our training step goes, by kind of operation, from a profile of this machine.
+"""The time of our training step by kind of operation, from a profile on this machine.
 
     python benchmarks/step_profile.py [--shapes=d256,d512 --remat=none]
 
-Every instruction of the compiled step has its time from the profiler and its kind from the program's
-text. On a CPU an instruction that several threads share counts with the thread that leads it, and
-threads that work on different instructions add up: read the shares, not the milliseconds.
+The profiler measures the time of every instruction of the compiled step, and the text of the program
+determines its kind. On a CPU an instruction that several threads share counts with the thread that leads
+it, and threads that work on different instructions add up: the fractions are meaningful, the milliseconds
+are not.
 """
 
 import argparse
@@ -28,21 +29,21 @@ from soda_jax.plan.hlo import Instruction, Module, parse_module
 
 STEPS = 4
 LAYERS, HEAD, SCORES, KERNELS = (
-    "products with the weights of the layers",
-    "products with the head",
-    "products of attention",
-    "kernels of attention",
+    "matrix products with the weights of the layers",
+    "matrix products with the head",
+    "matrix products of attention",
+    "attention kernels",
 )
 BETWEEN, UPDATE, COPIES = (
     "norms, rotations, softmax, SwiGLU, loss",
     "norm of the gradients, AdamW",
-    "copies that belong to no operation",
+    "copies",
 )
 PRODUCTS = (LAYERS, HEAD, SCORES, KERNELS)
 
 
 def kind_of(line: Instruction, module: Module) -> str:
-    """What an instruction of the step is for."""
+    """Returns the kind of an instruction of the step."""
     found = re.search(r'op_name="([^"]*)"', line.text)
     origin = found[1] if found else ""
     inside = module.computations.get(line.called("calls") or "", {})
@@ -60,7 +61,7 @@ def kind_of(line: Instruction, module: Module) -> str:
 
 
 def events(folder: str) -> Iterator[tuple[str, float]]:
-    """(instruction, milliseconds) of everything that the trace in `folder` has timed on the device."""
+    """Yields (instruction, milliseconds) for every event on the device in the trace in `folder`."""
     from jax.profiler import ProfileData
 
     (trace,) = Path(folder).rglob("*.xplane.pb")
@@ -69,7 +70,7 @@ def events(folder: str) -> Iterator[tuple[str, float]]:
     for plane in on_device or planes:
         for line in plane.lines:
             for event in line.events:
-                if on_device:  # kernels have names of their own
+                if on_device:  # kernels have other names
                     name = str(dict(event.stats).get("hlo_op", ""))
                 else:
                     name = event.name
@@ -77,7 +78,7 @@ def events(folder: str) -> Iterator[tuple[str, float]]:
 
 
 def profile(order: dict[str, Any], remat: str) -> dict[str, float]:
-    """Milliseconds of a step by kind."""
+    """Returns the milliseconds of a step by kind."""
     import jax
     from _step_ours import prepare
 
@@ -94,7 +95,7 @@ def profile(order: dict[str, Any], remat: str) -> dict[str, float]:
                 state, _ = jax.block_until_ready(compiled(state, batch))
         times: dict[str, float] = collections.defaultdict(float)
         for name, milliseconds in events(folder):
-            # A loop's own time is that of what runs in it.
+            # The time of a loop is that of the instructions in it.
             if name in lines and lines[name].opcode not in ("while", "call", "conditional"):
                 times[kind_of(lines[name], module)] += milliseconds / STEPS
     return dict(times)
@@ -104,10 +105,10 @@ def main() -> None:
     """Profiles and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", help=f"of {', '.join([*SMALL, *SUITE])}")
-    parser.add_argument("--batch", type=int, help="windows a step, for all shapes")
+    parser.add_argument("--batch", type=int, help="windows per step, for all shapes")
     parser.add_argument("--remat", default="", help="model.remat (CPU none, else full)")
     args = parse(parser, {"shapes": "d256"})
-    # A recorded graph of kernels would be one event.
+    # Otherwise a recorded graph of kernels is one event.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
     import jax
@@ -139,7 +140,7 @@ def main() -> None:
             cells = [f"{times[name].get(kind, 0.0) / wholes[name]:.0%}" for name in names]
             print(f"| {kind} | " + " | ".join(cells) + " |")
     away = [1 - sum(times[n].get(kind, 0.0) for kind in PRODUCTS) / wholes[n] for n in names]
-    print("| outside products | " + " | ".join(f"{share:.0%}" for share in away) + " |")
+    print("| outside matrix products | " + " | ".join(f"{share:.0%}" for share in away) + " |")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/stop_check.py
 
-Two processes of one CPU device each run a step with one all-reduce. The sides take turns within a round:
+Two processes of one CPU device each run a step with one all-reduce. The sides alternate within a round:
 no agreement, `StopRequest.reached` (what `soda train` calls), and `hosts.any_process`, a barrier through
 process 0. The times are those of process 0.
 """

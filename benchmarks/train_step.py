@@ -1,14 +1,14 @@
-"""The step of `soda train` beside other trainers, on this machine and in one interleaved run.
+"""Speed of the step of `soda train` and of other trainers, on this machine in one alternating run.
 
     python benchmarks/train_step.py                                   # ours; transformers after make parity
-    python benchmarks/train_step.py --shapes=135m,600m,1.7b           # what a GPU runs by default
+    python benchmarks/train_step.py --shapes=135m,600m,1.7b           # the default on a GPU
     python benchmarks/train_step.py --transformers_python=PATH --levanter_python=PATH --maxtext_python=PATH
 
-Every side trains a Qwen3 of the same shape (queries and keys normed, grouped queries, SwiGLU, RMSNorm,
-embedding and head apart) on the same number of random tokens: loss, gradients, their norm clipped,
-AdamW. f32 on a CPU, bf16 arithmetic and f32 parameters on an accelerator. A side that is not installed
-is named and left out. MFU is the design's: 6 FLOPs a matmul parameter and token and the causal half of
-attention, over the data sheet's bf16 peak, on a CPU over a matrix product timed beside every turn.
+Every side trains a Qwen3 of the same shape (normalized queries and keys, grouped queries, SwiGLU, RMSNorm,
+untied embedding and head) on the same number of random tokens: loss, gradients, clipping of their norm,
+AdamW. f32 on a CPU, bf16 arithmetic and f32 parameters on an accelerator. A side that is not installed is
+reported and left out. MFU is 6 FLOPs per matmul parameter and token plus the causal half of attention,
+relative to the data sheet's bf16 peak, on a CPU to a matrix product that is timed at every turn.
 """
 
 import argparse
@@ -50,11 +50,11 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Returns the tokens of a step."""
         return self.batch * self.sequence
 
     def flops(self) -> float:
-        """Model FLOPs of a step, recomputation not counted."""
+        """Returns the model FLOPs of a step, without recomputation."""
         fields = base.default().model.to_dict()
         fields.update({name: getattr(self, name) for name in fields if hasattr(self, name)})
         coded = self.codebooks * self.codebook_size
@@ -70,7 +70,7 @@ SUITE = {"135m": ("soda_135m", 16), "600m": ("soda_600m", 8), "1.7b": ("soda_1_7
 
 
 def shape_of(name: str, batch: int | None) -> Shape:
-    """A shape by name; UserError for one that is unknown."""
+    """Returns a shape by name; UserError if it is unknown."""
     if name in SMALL:
         shape = SMALL[name]
         return dataclasses.replace(shape, batch=batch or shape.batch)
@@ -92,11 +92,11 @@ def shape_of(name: str, batch: int | None) -> Shape:
 
 
 def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str, Command]:
-    """The sides that are asked for; ours among them, since the others are compared with it."""
+    """Returns the selected sides; always includes ours, with which the others are compared."""
     order = {"platform": platform, "shape": dataclasses.asdict(shape)}
     compiled = {**order, "compile": True}
     torch, script = args.transformers_python, "_step_transformers.py"
-    # One side at a time is on an accelerator; by default jax leaves a quarter of its memory alone.
+    # Only one side at a time runs on an accelerator; by default jax leaves a quarter of its memory unused.
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
     sides = {
         "ours": ("ours", Command(sys.executable, "_step_ours.py", order, memory)),
@@ -112,7 +112,7 @@ def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str,
 
 
 def refuse_other_sizes(turns: dict[str, Turns]) -> None:
-    """Takes out of the comparison whatever has another number of parameters than ours."""
+    """Excludes the sides whose number of parameters differs from ours."""
     ours = turns["ours"].ready
     for side in turns.values():
         if ours is None or side.ready is None:
@@ -124,7 +124,7 @@ def refuse_other_sizes(turns: dict[str, Turns]) -> None:
 
 
 def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
-    """One shape as Markdown, with what is missing below."""
+    """Returns the table of one shape as Markdown, and notes on missing sides."""
     refuse_other_sizes(turns)
     ours = turns["ours"]
     size = f"{ours.ready['parameters']:,} parameters" if ours.ready else "parameters unknown"
@@ -133,17 +133,17 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
         f"{shape.vocabulary:,}, batch {shape.batch} × {shape.sequence:,}",
         "",
         "| side | tokens/s, median | slowest to fastest round | ours / side | core-seconds a step | MFU "
-        "| beyond products | peak memory | setting |",
+        "| outside products | peak memory | setting |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [row(side, told, shape, ours) for side, told in turns.items() if told.answers]
+    lines += [row(side, found, shape, ours) for side, found in turns.items() if found.answers]
     lines.append("")
-    for side, told in turns.items():
-        if told.missing:
-            after = f" after {len(told.answers)} rounds" if told.answers else ""
-            lines.append(f"{side}: not measured{after}: {told.missing}  ")
-        elif told.ready:
-            lines.append(f"{side}: {told.ready['version']} on {told.ready['device']}  ")
+    for side, found in turns.items():
+        if found.missing:
+            after = f" after {len(found.answers)} rounds" if found.answers else ""
+            lines.append(f"{side}: not measured{after}: {found.missing}  ")
+        elif found.ready:
+            lines.append(f"{side}: {found.ready['version']} on {found.ready['device']}  ")
     return "\n".join([*lines, *footnotes(shape, ours)])
 
 
@@ -159,15 +159,15 @@ def add_rows(results: Results, name: str, shape: Shape, turns: dict[str, Turns])
             results.add(name, side, "tokens_per_second", values, ratio)
 
 
-def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
-    """A side's row; it is compared with ours round by round, each turn with the one beside it."""
-    rates = [shape.tokens * a["steps"] / a["seconds"] for a in told.answers]
-    beside = [shape.tokens * a["steps"] / a["seconds"] for a in ours.answers]
-    factors = [a / b for a, b in zip(beside, rates, strict=False)]
+def row(side: str, turns: Turns, shape: Shape, ours: Turns) -> str:
+    """Returns a side's row; each turn is compared with our turn of the same round."""
+    rates = [shape.tokens * a["steps"] / a["seconds"] for a in turns.answers]
+    our_rates = [shape.tokens * a["steps"] / a["seconds"] for a in ours.answers]
+    factors = [a / b for a, b in zip(our_rates, rates, strict=False)]
     flops = shape.flops() / shape.tokens
     mfu = [r * flops / a["peak_flops"] for r, a in zip(rates, ours.answers, strict=False)]
     away = [1 - r * flops / a["product_flops"] for r, a in zip(rates, ours.answers, strict=False)]
-    cores = [a["core_seconds"] / a["steps"] for a in told.answers]
+    cores = [a["core_seconds"] / a["steps"] for a in turns.answers]
     cells = [
         side,
         f"{statistics.median(rates):,.0f}",
@@ -176,14 +176,14 @@ def row(side: str, told: Turns, shape: Shape, ours: Turns) -> str:
         f"{statistics.median(cores):.2f}",
         f"{statistics.median(mfu):.0%}" if mfu else "–",
         f"{statistics.median(away):.0%}" if away else "–",
-        f"{told.answers[-1]['peak_bytes'] / 1e9:.2f} GB",
-        ", ".join(f"{k} {v}" for k, v in (told.ready or {}).get("setting", {}).items()),
+        f"{turns.answers[-1]['peak_bytes'] / 1e9:.2f} GB",
+        ", ".join(f"{k} {v}" for k, v in (turns.ready or {}).get("setting", {}).items()),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def footnotes(shape: Shape, ours: Turns) -> list[str]:
-    """What MFU refers to, and how the share of a step beyond its products is reckoned."""
+    """Returns the peak rate of the MFU, and the definition of the column "outside products"."""
     if not ours.answers:
         return []
     peaks = [a["peak_flops"] for a in ours.answers]
@@ -191,10 +191,10 @@ def footnotes(shape: Shape, ours: Turns) -> list[str]:
     seconds = [a["seconds"] / a["steps"] for a in ours.answers]
     return [
         f"peak: {ours.answers[0]['peak_source']}, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s  ",
-        "beyond products: 1 − model FLOPs of a step / rate of one product / time of a step, by arithmetic: "
-        "what is no product, and what the step's products lose against that one "
-        f"({ours.answers[0]['product_source']} beside every turn of ours, "
-        f"{statistics.median(rates) / 1e9:,.0f} GFLOP/s); step_profile.py parts the two for ours  ",
+        "outside products: 1 − model FLOPs of a step / rate of one product / time of a step: "
+        "everything except matrix products, and the loss of the step's products compared with one product "
+        f"({ours.answers[0]['product_source']}, measured at every turn of ours, "
+        f"{statistics.median(rates) / 1e9:,.0f} GFLOP/s); step_profile.py separates the two for ours  ",
         f"our step: {statistics.median(seconds) * 1e3:,.0f} ms for {shape.flops() / 1e9:,.1f} GFLOP",
     ]
 
@@ -203,12 +203,14 @@ def main() -> None:
     """Measures and prints a table for each shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--shapes", help=f"of {', '.join([*SMALL, *SUITE])}; by default what fits here"
+        "--shapes", help=f"of {', '.join([*SMALL, *SUITE])}; the default depends on the device"
     )
     parser.add_argument("--sides", help="of ours, transformers, compiled, levanter, maxtext (all)")
     parser.add_argument("--rounds", type=int, help="turns of each side (CPU 7, else 2)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (%(default)s)")
-    parser.add_argument("--batch", type=int, help="windows a step, for all shapes")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="seconds of a turn (%(default)s)"
+    )
+    parser.add_argument("--batch", type=int, help="windows per step, for all shapes")
     usual = str(PARITY) if PARITY.exists() else sys.executable
     for peer in ("transformers", "levanter", "maxtext"):
         text = f"interpreter that has {peer} ({usual if peer == 'transformers' else 'this one'})"
@@ -222,7 +224,7 @@ def main() -> None:
         shapes = {name: shape_of(name, args.batch) for name in names}
         sides = {name: commands(args, shape, platform) for name, shape in shapes.items()}
         rounds = args.rounds or (7 if on_cpu else 2)
-        print(f"{describe_machine()}; {platform}; {rounds} rounds of {args.seconds:g} s a side\n")
+        print(f"{describe_machine()}; {platform}; {rounds} rounds of {args.seconds:g} s per side\n")
         with written(args.json) as results:
             for name, shape in shapes.items():
                 turns = take_turns(sides[name], rounds, args.seconds, on_cpu, name)

@@ -3,11 +3,11 @@
     python benchmarks/vocabulary_loss.py        # .parity/bin/python has tokamax
     python benchmarks/vocabulary_loss.py --chunks=2048,256,512,1024,4096 --tokens=4096
 
-Ours works through the tokens in chunks and makes the gradients on the way; it also gives the loss of
-each token, log Z and the z-loss, which tokamax's, one scalar, does not. tokamax's is a fused kernel on a
-TPU and plain products elsewhere. Several chunks are several sides, and the first is the measure. The sides
-take turns within a round. Core-seconds are of this process, less disturbed than the clock where a machine is
-shared.
+Ours processes the tokens in chunks and computes the gradients in the same pass; it also returns the loss of
+each token, log Z and the z-loss, while tokamax's returns one scalar. tokamax's is a fused kernel on a TPU
+and plain products elsewhere. Each chunk size is one side, and the first is the reference. The sides
+alternate within a round. Core-seconds are those of this process; other jobs affect them less than the
+elapsed time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Side = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def sides(vocabulary: int, chunks: Sequence[int]) -> dict[str, Side]:
-    """Functions of hidden `[1, tokens, d]`, head `[vocabulary, d]`, targets `[1, tokens]` to the summed loss."""
+    """Returns functions of hidden `[1, tokens, d]`, head `[vocabulary, d]`, targets `[1, tokens]` to the summed loss."""
 
     def ours(chunk: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
         blocks = (head[None],)
@@ -70,14 +70,14 @@ def main() -> None:
     accelerator = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=16_384 if accelerator else 2048)
-    parser.add_argument("--width", type=int, default=2048 if accelerator else 256)
+    parser.add_argument("--hidden_size", type=int, default=2048 if accelerator else 256)
     parser.add_argument("--vocabulary", type=int, default=144_896 if accelerator else 16_384)
     parser.add_argument(
         "--chunks",
         type=lambda text: [int(one) for one in text.split(",")],
         default=[chunk_tokens(0, jax.default_backend())],
-        help="tokens whose logits exist at a time, by default the platform's; several, separated by "
-        "commas, are compared",
+        help="tokens whose logits exist at a time, by default that of the platform; separate several "
+        "by commas to compare them",
     )
     parser.add_argument("--rounds", type=int, default=7)
     args = parse(parser, {"rounds": 3})
@@ -105,9 +105,7 @@ def main() -> None:
         f"{describe_machine()}; {jax.devices()[0].device_kind}; {args.tokens:,} tokens, d {args.hidden_size}, "
         f"vocabulary {args.vocabulary:,}; {args.rounds} rounds\n"
     )
-    print(
-        "| loss | value | ms, median | spread | its time / ours | core-seconds | temporaries, MB |"
-    )
+    print("| loss | value | ms, median | spread | time / ours | core-seconds | temporaries, MB |")
     print("|---|---:|---:|---|---:|---:|---:|")
     first = times[next(iter(times))]
     with written(args.json) as results:

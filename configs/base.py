@@ -1,6 +1,6 @@
-"""The defaults of every experiment, and the recipe of the SODA suite.
+"""The default settings of all experiments, and the recipe of the SODA suite.
 
-All keys, their defaults and their meaning are declared in `soda_jax/schema.py`; see docs/config.md.
+`soda_jax/schema.py` declares all keys with their defaults and meanings; see docs/config.md.
 """
 
 import dataclasses

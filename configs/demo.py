@@ -1,7 +1,7 @@
-"""The demo: spoken digits and short commands, a toy of a few minutes on two CPU cores.
+"""The demo: spoken digits and short commands, a toy that trains in minutes on two CPU cores.
 
-    soda demo                                                        # the whole path, with a report
-    soda train --config=configs/demo.py --workdir=demo/run           # this part by hand
+    soda demo                                                        # all steps, with a report
+    soda train --config=configs/demo.py --workdir=demo/run           # only the training
 
 Expected: held-out loss below the unigram and the bigram baseline for every class of token.
 """
@@ -31,7 +31,7 @@ def get_config():
     config.data.sources = ConfigDict(
         {
             "speech": base.source("demo/speech", 0.65),
-            # See configs/numbers.py.
+            # Text and semantic tokens only; see configs/numbers.py.
             "semantic": base.source("demo/speech", 0.30, codebooks=1),
             "text": base.source("demo/text", 0.05, order="text_first", composition="text"),
         }

@@ -1,11 +1,11 @@
-"""Spoken numbers, dates and commands: the demo's world trained for longer, still a toy.
+"""Spoken numbers, dates and commands: a larger vocabulary than the demo's and more training, still a toy.
 
     soda synth --output=numbers/corpus --task=numbers --clips=36000 --texts=6000
     soda codec fit numbers/corpus --output=numbers/codec
     soda tokenize --input=numbers/corpus/manifest.jsonl --output=numbers/speech --codec=mel:numbers/codec
     soda tokenize --input=numbers/corpus/text.jsonl --format=text --output=numbers/text \
         --codec=mel:numbers/codec
-    soda train --config=configs/numbers.py --workdir=numbers/run      # again after any stop
+    soda train --config=configs/numbers.py --workdir=numbers/run      # run it again to resume
     soda evaluate --workdir=numbers/run --limit=200
 
 The measured word error rates are in the README.
@@ -37,8 +37,8 @@ def get_config():
         {
             "speak": base.source("numbers/speech", 0.42, order="text_first"),
             "listen": base.source("numbers/speech", 0.15, order="audio_first"),
-            # Text and semantic tokens alone: an utterance is 25 tokens, not 125, and in them which
-            # word comes next is learned many times sooner than from whole frames.
+            # Text and semantic tokens only: an utterance has 25 tokens instead of 125, and the model
+            # learns the next word many times sooner than from whole frames.
             "semantic": base.source("numbers/speech", 0.40, codebooks=1),
             "text": base.source("numbers/text", 0.03, order="text_first", composition="text"),
         }

@@ -1,4 +1,4 @@
-"""SODA-135M on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
+"""SODA-135M with the paper's recipe: 500B tokens, 512 x 4096 tokens per step.
 
     soda train --config=configs/soda_135m.py --workdir=runs/soda-135m \
         --config.checkpoint.directory=gs://…/soda-135m
@@ -20,5 +20,5 @@ def get_config():
     )
     config.optimizer.peak_lr = base.suite_learning_rate(
         hidden_size=1024
-    )  # as the paper's code, not 512
+    )  # as in the paper's code, not 512
     return config

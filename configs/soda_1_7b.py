@@ -1,4 +1,4 @@
-"""SODA-1.7B on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
+"""SODA-1.7B with the paper's recipe: 500B tokens, 512 x 4096 tokens per step.
 
     soda train --config=configs/soda_1_7b.py --workdir=runs/soda-1_7b \
         --config.checkpoint.directory=gs://…/soda-1_7b

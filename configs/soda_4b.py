@@ -1,4 +1,4 @@
-"""SODA-4B on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
+"""SODA-4B with the paper's recipe: 500B tokens, 512 x 4096 tokens per step.
 
     soda train --config=configs/soda_4b.py --workdir=runs/soda-4b \
         --config.checkpoint.directory=gs://…/soda-4b

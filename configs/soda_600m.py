@@ -1,4 +1,4 @@
-"""SODA-600M on the paper's recipe: 500B tokens, 512 x 4096 tokens a step.
+"""SODA-600M with the paper's recipe: 500B tokens, 512 x 4096 tokens per step.
 
     soda train --config=configs/soda_600m.py --workdir=runs/soda-600m \
         --config.checkpoint.directory=gs://…/soda-600m

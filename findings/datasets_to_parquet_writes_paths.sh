@@ -1,12 +1,12 @@
 #!/bin/sh
 # datasets 5.1.0 (with pyarrow 26.0.1): Dataset.to_parquet of an Audio column writes paths and no sound.
 #
-# A data set is made of the paths of sound files, cast to Audio() and written with to_parquet. The cells have
-# the path as it was given and no bytes, so that the Parquet file cannot be used without the sound files,
-# and a relative path depends on the folder in which the command ran. Nothing is reported.
+# A data set of paths of sound files is cast to Audio() and written with to_parquet. The cells contain the
+# given path and no bytes, so the Parquet file cannot be used without the sound files, and a relative path
+# depends on the folder in which the command ran. There is no warning.
 #
 # Observed: "relative: {'bytes': None, 'path': 'clips/a.wav'}; absolute: {'bytes': None, 'path': '…/clips/a.wav'}"
-# The exit status is 0 while this holds, and 1 once a cell has bytes or another path.
+# Exit status: 0 as observed, 1 if a cell has bytes or another path.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # libsndfile 1.2.2 (soundfile 0.14.0): of two streams joined with `cat` only the first is decoded,
 # without an error. RFC 3533 (section 4) defines such chains for Ogg, and recordings of radio streams are
-# chains; every MP3 player goes on with the next frame.
+# chains; every MP3 player continues with the next frame.
 #
 # Input: 2 s and 3 s.
 #

@@ -4,18 +4,18 @@
 #
 # Compiled.memory_analysis() of a rematerialized scan for TPU v5e (15.75 GiB available) reports more temporary
 # bytes than a device has, yet the compiler accepts the program: the buffers do not exist at the same time.
-# peak_memory_in_bytes, arguments and results included, is the figure of the compiler's check: a program that
-# is too large fails with the same number. A verdict that adds argument_size, temp_size and output_size
-# rejects programs that run.
+# The compiler checks peak_memory_in_bytes, which includes arguments and results: the error for a program that
+# is too large contains the same number. The sum of argument_size, temp_size and output_size would reject
+# programs that run.
 #
-# soda plan takes peak_memory_in_bytes for TPUs.
+# soda plan uses peak_memory_in_bytes for TPUs.
 #
 # Observed (GiB; the second program, without rematerialization, fits a TPU v5p only):
 #   v5e: arguments 1.25, results 0.75, temporaries 16.06, peak 13.50: compiles
 #   v5p: arguments 1.00, results 0.75, temporaries 53.50, peak 54.00
 #   v5e: the same program: HLO temporaries (54.00G) exceeds available HBM (15.75G)
 #
-# Exits with 0 while this is so, with 1 if the behavior changes.
+# Exit status: 0 as observed, 1 if the behavior changed.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# libtpu 0.0.42.1 (with jax 0.10.2): a topology of TPU v4 has two devices for each chip.
+# libtpu 0.0.42.1 (with jax 0.10.2): a topology of TPU v4 has two devices per chip.
 #
-# On a machine with TPU v4, JAX shows one device for each chip: its two cores work as one ("megacore") with
+# On a machine with TPU v4, JAX shows one device per chip: its two cores work as one ("megacore") with
 # 32 GiB. jax.experimental.topologies.get_topology_desc for "v4:2x2x1", four chips, returns eight devices, and
 # the compiler gives each of them 15.25 GiB. A step that is compiled ahead of time for this topology is not
-# the step that runs. chip_config_name="megacore" makes it one device for each chip, with 30.75 GiB.
+# the step that runs. With chip_config_name="megacore" there is one device per chip, with 30.75 GiB.
 #
 # soda plan passes that setting, and refuses a topology whose number of devices is not the expected one.
 #
@@ -12,7 +12,7 @@
 #   v4:2x2x1: 8 devices for 4 chips, 15.25G each
 #   v4:2x2x1 with chip_config_name=megacore: 4 devices for 4 chips, 30.75G each
 #
-# Exits with 0 while this is so, with 1 if the behavior changes.
+# Exit status: 0 as observed, 1 if the behavior changed.
 set -euo pipefail
 
 folder=$(mktemp -d)

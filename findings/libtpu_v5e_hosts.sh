@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # libtpu 0.0.42.1 (with jax 0.10.2): a topology of TPU v5e always has hosts of 2x2 chips.
 #
-# Cloud TPU rents v5e with one chip (1x1), with four (2x2) and with eight chips (2x4) on one host.
-# jax.experimental.topologies.get_topology_desc refuses "v5e:1x1", and makes two processes of "v5e:2x4".
-# The error names chips_per_host_bounds, which has to be passed even for the slice of one chip.
+# Cloud TPU offers v5e with one chip (1x1), four chips (2x2) and eight chips (2x4) on one host.
+# jax.experimental.topologies.get_topology_desc refuses "v5e:1x1", and returns two processes for "v5e:2x4".
+# The error names chips_per_host_bounds, which must be passed even for the slice of one chip.
 #
 # soda plan passes the smaller of slice and host.
 #
@@ -12,7 +12,7 @@
 #   v5e:1x1 with chips_per_host_bounds=(1, 1, 1): 1 devices, 1 processes
 #   v5e:2x4: 8 devices, 2 processes
 #
-# Exits with 0 while this is so, with 1 if the behavior changes.
+# Exit status: 0 as observed, 1 if the behavior changed.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -4,7 +4,7 @@
 # its shape.
 #
 # Such arrays occur in a model with an optional part of size 0, for example an embedding block for the
-# codebooks of a codec in a run on text alone.
+# codebooks of a codec in a text-only run.
 #
 # Expected: the array is saved and restored with its shape, as by the other formats.
 #

@@ -7,7 +7,7 @@
 # a pass over each task.
 #
 # Observed: "mixture: 33 of 110 examples; first task 23 of 100, second task 10 of 10"
-# The exit status is 0 while this holds, and 1 once the mixture has more examples.
+# Exit status: 0 as observed, 1 if the mixture has more examples.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# transformers 5.24.0 (with torch 2.13.0): RopeParameters documents partial_rotary_factor as the share of
-# the head that is rotated. A Qwen3 model ignores it with rope_type "default", without a warning, and with
+# transformers 5.24.0 (with torch 2.13.0): RopeParameters documents partial_rotary_factor as the
+# fraction of the head that is rotated. A Qwen3 model ignores it with rope_type "default", without a warning, and with
 # "llama3" makes half as many frequencies and then fails in its first forward pass.
 #
 # Expected: the same meaning for both rope types, or an error when the config is read.

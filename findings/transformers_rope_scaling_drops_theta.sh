@@ -7,7 +7,7 @@
 # Expected: the base of the checkpoint (1,000,000), or an error about two entries.
 #
 # Observed (inverse frequency of the slowest pair at head_dim 8):
-#   rope_parameters alone        theta 1000000.0  3.16e-05
+#   only rope_parameters         theta 1000000.0  3.16e-05
 #   with rope_scaling, llama3    theta 10000.0    2.50e-04
 #   with rope_scaling, yarn      theta 10000.0    2.50e-04
 #
@@ -34,7 +34,7 @@ shape = {
 }
 length = {"factor": 4.0, "original_max_position_embeddings": 32}
 cases = {
-    "rope_parameters alone": (None, 1e6, "3.16e-05"),
+    "only rope_parameters": (None, 1e6, "3.16e-05"),
     "with rope_scaling, llama3": (
         {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **length},
         1e4, "2.50e-04",

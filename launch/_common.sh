@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Options, errors and quoting for the launch scripts. Sourced, never run.
+# Options, errors and quoting for the launch scripts, which source this file.
 
 # Exit status of soda after SIGTERM with a checkpoint saved: start it again.
 # shellcheck disable=SC2034  # used by the scripts that source this file
@@ -70,7 +70,7 @@ parse_options() {
         option[$name]=$1
         shift
         ;;
-      *) fail "unexpected argument $(quote "$word"): arguments of soda train come after --" ;;
+      *) fail "unexpected argument $(quote "$word"): put the arguments of soda train after --" ;;
     esac
   done
 }
@@ -141,7 +141,7 @@ set_train_arguments() {
   # Accepts a whole `soda train …`; only its arguments are sent.
   if [[ ${1:-} == soda && ${2:-} == train ]]; then shift 2; fi
   (($#)) || fail "give the arguments of soda train after --, as in -- --config=configs/soda_4b.py"
-  [[ $1 == -* ]] || fail "$(quote "$1"): after -- come the arguments of soda train, as in -- --config=configs/soda_4b.py"
+  [[ $1 == -* ]] || fail "$(quote "$1"): after -- give the arguments of soda train, as in -- --config=configs/soda_4b.py"
   arguments=("$@")
   for word; do
     case $word in

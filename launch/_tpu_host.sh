@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What tpu_pod.sh runs on each host of a pod, from the unpacked source:
+# Runs on each host of a pod for tpu_pod.sh, from the unpacked source:
 #
 #   _tpu_host.sh install
-#   _tpu_host.sh train ATTEMPT ARGUMENTS…   starts soda train, or finds it started, and follows it
-#   _tpu_host.sh follow                     follows what runs
+#   _tpu_host.sh train ATTEMPT ARGUMENTS…   starts soda train unless this attempt has started, and follows it
+#   _tpu_host.sh follow                     follows the active run
 #
-# gcloud repeats a command whose connection breaks, so each may run twice. The training does not hang on the
-# connection: it runs by itself in ~/soda-run, and an attempt is started once.
+# gcloud repeats a command if its connection breaks, so each may run twice. The training does not depend on the
+# connection: it runs detached in ~/soda-run, and each attempt is started once.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,12 +14,12 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 source "$ROOT/launch/_common.sh"
 readonly RUN=$HOME/soda-run
 
-# The lock is held by whatever runs, so it is free after a crash or a reboot, too.
+# The active run has the lock, so it is also free after a crash or a reboot.
 running() {
   ! flock --nonblock "$RUN/lock" true
 }
 
-# The images of TPU machines have older Pythons than soda needs; uv brings one.
+# The images of TPU machines have older versions of Python than soda needs; uv installs a newer one.
 install() {
   [[ ! -e $ROOT/.venv/installed ]] || return 0
   cd "$ROOT"
@@ -31,7 +31,7 @@ install() {
   touch .venv/installed
 }
 
-# stop: ends what an earlier attempt has left on this host; two minutes for its checkpoint.
+# stop: ends an earlier attempt on this host after at most two minutes for its checkpoint.
 stop() {
   local second
   for second in {1..120}; do
@@ -44,10 +44,10 @@ stop() {
   ! running || fail "an earlier run on ${HOSTNAME} does not end"
 }
 
-# detached ARGUMENTS…: the run itself; its exit status stays in ~/soda-run/code.
+# detached ARGUMENTS…: runs soda train and writes its exit status to ~/soda-run/code.
 detached() {
   local code=0 pid='' terminated=''
-  # A machine that goes down tells every process. The signal ends the wait, not the run.
+  # A machine that shuts down signals every process. The signal ends the wait, not the run.
   trap 'terminated=1; [[ -z $pid ]] || kill -TERM "$pid"' TERM
   cd "$ROOT"
   .venv/bin/soda train "$@" &
@@ -83,7 +83,7 @@ case ${1:-} in
     if [[ $(cat "$RUN/attempt" 2>/dev/null) != "$attempt" ]]; then
       stop
       rm -f "$RUN/code"
-      # Here, because the one who follows may be there before the one who writes.
+      # Created here, because the log may be followed before the run writes to it.
       : >"$RUN/log"
       exec 9>"$RUN/lock"
       flock 9

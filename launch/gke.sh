@@ -6,19 +6,19 @@
 #   launch/gke.sh --name=soda-1-7b --image=REGISTRY/soda:TAG --gpu=nvidia-h100-80gb --gpus_per_node=8 --nodes=4 \
 #       --bucket=gs://my-bucket/runs -- --config=configs/soda_1_7b.py
 #
-# --name=NAME             of the JobSet
-# --image=IMAGE           with soda on its PATH, see docs/launch.md
+# --name=NAME             name of the JobSet
+# --image=IMAGE           image with soda on its PATH, see docs/launch.md
 # --tpu=TYPE --topology=T node pool of v4, v5e, v5p or v6e and its shape in chips, with --chips_per_node=C (4);
-#                         --slices=N of them (1)
+#                         --slices=N slices (1)
 # --gpu=TYPE --nodes=N    label cloud.google.com/gke-accelerator and size of the job, with --gpus_per_node=G (8)
 # --spot                  only nodes of a spot pool
 # --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
 # --namespace=NS --service_account=S
-# --max_restarts=N        how often to start again after a failure that is no preemption (0)
-# --poll_seconds=S        how often to ask how the JobSet stands (30)
-# --dry_run               print the manifest and the commands, run none
+# --max_restarts=N        number of restarts after failures other than preemptions (0)
+# --poll_seconds=S        seconds between requests for the state of the JobSet (30)
+# --dry_run               print the manifest and the commands without running them
 #
-# Follows the logs. Exit status: 0 the run is done, 1 it has failed, 2 a fault to mend.
+# Follows the logs. Exit status: 0 the run is done, 1 it has failed, 2 user error.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -31,12 +31,12 @@ service_account max_restarts poll_seconds" "spot dry_run" "$@"
 require name image
 for word in poll_seconds max_restarts; do require_number "$word" 0; done
 for word in namespace service_account; do
-  [[ ${option[$word]} =~ ^[a-z0-9-]*$ ]] || fail "--$word=${option[$word]}: give small letters, digits and dashes"
+  [[ ${option[$word]} =~ ^[a-z0-9-]*$ ]] || fail "--$word=${option[$word]}: give lower-case letters, digits and dashes"
 done
 name=${option[name]}
-# Names of pods are longer by NAME-workers-0-0 and five letters, and a label holds 63.
+# The name of a pod is NAME-workers-0-0 and five more letters; a label has at most 63.
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
-  fail "--name=$name: give at most 40 small letters, digits and dashes, a letter first"
+  fail "--name=$name: give at most 40 lower-case letters, digits and dashes, starting with a letter"
 set_train_arguments "${rest[@]}"
 
 if [[ -n ${option[tpu]} && -n ${option[gpu]} ]] || [[ -z ${option[tpu]}${option[gpu]} ]]; then
@@ -53,17 +53,17 @@ if [[ -n ${option[tpu]} ]]; then
     *) fail "--tpu=${option[tpu]} is unknown: v4, v5e, v5p, v6e" ;;
   esac
   [[ ${option[topology]} =~ $shape ]] ||
-    fail "--topology=${option[topology]} is no shape of a ${option[tpu]} slice; as in 2x2x2 for v4 and v5p, 4x4 for v5e and v6e"
+    fail "--topology=${option[topology]} is not a shape of a ${option[tpu]} slice; give one such as 2x2x2 for v4 and v5p, 4x4 for v5e and v6e"
   chips=$((${option[topology]//x/ * }))
   require_number chips_per_node
   on_node=${option[chips_per_node]}
   ((chips > on_node)) || on_node=$chips
   ((chips % on_node == 0)) ||
-    fail "--topology=${option[topology]}: $chips chips are no whole hosts of --chips_per_node=$on_node"
+    fail "--topology=${option[topology]}: $chips chips are not a multiple of --chips_per_node=$on_node"
   nodes=$((chips / on_node)) slices=${option[slices]} resource=google.com/tpu
   annotations="
   annotations:
-    # A slice is one node pool, and one job of the set.
+    # A slice is one node pool and one job of the set.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool"
   selector="cloud.google.com/gke-tpu-accelerator: $accelerator
                 cloud.google.com/gke-tpu-topology: ${option[topology]}"
@@ -89,7 +89,7 @@ account=''
 namespace=()
 [[ -z ${option[namespace]} ]] || namespace=(--namespace="${option[namespace]}")
 
-# json WORD: as a string of JSON, which YAML reads too. Kubernetes reads \$(NAME) and \$\$ in arguments.
+# json WORD: prints a JSON string, which is valid YAML. Kubernetes expands \$(NAME) and \$\$ in arguments.
 json() {
   local word=${1//\\/\\\\}
   word=${word//\"/\\\"}
@@ -97,13 +97,13 @@ json() {
   word=${word//$'\t'/\\t}
   printf '"%s"' "${word//\$/\$\$}"
 }
-# One process a node. JobSet numbers slices (JOB_INDEX), an indexed job its pods (JOB_COMPLETION_INDEX), and the
+# One process per node. JobSet numbers slices (JOB_INDEX), an indexed job its pods (JOB_COMPLETION_INDEX), and the
 # service of the JobSet gives the first pod its name.
 script="exec soda train \"\$@\" --coordinator=$name-workers-0-0.$name:8482 --processes=$((nodes * slices))"
 script+=" --process=\$((JOB_INDEX * $nodes + JOB_COMPLETION_INDEX))"
 words=''
 for word in "${arguments[@]}"; do
-  [[ ${word//[$'\n\t']/} != *[[:cntrl:]]* ]] || fail "$(quote "$word") holds a control character"
+  [[ ${word//[$'\n\t']/} != *[[:cntrl:]]* ]] || fail "$(quote "$word") contains a control character"
   words+="
                     - $(json "$word")"
 done
@@ -116,10 +116,10 @@ spec:
   network:
     enableDNSHostnames: true
   failurePolicy:
-    # After other failures than the following.
+    # For failures other than the following.
     maxRestarts: ${option[max_restarts]}
     rules:
-      # Preempted, as the pod failure policy below says: all start again, as often as it takes.
+      # Preempted according to the pod failure policy below: restart all pods without a limit.
       - name: preempted
         action: RestartJobSetAndIgnoreMaxRestarts
         onJobFailureReasons: [PodFailurePolicy]
@@ -141,7 +141,7 @@ spec:
           template:
             spec:
               restartPolicy: Never
-              # From SIGTERM to the end of saving.
+              # Time from SIGTERM to the end of saving.
               terminationGracePeriodSeconds: 300$account
               nodeSelector:
                 $selector$tolerations
@@ -167,29 +167,29 @@ delete=(kubectl delete jobset "$name" "${namespace[@]}")
 
 if [[ -n ${option[dry_run]} ]]; then
   printf '%s\n' "$manifest"
-  echo "# the above is the input of the second of these; the third and first repeat until the run has ended:"
+  echo "# the above is the input of the second command; the third and the first are repeated until the run has ended:"
   quote "${get[@]}"
   quote "${apply[@]}"
   quote "${logs[@]}"
   exit
 fi
-need kubectl "install it and connect it with a cluster"
+need kubectl "install it and connect it to a cluster"
 
 ask() {
-  state=$("${get[@]}") || fail "kubectl cannot tell how JobSet $name stands, see above"
+  state=$("${get[@]}") || fail "kubectl does not report the state of JobSet $name, see above"
 }
 ask
-[[ -z $state ]] || fail "JobSet $name has ended before ($state): $(quote "${delete[@]}") makes room for a new start"
+[[ -z $state ]] || fail "JobSet $name already exists and has ended ($state): remove it with $(quote "${delete[@]}")"
 "${apply[@]}" <<<"$manifest" >&2 || fail "kubectl refused the JobSet, see above; --dry_run prints it"
-say "following JobSet $name; after Ctrl-C it goes on, until: $(quote "${delete[@]}")"
+say "following JobSet $name; after Ctrl-C it continues until: $(quote "${delete[@]}")"
 while true; do
-  # Ends when the pods end, and fails while there are none yet.
+  # Returns when the pods end, and fails while there are no pods yet.
   "${logs[@]}" || true
   ask
   case $state in
     Completed) exit 0 ;;
     Failed)
-      say "error: JobSet $name has failed; its last lines stand above, more in: $(quote kubectl describe jobset "$name" "${namespace[@]}")"
+      say "error: JobSet $name has failed, see its last lines above and $(quote kubectl describe jobset "$name" "${namespace[@]}")"
       exit 1
       ;;
   esac

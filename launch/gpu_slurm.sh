@@ -69,7 +69,7 @@ if [ "\$code" = $LOST ] && [ "\${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
   code=$PREEMPTED
 fi
 if [ "\$code" = $PREEMPTED ] && [ -z "\$cancelled" ]; then
-  echo "stopped, the last checkpoint stands: back into the queue"
+  echo "stopped; the job is requeued and resumes from the last checkpoint"
   scontrol requeue "\$SLURM_JOB_ID" && exit
 fi
 exit "\$code"

@@ -8,7 +8,7 @@
 # --grace=SECONDS          time for the other processes to exit after one failed (10) or saved (six times that)
 # --dry_run                print the commands without running them
 #
-# After -- come the arguments of soda train, or a whole command such as `soda train …`. Each process also gets
+# After --, give the arguments of soda train or a whole command such as `soda train …`. Each process also gets
 # --coordinator, --processes and --process. SIGTERM and SIGINT are sent to all.
 # Exit status: 0 done; 75 preempted with a checkpoint saved; else the first nonzero status.
 

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU pod, through preemptions, until the run is done.
+# Trains on a Cloud TPU pod and restarts after preemptions, until the run is done.
 #
 #   launch/tpu_pod.sh --name=soda-4b --zone=us-east5-a --type=v5p-256 --spot --bucket=gs://my-bucket/runs \
 #       -- --config=configs/soda_4b.py
 #
-# --name=NAME             of the queued resource and its pod; one that exists is used
-# --zone=ZONE             where
+# --name=NAME             name of the queued resource and its pod; an existing one is used
+# --zone=ZONE             zone of the pod
 # --type=TYPE             accelerator, as in v5p-256 or v5litepod-16
-# --project=PROJECT       otherwise gcloud's own
-# --runtime_version=V     image of the hosts, otherwise the usual one for the type
+# --project=PROJECT       default: gcloud's project
+# --runtime_version=V     image of the hosts; default: by type
 # --spot, --reserved      kind of capacity
 # --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
-# --allow_uncommitted     go on although the checkout has changes that the pod will not see
+# --allow_uncommitted     start although the checkout has changes that are not copied to the pod
 # --delete_when_done      delete the pod when the run is done or has failed (not after Ctrl-C or a lost connection)
-# --poll_seconds=S        how often to ask while waiting for a pod (30)
-# --dry_run               print the commands, run none
+# --poll_seconds=S        seconds between requests while waiting for a pod (30)
+# --dry_run               print the commands without running them
 #
-# The source is the commit checked out here. The run does not hang on this script: after Ctrl-C it goes on, and the
-# same command follows it again. After a preemption, and after exit status 75 of soda train, the run is started
-# again. Exit status: 0 done; 2 a fault to mend; else that of soda train.
+# The source is the commit that is checked out here. The run does not depend on this script: after Ctrl-C it
+# continues, and the same command follows it again. After a preemption, and after exit status 75 of soda train, the
+# run is restarted. Exit status: 0 done; 2 user error; else that of soda train.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -32,7 +32,7 @@ require name zone type
 require_number poll_seconds 0
 name=${option[name]}
 [[ $name =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
-  fail "--name=$name: give small letters, digits and dashes, a letter first"
+  fail "--name=$name: give lower-case letters, digits and dashes, starting with a letter"
 [[ -z ${option[spot]} || -z ${option[reserved]} ]] || fail "--spot and --reserved exclude each other"
 set_train_arguments "${rest[@]}"
 if [[ -z ${option[runtime_version]} ]]; then
@@ -49,14 +49,14 @@ need git "the source on the pod is a commit"
 
 commit=$(git -C "$ROOT" rev-parse --short=12 HEAD 2>/dev/null) ||
   fail "$ROOT is not a git checkout: the source on the pod is a commit"
-# Files that git does not know count as well: a config of one's own would not be there.
+# Untracked files count as well: a new config would be missing on the pod.
 changed=$(git -C "$ROOT" status --porcelain)
 if [[ -n $changed ]]; then
   first=${changed%%$'\n'*}
-  told="${first:3} is not as in commit $commit, which is what the pod gets"
+  message="${first:3} differs from commit $commit, which is copied to the pod"
   [[ -n ${option[allow_uncommitted]} || -n ${option[dry_run]} ]] ||
-    fail "$told; commit it, or pass --allow_uncommitted"
-  say "warning: $told"
+    fail "$message; commit it, or pass --allow_uncommitted"
+  say "warning: $message"
 fi
 source=soda-$commit
 
@@ -78,14 +78,14 @@ on_hosts() {
   run gcloud compute tpus tpu-vm ssh "$name" --worker=all --command="$1" "${where[@]}"
 }
 
-# must WORD…: runs the command; what it does not do ends the script.
+# must WORD…: runs the command; if it fails, the script exits.
 must() {
   run "$@" || fail "this command failed with status $?: $(quote "$@")"
 }
 
-# ask: `state` becomes READY, NONE (nothing of that name), or what stands in the way: the state of the queued
-# resource, or of the pod, which is told first of a preemption. Once gcloud has answered, a run of days is not
-# given up for a network that is away for minutes.
+# ask: sets `state` to READY, NONE (no resource with that name), or the state of the queued resource or of the pod,
+# which shows a preemption first. After its first answer, gcloud is tried again for some minutes if the network
+# fails, so that a run of days does not end.
 tries=1
 ask() {
   local try
@@ -96,18 +96,18 @@ ask() {
     fi
     ((try == tries)) || sleep "${option[poll_seconds]}"
   done
-  fail "gcloud cannot tell the state of $name: $(tail -n 1 "$scratch/told")"
+  fail "gcloud does not report the state of $name: $(tail -n 1 "$scratch/errors")"
 }
 answer() {
-  if ! state=$("${describe_queue[@]}" 2>"$scratch/told"); then
+  if ! state=$("${describe_queue[@]}" 2>"$scratch/errors"); then
     state=NONE
-    grep -q NOT_FOUND "$scratch/told"
+    grep -q NOT_FOUND "$scratch/errors"
   elif [[ $state == ACTIVE ]]; then
-    state=$("${describe_pod[@]}" 2>"$scratch/told") || grep -q NOT_FOUND "$scratch/told"
+    state=$("${describe_pod[@]}" 2>"$scratch/errors") || grep -q NOT_FOUND "$scratch/errors"
   fi
 }
 
-# ensure_pod: returns when the pod is there. A new one has no soda: `created` is 1, `installed` empty.
+# ensure_pod: returns when the pod is ready. For a new pod, sets `created` to 1 and `installed` to nothing.
 ensure_pod() {
   local before='' failed=0
   while true; do
@@ -141,13 +141,13 @@ put_source() {
     on_hosts "mkdir -p $source && tar -xzf $source.tar.gz -C $source && bash $source/launch/_tpu_host.sh install"
 }
 
-# set_command: `command` becomes what the shell of each host is given to start the next attempt.
+# set_command: sets `command` to the shell command that starts the next attempt on each host.
 set_command() {
   attempt=$((attempt + 1))
   command=$(quote bash "$source/launch/_tpu_host.sh" train "$stamp-$attempt" "${arguments[@]}")
 }
 
-# prepare: brings source and command to where the next attempt can start.
+# prepare: installs the source if necessary and sets the command of the next attempt.
 prepare() {
   until [[ -n $installed ]]; do
     if put_source; then
@@ -155,25 +155,25 @@ prepare() {
       continue
     fi
     ask
-    [[ $state != READY ]] || fail "soda could not be installed on $name; what went wrong stands above"
+    [[ $state != READY ]] || fail "soda could not be installed on $name, see above"
     ensure_pod
   done
   set_command
 }
 
-# The name of an attempt: no other start of this script, here or elsewhere, has the same.
+# The name of an attempt is unique for every start of this script on any machine.
 stamp=$(date +%Y%m%d-%H%M%S)-$$ attempt=0 created='' installed='' state='' command=''
 if [[ -n ${option[dry_run]} ]]; then
   scratch=/tmp
   quote "${describe_queue[@]}"
   run "${create[@]}"
-  echo "# until that state is ACTIVE and this one READY, every ${option[poll_seconds]} s:"
+  echo "# repeated every ${option[poll_seconds]} s until that state is ACTIVE and this one is READY:"
   quote "${describe_pod[@]}"
   put_source
   set_command
   on_hosts "$command"
-  echo "# after exit status 75: the last command again, as the next attempt"
-  echo "# after a preemption (SUSPENDED, FAILED, PREEMPTED): this, then all from the second command on"
+  echo "# after exit status 75: the last command again, with the next attempt"
+  echo "# after a preemption (SUSPENDED, FAILED, PREEMPTED): this one, then all from the second command on"
   run "${delete[@]}"
   exit
 fi
@@ -185,7 +185,7 @@ at_end() {
   if [[ -n ${option[delete_when_done]} && -n $ended ]]; then
     must "${delete[@]}"
   else
-    say "$name stays, with what runs on it, and is paid for until: $(quote "${delete[@]}")"
+    say "$name and its run continue and are charged until: $(quote "${delete[@]}")"
   fi
 }
 trap 'exit 130' INT TERM
@@ -194,7 +194,7 @@ ensure_pod
 trap at_end EXIT
 
 if [[ -z $created ]] && on_hosts 'test -e soda-run/lock && ! flock --nonblock soda-run/lock true'; then
-  say "$name trains already: following that; the arguments given here count from its next start"
+  say "following the run that is active on $name; the given arguments apply from its next start"
   # shellcheck disable=SC2016  # for the shell of the host
   command='bash "$(cat soda-run/source)/launch/_tpu_host.sh" follow'
 else
@@ -208,25 +208,25 @@ while true; do
     ended=1
     exit
   fi
-  # What has been preempted is not known as such at once.
+  # A preemption is reported after a delay.
   sleep "${option[poll_seconds]}"
   ((SECONDS - began < 600)) || lost=0
   ask
   if [[ $state != READY ]]; then
-    say "status $code and $name is $state: going on with a new pod"
+    say "status $code and $name is $state: continuing on a new pod"
     ensure_pod
     prepare
   elif ((code == PREEMPTED)); then
-    say "stopped with a checkpoint saved: starting again"
+    say "stopped after saving a checkpoint: restarting"
     prepare
   elif ((code == LOST && ++lost <= 5)); then
-    say "a host was lost or a step never ended: starting again from the last checkpoint"
+    say "a host failed or a step did not finish: restarting from the last checkpoint"
     prepare
   elif ((code == 255 && ++lost <= 5)); then
-    say "no connection to $name: trying again; what runs there goes on"
+    say "no connection to $name: trying again; the run continues"
   else
-    say "error: the run on $name ended with status $code; what it said stands above"
-    # Without a connection (255) it may go on.
+    say "error: the run on $name ended with status $code, see above"
+    # Without a connection (255) it may still run.
     ((code == 255)) || ended=1
     exit "$code"
   fi

@@ -129,7 +129,7 @@ def test_sides_of_other_size_are_not_compared(sides: ModuleType, train_step: Mod
     assert "far: not measured: 1,011 parameters against our 1,000" in table
 
 
-def test_the_share_beyond_products_is_what_their_rate_leaves_of_each_side_s_time(
+def test_the_fraction_outside_products_follows_from_the_rate_of_one_product(
     sides: ModuleType, train_step: ModuleType
 ) -> None:
     shape = train_step.SMALL["d256"]
@@ -144,7 +144,7 @@ def test_the_share_beyond_products_is_what_their_rate_leaves_of_each_side_s_time
     }
     lines = train_step.table("d256", shape, turns).splitlines()
     head, *_ = (line for line in lines if line.startswith("| side"))
-    column = head.split(" | ").index("beyond products")
+    column = head.split(" | ").index("outside products")
     cells = {line.split(" | ")[0]: line.split(" | ")[column] for line in lines if "GB |" in line}
     assert cells == {"| ours": "20%", "| peer": "50%"}
 

@@ -20,14 +20,14 @@ from soda_jax.tokens.documents import COMPOSITIONS, ORDERS
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-    size: int = setting(3, "a size", least=1, most=9)
+    size: int = setting(3, "a size", minimum=1, maximum=9)
     kind: str = setting("a", "a kind", choices=("a", "b"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
     name: str = setting(doc="a name")
-    rate: float = setting(0.5, "a rate", above=0)
+    rate: float = setting(0.5, "a rate", greater_than=0)
     on: bool = setting(False, "a switch")
     inner: Inner = part(Inner, "a part")
     others: dict[str, Inner] = named_parts("named parts")

@@ -1,4 +1,4 @@
-"""Compares the estimate of the memory with what the compiler needs, and writes that table of docs/plan.md.
+"""Compares the estimated memory with that of the compiled step, and writes the table in docs/plan.md.
 
 pip install '.[tpu]' && python docs/figures/estimate_table.py      # about half an hour on two cores
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from soda_jax.hardware import GIB
 
-# Config, topology, overrides. The steps that do not fit count too: the compiler reports what they need.
+# Config, topology, overrides. Steps that do not fit are included: the compiler reports their size.
 RUNS = (
     ("soda_135m", "v5e:2x2", ()),
     ("soda_135m", "v5p:2x2x4", ("mesh.data=4", "mesh.fsdp=4")),
@@ -33,7 +33,7 @@ BEGIN, END = "<!-- estimates: docs/figures/estimate_table.py -->", "<!-- end of 
 
 
 def needed(config: str, topology: str, overrides: tuple[str, ...], *words: str) -> float:
-    """Bytes of a device, by `soda plan --json`."""
+    """Returns the bytes per device that `soda plan --json` reports."""
     command = [sys.executable, "-m", "soda_jax.cli", "plan", f"--config={config}", "--json", *words]
     command += [f"--topology={topology}", *(f"--config.{one}" for one in overrides)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def needed(config: str, topology: str, overrides: tuple[str, ...], *words: str) 
 def row(
     config: str, topology: str, overrides: tuple[str, ...], compiled: float, estimated: float
 ) -> str:
-    """A line of the table."""
+    """Returns a row of the table."""
     changed = ", ".join(f"`{one}`" for one in overrides)
     return (
         f"| `{config}` | {topology} | {changed} | {compiled / GIB:.2f} | {estimated / GIB:.2f} "
@@ -58,7 +58,7 @@ def row(
 
 
 def main() -> None:
-    """Compiles and estimates, and rewrites the table."""
+    """Compiles and estimates every run, and rewrites the table."""
     lines = [HEAD]
     for run in RUNS:
         lines.append(row(*run, needed(*run), needed(*run, "--estimate")))

@@ -1,12 +1,12 @@
-"""Draws docs/figures/flow.svg, the picture of the README: `python docs/figures/flow.py`."""
+"""Draws docs/figures/flow.svg, the figure of the README: `python docs/figures/flow.py`."""
 
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 920, 368
 BOX_HEIGHT = 58
-COLOURS = {  # fill, edge
-    "thing": ("#f4f4f2", "#8a8a85"),
+COLORS = {  # fill, edge
+    "input": ("#f4f4f2", "#8a8a85"),
     "offline": ("#fdf0dc", "#c98a1b"),
     "training": ("#e3edf9", "#3c78b5"),
     "use": ("#e4f3e6", "#3f9150"),
@@ -15,8 +15,8 @@ COLOURS = {  # fill, edge
     "acoustic": ("#fdf0dc", "#c98a1b"),
     "marker": ("#e8e8e6", "#8a8a85"),
 }
-# The tokens of a short utterance: one text token a letter, two frames of one semantic and three of
-# the acoustic codebooks.
+# The tokens of a short utterance: one text token per letter, and two frames of one semantic and
+# three acoustic tokens.
 STREAM = (
     ("‹text›", "marker"),
     *((letter, "text") for letter in "yes"),
@@ -32,8 +32,8 @@ STREAM = (
 
 
 def box(x: float, y: float, width: float, title: str, note: str, kind: str) -> str:
-    """A rounded box with its title and a smaller second line; x, y is its upper left corner."""
-    fill, edge = COLOURS[kind]
+    """Returns a rounded box with a title and a smaller second line; (x, y) is its upper left corner."""
+    fill, edge = COLORS[kind]
     middle = x + width / 2
     return (
         f'<rect x="{x}" y="{y}" width="{width}" height="{BOX_HEIGHT}" rx="7" '
@@ -44,19 +44,19 @@ def box(x: float, y: float, width: float, title: str, note: str, kind: str) -> s
 
 
 def label(x: float, y: float, text: str, kind: str) -> str:
-    """Text centred at x on the baseline y; `kind` is a class of the style sheet."""
+    """Returns text centered at x on the baseline y; `kind` is a class of the style sheet."""
     return f'<text x="{x}" y="{y}" class="{kind}">{escape(text)}</text>'
 
 
 def arrow(*points: tuple[float, float]) -> str:
-    """A line through the points with its head at the last one."""
+    """Returns a line through the points with an arrowhead at the last one."""
     path = " L".join(f"{x} {y}" for x, y in points)
     return f'<path d="M{path}" class="arrow" marker-end="url(#head)"/>'
 
 
 def token(x: float, y: float, width: float, text: str, kind: str) -> str:
-    """One token of the stream."""
-    fill, edge = COLOURS[kind]
+    """Returns one token of the stream."""
+    fill, edge = COLORS[kind]
     return (
         f'<rect x="{x}" y="{y}" width="{width}" height="30" rx="4" fill="{fill}" stroke="{edge}"/>'
         + label(x + width / 2, y + 20, text, "token")
@@ -64,7 +64,7 @@ def token(x: float, y: float, width: float, text: str, kind: str) -> str:
 
 
 def stream(y: float) -> str:
-    """The token stream of STREAM, centred."""
+    """Returns the tokens of STREAM, centered."""
     widths = [62 if kind == "marker" else 34 for _, kind in STREAM]
     x = (WIDTH - sum(widths) - 5 * (len(widths) - 1)) / 2
     parts = []
@@ -75,20 +75,20 @@ def stream(y: float) -> str:
 
 
 def flow() -> str:
-    """The whole picture as SVG."""
+    """Returns the figure as SVG."""
     parts = [
-        label(98, 26, "what you have", "heading"),
-        label(330, 26, "once, offline", "heading"),
-        label(576, 26, "on the mesh", "heading"),
-        label(808, 26, "afterwards", "heading"),
-        box(20, 42, 156, "speech + text", "any sound file", "thing"),
-        box(20, 132, 156, "text", "JSONL, plain", "thing"),
+        label(98, 26, "input", "heading"),
+        label(330, 26, "tokenization, offline", "heading"),
+        label(576, 26, "training", "heading"),
+        label(808, 26, "use", "heading"),
+        box(20, 42, 156, "speech + text", "any sound file", "input"),
+        box(20, 132, 156, "text", "JSONL, plain", "input"),
         box(242, 42, 176, "codec", "codes [frames, codebooks]", "offline"),
         box(242, 132, 176, "soda tokenize", "ArrayRecord shards, index", "offline"),
         box(488, 42, 176, "soda train", "windows → Flax decoder", "training"),
         box(488, 132, 176, "checkpoints", "Orbax, with digests", "training"),
-        box(734, 42, 166, "soda generate", "speak · listen · continue", "use"),
-        box(734, 132, 166, "soda evaluate", "loss by class of token", "use"),
+        box(734, 42, 166, "soda generate", "speak, transcribe, continue", "use"),
+        box(734, 132, 166, "soda evaluate", "loss per token class", "use"),
         arrow((176, 71), (238, 71)),
         arrow((176, 161), (238, 161)),
         arrow((330, 100), (330, 128)),
@@ -107,12 +107,12 @@ def flow() -> str:
         label(
             WIDTH / 2,
             324,
-            "SODA has eight codebooks and 12.5 frames a second: 100 tokens for a second of audio.",
+            "SODA has eight codebooks and 12.5 frames per second: 100 tokens per second of audio.",
             "note",
         ),
     ]
     for x, kind in ((300, "text"), (390, "semantic"), (496, "acoustic"), (600, "marker")):
-        fill, edge = COLOURS[kind]
+        fill, edge = COLORS[kind]
         parts.append(
             f'<rect x="{x}" y="341" width="12" height="12" rx="2" fill="{fill}" stroke="{edge}"/>'
             f'<text x="{x + 18}" y="351" class="key">{kind}</text>'
@@ -131,7 +131,7 @@ def flow() -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'width="{WIDTH}" height="{HEIGHT}" role="img" '
-        'aria-label="Speech and text are tokenised, trained on and used">\n'
+        'aria-label="Speech and text are tokenized, trained on and used">\n'
         f"<style>{style}</style><defs>{head}</defs>\n"
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#fff"/>\n'
         + "\n".join(parts)

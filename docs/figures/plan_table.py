@@ -1,6 +1,6 @@
-"""Compiles the four sizes for the paper's TPUs and writes the table of docs/plan.md.
+"""Compiles the four sizes for the paper's TPUs and writes the table in docs/plan.md.
 
-pip install '.[tpu]' && python docs/figures/plan_table.py      # some ten minutes on two cores
+pip install '.[tpu]' && python docs/figures/plan_table.py      # about ten minutes on two cores
 """
 
 import json
@@ -23,7 +23,7 @@ BEGIN, END = "<!-- table: docs/figures/plan_table.py -->", "<!-- end of table --
 
 
 def plan(config: str, topology: str, mesh: dict[str, int]) -> dict:
-    """The plan as `soda plan --json` prints it."""
+    """Returns the output of `soda plan --json`."""
     sizes = {"data": 1, "fsdp": 1, **mesh}
     words = [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
     command = [sys.executable, "-m", "soda_jax.cli", "plan", f"--config={config}"]
@@ -35,7 +35,7 @@ def plan(config: str, topology: str, mesh: dict[str, int]) -> dict:
 
 
 def row(name: str, found: dict) -> str:
-    """A line of the table."""
+    """Returns a row of the table."""
     memory, bounds = found["memory"], found["bounds_seconds"]
     sent = sum(one["bytes"] for one in found["collectives"])
     state = memory["parameters"] + memory["optimizer"]
@@ -49,7 +49,7 @@ def row(name: str, found: dict) -> str:
 
 
 def main() -> None:
-    """Compiles, and rewrites the table."""
+    """Compiles every run and rewrites the table."""
     page = Path(__file__).parents[1] / "plan.md"
     lines = [HEAD]
     for config, name, topology, meshes in RUNS:

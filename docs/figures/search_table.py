@@ -1,6 +1,6 @@
-"""Searches for the best step of the 135M on four v5p and writes the table of docs/plan.md.
+"""Searches for the best settings of the 135M on four v5p and writes the table in docs/plan.md.
 
-pip install '.[tpu]' && python docs/figures/search_table.py      # some twenty minutes on two busy cores
+pip install '.[tpu]' && python docs/figures/search_table.py      # about twenty minutes on two busy cores
 """
 
 import subprocess
@@ -12,7 +12,7 @@ BEGIN, END = "<!-- search: docs/figures/search_table.py -->", "<!-- end of searc
 
 
 def main() -> None:
-    """Runs the search, and rewrites the table and what is said to not fit."""
+    """Runs the search, and rewrites the table and the list of candidates that do not fit."""
     done = subprocess.run(
         [sys.executable, "-m", "soda_jax.cli", *COMMAND], stdout=subprocess.PIPE, text=True
     )

@@ -205,8 +205,8 @@ def test_a_manifest_of_another_version_or_edited_by_hand_is_refused(corpus):
     for change, message in (
         ({"format_version": 99}, "format version 99, this program reads 2; tokenize the corpus ag"),
         ({"totals": {}}, "has inconsistent entries; restore it from the newest file in manifests/"),
-        ({"splits": 3}, "not a manifest"),
-        ({"front_end": {"tokenizer/tokenizer.json": 3}}, "not a manifest"),
+        ({"splits": 3}, "not a valid manifest"),
+        ({"front_end": {"tokenizer/tokenizer.json": 3}}, "not a valid manifest"),
     ):
         write_checked_json(path, {**good, **change})
         with pytest.raises(UserError, match=message):

@@ -156,7 +156,7 @@ def test_a_jobset_that_has_ended_is_not_taken_for_a_new_one(cloud):
     cloud.answer("get", stdout="Completed")
     done = cloud.run("gke.sh", *TPU, *TRAIN)
     assert done.returncode == 2 and len(cloud.calls()) == 1
-    assert "has ended before (Completed): kubectl delete jobset soda-4b makes room" in done.stderr
+    assert "has ended (Completed): remove it with kubectl delete jobset soda-4b" in done.stderr
 
 
 def test_a_kubectl_that_fails_is_an_error(cloud):
@@ -165,7 +165,7 @@ def test_a_kubectl_that_fails_is_an_error(cloud):
     done = cloud.run("gke.sh", *TPU, *TRAIN)
     assert done.returncode == 2 and done.stderr.splitlines() == [
         "no cluster",
-        "gke.sh: error: kubectl cannot tell how JobSet soda-4b stands, see above",
+        "gke.sh: error: kubectl does not report the state of JobSet soda-4b, see above",
     ]
     cloud.answer("get")
     cloud.answer("apply", stderr="invalid\n", code=1)

@@ -63,15 +63,15 @@ def test_a_number_that_is_none_is_named(script, option, fails):
     "script, option, message",
     [
         ("tpu_pod.sh", "--type=v9-8", "give --runtime_version with it"),
-        ("tpu_pod.sh", "--name=My_Pod", "small letters"),
+        ("tpu_pod.sh", "--name=My_Pod", "lower-case letters"),
         ("gpu_slurm.sh", "--partition=a b", "--partition=a b: give letters"),
         ("gpu_slurm.sh", "--time=1\n#SBATCH --uid=0", "give letters"),
         ("gke.sh", "--gpu=nvidia-h100-80gb", "either --tpu=TYPE or --gpu=TYPE"),
         ("gke.sh", "--tpu=v9", "--tpu=v9 is unknown: v4, v5e, v5p, v6e"),
-        ("gke.sh", "--topology=2x2", "is no shape of a v5p slice"),
-        ("gke.sh", "--topology=0x2x2", "is no shape of a v5p slice"),
-        ("gke.sh", "--topology=1x2x3", "no whole hosts"),
-        ("gke.sh", "--namespace=a: b", "small letters"),
+        ("gke.sh", "--topology=2x2", "is not a shape of a v5p slice"),
+        ("gke.sh", "--topology=0x2x2", "is not a shape of a v5p slice"),
+        ("gke.sh", "--topology=1x2x3", "not a multiple of --chips_per_node"),
+        ("gke.sh", "--namespace=a: b", "lower-case letters"),
         ("gke.sh", "--bucket=b", "--bucket=b: give gs://"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_value_that_cannot_be_is_named(script, option, message, fails):
 @pytest.mark.parametrize("script", ("tpu_pod.sh", "gpu_slurm.sh", "gke.sh"))
 def test_a_run_without_a_workdir_is_refused(script, fails):
     assert "no --workdir" in fails(script, *FULL[script], "--", "--config=c")
-    assert "come the arguments of soda train" in fails(
+    assert "give the arguments of soda train" in fails(
         script, *FULL[script], "--", "python", "x.py"
     )
 

@@ -98,7 +98,7 @@ def test_a_new_pod_is_requested_filled_and_trains(cloud, pod, checkout):
     assert len(calls) == 11
     for state in ("NONE", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "READY"):
         assert f"tpu_pod.sh: pod is {state}\n" in done.stderr
-    assert "pod stays, with what runs on it, and is paid for until: " in done.stderr
+    assert "pod and its run continue and are charged until: " in done.stderr
 
 
 def test_what_reaches_soda_train_is_what_was_given(cloud, pod, checkout):
@@ -146,7 +146,7 @@ def test_exit_status_75_or_76_starts_the_next_attempt_on_the_same_pod(cloud, pod
     assert done.returncode == 0
     assert verbs(cloud) == ["create", "scp", "install", "train", "train"]
     assert len(set(attempts(cloud))) == 2
-    assert ": starting again" in done.stderr
+    assert ": restarting" in done.stderr
 
 
 @pytest.mark.parametrize("status", [1, 2, 134])
@@ -157,7 +157,7 @@ def test_another_exit_status_ends_with_it(cloud, pod, status):
     say_statuses(cloud, 0, status)
     done = pod()
     assert done.returncode == status
-    assert f"tpu_pod.sh: error: the run on pod ended with status {status}; " in done.stderr
+    assert f"tpu_pod.sh: error: the run on pod ended with status {status}, see above" in done.stderr
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "FAILED", "ACTIVE/PREEMPTED", "ACTIVE/TERMINATED"])
@@ -176,7 +176,7 @@ def test_a_preempted_pod_is_deleted_requested_again_and_filled(cloud, pod, state
     fill = ["create", "scp", "install", "train"]
     assert verbs(cloud) == [*fill, "delete", *fill]
     assert DELETE in cloud.calls()
-    assert f"pod is {state.rpartition('/')[2]}: going on with a new pod" in done.stderr
+    assert f"pod is {state.rpartition('/')[2]}: continuing on a new pod" in done.stderr
 
 
 def test_a_pod_preempted_while_it_is_filled_is_requested_again(cloud, pod):
@@ -234,7 +234,7 @@ def test_a_gcloud_that_cannot_answer_is_not_taken_for_an_absent_pod(cloud, pod):
     done = pod()
     assert done.returncode == 2 and verbs(cloud) == []
     assert done.stderr == (
-        "tpu_pod.sh: error: gcloud cannot tell the state of pod: ERROR: login first\n"
+        "tpu_pod.sh: error: gcloud does not report the state of pod: ERROR: login first\n"
     )
 
 
@@ -260,7 +260,7 @@ def test_a_pod_on_which_the_run_may_go_on_is_not_deleted(cloud, pod, states):
     cloud.answer("describe", always=True, stderr="ERROR: no network\n", code=1)
     done = pod("--delete_when_done")
     assert done.returncode == (255 if states else 2)
-    assert "delete" not in verbs(cloud) and "pod stays" in done.stderr
+    assert "delete" not in verbs(cloud) and "pod and its run continue" in done.stderr
 
 
 def test_an_installation_that_fails_on_a_sound_pod_is_an_error(cloud, pod):
@@ -315,12 +315,12 @@ def test_changes_that_are_not_committed_are_refused_unless_allowed(cloud, pod, c
     (checkout / "my_config.py").touch()
     done = pod()
     assert done.returncode == 2 and cloud.calls() == []
-    assert "error: my_config.py is not as in commit" in done.stderr
+    assert "error: my_config.py differs from commit" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     say_states(cloud, READY)
     say_statuses(cloud, 0, 0)
     done = pod("--allow_uncommitted")
-    assert done.returncode == 0 and "warning: my_config.py is not as in commit" in done.stderr
+    assert done.returncode == 0 and "warning: my_config.py differs from commit" in done.stderr
 
 
 @pytest.mark.parametrize(

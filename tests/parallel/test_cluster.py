@@ -75,12 +75,12 @@ def test_flags_override_the_environment(environment):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("here:1", None, None), "--coordinator=here:1 without --processes and --process: give"),
-        (("here:1", 2, None), "--coordinator=here:1, --processes=2 without --process: give"),
+        (("here:1", None, None), "--coordinator=here:1 without --processes and --process: pass"),
+        (("here:1", 2, None), "--coordinator=here:1, --processes=2 without --process: pass"),
         ((None, 2, 0), "without --coordinator"),
         ((None, None, 0), "--process=0 without --coordinator and --processes"),
         (("here:1", 2, 2), "--process=2 with --processes=2: the index must be in 0–1"),
-        (("here:1", 2, -1), "--process=-1 of --processes=2"),
+        (("here:1", 2, -1), "--process=-1 with --processes=2"),
         (("here", 2, 1), "--coordinator=here must be HOST:PORT"),
     ],
 )

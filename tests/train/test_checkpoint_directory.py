@@ -35,6 +35,6 @@ def test_a_workdir_that_is_a_url_is_refused_before_anything_is_made(config, tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"config\.checkpoint\.directory=gs://b/run/checkpoints"):
         train(config(), "gs://b/run")
-    with pytest.raises(UserError, match="gs://b/run: a workdir holds"):
+    with pytest.raises(UserError, match="gs://b/run: the workdir"):
         load_decoder("gs://b/run")
     assert not list(tmp_path.iterdir())
