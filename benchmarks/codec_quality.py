@@ -21,8 +21,8 @@ from _results import Results, parse, written
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import log_mel
-from soda_jax.evaluate.recogniser import Recogniser
-from soda_jax.evaluate.wer import number_normaliser, word_errors
+from soda_jax.evaluate.recognizer import Recognizer
+from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.progress import track
 from tokenize_pipeline import synthetic
 
@@ -97,15 +97,15 @@ class Listener:
     """The speech recognizer of `soda evaluate`, on 24 kHz audio."""
 
     def __init__(self) -> None:
-        self._recogniser = Recogniser()
+        self._recognizer = Recognizer()
 
     def word_error_rate(self, clips: list[np.ndarray], texts: list[str]) -> float:
         """Returns the corpus word error rate in per cent; numbers are compared digit by digit."""
         heard = [
-            self._recogniser.transcribe(clip, synthetic.SAMPLE_RATE)
+            self._recognizer.transcribe(clip, synthetic.SAMPLE_RATE)
             for clip in track(clips, "Whisper")
         ]
-        return 100 * word_errors(texts, heard, number_normaliser(texts)).corpus
+        return 100 * word_errors(texts, heard, number_normalizer(texts)).corpus
 
 
 def log_mel_distance(clips: list[np.ndarray], decoded: list[np.ndarray]) -> float:

@@ -25,7 +25,6 @@ from _sides import Command, Turns, platform_here, take_turns
 from soda_jax.configs import base
 from soda_jax.errors import UserError
 from soda_jax.model import VocabularyBlocks, decoder_config
-from soda_jax.model.flops import training_flops_per_token
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 PARITY = Path(__file__).resolve().parents[1] / ".parity" / "bin" / "python"
@@ -59,7 +58,8 @@ class Shape:
         fields.update({name: getattr(self, name) for name in fields if hasattr(self, name)})
         coded = self.codebooks * self.codebook_size
         blocks = VocabularyBlocks(self.vocabulary - coded, (self.codebook_size,) * self.codebooks)
-        return training_flops_per_token(decoder_config(fields, blocks), self.sequence) * self.tokens
+        decoder = decoder_config(fields, blocks)
+        return decoder.training_flops_per_token(self.sequence) * self.tokens
 
 
 SMALL = {

@@ -23,7 +23,8 @@ import numpy as np
 from _machine import describe_machine
 from _results import parse, written
 
-from soda_jax.model.loss import chunk_tokens, linear_cross_entropy, loss_settings
+from soda_jax.model import VocabularyBlocks
+from soda_jax.model.loss import LossSettings, chunk_tokens, linear_cross_entropy
 from soda_jax.progress import track
 
 Side = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -34,7 +35,7 @@ def sides(vocabulary: int, chunks: Sequence[int]) -> dict[str, Side]:
 
     def ours(chunk: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
         blocks = (head[None],)
-        settings = loss_settings(np.ones(vocabulary, bool), blocks, 0.0, chunk)
+        settings = LossSettings(VocabularyBlocks(vocabulary, ()), chunk=chunk)
         weights = jnp.ones(targets.shape, jnp.float32)
         return linear_cross_entropy(settings, hidden, blocks, targets, weights)[0]
 

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def load(workdir: str, **options: Any) -> "SpeechModel":
-    """Opens the newest valid checkpoint of a run; see `soda_jax.generate.load`."""
-    from soda_jax.generate import load as load_model
+    """Opens the newest valid checkpoint of a run; see `soda_jax.generate.speech_model.load`."""
+    from soda_jax.generate.speech_model import load as load_model
 
     return load_model(workdir, **options)

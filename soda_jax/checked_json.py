@@ -1,7 +1,7 @@
 """JSON files that contain a SHA-256 of their own bytes, so that every changed byte is detected.
 
-The last entry of the object is `"sha256"`. It is the hash of the file with 64 zeros as that entry, so a
-reader checks the bytes of the file and not one reading of them: a changed space or key counts as well.
+The last entry of the object is `"sha256"`, the hash of the file with 64 zeros as that entry. It covers the
+bytes of the file and not the parsed values, so changes of spaces and of the order of keys are detected.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ def checked_json(value: Mapping[str, Any]) -> str:
 
 
 def write_checked_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Writes `checked_json(value)`, atomically."""
+    """Writes `checked_json(value)` atomically."""
     write_atomic(path, checked_json(value))
 
 
 def parse_checked_json(content: bytes) -> dict[str, Any]:
-    """Returns the object of a file without its `sha256`.
+    """Returns the object in a file without its `sha256`.
 
     Raises:
-      DamagedError: if the file was changed, or is none that `checked_json` made.
+      DamagedError: if the file was changed, or was not made by `checked_json`.
     """
     start = max(len(content) - len(_ZEROS + _END), 0)
     stored, end = content[start : -len(_END)], content[-len(_END) :]

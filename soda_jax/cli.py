@@ -2,8 +2,12 @@
 
 import argparse
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from soda_jax import __version__, memory
 from soda_jax.errors import UserError
@@ -26,10 +30,10 @@ COMMANDS = (
     "generate",
 )
 
-# Commands that run the model step by step, long enough for the allocator to matter.
+# Commands that run long enough on a CPU for the settings of the allocator to matter.
 TUNED = ("train",)
 
-# The optional modules that commands import, and the extra of setup.py that brings each.
+# Optional modules that commands import, and the extra of setup.py that installs each.
 EXTRAS = {
     "apache_beam": "beam",
     "dask": "dask",
@@ -39,7 +43,6 @@ EXTRAS = {
     "sklearn": "tokenize",
     "threadpoolctl": "tokenize",
     "tokenizers": "tokenize",
-    "zstandard": "tokenize",
     "hibari": "demo",
     "matplotlib": "demo",
     "faster_whisper": "eval",
@@ -53,7 +56,7 @@ EXTRAS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser with all sub-commands; their modules are light at import."""
+    """Returns the parser with all sub-commands, whose modules import nothing heavy."""
     parser = argparse.ArgumentParser(
         prog="soda", description="Pretraining of native audio language models in JAX."
     )
@@ -83,10 +86,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def script() -> int:
-    """The `soda` program: `main` on this process' arguments, under the allocator that it wants."""
+    """Runs `main` as the `soda` program, with its allocator settings; returns 141 if a pipe was closed."""
     if len(sys.argv) > 1 and sys.argv[1] in TUNED:
         memory.restart_with_huge_pages()
-    return main()
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()  # at exit, Python would print a traceback for a closed pipe
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _reader_closed(stream)]
+        if not closed:
+            raise  # another pipe or socket
+        for stream in closed:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _reader_closed(stream: TextIO) -> bool:
+    """Returns whether the process that read this pipe has exited, as in `soda plan … | head`."""
+    poll = select.poll()
+    poll.register(stream, 0)  # errors are always reported
+    return bool(poll.poll(0))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
-"""The whole path once, on synthetic speech: `soda demo`.
+"""Runs all stages of the project on synthetic speech: `soda demo`.
 
-Each stage leaves files behind and is skipped when they are whole, so that a second run goes on
-where the first one stopped.
+`stages.json` lists the finished stages, which are skipped: a second run continues an interrupted one.
 """
 
 import hashlib
@@ -23,79 +22,68 @@ CODEBOOK_SIZE = 256
 EVALUATED = 64  # held-out utterances
 SHOWN = 3
 LONGEST_SECONDS = 3.0
-_WATCH_SECONDS = 0.5
+_POLL_SECONDS = 0.5
+_CLI = (sys.executable, "-m", "soda_jax.cli")
 
 
 def run_demo(folder: str | Path, clips: int, steps: int = 0) -> Path:
-    """Makes speech, fits the codec, tokenizes, trains, evaluates, generates, reports.
+    """Synthesizes speech, fits the codec, tokenizes, trains, evaluates, generates, and writes a report.
 
     Args:
-      folder: everything goes there.
+      folder: receives all files.
       clips: spoken utterances of the corpus.
-      steps: training steps, 0 for those of `configs/demo.py`.
+      steps: training steps (0 = those of `configs/demo.py`).
 
     Returns:
       The path of `report.html`.
 
     Raises:
-      UserError: if a stage fails, or the folder holds a demo of other settings.
+      UserError: if a stage fails, or the folder contains a demo with other settings.
     """
     home = Path(folder)
     home.mkdir(parents=True, exist_ok=True)
-    _same_settings(
-        home,
-        {
-            "clips": clips,
-            "steps": steps,
-            "codebook_size": CODEBOOK_SIZE,
-            "configs/demo.py": _config_digest(),
-        },
-    )
-    stages = _Stages(home / "stages.json")
-    stages.run("speech and text", lambda: _synthesize(home, clips))
-    stages.run("codec", lambda: _fit_codec(home))
-    stages.run("tokenize", lambda: _tokenize(home))
-    stages.run("train, stopped half-way and resumed", lambda: _train(home, steps))
-    stages.run("evaluate", lambda: _evaluate(home))
+    _check_settings(home, clips, steps)
+    path = home / "stages.json"
+    seconds: dict[str, float] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    stages: dict[str, Callable[[], None]] = {
+        "speech and text": lambda: _synthesize(home, clips),
+        "codec": lambda: _fit_codec(home),
+        "tokenize": lambda: _tokenize(home),
+        "train, stopped half-way and resumed": lambda: _train(home, steps),
+        "evaluate": lambda: _evaluate(home),
+    }
+    for name, work in stages.items():
+        if name in seconds:
+            print(f"== {name}: finished earlier, in {seconds[name]:.0f} s", file=sys.stderr)
+            continue
+        print(f"== {name}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        work()
+        seconds[name] = time.monotonic() - start
+        write_json(path, seconds)
+        print(f"== {name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
     page = home / "report.html"
     if not page.exists():
-        _report(home, stages)
+        _report(home, seconds)
     return page
 
 
-def _config_digest() -> str:
+def _check_settings(home: Path, clips: int, steps: int) -> None:
     from soda_jax.configs import demo
 
-    settings = json.dumps(demo.get_config().to_dict(), sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:12]
-
-
-def _same_settings(home: Path, settings: dict[str, Any]) -> None:
+    config = json.dumps(demo.get_config().to_dict(), sort_keys=True)
+    settings = {
+        "clips": clips,
+        "steps": steps,
+        "codebook_size": CODEBOOK_SIZE,
+        "configs/demo.py": hashlib.sha256(config.encode()).hexdigest()[:12],
+    }
     path = home / "settings.json"
     if path.exists() and (before := json.loads(path.read_text("utf-8"))) != settings:
-        raise UserError(f"{home} holds a demo of {before}, not {settings}: give another --output")
-    write_json(path, settings)
-
-
-class _Stages:
-    """Runs stages and remembers how long each took when it was done."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self.seconds: dict[str, float] = (
-            json.loads(path.read_text("utf-8")) if path.exists() else {}
+        raise UserError(
+            f"{home} contains a demo with {before}, not {settings}: give another --output"
         )
-
-    def run(self, name: str, work: Callable[[], None]) -> None:
-        if name in self.seconds:
-            print(f"== {name}: finished before, in {self.seconds[name]:.0f} s", file=sys.stderr)
-            return
-        print(f"== {name}", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        work()
-        self.seconds[name] = time.monotonic() - began
-        write_json(self._path, self.seconds)
-        print(f"== {name}: {self.seconds[name]:.0f} s", file=sys.stderr, flush=True)
+    write_json(path, settings)
 
 
 def _synthesize(home: Path, clips: int) -> None:
@@ -113,29 +101,25 @@ def _tokenize(home: Path) -> None:
     from tokenize_pipeline.job import tokenize
     from tokenize_pipeline.options import TokenizeOptions
 
-    codec = f"mel:{home}/codec"
-    corpus, held_out = home / "corpus", 0.04
-    for name, file, form in (
+    for name, file, reader in (
         ("speech", "manifest.jsonl", "manifest"),
         ("text", "text.jsonl", "text"),
     ):
         options = TokenizeOptions(
-            input=str(corpus / file),
+            input=str(home / "corpus" / file),
             output=str(home / name),
-            format=form,
-            codec=codec,
-            validation_fraction=held_out,
+            format=reader,
+            codec=f"mel:{home}/codec",
+            validation_fraction=0.04,
         )
         print(tokenize(options).describe(str(home / name)), file=sys.stderr)
 
 
-def _soda(*arguments: Any, check: bool = True) -> int:
-    """Runs a `soda` command as the user would; its progress goes to the same terminal."""
-    command = [sys.executable, "-m", "soda_jax.cli", *map(str, arguments)]
-    code = subprocess.run(command, check=False).returncode
-    if check and code:
+def _soda(*arguments: Any) -> None:
+    """Runs a `soda` command in a process, which writes to the same terminal."""
+    code = subprocess.run([*_CLI, *map(str, arguments)], check=False).returncode
+    if code:
         raise UserError(f"soda {arguments[0]} failed with exit code {code}; its message is above")
-    return code
 
 
 def _train_command(home: Path, steps: int) -> list[str]:
@@ -151,13 +135,13 @@ def _train_command(home: Path, steps: int) -> list[str]:
 
 
 def _train(home: Path, steps: int) -> None:
-    """Trains; the first process is asked to stop half-way, as a preempted one would be."""
+    """Trains in two processes: the first one is preempted half-way, the second one resumes."""
     from soda_jax.checkpoints import CheckpointReader
     from soda_jax.train.loop import PREEMPTED
 
     command = _train_command(home, steps)
     if not CheckpointReader(home / "run" / "checkpoints").steps():
-        process = subprocess.Popen([sys.executable, "-m", "soda_jax.cli", *command])
+        process = subprocess.Popen([*_CLI, *command])
         try:
             _stop_half_way(process, home / "run")
             code = process.wait()
@@ -166,16 +150,16 @@ def _train(home: Path, steps: int) -> None:
             raise
         if code != PREEMPTED:
             raise UserError(f"soda train ended with exit code {code}, not {PREEMPTED}, on SIGTERM")
-        print(f"stopped half-way with exit code {code}; going on", file=sys.stderr, flush=True)
+        print(f"stopped half-way with exit code {code}; resuming", file=sys.stderr, flush=True)
     _soda(*command)
 
 
 def _stop_half_way(process: "subprocess.Popen[bytes]", run: Path) -> None:
-    """Sends SIGTERM once half of the steps are logged."""
+    """Sends SIGTERM when half of the steps are logged."""
     from soda_jax.train.metric_logs import FILE
 
     while process.poll() is None:
-        time.sleep(_WATCH_SECONDS)
+        time.sleep(_POLL_SECONDS)
         metrics, config = run / FILE, run / "config.json"
         if not metrics.exists() or not config.exists():
             continue
@@ -188,14 +172,14 @@ def _stop_half_way(process: "subprocess.Popen[bytes]", run: Path) -> None:
 
 
 def _evaluate(home: Path) -> None:
-    from soda_jax.evaluate.run import Options, evaluate
+    from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
 
-    options = Options(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
+    options = EvaluationOptions(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
     write_json(home / "evaluation.json", evaluate(home / "run", options))
 
 
-def _report(home: Path, stages: _Stages) -> None:
-    """Generates the samples and writes the page."""
+def _report(home: Path, seconds: dict[str, float]) -> None:
+    """Generates the samples and writes the page; `seconds` is the duration of each stage."""
     import soda_jax
     from soda_jax.data.format.manifest import Manifest
     from soda_jax.report.content import ReportContent
@@ -209,15 +193,14 @@ def _report(home: Path, stages: _Stages) -> None:
     hours = speech.totals("train")["frames"] / model.codec.frame_rate / 3600
     run = f"--workdir={home}/run"
     content = ReportContent(
-        title="SODA demo: a toy that listens and speaks",
+        title="SODA demo: a toy model that transcribes and speaks",
         intro=(
             "A small decoder learned spoken digits and short commands of one synthetic voice from "
-            "interleaved audio and text tokens, in minutes on a CPU. It is a toy: it shows that the "
-            "whole path works, not how good a large model is. All scores are on held-out documents; "
-            "with so small a vocabulary their sentences may also occur in training, spoken "
-            "differently."
+            "interleaved audio and text tokens, in minutes on a CPU. It is a toy: it shows that all "
+            "stages work, not how good a large model is. All scores are on held-out documents. As the "
+            "vocabulary is small, the training data may contain the same sentences, spoken differently."
         ),
-        stages=list(stages.seconds.items()),
+        stages=list(seconds.items()),
         metrics=home / "run" / FILE,
         evaluation=evaluation,
         samples=_samples(home, model),
@@ -232,17 +215,17 @@ def _report(home: Path, stages: _Stages) -> None:
             "codec": f"mel, {model.codec.frame_rate} frames/s",
         },
         commands=[
-            ("say something", f'soda generate {run} speak "four two" --output=four_two.wav'),
-            ("write down a clip", f"soda generate {run} transcribe {home}/corpus/audio/000000.wav"),
-            ("score the model", f"soda evaluate {run}"),
+            ("speak a sentence", f'soda generate {run} speak "four two" --output=four_two.wav'),
+            ("transcribe a clip", f"soda generate {run} transcribe {home}/corpus/audio/000000.wav"),
+            ("evaluate the model", f"soda evaluate {run}"),
             (
                 "train another size",
                 f"soda {' '.join(_train_command(home, 3000))} --config.model.num_layers=6".replace(
                     f"{home}/run", f"{home}/run_6"
                 ),
             ),
-            ("look into the data", f"soda inspect {home}/speech"),
-            ("a harder world", "see configs/numbers.py"),
+            ("inspect the data", f"soda inspect {home}/speech"),
+            ("train on a larger vocabulary", "see configs/numbers.py"),
         ],
         resumed_at=[start["step"] for start in starts if start["step"]],
         peak=f"{starts[-1]['peak_flops'] / 1e12:.3g} TFLOP/s, {starts[-1]['peak_source']}",
@@ -251,14 +234,14 @@ def _report(home: Path, stages: _Stages) -> None:
 
 
 def _samples(home: Path, model: Any) -> list[Any]:
-    """A sentence spoken, held-out clips written down and continued."""
-    from soda_jax.evaluate.recogniser import NAME, Recogniser
+    """Returns spoken sentences, and held-out clips transcribed and continued."""
+    from soda_jax.evaluate.recognizer import NAME, Recognizer
     from soda_jax.evaluate.speech import held_out_utterances
     from soda_jax.report.content import Clip, Sample
 
-    rate, judge = model.codec.sample_rate, Recogniser()
+    rate, judge = model.codec.sample_rate, Recognizer()
     held_out = held_out_utterances(model.metadata["data"], EVALUATED)
-    # The longest few: the short ones are single words.
+    # The longest ones, because the short ones are single words.
     chosen = sorted(held_out, key=lambda item: -len(item.utterance.text))[:SHOWN]
     clips = [model.codec.decode([item.utterance.codes])[0] for item in chosen]
     samples = []
@@ -270,22 +253,22 @@ def _samples(home: Path, model: Any) -> list[Any]:
                 kind="speak",
                 title=f"Speak: {text}",
                 sample_rate=rate,
-                clips=[Clip("the model's voice", speech.audio)],
+                clips=[Clip("generated speech", speech.audio)],
                 prompt_text=text,
                 reference=text,
                 result=judge.transcribe(speech.audio, rate) if len(speech.audio) else "",
-                note=f"Heard by {NAME}."
-                + ("" if speech.finished else " The length limit closed the utterance."),
+                note=f"Transcribed by {NAME}."
+                + ("" if speech.finished else " The length limit ended the utterance."),
             )
         )
-    heard = model.transcribe_codes([item.utterance.codes for item in chosen])
-    for item, clip, text in zip(chosen, clips, heard, strict=True):
+    transcripts = model.transcribe_codes([item.utterance.codes for item in chosen])
+    for item, clip, text in zip(chosen, clips, transcripts, strict=True):
         samples.append(
             Sample(
                 kind="transcribe",
                 title=f"Transcribe: held-out clip {item.name}",
                 sample_rate=rate,
-                clips=[Clip("the clip, through the codec", clip)],
+                clips=[Clip("the clip, decoded by the codec", clip)],
                 reference=item.utterance.text,
                 result=text,
             )
@@ -299,10 +282,10 @@ def _samples(home: Path, model: Any) -> list[Any]:
             kind="continue",
             title="Continue: the first half of a held-out clip",
             sample_rate=rate,
-            clips=[Clip("what it heard", half), Clip("what it added", rest.audio)],
+            clips=[Clip("prompt", half), Clip("continuation", rest.audio)],
             reference=first.text,
             result=judge.transcribe(np.concatenate([half, rest.audio]), rate),
-            note=f"Heard by {NAME} in both parts together; the reference is what the whole clip said.",
+            note=f"Prompt and continuation transcribed together by {NAME}; the reference is the whole clip.",
         )
     )
     return samples

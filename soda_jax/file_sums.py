@@ -1,4 +1,4 @@
-"""Size and crc32c of files: what a manifest, a checkpoint and an export store of the files next to them."""
+"""Size and crc32c of files, which manifests, checkpoints and exports store to detect damage."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ import google_crc32c
 
 from soda_jax.errors import UserError
 
-# Folders of a data set, a run and an export: what makes ids of text and of sound.
+# Folders of the tokenizer and the codec in a data set, a run and an export.
 FRONT_END = ("tokenizer", "codec")
 FileSums = Mapping[str, tuple[int, str]]
 _BLOCK_BYTES = 8 << 20
@@ -19,7 +19,7 @@ def file_sum(path: Any) -> tuple[int, str]:
     """Returns size in bytes and crc32c (8 hexadecimal digits) of a file.
 
     Args:
-      path: a `pathlib.Path` or a path of a store, with its `open`.
+      path: a `pathlib.Path`, or another object with its `open`.
 
     Raises:
       OSError: if it cannot be read.
@@ -33,20 +33,20 @@ def file_sum(path: Any) -> tuple[int, str]:
 
 
 def folder_sums(root: str | os.PathLike[str], *folders: str) -> dict[str, tuple[int, str]]:
-    """Returns `file_sum` of every file in some folders of `root`, by name such as `codec/codec.json`."""
+    """Returns `file_sum` of every file in the given folders of `root`, by names such as `codec/codec.json`."""
     return {name: file_sum(Path(root, name)) for folder in folders for name in _names(root, folder)}
 
 
 def differences(
     root: str | os.PathLike[str], sums: FileSums, folder: str, prefix: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields the files of `folder` that are not those of `sums`: (name, what is wrong with it).
+    """Yields (name, message) of every file of `folder` that differs from `sums`.
 
     Args:
-      root: where the folder is.
-      sums: what `folder_sums` returned; entries of other folders are ignored.
+      root: the folder that contains it.
+      sums: result of `folder_sums`; entries of other folders are ignored.
       folder: its name in `root`.
-      prefix: its name in `sums`, if another.
+      prefix: its name in `sums`, by default the same.
     """
     prefix = folder if prefix is None else prefix
     wanted = {
@@ -63,12 +63,12 @@ def differences(
         if (found_size, found_crc) != (size, crc):
             yield (
                 name,
-                f"is damaged: {found_size:,} bytes of crc32c {found_crc}, {size:,} of {crc} were "
-                "written",
+                f"is damaged: {found_size:,} bytes with crc32c {found_crc}, but {size:,} bytes with {crc} "
+                "were written",
             )
     for name in _names(root, folder):
         if name not in wanted:
-            yield name, "was not there when the folder was written"
+            yield name, "did not exist when the folder was written"
 
 
 def check_folder(

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic and durable writes of files."""
 
 import json
 import os
@@ -11,10 +11,10 @@ _LARGE = 16 * 2**20  # bytes
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Writes `content` to `path` so that a reader sees the old file or the new one, never a part.
+    """Writes `content` to `path` so that a reader sees the old file or the complete new one.
 
-    The bytes go to a temporary file in the same folder, reach the disk (fsync), and are renamed.
-    The folder is made if it is missing.
+    The bytes are written to a temporary file in the same folder, synced to the disk (fsync), and the file
+    is renamed. A missing folder is created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only the owner reads; a data set is shared.
+        # mkstemp creates files that only the owner can read, but data sets are shared.
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
     except BaseException:
@@ -34,10 +34,10 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Gives a large file that is never changed a second name; copies a small one.
+    """Creates a hard link to a large file (weights), or a copy of a small one.
 
-    A small file may be a text that somebody edits where it lies, and both names would change with it.
-    A large one (weights) is copied too where the file system has no links.
+    Small files are copied because a user may edit them, which would change both names. A large file is
+    copied if the file system does not support the link.
     """
     if os.path.getsize(source) >= _LARGE:
         try:
@@ -49,24 +49,24 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 
 def json_text(value: Any) -> str:
-    """`value` as indented JSON with a final newline; keys keep their order."""
+    """Returns `value` as indented JSON with a final newline; keys keep their order."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `json_text(value)`, atomically."""
+    """Writes `json_text(value)` atomically."""
     write_atomic(path, json_text(value))
 
 
 def to_disk(folder: str | os.PathLike[str]) -> None:
-    """Brings all files below a folder, and the folders themselves, to the disk (fsync)."""
+    """Syncs a folder to the disk (fsync), with all files and folders in it."""
     root = Path(folder)
     for path in (*root.rglob("*"), root):
         sync(path)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Brings one file, or the names in one folder, to the disk."""
+    """Syncs one file, or the names in one folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""What is known of each accelerator: rates, memory and sizes, with the source of every number.
+"""Peak rates, memory and slice sizes of accelerators, with the source of each number.
 
-`soda plan` and the model FLOP utilization read this table. Figures are those of one chip; a chip that JAX
-shows as two devices (TPU v2, v3 and TPU7x) gives each of them half.
+`soda plan` and the model FLOP utilization read this table. Figures are those of one chip; if JAX shows a
+chip as two devices (TPU v2, v3 and TPU7x), each has half.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import math
 GB, GIB = 1e9, 2.0**30
 GBIT = GB / 8
 
-# JAX allocates this fraction of a GPU's memory at its start; the environment variable
-# XLA_PYTHON_CLIENT_MEM_FRACTION changes it (docs.jax.dev, "GPU memory allocation").
+# JAX allocates this fraction of a GPU's memory; the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION
+# changes it (docs.jax.dev, "GPU memory allocation").
 GPU_MEMORY_FRACTION = 0.75
 
 
@@ -20,18 +20,18 @@ class Chip:
     """One kind of accelerator.
 
     Attributes:
-      name: in `soda plan --topology=NAME:SHAPE`.
-      kinds: what `jax.Device.device_kind` begins with.
+      name: its name in `soda plan --topology=NAME:SHAPE`.
+      kinds: prefixes of `jax.Device.device_kind`.
       flops: dense bf16 FLOP/s.
       memory: bytes on the chip.
-      usable: bytes of one device that a program may use: of TPUs what the compiler reports when a program
-        is too large, of GPUs all that the driver reports, of which JAX takes a part.
-      bandwidth: of the memory, bytes/s.
+      usable: bytes of one device that a program may use. TPUs: the limit that the compiler reports for a
+        program that is too large. GPUs: the total that the driver reports, of which JAX uses a fraction.
+      bandwidth: bytes/s of the memory.
       link: bytes/s that the chip sends within its slice or node, all links together, one way.
       network: bytes/s that it sends over the network of the data center.
-      host_link: bytes/s between its memory and the host's, one way.
+      host_link: bytes/s between its memory and the memory of the host, one way.
       host: chips of one host along each dimension.
-      largest: shape of the largest slice; None for GPUs, which have none.
+      largest: shape of the largest slice; None for GPUs.
       devices: devices that JAX shows for one chip.
       config: name of the chip configuration that the TPU compiler needs for that number of devices.
       kernels: whether the attention kernel of its platform compiles for it.
@@ -54,7 +54,7 @@ class Chip:
 
     @property
     def is_tpu(self) -> bool:
-        """Whether it is a TPU."""
+        """Whether the chip is a TPU."""
         return self.largest is not None
 
     @property
@@ -63,22 +63,22 @@ class Chip:
         return math.prod(self.largest) if self.largest else 0
 
 
-# TPU: flops, memory, bandwidth, link (half of the bidirectional bandwidth) and the largest slice are those of
+# TPU: flops, memory, bandwidth, link (half of the bidirectional bandwidth) and the largest slice are from
 # cloud.google.com/tpu/docs (v2, v3, v4, v5p, v5e, v6e, tpu7x), "key specifications" and "configurations". The
-# largest v5p slice is that of the largest job, not of the whole pod (8,960 chips). The links of v2 and v3 are
+# largest v5p slice is that of the largest job, not the whole pod (8,960 chips). The links of v2 and v3 are
 # four of 496 and 656 Gbit/s each way (Jouppi et al., CACM 63(7), 2020, table 3).
 # usable: "available HBM" in the error of libtpu 0.0.42.1 for a program of 300 GiB.
-# network: the docs' bandwidth of a pod over its chips (v5e, v6e) or of a chip (v5p, tpu7x); v4 as v5p. None is
-# published for v2 and v3, so 25 Gbit/s is an assumption.
+# network: bandwidth of a pod divided by its chips (v5e, v6e) or of a chip (v5p, tpu7x), from the docs; v4 as
+# v5p. No figure is published for v2 and v3: 25 Gbit/s is an assumption.
 # kernels: Mosaic, the compiler of the splash kernel, has no bf16 product for v2 and v3.
-# host_link: jax-ml.github.io/scaling-book/tpus has 16 GB/s each way for v4 and 32 for v6e. For v2, v3, v5e,
-# v5p and tpu7x no data sheet names it: 15 (tpu7x: 32) is an assumption.
+# host_link: jax-ml.github.io/scaling-book/tpus has 16 GB/s each way for v4 and 32 for v6e. No figure is
+# published for v2, v3, v5e, v5p and tpu7x: 15 (tpu7x: 32) is an assumption.
 _TPUS = (
     Chip("v2", ("TPU v2",), 46e12, 16 * GIB, 7.48 * GIB, 700 * GB, 4 * 496 * GBIT,
          25 * GBIT, 15 * GB, (2, 2), (16, 16), 2, kernels=False),
     Chip("v3", ("TPU v3",), 123e12, 32 * GIB, 15.48 * GIB, 900 * GB, 4 * 656 * GBIT,
          25 * GBIT, 15 * GB, (2, 2), (32, 32), 2, kernels=False),
-    # Without "megacore" the compiler makes two devices of a v4 chip; on a machine JAX shows one.
+    # Without "megacore" the compiler makes two devices of a v4 chip; JAX shows one on a real machine.
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 30.75 * GIB, 1200 * GB, 300 * GB,
          50 * GBIT, 16 * GB, (2, 2, 1), (16, 16, 16), 1, "megacore"),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 15.75 * GIB, 819 * GB, 200 * GB,
@@ -92,8 +92,8 @@ _TPUS = (
 )  # fmt: skip
 
 # GPU: flops (half of the figure "with sparsity"), memory, bandwidth, link (NVLink one way; PCIe cards: PCIe)
-# and host_link (PCIe one way) are those of NVIDIA's data sheets of A100, H100, H200 and HGX B200. network: one
-# port a GPU, 200 Gbit/s in DGX A100, 400 later. usable: the total that CUDA reports.
+# and host_link (PCIe one way) are from NVIDIA's data sheets of A100, H100, H200 and HGX B200. network: one
+# port per GPU, 200 Gbit/s in DGX A100, 400 later. usable: the total that CUDA reports.
 _GPUS = (
     Chip("a100", ("NVIDIA A100",), 312e12, 40 * GB, 39.4 * GIB, 1555 * GB, 300 * GB,
          200 * GBIT, 32 * GB, (8,)),
@@ -117,14 +117,10 @@ CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`, None if it is unknown.
+    """Returns the chip of a `jax.Device.device_kind`, None if it is unknown.
 
-    The longest beginning that matches decides: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
+    The longest matching prefix decides: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
     """
-    known = [
-        (len(kind), chip)
-        for chip in CHIPS.values()
-        for kind in chip.kinds
-        if device_kind.startswith(kind)
-    ]
-    return max(known, key=lambda one: one[0])[1] if known else None
+    kinds = {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
+    known = [kind for kind in kinds if device_kind.startswith(kind)]
+    return kinds[max(known, key=len)] if known else None

@@ -1,7 +1,7 @@
-"""The C allocator's settings for a process that trains on a CPU.
+"""Settings of the C allocator for training on a CPU.
 
-A step's temporaries, hundreds of MB, are one allocation of XLA. By default glibc maps it afresh at
-each step and gives it back after, so that every step takes a page fault for every 4 KiB it touches.
+XLA allocates the temporaries of a step, hundreds of MB, at once. By default glibc maps this memory at each
+step and unmaps it afterwards, so every step has a page fault for each 4 KiB that it touches.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 TUNABLES = "GLIBC_TUNABLES"
-# Huge pages; no mapping of single allocations; freed memory stays with the process.
+# Huge pages; no separate mapping of large allocations; freed memory is kept by the process.
 SETTINGS = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 )
@@ -19,13 +19,13 @@ _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages(environment: dict[str, str] | None = None) -> None:
-    """Replaces this process by itself under `SETTINGS`: glibc reads them only when a program starts.
+    """Restarts this process with `SETTINGS`, which glibc reads only at the start of a program.
 
-    Does nothing where they cannot help (no glibc of 2.35 or later, huge pages switched off) and where
-    the user has set the allocator, with GLIBC_TUNABLES or a MALLOC_ variable.
+    Does nothing without glibc 2.35 or later, if huge pages are disabled, or if the user has configured the
+    allocator with GLIBC_TUNABLES or a MALLOC_ variable.
 
     Args:
-      environment: the variables to look at and to start with; `os.environ` by default.
+      environment: environment variables to read and to pass on; `os.environ` by default.
     """
     environment = dict(os.environ) if environment is None else environment
     if not _helps(environment):

@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left, on a terminal and in a log file."""
+"""Progress bars on a terminal and progress lines in a log, with the estimated time left."""
 
 import sys
 import time
@@ -11,10 +11,16 @@ _LOG_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """A bar on a terminal; where there is none, a line every ten seconds."""
+    """Shows a bar on a terminal, and prints a line every ten seconds elsewhere."""
 
     def __init__(self, label: str, total: float | None, *, start: float = 0):
-        """Args: label: what is under way. total: units of work, None if unknown. start: units done before."""
+        """Starts the clock and, on a terminal, the bar.
+
+        Args:
+          label: name of the work.
+          total: units of work, None if unknown.
+          start: units that were done earlier.
+        """
         self.label, self.total, self.done, self._start = label, total, start, start
         self._began = self._logged = time.monotonic()
         self._bar = None
@@ -30,14 +36,14 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
-                # What is printed beside the bar goes where it is sent, a file or a pipe included.
+                # Output that is redirected to a file or a pipe is not printed above the bar.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._task = self._bar.add_task(label, total=total, completed=int(start), note="")
             self._bar.start()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Counts `amount` more units as done; `note` is a short text shown beside the bar."""
+        """Counts `amount` more units as done and shows `note`, a short text, next to the bar."""
         self.done += amount
         if self._bar is not None:
             self._bar.update(self._task, advance=amount, note=note)
@@ -56,7 +62,7 @@ class Progress:
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the bar, or prints a closing line with the time taken."""
+        """Stops the bar, or prints a last line with the elapsed time."""
         if self._bar is not None:
             self._bar.stop()
             return
@@ -66,7 +72,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: float | None, *, start: float = 0) -> Iterator[Progress]:
-    """Opens a `Progress` and closes it on the way out, also when the work fails."""
+    """Opens a `Progress` and closes it at the end, also after an exception."""
     bar = Progress(label, total, start=start)
     try:
         yield bar
@@ -75,7 +81,7 @@ def progress(label: str, total: float | None, *, start: float = 0) -> Iterator[P
 
 
 def track(items: Iterable[Item], label: str, total: float | None = None) -> Iterator[Item]:
-    """Yields `items` one by one and shows how far the loop is; `total` defaults to their length."""
+    """Yields `items` and shows the progress of the loop; `total` defaults to their number."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     with progress(label, total) as bar:

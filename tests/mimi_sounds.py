@@ -1,4 +1,4 @@
-"""Sounds for the tests of Mimi, and what counts as the same codes."""
+"""Audio for the tests of Mimi, and the comparison of codes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 
 FIXTURE = Path(__file__).parent / "codecs" / "mimi_small"
 HOP = 1920
-TIE = 1e-4  # distances this near are not told apart by f32 in another order of sums
+TIE = 1e-4  # f32 sums in another order do not distinguish distances with a smaller difference
 
 
 def sounds(seed: int = 0, seconds: float = 3.0) -> dict[str, np.ndarray]:
-    """Buzzing like a voice, noise beyond full scale and clipped, near silence: float32, whole frames."""
+    """Returns a buzz like a voice, clipped noise, and silence: float32 clips of whole frames."""
     rng = np.random.default_rng(seed)
     samples = round(seconds * 24_000) // HOP * HOP
     time = np.arange(samples) / 24_000
@@ -27,28 +27,28 @@ def sounds(seed: int = 0, seconds: float = 3.0) -> dict[str, np.ndarray]:
 
 
 def first_differences(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[int, int]]:
-    """(frame, codebook) of the first difference in each residual chain of `[frames, codebooks]`.
+    """Returns (frame, codebook) of the first difference in each residual chain of `[frames, codebooks]`.
 
-    The semantic codebook is a chain of its own; what follows a difference differs for that reason.
+    The semantic codebook is a separate chain. Differences after the first one follow from it.
     """
-    places = []
+    found = []
     for chain in (slice(0, 1), slice(1, None)):
         different = ours[:, chain] != theirs[:, chain]
         for frame in np.flatnonzero(different.any(1)):
-            places.append((int(frame), (chain.start or 0) + int(different[frame].argmax())))
-    return places
+            found.append((int(frame), (chain.start or 0) + int(different[frame].argmax())))
+    return found
 
 
 def is_tie(
     latent: np.ndarray, books: Sequence[np.ndarray], chain: Sequence[int], other: int
 ) -> bool:
-    """Whether the last code of a chain and `other` are as near to what is left, within `TIE`.
+    """Returns whether the last code of a chain and `other` are equally near to the residual, within `TIE`.
 
     Args:
-      latent: `[dim]`, what the first codebook of the chain codes.
+      latent: `[dim]`, the input of the first codebook of the chain.
       books: codebooks `[size, dim]` of the chain.
-      chain: the codes up to and with the one in question.
-      other: the other side's code there.
+      chain: the codes up to the compared one.
+      other: the code of the other implementation.
     """
     left = latent.astype(np.float64)
     for book, code in zip(books, chain[:-1], strict=False):

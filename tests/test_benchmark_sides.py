@@ -1,4 +1,4 @@
-"""The harness of benchmarks/: sides are processes that take turns, and one that fails stops no other."""
+"""The harness of benchmarks/: sides are processes that take turns, and a failed one does not stop the others."""
 
 import importlib
 import json
@@ -116,14 +116,14 @@ def test_out_of_memory_leads_to_the_next_setting(sides: ModuleType, tmp_path: Pa
 
 
 def test_sides_of_other_size_are_not_compared(sides: ModuleType, train_step: ModuleType) -> None:
-    def told(parameters: int) -> Any:
+    def turns_of(parameters: int) -> Any:
         ready = {"parameters": parameters, "version": "1", "device": "cpu", "setting": {}}
         answer = {"steps": 1, "seconds": 1.0, "core_seconds": 1.0, "peak_bytes": 1}
         answer |= {"peak_flops": 1e9, "peak_source": "product"}
         answer |= {"product_flops": 1e9, "product_source": "product"}
         return sides.Turns(ready, [answer])
 
-    turns = {"ours": told(1000), "near": told(1009), "far": told(1011)}
+    turns = {"ours": turns_of(1000), "near": turns_of(1009), "far": turns_of(1011)}
     table = train_step.table("d256", train_step.SMALL["d256"], turns)
     assert "| near |" in table and "| far |" not in table
     assert "far: not measured: 1,011 parameters against our 1,000" in table

@@ -1,4 +1,4 @@
-"""The README and docs/: links lead somewhere, commands parse, the picture is the script's."""
+"""README and docs/: links exist, commands parse, and the figure is the output of its script."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""The table of accelerators: which row a device belongs to, and that the rows agree with each other."""
+"""The table of accelerators: the row of a device, and consistency of the rows."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from soda_jax.train.hardware import peak_flops
         ("NVIDIA H200", "h200"), ("NVIDIA H200 NVL", "h200-nvl"), ("NVIDIA B200", "b200"),
     ],
 )  # fmt: skip
-def test_the_kind_of_a_device_names_its_chip(kind, name):
+def test_a_device_kind_selects_its_chip(kind, name):
     assert chip_of(kind) is CHIPS[name]
 
 
@@ -44,14 +44,14 @@ class Device:
         ("NVIDIA B200", 8, 8 * 2250e12),
     ],
 )
-def test_the_peak_is_that_of_the_chips_whose_devices_these_are(kind, devices, peak):
+def test_the_peak_is_that_of_the_chips_of_the_devices(kind, devices, peak):
     found, source = peak_flops([Device(kind)] * devices)
     assert found == pytest.approx(peak) and source.endswith(f"bf16 data sheet x {devices}")
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
 def test_a_row_of_the_table_is_consistent(chip):
-    # What a program can use is below what the chip has; "95 GiB" and "80 GB" are rounded.
+    # The usable memory is below that of the chip; "95 GiB" and "80 GB" are rounded.
     assert 0.85 < chip.usable * chip.devices / chip.memory < 1.08
     assert chip.is_tpu == chip.kinds[0].startswith("TPU") == (chip.largest_chips > 0)
     if chip.largest:

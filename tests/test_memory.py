@@ -1,4 +1,4 @@
-"""The allocator's settings of a training process."""
+"""Allocator settings of a training process."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ print("run", os.getpid(), os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[1:])
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """A kernel that has huge pages, in the words of its file."""
+    """Returns the file in which the kernel reports that it has huge pages."""
     file = tmp_path / "enabled"
     file.write_text("always [madvise] never\n")
     monkeypatch.setattr(memory, "_KERNEL", file)
@@ -31,13 +31,13 @@ def kernel(tmp_path, monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """What would be started, instead of starting it."""
+    """Collects the calls of `execve` instead of running them."""
     calls: list = []
     monkeypatch.setattr(memory.os, "execve", lambda *call: calls.append(call))
     return calls
 
 
-def test_other_tunables_of_the_user_stay(kernel, started):
+def test_other_tunables_of_the_user_are_kept(kernel, started):
     memory.restart_with_huge_pages({"GLIBC_TUNABLES": "glibc.rtld.nns=5", "HOME": "/x"})
     ((program, arguments, environment),) = started
     assert program == arguments[0] == sys.executable
@@ -51,7 +51,7 @@ def test_other_tunables_of_the_user_stay(kernel, started):
     "environment",
     [{"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, {"MALLOC_ARENA_MAX": "2"}],
 )
-def test_allocator_settings_of_the_user_are_kept(kernel, started, environment):
+def test_an_allocator_that_the_user_configured_is_not_changed(kernel, started, environment):
     memory.restart_with_huge_pages(environment)
     assert not started
 
@@ -63,7 +63,7 @@ def test_no_restart_with_another_or_an_older_library(kernel, started, monkeypatc
     assert not started
 
 
-def test_no_restart_where_the_kernel_has_no_huge_pages(kernel, started):
+def test_no_restart_if_the_kernel_has_no_huge_pages(kernel, started):
     kernel.write_text("always madvise [never]\n")
     memory.restart_with_huge_pages({})
     kernel.unlink()
@@ -72,11 +72,11 @@ def test_no_restart_where_the_kernel_has_no_huge_pages(kernel, started):
 
 
 @pytest.mark.skipif(memory.platform.libc_ver() < ("glibc", "2.35"), reason="needs glibc 2.35")
-def test_the_process_starts_once_more_with_its_own_arguments(kernel):
+def test_the_process_restarts_once_with_the_same_arguments(kernel):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", PROGRAM, str(kernel), "two words", "--x=1"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    printed = process.communicate(timeout=60)[0].splitlines()
-    assert printed[:2] == ["start", "start"], "one restart, and no other"
-    assert printed[2] == f"run {process.pid} {memory.SETTINGS} {kernel} two words --x=1"
+    lines = process.communicate(timeout=60)[0].splitlines()
+    assert lines[:2] == ["start", "start"], "exactly one restart"
+    assert lines[2] == f"run {process.pid} {memory.SETTINGS} {kernel} two words --x=1"

@@ -1,4 +1,4 @@
-"""What the lock, the start of the command line and a bare installation promise."""
+"""The lock file, the imports of the command line, and an installation without extras."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ def test_lock_satisfies_every_requirement_of_core_and_extras(lock: dict[str, str
         assert requirement.specifier.contains(lock[name]), f"{requirement}: locked {lock[name]}"
 
 
-def test_lock_holds_no_torch_tensorflow_or_cuda(lock: dict[str, str]) -> None:
+def test_lock_contains_no_torch_tensorflow_or_cuda(lock: dict[str, str]) -> None:
     heavy = ("torch", "tensorflow", "tf-", "nvidia", "cuda", "triton", "jax-cuda", "libtpu")
     assert not [name for name in lock if name.startswith(heavy)]
 

@@ -1,4 +1,4 @@
-"""A progress bar does not change other output."""
+"""A progress bar on a terminal does not change redirected output."""
 
 import os
 import pty
@@ -12,7 +12,7 @@ for number in track(range(3), "at work"):
 """
 
 
-def test_output_during_a_progress_bar_is_written_to_its_own_stream():
+def test_a_bar_does_not_change_redirected_output():
     terminal, end = pty.openpty()
     try:
         environment = {**os.environ, "TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""What the tests of several packages share."""
+"""Helpers for the tests of several packages."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ SHAPE = {
 
 @pytest.fixture(autouse=True, scope="package")
 def exact_and_soon() -> Iterator[None]:
-    """f32 products are f32 products, on any backend; programs this small need no optimisation."""
+    """f32 products are f32 products, on any backend; programs this small need no optimization."""
     jax.config.update("jax_disable_most_optimizations", True)
     with jax.default_matmul_precision("highest"):
         yield

@@ -11,7 +11,7 @@ from typing import Any
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import Reader
-from tokenize_pipeline.readers._folders import is_mac_metadata
+from tokenize_pipeline.readers._corpus import is_mac_metadata
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,33 +79,30 @@ class ParquetCells:
     def _cell(self, values: Any, row: int, member: str) -> bytes | BadInputError:
         if row >= len(values):
             return BadInputError("missing", f"{self._path}: the row group ends before {member}")
+        cell = f"{self._path}: the cell {member}"
         try:
             value = values[row].as_py()
         except ValueError as error:  # a path that is not UTF-8
-            return BadInputError("undecodable", f"{self._path}: {member} is not readable ({error})")
-        content = value.get("bytes") if isinstance(value, dict) else value
-        path = value.get("path") if isinstance(value, dict) else None
+            return BadInputError("undecodable", f"{cell} is not readable ({error})")
+        content, path = value, None
+        if isinstance(value, dict):
+            content, path = value.get("bytes"), value.get("path")
         if isinstance(content, bytes):
             return content
-        if isinstance(content, str):
-            if (sound := self._read_file(content)) is not None:
-                return sound
-            cause = (
-                f"is text and names no file below the folder of the Parquet file: {content[:200]!r}"
-            )
-            return BadInputError("undecodable", f"{self._path}: the cell {member} {cause}")
-        if content is not None:
-            kind = type(content).__name__
-            return BadInputError("undecodable", f"{self._path}: {member} is {kind}, not bytes")
-        if not isinstance(path, str):
-            return BadInputError("missing", f"{self._path}: the cell {member} is empty")
-        if (sound := self._read_file(path)) is not None:
+        name = path if content is None else content
+        if name is None:
+            return BadInputError("missing", f"{cell} is empty")
+        if not isinstance(name, str):
+            return BadInputError("undecodable", f"{cell} is {type(name).__name__}, not bytes")
+        if (sound := self._read_file(name)) is not None:
             return sound
+        if content is not None:
+            cause = "is text and names no file below the folder of the Parquet file"
+            return BadInputError("undecodable", f"{cell} {cause}: {name[:200]!r}")
         return BadInputError(
             "missing",
-            f"{self._path}: the cell {member} has no bytes, its audio is stored in another file, "
-            f"{path[:200]!r}, which is not below the folder of the Parquet file: put it there, or give "
-            "its path as the audio of the row",
+            f"{cell} has no bytes, its audio is stored in another file, {name[:200]!r}, which is not "
+            "below the folder of the Parquet file: put it there, or give its path as the audio of the row",
         )
 
     def _read_file(self, path: str) -> bytes | None:

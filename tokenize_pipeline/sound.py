@@ -52,10 +52,7 @@ def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
     return max(end - start, 0.0)
 
 
-@functools.lru_cache(maxsize=16)
-def _file_seconds(path: str) -> float | None:
-    # Cached, because captions share a file.
-    return sound_seconds(path)
+_file_seconds = functools.lru_cache(maxsize=16)(sound_seconds)  # captions share a file
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,8 @@ class Sound:
         """
         end = self.utterance.end
         if end is None:
-            known = _file_seconds(self.path) if self.content is None else None
-            end = known if self.content is None else sound_seconds(self.content)
+            packed = self.content
+            end = _file_seconds(self.path) if packed is None else sound_seconds(packed)
         seconds = max((end or 0.0) - (self.utterance.start or 0.0), 0.0)
         if seconds > longest:
             raise BadInputError("too_long", f"{seconds:.1f} s, --max_audio_seconds is {longest:g}")

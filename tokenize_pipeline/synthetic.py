@@ -22,33 +22,31 @@ from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic, write_json
 from soda_jax.progress import progress
-from tokenize_pipeline.spoken_numbers import DIGITS, ORDINALS, TEENS, TENS, number_in_words
 
 SAMPLE_RATE = 24_000
 _VOICE = "heart"
 _SPEEDS = (0.9, 1.1)  # factor on the pace of the voice
 _LONGEST_DOCUMENT = 3  # utterances
-_QUIET = (
-    0.01  # of the peak of the clip (−40 dB): quieter samples before and after the words are trimmed
-)
+_QUIET = 0.01  # of the peak of the clip (−40 dB): quieter samples at both ends are trimmed
 _MARGIN = 0.03  # seconds kept on both sides
 
 Task = Literal["demo", "numbers"]
 
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEENS = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen"),
+    *("fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+ORDINALS = (
+    *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"),
+    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth"),
+    *("seventeenth", "eighteenth", "nineteenth", "twentieth"),
+)
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
 _DIRECTIONS = ["left", "right", "up", "down", "back"]
 _VERBS = ["go", "turn"]
 _PLAYER = ["start", "stop", "pause", "open", "close", "play"]
@@ -91,7 +89,7 @@ def words(task: Task) -> frozenset[str]:
 
 
 def clips(task: Task, seed: int) -> Iterator[Clip]:
-    """Yields the clips of a corpus without end."""
+    """Yields the clips of a corpus, an infinite number."""
     for number in itertools.count():
         generator = random.Random(f"{task} {seed} {number}")
         for order in range(generator.randint(1, _LONGEST_DOCUMENT)):
@@ -113,12 +111,13 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
       The path of the manifest.
 
     Raises:
-      UserError: if the directory contains a corpus of another task or seed, or hibari-tts is missing.
+      UserError: if the directory contains a corpus of another task or seed.
+      ModuleNotFoundError: without hibari-tts, which is in the extra `demo`.
     """
     folder = Path(directory)
     _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
     chosen = list(itertools.islice(clips(task, seed), count))
-    # Files are renamed into place, so existing ones are complete.
+    # Files are written atomically, so existing ones are complete.
     missing = [i for i in range(count) if not (folder / _audio_name(i)).exists()]
     speak = _voice() if missing else None
     with progress("speech", count, start=count - len(missing)) as bar:
@@ -128,17 +127,17 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
             write_wav(folder / _audio_name(i), audio, SAMPLE_RATE)
             bar.advance()
     manifest = folder / "manifest.jsonl"
-    rows = (
+    rows: list[dict[str, str | int | float]] = [
         {"audio": _audio_name(i), **asdict(clip), "speaker": _VOICE, "language": "en"}
         for i, clip in enumerate(chosen)
-    )
-    write_atomic(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    ]
     generator = random.Random(f"{task} {seed} text")
-    sentences = (
+    sentences: list[dict[str, str | int | float]] = [
         {"id": f"{task}-{seed}-text-{i:06d}", "text": sample_text(task, generator)}
         for i in range(texts)
-    )
-    write_atomic(folder / "text.jsonl", "".join(json.dumps(row) + "\n" for row in sentences))
+    ]
+    for path, lines in ((manifest, rows), (folder / "text.jsonl", sentences)):
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
     return manifest
 
 
@@ -152,15 +151,23 @@ def trim(audio: np.ndarray) -> np.ndarray:
     return audio[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def _digits(shortest: int, longest: int) -> Callable[[random.Random], str]:
-    def sample(generator: random.Random) -> str:
-        return " ".join(generator.choices(DIGITS, k=generator.randint(shortest, longest)))
+def number_in_words(value: int) -> str:
+    """Returns a whole number from 0 to 999 as English words: `three hundred twenty one`."""
+    hundreds, rest = divmod(value, 100)
+    spoken = [DIGITS[hundreds], "hundred"] if hundreds else []
+    if rest >= 20:
+        spoken += [TENS[rest // 10 - 2], *([DIGITS[rest % 10]] if rest % 10 else [])]
+    elif rest or not hundreds:
+        spoken.append((*DIGITS, *TEENS)[rest])
+    return " ".join(spoken)
 
-    return sample
+
+def _digits(generator: random.Random, shortest: int, longest: int) -> str:
+    return " ".join(generator.choices(DIGITS, k=generator.randint(shortest, longest)))
 
 
 def _move(generator: random.Random) -> str:
-    """`stop`, `go left`, `turn right four` or `turn right four two`."""
+    """Returns `stop`, `go left`, `turn right four`, `turn right four two` or similar."""
     steps = generator.choices((None, 0, 1, 2), weights=(1, 4, 3, 2))[0]
     if steps is None:
         return "stop"
@@ -168,12 +175,8 @@ def _move(generator: random.Random) -> str:
     return " ".join([*way, *generator.choices(DIGITS, k=steps)])
 
 
-def _number(generator: random.Random) -> str:
-    return number_in_words(generator.randint(0, 999))
-
-
 def _date(generator: random.Random) -> str:
-    """A month and a day from 1 to 30: `march third`, `may twenty first`."""
+    """Returns a month and a day from 1 to 30: `march third`, `may twenty first`."""
     day = generator.randint(1, 30)
     if day <= 20:
         spoken = ORDINALS[day - 1]
@@ -190,8 +193,13 @@ def _command(generator: random.Random) -> str:
 
 
 _SAMPLERS: dict[Task, tuple[Callable[[random.Random], str], ...]] = {
-    "demo": (_digits(1, 3), _move),
-    "numbers": (_digits(2, 5), _number, _date, _command),
+    "demo": (lambda random: _digits(random, 1, 3), _move),
+    "numbers": (
+        lambda random: _digits(random, 2, 5),
+        lambda random: number_in_words(random.randint(0, 999)),
+        _date,
+        _command,
+    ),
 }
 
 
@@ -219,12 +227,7 @@ def _claim(folder: Path, settings: dict[str, str | int]) -> None:
 
 def _voice() -> Callable[[str, float, int], np.ndarray]:
     """Returns a function of (text, speed, seed of the noise) that synthesizes float32 audio at 24 kHz."""
-    try:
-        import hibari
-    except ImportError:
-        raise UserError(
-            "the corpus needs hibari-tts: install it with `pip install soda-jax[demo]`"
-        ) from None
+    import hibari
 
     # One thread: a second one does not speed up clips of a second (measured).
     engine = hibari.Hibari(voice=_VOICE, threads=1)

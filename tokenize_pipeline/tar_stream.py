@@ -1,14 +1,13 @@
 """Reads the files of a tar in order, plain or compressed with gzip.
 
-Reading goes forward only, because a compressed archive is one stream. In a plain archive, unread data
-is skipped by seeking.
+In a plain archive, unread data is skipped by seeking. A compressed archive is one stream: reading a
+file before the current position decompresses it again from the beginning.
 
 The checksum of a compressed archive is at its end. Damaged bytes may yield files that look intact, so the
 files are verified only when `next` has returned None. A caller that stops earlier gets no check.
 """
 
 import gzip
-import os
 import tarfile
 import zlib
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -63,9 +62,8 @@ class TarStream:
             raise BadInputError("missing", f"{path}: no such archive") from None
         except OSError as error:
             cause = error.strerror or type(error).__name__
-            raise BadInputError(
-                "undecodable", f"{path}: the archive cannot be read ({cause})"
-            ) from None
+            message = f"{path}: the archive cannot be read ({cause})"
+            raise BadInputError("undecodable", message) from None
         self._tar: Any = None
         self._offset = -1
 
@@ -76,16 +74,13 @@ class TarStream:
           ChecksumError: if a compressed archive has an end mark, but its checksum is wrong or
             unreadable: any of the earlier files may be damaged.
         """
-        while True:
-            info = self._next_header()
-            if info is None or (info.isreg() and not info.issparse()):
-                break
-        if info is None:
-            return None
-        return Member(member_name(info.name), info.offset_data, info.size)
+        while (info := self._next_header()) is not None:
+            if info.isreg() and not info.issparse():
+                return Member(member_name(info.name), info.offset_data, info.size)
+        return None
 
     def read(self, member: Member) -> bytes:
-        """Returns the content of the last file that `next` returned."""
+        """Returns the content of a file that `next` returned."""
         try:
             self._file.seek(member.offset)
             content = self._file.read(member.size)
@@ -116,54 +111,39 @@ class TarStream:
         return info
 
     def _check_end(self) -> None:
-        """Checks for the final block of zeros, because tarfile also stops at a damaged header."""
+        """Checks for the final block of zeros, as tarfile also stops at a damaged header, and the checksum."""
         last = self._file.last
         if len(last) < _BLOCK:
             raise BadInputError("truncated", f"{self._path}: the archive ends without its end mark")
         if any(last):
             raise BadInputError("undecodable", f"{self._path}: a header of the archive is damaged")
-        if is_compressed(self._path):
-            self._check_sum()
-
-    def _check_sum(self) -> None:
-        """Reads to the end, where gzip compares checksum and length."""
-        try:
+        if not is_compressed(self._path):
+            return
+        try:  # at its end, gzip compares checksum and length
             while self._file.read(_TAIL_BYTES):
                 pass
         except _DAMAGE as error:
             reason = "truncated" if isinstance(error, EOFError) else "undecodable"
-            raise ChecksumError(
-                reason,
-                f"{self._path}: the end of the archive is damaged, its files may be wrong ({error})",
-            ) from None
+            message = f"the end of the archive is damaged, its files may be wrong ({error})"
+            raise ChecksumError(reason, f"{self._path}: {message}") from None
 
     def _damaged(self, error: Exception) -> BadInputError:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         # tarfile raises the same error for wrong and for truncated headers.
         cut = isinstance(error, tarfile.TarError) and len(self._file.last) < _BLOCK
         reason = "truncated" if cut or isinstance(error, EOFError) else "undecodable"
-        return BadInputError(
-            reason, f"{self._path}: the rest of the archive cannot be read ({cause})"
-        )
+        message = f"{self._path}: the rest of the archive cannot be read ({cause})"
+        return BadInputError(reason, message)
 
 
 class _LastReadFile:
     """A binary file with the methods that tarfile needs; it keeps the bytes that it read last."""
 
     def __init__(self, file: BinaryIO):
-        self._file = file
-        self.last = b""
+        self._file, self.last = file, b""
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int) -> bytes:
-        # A damaged header may claim any size: do not allocate it.
+        # A damaged header may contain any size: do not allocate it.
         self.last = self._file.read(min(size, LARGEST_MEMBER))
         return self.last
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()

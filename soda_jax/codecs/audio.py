@@ -1,4 +1,4 @@
-"""Sound files in and out: any format and rate that libsndfile reads, mono float32 inside."""
+"""Reads sound files of any format and rate as mono float32; writes WAV; encodes long clips."""
 
 import contextlib
 import functools
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from soda_jax.codecs.containers import (
-    ContainerError,
     Part,
     PartFile,
     Reason,
+    SoundError,
     find_parts,
     is_checked,
 )
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | bytes
 _SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
-# Peak amplitude, 24 dB above full scale: mixes in float and lossy decoders exceed full scale by a few
-# dB, speech that is stored in the range of an integer type by 40 dB and more.
+# Peak amplitude, 24 dB above full scale: float mixes and lossy decoders exceed full scale by a few dB,
+# samples in the range of an integer type by 40 dB and more.
 _LOUDEST = 16.0
-_CANCELED = 0.01  # peak of the mean of the channels compared with the loudest one, −40 dB
-_END_SLACK = 0.5  # seconds that an end time may exceed the file: players round up
-_RATES = range(1_000, 1_000_001)  # Hz; a header outside it is damaged, and resampling would explode
-# Samples decoded in front of a stretch of an MP3. A frame uses up to 511 bytes of the frames before it
-# (255 in MPEG 2, where a frame adds 3 bytes at 8 kbit/s: 85 frames); without them there is silence.
+_CANCELED = 0.01  # peak of the mean of the channels relative to the loudest channel, −40 dB
+_END_SLACK = 0.5  # seconds by which an end time may exceed the file: players round up
+_RATES = range(1_000, 1_000_001)  # Hz; a header with another rate is damaged
+# Samples decoded before the requested range of an MP3. A frame uses up to 511 bytes of earlier frames
+# (255 in MPEG 2, where a frame adds 3 bytes at 8 kbit/s: 85 frames); without them it is silent.
 _MPEG_LEAD = 1 << 16
 _BUFFER = 1 << 16  # bytes
-_LARGE = 1 << 20  # bytes of a sound in memory that several utterances may share
+_LARGE = 1 << 20  # bytes of a sound in memory whose parts are cached: several utterances may use it
 
 
 class AudioError(UserError):
-    """A sound that cannot be used.
+    """Raised for a sound that cannot be used.
 
     Attributes:
-      reason: one word for counting: `missing`, `truncated`, `empty`, `not_finite`, `wrong_scale`,
+      reason: a word by which errors are counted: `missing`, `truncated`, `empty`, `not_finite`, `wrong_scale`,
         `silent`, `channels_cancel`, `undecodable` or `end_before_start`.
     """
 
@@ -61,53 +61,50 @@ def read_audio(
     end: float | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Reads a sound file, or a stretch of it, as float32 mono `[samples]` at `sample_rate` Hz.
+    """Reads a sound file, or a range of it, as float32 mono `[samples]` at `sample_rate` Hz.
 
-    Channels are averaged, the rate is converted by soxr (high quality). Only the stretch is read where
-    the format can seek. The file is decoded to its end, also where its header states another
-    length or several streams follow each other.
+    Channels are averaged, the rate is converted by soxr (high quality). If the format can seek, only
+    the range is read. A file is decoded to its true end, even if its header contains another length or
+    it consists of several streams.
 
     Args:
-      source: path, or content, of any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, …).
-      sample_rate: Hz, of the result.
-      start: first second of the stretch; None is the beginning.
-      end: last second of the stretch; None is the end of the file, as is up to 0.5 s beyond it.
-      name: what messages call the sound; None for its path.
+      source: path or content, in any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, …).
+      sample_rate: sample rate of the result in Hz.
+      start: start of the range in seconds; None is the start of the file.
+      end: end of the range in seconds; None is the end of the file, as is a time up to 0.5 s after it.
+      name: name of the sound in error messages; None uses the path.
 
     Raises:
-      AudioError: with its reason, if there is no such file, it cannot be decoded, lacks samples that
-        its header or the stretch asks for, holds none, holds NaN, infinity, only silence or samples
-        far above full scale, or if its channels cancel each other.
+      AudioError: with its reason, if the file does not exist, cannot be decoded, lacks samples that
+        its header or the range requires, has no samples, contains NaN, infinity, only silence or
+        samples far above full scale, or if its channels cancel each other.
     """
     start = 0.0 if start is None else start
     name = name or ("sound in memory" if isinstance(source, bytes) else os.fspath(source))
-    if not math.isfinite(start) or start < 0 or not (end is None or end > start):
-        raise AudioError(
-            "end_before_start", f"{name}: from {start:g} s to {end} s is no stretch of time"
-        )
-    clips: list[tuple[np.ndarray, int]] = []  # mono and rate in Hz
-    peak = mono_peak = 0.0
-    with _decoding(name):
-        for samples, rate in _read_stretch(source, name, start, end):
-            peak = max(_peak(samples), peak)  # in this order: NaN stays
+    with _named(name):
+        clips, rates, peak, mono_peak = [], [], 0.0, 0.0
+        for samples, rate in _read_range(source, start, end):
+            peak = max(_peak(samples), peak)  # in this order, `max` returns NaN
             if not math.isfinite(peak):
-                raise AudioError("not_finite", f"{name}: it holds NaN or infinite samples")
+                raise SoundError("not_finite", "it contains NaN or infinite samples")
             mono = _mix(samples)
             mono_peak = max(mono_peak, _peak(mono) if samples.shape[1] > 1 else peak)
-            clips.append((mono, rate))
-    _check_level(name, peak, mono_peak)
-    rates = {rate for _, rate in clips}
-    if len(rates) == 1 and len(clips) > 1:
-        clips = [(np.concatenate([mono for mono, _ in clips]), rates.pop())]
-    resampled = [_resample(mono, rate, sample_rate) for mono, rate in clips]
-    result = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
-    if len(result) == 0:
-        raise AudioError("empty", f"{name}: it lasts less than one sample at {sample_rate} Hz")
-    return result
+            clips.append(mono)
+            rates.append(rate)
+        _check_level(peak, mono_peak)
+        if len(set(rates)) == 1 and len(clips) > 1:
+            clips, rates = [np.concatenate(clips)], rates[:1]
+        resampled = [
+            _resample(mono, rate, sample_rate) for mono, rate in zip(clips, rates, strict=True)
+        ]
+        result = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
+        if len(result) == 0:
+            raise SoundError("empty", f"it lasts less than one sample at {sample_rate} Hz")
+        return result
 
 
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
-    """Writes float mono `[samples]` as a 16-bit WAV, clipped to [-1, 1]; the file is whole or absent."""
+    """Writes float mono `[samples]` as a 16-bit WAV, clipped to [-1, 1], atomically."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -116,96 +113,91 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
 
 
 def piece_samples(codec: Codec, max_seconds: float) -> int:
-    """Samples of the longest piece of whole frames that lasts at most `max_seconds`."""
+    """Returns the samples of the longest piece of whole frames that lasts at most `max_seconds`."""
     return max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
 
 
 def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.ndarray:
-    """Codes of a clip of any length, encoded in pieces (SODA: chunks over 60 s, in pieces of 60 s).
+    """Encodes a clip of any length in pieces (SODA: clips over 60 s, in pieces of 60 s).
 
     Args:
       codec: any codec.
       audio: float32 mono `[samples]` at the codec's rate.
-      max_seconds: longest piece; all pieces but the last are whole frames long.
+      max_seconds: longest piece; each piece except the last consists of whole frames.
 
     Returns:
       uint16 `[ceil(samples / samples_per_frame), codebooks]`.
     """
     piece = piece_samples(codec, max_seconds)
     starts = range(0, max(len(audio), 1), piece)
-    # One by one: the memory that a codec takes grows with its batch.
+    # One piece per call: the memory that a codec needs grows with its batch.
     return np.concatenate([codec.encode([audio[at : at + piece]])[0] for at in starts])
 
 
 def sound_seconds(source: Source) -> float | None:
-    """Seconds of a sound by its container, without decoding it; None if its length is not known."""
+    """Returns the seconds of a sound by its container, without decoding it; None if not known."""
     try:
-        with _decoding("") as _, contextlib.ExitStack() as stack:
-            return sum(_length(file, part) / file.samplerate for file, part in _open(source, stack))
+        with _named(""), contextlib.ExitStack() as stack:
+            return sum(length / file.samplerate for file, length in _open(source, stack))
     except (AudioError, ZeroDivisionError):
         return None
 
 
 @contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Raises what goes wrong in a container or in libsndfile as an `AudioError`."""
+def _named(name: str) -> Iterator[None]:
+    """Converts a `SoundError` and errors of libsndfile and the file system to an `AudioError`."""
     import soundfile
 
     try:
         yield
-    except ContainerError as error:
+    except SoundError as error:
         raise AudioError(error.reason, f"{name}: {error}") from None
-    except OSError as error:  # no permission, a failing disk: one file must not end a whole job
+    except OSError as error:  # no permission, a failing disk: a single file must not end a job
         cause = error.strerror or type(error).__name__
         raise AudioError("undecodable", f"{name}: the file cannot be read ({cause})") from None
-    except AudioError:
-        raise
     except (soundfile.SoundFileError, RuntimeError) as error:
         cause = str(error).split(": ", 1)[-1]
         raise AudioError("undecodable", f"{name}: libsndfile cannot read it ({cause})") from None
 
 
-def _read_stretch(
-    source: Source, name: str, start: float, end: float | None
+def _read_range(
+    source: Source, start: float, end: float | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (float32 `[samples, channels]`, their rate in Hz) between two times, part by part."""
+    """Yields (float32 `[samples, channels]`, rate in Hz) of each part between two times in seconds."""
+    if not math.isfinite(start) or start < 0 or not (end is None or end > start):
+        raise SoundError("end_before_start", f"{start:g} s to {end} s is not a valid time range")
     if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise AudioError("missing", f"{name}: there is no such file")
+        raise SoundError("missing", "there is no such file")
     with contextlib.ExitStack() as stack:
         files = list(_open(source, stack))
         for file, _ in files:
             if file.samplerate not in _RATES:
-                claim = f"{file.samplerate} samples a second"
-                raise AudioError("undecodable", f"{name}: its header claims {claim}")
-        lengths = [_length(file, part) for file, part in files]
-        seconds = [
-            length / file.samplerate for length, (file, _) in zip(lengths, files, strict=True)
-        ]
-        total = sum(seconds)
+                raise SoundError(
+                    "undecodable", f"its header has a sample rate of {file.samplerate} Hz"
+                )
+        total = sum(length / file.samplerate for file, length in files)
         if total <= 0:
-            raise AudioError("empty", f"{name}: it holds no samples")
+            raise SoundError("empty", "it has no samples")
         if (end is not None and end > total + _END_SLACK) or start >= total:
-            raise AudioError(
-                "truncated",
-                f"{name}: it lasts {total:.2f} s, so {start:g} s to "
-                f"{'its end' if end is None else f'{end:g} s'} is not all there",
+            until = "its end" if end is None else f"{end:g} s"
+            raise SoundError(
+                "truncated", f"it lasts {total:.2f} s, so {start:g} s to {until} is not all there"
             )
-        before, found = 0.0, False
-        for (file, _), length, duration in zip(files, lengths, seconds, strict=True):
+        elapsed, found = 0.0, False  # seconds of the parts so far
+        for file, length in files:
             rate = file.samplerate
-            first = max(0, round((start - before) * rate))
-            last = length if end is None else min(length, round((end - before) * rate))
-            before += duration
-            if first >= last:
-                continue
-            found = True
-            yield _read(file, name, first, last), rate
+            first = max(0, round((start - elapsed) * rate))
+            last = length if end is None else min(length, round((end - elapsed) * rate))
+            elapsed += length / rate
+            if first < last:
+                found = True
+                yield _read(file, first, last), rate
     if not found:
-        raise AudioError("empty", f"{name}: {start:g} s to {end} s is less than one sample")
+        raise SoundError("empty", f"{start:g} s to {end} s is less than one sample")
 
 
-def _read(file: "soundfile.SoundFile", name: str, first: int, last: int) -> np.ndarray:
-    """float32 `[samples, channels]` of an open file from one sample to another."""
+def _read(file: "soundfile.SoundFile", first: int, last: int) -> np.ndarray:
+    """Returns the samples in `[first, last)` of an open file, float32 `[samples, channels]`."""
     lead = min(first, _MPEG_LEAD) if file.subtype.startswith("MPEG") else 0
     if not file.seekable():  # GSM 6.10, G.721
         lead = first
@@ -213,16 +205,14 @@ def _read(file: "soundfile.SoundFile", name: str, first: int, last: int) -> np.n
         file.seek(first - lead)
     samples = file.read(last - first + lead, dtype="float32", always_2d=True)[lead:]
     if len(samples) < last - first:
-        raise AudioError(
-            "truncated", f"{name}: it ends after {len(samples)} of {last - first} samples"
-        )
+        raise SoundError("truncated", f"it ends after {len(samples)} of {last - first} samples")
     return samples
 
 
 def _open(
     source: Source, stack: contextlib.ExitStack
-) -> Iterator[tuple["soundfile.SoundFile", Part]]:
-    """Yields the opened parts of a sound file, in order; `stack` closes them."""
+) -> Iterator[tuple["soundfile.SoundFile", int]]:
+    """Yields (open file, samples per channel) of each part of a sound; `stack` closes the files."""
     import soundfile
 
     parts, size = _parts(source)
@@ -230,28 +220,22 @@ def _open(
         whole = io.BytesIO(source) if isinstance(source, bytes) else source
         file = stack.enter_context(soundfile.SoundFile(whole))
         if not parts and not is_checked(file.format):
-            raise ContainerError(
+            raise SoundError(
                 "undecodable",
                 f"the length of this {file.format} file cannot be checked: convert it to WAV or FLAC",
             )
-        yield file, Part(0, size)
+        yield file, file.frames
         return
     content = stack.enter_context(_binary(source))
     for part in parts:
         # Buffered: libmpg123 reads every frame in two pieces.
         buffered = io.BufferedReader(PartFile(content, part), _BUFFER)
-        yield stack.enter_context(soundfile.SoundFile(buffered)), part
-
-
-def _length(file: "soundfile.SoundFile", part: Part) -> int:
-    """Samples per channel of an opened part."""
-    if part.samples is None:
-        return file.frames
-    if part.samples > file.frames:
-        raise ContainerError(
-            "undecodable", f"libsndfile reads {file.frames} of its {part.samples} samples"
-        )
-    return part.samples
+        file = stack.enter_context(soundfile.SoundFile(buffered))
+        if part.samples is not None and part.samples > file.frames:
+            raise SoundError(
+                "undecodable", f"libsndfile reads {file.frames} of its {part.samples} samples"
+            )
+        yield file, file.frames if part.samples is None else part.samples
 
 
 def _binary(source: Source) -> BinaryIO:
@@ -259,7 +243,7 @@ def _binary(source: Source) -> BinaryIO:
 
 
 def _parts(source: Source) -> tuple[tuple[Part, ...], int]:
-    """(parts of a sound file, its size in bytes), kept for the next stretch of the same file."""
+    """Returns (parts of a sound file, its size in bytes); cached for the next range of the same file."""
     if isinstance(source, bytes):
         find = _parts_of_bytes if len(source) >= _LARGE else _parts_of_bytes.__wrapped__
         return find(source), len(source)
@@ -275,18 +259,18 @@ def _parts_of_bytes(content: bytes) -> tuple[Part, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _parts_of_path(path: str, size: int, modified: int) -> tuple[Part, ...]:
-    # Size and time of modification are in the key: a file that changed is looked at again.
+    # Size and time of modification are in the key, so that a changed file is read again.
     with open(path, "rb") as file:
         return tuple(find_parts(file))
 
 
 def _peak(samples: np.ndarray) -> float:
-    """The largest absolute value; NaN if there is one."""
+    """Returns the largest absolute value; NaN if there is one."""
     return max(float(samples.max()), -float(samples.min()))
 
 
 def _mix(samples: np.ndarray) -> np.ndarray:
-    """The mean of the channels, float32 `[samples]`; the same bits as `mean(axis=1)`, but faster."""
+    """Returns the mean of the channels, float32 `[samples]`: the bits of `mean(axis=1)`, but faster."""
     if samples.shape[1] == 1:
         return samples[:, 0]
     if samples.shape[1] == 2:
@@ -294,22 +278,22 @@ def _mix(samples: np.ndarray) -> np.ndarray:
     return samples.mean(axis=1, dtype=np.float32)
 
 
-def _check_level(name: str, peak: float, mono_peak: float) -> None:
-    """Raises `wrong_scale`, `silent` or `channels_cancel` by the peaks before and after mixing."""
+def _check_level(peak: float, mono_peak: float) -> None:
+    """Raises `wrong_scale`, `channels_cancel` or `silent` given the peaks before and after mixing."""
     if peak > _LOUDEST:
-        raise AudioError(
+        raise SoundError(
             "wrong_scale",
-            f"{name}: its loudest sample is {peak:g}, full scale is 1: divide the samples by the range "
-            "of the integer type that they came from",
+            f"its loudest sample is {peak:g}, full scale is 1: divide the samples by the range of the "
+            "integer type that they were converted from",
         )
     if peak >= _SILENCE and mono_peak < _CANCELED * peak:
-        raise AudioError(
+        raise SoundError(
             "channels_cancel",
-            f"{name}: its channels cancel each other (peak {peak:.3g}, peak of their mean "
-            f"{mono_peak:.3g}): invert one of them",
+            f"its channels cancel each other (peak {peak:.3g}, peak of their mean {mono_peak:.3g}): "
+            "invert one of them",
         )
     if mono_peak < _SILENCE:
-        raise AudioError("silent", f"{name}: no sample is above −80 dB of full scale")
+        raise SoundError("silent", "no sample is above −80 dB of full scale")
 
 
 def _resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

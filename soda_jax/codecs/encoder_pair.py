@@ -1,30 +1,26 @@
-"""HuBERT and EnCodec, brought to one frame rate; both run by `transformers` in torch.
+"""HuBERT and EnCodec at a common frame rate; `transformers` runs both in torch.
 
-A frame is the shortest time that both divide into whole steps: HuBERT makes 50 steps a second,
-EnCodec at 24 kHz makes 75, so a frame is 1/25 s with 2 steps of HuBERT and 3 of EnCodec.
+A frame is the shortest time with a whole number of steps of both models: HuBERT has 50 steps per
+second, EnCodec at 24 kHz has 75, so a frame lasts 1/25 s and has 2 steps of HuBERT and 3 of EnCodec.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import numpy as np
 
+from soda_jax.codecs.interface import check_clip
 from soda_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import EncodecModel, HubertModel
-
-HUBERT_RATE = 16_000  # Hz; no config says so, every HuBERT was trained at it
+HUBERT_RATE = 16_000  # Hz; not in any config, all HuBERT models were trained at it
 FOLDERS = ("hubert", "encodec")
-# What changes the result of the same weights. Their whole configs would not do as a fingerprint: each
-# release of transformers adds keys to them.
+# Settings that change the output for the same weights. The fingerprint cannot contain the whole configs,
+# because each release of transformers adds keys to them.
 _HUBERT_KEYS = (
     *("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
     *("conv_stride", "feat_extract_activation", "feat_extract_norm", "feat_proj_layer_norm"),
@@ -37,79 +33,68 @@ _ENCODEC_KEYS = (
 
 
 class EncoderPair:
-    """Two pretrained models and the grid of frames that they share.
+    """Two pretrained models and their common frames.
 
     Attributes:
-      sample_rate: Hz, EnCodec's.
-      samples_per_frame: at that rate.
-      steps: EnCodec's steps in a frame.
-      quantizers: levels of EnCodec that are used.
-      codebook_size: entries of each level.
-      dims: values of a feature of HuBERT.
+      sample_rate: sample rate of EnCodec in Hz.
+      samples_per_frame: samples per frame at that rate.
+      steps: steps of EnCodec per frame.
+      quantizers: number of quantizers (levels) of EnCodec that are used.
+      codebook_size: number of entries of each quantizer.
+      dims: number of values of a HuBERT feature.
     """
 
-    def __init__(self, hubert: "HubertModel", encodec: "EncodecModel", quantizers: int):
-        """Takes models of which HuBERT's last layer is the one whose features are wanted.
+    def __init__(self, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0):
+        """Loads both models; weights are read from safetensors only.
+
+        Args:
+          hubert: folder or hub name of a HuBERT.
+          encodec: folder or hub name of an EnCodec, 24 kHz mono.
+          quantizers: number of quantizers of EnCodec to use.
+          layer: number of the HuBERT layer that gives the features, from 1; higher layers are removed.
+            0 uses the last layer.
 
         Raises:
-          UserError: if EnCodec is not a mono model without chunks and scales, or has fewer quantizers.
+          UserError: naming the model that is missing, damaged, of another kind or too small.
         """
         import torch
+        from transformers import EncodecModel, HubertModel
 
-        config = encodec.config
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._hubert = _open(HubertModel, hubert).eval().to(self._device)
+        layers = self._hubert.config.num_hidden_layers
+        if not 0 <= layer <= layers:
+            raise UserError(f"--layer={layer}: {hubert} has the layers 1 to {layers}")
+        if layer:
+            self._hubert.encoder.layers = self._hubert.encoder.layers[:layer]
+            self._hubert.config.num_hidden_layers = layer
+        self._encodec = _open(EncodecModel, encodec).eval().to(self._device)
+        config = self._encodec.config
         if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
             raise UserError(
                 f"this EnCodec has {config.audio_channels} channels, normalize={config.normalize}, "
-                f"chunk_length_s={config.chunk_length_s}: its codes alone are not its sound; use the "
-                "24 kHz mono model"
+                f"chunk_length_s={config.chunk_length_s}: its codes do not fully describe its sound; use "
+                "the 24 kHz mono model"
             )
         if not 1 <= quantizers <= config.num_quantizers:
             raise UserError(
-                f"{quantizers} quantizers are asked for, this EnCodec has 1 to {config.num_quantizers}"
+                f"{quantizers} quantizers are requested, this EnCodec has 1 to {config.num_quantizers}"
             )
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._hubert = hubert.eval().to(self._device)
-        self._encodec = encodec.eval().to(self._device)
-        stride = math.prod(hubert.config.conv_stride)
+        stride = math.prod(self._hubert.config.conv_stride)
         frame = _common_multiple(
             Fraction(stride, HUBERT_RATE), Fraction(config.hop_length, config.sampling_rate)
         )
         self._hubert_samples = int(frame * HUBERT_RATE)
-        self._hubert_padding = max(0, _receptive_field(hubert.config) - stride)
+        self._hubert_padding = max(0, _receptive_field(self._hubert.config) - stride)
         self.sample_rate: int = config.sampling_rate
         self.samples_per_frame = int(frame * self.sample_rate)
         self.steps = self.samples_per_frame // config.hop_length
         self.quantizers = quantizers
         self.codebook_size: int = config.codebook_size
-        self.dims: int = hubert.config.hidden_size
-
-    @classmethod
-    def open(cls, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0) -> Self:
-        """Loads two models, weights from safetensors only.
-
-        Args:
-          hubert: folder or hub name of a HuBERT.
-          encodec: folder or hub name of an EnCodec, 24 kHz mono.
-          quantizers: levels of EnCodec to use.
-          layer: the layer of HuBERT whose output is the feature, from 1; those above it are dropped.
-            0 keeps all.
-
-        Raises:
-          UserError: naming the model that is missing, damaged, of another kind or too small.
-        """
-        from transformers import EncodecModel, HubertModel
-
-        first = _open(HubertModel, hubert)
-        layers = first.config.num_hidden_layers
-        if not 0 <= layer <= layers:
-            raise UserError(f"--layer={layer}: {hubert} has the layers 1 to {layers}")
-        if layer:
-            first.encoder.layers = first.encoder.layers[:layer]
-            first.config.num_hidden_layers = layer
-        return cls(first, _open(EncodecModel, encodec), quantizers)
+        self.dims: int = self._hubert.config.hidden_size
 
     def features(self, clip: np.ndarray) -> np.ndarray:
-        """Mean of HuBERT's features over each frame, float32 `[frames, dims]`; see `Codec.encode`."""
+        """Returns the mean HuBERT feature of each frame, float32 `[frames, dims]`; see `Codec.encode`."""
         import soxr
         import torch
 
@@ -118,20 +103,20 @@ class EncoderPair:
         if not frames:
             return np.zeros((0, self.dims), np.float32)
         sound = soxr.resample(whole, self.sample_rate, HUBERT_RATE)[: frames * self._hubert_samples]
-        # Zero mean and unit variance, as in training; then half of the receptive field that sticks out
-        # on either side, so that step i looks at the middle of its own samples.
+        # Zero mean and unit variance, as in training. The padding centers the receptive field of step i on
+        # the samples of step i.
         sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
         half = self._hubert_padding // 2
-        behind = frames * self._hubert_samples - len(sound) + self._hubert_padding - half
-        padded = torch.from_numpy(np.pad(sound, (half, behind)).astype(np.float32))
+        after = frames * self._hubert_samples - len(sound) + self._hubert_padding - half
+        padded = torch.from_numpy(np.pad(sound, (half, after)).astype(np.float32))
         with torch.inference_mode():
             batch = padded[None].to(self._device)
-            # Not last_hidden_state: large models put a norm behind it that belongs to the top layer.
+            # Not last_hidden_state: large models apply the norm of the top layer to it.
             found = self._hubert(batch, output_hidden_states=True).hidden_states[-1][0]
         return found.reshape(frames, -1, self.dims).mean(dim=1).cpu().numpy()
 
     def codes(self, clip: np.ndarray) -> np.ndarray:
-        """EnCodec's codes, int64 `[frames, quantizers * steps]`: level by level, each in time order."""
+        """Returns EnCodec's codes, int64 `[frames, quantizers * steps]`: by quantizer, then by time."""
         import torch
 
         whole = self._whole_frames(clip)
@@ -145,7 +130,7 @@ class EncoderPair:
         return by_frame.reshape(-1, self.quantizers * self.steps)
 
     def sound(self, codes: np.ndarray) -> np.ndarray:
-        """The sound of whole levels: int64 `[frames, levels * steps]` to float32 mono in [-1, 1]."""
+        """Decodes the first quantizers, int64 `[frames, levels * steps]`, to float32 mono in [-1, 1]."""
         import torch
 
         frames, columns = codes.shape
@@ -158,19 +143,18 @@ class EncoderPair:
             audio = self._encodec.decode(batch, [None]).audio_values[0, 0].cpu().numpy()
         return np.clip(audio[: frames * self.samples_per_frame], -1, 1)
 
-    def digest(self) -> bytes:
-        """SHA-256 of both models: weights and what changes their meaning."""
-        digest = hashlib.sha256()
-        for model, keys in ((self._hubert, _HUBERT_KEYS), (self._encodec, _ENCODEC_KEYS)):
-            settings = {key: getattr(model.config, key) for key in keys}
-            digest.update(json.dumps(settings, sort_keys=True).encode())
-            for name, tensor in sorted(model.state_dict().items()):
-                digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.cpu().numpy().astype("<f4").tobytes())
-        return digest.digest()
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns the settings of both models that change their output, and their weights by name."""
+        settings, tensors = {}, {}
+        models = (self._hubert, _HUBERT_KEYS), (self._encodec, _ENCODEC_KEYS)
+        for folder, (model, keys) in zip(FOLDERS, models, strict=True):
+            settings[folder] = {key: getattr(model.config, key) for key in keys}
+            for name, tensor in model.state_dict().items():
+                tensors[f"{folder}.{name}"] = tensor.cpu().numpy()
+        return settings, tensors
 
     def save(self, directory: Path) -> None:
-        """Writes both models into sub-folders, each file whole or absent."""
+        """Writes both models into sub-folders, each file atomically."""
         directory.mkdir(parents=True, exist_ok=True)
         for folder, model in zip(FOLDERS, (self._hubert, self._encodec), strict=True):
             (directory / folder).mkdir(exist_ok=True)
@@ -180,25 +164,23 @@ class EncoderPair:
                     file.replace(directory / folder / file.name)
 
     def _whole_frames(self, clip: np.ndarray) -> np.ndarray:
-        clip = np.asarray(clip, np.float32)
-        if clip.ndim != 1:
-            raise ValueError(f"audio is {clip.shape}, not mono [samples]")
+        clip = check_clip(clip)
         return np.pad(clip, (0, -len(clip) % self.samples_per_frame))
 
     def _bandwidth(self) -> float:
-        """The lowest bandwidth of EnCodec (kbit/s) that has all the levels; its first are the same."""
+        """Returns the lowest bandwidth of EnCodec (kbit/s) that has all the quantizers."""
         count = self._encodec.quantizer.get_num_quantizers_for_bandwidth
         offered = self._encodec.config.target_bandwidths
         return min(bandwidth for bandwidth in offered if count(bandwidth) >= self.quantizers)
 
 
 def _common_multiple(a: Fraction, b: Fraction) -> Fraction:
-    """The smallest positive number that is a whole multiple of both."""
+    """Returns the smallest positive number that is a whole multiple of both."""
     return Fraction(math.lcm(a.numerator, b.numerator), math.gcd(a.denominator, b.denominator))
 
 
 def _receptive_field(config: Any) -> int:
-    """Samples that one step of HuBERT's convolutions looks at."""
+    """Returns the number of samples that one step of HuBERT's convolutions depends on."""
     field, stride = 1, 1
     for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
         field += (kernel - 1) * stride
@@ -214,7 +196,7 @@ def _open(kind: Any, source: str | Path) -> Any:
             model, info = kind.from_pretrained(
                 str(source), use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-    except Exception as error:  # transformers, the hub, safetensors: each raises kinds of its own
+    except Exception as error:  # transformers, the hub and safetensors raise many types of errors
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{source} cannot be opened as {kind.__name__} ({reason}): give a folder or a hub name with "
@@ -222,15 +204,15 @@ def _open(kind: Any, source: str | Path) -> Any:
         ) from None
     if info["missing_keys"]:
         raise UserError(
-            f"{source} is no {kind.__name__}: it lacks {len(info['missing_keys'])} of its tensors, "
-            f"{min(info['missing_keys'])} among them"
+            f"{source} is not a {kind.__name__}: it lacks {len(info['missing_keys'])} tensors, such as "
+            f"{min(info['missing_keys'])}"
         )
     return model
 
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keeps transformers from drawing progress bars of its own."""
+    """Disables the progress bars of transformers."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

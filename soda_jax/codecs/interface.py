@@ -1,22 +1,26 @@
-"""The interface of all codecs, and `load_codec`, which opens any of them."""
+"""The interface of all codecs, `load_codec`, and functions for the folder that a codec is saved in."""
 
+import hashlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from soda_jax.codecs.description import FILE
 from soda_jax.errors import UserError
+from soda_jax.files import write_json
+
+DESCRIPTION = "codec.json"
+Parsed = TypeVar("Parsed")
 
 
 class Codec(Protocol):
     """Converts audio to codes `[frames, codebooks]` and back, at a fixed frame rate.
 
     Attributes:
-      name: the kind of codec, as in the spec (`mel`).
+      name: the kind of codec, as in its spec (`mel`).
       sample_rate: sample rate of input and output audio in Hz.
       samples_per_frame: audio samples per frame of codes.
       frame_rate: frames per second, `sample_rate / samples_per_frame`.
@@ -70,6 +74,14 @@ class Codec(Protocol):
     def save(self, directory: str | Path) -> None:
         """Writes the codec so that `load_codec("<name>:<directory>")` opens an equal codec."""
         ...
+
+
+def check_clip(clip: np.ndarray) -> np.ndarray:
+    """Returns a clip as float32 `[samples]`; raises ValueError if it is not mono."""
+    clip = np.asarray(clip, np.float32)
+    if clip.ndim != 1:
+        raise ValueError(f"audio is {clip.shape}, not mono [samples]")
+    return clip
 
 
 def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarray:
@@ -140,10 +152,84 @@ def saved_codec(directory: str | Path) -> str:
     Raises:
       UserError: if there is no such folder, or `codec.json` is damaged.
     """
-    path = Path(directory) / FILE
+    path = Path(directory) / DESCRIPTION
     try:
         return f"{json.loads(path.read_text(encoding='utf-8'))['name']}:{directory}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} does not name a codec ({error}): give the codec as mel:DIR"
         ) from None
+
+
+def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns 32 hex digits that identify settings (as JSON) and tensors (as f32, sorted by name)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name], "<f4").data)
+    return digest.hexdigest()[:32]
+
+
+def write_description(folder: Path, version: int, codec: Codec, **settings: Any) -> None:
+    """Writes `codec.json` with the name and the fingerprint of `codec`, and its settings."""
+    head = {"format_version": version, "name": codec.name, "fingerprint": codec.fingerprint}
+    write_json(folder / DESCRIPTION, {**head, **settings})
+
+
+def read_description(
+    folder: Path, codec: str, version: int, fix: str, parse: Callable[[dict[str, Any]], Parsed]
+) -> tuple[Parsed, str]:
+    """Reads `codec.json` and returns (result of `parse`, fingerprint).
+
+    Args:
+      folder: the codec's folder.
+      codec: the name that the file must contain.
+      version: the format version that the file must contain.
+      fix: what the user should do if the file is wrong, such as "run `soda codec fit`".
+      parse: may raise ValueError, KeyError, TypeError or AttributeError for invalid content.
+
+    Raises:
+      UserError: with the file, the problem and `fix`.
+    """
+    path = folder / DESCRIPTION
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        found, name = value["format_version"], value["name"]
+        if name != codec:
+            raise UserError(f"{path} is of a {name!r} codec: write {name}:DIR")
+        if found != version:
+            raise UserError(
+                f"{path} has format version {found}, this program reads {version}: {fix} again or "
+                "use the matching release"
+            )
+        return parse(value), str(value["fingerprint"])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {fix}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not describe a {codec} codec ({error}): {fix}") from None
+
+
+def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a safetensors file by name.
+
+    Raises:
+      UserError: if the file is missing or damaged, with `fix` as in `read_description`.
+    """
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {fix}") from None
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a safetensors file ({error}): {fix}") from None
+
+
+def check_fingerprint(folder: Path, found: str, expected: str, fix: str) -> None:
+    """Raises UserError if the fingerprint of the files in `folder` differs from its `codec.json`."""
+    if found != expected:
+        raise UserError(
+            f"the fingerprint in {folder / DESCRIPTION} does not match the files of this folder; one of "
+            f"them is damaged: copy the folder again or {fix}"
+        )

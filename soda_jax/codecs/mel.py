@@ -1,8 +1,8 @@
-"""The mel codec: a residual vector quantizer of log-mel columns, fitted on the user's own audio.
+"""The mel codec: a residual vector quantizer of log-mel columns, fitted on the user's audio.
 
 It needs no download, runs on a CPU far faster than real time, and by default has Mimi's token rate:
-24 kHz, 12.5 frames per second, eight codebooks. Compared with Mimi it is a toy: it keeps one clean
-voice intelligible, and its first codebook is coarse but not semantic.
+24 kHz, 12.5 frames per second, eight codebooks. Its quality is far below Mimi's: a single clean voice
+remains intelligible, and its first codebook is coarse but not semantic.
 """
 
 import dataclasses
@@ -13,14 +13,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from soda_jax.codecs.description import (
-    FILE,
+from soda_jax.codecs.interface import (
+    check_clip,
+    check_codes,
+    check_fingerprint,
     fingerprint,
     read_description,
     read_tensors,
     write_description,
 )
-from soda_jax.codecs.interface import check_codes
 from soda_jax.codecs.mel_features import MelGrid, log_mel, mel_to_audio
 from soda_jax.codecs.quantizer import ResidualQuantizer
 from soda_jax.errors import UserError
@@ -28,11 +29,12 @@ from soda_jax.files import write_atomic
 
 FORMAT_VERSION = 1
 _WEIGHTS = "codec.safetensors"
+_FIX = "run `soda codec fit`"
 
 
 @dataclass(frozen=True)
 class MelSettings:
-    """Settings of a mel codec that are chosen and not fitted.
+    """Settings of a mel codec.
 
     Attributes:
       grid: parameters of the log-mel columns.
@@ -49,43 +51,32 @@ class MelSettings:
     griffin_lim_iterations: int = 32
 
     def __post_init__(self) -> None:
-        grid = self.grid
+        grid, values = self.grid, self.grid.mels * self.columns_per_frame
         counts = (
             *(grid.sample_rate, grid.hop, grid.window, grid.mels, self.columns_per_frame),
             *(self.components, *self.codebook_sizes, self.griffin_lim_iterations),
         )
+        wrong = ""
         if not all(type(count) is int and 0 < count <= 1_000_000 for count in counts):
-            raise UserError(
-                f"the settings of the mel codec must be positive integers, not {counts}"
+            wrong = f"its settings must be positive integers, not {counts}"
+        elif not 0 < grid.floor < 1:
+            wrong = f"floor {grid.floor} must be between 0 and 1"
+        elif grid.hop % 2 or grid.window < 2 * grid.hop:
+            wrong = f"hop {grid.hop} must be even and window {grid.window} at least twice the hop"
+        elif self.components > values:
+            wrong = f"components {self.components} exceed the {values} values of a frame"
+        elif not self.codebook_sizes or max(self.codebook_sizes) > 65_536:
+            wrong = (
+                f"give at least one codebook, with at most 65536 entries, not {self.codebook_sizes}"
             )
-        if not 0 < grid.floor < 1:
-            raise UserError(
-                f"the floor of the mel codec is {grid.floor}: it must be between 0 and 1"
-            )
-        if grid.hop % 2 or grid.window < 2 * grid.hop:
-            raise UserError(
-                f"the mel codec needs an even hop and a window of at least twice the hop, not "
-                f"{grid.hop} and {grid.window}"
-            )
-        if self.components > grid.mels * self.columns_per_frame:
-            raise UserError(
-                f"{self.components} components exceed the {grid.mels * self.columns_per_frame} values of a frame"
-            )
-        if not self.codebook_sizes or max(self.codebook_sizes) > 65_536:
-            raise UserError(
-                f"codebook sizes {self.codebook_sizes}: give at least one, each at most 65536"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        if wrong:
+            raise UserError(f"mel codec: {wrong}")
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Reverses `to_json`; raises TypeError or KeyError if a name is missing or unknown."""
-        rest = dict(value)
-        grid = MelGrid(**rest.pop("grid"))
-        sizes = tuple(rest.pop("codebook_sizes"))
-        return cls(grid=grid, codebook_sizes=sizes, **rest)
+        """Reverses `asdict`; raises TypeError or KeyError if a name is missing or unknown."""
+        lists = {"grid": MelGrid(**value["grid"]), "codebook_sizes": tuple(value["codebook_sizes"])}
+        return cls(**{**value, **lists})
 
 
 class MelCodec:
@@ -100,7 +91,7 @@ class MelCodec:
         self.samples_per_frame = settings.grid.hop * settings.columns_per_frame
         self.frame_rate = self.sample_rate / self.samples_per_frame
         self.codebook_sizes = settings.codebook_sizes
-        self.fingerprint = fingerprint(settings.to_json(), _tensors(quantizer))
+        self.fingerprint = fingerprint(dataclasses.asdict(settings), _tensors(quantizer))
 
     @classmethod
     def fit(
@@ -146,7 +137,7 @@ class MelCodec:
 
         folder = Path(directory)
         write_atomic(folder / _WEIGHTS, safetensors.numpy.save(_tensors(self._quantizer)))
-        write_description(folder, FORMAT_VERSION, self, settings=self.settings.to_json())
+        write_description(folder, FORMAT_VERSION, self, settings=dataclasses.asdict(self.settings))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -159,31 +150,24 @@ class MelCodec:
           UserError: if a file is missing, damaged, of another version, or of another codec.
         """
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
-        fix = "run `soda codec fit`"
         settings, expected = read_description(
             folder,
             cls.name,
             FORMAT_VERSION,
-            fix,
-            lambda value: (MelSettings.from_json(value["settings"]), str(value["fingerprint"])),
+            _FIX,
+            lambda value: MelSettings.from_json(value["settings"]),
         )
-        tensors = read_tensors(folder / _WEIGHTS, fix)
-        _check_shapes(folder / _WEIGHTS, tensors, settings)
+        tensors = read_tensors(folder / _WEIGHTS, _FIX)
+        # Equal fingerprints also mean that names and shapes of the tensors are correct.
+        found = fingerprint(dataclasses.asdict(settings), tensors)
+        check_fingerprint(folder, found, expected, _FIX)
         codebooks = tuple(tensors[_codebook(k)] for k in range(len(settings.codebook_sizes)))
-        codec = cls(settings, ResidualQuantizer(tensors["mean"], tensors["basis"], codebooks))
-        if codec.fingerprint != expected:
-            raise UserError(
-                f"the fingerprint in {folder / FILE} is not that of {folder / _WEIGHTS}; one of them is "
-                "damaged: copy both again or run `soda codec fit`"
-            )
-        return codec
+        return cls(settings, ResidualQuantizer(tensors["mean"], tensors["basis"], codebooks))
 
 
 def _frames(audio: np.ndarray, settings: MelSettings) -> np.ndarray:
     """Returns the log-mel columns of each frame, float32 `[frames, columns_per_frame * mels]`."""
-    audio = np.asarray(audio, np.float32)
-    if audio.ndim != 1:
-        raise ValueError(f"audio is {audio.shape}, not mono [samples]")
+    audio = check_clip(audio)
     frame = settings.grid.hop * settings.columns_per_frame
     if len(audio) == 0:
         return np.zeros((0, settings.columns_per_frame * settings.grid.mels), np.float32)
@@ -198,17 +182,3 @@ def _codebook(level: int) -> str:
 def _tensors(quantizer: ResidualQuantizer) -> dict[str, np.ndarray]:
     codebooks = {_codebook(k): book for k, book in enumerate(quantizer.codebooks)}
     return {"mean": quantizer.mean, "basis": quantizer.basis, **codebooks}
-
-
-def _check_shapes(path: Path, tensors: dict[str, np.ndarray], settings: MelSettings) -> None:
-    dims = settings.grid.mels * settings.columns_per_frame
-    shapes: dict[str, tuple[int, ...]] = {
-        "mean": (dims,),
-        "basis": (dims, settings.components),
-        **{_codebook(k): (n, settings.components) for k, n in enumerate(settings.codebook_sizes)},
-    }
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes or any(tensor.dtype != np.float32 for tensor in tensors.values()):
-        raise UserError(
-            f"{path} does not contain the tensors that {FILE} describes: run `soda codec fit`"
-        )

@@ -1,7 +1,7 @@
-"""Log-mel columns of speech, and Griffin-Lim back from them to audio.
+"""Log-mel columns of speech, and Griffin-Lim from these columns to audio.
 
-The grid is frame-exact: `n * hop` samples give n columns, column t centerd on the middle of samples
-[t·hop, (t+1)·hop), with zeros beyond both ends.
+`n * hop` samples give exactly n columns; column t is centered on the middle of samples
+[t·hop, (t+1)·hop), with zeros before the first and after the last sample.
 """
 
 import functools
@@ -10,25 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-# Phases and steps of the search below: chosen by the word error rate of a small Whisper.
-_UPSAMPLING = (
-    2  # a hop of 240 instead of 480: Griffin-Lim needs windows that overlap at least 4 times
-)
+# Settings of Griffin-Lim, chosen by the word error rate of a small Whisper.
+_UPSAMPLING = 2  # a hop of 240 instead of 480: at least four windows must overlap
 _MOMENTUM = 0.99
 _PHASE_SEED = 0
 
 
 @dataclass(frozen=True)
 class MelGrid:
-    """Where the columns lie in time and frequency.
+    """Resolution of the columns in time and frequency.
 
     Attributes:
       sample_rate: Hz.
       hop: samples from one column to the next.
       window: length of the Hann window and of the Fourier transform, in samples.
-      mels: bands, evenly spaced on the mel scale from 0 Hz to half the sample rate.
-      floor: added to a band's amplitude (1 = a full-scale sine) before the logarithm, so that
-        differences between inaudible sounds take no codes.
+      mels: number of bands, evenly spaced on the mel scale from 0 Hz to half the sample rate.
+      floor: added to a band's amplitude (1 = a full-scale sine) before the logarithm, so that no codes
+        are spent on differences between inaudible sounds.
     """
 
     sample_rate: int = 24_000
@@ -39,25 +37,26 @@ class MelGrid:
 
 
 def log_mel(audio: np.ndarray, grid: MelGrid) -> np.ndarray:
-    """Natural logarithm of the band amplitudes, float32 `[samples // hop, mels]`.
+    """Returns the natural logarithm of the band amplitudes, float32 `[samples // hop, mels]`.
 
     Args:
-      audio: float32 `[samples]`, samples a multiple of `grid.hop`.
+      audio: float32 `[samples]`, a multiple of `grid.hop`.
     """
     spectrum = np.abs(_stft(audio, grid.window, grid.hop))
     return np.log(spectrum @ _filters(grid).T + np.float32(grid.floor))
 
 
 def mel_to_audio(columns: np.ndarray, grid: MelGrid, iterations: int) -> np.ndarray:
-    """Audio with about these log-mel columns, float32 `[len(columns) * hop]`; the same each time.
+    """Returns audio with approximately these log-mel columns, float32 `[len(columns) * hop]`.
 
-    The linear spectrum is the non-negative part of the pseudo-inverse of the mel filters; its phase
-    comes from the fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard, 2013) started at
-    seeded random phases.
+    The linear spectrum is the non-negative part of the columns times the pseudo-inverse of the mel
+    filters. Its phase is found by the fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard,
+    2013) from seeded random phases, so the result is deterministic.
 
     Args:
       columns: float32 `[columns, mels]`, as from `log_mel`.
-      iterations: rounds of Griffin-Lim.
+      grid: resolution of the columns.
+      iterations: iterations of Griffin-Lim.
     """
     if len(columns) == 0:
         return np.zeros(0, np.float32)
@@ -99,13 +98,13 @@ def _inverse_filters(grid: MelGrid) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _hann(window: int) -> np.ndarray:
-    """Periodic Hann window scaled so that a full-scale sine has amplitude 1 in its bin."""
+    """Returns a periodic Hann window, scaled so that a full-scale sine has amplitude 1 in its bin."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     return (hann / (hann.sum() / 2)).astype(np.float32)
 
 
 def _stft(audio: np.ndarray, window: int, hop: int) -> np.ndarray:
-    """Complex spectrum, complex64 `[samples // hop, window // 2 + 1]`."""
+    """Returns the spectrum, complex64 `[samples // hop, window // 2 + 1]`."""
     columns, before = len(audio) // hop, (window - hop) // 2
     padded = np.pad(audio, (before, window - hop - before))
     pieces = np.lib.stride_tricks.sliding_window_view(padded, window)[: columns * hop : hop]
@@ -113,7 +112,7 @@ def _stft(audio: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 
 def _overlap_add(pieces: np.ndarray, hop: int) -> np.ndarray:
-    """Sums pieces `[columns, window]` that lie `hop` apart; `[columns * hop]` between the paddings."""
+    """Sums overlapping pieces `[columns, window]`, `hop` apart; returns `[columns * hop]`, unpadded."""
     columns, window = pieces.shape
     layers = -(-window // hop)
     pieces = np.pad(pieces, ((0, 0), (0, layers * hop - window))).reshape(columns, layers, hop)
@@ -125,7 +124,7 @@ def _overlap_add(pieces: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _griffin_lim(amplitude: np.ndarray, window: int, hop: int, iterations: int) -> np.ndarray:
-    """Audio whose spectrum has about this amplitude, float32 `[columns * hop]`."""
+    """Returns audio whose spectrum has approximately this amplitude, float32 `[columns * hop]`."""
     columns = len(amplitude)
     hann = _hann(window)
     weight = _overlap_add(np.broadcast_to(hann**2, (columns, window)), hop)
@@ -146,7 +145,7 @@ def _griffin_lim(amplitude: np.ndarray, window: int, hop: int, iterations: int) 
 
 
 def _upsample(columns: np.ndarray, factor: int) -> np.ndarray:
-    """Linear interpolation in time, `[columns * factor, mels]`, the ends held."""
+    """Returns `[columns * factor, mels]` by linear interpolation in time; the ends are constant."""
     position = (np.arange(len(columns) * factor) + 0.5) / factor - 0.5
     left = np.clip(np.floor(position).astype(int), 0, len(columns) - 1)
     right = np.minimum(left + 1, len(columns) - 1)

@@ -19,8 +19,8 @@ class ResidualQuantizer:
 
     Attributes:
       mean: float32 `[dims]`.
-      basis: float32 `[dims, components]`, orthonormal columns, largest variance first. Projecting on
-        them barely changes the distances of the k-means and takes a third of the arithmetic.
+      basis: float32 `[dims, components]`, orthonormal columns, largest variance first. The projection
+        hardly changes the distances in k-means and saves two thirds of the arithmetic.
       codebooks: float32 `[size_k, components]` for each codebook k.
     """
 
@@ -30,10 +30,10 @@ class ResidualQuantizer:
 
     @classmethod
     def fit(cls, vectors: np.ndarray, sizes: tuple[int, ...], components: int, seed: int) -> Self:
-        """Fits the basis by PCA, then the codebooks one after the other by k-means.
+        """Fits the basis by PCA, then each codebook by k-means.
 
         Args:
-          vectors: float32 `[n, dims]`, n at least the largest of `sizes`.
+          vectors: float32 `[n, dims]`.
           sizes: number of entries of each codebook.
           components: number of principal components, at most dims.
           seed: seed of the k-means; the same vectors and seed give the same codebooks.
@@ -50,8 +50,8 @@ class ResidualQuantizer:
                 f"{len(vectors)} frames of audio cannot fit a codebook of {max(sizes)} entries: "
                 "give more audio or smaller codebooks"
             )
-        # Use one thread. With more, the order of the sums and so the last bits would vary, and on a
-        # busy machine threads that wait for each other in many small products are several times slower.
+        # A single thread: with more, the order of the sums and therefore the last bits would vary, and
+        # on a busy machine the many small products would be several times slower.
         with threadpool_limits(1), warnings.catch_warnings():
             mean = vectors.mean(axis=0)
             _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False))
@@ -77,10 +77,8 @@ class ResidualQuantizer:
         residual = (vectors - self.mean) @ self.basis
         codes = np.empty((len(vectors), len(self.codebooks)), np.uint16)
         for level, codebook in enumerate(self.codebooks):
-            # |r - c|² without |r|², which is the same for every entry.
-            distance = (codebook**2).sum(axis=1) - 2 * (residual @ codebook.T)
-            codes[:, level] = nearest = distance.argmin(axis=1)
-            residual = residual - codebook[nearest]
+            codes[:, level] = entries = nearest(residual, codebook)
+            residual = residual - codebook[entries]
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -89,3 +87,9 @@ class ResidualQuantizer:
         for level in range(codes.shape[1]):
             total += self.codebooks[level][codes[:, level]]
         return total @ self.basis.T + self.mean
+
+
+def nearest(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """Returns the index of the nearest entry `[size, dims]` for each vector `[n, dims]`."""
+    # |v - c|² without |v|², which is the same for every entry.
+    return ((codebook**2).sum(axis=1) - 2 * (vectors @ codebook.T)).argmin(axis=1)

@@ -1,6 +1,6 @@
 """The two-encoder codec: semantic units from HuBERT, acoustic codes from EnCodec.
 
-It is an alternative to Mimi, in which one model produces both. A frame lasts 1/25 s (`encoder_pair`):
+It is an alternative to Mimi, where a single model produces both. A frame lasts 1/25 s (`encoder_pair`):
 
     column 0                 semantic: the k-means unit nearest to the mean of HuBERT's two features
     columns 1, 2, 3          first quantizer of EnCodec, three steps in time order
@@ -8,26 +8,31 @@ It is an alternative to Mimi, in which one model produces both. A frame lasts 1/
     …
 
 With q quantizers there are 1 + 3q codebooks and 25 · (1 + 3q) tokens per second (175 for the two
-quantizers of EnCodec's 1.5 kbit/s). Every EnCodec code is kept, so decoding gives EnCodec's own output.
-The units contain only what is said; decoding uses the acoustic columns. These are ordered from coarse to
-fine: the first 1 + 3k columns contain the sound of k quantizers.
+quantizers of EnCodec's 1.5 kbit/s). All codes of EnCodec are stored, so decoding gives EnCodec's
+output. Decoding ignores the units and uses the acoustic columns, which are ordered from coarse to fine:
+the first 1 + 3k columns contain the sound of k quantizers.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from soda_jax.codecs.description import read_description, read_tensors, write_description
 from soda_jax.codecs.encoder_pair import FOLDERS, EncoderPair
-from soda_jax.codecs.interface import check_codes
-from soda_jax.codecs.quantizer import ResidualQuantizer
+from soda_jax.codecs.interface import (
+    check_codes,
+    check_fingerprint,
+    fingerprint,
+    read_description,
+    read_tensors,
+    write_description,
+)
+from soda_jax.codecs.quantizer import ResidualQuantizer, nearest
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PIECE_SECONDS = 60  # longest input of HuBERT: its attention is quadratic
 _UNITS = "units.safetensors"
 _FIX = "run `soda codec fit-units`"
@@ -43,17 +48,16 @@ class TwoEncoderCodec:
     name = "two_encoder"
 
     def __init__(self, pair: EncoderPair, units: np.ndarray):
-        """Takes the two models and the centers of the units, float32 `[units, pair.dims]`."""
+        """Wraps the two models and the centers of the units, float32 `[units, pair.dims]`."""
         self._pair, self._units = pair, np.ascontiguousarray(units, np.float32)
         self.sample_rate = pair.sample_rate
         self.samples_per_frame = pair.samples_per_frame
         self.frame_rate = self.sample_rate / self.samples_per_frame
         acoustic = (pair.codebook_size,) * (pair.quantizers * pair.steps)
         self.codebook_sizes = (len(units), *acoustic)
-        digest = hashlib.sha256(f"two_encoder {self.codebook_sizes}".encode())
-        digest.update(pair.digest())
-        digest.update(self._units.astype("<f4").tobytes())
-        self.fingerprint = digest.hexdigest()[:32]
+        settings, tensors = pair.state()
+        settings |= {"codebook_sizes": self.codebook_sizes}
+        self.fingerprint = fingerprint(settings, {**tensors, "units": self._units})
 
     @classmethod
     def fit(
@@ -63,7 +67,7 @@ class TwoEncoderCodec:
 
         Args:
           audio: float32 mono clips `[samples]` at `pair.sample_rate`. All their features are kept in
-            memory (with 768 values per frame 3 kB per frame, 280 MB per hour).
+            memory (3 kB per frame and 280 MB per hour for 768 values per frame).
           pair: the models.
           units: number of units, at most 65,536.
           seed: seed of the k-means.
@@ -81,20 +85,17 @@ class TwoEncoderCodec:
         ]
         if not features:
             raise UserError("there is no audio to fit units on: give at least one clip")
-        # A residual quantizer with one level is k-means; its decoded entries are the centers.
+        # A residual quantizer with a single codebook is k-means; its decoded entries are the centers.
         fitted = ResidualQuantizer.fit(np.concatenate(features), (units,), pair.dims, seed)
         return cls(pair, fitted.decode(np.arange(units)[:, None]))
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Encodes float32 mono clips `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
-        # One clip at a time: padding in a batch would change the HuBERT features of shorter clips.
+        # A clip per call: padding in a batch would change the HuBERT features of shorter clips.
         return [self._encode(clip) for clip in audio]
 
     def _encode(self, clip: np.ndarray) -> np.ndarray:
-        features = self._pair.features(clip)
-        # |f - c|² without |f|², which is the same for every unit.
-        distance = (self._units**2).sum(axis=1) - 2 * (features @ self._units.T)
-        semantic = distance.argmin(axis=1)[:, None]
+        semantic = nearest(self._pair.features(clip), self._units)[:, None]
         return np.concatenate([semantic, self._pair.codes(clip)], axis=1).astype(np.uint16)
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -103,7 +104,7 @@ class TwoEncoderCodec:
         Complete quantizer levels are decoded; the columns of an incomplete last level are ignored.
 
         Raises:
-          NoSoundError: a ValueError, if there are fewer than 1 + 3 columns, so no complete level.
+          NoSoundError: a ValueError, for fewer than 1 + 3 columns, which have no complete level.
         """
         return [self._decode(check_codes(clip, self.codebook_sizes)) for clip in codes]
 
@@ -143,7 +144,7 @@ class TwoEncoderCodec:
             cls.name,
             FORMAT_VERSION,
             _FIX,
-            lambda value: (int(value["quantizers"]), str(value["fingerprint"])),
+            lambda value: int(value["quantizers"]),
         )
         units = read_tensors(folder / _UNITS, _FIX).get("units", np.zeros(0))
         for name in FOLDERS:  # transformers would search the hub for a missing folder
@@ -151,15 +152,7 @@ class TwoEncoderCodec:
                 raise UserError(
                     f"{folder / name} is missing: copy the folder of `soda codec fit-units` again"
                 )
-        pair = EncoderPair.open(folder / "hubert", folder / "encodec", quantizers)
-        if units.ndim != 2 or units.shape[1] != pair.dims or not 0 < len(units) <= 65_536:
-            raise UserError(
-                f"{folder / _UNITS}: units {units.shape} are not [units, {pair.dims}]: {_FIX}"
-            )
+        pair = EncoderPair(folder / "hubert", folder / "encodec", quantizers)
         codec = cls(pair, units)
-        if codec.fingerprint != expected:
-            raise UserError(
-                f"the fingerprint in {folder}/codec.json does not match the files of this folder; one of "
-                f"them is damaged: copy the folder again or {_FIX}"
-            )
+        check_fingerprint(folder, codec.fingerprint, expected, _FIX)
         return codec

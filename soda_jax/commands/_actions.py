@@ -1,11 +1,11 @@
-"""Sub-commands of a command, each with an example in its help."""
+"""Actions of a sub-command, such as `train` in `soda tokenizer train`."""
 
 import argparse
 from typing import Any
 
 
 def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """Adds the sub-command `name` to `actions`, what `add_subparsers` returned."""
+    """Adds an action with an example in its help to `actions`, the result of `add_subparsers`."""
     return actions.add_parser(
         name,
         help=summary,
@@ -13,3 +13,8 @@ def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_number(parser: argparse.ArgumentParser, name: str, default: float, meaning: str) -> None:
+    """Adds an option with the type of `default`, which is appended to its help."""
+    parser.add_argument(name, type=type(default), default=default, help=f"{meaning} (%(default)s)")

@@ -1,4 +1,4 @@
-"""`--config=FILE --config.some.key=value`, as everywhere in ml_collections."""
+"""Reads `--config=FILE --config.some.key=value` with ml_collections."""
 
 import difflib
 import re
@@ -10,11 +10,11 @@ from soda_jax.errors import UserError
 
 
 def load_config(file: str, overrides: Sequence[str]) -> Any:
-    """The ConfigDict of a config file with `--config.key=value` overrides applied.
+    """Returns the ConfigDict of a config file with `--config.key=value` overrides applied.
 
     Args:
       file: a path, or the name of an installed experiment ("demo", "configs/demo.py").
-      overrides: arguments that begin with `--config.`.
+      overrides: arguments that start with `--config.`.
 
     Raises:
       UserError: for a missing or broken file, an unknown key (with the nearest name) or a bad value.
@@ -27,9 +27,9 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
     overrides = _one_word_each(overrides)
     arguments = ["soda", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    strangers = [o for o in overrides if not o.startswith("--config.")]
-    if strangers:
-        raise UserError(f"unknown option {strangers[0]}; overrides are spelled --config.key=value")
+    others = [o for o in overrides if not o.startswith("--config.")]
+    if others:
+        raise UserError(f"unknown option {others[0]}; overrides are spelled --config.key=value")
     _check_keys(path, overrides)
     try:
         values(arguments)
@@ -41,7 +41,7 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
 
 
 def _one_word_each(overrides: Sequence[str]) -> list[str]:
-    """`--config.key value` and `--noconfig.key`, as absl allows them, spelled `--config.key=…`."""
+    """Rewrites `--config.key value` and `--noconfig.key`, which absl allows, as `--config.key=…`."""
     words: list[str] = []
     for word in overrides:
         last = words[-1] if words else ""
@@ -62,7 +62,7 @@ def _find(file: str) -> Path:
 
     folder = Path(soda_jax.configs.__path__[0])
     installed = folder / f"{path.stem}.py"
-    # Only the spellings of the documentation: another folder's missing file is a mistake.
+    # Only the documented spellings: a missing file of another folder is an error.
     spellings = (Path(path.stem), Path("configs", path.stem), Path("configs", installed.name))
     if path in spellings and installed.is_file():
         return installed
@@ -71,7 +71,7 @@ def _find(file: str) -> Path:
 
 
 def _check_keys(path: Path, overrides: Sequence[str]) -> None:
-    """Refuses an override of a key that the config lacks, naming the nearest one."""
+    """Raises UserError for an override of an unknown key, with the nearest known one."""
     config = _get_config(path)
     for override in overrides:
         dotted = override.removeprefix("--config.").split("=", 1)[0]

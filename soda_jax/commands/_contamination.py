@@ -1,4 +1,4 @@
-"""What `soda inspect --contamination` prints and writes."""
+"""Prints and writes the results of `soda inspect --contamination`."""
 
 import argparse
 import dataclasses
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from soda_jax.data.checks.contamination import Contamination
     from soda_jax.data.checks.ngram_search import Found
 
-_SHOWN = 50  # utterances printed; the report has them all
-_WIDTH = 60  # characters of a text printed
+_SHOWN = 50  # number of printed utterances; the report contains all
+_WIDTH = 60  # printed characters of a text
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares two data sets; the exit status is 1 if training documents are to be excluded."""
+    """Compares two data sets; returns 1 if training documents should be excluded, else 0."""
     from soda_jax.data.checks.contamination import find_contamination
     from soda_jax.files import write_atomic
 
@@ -65,7 +65,7 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
         ("documents of the same id", f"{len(found.same_ids):,}"),
         (f"utterances with {least} in one document", _of(alike, len(long))),
         (f"utterances with {least} in several together", _of(len(spread), len(long))),
-        ("shorter utterances found whole", _of(len(matches) - alike, len(short))),
+        ("shorter utterances found as a whole", _of(len(matches) - alike, len(short))),
         ("training documents to exclude", f"{len(found.excluded):,}"),
         ("damaged records, skipped", f"{found.damaged_records:,}"),
     ]
@@ -84,7 +84,7 @@ def _of(count: int, total: int) -> str:
 
 def _line(found: "Found") -> str:
     text = found.text if len(found.text) <= _WIDTH else found.text[: _WIDTH - 1] + "…"
-    place = f"{found.train_document} [{found.train_utterance}]"
+    where = f"{found.train_document} [{found.train_utterance}]"
     more = found.train_documents - 1
     others = f" and {more:,} more" if more else ""
-    return f"{found.share:5.2f}  {found.document} [{found.utterance}] | {place}{others} | {text!r}"
+    return f"{found.share:5.2f}  {found.document} [{found.utterance}] | {where}{others} | {text!r}"

@@ -1,8 +1,8 @@
-"""What `soda tokenize --verify` and `soda inspect --verify` print of a data set."""
+"""Prints the result of `soda tokenize --verify` and `soda inspect --verify`."""
 
 
 def print_faults(dataset: str, generation: int = -1) -> int:
-    """Prints what is wrong with a data set as the lines of a `masked` file; 1 if something is, else 0."""
+    """Prints the errors of a data set as lines of a `mask_records` file; returns 1 if there are any, else 0."""
     from tokenize_pipeline.verify import verify
 
     count = 0

@@ -1,4 +1,4 @@
-"""`soda checkpoints`: what a run has saved, and whether it is intact."""
+"""`soda checkpoints`: lists the checkpoints of a run and verifies them."""
 
 import argparse
 
@@ -8,21 +8,19 @@ EXAMPLE = "soda checkpoints runs/demo"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda checkpoints`."""
-    parser.add_argument(
-        "workdir", help="the folder of the run, the one given to soda train, or gs://…"
-    )
+    parser.add_argument("workdir", help="workdir of the run, as given to soda train, or gs://…")
     parser.add_argument(
         "--repair",
         metavar="DATASET",
-        help="first take tokenizer, codec and fingerprints from an intact data set of the run",
+        help="first copy tokenizer, codec and fingerprints from an intact data set of the run",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one line a step; returns 1 if a step is not intact.
+    """Prints one line per step; returns 1 if a step is not intact.
 
     Raises:
-      UserError: if the run has no checkpoints, or `--repair` names another data set than its own.
+      UserError: if the run has no checkpoints, or `--repair` names a data set that it did not use.
     """
     from soda_jax.checkpoints import CheckpointReader, folder
     from soda_jax.errors import UserError

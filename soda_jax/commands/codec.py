@@ -1,4 +1,4 @@
-"""`soda codec`: fit the mel codec on your audio; codes of a sound file and back."""
+"""`soda codec` fits codecs, encodes a sound file and decodes codes."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soda_jax.commands._actions import add_action
+from soda_jax.commands._actions import add_action, add_number
 from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 SUMMARY = "fit a codec; encode and decode a sound file"
 EXAMPLE = "soda codec fit corpus/manifest.jsonl --output=codec"
 
-# Of formats that soundfile knows by another name.
+# Suffixes of formats that have another name in soundfile.
 _OTHER_SUFFIXES = {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
-_FRAMES_PER_ENTRY = 20  # that k-means needs; docs/codec.md has the measurement
-Stretch = tuple[Path, float | None, float | None]  # path, start and end in seconds
+_FRAMES_PER_ENTRY = 20  # required by k-means; measured in docs/codec.md
+Clip = tuple[Path, float | None, float | None]  # path, start and end in seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the sub-commands and their options."""
+    """Adds the sub-commands and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
 
     fit = add_action(
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda codec fit corpus/manifest.jsonl --output=codec",
     )
     _add_audio(fit)
-    fit.add_argument("--codebooks", type=int, default=8, help="codebooks (%(default)s)")
-    fit.add_argument("--codebook_size", type=int, default=512, help="entries of each (%(default)s)")
+    add_number(fit, "--codebooks", 8, "number of codebooks")
+    add_number(fit, "--codebook_size", 512, "entries per codebook")
 
     units = add_action(
         actions,
@@ -45,46 +45,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda codec fit-units corpus/manifest.jsonl --hubert=hubert --output=codec",
     )
     _add_audio(units)
-    units.add_argument("--hubert", required=True, help="HuBERT: folder or hub name, safetensors")
+    units.add_argument("--hubert", required=True, help="HuBERT: folder or hub name")
     units.add_argument(
-        "--encodec", default="facebook/encodec_24khz", help="EnCodec, likewise (%(default)s)"
+        "--encodec",
+        default="facebook/encodec_24khz",
+        help="EnCodec: folder or hub name (%(default)s)",
     )
-    units.add_argument("--layer", type=int, default=9, help="of HuBERT, from 1 (%(default)s)")
-    units.add_argument("--units", type=int, default=500, help="how many (%(default)s)")
-    units.add_argument(
-        "--quantizers", type=int, default=2, help="levels of EnCodec to use (%(default)s)"
-    )
+    add_number(units, "--layer", 9, "HuBERT layer, from 1")
+    add_number(units, "--units", 500, "number of units")
+    add_number(units, "--quantizers", 2, "EnCodec quantizers to use")
 
     encode = add_action(
         actions,
         "encode",
-        "codes of a sound file",
+        "encode a sound file",
         "soda codec encode clip.wav --codec=mel:codec --output=codes.npz",
     )
     encode.add_argument("file", help="a sound file")
     encode.add_argument("--codec", required=True, help="mel:DIR, mimi:DIR or two_encoder:DIR")
-    encode.add_argument("--output", required=True, help="codes as .npz")
+    encode.add_argument("--output", required=True, help="file for the codes, .npz")
 
     decode = add_action(
         actions,
         "decode",
-        "the sound of codes",
+        "decode codes to a sound file",
         "soda codec decode codes.npz --codec=mel:codec --output=again.wav",
     )
-    decode.add_argument("file", help="codes, from soda codec encode")
-    decode.add_argument("--codec", required=True, help="the codec that made them")
-    decode.add_argument("--output", required=True, help="sound as .wav")
-    decode.add_argument("--codebooks", type=int, help="use only the first codebooks")
+    decode.add_argument("file", help="output of soda codec encode")
+    decode.add_argument("--codec", required=True, help="the codec that encoded them")
+    decode.add_argument("--output", required=True, help="sound file, .wav")
+    decode.add_argument("--codebooks", type=int, help="number of codebooks to use (all)")
 
 
 def _add_audio(fit: argparse.ArgumentParser) -> None:
-    """The options of everything that is fitted on audio."""
+    """Adds the options of both fits."""
     fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
     fit.add_argument("--output", required=True, help="folder for the codec")
-    fit.add_argument(
-        "--max_minutes", type=float, default=30, help="audio to read, drawn at random (%(default)s)"
-    )
-    fit.add_argument("--seed", type=int, default=0, help="of draw and k-means (%(default)s)")
+    add_number(fit, "--max_minutes", 30.0, "minutes of random clips to use")
+    add_number(fit, "--seed", 0, "seed of the random clips and of k-means")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +98,7 @@ def _fit(args: argparse.Namespace) -> int:
         raise UserError("--max_minutes, --codebooks and --codebook_size must be more than 0")
     settings = MelSettings(codebook_sizes=(args.codebook_size,) * args.codebooks)
     rate = settings.grid.sample_rate
-    clips = list(_read(_stretches(args), args.max_minutes * 60, rate))
+    clips = list(_read(_clips(args), args.max_minutes * 60, rate))
     minutes = sum(len(clip) for clip in clips) / rate / 60
     print(f"fitting {args.codebooks} × {args.codebook_size} entries on {minutes:.1f} minutes …")
     frame_rate = rate / (settings.grid.hop * settings.columns_per_frame)
@@ -114,13 +112,13 @@ def _fit_units(args: argparse.Namespace) -> int:
 
     if not args.max_minutes > 0 or args.layer < 1:
         raise UserError("--max_minutes and --layer must be more than 0")
-    stretches = _stretches(args)
-    pair = EncoderPair.open(args.hubert, args.encodec, args.quantizers, args.layer)
+    sources = _clips(args)
+    pair = EncoderPair(args.hubert, args.encodec, args.quantizers, args.layer)
     minutes = 0.0
 
     def clips() -> Iterator["np.ndarray"]:
         nonlocal minutes
-        for clip in _read(stretches, args.max_minutes * 60, pair.sample_rate):
+        for clip in _read(sources, args.max_minutes * 60, pair.sample_rate):
             minutes += len(clip) / pair.sample_rate / 60
             yield clip
 
@@ -130,7 +128,7 @@ def _fit_units(args: argparse.Namespace) -> int:
 
 
 def _warn_if_short(minutes: float, entries: int, frame_rate: float, option: str) -> None:
-    """Prints how many minutes k-means needs, if there were fewer."""
+    """Prints a warning with the minutes that k-means needs, if there were fewer."""
     frames = minutes * 60 * frame_rate
     if frames >= _FRAMES_PER_ENTRY * entries:
         return
@@ -152,13 +150,13 @@ def _save(codec: "Codec", output: str) -> int:
     return 0
 
 
-def _stretches(args: argparse.Namespace) -> list[Stretch]:
-    """What there is to read, in an order drawn with --seed."""
+def _clips(args: argparse.Namespace) -> list[Clip]:
+    """Returns the clips of the folder or manifest, in random order."""
     source = Path(args.audio)
     if source.is_dir():
         import soundfile
 
-        from tokenize_pipeline.readers._folders import is_mac_metadata
+        from tokenize_pipeline.readers._corpus import is_mac_metadata
 
         known = {f".{name.lower()}" for name in soundfile.available_formats()} | _OTHER_SUFFIXES
         found = (
@@ -167,11 +165,11 @@ def _stretches(args: argparse.Namespace) -> list[Stretch]:
             if path.suffix.lower() in known
             and not is_mac_metadata(path.relative_to(source).as_posix())
         )
-        stretches: list[Stretch] = [(path, None, None) for path in sorted(found)]
+        clips: list[Clip] = [(path, None, None) for path in sorted(found)]
     elif source.is_file():
         from tokenize_pipeline.readers import DocumentSource, find_reader
 
-        stretches = [
+        clips = [
             (source.parent / utterance.audio, utterance.start, utterance.end)
             for document in find_reader("manifest").read([source])
             if isinstance(document, DocumentSource)
@@ -179,21 +177,21 @@ def _stretches(args: argparse.Namespace) -> list[Stretch]:
             if utterance.audio is not None
         ]
     else:
-        raise UserError(f"{source} does not exist: name a folder of sound files or a manifest")
-    if not stretches:
-        raise UserError(f"{source} holds no sound files: name a folder or manifest that does")
-    random.Random(args.seed).shuffle(stretches)
-    return stretches
+        raise UserError(f"{source} does not exist: give a folder of sound files or a manifest")
+    if not clips:
+        raise UserError(f"{source} contains no sound files: give another folder or manifest")
+    random.Random(args.seed).shuffle(clips)
+    return clips
 
 
-def _read(stretches: list[Stretch], seconds: float, rate: int) -> "Iterator[np.ndarray]":
-    """Clips at `rate` Hz until `seconds` are read; bad ones are skipped and their number is printed."""
+def _read(clips: list[Clip], seconds: float, rate: int) -> "Iterator[np.ndarray]":
+    """Yields audio at `rate` Hz until `seconds` are read; skips bad clips and prints their number."""
     from soda_jax.codecs.audio import AudioError, read_audio
     from soda_jax.progress import progress
 
     read, skipped, last = 0.0, 0, ""
-    with progress("reading audio", len(stretches)) as bar:
-        for path, start, end in stretches:
+    with progress("reading audio", len(clips)) as bar:
+        for path, start, end in clips:
             bar.advance()
             try:
                 clip = read_audio(path, rate, start, end)
@@ -205,7 +203,7 @@ def _read(stretches: list[Stretch], seconds: float, rate: int) -> "Iterator[np.n
             if read >= seconds:
                 break
     if skipped:
-        print(f"{skipped} of {len(stretches)} clips could not be used; the last one: {last}")
+        print(f"{skipped} of {len(clips)} clips could not be used; the last one: {last}")
 
 
 def _encode(args: argparse.Namespace) -> int:
@@ -241,11 +239,13 @@ def _decode(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{args.file} cannot be read ({error.strerror or error})") from None
     except (ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
-        raise UserError(f"{args.file} is no output of soda codec encode: run it first") from None
+        raise UserError(
+            f"{args.file} is not an output of soda codec encode: run it first"
+        ) from None
     if fingerprint != codec.fingerprint:
         raise UserError(
-            f"{args.file} was made by codec {fingerprint}, {args.codec} is {codec.fingerprint}: "
-            "name the codec that made it"
+            f"{args.file} was encoded by codec {fingerprint}, {args.codec} is {codec.fingerprint}: "
+            "give the codec that encoded it"
         )
     if args.codebooks is not None and not 1 <= args.codebooks <= len(codec.codebook_sizes):
         raise UserError(

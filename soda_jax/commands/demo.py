@@ -2,13 +2,13 @@
 
 import argparse
 
-SUMMARY = "the whole path on synthetic speech, in minutes: corpus to report"
+SUMMARY = "run the whole path from corpus to report on synthetic speech, in minutes"
 EXAMPLE = "soda demo --output=demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
-    parser.add_argument("--output", default="demo", help="folder of everything (default demo)")
+    """Adds the options of `soda demo`."""
+    parser.add_argument("--output", default="demo", help="folder of all results (default demo)")
     parser.add_argument(
         "--clips", type=int, default=5000, help="spoken utterances to make (%(default)s)"
     )

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-SUMMARY = "score a checkpoint: held-out loss, baselines, listening, speaking"
+SUMMARY = "score a checkpoint: held-out loss, baselines, ASR, TTS"
 EXAMPLE = "soda evaluate --workdir=runs/demo --tasks=loss,baselines --limit=64"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `soda evaluate`."""
-    parser.add_argument("--workdir", required=True, help="the run's folder")
+    """Adds the options of `soda evaluate`."""
+    parser.add_argument("--workdir", required=True, help="workdir of the run")
     parser.add_argument(
         "--tasks",
         default="loss,baselines,asr,tts",
@@ -20,22 +20,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
     parser.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
-    parser.add_argument("--codec", default="", help="as mel:DIR, if not WORKDIR/codec")
+    parser.add_argument("--codec", default="", help="codec, such as mel:DIR, if not WORKDIR/codec")
     parser.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="where a data set lies now, if not where training found it; may be repeated",
+        help="folder of a data set that has moved since training; may be repeated",
     )
     parser.add_argument(
         "--max_seconds", type=float, default=15, help="longest spoken utterance (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is spoken (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the sampled speech (%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates, prints the tables and writes the JSON."""
+    """Evaluates, prints the scores and writes them as JSON."""
     from soda_jax.errors import UserError
 
     paths = {}
@@ -45,13 +47,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--source={entry}: write NAME=DIR")
         paths[name] = path
 
-    from soda_jax.evaluate.run import Options, evaluate
+    from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
     from soda_jax.evaluate.tables import text_report
     from soda_jax.files import write_json
+    from soda_jax.registry import split_names
     from soda_jax.train.program import use_compilation_cache
 
-    tasks = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
-    options = Options(tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed)
+    tasks = split_names(args.tasks)
+    options = EvaluationOptions(
+        tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed
+    )
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)
     print(text_report(evaluation))

@@ -1,45 +1,43 @@
-"""`soda generate`: speak, transcribe, continue."""
+"""`soda generate` speaks a text, transcribes sound files, or continues one."""
 
 import argparse
 from typing import Any
 
-from soda_jax.commands._actions import add_action
+from soda_jax.commands._actions import add_action, add_number
 
-SUMMARY = "let a trained model speak, transcribe or continue"
+SUMMARY = "speak, transcribe or continue speech with a trained model"
 EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the three sub-commands; the model's options may stand before or after their name."""
+    """Adds the sub-commands; the options of the model may precede or follow their name."""
     _add_model(parser, None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     speak = add_action(
         actions,
         "speak",
-        "text to a WAV file",
+        "speak a text, to a WAV file",
         'soda generate --workdir=demo/run speak "one two three" --output=spoken.wav',
     )
-    speak.add_argument("text", help="what to say")
+    speak.add_argument("text", help="the text")
     speak.add_argument("--output", required=True, help="WAV file")
-    speak.add_argument("--voice", help="a sound file whose voice is taken on")
-    speak.add_argument("--voice_text", help="what is said in --voice")
+    speak.add_argument("--voice", help="a sound file with the voice to use")
+    speak.add_argument("--voice_text", help="transcript of --voice")
 
     transcribe = add_action(
         actions,
         "transcribe",
-        "sound files to text",
+        "transcribe sound files",
         "soda generate --workdir=demo/run transcribe spoken.wav",
     )
     transcribe.add_argument("clip", nargs="+", help="sound files")
-    transcribe.add_argument(
-        "--max_tokens", type=int, default=448, help="text tokens at most (%(default)s)"
-    )
+    add_number(transcribe, "--max_tokens", 448, "limit of the text tokens")
 
     go_on = add_action(
         actions,
         "continue",
-        "a sound file to a WAV file that goes on from it",
+        "continue a sound file, to a WAV file",
         "soda generate --workdir=demo/run continue spoken.wav --output=longer.wav",
     )
     go_on.add_argument("clip", help="a sound file")
@@ -49,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     for action in (speak, go_on):
-        action.add_argument(
-            "--max_seconds", type=float, default=15, help="longest new sound (%(default)s)"
-        )
+        add_number(action, "--max_seconds", 15.0, "limit of the new audio")
         _add_sampling(action, temperature=0.9, top_p=0.8)
     _add_sampling(transcribe, temperature=0.0, top_p=1.0)
     for action in (speak, transcribe, go_on):
@@ -59,26 +55,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
-    parser.add_argument("--workdir", default=default, help="the run's folder")
-    parser.add_argument("--step", type=int, default=default, help="checkpoint (newest valid one)")
-    parser.add_argument("--codec", default=default, help="as mel:DIR, if not WORKDIR/codec")
+    parser.add_argument("--workdir", default=default, help="folder of the run")
+    parser.add_argument(
+        "--step", type=int, default=default, help="step of the checkpoint (newest valid)"
+    )
+    parser.add_argument("--codec", default=default, help="codec such as mel:DIR (WORKDIR/codec)")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
-    parser.add_argument(
-        "--temperature", type=float, default=temperature, help="0 is greedy (%(default)s)"
-    )
-    parser.add_argument("--top_k", type=int, default=0, help="0 for all (%(default)s)")
-    parser.add_argument("--top_p", type=float, default=top_p, help="1 for all (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    add_number(parser, "--temperature", temperature, "0 = greedy")
+    add_number(parser, "--top_k", 0, "draw from the k most likely tokens; 0 = all")
+    add_number(parser, "--top_p", top_p, "draw from this share of the probability; 1 = all")
+    add_number(parser, "--seed", 0, "seed of the draws")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks the options, opens the model, runs the sub-command."""
+    """Checks the options, loads the model and runs the sub-command."""
     from soda_jax.errors import UserError
 
     if not args.workdir:
-        raise UserError("name the run's folder with --workdir=DIR")
+        raise UserError("give the run's folder as --workdir=DIR")
     if args.seed < 0 or args.seed >= 1 << 32:
         raise UserError(f"--seed={args.seed}: from 0 to 4,294,967,295")
     if args.action == "transcribe":
@@ -87,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     elif not 0 < args.max_seconds < float("inf"):
         raise UserError(f"--max_seconds={args.max_seconds}: more than 0 and finite")
     if args.action == "speak" and bool(args.voice) != bool(args.voice_text):
-        raise UserError("--voice and --voice_text go together: the clip and what is said in it")
+        raise UserError(
+            "--voice and --voice_text need each other: give the sound file and its transcript"
+        )
 
     from soda_jax.generate.sampling import Sampling
     from soda_jax.generate.speech_model import load
@@ -132,7 +130,7 @@ def _continue(model: Any, args: argparse.Namespace, sampling: Any) -> None:
     )
     audio = np.concatenate([prompt, speech.audio]) if args.with_prompt else speech.audio
     if not len(audio):
-        print("the model ended the utterance at once: nothing to write; try another --seed")
+        print("the model ended the utterance immediately, no file is written; try another --seed")
         return
     _write(args, audio, speech)
 

@@ -1,4 +1,4 @@
-"""`soda inspect`: what a data set holds, and any record of it in readable form."""
+"""`soda inspect`: prints a summary of a data set, single records, and the results of checks."""
 
 import argparse
 from collections.abc import Iterator
@@ -12,43 +12,46 @@ from soda_jax.errors import UserError
 if TYPE_CHECKING:
     from soda_jax.data.format.manifest import Manifest
     from soda_jax.data.format.records import RecordData
-    from soda_jax.data.format.shards import ShardInfo
 
-SUMMARY = "show what a data set holds"
+SUMMARY = "show the contents of a data set, or check it"
 EXAMPLE = "soda inspect data/speech --document=speaker-1/chapter-2"
 _SPLITS = ("train", "validation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
-    parser.add_argument("dataset", nargs="?", help="folder that `soda tokenize` wrote")
+    """Adds the options of `soda inspect`."""
+    parser.add_argument("dataset", nargs="?", help="folder written by `soda tokenize`")
     parser.add_argument("--record", metavar="SPLIT:NUMBER", help="print one record, e.g. train:0")
     parser.add_argument("--document", metavar="ID", help="print the records of one document")
-    parser.add_argument("--generation", type=int, default=-1, help="-1: the newest (default)")
+    parser.add_argument("--generation", type=int, default=-1, help="-1 = the newest (default)")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read and check everything; list what is damaged as a `masked` file does; exit 1 if any",
+        help="read and check everything; print damaged records as a `mask_records` file; exit 1 if any",
     )
     parser.add_argument(
         "--contamination",
         nargs=2,
         metavar=("TRAIN", "EVAL"),
-        help="look for the utterances of EVAL in TRAIN; exit 1 if documents of TRAIN are to be denied",
+        help="find utterances of EVAL in TRAIN; exit 1 if documents of TRAIN should be excluded",
     )
     parser.add_argument("--ngram", type=int, default=8, help="words of an n-gram (default 8)")
     parser.add_argument(
         "--share",
         type=float,
         default=0.7,
-        help="share of its n-grams in one document by which an utterance is found (default 0.7)",
+        help="least share of the n-grams of an utterance in one document (default 0.7)",
     )
-    parser.add_argument("--output", metavar="FILE", help="writes a `denied` file of TRAIN")
-    parser.add_argument("--report", metavar="FILE.jsonl", help="writes every utterance found")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write an `exclude_documents` file for TRAIN"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.jsonl", help="write all utterances that were found"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what was asked for; the exit status is 1 if `--verify` or `--contamination` finds something."""
+    """Prints the requested parts; returns 1 if `--verify` or `--contamination` finds something."""
     if bool(args.contamination) == bool(args.dataset):
         raise UserError("name one data set, or two with --contamination TRAIN EVAL")
     if args.contamination:
@@ -70,27 +73,14 @@ def run(args: argparse.Namespace) -> int:
     if args.record is not None:
         print("\n".join(_readable(*_record(directory, manifest, args.record), manifest)))
     if args.document is not None:
-        for place, record in _document(directory, manifest, args.document):
-            print("\n".join(_readable(place, record, manifest)))
+        for where, record in _document(directory, manifest, args.document):
+            print("\n".join(_readable(where, record, manifest)))
     return 0
 
 
-def view_tokens(manifest: "Manifest", split: str) -> dict[str, int]:
-    """Tokens of a split by composition, BOS and EOS included; either order has as many."""
-    from soda_jax.data.format.manifest import tokens_by_view
-
-    return tokens_by_view(manifest.kind, manifest.layout.codebooks, manifest.totals(split))
-
-
-def shard_bytes(folder: Path, shard: "ShardInfo") -> int:
-    """Bytes of a shard and its index on disk; those of an index that is missing are not counted."""
-    from soda_jax.data.format.shards import index_path
-
-    index = index_path(folder / shard.file)
-    return shard.bytes + (index.stat().st_size if index.is_file() else 0)
-
-
 def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
+    from soda_jax.data.format.manifest import tokens_by_view
+    from soda_jax.data.format.shards import index_path
     from soda_jax.data.storage.locations import is_url
 
     layout, codec = manifest.layout, manifest.codec
@@ -102,7 +92,8 @@ def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
         rates = f"{codec['sample_rate']} Hz, {codec['frame_rate']:g} frames/s"
         yield f"codec      {codec['name']} {codec['fingerprint']}: {rates}"
     for split in _SPLITS:
-        totals, tokens = manifest.totals(split), view_tokens(manifest, split)
+        totals = manifest.totals(split)
+        tokens = tokens_by_view(manifest.kind, layout.codebooks, totals)  # the same in both orders
         if not totals["shards"]:
             yield f"{split}: empty"
             continue
@@ -116,21 +107,23 @@ def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
         if is_url(directory):
             yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / max(tokens.values()):.3f} a token"
             continue
-        folder = Path(directory) / split
-        stored = sum(shard_bytes(folder, shard) for shard in manifest.splits[split])
+        shards = manifest.splits[split]
+        indexes = [index_path(Path(directory, split, shard.file)) for shard in shards]
+        stored = sum(shard.bytes for shard in shards)
+        stored += sum(index.stat().st_size for index in indexes if index.is_file())
         yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} a token"
     yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
     for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {count:>6}  {reason}"
 
 
-def _record(directory: Path, manifest: "Manifest", place: str) -> tuple[str, "RecordData"]:
+def _record(directory: Path, manifest: "Manifest", address: str) -> tuple[str, "RecordData"]:
     from soda_jax.data.format.reading import ShardReaders
     from soda_jax.data.format.records import DamagedRecordError, decode_record
 
-    split, _, number = place.partition(":")
+    split, _, number = address.partition(":")
     if split not in _SPLITS or not number.isdecimal():
-        raise UserError(f"--record={place} is not SPLIT:NUMBER, such as train:0")
+        raise UserError(f"--record={address} is not SPLIT:NUMBER, such as train:0")
     left = int(number)
     for shard in manifest.splits.get(split, ()):
         if left < shard.records:
@@ -143,7 +136,7 @@ def _record(directory: Path, manifest: "Manifest", place: str) -> tuple[str, "Re
                 raise UserError(f"{where}: {error}") from None
         left -= shard.records
     count = manifest.totals(split)["records"]
-    raise UserError(f"--record={place}: the {split} split has {count} records, counted from 0")
+    raise UserError(f"--record={address}: the {split} split has {count} records, counted from 0")
 
 
 def _document(
@@ -168,11 +161,11 @@ def _document(
     raise UserError(f"{directory} has no document {name!r}; ids are exact, case included")
 
 
-def _readable(place: str, record: "RecordData", manifest: "Manifest") -> Iterator[str]:
+def _readable(where: str, record: "RecordData", manifest: "Manifest") -> Iterator[str]:
     marks = [word for word in ("first", "last") if getattr(record, word)]
     if record.part != "whole":
         marks += [word for word in ("opens", "closes") if getattr(record, word)]
-    yield f"{place}: document {record.document_id} ({', '.join([record.part, *marks])})"
+    yield f"{where}: document {record.document_id} ({', '.join([record.part, *marks])})"
     rate = manifest.codec["frame_rate"] if manifest.codec else 1.0
     for number, utterance in enumerate(record.utterances):
         frames = len(utterance.codes)

@@ -2,15 +2,13 @@
 
 import argparse
 
-SUMMARY = (
-    "compile the training step for other machines: does it fit, how fast is it, how long is the run"
-)
+SUMMARY = "compile the training step for other machines: memory, speed and duration of the run"
 EXAMPLE = "soda plan --config=configs/soda_4b.py --topology=v5p:4x4x8 --price_per_chip_hour=2.0"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `soda plan`; `--config.key=value` overrides come on top."""
+    """Adds the options of `soda plan`."""
     parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
     parser.add_argument(
         "--topology",
@@ -22,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help="data set whose vocabulary to use; SODA's 144,644 rows by default"
     )
-    parser.add_argument("--price_per_chip_hour", type=float, help="print what the run costs")
+    parser.add_argument("--price_per_chip_hour", type=float, help="print the cost of the run")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat and micro-batches; print what fits"
     )
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="compile nothing; always so for GPUs that this machine does not have",
+        help="compile nothing; the default for GPUs that this machine does not have",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -44,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the plan; returns 0 if the step fits, 1 if it does not."""
     from soda_jax.commands._config import load_config
     from soda_jax.errors import UserError
-    from soda_jax.plan.topologies import parse_topology
+    from soda_jax.plan.topologies import parse_topology, set_compiler_environment
 
     topology = parse_topology(args.topology, args.slices)
     price = args.price_per_chip_hour
@@ -53,17 +51,15 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates < 1:
         raise UserError(f"--candidates={args.candidates} must be at least 1")
     config = load_config(args.config, args.unknown)
-
-    from soda_jax.plan import run as plan
-    from soda_jax.plan.search import search
-
     if topology.is_tpu:
-        plan.compile_for_tpu_without_one()
-    planner = plan.Planner(
-        config, plan.layout_of(args.data), topology, args.price_per_chip_hour, args.estimate
-    )
-    return (
-        search(planner, args.candidates, args.json)
-        if args.search
-        else plan.show(planner, args.json)
-    )
+        set_compiler_environment()  # before anything imports jax
+    from soda_jax.data.format.manifest import Manifest
+    from soda_jax.plan.run import Planner, show
+    from soda_jax.plan.search import search
+    from soda_jax.tokens.vocabulary import VocabularyLayout
+
+    layout = Manifest.load(args.data).layout if args.data else VocabularyLayout.soda()
+    planner = Planner(config, layout, topology, price, args.estimate)
+    if args.search:
+        return search(planner, args.candidates, args.json)
+    return show(planner, args.json)

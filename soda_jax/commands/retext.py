@@ -8,23 +8,20 @@ EXAMPLE = "soda retext data/speech --tokenizer=llama3/tokenizer.json --output=da
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Adds the options of `soda retext`."""
     parser.add_argument("dataset", help="folder of a finished data set")
-    parser.add_argument(
-        "--tokenizer", required=True, help="bytes, a tokenizer.json or the folder of one"
-    )
+    parser.add_argument("--tokenizer", required=True, help="bytes, a tokenizer.json or its folder")
     parser.add_argument("--output", required=True, help="folder of the new data set")
     parser.add_argument(
         "--max_bad_fraction",
         type=float,
         default=0.01,
-        help="share of utterances that the tokenizer cannot represent above which the job fails at its "
-        "end (default 0.01)",
+        help="largest allowed share of utterances that the tokenizer cannot represent (default 0.01)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the new data set; 1 if the tokenizer cannot represent too many of its texts."""
+    """Writes the new data set; returns 1 if the tokenizer cannot represent too many of its texts."""
     from soda_jax.data.format.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
     from tokenize_pipeline.read_back import read_back

@@ -7,7 +7,7 @@ EXAMPLE = "soda synth --output=corpus --clips=1200 --task=demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Adds the options of `soda synth`."""
     parser.add_argument("--output", required=True, help="folder for manifest.jsonl and audio/")
     parser.add_argument("--clips", type=int, default=1200, help="spoken utterances (%(default)s)")
     parser.add_argument("--texts", type=int, default=1200, help="text-only lines (%(default)s)")
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the corpus, or the part of it that does not exist yet."""
+    """Writes the parts of the corpus that do not exist yet."""
     from soda_jax.errors import UserError
     from tokenize_pipeline.synthetic import synthesize
 

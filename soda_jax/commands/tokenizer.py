@@ -9,7 +9,7 @@ EXAMPLE = "soda tokenizer train --input=text.jsonl --vocabulary_size=8192 --outp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the one sub-command and its options."""
+    """Adds the action `train` and its options."""
     actions = parser.add_subparsers(dest="action", required=True)
     train = add_action(actions, "train", "train a byte-level BPE", EXAMPLE)
     train.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and saves the tokenizer."""
+    """Trains and saves a tokenizer."""
     from soda_jax.tokens.text import train_bpe
     from tokenize_pipeline.options import find_inputs
     from tokenize_pipeline.readers import find_reader, texts

@@ -2,16 +2,16 @@
 
 import argparse
 
-SUMMARY = "train a config, from its newest checkpoint if it has one"
+SUMMARY = "train a config; resumes from the newest checkpoint, if any"
 EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.num_layers=6"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `soda train`; `--config.key=value` overrides come on top."""
+    """Adds the options of `soda train`."""
     parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
     parser.add_argument(
-        "--workdir", required=True, help="checkpoints, metrics and front end go here"
+        "--workdir", required=True, help="folder for checkpoints, metrics and front end"
     )
     parser.add_argument("--profile_steps", metavar="A:B", help="profiler trace of steps A to B")
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0 when done and 75 when preempted."""
+    """Trains; returns 0 when done, 75 if preempted."""
     from soda_jax.commands._config import load_config
     from soda_jax.errors import UserError
     from soda_jax.schema import run_config
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
-    from soda_jax.evaluate.hook import LossHook
+    from soda_jax.evaluate.loss import LossHook
     from soda_jax.parallel import hosts
     from soda_jax.train.loop import train
 

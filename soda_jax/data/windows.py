@@ -14,7 +14,7 @@ class Batch(NamedTuple):
       tokens: ids, int32 `[rows, sequence]`.
       segment_ids: index of the document in the window, from 1, int32 `[rows, sequence]`.
       positions: position in the segment, from 0, int32 `[rows, sequence]`.
-      target_class: class of the *next* token (`VocabularyLayout.target_class`), int8
+      target_class: class of the *next* token (`VocabularyLayout.class_of_id`), int8
         `[rows, sequence]`; 0 at the last position, which has no target.
       loss_mask: 1 where the next token contributes to the loss, float32 `[rows, sequence]`.
       source: index of the source of each row, int32 `[rows]`.

@@ -25,10 +25,7 @@ from soda_jax.train.hardware import measure_matmul
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
 REDUCED_BYTES = 64 << 20  # per device; large enough to measure bandwidth, not latency
-CLOCK_WARNING, CLOCK_FAILURE = (
-    5.0,
-    300.0,
-)  # seconds; object stores reject signatures older than 5 min
+CLOCK_WARNING, CLOCK_FAILURE = 5.0, 300.0  # seconds; stores reject signatures older than 5 min
 SLOW_DEVICE = 0.8  # fraction of the median rate
 READ_SECONDS = 5.0
 

@@ -1,4 +1,4 @@
-"""Findings of `soda doctor`, and how the findings of several hosts are merged."""
+"""Findings of `soda doctor`, gathered from all hosts and merged."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ class Finding:
     """One line of the report.
 
     Attributes:
-      level: `OK`, `WARNING` (the run works, but look at it) or `FAILURE` (the run would fail).
+      level: `OK`, `WARNING` (the run works, but needs attention) or `FAILURE` (the run would fail).
       check: name of the check.
       message: the result and, if it is not ok, the fix.
       process: index of the process that reports it; -1 for all processes.

@@ -1,1 +1,1 @@
-"""Scores: held-out loss by class, baselines, word error rates."""
+"""Scores of a checkpoint: held-out loss by class, baselines, word error rates."""

@@ -1,13 +1,12 @@
-"""What a model must beat: unigram and bigram losses, fitted on the training windows.
+"""Unigram and bigram baselines of the loss, fitted on the training windows.
 
     unigram   p(t)     = w · n(t) / N        + (1 − w) / V
     bigram    p(t | s) = w_s · n(s, t) / n(s) + (1 − w_s) · p(t)
 
-s is the previous token of the stream, as the model sees it. The weights are those of Jelinek and
-Mercer's interpolated estimation (1980): w_s is shared by the tokens s of one class whose counts have
-the same binary logarithm, and every weight is fitted by expectation maximisation on a tenth of the
-training documents while the counts come from the rest; then everything is counted. A weight
-depends on s alone, so that the probabilities sum to 1.
+s is the previous token of the stream, as the model sees it. The weights are those of Jelinek and Mercer's
+interpolated estimation (1980): w_s is shared by the tokens s of one class whose counts have the same binary
+logarithm. Weights are fitted by expectation maximization on a tenth of the training documents, with counts
+from the rest; the final counts use all documents. A weight depends only on s, so the probabilities sum to 1.
 """
 
 import dataclasses
@@ -16,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.evaluate.loss import Sums
-from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.progress import track
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
@@ -30,7 +28,7 @@ _HELD_BACK = 0.1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Counts:
-    """Counts of a stream: of targets and of contexts `[vocabulary]`, of pairs s · V + t, sorted."""
+    """Counts of a token stream: targets and contexts `[vocabulary]`, and sorted pairs s · V + t."""
 
     targets: np.ndarray
     contexts: np.ndarray
@@ -38,11 +36,11 @@ class _Counts:
     pair_counts: np.ndarray
 
     def conditional(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
-        """n(s, t) / n(s), f64 `[targets]`; 0 for a context that was never seen."""
+        """Returns n(s, t) / n(s), f64 `[targets]`; 0 for contexts that do not occur."""
         key = previous.astype(np.int64) * len(self.targets) + following
-        place = np.minimum(np.searchsorted(self.pairs, key), max(len(self.pairs) - 1, 0))
-        found = self.pairs[place] == key
-        return found * self.pair_counts[place] / np.maximum(self.contexts[previous], 1)
+        index = np.minimum(np.searchsorted(self.pairs, key), max(len(self.pairs) - 1, 0))
+        found = self.pairs[index] == key
+        return found * self.pair_counts[index] / np.maximum(self.contexts[previous], 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,9 +50,9 @@ class Baselines:
     Attributes:
       layout: the vocabulary.
       tokens: number of training targets.
-      counts: of all training targets.
+      counts: counts of all training targets.
       unigram: p(t), f64 `[vocabulary]`.
-      weights: w by group of contexts, f64.
+      weights: w of each group of contexts, f64.
     """
 
     layout: VocabularyLayout
@@ -64,9 +62,11 @@ class Baselines:
     weights: np.ndarray
 
     def losses(self, previous: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """−log p in nats of each target, f64 `[targets]`: unigram, bigram.
+        """Returns −log p of each target by unigram and by bigram, in nats, f64 `[targets]`.
 
-        Args: previous, following: ids `[targets]`, each target after its previous token.
+        Args:
+          previous: ids of the previous tokens `[targets]`.
+          following: ids of the targets `[targets]`.
         """
         base = self.unigram[following]
         weight = self.weights[_groups(self.layout, self.counts, previous)]
@@ -74,7 +74,7 @@ class Baselines:
         return -np.log(base), -np.log(mixed)
 
     def sums(self, windows: Windows) -> dict[str, Sums]:
-        """Sums over all windows as `loss_vector` wants them, by "unigram" and "bigram"."""
+        """Returns the sums of "unigram" and "bigram" over all windows."""
         shape = (len(windows.source_names), len(self.layout.class_names))
         result = {
             name: {"nll": np.zeros(shape), "count": np.zeros(shape)}
@@ -98,7 +98,7 @@ def fit_baselines(
 
     Args:
       config: the `data` settings of a run.
-      max_tokens: a longer pass is thinned evenly to about so many tokens.
+      max_tokens: a longer pass reads every n-th batch, about this number of tokens.
     """
     config = parse(DataConfig, config, "data")
     windows = open_windows(config, "train")
@@ -120,7 +120,7 @@ def fit_baselines(
     groups = _groups(layout, counts, rest[0])
     number = (len(layout.class_names) + 1) * _BUCKETS
     weights = _fit_weights(counts.conditional(*rest), base[rest[1]], groups, number)
-    weights[-_BUCKETS:] = 0  # contexts that were never seen
+    weights[-_BUCKETS:] = 0  # contexts that do not occur
 
     counts = _count(layout, np.concatenate([*kept, rest], axis=1))
     tokens = int(counts.targets.sum())
@@ -133,10 +133,10 @@ def _batches(windows: Windows, stride: int) -> int:
 
 
 def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of every `stride`-th batch: previous token and target `[2, targets]`, and which are held back.
+    """Yields previous token and target `[2, targets]` of every `stride`-th batch, and which are held back.
 
-    The last tenth of each view is held back: in both orders, that is the same tenth of the
-    documents, or the pairs held back would have been counted in the other order.
+    The last tenth of each view is held back, which is the same tenth of the documents in both orders, so
+    held-back pairs are not counted in the other order.
     """
     for dataset in windows.datasets.values():
         source, count = dataset.sources[0], dataset.windows or 0
@@ -149,7 +149,7 @@ def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def _targets(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Previous token and target wherever there is a loss `[targets]`, and the mask of these places."""
+    """Returns previous token and target of each position with a loss `[targets]`, and the mask of positions."""
     mask = batch["loss_mask"][:, :-1] > 0
     tokens = batch["tokens"]
     return tokens[:, :-1][mask], tokens[:, 1:][mask], mask
@@ -168,7 +168,7 @@ def _count(layout: VocabularyLayout, stream: np.ndarray) -> _Counts:
 
 
 def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> np.ndarray:
-    """Number of the weight of each context: by class and binary logarithm of its count."""
+    """Returns the group of each context: its class and the binary logarithm of its count."""
     count = counts.contexts[previous]
     bucket = np.minimum(np.log2(np.maximum(count, 1)).astype(np.int64), _BUCKETS - 1)
     classes = np.where(count > 0, layout.class_of_id[previous], len(layout.class_names))
@@ -178,15 +178,14 @@ def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> 
 def _fit_weights(
     first: np.ndarray, second: np.ndarray, groups: np.ndarray, number: int
 ) -> np.ndarray:
-    """Weight of `first` against `second` by group, the most likely one, f64 `[number]`.
+    """Returns the maximum-likelihood weight of `first` relative to `second` by group, f64 `[number]`.
 
-    One imagined target a group, divided evenly, keeps each weight off 0 and 1; a group without
-    targets has 1/2.
+    One pseudo-count per group, split evenly, excludes weights of 0 and 1; a group without targets has 1/2.
     """
     total = np.bincount(groups, minlength=number)
     weights = np.full(number, 0.5)
     for _ in range(_ROUNDS):
-        mine = weights[groups] * first
-        share = mine / (mine + (1 - weights[groups]) * second)
+        weighted = weights[groups] * first
+        share = weighted / (weighted + (1 - weights[groups]) * second)
         weights = (np.bincount(groups, share, number) + 0.5) / (total + 1)
     return weights

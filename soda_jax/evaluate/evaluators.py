@@ -1,21 +1,21 @@
-"""The evaluators: each scores a checkpoint, registered under the name that `soda evaluate --tasks` takes.
+"""`soda evaluate`: scores a checkpoint with registered evaluators.
 
-An evaluator is one function `(EvaluationContext) -> scores`, JSON-able; the context opens model and data on
-first use.
+An evaluator is one function `(EvaluationContext) -> JSON-able scores`, registered under a name for
+`soda evaluate --tasks`; the context opens model and data on first use.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from soda_jax.data.format.manifest import Manifest
-from soda_jax.data.loss_vector import loss_vector
 from soda_jax.data.storage.locations import is_url
 from soda_jax.errors import UserError
 from soda_jax.evaluate.baselines import fit_baselines
-from soda_jax.evaluate.loss import Sums, held_out_sums
+from soda_jax.evaluate.loss import held_out_sums
 from soda_jax.evaluate.speech import (
     HeldOutUtterance,
     evaluate_asr,
@@ -29,21 +29,22 @@ from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.front_end import FrontEnd
 
+FORMAT_VERSION = 2
 Scores = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """Options of an evaluation.
 
     Attributes:
       tasks: names of evaluators.
-      limit: utterances for asr and tts, 0 for all.
+      limit: number of utterances for asr and tts, 0 for all.
       step: step of the checkpoint, None for the newest valid one.
-      codec: location of the codec, if it is not in the run's folder.
-      paths: present location of data sets that have moved, by source name.
+      codec: location of the codec, if it is not in the workdir.
+      paths: current folders of data sets that have moved, by source name.
       max_seconds: longest utterance that the model may speak, in seconds.
-      seed: of the sampling.
+      seed: seed of the sampling.
     """
 
     tasks: tuple[str, ...] = ("loss", "baselines", "asr", "tts")
@@ -69,11 +70,11 @@ class EvaluationContext:
     """A checkpoint, the data that it was trained on, and the options.
 
     Attributes:
-      options: see `Options`.
+      options: see `EvaluationOptions`.
     """
 
-    def __init__(self, workdir: str | Path, options: Options):
-        """Takes the folder of a run."""
+    def __init__(self, workdir: str | Path, options: EvaluationOptions):
+        """Takes the workdir of a run."""
         self._workdir, self.options = workdir, options
 
     @cached_property
@@ -83,7 +84,7 @@ class EvaluationContext:
 
     @cached_property
     def model(self) -> SpeechModel | TrainedDecoder:
-        """The checkpoint; with tokenizer and codec only if an evaluator of these options needs them."""
+        """The checkpoint, with tokenizer and codec only if one of the evaluators needs them."""
         tasks = (EVALUATORS.get(task, "tasks") for task in self.options.tasks)
         if any(getattr(task, "needs_speech", False) for task in tasks):
             return self.speech_model
@@ -91,7 +92,7 @@ class EvaluationContext:
 
     @cached_property
     def data(self) -> DataConfig:
-        """The `data` settings of the checkpoint with the present path of each source, checked."""
+        """The `data` settings of the checkpoint with the current path of each source, checked."""
         config = parse(DataConfig, self.model.metadata["data"], "data")
         sources = dict(config.sources)
         for name, path in self.options.paths.items():
@@ -120,13 +121,6 @@ class EvaluationContext:
     def held_out(self) -> list[HeldOutUtterance]:
         """The held-out utterances, at most `options.limit`."""
         return held_out_utterances(self.data, self.options.limit)
-
-    def loss_vector(self, sums: Sums) -> dict[str, float]:
-        """Returns the loss vector of sums over `windows`."""
-        windows = self.windows
-        return loss_vector(
-            sums["nll"], sums["count"], windows.layout.class_names, windows.source_names
-        )
 
 
 Evaluator = Callable[[EvaluationContext], Scores]
@@ -161,17 +155,16 @@ def score_loss(context: EvaluationContext) -> Scores:
         "left_out": list(windows.left_out),
         "classes": list(windows.layout.class_names),
         "sources": list(windows.source_names),
-        "model": context.loss_vector(sums),
+        "model": windows.loss_vector(sums),
     }
 
 
 @evaluator("baselines")
 def score_baselines(context: EvaluationContext) -> Scores:
     """Returns training_tokens, and the loss vectors of unigram and bigram over the same windows."""
+    windows = context.windows
     fitted = fit_baselines(context.data)
-    vectors = {
-        name: context.loss_vector(sums) for name, sums in fitted.sums(context.windows).items()
-    }
+    vectors = {name: windows.loss_vector(sums) for name, sums in fitted.sums(windows).items()}
     return {"training_tokens": fitted.tokens, **vectors}
 
 
@@ -188,3 +181,29 @@ def score_tts(context: EvaluationContext) -> Scores:
     return evaluate_tts(
         context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
     )
+
+
+def evaluate(
+    workdir: str | Path, options: EvaluationOptions = EvaluationOptions()
+) -> dict[str, Any]:
+    """Scores a checkpoint on the validation splits of its training data.
+
+    Returns:
+      JSON-able: format_version, step, sequence_length, tasks, and the scores of each task under its name.
+
+    Raises:
+      UserError: if checkpoint or data cannot be used, or a package is missing.
+    """
+    evaluators = {task: EVALUATORS.get(task, "tasks") for task in options.tasks}
+    for task, function in evaluators.items():
+        for package in getattr(function, "packages", ()):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"{task} needs {package}: pip install 'soda-jax[eval]'")
+    context = EvaluationContext(workdir, options)
+    result: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "step": context.model.step,
+        "sequence_length": context.data.sequence_length,
+        "tasks": list(options.tasks),
+    }
+    return result | {task: function(context) for task, function in evaluators.items()}

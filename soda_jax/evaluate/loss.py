@@ -1,38 +1,35 @@
-"""Held-out loss: the loss vector over whole windows."""
+"""The held-out loss vector of a model over whole windows, for checkpoints and as a hook of the trainer."""
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from soda_jax.evaluate.windows import Windows
+from soda_jax.data.storage.remote import StoreError
+from soda_jax.errors import UserError
+from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.generate.checkpoint import TrainedDecoder
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.model.loss import token_losses
-from soda_jax.parallel import rules
+from soda_jax.parallel import hosts, rules
+from soda_jax.parallel.batches import local_rows, place_batch
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
 from soda_jax.progress import track
 
-Sums = dict[str, np.ndarray]
-
 
 def make_loss_function(
-    bind: Any,
-    classes: int,
-    sources: int,
-    *,
-    chunk: int = 0,
-    mesh: jax.sharding.Mesh | None = None,
+    bind: Any, windows: Windows, *, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> Any:
-    """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`.
+    """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`, replicated.
 
     Args:
-      bind: params → decoder, `ModelFunctions.bind`.
-      classes, sources: sizes of the sums.
+      bind: function from params to a decoder, `ModelFunctions.bind`.
+      windows: the windows whose batches it receives.
       chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
-      mesh: devices of parameters and batches; the first device by default. The sums are replicated.
+      mesh: devices of parameters and batches; the first device by default.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])
     placement = OnMesh(mesh)
@@ -41,8 +38,8 @@ def make_loss_function(
         _, sums = token_losses(
             bind(params),
             batch,
-            classes=classes,
-            sources=sources,
+            classes=len(windows.layout.class_names),
+            sources=len(windows.source_names),
             loss_chunk=chunk,
             placement=placement,
         )
@@ -55,12 +52,12 @@ def sum_losses(
     function: Any,
     params: Any,
     batches: Iterable[dict[str, np.ndarray]],
-    place: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
+    to_devices: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
 ) -> Sums:
-    """Returns the sums of all batches, f64 `[sources, classes]`; `place` puts a batch on the devices."""
+    """Returns the sums of all batches, f64 `[sources, classes]`; `to_devices` transfers a batch."""
     totals: Sums = {}
     for batch in batches:
-        sums = jax.device_get(function(params, place(batch)))
+        sums = jax.device_get(function(params, to_devices(batch)))
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
     return totals
@@ -69,9 +66,64 @@ def sum_losses(
 def held_out_sums(
     decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
 ) -> Sums:
-    """Returns the sums of a checkpoint over all `windows`, for `loss_vector`."""
-    function = make_loss_function(
-        decoder.model.bind, len(windows.layout.class_names), len(windows.source_names)
-    )
+    """Returns the sums of a checkpoint over all `windows`."""
+    function = make_loss_function(decoder.model.bind, windows)
     batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
     return sum_losses(function, decoder.params, batches)
+
+
+class LossHook:
+    """Logs `validation/loss/…`, the loss vector on the validation splits of the training mixture.
+
+    It covers whole windows in the views of training. Sources without a validation split are reported once.
+
+    Attributes:
+      every: steps between calls.
+    """
+
+    def __init__(self, every: int, batches: int):
+        """Sets the interval in steps and the number of batches to read, 0 for all."""
+        self.every, self._limit = every, batches
+        self._opened = False
+        self._windows: Windows | None = None
+        self._batches: list[dict[str, Any]] = []
+
+    def __call__(self, run: Any) -> Mapping[str, float]:
+        """Returns the held-out loss vector of `run.params`; empty without validation splits."""
+        size, mesh = run.config.batch_size, run.mesh
+        rows = local_rows(mesh, size)
+        if not self._opened:
+            self._open(run, rows)
+        if self._windows is None:
+            return {}
+        sums = sum_losses(
+            self._function,
+            run.params,
+            self._batches,
+            lambda batch: place_batch(batch, rows, mesh, size),
+        )
+        values = self._windows.loss_vector(sums)
+        return {f"validation/{name}": value for name, value in values.items()}
+
+    def _open(self, run: Any, rows: list[int]) -> None:
+        self._opened = True
+        try:
+            windows = open_windows(run.dataset.config, "validation")
+        except StoreError:  # the split may exist, so the run must not continue without it
+            raise
+        except UserError as error:
+            _report(f"no held-out loss: {error}")
+            return
+        for name in windows.left_out:
+            _report(f"source {name} has no validation split: its held-out loss is not measured")
+        self._windows = windows
+        self._function = make_loss_function(
+            run.model.bind, windows, chunk=run.config.loss_chunk, mesh=run.mesh
+        )
+        # Read once; every call scores the same windows.
+        self._batches = list(windows.batches(run.config.batch_size, rows, self._limit))
+
+
+def _report(message: str) -> None:
+    if hosts.is_primary():
+        print(message, file=sys.stderr, flush=True)

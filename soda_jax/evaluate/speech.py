@@ -1,4 +1,4 @@
-"""Can it listen, can it speak: word error rates on held-out utterances."""
+"""ASR and TTS scores: word error rates on held-out utterances."""
 
 import dataclasses
 import itertools
@@ -9,8 +9,8 @@ import numpy as np
 
 from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
-from soda_jax.evaluate import recogniser
-from soda_jax.evaluate.wer import number_normaliser, word_errors
+from soda_jax.evaluate import recognizer
+from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.evaluate.windows import with_split
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.progress import track
@@ -22,18 +22,14 @@ _BATCH = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutUtterance:
-    """An utterance with its name, DOCUMENT#NUMBER."""
+    """An utterance with its name, `DOCUMENT#NUMBER`."""
 
     name: str
     utterance: Utterance
 
 
 def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance]:
-    """The first `limit` held-out utterances with text and audio, 0 for all.
-
-    Args:
-      config: the `data` settings of a run.
-      limit: number of utterances, 0 for all.
+    """Returns the first `limit` held-out utterances with text and audio, or all for 0.
 
     Raises:
       UserError: if there is none.
@@ -48,18 +44,18 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
 
     found = list(itertools.islice(each(), limit or None))
     if not found:
-        raise UserError("the validation splits hold no utterance with both text and audio")
+        raise UserError("the validation splits contain no utterance with both text and audio")
     return found
 
 
 def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> dict[str, Any]:
-    """Transcribes stored codes, greedily; texts compared as in the paper.
+    """Transcribes stored codes greedily, and compares the texts with `normalize` as in the paper.
 
     Returns:
       JSON-able: utterances, decoding, word_error_rate (corpus), mean_word_error_rate, examples.
     """
     texts: list[str] = [""] * len(held_out)
-    # Utterances of like length share a batch, so that few programs are compiled.
+    # Utterances of similar length share a batch, so that few programs are compiled.
     order = sorted(range(len(held_out)), key=lambda n: len(held_out[n].utterance.codes))
     for chosen in track(_batches(order), "transcribe"):
         codes = [held_out[n].utterance.codes for n in chosen]
@@ -86,36 +82,36 @@ def evaluate_tts(
     max_seconds: float = 15.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Speaks held-out texts without a voice prompt and lets a small Whisper write them down.
+    """Speaks held-out texts without a voice prompt, and transcribes them with a small Whisper.
 
-    Beside it stands the ceiling: the recorded utterances through the codec and back, by the same
-    recogniser. An utterance that the model did not end within `max_seconds` counts as unspoken:
-    100% errors. Numbers are compared by `number_normaliser`.
+    For comparison, the recordings are also transcribed after encoding and decoding by the codec. An utterance
+    that the model did not end within `max_seconds` counts as 100% errors. Texts are compared with
+    `number_normalizer`.
 
     Returns:
-      JSON-able: utterances, recogniser, sampling, max_seconds, seed, complete_share,
-      word_error_rate (corpus), mean_word_error_rate, the two with `codec_` before them, examples.
+      JSON-able: utterances, recognizer, sampling, max_seconds, seed, complete_share, word_error_rate
+      (corpus), mean_word_error_rate, codec_word_error_rate, codec_mean_word_error_rate, examples.
     """
-    judge = recogniser.Recogniser()
+    whisper = recognizer.Recognizer()
     references = [item.utterance.text for item in held_out]
     heard, complete = [], []
     for number, chosen in enumerate(track(_batches(range(len(held_out))), "speak")):
         spoken = [references[n] for n in chosen]
         for speech in model.speak(spoken, max_seconds=max_seconds, seed=seed + number):
             complete.append(speech.finished and len(speech.codes) > 0)
-            text = judge.transcribe(speech.audio, speech.sample_rate) if complete[-1] else ""
+            text = whisper.transcribe(speech.audio, speech.sample_rate) if complete[-1] else ""
             heard.append(text)
     codec_heard = []
-    for item in track(held_out, "the codec's own errors"):
+    for item in track(held_out, "codec"):
         audio = model.codec.decode([item.utterance.codes[:, : model.codebooks]])[0]
-        codec_heard.append(judge.transcribe(audio, model.codec.sample_rate))
-    normaliser = number_normaliser(references)
-    errors = word_errors(references, heard, normaliser)
-    codec_errors = word_errors(references, codec_heard, normaliser)
+        codec_heard.append(whisper.transcribe(audio, model.codec.sample_rate))
+    normalizer = number_normalizer(references)
+    errors = word_errors(references, heard, normalizer)
+    codec_errors = word_errors(references, codec_heard, normalizer)
     rows = zip(held_out, references, heard, codec_heard, complete, strict=True)
     return {
         "utterances": errors.utterances,
-        "recogniser": recogniser.NAME,
+        "recognizer": recognizer.NAME,
         "sampling": "temperature 0.9, top-p 0.8",
         "max_seconds": max_seconds,
         "seed": seed,
@@ -138,4 +134,4 @@ def evaluate_tts(
 
 
 def _batches(numbers: Sequence[int]) -> list[list[int]]:
-    return [list(numbers[at : at + _BATCH]) for at in range(0, len(numbers), _BATCH)]
+    return [list(numbers[start : start + _BATCH]) for start in range(0, len(numbers), _BATCH)]

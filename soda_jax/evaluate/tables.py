@@ -1,4 +1,4 @@
-"""The scores as text."""
+"""Text tables of the scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-    """Held-out losses of one class of token in nats a token; a baseline is None if not measured."""
+    """Held-out losses of one class in nats per token; a baseline is None if it was not measured."""
 
     name: str
     model: float
@@ -16,13 +16,13 @@ class ClassRow:
 
     @property
     def margin(self) -> float | None:
-        """How far the model lies below the better baseline, nats; negative where it does not."""
+        """Loss of the better baseline minus that of the model, in nats; None without baselines."""
         baselines = [value for value in (self.unigram, self.bigram) if value is not None]
         return min(baselines) - self.model if baselines else None
 
 
 def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
-    """One row a class of token that the held-out windows have, then one for all tokens."""
+    """Returns a row for each class of the held-out windows, then one for all tokens."""
     loss, baselines = evaluation["loss"], evaluation.get("baselines", {})
     rows = []
     for name in [*loss["classes"], "all"]:
@@ -34,7 +34,7 @@ def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
 
 
 def not_below(rows: list[ClassRow]) -> list[str]:
-    """Names of the classes in which the model does not beat both baselines."""
+    """Returns the classes in which the model is not below both baselines."""
     return [row.name for row in rows if row.margin is not None and row.margin <= 0]
 
 
@@ -42,7 +42,7 @@ _WITH_LINES = ("loss", "baselines", "asr", "tts")
 
 
 def text_report(evaluation: Mapping[str, Any]) -> str:
-    """The scores as lines for a terminal."""
+    """Returns the scores as text for a terminal."""
     lines = [f"step {evaluation['step']:,}"]
     if "loss" in evaluation:
         lines += _loss_lines(evaluation)
@@ -60,7 +60,7 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
 
 
 def _score_lines(scores: Mapping[str, Any]) -> list[str]:
-    """Returns one line per number or text of an evaluator without a table."""
+    """Returns one line per number or string of an evaluator without a table."""
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
     return [
         f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}"
@@ -93,7 +93,7 @@ def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
 
 def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
     return [
-        f"\nTTS: {tts['mean_word_error_rate']:.1%} mean WER by {tts['recogniser']} over "
+        f"\nTTS: {tts['mean_word_error_rate']:.1%} mean WER by {tts['recognizer']} over "
         f"{tts['utterances']} texts of held-out documents ({tts['word_error_rate']:.1%} corpus), "
         f"{tts['complete_share']:.1%} of them spoken to the end",
         f"the recordings through the codec: {tts['codec_mean_word_error_rate']:.1%} mean, "

@@ -1,4 +1,4 @@
-"""Word error rates, and the spelling in which texts are compared."""
+"""Word error rates, and the normalization of the compared texts."""
 
 import dataclasses
 import re
@@ -7,23 +7,22 @@ from collections.abc import Callable, Sequence
 
 from soda_jax.errors import UserError
 
-Normaliser = Callable[[str], str]
+Normalizer = Callable[[str], str]
 _DELETED = str.maketrans("", "", ".,!?;:\"'-()[]{}“”‘’")
 
 
-def normalise(text: str) -> str:
-    """The paper's normaliser: punctuation deleted (not spaced), lower case, spaces collapsed.
+def normalize(text: str) -> str:
+    """Returns a text without punctuation, in lower case, with single spaces (SODA, ASR protocol).
 
-    Deleted are `. , ! ? ; : " ' - ( ) [ ] { }` and curly quotes (SODA, protocol of the ASR benchmark).
+    The characters `. , ! ? ; : " ' - ( ) [ ] { }` and curly quotes are deleted, not replaced by spaces.
 
-    Texts that Unicode defines as the same ("é" as one code point or as two) give the same result, in
-    Unicode's normal form C. Compatibility forms (ligatures, full-width letters, "…") stay different
-    as under the paper's rules: form KC would change what the paper counts, and turns "½" into "1⁄2" and
-    the accent of "don´t" into a space.
+    Canonically equivalent texts ("é" as one code point or as two) give the same result, in Unicode's normal
+    form C. Compatibility forms (ligatures, full-width letters, "…") are not unified: form KC would change
+    the errors that the paper counts, and replaces "½" by "1⁄2" and the accent of "don´t" by a space.
     """
     bare = _canonical(text).translate(_DELETED).lower()
-    # Again: a deleted character may have kept an accent from its letter, and a letter may have one code
-    # point with its accent in lower case only.
+    # Twice: a deleted character may have separated an accent from its letter, and some letters have a single
+    # code point with their accent only in lower case.
     return " ".join(_canonical(bare).split())
 
 
@@ -48,19 +47,19 @@ _DECADES = {word: 20 + 10 * number for number, word in enumerate(_TENS)} | {"thi
 _HOMOPHONES = {"oh": "zero", "won": "one", "to": "two", "too": "two", "for": "four", "ate": "eight"}
 
 
-def number_normaliser(references: Sequence[str]) -> Normaliser:
-    """A normaliser for speech full of numbers, to be applied to references and transcripts alike.
+def number_normalizer(references: Sequence[str]) -> Normalizer:
+    """Returns a normalizer for speech with many numbers, to apply to references and transcripts.
 
-    A recogniser writes the spoken "two eight" as `two eight`, `2-8` or `28`. So every number becomes
-    its digits, one a word, and ordinals become plain numbers: `twenty-eight`, `28th`, `two eight` are
-    all `2 8`. Nothing tells 28 from 2 8 after that: it is a measure for toys. A homophone of a digit
-    (`to`, `for`, `ate`, …) counts as the digit if no reference has that word.
+    A recognizer writes the spoken "two eight" as `two eight`, `2-8` or `28`. Every number is replaced by its
+    digits, one per word, and ordinals by plain numbers: `twenty-eight`, `28th` and `two eight` all become
+    `2 8`. 28 and 2 8 are then the same, which is acceptable for small vocabularies. A homophone of a digit
+    (`to`, `for`, `ate`, …) is replaced by the digit if no reference contains that word.
 
     Args:
-      references: all texts that may be meant.
+      references: all texts that may be spoken.
     """
-    meant = {word for text in references for word in re.findall(r"[a-z]+", text.lower())}
-    homophones = {word: digit for word, digit in _HOMOPHONES.items() if word not in meant}
+    used = {word for text in references for word in re.findall(r"[a-z]+", text.lower())}
+    homophones = {word: digit for word, digit in _HOMOPHONES.items() if word not in used}
 
     def spell(text: str) -> str:
         text = re.sub(r"(?<=\d)(st|nd|rd|th)\b|(?<=\d),(?=\d)|['‘’]", "", _canonical(text.lower()))
@@ -71,18 +70,18 @@ def number_normaliser(references: Sequence[str]) -> Normaliser:
 
 
 def _digits(words: Sequence[str]) -> list[str]:
-    """Numbers below 1,000 in words, replaced by their digits."""
+    """Returns the words with numbers below 1,000 replaced by their digits."""
     result: list[str] = []
-    at = 0
-    while at < len(words):
-        value, used = _number(words[at:])
-        result += str(value) if used else [words[at]]
-        at += used or 1
+    index = 0
+    while index < len(words):
+        value, length = _number(words[index:])
+        result += str(value) if length else [words[index]]
+        index += length or 1
     return result
 
 
 def _number(words: Sequence[str]) -> tuple[int, int]:
-    """Value of the number at the beginning of `words` and its length in words (0: there is none)."""
+    """Returns value and length in words of the number at the start of `words`; length 0 for none."""
     if words[1:2] == ["hundred"] and 0 < _VALUES.get(words[0], 0) < 10:
         joined = 3 if words[2:3] == ["and"] else 2
         value, used = _below_hundred(words[joined:])
@@ -100,12 +99,12 @@ def _below_hundred(words: Sequence[str]) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class WordErrors:
-    """Word error rates of a set of utterances, as shares (1 is 100%).
+    """Word error rates of a set of utterances, as fractions.
 
     Attributes:
-      corpus: errors over reference words, all utterances together.
-      mean: mean over utterances of their own rates.
-      utterances: how many there were.
+      corpus: errors of all utterances divided by all reference words.
+      mean: mean of the rates of the utterances.
+      utterances: number of utterances.
     """
 
     corpus: float
@@ -114,19 +113,19 @@ class WordErrors:
 
 
 def word_errors(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser = normalise
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer = normalize
 ) -> WordErrors:
-    """Compares hypotheses with references, both normalised; insertions may bring a rate above 1.
+    """Compares normalized hypotheses with normalized references; insertions can give a rate above 1.
 
     Raises:
-      UserError: if there is no utterance, a reference is empty once normalised, or jiwer is missing.
+      UserError: if there is no utterance, a normalized reference is empty, or jiwer is missing.
     """
     try:
         import jiwer
     except ImportError:
         raise UserError("jiwer is missing: pip install 'soda-jax[eval]'") from None
-    wanted = [normaliser(text) for text in references]
-    heard = [normaliser(text) for text in hypotheses]
+    wanted = [normalizer(text) for text in references]
+    heard = [normalizer(text) for text in hypotheses]
     if not wanted or not all(wanted):
         empty = [text for text, bare in zip(references, wanted, strict=True) if not bare]
         what = f"the reference {empty[0]!r} has no words" if empty else "there are no utterances"

@@ -1,4 +1,4 @@
-"""The windows of a split, source by source, in the views of training."""
+"""The windows of a split, one source after the other, in the views of training."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,23 +8,25 @@ import numpy as np
 
 from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
 
+Sums = dict[str, np.ndarray]  # "nll" and "count" of the targets, f64 `[sources, classes]`
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """Every whole window of a split once.
+    """Every whole window of a split, once.
 
-    A source that is shorter than one training window is read as a single window of its own length. A
-    source without the split is left out.
+    A source that is shorter than one training window is read as one shorter window.
 
     Attributes:
       layout: the vocabulary.
-      source_names: all sources of the config, including those left out.
-      datasets: one single-source data set by source number.
-      left_out: names of the sources without the split.
+      source_names: all sources of the config.
+      datasets: a data set of one source by source number, without sources that lack the split.
+      left_out: names of the sources that lack the split.
     """
 
     layout: VocabularyLayout
@@ -40,12 +42,12 @@ class Windows:
     def batches(
         self, size: int, rows: Sequence[int] | None = None, limit: int = 0
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Batches as `soda_jax.data.windows.Batch`, as dicts; a batch holds one source.
+        """Yields batches, the fields of `soda_jax.data.windows.Batch` as a dict; each has one source.
 
         Args:
-          size: windows of a batch; the last of a source is filled up with rows without loss.
-          rows: which rows of each batch to read, all by default.
-          limit: about that many batches, spread evenly, at least one a source; 0 for all.
+          size: windows of a batch; the last one of a source is padded with rows without loss.
+          rows: the rows of each batch to read, all by default.
+          limit: approximate number of batches, spread evenly with at least one per source; 0 for all.
         """
         rows = range(size) if rows is None else rows
         for number, start in self._batch_starts(size, limit):
@@ -54,8 +56,13 @@ class Windows:
             yield batch._replace(source=source)._asdict()
 
     def batch_count(self, size: int, limit: int = 0) -> int:
-        """How many batches `batches` yields."""
+        """Returns the number of batches that `batches` yields."""
         return len(self._batch_starts(size, limit))
+
+    def loss_vector(self, sums: Sums) -> dict[str, float]:
+        """Returns the loss vector of sums over these windows."""
+        names = self.layout.class_names
+        return loss_vector(sums["nll"], sums["count"], names, self.source_names)
 
     def _batch_starts(self, size: int, limit: int) -> list[tuple[int, int]]:
         starts = [
@@ -72,9 +79,9 @@ class Windows:
 def with_split(
     config: DataConfig | Mapping[str, Any], split: str
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """Returns the `data` settings with the sources that have the split, and the names of the others.
+    """Returns the `data` settings with only the sources that have the split, and the names of the others.
 
-    Lists of masked records name records of the training split and do not apply to another one.
+    `mask_records` lists records of the training split, so it is removed for other splits.
 
     Raises:
       UserError: if a manifest cannot be read, or no source has the split.

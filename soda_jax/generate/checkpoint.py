@@ -15,7 +15,7 @@ class TrainedDecoder:
     Attributes:
       step: training steps of the checkpoint.
       metadata: metadata of the checkpoint, see `soda_jax.train.run_files.run_metadata`.
-      layout: the vocabulary.
+      layout: the vocabulary layout.
       model, params: the decoder as functions, and its parameters.
     """
 
@@ -30,7 +30,7 @@ def load_decoder(workdir: str | Path, step: int | None = None) -> TrainedDecoder
     """Opens the newest valid checkpoint of a run, or the one of `step`.
 
     Raises:
-      UserError: if there is no valid checkpoint, or it does not fit its own config.
+      UserError: if there is no valid checkpoint, or its parameters do not match its config.
     """
     import jax
 

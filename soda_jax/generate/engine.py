@@ -1,4 +1,4 @@
-"""The decoding loop: static shapes, batched, jitted, one automaton state a row."""
+"""The decoding loop: batched and jitted, with static shapes and an automaton state per row."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from soda_jax.model import ModelFunctions
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.grammar import AUDIO_END, ILLEGAL, grammar
 
-# Prompts and budgets are rounded up to these, so that few programs are compiled.
+# Prompts and budgets are rounded up to a multiple, so that few programs are compiled.
 _BUCKET = 64
 _INT32 = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
@@ -24,12 +24,12 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-    """What came out for one prompt.
+    """The continuation of a prompt.
 
     Attributes:
-      ids: the new tokens, the stop token (or EOS) included if it came, int32 `[tokens]`.
-      finished: whether the stop token came within the budget, of itself.
-      log_probability: sum over the new tokens among the legal ones, in nats.
+      ids: the new tokens up to and including the stop token or EOS, int32 `[tokens]`.
+      finished: whether the model generated the stop token, within the budget and the limit of frames.
+      log_probability: sum of the log-probabilities of the new tokens among the legal ones, in nats.
     """
 
     ids: np.ndarray
@@ -40,24 +40,22 @@ class Generated:
 class _State(NamedTuple):
     step: jax.Array
     tokens: jax.Array  # [batch, budget]
-    token: jax.Array  # [batch], the newest
-    position: jax.Array  # [batch], where it stands
+    position: jax.Array  # [batch], of the newest token
     automaton: jax.Array  # [batch]
-    frames: jax.Array  # [batch], whole frames generated
+    frames: jax.Array  # [batch], complete frames generated
     done: jax.Array  # [batch]
-    forced: jax.Array  # [batch], closed by the limit
+    forced: jax.Array  # [batch], ended by the limit of frames
     score: jax.Array  # [batch]
     logits: jax.Array  # [batch, vocabulary]
     cache: Any
 
 
 class Engine:
-    """Generates from prompts of token ids with one model."""
+    """Continues prompts of token ids with a decoder whose frames have `codebooks` codebooks."""
 
     def __init__(
         self, model: ModelFunctions, params: Any, layout: VocabularyLayout, codebooks: int
     ):
-        """Args: model, params: the decoder. layout: its ids. codebooks: how many a frame has."""
         self._params, self._model = params, model
         self._layout, self._codebooks = layout, codebooks
         self._grammar = grammar(layout, codebooks)
@@ -77,14 +75,14 @@ class Engine:
 
         Args:
           prompts: legal beginnings of documents, int ids `[tokens]`.
-          stop: the id that ends a row; so does EOS, after which nothing is legal.
-          budget: new tokens at most, at least 1.
-          sampling: how tokens are drawn.
-          max_frames: after that many frames only `audio_end` is legal; 0 for no limit.
-          seed: of the draws, 0 to 2³² − 1; a row's draws depend on (seed, row).
+          stop: the id that ends a row; EOS also ends it.
+          budget: maximal number of new tokens, at least 1.
+          sampling: settings of the draws.
+          max_frames: number of frames after which only `audio_end` is legal; 0 for no limit.
+          seed: seed of the draws, 0 to 2³² − 1; a row's draws depend on (seed, row).
 
         Raises:
-          UserError: if a prompt is not a legal beginning, with its number; for a number out of range.
+          UserError: with its number, if a prompt is not a legal beginning; for a number out of range.
         """
         for name, value, least, most in (
             ("budget", budget, 1, _INT32),
@@ -125,14 +123,14 @@ class Engine:
         return results
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
-        """The automaton's state after a prompt, from which at least one token is legal."""
+        """Returns the automaton's state after a prompt, in which at least one token is legal."""
         rules, prompt = self._grammar, np.asarray(prompt)
         inside = (prompt >= 0) & (prompt < len(rules.group_of_id))
         state = rules.run(prompt) if inside.all() else ILLEGAL
         if state in (ILLEGAL, rules.start):
             raise UserError(f"prompt {number} is not the beginning of a legal document")
         if state == rules.end:
-            raise UserError(f"prompt {number} is a whole document: nothing may follow its EOS")
+            raise UserError(f"prompt {number} is a complete document: no token may follow its EOS")
         return state
 
     def _generate(
@@ -158,8 +156,7 @@ class Engine:
         rows = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
             jnp.arange(batch)
         )
-        # Prefill. Keys of padding are written too, behind the prompt, where no query looks before
-        # the place is written again.
+        # Prefill. The cache entries of padding are masked until new tokens overwrite them.
         cache = decoder.empty_cache(batch, padded + budget)
         positions = jnp.broadcast_to(jnp.arange(padded), (batch, padded))
         zero = jnp.zeros((batch,), jnp.int32)
@@ -168,7 +165,6 @@ class Engine:
         first = _State(
             step=jnp.zeros((), jnp.int32),
             tokens=jnp.zeros((batch, budget), jnp.int32),
-            token=zero,
             position=lengths - 1,
             automaton=automaton,
             frames=zero,
@@ -179,7 +175,7 @@ class Engine:
             cache=cache,
         )
 
-        def going(state: _State) -> jax.Array:
+        def unfinished(state: _State) -> jax.Array:
             return (state.step < limit) & ~state.done.all()
 
         def step(state: _State) -> _State:
@@ -187,7 +183,7 @@ class Engine:
             full = (state.frames >= max_frames) & boundary[state.automaton]
             only_end = jnp.arange(allowed.shape[1]) == AUDIO_END
             legal = jnp.where(full[:, None], allowed & only_end, allowed)[:, group_of_id]
-            # A finished row may stand in a state that allows nothing; what it draws is dropped.
+            # A finished row may be in a state without legal tokens; its draws are discarded.
             legal = legal | state.done[:, None]
             keys = jax.vmap(jax.random.fold_in, (0, None))(rows, state.step)
             token, score = draw(keys, state.logits, legal, sampling)
@@ -199,7 +195,6 @@ class Engine:
             return _State(
                 step=state.step + 1,
                 tokens=state.tokens.at[:, state.step].set(token),
-                token=token,
                 position=position,
                 automaton=automaton,
                 frames=state.frames + (boundary[automaton] & ~state.done),
@@ -210,5 +205,5 @@ class Engine:
                 cache=cache,
             )
 
-        final = jax.lax.while_loop(going, step, first)
+        final = jax.lax.while_loop(unfinished, step, first)
         return final.tokens, final.forced, final.score

@@ -1,19 +1,19 @@
-"""A trained model with its tokenizer and codec: text and sound in, text and sound out."""
+"""A trained model with its tokenizer and codec: generates speech and text from text and speech."""
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from soda_jax.codecs import Codec, load_codec, saved_codec
-from soda_jax.codecs.audio import encode_long, read_audio
+from soda_jax.codecs.audio import encode_long, read_audio, write_wav
 from soda_jax.errors import UserError
-from soda_jax.generate.checkpoint import load_decoder
-from soda_jax.generate.engine import Engine, Generated
+from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
+from soda_jax.generate.engine import Engine
 from soda_jax.generate.sampling import GREEDY, Sampling
-from soda_jax.model import ModelFunctions
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.documents import audio_span, text_span
 from soda_jax.tokens.front_end import FrontEnd
@@ -24,13 +24,13 @@ Sound = str | Path | np.ndarray
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Speech:
-    """Generated sound.
+    """Generated speech.
 
     Attributes:
-      audio: f32 mono `[samples]`, in −1 … 1.
-      sample_rate: in Hz.
+      audio: f32 mono `[samples]`, within [-1, 1].
+      sample_rate: sample rate in Hz.
       codes: uint16 `[frames, codebooks]`.
-      finished: False if the length limit closed the utterance.
+      finished: False if the length limit ended the utterance.
     """
 
     audio: np.ndarray
@@ -40,40 +40,26 @@ class Speech:
 
     def save(self, path: str | Path) -> None:
         """Writes a WAV file."""
-        from soda_jax.codecs.audio import write_wav
-
         write_wav(path, self.audio, self.sample_rate)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SpeechModel:
-    """Speaks, transcribes and continues; `load` makes one from a run's folder.
+class SpeechModel(TrainedDecoder):
+    """A decoder with its tokenizer and codec; `load` returns that of a run.
 
     Attributes:
-      step: training steps of the checkpoint.
-      metadata: metadata of the checkpoint.
-      layout, tokenizer, codec: the front end.
-      model, params: the decoder.
-      codebooks: how many codebooks the model was shown.
+      tokenizer, codec: those of the training data.
+      codebooks: number of codebooks that the model was trained on.
     """
 
-    step: int
-    metadata: dict[str, Any]
-    layout: VocabularyLayout
     tokenizer: TextTokenizer
     codec: Codec
-    model: ModelFunctions
-    params: Any
     codebooks: int
 
-    def __post_init__(self) -> None:
-        engine = Engine(self.model, self.params, self.layout, self.codebooks)
-        object.__setattr__(self, "_engine", engine)
-
-    @property
+    @cached_property
     def engine(self) -> Engine:
-        """The decoding loop, for prompts of one's own."""
-        return self._engine  # type: ignore[attr-defined]
+        """The decoding loop, for other prompts than those of the methods below."""
+        return Engine(self.model, self.params, self.layout, self.codebooks)
 
     def speak(
         self,
@@ -84,22 +70,21 @@ class SpeechModel:
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Any:
-        """Speaks a text (a `Speech`) or several (a list).
+        """Speaks a text (returns a `Speech`) or several (returns a list).
 
         Args:
-          text: what to say.
-          voice: a sound and its transcript, whose voice is taken on.
-          max_seconds: the utterance is closed there, at a frame boundary.
+          text: the text.
+          voice: a sound with the voice to use, and its transcript.
+          max_seconds: limit of the utterance, which ends at a frame boundary.
           sampling: default temperature 0.9, top-p 0.8.
-          seed: of the draws.
+          seed: seed of the draws.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        before = [np.array([self.layout.bos], np.int32)]
+        texts = [text] if isinstance(text, str) else text
+        before = []
         if voice is not None:
             sound, transcript = voice
-            before += [self._text(transcript), self._audio(self._encode([sound])[0])]
-        start = np.array([self.layout.audio_start], np.int32)
-        prompts = [np.concatenate([*before, self._text(t), start]) for t in texts]
+            before = [self._text(transcript), self._audio(self._encode([sound])[0])]
+        prompts = [self._prompt(*before, self._text(t), [self.layout.audio_start]) for t in texts]
         speeches = self._generate_speech(prompts, max_seconds, sampling, seed)
         return speeches[0] if isinstance(text, str) else speeches
 
@@ -111,30 +96,29 @@ class SpeechModel:
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> Any:
-        """The text of a sound (str) or of several (list).
+        """Transcribes a sound (returns a string) or several (returns a list).
 
         Args:
-          sound: a file of any format that soundfile reads, or f32 mono at the codec's sample rate.
-          max_tokens: text tokens at most.
+          sound: a file of any format that libsndfile reads, or f32 mono at the codec's sample rate.
+          max_tokens: limit of the text tokens.
           sampling: greedy by default.
-          seed: of the draws.
+          seed: seed of the draws.
         """
-        sounds = [sound] if isinstance(sound, str | Path | np.ndarray) else list(sound)
-        prompts = [
-            self._join(self._audio(codes), self.layout.text_start) for codes in self._encode(sounds)
-        ]
-        texts = self.transcribe_prompts(prompts, max_tokens, sampling, seed)
-        return texts[0] if isinstance(sound, str | Path | np.ndarray) else texts
+        single = isinstance(sound, str | Path | np.ndarray)
+        codes = self._encode([sound] if single else sound)  # type: ignore[list-item, arg-type]
+        texts = self.transcribe_codes(codes, max_tokens=max_tokens, sampling=sampling, seed=seed)
+        return texts[0] if single else texts
 
-    def transcribe_codes(self, codes: Sequence[np.ndarray], *, max_tokens: int = 448) -> list[str]:
-        """Greedy texts of utterances given as codes `[frames, codebooks]`."""
-        prompts = [self._join(self._audio(c), self.layout.text_start) for c in codes]
-        return self.transcribe_prompts(prompts, max_tokens, GREEDY, 0)
-
-    def transcribe_prompts(
-        self, prompts: list[np.ndarray], max_tokens: int, sampling: Sampling, seed: int
+    def transcribe_codes(
+        self,
+        codes: Sequence[np.ndarray],
+        *,
+        max_tokens: int = 448,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
     ) -> list[str]:
-        """Texts that follow prompts which end in `text_start`."""
+        """Transcribes utterances given as codes `[frames, codebooks]`; see `transcribe`."""
+        prompts = [self._prompt(self._audio(c), [self.layout.text_start]) for c in codes]
         generated = self.engine(
             prompts, stop=self.layout.text_end, budget=max_tokens, sampling=sampling, seed=seed
         )
@@ -148,10 +132,9 @@ class SpeechModel:
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Speech:
-        """Continues a sound; the result holds the continuation alone."""
-        span = audio_span(self._encode([sound])[0], self.layout, self.codebooks, True, False)
-        prompt = np.concatenate([[self.layout.bos], span]).astype(np.int32)
-        return self._generate_speech([prompt], max_seconds, sampling, seed)[0]
+        """Continues a sound; returns only the continuation. See `speak` for the arguments."""
+        span = audio_span(self._encode([sound])[0], self.layout, self.codebooks, closes=False)
+        return self._generate_speech([self._prompt(span)], max_seconds, sampling, seed)[0]
 
     def _generate_speech(
         self,
@@ -171,18 +154,14 @@ class SpeechModel:
             max_frames=frames,
             seed=seed,
         )
-        codes = [self._codes(result) for result in generated]
-        # A continuation may end at once: no frames, no sound, and nothing for the codec to do.
-        audio = [self.codec.decode([c])[0] if len(c) else np.zeros(0, np.float32) for c in codes]
-        rate = self.codec.sample_rate
-        return [
-            Speech(sound, rate, c, result.finished)
-            for sound, c, result in zip(audio, codes, generated, strict=True)
-        ]
-
-    def _codes(self, result: Generated) -> np.ndarray:
-        ids = result.ids[result.ids != self.layout.audio_end]
-        return self.layout.ids_to_codes(ids, self.codebooks)
+        speeches = []
+        for result in generated:
+            ids = result.ids[result.ids != self.layout.audio_end]
+            codes = self.layout.ids_to_codes(ids, self.codebooks)
+            # A continuation may end immediately; codecs need not decode zero frames.
+            audio = self.codec.decode([codes])[0] if len(codes) else np.zeros(0, np.float32)
+            speeches.append(Speech(audio, self.codec.sample_rate, codes, result.finished))
+        return speeches
 
     def _encode(self, sounds: Sequence[Sound]) -> list[np.ndarray]:
         rate = self.codec.sample_rate
@@ -198,17 +177,17 @@ class SpeechModel:
     def _audio(self, codes: np.ndarray) -> np.ndarray:
         return audio_span(codes, self.layout, self.codebooks)
 
-    def _join(self, span: np.ndarray, last: int) -> np.ndarray:
-        return np.concatenate([[self.layout.bos], span, [last]]).astype(np.int32)
+    def _prompt(self, *spans: np.ndarray | list[int]) -> np.ndarray:
+        return np.concatenate([[self.layout.bos], *spans]).astype(np.int32)
 
 
 def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> SpeechModel:
-    """Opens a run's checkpoint with the tokenizer and the codec that lie beside it.
+    """Opens a run's checkpoint with the tokenizer and the codec in its folder.
 
     Args:
       workdir: the run's folder.
-      step: which checkpoint; the newest valid one by default.
-      codec: where the codec is, if not beside the checkpoint, as for `load_codec`.
+      step: step of the checkpoint; the newest valid one by default.
+      codec: spec of the codec for `load_codec`; by default the codec in the run's folder.
 
     Raises:
       UserError: if there is no valid checkpoint, or tokenizer or codec are not those of training.
@@ -239,19 +218,15 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
         },
     )
     return SpeechModel(
-        decoder.step,
-        metadata,
-        layout,
-        tokenizer,
-        opened,
-        decoder.model,
-        decoder.params,
-        _codebooks(metadata, layout),
+        **vars(decoder),
+        tokenizer=tokenizer,
+        codec=opened,
+        codebooks=_codebooks(metadata, layout),
     )
 
 
 def _codebooks(metadata: dict[str, Any], layout: VocabularyLayout) -> int:
-    """How many codebooks training showed: the largest number among its sources."""
+    """Returns the number of codebooks in the training data: the largest among its sources."""
     sources = [s for s in metadata["data"]["sources"].values() if s["composition"] != "text"]
     shown = [1 if s["composition"] == "S" else s["codebooks"] or layout.codebooks for s in sources]
     return max(shown, default=layout.codebooks)

@@ -1,4 +1,4 @@
-"""The decoder: it knows token groups and legal sets as data, and nothing of audio."""
+"""The decoder. It receives group sizes and legal token sets as data and does not depend on audio."""
 
 from soda_jax.model.config import (
     DecoderConfig,

@@ -1,4 +1,4 @@
-"""Shape of a decoder and of its vocabulary blocks."""
+"""Shapes of the decoder and of its vocabulary, with counts of parameters and FLOPs."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 
 from soda_jax.schema import ModelConfig, parse
 
-# 128,260 text and marker rows become 128,512: the largest power of two that pads SODA by under 0.2%.
+# The largest power of two that pads SODA by less than 0.2%: 128,260 text and marker rows become 128,512.
 ROW_MULTIPLE = 256
 
 
@@ -29,9 +29,9 @@ class Layout(Protocol):
 class VocabularyBlocks:
     """The two blocks of rows of the embedding and of the head.
 
-    Block 0 holds ids `0 … first_rows − 1` and is padded; block 1 holds the groups that follow, one
-    after the other, as `[groups, largest group, d]`. A *row* counts through block 0 with its padding,
-    then through block 1 flattened; the padding rows belong to no id.
+    Block 0 has ids `0 … first_rows − 1` and padding. Block 1 has the groups of the following ids, as
+    `[groups, largest group, d]`. *Rows* are numbered through block 0 with its padding and then through the
+    flattened block 1; padding rows belong to no id.
 
     Attributes:
       first_rows: number of ids of block 0 (text and markers).
@@ -53,7 +53,7 @@ class VocabularyBlocks:
 
     @property
     def padded_first(self) -> int:
-        """Rows of block 0 with padding: a multiple of 256 from 1,024 rows on, else of 8."""
+        """Rows of block 0 with padding: a multiple of 256, or of 8 below 1,024 rows."""
         multiple = ROW_MULTIPLE if self.first_rows >= 1024 else 8
         return -(-self.first_rows // multiple) * multiple
 
@@ -103,12 +103,11 @@ class DecoderConfig(ModelConfig):
     def layer_parameters(self) -> int:
         """Parameters of one layer."""
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        return (
-            attention
-            + 3 * self.hidden_size * self.intermediate_size
-            + 2 * self.hidden_size
-            + 2 * self.head_dim
-        )
+        return attention + 3 * self.hidden_size * self.intermediate_size + self._norm_parameters
+
+    @property
+    def _norm_parameters(self) -> int:
+        return 2 * self.hidden_size + 2 * self.head_dim
 
     @property
     def non_embedding_parameters(self) -> int:
@@ -123,12 +122,18 @@ class DecoderConfig(ModelConfig):
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that take part in matrix products: layers and head, no norms, no embedding gather."""
-        norms = 2 * self.hidden_size + 2 * self.head_dim
-        return (
-            self.num_layers * (self.layer_parameters - norms)
-            + self.vocabulary.size * self.hidden_size
-        )
+        """Parameters in matrix products: layers and head, without norms and embedding gather."""
+        layer = self.layer_parameters - self._norm_parameters
+        return self.num_layers * layer + self.vocabulary.size * self.hidden_size
+
+    def training_flops_per_token(self, sequence: int) -> float:
+        """Returns the FLOPs of a training step per token, without recomputation; the MFU uses them.
+
+        6 · matmul parameters (head included, embedding gather not), plus attention over the causal half of
+        the window: 4 · heads · head_dim · S / 2 per layer forward, three times that with the backward pass.
+        """
+        attention = self.num_layers * 4 * self.num_heads * self.head_dim * sequence / 2
+        return 6.0 * self.matmul_parameters + 3.0 * attention
 
 
 def decoder_config(model: Any, vocabulary: VocabularyBlocks) -> DecoderConfig:
@@ -149,7 +154,7 @@ def decoder_from_metadata(metadata: Mapping[str, Any], layout: Layout) -> Decode
     """Returns the decoder of a checkpoint.
 
     Args:
-      metadata: of the checkpoint.
+      metadata: metadata of the checkpoint.
       layout: its vocabulary layout.
 
     Raises:

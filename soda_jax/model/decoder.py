@@ -1,7 +1,7 @@
 """Qwen3 decoder in Flax NNX, layers stacked and scanned.
 
-Pre-norm RMSNorm, SwiGLU, no biases, per-head RMSNorm of queries and keys, grouped-query attention,
-rotary positions. Every parameter carries its logical axes, from which the sharding follows.
+Pre-norm RMSNorm, SwiGLU, no biases, per-head RMSNorm of queries and keys, grouped-query attention, rotary
+positions. Every parameter has logical axes, from which its sharding is derived.
 """
 
 import math
@@ -16,13 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from soda_jax.model import remat, rope
 from soda_jax.model.attention import Attention, attend, packed_attention
 from soda_jax.model.config import DecoderConfig
-from soda_jax.model.placement import OneDevice, Placement
+from soda_jax.model.placement import ONE_DEVICE, Placement
 
 Cache = dict[str, jax.Array]
 
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
-    """A normal truncated at ±3σ (the paper's code; its exported config says otherwise)."""
+    """Returns a parameter from a normal truncated at ±3σ (as in SODA's code, not its exported config)."""
     return nnx.Param(_normal(rngs, shape, deviation), logical_axes=axes)
 
 
@@ -35,15 +35,15 @@ def _scale(size: int, axis: str | None) -> nnx.Param:
 
 
 def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = True) -> jax.Array:
-    """`x` `[batch, sequence, inputs…]` times `weight` `[inputs…, outputs…]`.
+    """Multiplies `x` `[batch, sequence, inputs…]` by `weight` `[inputs…, outputs…]`.
 
     Args:
       x: activations.
       weight: its first `inputs` dimensions are contracted with the last ones of `x`.
-      inputs: how many dimensions are contracted.
-      flatten: compute on `[batch · sequence, …]`. XLA multiplies two matrices as they lie, but for
-        the gradient of a weight from three-dimensional operands it first copies their transpose, on
-        CPU on one core. A sequence that is split over devices cannot be merged with the batch.
+      inputs: number of contracted dimensions.
+      flatten: compute on `[batch · sequence, …]`. For the gradient of a weight from three-dimensional
+        operands, XLA first copies their transpose (on a CPU on one core), but not for matrices. A
+        sequence that is split over devices cannot be merged with the batch.
 
     Returns:
       `[batch, sequence, outputs…]`.
@@ -57,14 +57,14 @@ def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = Tr
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / √(mean x² + eps) · scale over the last axis, computed in f32, returned in x's type."""
+    """Returns x / √(mean x² + eps) · scale over the last axis, computed in f32, in the type of `x`."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return (normed * scale).astype(x.dtype)
 
 
 class Layer(nnx.Module):
-    """One decoder layer; under the scan every parameter has a leading `layers` axis."""
+    """The parameters of one decoder layer; stacked for the scan they have a leading `layers` axis."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c, d, hd = config, config.hidden_size, config.head_dim
@@ -100,14 +100,14 @@ def apply_layer(
     """Applies one layer.
 
     Args:
-      layer: the layer's parameters, in `config.compute_dtype` but for the norms.
+      layer: its parameters, in `config.compute_dtype` except the norms.
       x: `[batch, sequence, d]`.
-      config: the decoder's shape.
+      config: shape of the decoder.
       angles: cosine and sine of the positions.
-      attention: of query, key and value, see `packed_attention`.
-      placement: of activations.
-      cache: keys and values `[batch, length, kv_heads, head_dim]` of this layer, when generating.
-      write_at: int32 `[batch]`, where in the cache row b's new keys begin.
+      attention: function of query, key and value, see `packed_attention`.
+      placement: sharding of activations.
+      cache: keys and values `[batch, length, kv_heads, head_dim]` of this layer, for generation.
+      write_at: int32 `[batch]`, index of the first new key of each row in the cache.
 
     Returns:
       the new `x` and the new cache (None without one).
@@ -115,7 +115,7 @@ def apply_layer(
     constrain = placement.constrain
     flatten = placement.ways("sequence", x.shape[1]) == 1  # see `project`
     normed = rms_norm(x, layer["attention_norm"], config.rms_norm_eps)
-    # Keys and values are gathered over the sequence axis; queries stay sharded.
+    # Keys and values are gathered over the sequence axis; queries remain sharded.
     query = project(normed, layer["query"], flatten=flatten)
     key = project(normed, layer["key"], flatten=flatten)
     value = project(normed, layer["value"], flatten=flatten)
@@ -148,15 +148,11 @@ def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
     return jax.vmap(write_row)(cache, new, write_at)
 
 
-_HERE = OneDevice()
-
-
 def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
-    """Describes the matrices of the decoder that are stored as several arrays.
+    """Returns the matrices of the decoder that are stored as several arrays.
 
-    Returns:
-      for each matrix, the name of each of its arrays and the rows of that array that are not
-      padding: bool, of the array's shape without the last axis.
+    Each entry maps the names of the arrays of one matrix to their valid (not padding) rows, bool in the
+    shape of the array without the last axis.
     """
     first, groups = config.vocabulary.valid_blocks
     matrices = ("embedding",) if config.tie_embeddings else ("embedding", "head")
@@ -166,7 +162,7 @@ def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
 
 
 class Decoder(nnx.Module):
-    """The decoder with its embedding and head in two blocks (see `VocabularyBlocks`)."""
+    """The decoder; its embedding and head consist of two blocks, see `VocabularyBlocks`."""
 
     embedding_first: nnx.Param
     embedding_groups: nnx.Param
@@ -178,7 +174,7 @@ class Decoder(nnx.Module):
         rows = ("vocabulary", "embed")
 
         def block(valid: np.ndarray, axes: tuple, deviation: float) -> nnx.Param:
-            # Padding is 0 and stays 0, since its gradient is 0: norms do not count it.
+            # Padding is 0 and remains 0 because its gradient is 0, so it does not change norms.
             weight = _normal(rngs, (*valid.shape, d), deviation)
             return nnx.Param(jnp.where(valid[..., None], weight, 0.0), logical_axes=axes)
 
@@ -200,15 +196,15 @@ class Decoder(nnx.Module):
         self.final_norm = _scale(d, "embed")
 
     def head_blocks(self) -> tuple[jax.Array, ...]:
-        """The head as `[1, padded_first, d]` and, if there are groups, `[groups, group_rows, d]`, f32."""
+        """Returns the head as `[1, padded_first, d]` and, with groups, `[groups, group_rows, d]`, f32."""
         name = "embedding" if self.config.tie_embeddings else "head"
         first = getattr(self, f"{name}_first")[...][None]
         if not self.config.vocabulary.groups:
             return (first,)
         return first, getattr(self, f"{name}_groups")[...]
 
-    def embed(self, tokens: jax.Array, placement: Placement = _HERE) -> jax.Array:
-        """Rows of int32 ids `[batch, sequence]`, in the compute type `[batch, sequence, d]`."""
+    def embed(self, tokens: jax.Array, placement: Placement = ONE_DEVICE) -> jax.Array:
+        """Returns the embeddings of int32 ids `[batch, sequence]`, `[batch, sequence, d]` in the compute type."""
         vocabulary = self.config.vocabulary
         row = jnp.asarray(vocabulary.row_of_id)[tokens]
         first = self.embedding_first[...][jnp.minimum(row, vocabulary.padded_first - 1)]
@@ -217,8 +213,8 @@ class Decoder(nnx.Module):
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
         first = first.astype(self.config.compute_dtype)
-        # Each device reads its part of the width for the rows of its fsdp group; the parts are then
-        # exchanged. Told nothing, XLA would gather all rows on every device.
+        # Each device reads its columns of the rows of its fsdp group, which are then exchanged. Without this
+        # constraint XLA gathers all rows on every device.
         first = placement.constrain(first, ("rows", "sequence", "embed"))
         return placement.constrain(first, ("batch", "sequence", None))
 
@@ -228,13 +224,13 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         *,
-        placement: Placement = _HERE,
+        placement: Placement = ONE_DEVICE,
     ) -> jax.Array:
-        """Final hidden states of packed windows.
+        """Returns the final hidden states of packed windows.
 
         Args:
-          tokens, segment_ids, positions: int32 `[batch, sequence]`; positions lie below `sequence`.
-          placement: of activations; it also decides which kernel attention is.
+          tokens, segment_ids, positions: int32 `[batch, sequence]`; positions are below `sequence`.
+          placement: sharding of activations; its platform selects the attention kernel.
 
         Returns:
           `[batch, sequence, d]` after the final norm, in the compute type.
@@ -246,27 +242,27 @@ class Decoder(nnx.Module):
     def decode(
         self, tokens: jax.Array, positions: jax.Array, cache: Cache, lengths: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        """Hidden states of new tokens given the cached ones before them.
+        """Returns the hidden states of new tokens after the cached ones.
 
         Args:
-          tokens, positions: int32 `[batch, new]`; row b's new tokens stand at `positions[b]`.
+          tokens, positions: int32 `[batch, new]`, the new tokens and their positions.
           cache: keys and values `[layers, batch, length, kv_heads, head_dim]`.
-          lengths: int32 `[batch]`, how many cached places of row b are filled; the new keys are
-            written there. A query at position p sees the places up to p.
+          lengths: int32 `[batch]`, number of cached tokens of each row, the index of its first new key. A
+            query at position p attends to cache entries up to p.
 
         Returns:
           hidden `[batch, new, d]` and the new cache.
         """
-        places = jnp.arange(cache["key"].shape[2])
-        mask = places[None, None, :] <= positions[:, :, None]
+        entries = jnp.arange(cache["key"].shape[2])
+        mask = entries[None, None, :] <= positions[:, :, None]
 
         def attention(query, key, value):
             return attend(query, key, value, mask)
 
-        return self._run(tokens, positions, attention, _HERE, cache, lengths)
+        return self._run(tokens, positions, attention, ONE_DEVICE, cache, lengths)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """A cache of zeros for `batch` rows of at most `length` tokens."""
+        """Returns a cache of zeros for `batch` rows of at most `length` tokens."""
         c = self.config
         shape = (c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
         return {name: jnp.zeros(shape, c.compute_dtype) for name in ("key", "value")}
@@ -277,7 +273,7 @@ class Decoder(nnx.Module):
         length = tokens.shape[1] if cache is None else cache["key"].shape[2]
         angles = rope.angles(positions, length, c.head_dim, c.rope)
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
-        # One cast before the scan: inside it, the backward pass would repeat it layer by layer.
+        # Cast before the scan: inside it, the backward pass would repeat the cast for every layer.
         stacked = {
             name: array if name.endswith("norm") else array.astype(c.compute_dtype)
             for name, array in stacked.items()
@@ -302,7 +298,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], c.rms_norm_eps), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits of all ids, f32 `[…, vocabulary]`: for generation; training never holds them whole."""
+        """Returns the logits of all ids, f32 `[…, vocabulary]`, for generation; training never does this."""
         vocabulary = self.config.vocabulary
         first, *groups = (
             block.reshape(-1, self.config.hidden_size).astype(hidden.dtype)

@@ -1,4 +1,4 @@
-"""A decoder as pure functions of a dict of parameters, as jit, sharding and checkpoints want it."""
+"""A decoder as pure functions of a dict of parameters, for jit, sharding and checkpoints."""
 
 from typing import Any
 
@@ -10,18 +10,12 @@ from soda_jax.model.config import DecoderConfig
 from soda_jax.model.decoder import Decoder, stored_matrices
 
 
-def abstract_model(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and abstract parameters of a decoder; nothing is allocated."""
-    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
-    return nnx.split(model, nnx.Param)
-
-
 def logical_axes(params: nnx.State) -> dict[str, Any]:
-    """Logical axes of every parameter, as a dict like the parameters'."""
+    """Returns the logical axes of every parameter as a dict with the structure of the parameters."""
 
     def axes(variable: nnx.Variable) -> tuple:
         named = variable.get_metadata("logical_axes")
-        # Stacked layers have one leading axis more than the layer that named its axes.
+        # Stacked layers have one leading axis more than the layer that declares the axes.
         extra = len(variable.get_value().shape) - len(named)
         return ("layers",) * extra + tuple(named)
 
@@ -33,25 +27,26 @@ class ModelFunctions:
     """A decoder as pure functions of a parameter dict.
 
     Attributes:
-      config: the decoder's shape.
+      config: shape of the decoder.
       abstract: the parameters as `jax.ShapeDtypeStruct`s, a nested dict.
-      axes: their logical axes, likewise.
-      matrices: which parameters form one matrix, see `decoder.stored_matrices`.
+      axes: their logical axes, a dict with the same structure.
+      matrices: the parameters that form one matrix, see `decoder.stored_matrices`.
     """
 
     def __init__(self, config: DecoderConfig):
         self.config = config
-        self._graph, self._state = abstract_model(config)
+        model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))  # nothing is allocated
+        self._graph, self._state = nnx.split(model, nnx.Param)
         self.abstract = nnx.to_pure_dict(self._state)
         self.axes = logical_axes(self._state)
         self.matrices: tuple[dict[str, np.ndarray], ...] = stored_matrices(config)
 
     def init(self, seed: int) -> dict[str, Any]:
-        """Fresh parameters, f32."""
+        """Returns new random parameters, f32."""
         return nnx.to_pure_dict(nnx.state(Decoder(self.config, nnx.Rngs(seed)), nnx.Param))
 
     def bind(self, params: dict[str, Any]) -> Decoder:
-        """A decoder whose variables are `params`; works on tracers."""
+        """Returns a decoder with `params`, which may be tracers."""
         state = jax.tree.map(lambda x: x, self._state)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)

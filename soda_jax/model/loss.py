@@ -1,13 +1,12 @@
-"""Cross-entropy of a large head without its logits.
+"""Cross-entropy of a large head that never materializes all logits.
 
-The tokens are cut into chunks, the last one padded. Only the logits of one chunk exist at a time. The
-gradients are computed in the forward pass (they are linear in the cotangent of the summed loss), so the
-head is multiplied three times, as by the plain loss, and nothing is recomputed. This file has the
-arithmetic of one device, `loss_sharding` combines the devices.
+Tokens are processed in chunks, the last one padded, so only the logits of one chunk exist at a time. The
+gradients are computed in the forward pass (they are linear in the cotangent of the summed loss): the head is
+multiplied three times, as in the plain loss, and nothing is recomputed. This file has the arithmetic of one
+device; `loss_sharding` combines the devices.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,20 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoder import Decoder
 from soda_jax.model.loss_sharding import Reduction, run_sharded
-from soda_jax.model.placement import OneDevice, Placement
+from soda_jax.model.placement import ONE_DEVICE, Placement
 
 Blocks = tuple[jax.Array, ...]
 Batch = Mapping[str, jax.Array]
 # (decoder, hidden `[batch, sequence, d]`, batch) -> f32 scalar, summed over the targets of the batch.
 LossTerm = Callable[[Decoder, jax.Array, Batch], jax.Array]
 _MASKED = -1e30
-_ONE_DEVICE = OneDevice()
 
-# Tokens per chunk, by platform; docs/performance.md has the measurements. CPU: the logits of a chunk stay in
-# the caches. TPU: each chunk reads and writes the gradient of the head; with fewer tokens that traffic, not
-# arithmetic, limits the step. GPU: not tuned yet.
+# Tokens per chunk by platform, see docs/performance.md. CPU: the logits of a chunk stay in the caches. TPU:
+# each chunk reads and writes the gradient of the head; with fewer tokens that traffic, not arithmetic, limits
+# the step. GPU: not tuned yet.
 CHUNKS: Mapping[str, int] = {"cpu": 512, "tpu": 2048, "gpu": 2048}
 
 
@@ -36,43 +35,21 @@ class LossSettings(NamedTuple):
     """Static settings of the loss.
 
     Attributes:
-      valid_rows: for each block, which rows are not padding, as the bytes of bools `[groups · rows]`.
+      vocabulary: rows of the head.
       z_weight: weight of the z-loss, log²Z.
-      chunk: tokens whose logits exist at a time, on each device.
+      chunk: tokens whose logits exist at a time, on each device; 0 = by the platform of `placement`.
       placement: sharding of the arrays.
     """
 
-    valid_rows: tuple[bytes, ...]
-    z_weight: float
-    chunk: int
-    placement: Placement = _ONE_DEVICE
+    vocabulary: VocabularyBlocks
+    z_weight: float = 0.0
+    chunk: int = 0
+    placement: Placement = ONE_DEVICE
 
 
 def chunk_tokens(chunk: int, platform: str) -> int:
     """Returns the tokens per chunk: `chunk` itself, or the entry of `CHUNKS` for 0."""
     return chunk or CHUNKS.get(platform, CHUNKS["gpu"])
-
-
-def loss_settings(
-    valid_rows: np.ndarray,
-    blocks: Blocks,
-    z_weight: float,
-    chunk: int,
-    placement: Placement = _ONE_DEVICE,
-) -> LossSettings:
-    """Returns `LossSettings`.
-
-    Args:
-      valid_rows: of all blocks, bool `[rows]`.
-      blocks: the head.
-      z_weight: weight of the z-loss.
-      chunk: tokens whose logits exist at a time, on each device; 0 = by the platform of `placement`.
-      placement: sharding of the arrays.
-    """
-    ends = np.cumsum([0, *(block.shape[0] * block.shape[1] for block in blocks)])
-    parts = [valid_rows[a:b].tobytes() for a, b in itertools.pairwise(ends)]
-    chunk = chunk_tokens(int(chunk), placement.platform)
-    return LossSettings(tuple(parts), float(z_weight), chunk, placement)
 
 
 def token_losses(
@@ -83,10 +60,10 @@ def token_losses(
     sources: int,
     z_loss: float = 0.0,
     loss_chunk: int = 0,
-    placement: Placement = _ONE_DEVICE,
+    placement: Placement = ONE_DEVICE,
     terms: Sequence[LossTerm] = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the summed loss of a batch and the sums of the loss vector; training and evaluation use it.
+    """Returns the summed loss of a batch and the sums of its loss vector, for training and evaluation.
 
     Args:
       decoder: the bound model.
@@ -108,7 +85,7 @@ def token_losses(
     targets = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
     weights = batch["loss_mask"].astype(jnp.float32)
     blocks = decoder.head_blocks()
-    settings = loss_settings(vocabulary.valid_rows, blocks, z_loss, loss_chunk, placement)
+    settings = LossSettings(vocabulary, z_loss, loss_chunk, placement)
     total, nll, log_z = linear_cross_entropy(settings, hidden, blocks, targets, weights)
     sums = class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
     sums["log_z_squared"] = jnp.sum(weights * jnp.square(log_z))
@@ -125,12 +102,12 @@ def linear_cross_entropy(
     target_rows: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the summed loss of `hidden` times the rows of all blocks against `target_rows`.
+    """Returns the cross-entropy of the logits `hidden` · head against `target_rows`.
 
     Args:
-      settings: padding rows, z-loss weight, chunk, placement.
+      settings: static settings.
       hidden: `[batch, sequence, d]`.
-      blocks: parts of the head `[groups, rows, d]`; a target row counts through them in order.
+      blocks: parts of the head `[groups, rows, d]`; target rows are numbered through them in order.
       target_rows: int32 `[batch, sequence]`.
       weights: f32 `[batch, sequence]`, 0 where there is no loss.
 
@@ -187,10 +164,12 @@ def _local_loss(
 ) -> Any:
     """Returns (nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
     shape, tokens = target_rows.shape, target_rows.size
-    count, length = _chunk_sizes(tokens, settings.chunk)
+    chunk = chunk_tokens(settings.chunk, settings.placement.platform)
+    # As few chunks as `chunk` allows, and none longer than needed.
+    count = -(-tokens // max(1, chunk))
+    length = -(-tokens // count)
     flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)
-    targets = _local_targets(settings, reduction, head, target_rows)
-    masks = _padding_masks(settings, reduction, head)
+    targets, masks = _local_rows(settings.vocabulary, reduction, head, target_rows)
 
     def split_chunks(x):
         x = x.reshape(tokens, *x.shape[2:])
@@ -247,42 +226,33 @@ def _local_loss(
     return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
 
 
-def _chunk_sizes(tokens: int, chunk: int) -> tuple[int, int]:
-    """Returns number and length of the chunks: as few as `chunk` allows, and no longer than needed."""
-    count = -(-tokens // max(1, chunk))
-    return count, -(-tokens // count)
+def _local_rows(
+    vocabulary: VocabularyBlocks, reduction: Reduction, head: Blocks, target_rows: jax.Array
+) -> tuple[list[jax.Array], list[jax.Array | None]]:
+    """Returns two lists with an entry for each block of the head.
 
-
-def _local_targets(
-    settings: LossSettings, reduction: Reduction, head: Blocks, target_rows: jax.Array
-) -> list[jax.Array]:
-    """Returns for each block the index of each target in the device's rows, −1 if it is not there."""
-    indices, start = [], 0
-    for number, (valid, block) in enumerate(zip(settings.valid_rows, head, strict=True)):
-        groups, local, _ = block.shape
-        group, row = jnp.divmod(target_rows - start, len(valid) // groups)
-        row = row - reduction.first_row(number, local)
-        here = (group >= 0) & (group < groups) & (row >= 0) & (row < local)
-        indices.append(jnp.where(here, group * local + row, -1))
-        start += len(valid)
-    return indices
-
-
-def _padding_masks(
-    settings: LossSettings, reduction: Reduction, head: Blocks
-) -> list[jax.Array | None]:
-    """Returns for each block which of the device's rows are valid, bool `[rows]`; None if all are."""
+    Returns:
+      the index of each target among the rows of this device, −1 if it is on another one, and which of
+      these rows are valid, bool `[rows]`, or None if all are.
+    """
+    targets: list[jax.Array] = []
     masks: list[jax.Array | None] = []
-    for number, (data, block) in enumerate(zip(settings.valid_rows, head, strict=True)):
-        valid = np.frombuffer(data, bool)
+    start = 0
+    for number, block in enumerate(head):
+        valid = np.atleast_2d(vocabulary.valid_blocks[number])
         groups, local, _ = block.shape
+        first = reduction.first_row(number, local)
+        group, row = jnp.divmod(target_rows - start, valid.shape[1])
+        row = row - first
+        here = (group >= 0) & (group < groups) & (row >= 0) & (row < local)
+        targets.append(jnp.where(here, group * local + row, -1))
+        start += valid.size
         if valid.all():
             masks.append(None)
-            continue
-        mask = jnp.asarray(valid.reshape(groups, -1))
-        first = reduction.first_row(number, local)
-        masks.append(jax.lax.dynamic_slice_in_dim(mask, first, local, 1).reshape(-1))
-    return masks
+        else:
+            mask = jax.lax.dynamic_slice_in_dim(jnp.asarray(valid), first, local, 1)
+            masks.append(mask.reshape(-1))
+    return targets, masks
 
 
 def _logit_at(logits: jax.Array, indices: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""The vocabulary loss on several devices: who holds which rows, and what is summed over which axes.
+"""The sharded vocabulary loss: which device has which rows of the head, and sums over mesh axes.
 
 `loss.py` has the arithmetic of one device. It calls a `Reduction` wherever a result depends on rows of the
-head, or on tokens, that other devices hold. On one device nothing is exchanged.
+head, or on tokens, of other devices.
 """
 
 import functools
@@ -31,7 +31,7 @@ class Reduction(NamedTuple):
     rows: tuple[AxisNames, ...]
 
     def max(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Returns the maximum over blocks, and over the devices that hold their other rows."""
+        """Returns the maximum over blocks and over the devices that split their rows."""
         over = [
             jax.lax.pmax(part, axes) if axes else part
             for part, axes in zip(parts, self.rows, strict=True)
@@ -39,7 +39,7 @@ class Reduction(NamedTuple):
         return functools.reduce(jnp.maximum, over)
 
     def sum(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Returns the sum over blocks, and over the devices that hold their other rows."""
+        """Returns the sum over blocks and over the devices that split their rows."""
         split = [part for part, axes in zip(parts, self.rows, strict=True) if axes]
         whole = [part for part, axes in zip(parts, self.rows, strict=True) if not axes]
         axes = next((axes for axes in self.rows if axes), ())
@@ -48,7 +48,7 @@ class Reduction(NamedTuple):
         return functools.reduce(jnp.add, whole)
 
     def first_row(self, block: int, local_rows: int) -> Any:
-        """Returns the number of the device's first row within each group of a block."""
+        """Returns the index of the device's first row within each group of a block."""
         axes = self.rows[block]
         return jax.lax.axis_index(axes) * local_rows if axes else 0
 
@@ -71,8 +71,8 @@ def run_sharded(
 ) -> Any:
     """Runs `local_loss(reduction, hidden, head, target_rows, weights)` on every device's shards.
 
-    Each device works on its own tokens with the whole width of its rows of the head and adds up the
-    gradient of these rows. The gradients of all devices are summed once, at the end.
+    Each device processes its tokens with all columns of its rows of the head and accumulates the gradient of
+    these rows. The gradients of the devices are summed once, at the end.
 
     Args:
       local_loss: returns (nll, log_z, d_hidden, d_blocks) of local arrays.
@@ -89,7 +89,7 @@ def run_sharded(
     tokens = PartitionSpec(*sharding.spec[:2])
     token_axes = _axis_names(tokens)
     rows = [_spec(placement, (None, "vocabulary", None), block.shape) for block in head]
-    # A gradient is sharded like its parameter, as far as the sum over the tokens crosses that axis.
+    # A gradient is sharded like its parameter along the axes that the sum over the tokens includes.
     width = _axis_names(_spec(placement, (None, "embed"), head[0].shape[1:]))
     width = width if set(width) <= set(token_axes) else ()
     reduction = Reduction(token_axes, width, tuple(map(_axis_names, rows)))

@@ -1,4 +1,4 @@
-"""What a model asks of the devices that it runs on, without knowing of meshes."""
+"""The interface between a model and the devices that it runs on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -9,35 +9,33 @@ Axes = tuple[str | None, ...]
 
 
 class Placement(Protocol):
-    """How arrays lie on devices; `soda_jax.parallel.placement.OnMesh` is the one of a mesh.
-
-    Attributes:
-      platform: of the devices: "cpu", "gpu" or "tpu". It decides which kernel runs, so that a program can
-        be compiled for devices that are not here.
-    """
+    """Sharding of arrays by logical axes; `soda_jax.parallel.placement.OnMesh` implements it for a mesh."""
 
     @property
     def platform(self) -> str:
-        """See above."""
+        """Platform of the devices, "cpu", "gpu" or "tpu", which selects the kernels.
+
+        The devices need not exist on this machine: programs can be compiled for others.
+        """
         ...
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
-        """`x` with the sharding of its logical axes."""
+        """Returns `x` with the sharding of its logical axes."""
         ...
 
     def ways(self, axis: str, size: int) -> int:
-        """Over how many devices a dimension of `size` along logical `axis` is split."""
+        """Returns the number of shards of a dimension of `size` along logical `axis`."""
         ...
 
     def sharding(self, axes: Axes, shape: Sequence[int]) -> jax.sharding.NamedSharding | None:
-        """The sharding of an array; None where everything is on one device."""
+        """Returns the sharding of an array; None on one device."""
         ...
 
     def on_shards(self, function: Callable[..., jax.Array], inputs: Any, output: Any) -> Any:
-        """`function` on each device's part of the arrays, as kernels need that XLA cannot split.
+        """Returns `function` applied to the shards of each device, for kernels that XLA cannot split.
 
         Args:
-          function: of local arrays.
+          function: function of local arrays.
           inputs: PartitionSpecs of its arguments, pytree prefixes.
           output: PartitionSpec of its result.
         """
@@ -45,23 +43,25 @@ class Placement(Protocol):
 
 
 class OneDevice:
-    """Everything on one device."""
+    """Implements `Placement` for one device, without sharding; the kernels of "cpu" run on all platforms."""
 
     def __init__(self, platform: str = "cpu"):
-        """Args: platform: of the device; plain kernels run on every one, so "cpu" fits all."""
         self.platform = platform
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
-        """`x` itself."""
+        """Returns `x`."""
         return x
 
     def ways(self, axis: str, size: int) -> int:
-        """1."""
+        """Returns 1."""
         return 1
 
     def sharding(self, axes: Axes, shape: Sequence[int]) -> None:
-        """None."""
+        """Returns None."""
 
     def on_shards(self, function: Callable[..., jax.Array], inputs: Any, output: Any) -> Any:
-        """`function` itself."""
+        """Returns `function`."""
         return function
+
+
+ONE_DEVICE = OneDevice()

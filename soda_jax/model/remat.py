@@ -1,4 +1,4 @@
-"""What the backward pass keeps of a layer and what it computes again."""
+"""Rematerialization policies: which activations of a layer the backward pass recomputes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# Names of values for the policies: the input of a layer, and the result of attention.
+# Names of values in the policies: the input of a layer and the result of attention.
 CARRY, ATTENTION = "carry", "attention"
 
 POLICIES = ("none", "full", "attention", "dots", "offload")
 
 
 def checkpointed(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:
-    """`layer(x, …)` under a policy by name.
+    """Returns `layer(x, …)` with a rematerialization policy.
 
     Args:
-      layer: its first argument is what the layers hand on, `[batch, sequence, d]`.
-      policy: "none" keeps all activations. "full" keeps the inputs of the layers and computes a layer
-        again in the backward pass. "attention" also keeps the result of attention, the part that costs
-        most to compute again. "dots" keeps the results of all matrix products. "offload" is "full" with
-        the inputs of the layers in the memory of the host (SODA's runs, "carry offload").
+      layer: function of the residual stream `[batch, sequence, d]` and other arguments.
+      policy: "none" keeps all activations. "full" keeps the inputs of the layers and recomputes the rest.
+        "attention" also keeps the result of attention, which is the most expensive to recompute. "dots"
+        keeps the results of all matrix products. "offload" is "full" with the inputs of the layers in the
+        memory of the host (the "carry offload" of SODA's runs).
     """
     if policy == "none":
         return layer

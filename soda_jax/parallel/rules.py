@@ -4,6 +4,7 @@ The model names the dimensions of its arrays ("embed", "mlp", …) and is indepe
 A new mesh axis is one line in `MESH_AXES`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -81,6 +82,11 @@ def constrain(
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, sharding(mesh, logical_axes, x.shape, rules))
+
+
+def ways(sizes: Mapping[str, int], logical_axis: str) -> int:
+    """Returns the number of shards of a logical axis on a mesh with axes of the given sizes."""
+    return math.prod(sizes.get(axis, 1) for axis in RULES[logical_axis])
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:

@@ -1,1 +1,1 @@
-"""What a training step needs of the machines it will run on, before they are rented."""
+"""Plans a training step for a topology: memory, speed and duration before machines are rented."""

@@ -1,4 +1,4 @@
-"""The training step of a config, compiled for machines that this one does not have."""
+"""Compiles the training step of a config for devices that this machine need not have."""
 
 import dataclasses
 import math
@@ -19,21 +19,27 @@ from soda_jax.schema import RunConfig
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.train.program import Program, make_program
 
-# Products of matrices in each kernel of splash attention: the backward pass computes the scores again.
+# Matrix products in each kernel of splash attention; the backward pass recomputes the scores.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# How the TPU compiler reports too little memory. Its K, M, G and T are powers of 1,024.
+_TOO_MUCH = (
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
+)
+_SIZE = re.compile(r"(?<![\w.%-])([\d.]+)([KMGT])\b")
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the peak, by kind.
+    """Bytes on one device at the peak.
 
     Attributes:
-      parameters: f32.
-      optimizer: moments and counters.
-      batch: token ids and what goes with them.
+      parameters: f32 parameters.
+      optimizer: moments and counters of the optimizer.
+      batch: token ids and the other arrays of a batch.
       temporaries: activations, gradients, gathered weights.
       code: the program.
-      host: offloaded to the memory of the host; not part of the total.
+      host: bytes offloaded to the memory of the host; not part of the total.
     """
 
     parameters: float
@@ -49,35 +55,34 @@ class Memory:
         return self.parameters + self.optimizer + self.batch + self.temporaries + self.code
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """A compiled step.
+    """Memory and costs of one training step on one device.
 
     Attributes:
-      program: mesh, model and functions.
-      memory: of one device.
-      costs: of one device.
-      xla_flops, xla_bytes: of XLA's own analysis, each loop counted once.
-      seconds: that compiling took.
+      memory: bytes at the peak.
+      costs: work of one step.
+      source: how the figures were obtained.
+      compile_seconds: time of the compilation; 0 for an estimate.
+      xla_flops, xla_bytes: XLA's own analysis, which counts each loop once; 0 for an estimate.
     """
 
-    program: Program
     memory: Memory
     costs: Costs
-    xla_flops: float
-    xla_bytes: float
-    seconds: float
+    source: str
+    compile_seconds: float = 0.0
+    xla_flops: float = 0.0
+    xla_bytes: float = 0.0
 
 
 class DoesNotFitError(UserError):
-    """The compiler found that the step needs more memory than a program can use on a device.
+    """The step needs more memory than a program can use on a device.
 
     Attributes:
-      needed: bytes on a device.
+      needed: bytes that it needs on a device.
     """
 
     def __init__(self, message: str, needed: float):
-        """Keeps the message for the user, and the bytes that a device would need."""
         super().__init__(message)
         self.needed = needed
 
@@ -86,54 +91,53 @@ def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[
     """Compiles the step that `soda train` runs.
 
     Args:
-      config: of the run.
-      layout: `VocabularyLayout` of its data.
-      devices: of a topology or of this process.
+      config: settings of the run.
+      layout: vocabulary of its data.
+      devices: devices of a topology or of this process.
 
     Raises:
       DoesNotFitError: if the step needs more memory than a device has.
-      UserError: where config and devices do not fit each other.
+      UserError: if config and devices do not fit each other, or XLA fails.
     """
     program = make_program(config, layout, max(1, len(config.data.sources)), devices)
-    rows = config.batch_size
     one = empty_batch(1, config.data.sequence_length)._asdict()
     batch = {
         name: jax.ShapeDtypeStruct(
-            shape := (rows, *array.shape[1:]),
+            shape := (config.batch_size, *array.shape[1:]),
             array.dtype,
             sharding=rules.batch_sharding(program.mesh, shape),
         )
         for name, array in one.items()
     }
-    platform = program.mesh.devices.flat[0].platform
+    device = program.mesh.devices.flat[0]
     began = time.perf_counter()
     traced = program.step.trace(program.abstract, batch)
     try:
-        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+        compiled = traced.lower(lowering_platforms=(device.platform,)).compile()
     except Exception as error:  # XLA's and Mosaic's errors have no common class
         raise _compiler_error(error) from None
     seconds = time.perf_counter() - began
     module = parse_module(compiled.as_text())
-    costs = count_costs(module, dict(program.mesh.shape), _kernels(config, program))
     analysis = compiled.cost_analysis() or {}
-    memory = _memory(program, batch, compiled.memory_analysis())
-    flops, moved = (float(analysis.get(name, 0.0)) for name in ("flops", "bytes accessed"))
-    return Step(program, memory, costs, flops, moved, seconds)
-
-
-# What the TPU compiler writes when memory does not suffice. Its K, M, G and T are powers of 1,024.
-_TOO_MUCH = (
-    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
-    re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
-)
-_SIZE = re.compile(r"(?<![\w.%-])([\d.]+)([KMGT])\b")
+    return Step(
+        memory=_memory(program, batch, compiled.memory_analysis()),
+        costs=count_costs(module, dict(program.mesh.shape), _kernels(config, program)),
+        source=f"compiled for {device.device_kind} in {seconds:.0f} s",
+        compile_seconds=seconds,
+        xla_flops=float(analysis.get("flops", 0.0)),
+        xla_bytes=float(analysis.get("bytes accessed", 0.0)),
+    )
 
 
 def _compiler_error(error: Exception) -> UserError:
-    """The compiler's message as one line, with its sizes in binary units."""
+    """Returns the compiler's message as one line, with its sizes in binary units."""
+
+    def in_bytes(number: str, unit: str) -> float:
+        return float(number) * 1024.0 ** (1 + "KMGT".index(unit))
+
     for pattern in _TOO_MUCH:
         if found := pattern.search(str(error)):
-            needed, room = _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
+            needed, room = in_bytes(*found.groups()[:2]), in_bytes(*found.groups()[2:])
             return DoesNotFitError(
                 f"the step needs {needed / GIB:.2f} GiB of the {room / GIB:.2f} GiB of a device",
                 needed,
@@ -143,14 +147,10 @@ def _compiler_error(error: Exception) -> UserError:
     return UserError(f"XLA failed to compile the training step: {reason}")
 
 
-def _bytes(number: str, unit: str) -> float:
-    return float(number) * 1024.0 ** (1 + "KMGT".index(unit))
-
-
 def _kernels(config: RunConfig, program: Program) -> dict[str, float]:
-    """FLOPs of the attention kernels on the device that has most: the causal half of the scores.
+    """Returns the FLOPs of each attention kernel for the causal half of the scores.
 
-    Where the sequence is split, the device of its last part sees most of the keys, and the others wait.
+    If the sequence is split, they are those of the device with the last part, which has the most keys.
     """
     mesh, length = program.mesh, config.data.sequence_length
     rows = config.batch_size // config.gradient_accumulation
@@ -171,8 +171,8 @@ def _memory(program: Program, batch: Any, stats: Any) -> Memory:
     unaliased = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
     temporaries = stats.temp_size_in_bytes + unaliased
     if program.mesh.devices.flat[0].platform == "tpu":
-        # The peak is what the compiler compares with the memory of a device. temp_size counts buffers of a
-        # TPU that never exist at the same time, and can exceed that memory in a program that fits.
+        # The compiler compares the peak with the memory of a device. On a TPU temp_size counts buffers that
+        # never exist at the same time, and can exceed that memory in a program that fits.
         temporaries = stats.peak_memory_in_bytes - state - inputs
     return Memory(
         parameters=params,
@@ -185,7 +185,7 @@ def _memory(program: Program, batch: Any, stats: Any) -> Memory:
 
 
 def _local_bytes(tree: Any) -> float:
-    """Bytes of one device's part of all arrays."""
+    """Returns the bytes of all arrays on one device."""
     return float(
         sum(
             jax.numpy.dtype(leaf.dtype).itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))

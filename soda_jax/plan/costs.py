@@ -1,4 +1,4 @@
-"""FLOPs, bytes and collectives of a compiled step on one device, loops counted as often as they run."""
+"""Counts FLOPs, bytes and collectives of a compiled program on one device, each loop as often as it runs."""
 
 import dataclasses
 import re
@@ -15,13 +15,13 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """An exchange between devices.
+    """A collective operation.
 
     Attributes:
       kind: "all-gather", "all-reduce", …
       axes: mesh axes along which its devices differ.
-      devices: how many take part.
-      bytes: that one device sends, by the ring algorithm.
+      devices: number of devices of a group.
+      bytes: bytes that one device sends, by the ring algorithm.
       times: how often it runs in a step.
     """
 
@@ -34,16 +34,16 @@ class Collective:
 
 @dataclasses.dataclass
 class Costs:
-    """What one device does in one run of a program.
+    """Costs of one run of a program on one device.
 
     Attributes:
-      flops: of matrix products and kernels.
-      flops_once: of matrix products, every loop body counted once, as XLA's analysis does.
-      kernel_flops: the part of `flops` in kernels, by their authors' statement.
-      bytes: read from and written to the main memory.
-      host_bytes: that go to the memory of the host and come back.
-      collectives: exchanges with other devices.
-      open_loops: loops whose number of runs could not be found, counted once.
+      flops: FLOPs of matrix products and kernels.
+      flops_once: FLOPs of matrix products with every loop body counted once, as XLA's analysis does.
+      kernel_flops: the part of `flops` in kernels, by the given cost of each.
+      bytes: bytes read from and written to the main memory.
+      host_bytes: bytes moved to and from the memory of the host.
+      collectives: the collective operations.
+      open_loops: loops of unknown length, counted once.
     """
 
     flops: float = 0.0
@@ -55,7 +55,7 @@ class Costs:
     open_loops: int = 0
 
     def sent(self) -> dict[tuple[str, ...], float]:
-        """Bytes that one device sends in a step, by the mesh axes of the exchange."""
+        """Returns the bytes that one device sends in a step, by mesh axes."""
         total: dict[tuple[str, ...], float] = {}
         for one in self.collectives:
             total[one.axes] = total.get(one.axes, 0.0) + one.bytes * one.times
@@ -63,12 +63,12 @@ class Costs:
 
 
 def count_costs(module: Module, mesh: Mapping[str, int], kernels: Mapping[str, float]) -> Costs:
-    """Walks the program from its entry.
+    """Returns the costs of a program.
 
     Args:
       module: the parsed program.
-      mesh: sizes of the mesh's axes in order; device n of the program is device n of the mesh.
-      kernels: FLOPs of a kernel by a part of its name.
+      mesh: sizes of the mesh axes in order; device n of the program is device n of the mesh.
+      kernels: FLOPs of each kernel, by a part of its name.
     """
     costs = Costs()
     _walk(module, module.entry, 1, costs, mesh, kernels, set())
@@ -83,49 +83,42 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
             costs.open_loops += runs is None
             _walk(module, line.called("body"), times * (runs or 1), costs, mesh, kernels, seen)
         elif line.opcode == "conditional":
-            _add_largest(
-                costs,
-                [_branch(module, name, times, mesh, kernels, seen) for name in _branches(line)],
-            )
+            branches = []
+            for branch in _branches(line):
+                branches.append(Costs())
+                # An exchange has a separate channel in each branch; one that began earlier may end here.
+                _walk(module, branch, times, branches[-1], mesh, kernels, set(seen))
+            _add_largest(costs, branches)
         elif line.opcode == "call":
             _walk(module, line.called("to_apply"), times, costs, mesh, kernels, seen)
         else:
             if line.opcode == "custom-call":
-                costs.kernel_flops += _kernel(line, kernels) * times
-                costs.flops += _kernel(line, kernels) * times
-            for once in _products(module, line, lines):
-                costs.flops += once * times
-                costs.flops_once += once
+                kernel = next((flops for part, flops in kernels.items() if part in line.name), 0.0)
+                costs.kernel_flops += kernel * times
+                costs.flops += kernel * times
+            for one, its_lines in _inside(module, line, lines):
+                if one.opcode in ("dot", "convolution"):
+                    once = product_flops(one, its_lines)
+                    costs.flops += once * times
+                    costs.flops_once += once
+                costs.host_bytes += host_bytes(one, its_lines) * times
             costs.bytes += main_bytes(module, line, lines) * times
-            costs.host_bytes += host_bytes(module, line, lines) * times
             for channel, found in _collectives(module, line, lines, mesh):
-                # One that runs beside other work is begun, carried on and ended by several fusions.
+                # A collective that overlaps with other work is split over several fusions.
                 if channel is None or channel not in seen:
                     costs.collectives.append(dataclasses.replace(found, times=times))
                     seen.add(channel)
 
 
 def _branches(line: Instruction) -> list[str]:
-    """Computations of which a conditional runs one; XLA writes them by truth, or by number."""
-    listed = re.search(r"branch_computations=\{([^}]*)\}", line.text)
-    text = listed[1] if listed else line.text
-    return re.findall(
-        r"%([\w.\-]+)" if listed else r"\b(?:true|false)_computation=%([\w.\-]+)", text
-    )
-
-
-def _branch(module, name, times, mesh, kernels, seen):
-    costs = Costs()
-    # An exchange has its own channel in each branch; what was begun before may end here.
-    _walk(module, name, times, costs, mesh, kernels, set(seen))
-    return costs
+    """Returns the computations of which a conditional runs one: listed, or one each for true and false."""
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", line.text):
+        return re.findall(r"%([\w.\-]+)", listed[1])
+    return re.findall(r"\b(?:true|false)_computation=%([\w.\-]+)", line.text)
 
 
 def _add_largest(costs: Costs, branches: list[Costs]) -> None:
-    """Adds what runs at most: by arithmetic, memory and exchanges each the branch that has most of it.
-
-    The bounds of a step are taken one by one, and XLA's own analysis does the same.
-    """
+    """Adds the most expensive branch for each kind of cost, as XLA's analysis does."""
     if not branches:
         return
     most = max(branches, key=lambda one: one.flops)
@@ -138,19 +131,16 @@ def _add_largest(costs: Costs, branches: list[Costs]) -> None:
     costs.open_loops += max(one.open_loops for one in branches)
 
 
-def _products(
+def _inside(
     module: Module, line: Instruction, lines: Mapping[str, Instruction]
-) -> Iterator[float]:
-    if line.opcode in ("dot", "convolution"):
-        yield product_flops(line, lines)
-    elif line.opcode == "fusion" or line.opcode.startswith("async"):
-        inner = module.computations.get(line.called("calls") or "", {})
-        for one in inner.values():
-            yield from _products(module, one, inner)
-
-
-def _kernel(line: Instruction, kernels: Mapping[str, float]) -> float:
-    return next((flops for name, flops in kernels.items() if name in line.name), 0.0)
+) -> Iterator[tuple[Instruction, Mapping[str, Instruction]]]:
+    """Yields (instruction, its computation): those inside a fusion or asynchronous call, else the line."""
+    if line.opcode.removesuffix("-start") not in ("fusion", "async"):
+        yield line, lines
+        return
+    inner = module.fused(line)
+    for one in inner.values():
+        yield from _inside(module, one, inner)
 
 
 def _collectives(
@@ -159,23 +149,21 @@ def _collectives(
     lines: Mapping[str, Instruction],
     mesh: Mapping[str, int],
 ) -> Iterator[tuple[str | None, Collective]]:
-    """Exchanges in an instruction with their channels, several where a fusion carries on with some."""
+    """Yields (channel, collective) of an instruction; a fusion may contain several."""
     opcode = line.opcode.removesuffix("-start")
     if opcode == "fusion" or opcode == "async":
-        inner = module.computations.get(line.called("calls") or "", {})
-        # A sum of which each device keeps a part, in one kernel.
-        cut = any(other.opcode == "dynamic-slice" for other in inner.values())
+        inner = module.fused(line)
+        # An all-reduce of which each device keeps a slice, in one kernel.
+        scatters = "all-reduce-scatter" in (line.called("calls") or "") and any(
+            other.opcode == "dynamic-slice" for other in inner.values()
+        )
         for one in inner.values():
             for channel, found in _collectives(module, one, inner, mesh):
-                if (
-                    found.kind == "all-reduce"
-                    and cut
-                    and "all-reduce-scatter" in (line.called("calls") or "")
-                ):
+                if found.kind == "all-reduce" and scatters:
                     found = dataclasses.replace(found, kind="reduce-scatter", bytes=found.bytes / 2)
                 yield channel, found
     elif opcode == "send" and (sent := re.search(r'megascale_transfer_type="(\w+)"', line.text)):
-        # Slices talk through their hosts: the devices hand over what is to be exchanged.
+        # Slices communicate through their hosts, to which the devices send the data.
         kind = sent[1].lower().replace("_", "-")
         yield None, _between_slices(kind, lines[line.operands[0]].arrays[0].bytes, mesh["dcn"])
     elif opcode in _COLLECTIVES and (exchange := _collective(opcode, line, lines, mesh)):
@@ -209,19 +197,19 @@ def _collective(
 
 
 def _partners(line: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-    """Mesh axes along which the devices of a group differ, and the size of a group."""
+    """Returns the mesh axes along which the devices of a group differ, and the size of a group."""
     group = _first_group(line.text)
     if group is None and "replica_groups={}" not in line.text and "replica_groups=" in line.text:
-        raise ValueError(f"replica groups in a notation that is unknown: {line.text[:200]}")
+        raise ValueError(f"replica groups in an unknown notation: {line.text[:200]}")
     if group is None:  # all devices
         group = np.arange(int(np.prod(list(mesh.values()))))
-    places = np.array(np.unravel_index(group, tuple(mesh.values())))
-    differ = (places != places[:, :1]).any(axis=1)
+    indices = np.array(np.unravel_index(group, tuple(mesh.values())))
+    differ = (indices != indices[:, :1]).any(axis=1)
     return tuple(name for name, other in zip(mesh, differ, strict=True) if other), len(group)
 
 
 def _first_group(text: str) -> Any:
-    """Devices of the first group of a collective, in any of the notations of XLA."""
+    """Returns the devices of the first group of a collective, from any of XLA's notations."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
         return np.array([int(pairs[1]), int(pairs[2])])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):

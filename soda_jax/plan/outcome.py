@@ -1,72 +1,71 @@
-"""What a plan says: the figures of a step on a topology, as a page and as one JSON object."""
+"""The result of `soda plan` for one training step, as text and as JSON."""
 
 import dataclasses
-import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from soda_jax.hardware import GIB
 from soda_jax.model.config import DecoderConfig
-from soda_jax.model.flops import training_flops_per_token
-from soda_jax.parallel.rules import RULES
-from soda_jax.plan.compiled import Memory
-from soda_jax.plan.costs import Costs
+from soda_jax.model.loss import chunk_tokens
+from soda_jax.parallel.rules import ways
+from soda_jax.plan.compiled import Step
 from soda_jax.plan.topologies import Topology
+from soda_jax.schema import RunConfig
+
+_MEMORY = (
+    ("parameters", "parameters, f32"),
+    ("optimizer", "moments of the optimizer, f32"),
+    ("batch", "batch"),
+    ("temporaries", "temporaries: activations, gradients, gathered weights"),
+    ("code", "program"),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """A step of a config on a topology.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome(Step):
+    """The training step of a config on a topology.
 
     Attributes:
-      topology: the machines.
-      mesh: sizes of the axes.
-      settings: batch, accumulation, sequence, remat, attention, and what else was chosen.
-      decoder: the model.
-      memory: of one device.
-      costs: of one device.
-      steps: of the run.
-      batch, sequence: of a step.
-      source: how the figures were found.
-      compile_seconds: 0 for an estimate.
-      xla_flops, xla_bytes: of XLA's analysis, loops counted once; 0 for an estimate.
-      price: of one chip for one hour, None if unknown.
+      topology: the chips.
+      mesh: number of devices along each axis.
+      config: settings of the run.
+      decoder: its model.
+      price: price of one chip for one hour, None if unknown.
     """
 
     topology: Topology
-    mesh: dict[str, int]
-    settings: dict[str, Any]
+    mesh: Mapping[str, int]
+    config: RunConfig
     decoder: DecoderConfig
-    memory: Memory
-    costs: Costs
-    steps: int
-    batch: int
-    sequence: int
-    source: str
-    compile_seconds: float = 0.0
-    xla_flops: float = 0.0
-    xla_bytes: float = 0.0
     price: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that decide memory and speed."""
+        return {
+            "accumulate": self.config.gradient_accumulation,
+            "remat": self.config.model.remat,
+            "attention": self.config.model.attention,
+            "loss chunk": chunk_tokens(self.config.loss_chunk, self.topology.platform),
+        }
 
     @property
     def tokens(self) -> int:
         """Tokens of a step."""
-        return self.batch * self.sequence
+        return self.config.batch_size * self.config.data.sequence_length
 
     @property
     def model_flops(self) -> float:
-        """FLOPs of a step that the MFU counts, all devices together."""
-        return training_flops_per_token(self.decoder, self.sequence) * self.tokens
-
-    @property
-    def flops(self) -> float:
-        """FLOPs that one device computes in a step, recomputation and kernels included."""
-        return self.costs.flops
+        """FLOPs of a step by the definition of MFU, summed over all devices."""
+        sequence = self.config.data.sequence_length
+        return self.decoder.training_flops_per_token(sequence) * self.tokens
 
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at least, by what limits it."""
+        """Returns the least seconds of a step by the resource that limits it."""
         chip = self.topology.chip
-        parts = chip.devices  # that share the rates of a chip
+        parts = chip.devices  # devices that share the rates of a chip
         found = {
-            "arithmetic": self.flops * parts / chip.flops,
+            "arithmetic": self.costs.flops * parts / chip.flops,
             "memory": self.costs.bytes * parts / chip.bandwidth,
         }
         if self.costs.host_bytes:
@@ -81,7 +80,7 @@ class Outcome:
         return found
 
     def _leaves_node(self, axes: tuple[str, ...]) -> bool:
-        """Whether a group of GPUs along these axes has members in several nodes."""
+        """Returns whether a group of GPUs along these axes has members in several nodes."""
         node = self.topology.devices // self.topology.domains
         inner, spans = 1, False
         for name in reversed(list(self.mesh)):
@@ -92,24 +91,24 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """The roofline: the longest bound, everything else hidden behind it."""
+        """The roofline: the longest bound, as if all other work ran at the same time."""
         return max(self.bounds().values())
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """Least is best: the roofline, of equal ones the sum of all bounds, then the memory."""
+        """Sort key, lowest first: the roofline, then the sum of all bounds, then the memory."""
         return round(self.seconds, 3), round(sum(self.bounds().values()), 3), self.memory.total
 
     @property
     def micro_batch(self) -> tuple[float, float]:
-        """Windows, and positions of each, that a device works on at a time."""
-        rows = math.prod(self.mesh[axis] for axis in RULES["batch"])
-        windows = self.batch / rows / self.settings["accumulate"]
-        return windows, self.sequence / math.prod(self.mesh[axis] for axis in RULES["sequence"])
+        """Windows that a device processes at a time, and its positions of each window."""
+        shards = ways(self.mesh, "batch") * self.config.gradient_accumulation
+        positions = self.config.data.sequence_length / ways(self.mesh, "sequence")
+        return self.config.batch_size / shards, positions
 
     @property
     def mfu_bound(self) -> float:
-        """Model FLOP utilisation if a step took no longer than the roofline."""
+        """Model FLOP utilization of a step that takes no longer than the roofline."""
         return self.model_flops / self.seconds / (self.topology.chip.flops * self.topology.chips)
 
     @property
@@ -118,9 +117,8 @@ class Outcome:
         return self.memory.total <= self.topology.memory
 
     def to_json(self) -> dict[str, Any]:
-        """All figures; bytes, seconds, FLOPs."""
-        tokens_per_second = self.tokens / self.seconds
-        days = self.steps * self.seconds / 86_400
+        """Returns all figures, in bytes, seconds and FLOPs."""
+        days = self.config.steps * self.seconds / 86_400
         hours = days * 24 * self.topology.chips
         return {
             "topology": str(self.topology),
@@ -137,7 +135,7 @@ class Outcome:
             "device_memory": self.topology.memory,
             "fits": self.fits,
             "model_flops": self.model_flops,
-            "device_flops": self.flops,
+            "device_flops": self.costs.flops,
             "kernel_flops": self.costs.kernel_flops,
             "xla_flops_loops_once": self.xla_flops,
             "our_flops_loops_once": self.costs.flops_once,
@@ -149,29 +147,104 @@ class Outcome:
             "bounds_seconds": self.bounds(),
             "roofline_seconds": self.seconds,
             "mfu_bound": self.mfu_bound,
-            "tokens_per_second": tokens_per_second,
-            "steps": self.steps,
-            "tokens": self.steps * self.tokens,
+            "tokens_per_second": self.tokens / self.seconds,
+            "steps": self.config.steps,
+            "tokens": self.config.steps * self.tokens,
             "days": days,
             "chip_hours": hours,
             "cost": None if self.price is None else hours * self.price,
         }
 
     def _collectives(self) -> list[dict[str, Any]]:
-        grouped: dict[tuple[tuple[str, ...], str, int], list[float]] = {}
+        """Returns the collectives of the same kind over the same axes as one row, largest first."""
+        rows: dict[Any, dict[str, Any]] = {}
         for one in self.costs.collectives:
-            row = grouped.setdefault((one.axes, one.kind, one.devices), [0, 0.0])
-            row[0] += one.times
-            row[1] += one.bytes * one.times
-        return [
-            {
-                "axes": list(axes),
-                "kind": kind,
-                "devices": devices,
-                "times": int(times),
-                "bytes": sent,
-            }
-            for (axes, kind, devices), (times, sent) in sorted(
-                grouped.items(), key=lambda item: -item[1][1]
-            )
+            row: dict[str, Any] = {"axes": list(one.axes), "kind": one.kind}
+            row |= {"devices": one.devices, "times": 0, "bytes": 0.0}
+            row = rows.setdefault((one.axes, one.kind, one.devices), row)
+            row["times"] += one.times
+            row["bytes"] += one.bytes * one.times
+        return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+    def __str__(self) -> str:
+        """Returns all figures as a page of text."""
+        value, topology, costs = self.to_json(), self.topology, self.costs
+        settings = ", ".join(f"{name} {setting}" for name, setting in self.settings.items())
+        lines = [
+            f"{topology}, {topology.size}; {self.source}",
+            f"mesh {mesh_name(self.mesh)}; {settings}",
+            "",
+            f"parameters      {self.decoder.parameters:,} ({self.decoder.non_embedding_parameters:,} "
+            "without embedding and head)",
+            f"a step          {self.config.batch_size:,} × {self.config.data.sequence_length:,} = "
+            f"{self.tokens:,} tokens",
+            "",
+            f"memory of a device, of {topology.memory / GIB:.2f} GiB that a program can use",
         ]
+        for key, kind in _MEMORY:
+            lines.append(f"  {getattr(self.memory, key) / GIB:8.2f} GiB  {kind}")
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        lines.append(f"  {self.memory.total / GIB:8.2f} GiB  together: {verdict}")
+        if self.memory.host:
+            lines.append(f"  {self.memory.host / GIB:8.2f} GiB  in the memory of the host")
+        lines += [
+            "",
+            f"FLOPs           {self.model_flops:.3g} of the model, {costs.flops * topology.devices:.3g} "
+            f"computed ({costs.kernel_flops * topology.devices:.3g} in kernels)",
+        ]
+        if self.xla_flops:
+            lines.append(
+                f"                with each loop once: {costs.flops_once:.4g} by our count, "
+                f"{self.xla_flops:.4g} by XLA's, a device"
+            )
+        if costs.open_loops:
+            lines.append(
+                f"                {costs.open_loops} loops of unknown length, counted once"
+            )
+        by_xla = f" ({self.xla_bytes / GIB:,.1f} by XLA, each loop once)" if self.xla_bytes else ""
+        lines.append(f"memory traffic  {costs.bytes / GIB:,.1f} GiB a device{by_xla}")
+        if costs.host_bytes:
+            lines.append(f"host traffic    {costs.host_bytes / GIB:,.2f} GiB a device, both ways")
+        for row in value["collectives"]:
+            lines.append(
+                f"{row['kind']:15} {row['bytes'] / GIB:,.2f} GiB a device over {'+'.join(row['axes'])} "
+                f"({row['devices']} devices, {row['times']:,} times)"
+            )
+        bounds = ", ".join(f"{name} {time * 1e3:,.0f} ms" for name, time in self.bounds().items())
+        lines += [
+            "",
+            f"bounds          {bounds}",
+            f"roofline        {self.seconds * 1e3:,.0f} ms a step: MFU at most "
+            f"{100 * self.mfu_bound:.1f}%, {value['tokens_per_second']:,.0f} tokens/s",
+            f"the run         {self.config.steps:,} steps, {value['tokens'] / 1e9:,.1f}B tokens: at least "
+            f"{value['days']:.1f} days, {value['chip_hours']:,.0f} chip hours",
+        ]
+        if value["cost"] is not None:
+            lines.append(
+                f"cost            at least {value['cost']:,.0f} at {self.price} a chip and hour"
+            )
+        return "\n".join(lines)
+
+
+def table(outcomes: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> str:
+    """Returns a table of the outcomes of a search, and a line with the reason of each that does not fit."""
+    rows = [
+        "| mesh | micro-batch of a device | accumulate | remat | memory, GiB | step, ms | limited by "
+        "| MFU at most | days |",
+        "|---|---:|---:|---|---:|---:|---|---:|---:|",
+    ]
+    for one in outcomes:
+        bounds, (windows, positions) = one.bounds(), one.micro_batch
+        rows.append(
+            f"| {mesh_name(one.mesh)} | {windows:g} × {positions:,.0f} | {one.settings['accumulate']} "
+            f"| {one.settings['remat']} | {one.memory.total / GIB:.1f} | {one.seconds * 1e3:,.0f} "
+            f"| {max(bounds, key=bounds.__getitem__)} | {100 * one.mfu_bound:.1f}% "
+            f"| {one.config.steps * one.seconds / 86_400:.1f} |"
+        )
+    rows += [""] * bool(failed) + [f"does not fit: {what}: {why}" for what, why in failed]
+    return "\n".join(rows)
+
+
+def mesh_name(mesh: Mapping[str, int]) -> str:
+    """Returns the mesh axes that have more than one device, such as `data=2 × fsdp=4`."""
+    return " × ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "1 device"

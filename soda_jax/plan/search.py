@@ -1,78 +1,58 @@
-"""`soda plan --search`: which mesh, micro-batch and remat is quickest of those that fit.
+"""`soda plan --search`: finds the fastest mesh, micro-batch and remat that fit.
 
-The global batch stays the config's, which is part of the recipe; a device's micro-batch varies through
-`accumulate`. All candidates are estimated, and the compiler is asked only about the best.
+The global batch is part of the recipe, so it stays that of the config; `gradient_accumulation` varies the
+micro-batch of a device. All candidates are estimated, and only the best of them are compiled.
 """
 
 import dataclasses
 import heapq
 import itertools
 import json
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
 
 from soda_jax.errors import UserError
 from soda_jax.hardware import GIB
+from soda_jax.model.attention import backend_for
+from soda_jax.model.remat import POLICIES
 from soda_jax.parallel.mesh import TILE
+from soda_jax.parallel.rules import MESH_AXES, ways
 from soda_jax.plan.compiled import DoesNotFitError
-from soda_jax.plan.page import mesh_name, table
+from soda_jax.plan.outcome import Outcome, mesh_name, table
 from soda_jax.plan.run import Planner
 from soda_jax.plan.topologies import Topology
+from soda_jax.progress import progress
 from soda_jax.schema import RunConfig, to_dict
 
-REMAT = ("full", "attention", "dots", "offload", "none")
-SPLITS = (1, 2, 4, 8)  # of heads and of the sequence
-# A candidate whose estimate is this multiple of the memory is not compiled.
+# Sizes that are tried for an axis, with that of the config. Axes that split `embed` try all divisors.
+SPLITS = (1, 2, 4, 8)
+# A candidate whose estimated memory is this multiple of the memory of a device is not compiled.
 HOPELESS = 1.5
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A config and its estimate.
-
-    Attributes:
-      config: with mesh, accumulation and remat chosen.
-      guess: `Outcome` by arithmetic.
-    """
-
-    config: RunConfig
-    guess: Any
-
-    @property
-    def remat(self) -> str:
-        """What the backward pass computes again."""
-        return self.config.model.remat
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Least is first. What the estimate sees no room for comes last, the smallest of it first."""
-        guess = self.guess
-        return (False, *guess.rank) if guess.fits else (True, guess.memory.total, *guess.rank)
-
-    @property
-    def name(self) -> str:
-        """For a line of text."""
-        return (
-            f"{mesh_name(self.guess.mesh)}, {self.guess.micro_batch[0]:g} windows a device, "
-            f"accumulate {self.config.gradient_accumulation}, remat {self.remat}"
-        )
-
-
 def search(planner: Planner, count: int, as_json: bool) -> int:
-    """Compiles at most `count` candidates; prints what fits, best first. 0 if anything does, else 1.
+    """Compiles at most `count` candidates and prints those that fit; returns 0 if one fits, else 1.
 
     Raises:
-      UserError: if the batch cannot be split over the devices, or no candidate is a config that can run.
+      UserError: if the batch cannot be split over the devices, or no candidate is a valid config.
     """
-    notes = [_headline(planner)]
+    config, topology = planner.config, planner.topology
     families = _families(planner)
-    notes += _narrow(planner)
-    if not families:
-        room = planner.topology.memory / GIB
+    notes = [
+        f"{topology}, {topology.size}; {config.batch_size:,} × "
+        f"{config.data.sequence_length:,} tokens a step, as in the config"
+    ]
+    if config.batch_size % topology.devices:
         notes.append(
-            f"does not fit: no mesh and remat comes near the {room:.2f} GiB of a device; use more chips"
+            f"batch_size {config.batch_size} is not a multiple of {topology.devices}: only meshes that "
+            "also split the sequence or the heads were tried"
         )
-    found, failed = _best(planner, families, count)
+    if not families:
+        notes.append(
+            f"does not fit: no mesh and remat is close to the {topology.memory / GIB:.2f} GiB of a device; "
+            "use more chips"
+        )
+    found, failed = _compile_best(planner, families, count)
     found.sort(key=lambda one: one.rank)
     if as_json:
         plans = [one.to_json() for one in found]
@@ -83,93 +63,76 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
 
 
 def candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
-    """Configs with other meshes, remat and accumulation that the batch and the model allow.
+    """Yields the configs with other meshes, remat and accumulation that batch and model allow.
 
-    No fsdp leaves a device less than a tile of columns, which the compiler would pad, but the config's own.
+    dcn is the number of slices, and data takes the devices that the other axes leave. Only the size in the
+    config may leave a device less than a tile of columns of a parameter, which the compiler pads.
     """
-    within = topology.devices // topology.slices
     own = {name: max(1, size) for name, size in to_dict(config.mesh).items()}
+    within = topology.devices // topology.slices
     divisors = [n for n in range(1, within + 1) if within % n == 0]
-    tensors = sorted({*SPLITS, own["tensor"]})
-    sequences = [n for n in sorted({*SPLITS, own["sequence"]}) if _splits(config, topology, n)]
-    for fsdp, tensor, sequence in itertools.product(divisors, tensors, sequences):
-        data, rest = divmod(within, fsdp * tensor * sequence)
-        narrow = fsdp not in (1, config.mesh.fsdp) and config.model.hidden_size // fsdp < TILE
-        if rest or narrow or config.model.hidden_size % fsdp or config.model.num_kv_heads % tensor:
+    sizes = {
+        axis: divisors if "embed" in MESH_AXES[axis] else sorted({*SPLITS, own[axis]})
+        for axis in own
+        if axis != "data"
+    }
+    sizes["dcn"] = [topology.slices]
+    for chosen in itertools.product(*sizes.values()):
+        mesh = dict(zip(sizes, chosen, strict=True))
+        mesh["data"], rest = divmod(topology.devices, math.prod(chosen))
+        if rest or not _splits_model(config, topology, mesh, own):
             continue
-        windows, rest = divmod(config.batch_size, topology.slices * data * fsdp)
+        windows, rest = divmod(config.batch_size, ways(mesh, "batch"))
         if rest:
             continue
-        for accumulate, remat in itertools.product(
-            _divisions(windows, config.gradient_accumulation), REMAT
-        ):
-            mesh = dataclasses.replace(
-                config.mesh,
-                dcn=topology.slices,
-                data=data,
-                fsdp=fsdp,
-                sequence=sequence,
-                tensor=tensor,
-            )
-            model = dataclasses.replace(config.model, remat=remat)
+        divisions = _divisions(windows, config.gradient_accumulation)
+        for accumulation, remat in itertools.product(divisions, POLICIES):
             yield dataclasses.replace(
-                config, mesh=mesh, model=model, gradient_accumulation=accumulate
+                config,
+                mesh=dataclasses.replace(config.mesh, **mesh),
+                model=dataclasses.replace(config.model, remat=remat),
+                gradient_accumulation=accumulation,
             )
+
+
+def _splits_model(
+    config: RunConfig, topology: Topology, mesh: Mapping[str, int], own: Mapping[str, int]
+) -> bool:
+    """Returns whether parameters, heads and sequence can be split over the mesh."""
+    model, shards = config.model, ways(mesh, "embed")
+    narrow = model.hidden_size // shards < TILE and shards not in (1, ways(own, "embed"))
+    if narrow or model.hidden_size % shards or model.num_kv_heads % ways(mesh, "kv_heads"):
+        return False
+    parts = ways(mesh, "sequence")
+    backend = backend_for(model.attention, topology.platform)
+    tile = 128 if backend == "splash" else 1  # see model/attention
+    return config.data.sequence_length % (parts * tile) == 0 and (parts == 1 or backend != "triton")
 
 
 def _divisions(windows: int, own: int) -> list[int]:
-    """Numbers of micro-batches for the windows of a device: powers of two, and the config's."""
+    """Returns the numbers of micro-batches for the windows of a device: powers of two and `own`."""
     doubled = itertools.takewhile(lambda n: n <= windows, (2**n for n in itertools.count()))
     return [n for n in sorted({*doubled, own}) if n >= 1 and windows % n == 0]
 
 
-def _splits(config: RunConfig, topology: Topology, parts: int) -> bool:
-    """Whether the attention of the platform takes the sequence in so many parts."""
-    from soda_jax.model.attention import backend_for
-
-    length = config.data.sequence_length
-    backend = backend_for(config.model.attention, topology.platform)
-    tile = 128 if backend == "splash" else 1  # see model/attention
-    return length % (parts * tile) == 0 and (parts == 1 or backend != "triton")
-
-
-def _headline(planner: Planner) -> str:
-    config, topology = planner.config, planner.topology
-    return (
-        f"{topology}, {topology.size}; {config.batch_size:,} × "
-        f"{config.data.sequence_length:,} tokens a step, as in the config"
-    )
-
-
-def _narrow(planner: Planner) -> list[str]:
-    """A line where the batch has no equal share of windows for every device."""
-    config, devices = planner.config, planner.topology.devices
-    if config.batch_size % devices == 0:
-        return []
-    return [
-        f"batch_size {config.batch_size} is not a multiple of {devices}: only meshes that also split "
-        "the sequence or the heads were tried"
-    ]
-
-
-def _families(planner: Planner) -> list[list[Candidate]]:
-    """Estimated candidates, those of one mesh and remat together, the most promising first.
+def _families(planner: Planner) -> list[list[Outcome]]:
+    """Returns the estimates of all candidates by mesh and remat, each family sorted by `_order`.
 
     Raises:
-      UserError: if no candidate splits the batch, or none is a config that could run.
+      UserError: if no candidate splits the batch, or none is a valid config.
     """
-    families: dict[tuple[str, str], list[Candidate]] = {}
+    families: dict[tuple[str, str], list[Outcome]] = {}
     tried, estimated, refused = 0, 0, None
     for config in candidates(planner.config, planner.topology):
         tried += 1
         try:
-            one = Candidate(config, planner.make(config, estimate=True))
-        except UserError as error:  # this mesh is none for the config
+            one = planner.make(config, estimate=True)
+        except UserError as error:  # this mesh does not suit the config
             refused = error
             continue
         estimated += 1
-        if one.guess.memory.total < HOPELESS * planner.topology.memory:
-            families.setdefault((mesh_name(one.guess.mesh), one.remat), []).append(one)
+        if one.memory.total < HOPELESS * planner.topology.memory:
+            families.setdefault((mesh_name(one.mesh), config.model.remat), []).append(one)
     if not tried:
         raise UserError(
             f"batch_size {planner.config.batch_size} cannot be split over the "
@@ -178,52 +141,63 @@ def _families(planner: Planner) -> list[list[Candidate]]:
         )
     if not estimated and refused is not None:
         raise refused
-    for family in families.values():
-        family.sort(key=lambda one: one.order)
-    return list(families.values())
+    return [sorted(family, key=_order) for family in families.values()]
 
 
-def _best(planner: Planner, families: list[list[Candidate]], count: int) -> Any:
-    """(outcomes that fit, why others do not) of at most `count` compiled candidates.
+def _order(estimate: Outcome) -> tuple[float, ...]:
+    """Returns the key by which estimates are compiled: those that fit by rank, then the others by memory."""
+    if estimate.fits:
+        return (0.0, *estimate.rank)
+    return (1.0, estimate.memory.total, *estimate.rank)
 
-    Of a mesh and remat only the quickest micro-batch is compiled, and smaller ones only if it does not
-    fit. How far the estimate of a remat was off is kept, and what would then not fit is passed over.
+
+def _compile_best(
+    planner: Planner, families: list[list[Outcome]], count: int
+) -> tuple[list[Outcome], list[tuple[str, str]]]:
+    """Returns the outcomes that fit and the reasons why others do not, of at most `count` compilations.
+
+    Of each mesh and remat the fastest micro-batch is compiled, and smaller ones only if it does not fit.
+    The ratio of compiled to estimated memory is kept per remat, to skip candidates that would not fit.
     """
-    from soda_jax.progress import progress
-
     room = planner.topology.memory
-    off: dict[str, float] = {}
-    queue = [(family[0].order, number) for number, family in enumerate(families)]
+    ratios: dict[str, float] = {}
+    queue = [(_order(family[0]), number) for number, family in enumerate(families)]
     heapq.heapify(queue)
-    found: list[Any] = []
+    found: list[Outcome] = []
     failed: list[tuple[str, str]] = []
     with progress("plans", min(count, len(families))) as bar:
         while queue and len(found) + len(failed) < count:
             _, number = heapq.heappop(queue)
             family = families[number]
-            one = family.pop(0)
-            needed = one.guess.memory.total * off.get(one.remat, 0.0)  # 0: not known
+            estimate = family.pop(0)
+            remat, estimated = estimate.config.model.remat, estimate.memory.total
+            needed = estimated * ratios.get(remat, 0.0)
             if needed <= room:
-                outcome, why, needed = _compile(planner, one)
-                bar.advance(note=one.name)
+                needed, why = 0.0, ""
+                try:
+                    outcome = planner.make(estimate.config)
+                    needed = outcome.memory.total
+                    why = "" if outcome.fits else f"{needed / GIB:.1f} GiB"
+                except DoesNotFitError as error:
+                    needed, why = error.needed, str(error)
+                except UserError as error:
+                    why = str(error)
+                bar.advance(note=_name(estimate))
                 if needed:
-                    off[one.remat] = needed / one.guess.memory.total
-                if outcome is not None:
-                    found.append(outcome)
+                    ratios[remat] = needed / estimated
+                if why:
+                    failed.append((_name(estimate), why))
                 else:
-                    failed.append((one.name, why))
+                    found.append(outcome)
             if needed > room and family:
-                heapq.heappush(queue, (family[0].order, number))
+                heapq.heappush(queue, (_order(family[0]), number))
     return found, failed
 
 
-def _compile(planner: Planner, one: Candidate) -> tuple[Any, str, float]:
-    """(outcome if it fits, else why not, the memory that it needs or 0 if that is not the reason)."""
-    try:
-        outcome = planner.make(one.config)
-    except DoesNotFitError as error:
-        return None, str(error), error.needed
-    except UserError as error:
-        return None, str(error), 0.0
-    needed = outcome.memory.total
-    return (outcome, "", needed) if outcome.fits else (None, f"{needed / GIB:.1f} GiB", needed)
+def _name(outcome: Outcome) -> str:
+    """Returns mesh, micro-batch and remat as one line."""
+    config = outcome.config
+    return (
+        f"{mesh_name(outcome.mesh)}, {outcome.micro_batch[0]:g} windows a device, "
+        f"accumulate {config.gradient_accumulation}, remat {config.model.remat}"
+    )

@@ -1,4 +1,4 @@
-"""The machines that a plan knows, and their names on the command line."""
+"""Topologies that `soda plan` accepts: their names on the command line, and devices to compile for."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ from soda_jax.errors import UserError
 from soda_jax.hardware import CHIPS, GPU_MEMORY_FRACTION, Chip
 
 EXAMPLES = "v4:2x2x4, v5e:4x8, v5p:4x4x8, v6e:8x8, tpu7x:2x2x1, h100:8"
-CUBE = 4  # chips along an edge of the cubes of which slices of v4, v5p and tpu7x consist
+CUBE = 4  # side in chips of the cubes that slices of v4, v5p and tpu7x consist of
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A number of chips of one kind, connected in a shape.
+    """A number of chips of one kind and how they are connected.
 
     Attributes:
-      chip: the kind.
-      shape: of a slice, chips along each dimension; `(n,)` for GPUs.
-      slices: number of slices, which the network of the data center connects.
+      chip: the kind of chip.
+      shape: chips along each dimension of a slice; `(n,)` for GPUs.
+      slices: number of slices, which the data-center network connects.
     """
 
     chip: Chip
@@ -35,12 +35,12 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """Devices that JAX shows, which a mesh counts."""
+        """Devices as JAX counts them, the size of a mesh."""
         return self.chips * self.chip.devices
 
     @property
     def domains(self) -> int:
-        """What `mesh.dcn=-1` counts: slices of TPUs, nodes of GPUs (up to eight, one NVLink domain)."""
+        """Value of `mesh.dcn=-1`: number of TPU slices, or of GPU nodes (one NVLink domain each)."""
         nodes = 1 if self.is_tpu else -(-self.shape[0] // self.chip.host[0])
         return nodes * self.slices
 
@@ -51,7 +51,7 @@ class Topology:
 
     @property
     def platform(self) -> str:
-        """JAX's name for it."""
+        """The JAX platform."""
         return "tpu" if self.is_tpu else "gpu"
 
     @property
@@ -65,7 +65,7 @@ class Topology:
 
     @property
     def size(self) -> str:
-        """Chips, and devices where they are not the same, for a line of text."""
+        """Number of chips, and of devices if they differ, as text."""
         chips = f"{self.chips} chip{'s' * (self.chips > 1)}"
         return chips if self.devices == self.chips else f"{chips} ({self.devices} devices)"
 
@@ -75,11 +75,11 @@ class Topology:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """The topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
+    """Returns the topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
 
     Raises:
-      UserError: for an unknown chip, a shape that no slice of it has, a number of GPUs that is not a
-        number of whole nodes, or slices below 1.
+      UserError: for an unknown chip, a shape that no slice has, GPUs that do not fill whole nodes, or
+        slices below 1.
     """
     name, _, size = text.lower().partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", size):
@@ -107,10 +107,12 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 
 def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
-    """Refuses a shape that no slice has. The compiler takes more, but can end the process on such a one."""
+    """Raises UserError for a shape that no slice has; the compiler can abort the process on such a shape."""
     assert chip.largest is not None
     if len(shape) == 2:
-        slices = _flat_slices(chip.largest)
+        # Slices of a square pod: powers of two, and no side more than twice the other.
+        sides = [2**n for n in range(chip.largest[0].bit_length())]
+        slices = [(a, b) for a in sides for b in sides if a <= b <= 2 * a]
         if tuple(sorted(shape)) not in slices:
             raise UserError(
                 f"--topology={text}: the slices of {chip.name} are "
@@ -132,18 +134,12 @@ def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
         )
 
 
-def _flat_slices(largest: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Slices of a square pod: powers of two, and no side more than twice the other."""
-    sides = [2**n for n in range(largest[0].bit_length())]
-    return [(a, b) for a in sides for b in sides if a <= b <= 2 * a]
-
-
 def _shape(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
 
 
 def _gpu_fraction() -> float:
-    """The part of a GPU's memory that JAX allocates."""
+    """Returns the fraction of a GPU's memory that JAX allocates."""
     text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or str(GPU_MEMORY_FRACTION)
     try:
         fraction = float(text)
@@ -154,8 +150,23 @@ def _gpu_fraction() -> float:
     return fraction
 
 
+def set_compiler_environment() -> None:
+    """Sets the environment variables of the TPU compiler; must run before the first import of jax."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans may run at once
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any known type: each compilation names its topology
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
 def tpu_devices(topology: Topology) -> Sequence[Any]:
-    """Devices to compile for, of a TPU topology that this machine does not have.
+    """Returns descriptions of the devices of a TPU topology, to compile for.
 
     Raises:
       UserError: if libtpu is not installed or does not know the shape.
@@ -170,7 +181,7 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     chip = topology.chip
-    # The compiler wants the shape of a host, which is that of the slice where that is part of a host.
+    # The compiler expects the shape of a host; a slice smaller than a host is the host.
     bounds = tuple(map(min, topology.shape, chip.host))
     name = f"{chip.name}:{_shape(topology.shape)}"
     settings: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}

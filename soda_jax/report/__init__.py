@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run: curves, tables, sounds, commands."""
+"""A report about a run as one HTML file with curves, tables, audio and commands."""

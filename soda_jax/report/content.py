@@ -1,4 +1,4 @@
-"""What a report is made of."""
+"""The content of a report."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """A sound with a caption; f32 mono `[samples]`, in −1 … 1."""
+    """Audio with a caption, f32 mono `[samples]` in −1 … 1."""
 
     caption: str
     audio: np.ndarray
@@ -18,17 +18,17 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """One thing the model did.
+    """One output of the model.
 
     Attributes:
-      kind: what it did.
-      title: a heading.
-      sample_rate: of the clips, in Hz.
-      clips: the sounds that went in and came out, in that order.
-      prompt_text: the text that went in, if any.
-      reference: the right transcript, if there is one.
-      result: the text that came out: the model's transcript, or what a recogniser heard.
-      note: a remark, such as that the length limit closed the utterance.
+      kind: the task.
+      title: heading of the sample.
+      sample_rate: sample rate of the clips in Hz.
+      clips: input and output audio, in this order.
+      prompt_text: input text, if any.
+      reference: correct transcript, if there is one.
+      result: output text: the transcript of the model, or of a recognizer.
+      note: a remark, such as that the length limit ended the utterance.
     """
 
     kind: Literal["speak", "transcribe", "continue"]
@@ -43,19 +43,19 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportContent:
-    """Everything that `write_report` shows; an empty part is left out.
+    """The content of a report; empty parts are omitted.
 
     Attributes:
       title: heading of the page.
-      intro: a paragraph of plain text below it.
-      stages: (name, seconds) of what ran, in order.
+      intro: a paragraph of plain text after the heading.
+      stages: (name, seconds) of each stage, in order.
       metrics: path of the run's `metrics.jsonl`.
-      evaluation: what `soda_jax.evaluate.run.evaluate` returned.
-      samples: what the model did.
-      facts: what ran: name → value (parameters, hours of audio, …), shown as given.
-      commands: (what it does, command line) to go on with.
-      resumed_at: steps from which the run went on after a stop.
-      peak: what the MFU is measured against, in words.
+      evaluation: result of `soda_jax.evaluate.evaluators.evaluate`.
+      samples: outputs of the model.
+      facts: properties of the run, such as parameters and hours of audio, shown as given.
+      commands: (description, command line) of next steps.
+      resumed_at: steps from which the run was resumed.
+      peak: the peak rate that the MFU is relative to, as text.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Figures of a run, as matplotlib figures and as SVG that follows the page's colors."""
+"""Figures of a run as matplotlib figures, as SVG in the colors of the page, and as PNG."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-# A color that no figure uses: in SVG it becomes the page's text color, light or dark.
+# A color that no figure uses; in SVG it is replaced by the text color of the page.
 _INK = "#010203"
 _TRAINING, _VALIDATION, _BIGRAM, _UNIGRAM = "#5b8fd1", "#e0782f", "#3f9a6b", "#9a86c9"
 _STYLE: Any = {  # of matplotlib
@@ -44,7 +44,7 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 def _styled(draw: Drawing) -> Drawing:
-    """Draws without a display, in the style above; matplotlib is imported on the first call."""
+    """Decorates a function that draws without a display in `_STYLE`; imports matplotlib at its first call."""
 
     @functools.wraps(draw)
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -65,13 +65,13 @@ def loss_figure(
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     resumed_at: Sequence[int] = (),
 ) -> "Figure":
-    """Training and held-out loss over the steps, one panel a class of token, nats a token.
+    """Returns training and held-out loss in nats per token over the steps, one panel per class.
 
     Args:
-      rows: of `metrics.jsonl`.
+      rows: rows of `metrics.jsonl`.
       classes: names of the classes, `loss/<name>` in the rows.
-      baselines: held-out loss vectors by "unigram" and "bigram", drawn as levels.
-      resumed_at: steps from which the run went on after a stop.
+      baselines: held-out loss vectors of "unigram" and "bigram", drawn as horizontal lines.
+      resumed_at: steps from which the run was resumed.
     """
     columns = min(_PANELS_A_ROW, len(classes))
     lines = math.ceil(len(classes) / columns)
@@ -94,30 +94,30 @@ def loss_figure(
     for axis in axes[len(classes) :]:
         axis.set_visible(False)
     for row in range(lines):
-        axes[row * columns].set_ylabel("nats a token")
+        axes[row * columns].set_ylabel("nats per token")
     _finish(figure, axes[: len(classes)], columns)
     return figure
 
 
 @_styled
 def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure":
-    """Tokens a second, MFU and time waited for data over the steps.
+    """Returns tokens per second, MFU and data wait over the steps.
 
     Args:
-      rows: of `metrics.jsonl`.
-      resumed_at: steps from which the run went on after a stop.
+      rows: rows of `metrics.jsonl`.
+      resumed_at: steps from which the run was resumed.
     """
     panels = (
-        ("tokens_per_second", "tokens a second", 1.0),
+        ("tokens_per_second", "tokens per second", 1.0),
         ("mfu", "MFU in %", 100.0),
-        ("data_wait_seconds", "waited for data, ms a step", 1000.0),
+        ("data_wait_seconds", "data wait, ms per step", 1000.0),
     )
     figure, axes = _subplots(1, len(panels), (11.5, 2.3))
     for axis, (key, title, scale) in zip(axes, panels, strict=True):
         steps, values = _series(rows, key)
         axis.plot(steps, values * scale, color=_TRAINING, linewidth=1)
         axis.set_title(title)
-        # The first steps compile; a high percentile keeps a hiccup from flattening the rest.
+        # A high percentile: outliers, such as the first steps, which compile, would compress the curve.
         top = float(np.percentile(values, 98)) * scale * 1.25 if len(values) else 1.0
         axis.set_ylim(0, max(top, 1e-9))
         _mark(axis, resumed_at)
@@ -127,10 +127,10 @@ def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure"
 
 @_styled
 def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
-    """Waveform above log-mel picture of a clip.
+    """Returns waveform and log-mel spectrogram of a clip.
 
     Args:
-      audio: f32 mono `[samples]`, in −1 … 1.
+      audio: f32 mono `[samples]` in −1 … 1.
       sample_rate: in Hz.
     """
     grid = MelGrid(sample_rate=sample_rate, hop=max(1, sample_rate // 100))
@@ -157,16 +157,18 @@ def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
 
 
 def svg(figure: "Figure", label: str) -> str:
-    """The figure as an inline `<svg>` element, transparent, in the text color of the page.
+    """Returns a figure as an inline `<svg>` element in the text color of the page, and closes it.
 
-    Args: label: what it shows, for those who do not see it. The figure is closed.
+    Args:
+      figure: the figure.
+      label: a description for screen readers.
     """
     import html
 
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()
-    # A salt of its own: clip paths of two figures on a page must not share their ids.
+    # The salt makes the ids of clip paths different in each figure of a page.
     with plt.rc_context({**_STYLE, "svg.hashsalt": label}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
@@ -175,12 +177,12 @@ def svg(figure: "Figure", label: str) -> str:
     start, rest = text.split(">", 1)
     named = f'{start} role="img" aria-label="{html.escape(label)}">'
     body = rest.partition("</metadata>")[2] or rest
-    # Groups are numbered alike in every figure, and nothing refers to them.
+    # Groups have the same ids in every figure, and nothing refers to them.
     return named + re.sub(r'<g id="[^"]*"', "<g", body)
 
 
 def png(figure: "Figure", dots_per_inch: int = 150) -> bytes:
-    """The figure as PNG on white, for documents. The figure is closed."""
+    """Returns a figure as PNG on white, for documents, and closes it."""
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
@@ -199,25 +201,25 @@ def _subplots(
 
 
 def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one metric, where it was finite."""
+    """Returns steps and values of one metric where it is finite."""
     found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     steps, values = zip(*found, strict=True) if found else ((), ())
     return np.array(steps, np.int64), np.array(values, np.float64)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean over a centerd stretch of a thirtieth of the run."""
+    """Returns the centered moving average over a thirtieth of the run."""
     reach = len(values) // 60
     if not reach:
         return values
     sums = np.cumsum(np.concatenate([[0.0], values]))
-    places = np.arange(len(values))
-    first, last = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    index = np.arange(len(values))
+    first, last = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
 
 
 def _envelope(audio: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest sample of each of about `columns` stretches."""
+    """Returns lowest and highest sample of about `columns` consecutive parts."""
     if not len(audio):
         return np.zeros(1), np.zeros(1)
     starts = np.unique(np.linspace(0, len(audio), columns, endpoint=False).astype(np.int64))
@@ -231,7 +233,7 @@ def _mark(axis: "Axes", resumed_at: Sequence[int]) -> None:
 
 
 def _finish(figure: "Figure", axes: "Sequence[Axes]", columns: int) -> None:
-    """Labels the lowest axes and puts one legend below all."""
+    """Labels the bottom axes and adds one legend for all panels."""
     for axis in axes[-columns:]:
         axis.set_xlabel("step")
     handles: dict[str, Any] = {}

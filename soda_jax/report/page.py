@@ -1,18 +1,32 @@
-"""The page itself: sections into the template, everything inside one file."""
+"""Writes a report as one HTML file.
 
+Each section is a function from the content to HTML, empty if there is nothing to show.
+"""
+
+import base64
 import html
+import io
 import string
+import wave
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from os import PathLike
+from typing import Any
+
+import numpy as np
 
 from soda_jax.errors import UserError
+from soda_jax.evaluate.tables import class_rows, not_below
 from soda_jax.files import write_atomic
-from soda_jax.report import sections
-from soda_jax.report.content import ReportContent
+from soda_jax.report import figures
+from soda_jax.report.content import Clip, ReportContent, Sample
+from soda_jax.train.metric_logs import read_metrics
+
+_EXAMPLES = 12  # shown; the others are folded
 
 
 def write_report(path: str | PathLike[str], content: ReportContent) -> None:
-    """Writes a report as one HTML file that needs no network: figures and sounds are inside.
+    """Writes a report as one HTML file that contains its figures and audio and needs no network.
 
     Raises:
       UserError: if matplotlib is not installed.
@@ -21,23 +35,239 @@ def write_report(path: str | PathLike[str], content: ReportContent) -> None:
 
 
 def render(content: ReportContent) -> str:
-    """The HTML of a report."""
+    """Returns the HTML of a report."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError("matplotlib is missing: pip install 'soda-jax[demo]'") from None
     template = resources.files("soda_jax.report").joinpath("page.html").read_text("utf-8")
-    parts = (
-        sections.samples,
-        sections.word_errors,
-        sections.held_out,
-        sections.curves,
-        sections.facts,
-        sections.stages,
-        sections.commands,
-    )
+    sections = (samples, word_errors, held_out, curves, facts, stages, commands)
     return string.Template(template).substitute(
         title=html.escape(content.title),
         intro=f'<p class="soft">{html.escape(content.intro)}</p>' if content.intro else "",
-        sections="".join(part(content) for part in parts),
+        sections="".join(section(content) for section in sections),
     )
+
+
+def facts(content: ReportContent) -> str:
+    """Returns the properties of the run."""
+    rows = "".join(
+        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in content.facts.items()
+    )
+    return _section("What ran", f'<div class="card"><dl>{rows}</dl></div>') if rows else ""
+
+
+def stages(content: ReportContent) -> str:
+    """Returns the time of each stage, with bars."""
+    if not content.stages:
+        return ""
+    total = sum(seconds for _, seconds in content.stages)
+    longest = max(seconds for _, seconds in content.stages) or 1.0
+    rows = [
+        f"<tr><td>{_text(name)}</td><td>{_duration(seconds)}</td>"
+        f'<td class="wide"><div class="bar" style="width:{100 * seconds / longest:.1f}%"></div></td></tr>'
+        for name, seconds in content.stages
+    ]
+    rows.append(f'<tr class="total"><td>in all</td><td>{_duration(total)}</td><td></td></tr>')
+    table = f'<table style="width:100%">{"".join(rows)}</table>'
+    return _section("Time of each stage", f'<div class="card">{table}</div>')
+
+
+def curves(content: ReportContent) -> str:
+    """Returns loss curves and throughput."""
+    rows = read_metrics(content.metrics) if content.metrics else []
+    if not rows:
+        return ""
+    classes = [
+        key.removeprefix("loss/")
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key.startswith("loss/") and key.count("/") == 1 and key != "loss/all"
+    ]
+    loss = figures.loss_figure(
+        rows,
+        classes,
+        baselines=content.evaluation.get("baselines"),
+        resumed_at=content.resumed_at,
+    )
+    speed = figures.throughput_figure(rows, resumed_at=content.resumed_at)
+    resumed = ", ".join(f"{step:,}" for step in content.resumed_at)
+    note = f" The run was resumed at step {resumed}." if resumed else ""
+    steady = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+    median = f" Median: {np.median(steady):,.0f} tokens per second." if steady else ""
+    peak = f"; 100% would be {content.peak}" if content.peak else ""
+    return _section(
+        "Loss",
+        f"<p>By class of token, from training batches and held-out windows.{_text(note)}</p>"
+        f'<div class="card">{figures.svg(loss, "Loss by class of token over the steps")}</div>',
+    ) + _section(
+        "Throughput",
+        f"<p>Model FLOP utilization (MFU) counts no recomputation{_text(peak)}.{_text(median)}</p>"
+        f'<div class="card">{figures.svg(speed, "Throughput over the steps")}</div>',
+    )
+
+
+def held_out(content: ReportContent) -> str:
+    """Returns the table of losses by class: model, unigram, bigram."""
+    evaluation = content.evaluation
+    if "loss" not in evaluation:
+        return ""
+    rows = class_rows(evaluation)
+    body = []
+    for row in rows:
+        margin = row.margin
+        sign = "" if margin is None else ("good" if margin > 0 else "bad")
+        losses = (row.model, row.unigram, row.bigram)
+        cells = "".join(f"<td>{_nats(value)}</td>" for value in losses)
+        shown = _nats(margin, signed=True)
+        kind = ' class="total"' if row.name == "all" else ""
+        name = row.name.replace("_", " ")
+        body.append(f'<tr{kind}><td>{_text(name)}</td>{cells}<td class="{sign}">{shown}</td></tr>')
+    missed = not_below(rows)
+    if "baselines" not in evaluation:
+        verdict = "The baselines were not measured."
+    elif missed:
+        names = ", ".join(name.replace("_", " ") for name in missed)
+        verdict = (
+            f'<span class="bad">The model is not below both baselines for: {_text(names)}.</span>'
+        )
+    else:
+        verdict = (
+            '<span class="good">The model is below both baselines for every class of token.</span>'
+        )
+    loss = evaluation["loss"]
+    intro = (
+        f"<p>Nats per token over {loss['tokens']:,} held-out tokens ({loss['windows']:,} windows) at step "
+        f"{evaluation['step']:,}; margin: better baseline minus model. {verdict}</p>"
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("class", "model", "unigram", "bigram", "margin"))
+    table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
+    return _section("Held-out loss against baselines", f'{intro}<div class="card">{table}</div>')
+
+
+def word_errors(content: ReportContent) -> str:
+    """Returns ASR and TTS word error rates, with transcripts and references."""
+    cards = []
+    if asr := content.evaluation.get("asr"):
+        examples = [(row["reference"], row["hypothesis"]) for row in asr["examples"]]
+        numbers = _numbers([("corpus WER", asr["word_error_rate"])])
+        remark = f"ASR: {asr['utterances']} held-out utterances, {asr['decoding']}."
+        table = _examples(("reference", "transcript"), examples)
+        cards.append(f"<h3>{_text(remark)}</h3>{numbers}{table}")
+    if tts := content.evaluation.get("tts"):
+        shown = [
+            ("mean WER", tts["mean_word_error_rate"]),
+            ("corpus WER", tts["word_error_rate"]),
+            ("recordings through the codec, mean WER", tts["codec_mean_word_error_rate"]),
+            ("spoken to the end", tts["complete_share"]),
+        ]
+        examples = [
+            (row["reference"], row["heard"] if row["complete"] else "— unfinished —")
+            for row in tts["examples"]
+        ]
+        remark = (
+            f"TTS: {tts['utterances']} texts of held-out documents, transcribed by {tts['recognizer']}; "
+            f"{tts['sampling']}, at most {tts['max_seconds']:g} s."
+        )
+        note = (
+            '<p class="soft">An unfinished utterance counts as 100% errors. Numbers are compared '
+            "digit by digit.</p>"
+        )
+        table = _examples(("text", "heard"), examples)
+        cards.append(f"<h3>{_text(remark)}</h3>{_numbers(shown)}{note}{table}")
+    if not cards:
+        return ""
+    body = "".join(f'<div class="card">{card}</div>' for card in cards)
+    return _section("Word error rates", f'<div class="grid">{body}</div>')
+
+
+def samples(content: ReportContent) -> str:
+    """Returns the samples, with spectrograms and players."""
+    body = "".join(_sample(sample, number) for number, sample in enumerate(content.samples, 1))
+    return _section("Samples", f'<div class="grid">{body}</div>') if body else ""
+
+
+def commands(content: ReportContent) -> str:
+    """Returns the commands of next steps."""
+    body = "".join(
+        f"<div>{_text(what)}</div><pre>{_text(line)}</pre>" for what, line in content.commands
+    )
+    return _section("Next steps", f'<div class="card">{body}</div>') if body else ""
+
+
+def wav_uri(audio: np.ndarray, sample_rate: int) -> str:
+    """Returns a clip as a `data:` URI of a 16-bit WAV file."""
+    scaled = np.round(np.clip(np.asarray(audio, np.float64), -1, 1) * 32767).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(scaled.tobytes())
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _sample(sample: Sample, number: int) -> str:
+    named = (
+        ("input text", sample.prompt_text),
+        ("reference", sample.reference),
+        ("transcript" if sample.kind == "transcribe" else "heard", sample.result),
+        ("note", sample.note),
+    )
+    lines = "".join(f"<dt>{name}</dt><dd>{_text(text)}</dd>" for name, text in named if text)
+    clips = "".join(
+        _clip(clip, sample.sample_rate, f"sample {number}.{index}")
+        for index, clip in enumerate(sample.clips, 1)
+    )
+    return (
+        f'<div class="card"><h3>{_text(sample.title)}</h3><dl>{lines}</dl>'
+        f'<div class="figures">{clips}</div></div>'
+    )
+
+
+def _clip(clip: Clip, sample_rate: int, name: str) -> str:
+    label = f"{clip.caption}: waveform and spectrogram ({name})"
+    picture = figures.svg(figures.sound_figure(clip.audio, sample_rate), label)
+    seconds = len(clip.audio) / sample_rate
+    player = f'<audio controls preload="metadata" src="{wav_uri(clip.audio, sample_rate)}"></audio>'
+    caption = f"{_text(clip.caption)}, {seconds:.2f} s"
+    return f"<figure><figcaption>{caption}</figcaption>{picture}{player}</figure>"
+
+
+def _examples(head: Sequence[str], rows: Sequence[tuple[str, str]]) -> str:
+    def table(some: Iterable[tuple[str, str]]) -> str:
+        titles = "".join(f'<th class="text">{_text(name)}</th>' for name in head)
+        body = "".join(
+            f'<tr><td class="text">{_text(left)}</td><td class="text">{_text(right)}</td></tr>'
+            for left, right in some
+        )
+        return f"<table><tr>{titles}</tr>{body}</table>"
+
+    if len(rows) <= _EXAMPLES:
+        return table(rows)
+    more = len(rows) - _EXAMPLES
+    return (
+        f"{table(rows[:_EXAMPLES])}<details><summary>{more} more</summary>"
+        f"{table(rows[_EXAMPLES:])}</details>"
+    )
+
+
+def _numbers(named: Iterable[tuple[str, float]]) -> str:
+    items = "".join(f"<div><b>{value:.1%}</b>{_text(name)}</div>" for name, value in named)
+    return f'<div class="numbers">{items}</div>'
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{body}</section>\n"
+
+
+def _text(value: Any) -> str:
+    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _nats(value: float | None, signed: bool = False) -> str:
+    return "–" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

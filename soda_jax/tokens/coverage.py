@@ -1,12 +1,12 @@
 """Checks that the ids of a `tokenizer.json` represent a whole text.
 
-A text passes three stages, and each of them can lose characters without an error:
+A tokenizer has three stages, and each of them can lose characters without an error:
 
-    normalizer      may respell (NFC, lower case, accents); must not delete a letter or a digit
+    normalizer      may change the spelling (NFC, lower case, accents); must not delete a letter or a digit
     pre-tokenizer   may drop the white space between words; must not drop anything else
     model           must represent every character of the words that it receives
 
-Decoding is not used: many tokenizers have no decoder, or one that respells.
+Decoding is not used: many tokenizers have no decoder, or one that changes the spelling.
 """
 
 import unicodedata
@@ -16,24 +16,24 @@ import numpy as np
 
 from soda_jax.errors import UserError
 
-# These normalizers respell or add characters; they delete white space at most.
+# These normalizers change the spelling or add characters; they delete white space at most.
 _NEVER_DELETE = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel")
 # These pre-tokenizers drop white space at most; so do Split and Punctuation unless they remove.
 _KEEP_WORDS = (
     *("BertPreTokenizer", "ByteLevel", "Digits", "FixedLength", "Metaspace", "UnicodeScripts"),
     *("Whitespace", "WhitespaceSplit"),
 )
-_SPACE = "▁"  # SentencePiece's letter for a space
+_SPACE = "▁"  # the character that SentencePiece uses for a space
 _SHOWN = 40  # characters of a text in a message
 _LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # words that are checked only once
 
 
 class CoverageCheck:
-    """Refuses texts that the ids of a tokenizer do not represent.
+    """Rejects texts that the ids of a tokenizer do not represent.
 
-    Most models write an unknown id for what they do not have, so that only its ids need a look; a
-    byte-level BPE with all bytes loses nothing. The words of a text are checked one by one where a
-    model or a pre-tokenizer may drop something without a trace, frequent words once.
+    Most models write an unknown id for text that they cannot represent, so checking the ids is enough; a
+    byte-level BPE with all bytes represents every text. If a model or a pre-tokenizer may drop text
+    silently, each word is checked, frequent words once.
     """
 
     def __init__(self, description: dict[str, Any], tokenizer: Any, refused: np.ndarray):
@@ -54,12 +54,11 @@ class CoverageCheck:
         self._byte_pieces: dict[str, int] = {}
         if settings.get("byte_fallback"):
             self._byte_pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        steps = _chain(description, "pre_tokenizer")
+        steps = _steps(description, "pre_tokenizer")
         marks_unknown = self._kind != "BPE" or settings.get("unk_token") is not None
-        self.may_drop = not (marks_unknown or self._has_all_bytes(steps)) or not all(
-            map(_keeps_words, steps)
-        )
-        self.may_delete = not all(map(_never_deletes, _chain(description, "normalizer")))
+        keeps_words = all(map(_keeps_words, steps))
+        self.may_drop = not (keeps_words and (marks_unknown or self._has_all_bytes(steps)))
+        self.may_delete = not all(map(_never_deletes, _steps(description, "normalizer")))
         self._kept_characters: set[str] = set()
         self._kept_words: set[str] = set()
 
@@ -67,11 +66,11 @@ class CoverageCheck:
         """Checks that `ids` represent `text`.
 
         Args:
-          text: as it was before the normalizer.
-          ids: what the tokenizer made of it; None if it raised an error.
+          text: the text before the normalizer.
+          ids: the ids from the tokenizer; None if it raised an error.
 
         Raises:
-          UserError: naming the first characters that are lost, and the stage that loses them.
+          UserError: with the first characters that are lost, and the stage that loses them.
         """
         if self.may_delete:
             self._check_normalizer(text)
@@ -79,8 +78,8 @@ class CoverageCheck:
         # Text that spells a byte piece may become that byte.
         if bad or self.may_drop or (self._byte_pieces and "<0x" in text):
             self._check_words(self._normalizer.normalize_str(text) if self._normalizer else text)
-        if bad:  # by the whole text, though by none of its words
-            raise UserError(f"the tokenizer has no ordinary ids for {text[:_SHOWN]!r}")
+        if bad:  # although each word is represented
+            raise _not_represented(text)
 
     def _has_all_bytes(self, steps: list[dict[str, Any]]) -> bool:
         """Whether a BPE after the pre-tokenizer `steps` has pieces for all bytes."""
@@ -100,25 +99,23 @@ class CoverageCheck:
     def _check_normalizer(self, text: str) -> None:
         for character in sorted(set(text) - self._kept_characters):
             written = self._normalizer.normalize_str(character).replace(_SPACE, "")
-            if _carries_words(character) and not written.strip():
+            if _distinguishes_words(character) and not written.strip():
                 raise UserError(f"the tokenizer's normalizer deletes {character!r}")
             self._kept_characters.add(character)
 
     def _check_words(self, text: str) -> None:
         """Checks a text that the normalizer has already changed."""
         end = 0
-        words = self._words(text)
-        for word, (first, last) in words:
-            if first > end:
-                _check_dropped(text[end:first])
+        for word, (first, last) in [*self._words(text), ("", (len(text), len(text)))]:
+            dropped = text[end:first].replace(_SPACE, "").strip()
+            if dropped:
+                raise UserError(f"the tokenizer's pre-tokenizer deletes {dropped[:_SHOWN]!r}")
             end = last
             if word not in self._kept_words and not self._represents(word):
-                lost = self._narrow(text[first:last] or word)
-                raise UserError(f"the tokenizer has no ordinary ids for {lost[:_SHOWN]!r}")
-        _check_dropped(text[end:])
+                raise _not_represented(self._first_lost(text[first:last] or word))
 
     def _words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
-        """What the model receives, and which characters of `text` each word stands for."""
+        """Returns the words that the model receives, with the range of each in `text`."""
         if self._pre_tokenizer is None:
             return [(text, (0, len(text)))]
         return self._pre_tokenizer.pre_tokenize_str(text)
@@ -127,7 +124,7 @@ class CoverageCheck:
         """Whether the pieces of a word spell the word."""
         try:
             tokens = self._model.tokenize(word) if word else []
-        except Exception:  # the library raises bare Exceptions, here for an unknown token it lacks
+        except Exception:  # the library raises bare Exceptions, here for an absent unknown token
             return False
         if any(self._refused[token.id] for token in tokens):
             return False
@@ -135,47 +132,42 @@ class CoverageCheck:
         pieces[1:] = [piece.removeprefix(self._prefix) for piece in pieces[1:]]
         pieces[-1:] = [piece.removesuffix(self._suffix) for piece in pieces[-1:]]
         same = "".join(pieces) == word
-        if self._byte_pieces and any(piece in self._byte_pieces for piece in pieces):
-            same = b"".join(map(self._bytes, pieces)) == word.encode()
+        if any(piece in self._byte_pieces for piece in pieces):
+            parts = (
+                bytes([self._byte_pieces[piece]]) if piece in self._byte_pieces else piece.encode()
+                for piece in pieces
+            )
+            same = b"".join(parts) == word.encode()
         if same and len(word) <= _LONGEST_KEPT and len(self._kept_words) < _MOST_KEPT:
             self._kept_words.add(word)
         return same
 
-    def _bytes(self, piece: str) -> bytes:
-        byte = self._byte_pieces.get(piece)
-        return piece.encode() if byte is None else bytes([byte])
-
-    def _narrow(self, word: str) -> str:
-        """The first characters that are lost of a word, the word if each character is kept by itself."""
-
-        def is_lost(character: str) -> bool:
-            return not all(self._represents(part) for part, _ in self._words(character))
-
+    def _first_lost(self, word: str) -> str:
+        """Returns the first characters of a word that are lost, or the word if each character is represented."""
         if self._kind == "WordLevel":
             return word
-        lost = [is_lost(character) for character in word]
+        lost = [
+            not all(self._represents(part) for part, _ in self._words(character))
+            for character in word
+        ]
         if not any(lost):
             return word
         first = lost.index(True)
-        end = [*lost, False].index(False, first)
-        return word[first:end]
+        return word[first : [*lost, False].index(False, first)]
 
 
-def _check_dropped(text: str) -> None:
-    """UserError if what a pre-tokenizer dropped between two words is more than white space."""
-    dropped = text.replace(_SPACE, "").strip()
-    if dropped:
-        raise UserError(f"the tokenizer's pre-tokenizer deletes {dropped[:_SHOWN]!r}")
+def _not_represented(text: str) -> UserError:
+    return UserError(f"the tokenizer has no ordinary ids for {text[:_SHOWN]!r}")
 
 
-def _chain(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
-    """The steps of a stage, sequences taken apart."""
-    steps = [description.get(stage)]
+def _steps(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
+    """Returns the steps of a stage, those of a sequence one by one."""
+    waiting = [description.get(stage)]
     found = []
-    while steps:
-        step = steps.pop(0)
+    while waiting:
+        step = waiting.pop(0)
         if step and step.get("type") == "Sequence":
-            steps = [*(step.get("normalizers") or step.get("pretokenizers") or ()), *steps]
+            waiting = [*(step.get("normalizers") or step.get("pretokenizers") or ()), *waiting]
         elif step:
             found.append(step)
     return found
@@ -183,7 +175,7 @@ def _chain(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
 
 def _never_deletes(step: dict[str, Any]) -> bool:
     """Whether a normalizer deletes white space at most."""
-    if step.get("type") == "Replace":  # SentencePiece's, of a space by its own letter
+    if step.get("type") == "Replace":  # that of SentencePiece replaces a space
         return step["pattern"].get("String", "").isspace()
     return step.get("type") in _NEVER_DELETE
 
@@ -195,10 +187,10 @@ def _keeps_words(step: dict[str, Any]) -> bool:
     return step.get("type") in _KEEP_WORDS
 
 
-def _carries_words(character: str) -> bool:
+def _distinguishes_words(character: str) -> bool:
     """Whether a word without this character is another word: letters, digits and vowel signs.
 
-    Accents are not among them: a normalizer may strip them, from one code point ("é") or from two.
+    Accents do not count: a normalizer may remove them, from one code point ("é") or from two.
     """
     if character.isalnum():
         return True

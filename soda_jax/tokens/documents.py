@@ -1,4 +1,4 @@
-"""Documents as token streams: render and its exact inverse, parse.
+"""Renders documents as token streams, and parses the streams: `render` and its exact inverse `parse`.
 
 The grammar (no separators, no white space):
 
@@ -25,12 +25,12 @@ COMPOSITIONS = ("S+A+T", "S+A", "S", "text")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Utterance:
-    """One stretch of speech with its transcript, or a stretch of text alone.
+    """A segment of speech with its transcript, or a segment of text without audio.
 
     Attributes:
       text: the transcript.
       text_ids: its ordinary text ids, int32 `[tokens]`.
-      codes: codec indices, uint16 `[frames, codebooks]`; `[0, codebooks]` for text alone.
+      codes: codec indices, uint16 `[frames, codebooks]`; `[0, codebooks]` for text without audio.
     """
 
     text: str
@@ -40,12 +40,12 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a stored document is shown to the model.
+    """How a stored document is rendered for the model.
 
     Attributes:
-      order: "text_first" or "audio_first"; without effect unless the composition is S+A+T.
+      order: "text_first" or "audio_first"; used for the composition S+A+T only.
       composition: "S+A+T", "S+A" (text spans removed), "S" (codebook 0 only) or "text".
-      codebooks: how many codebooks are shown, 0 for all; S shows one whatever stands here.
+      codebooks: number of codebooks in the stream (0 = all); ignored for S, which has one.
     """
 
     order: str = "text_first"
@@ -61,31 +61,29 @@ class View:
 
     @property
     def has_text(self) -> bool:
-        """Whether text spans are shown."""
+        """Whether the stream has text."""
         return self.composition in ("S+A+T", "text")
 
     @property
     def has_audio(self) -> bool:
-        """Whether audio spans are shown."""
+        """Whether the stream has audio."""
         return self.composition != "text"
 
     def shown_codebooks(self, layout: VocabularyLayout) -> int:
-        """Number of codebooks shown under `layout`; UserError if it has fewer."""
+        """Returns the number of codebooks in the stream; UserError if `layout` has fewer."""
         count = 1 if self.composition == "S" else self.codebooks or layout.codebooks
         if not 0 < count <= layout.codebooks:
-            raise UserError(
-                f"the view asks for {count} codebooks, the layout has {layout.codebooks}"
-            )
+            raise UserError(f"the view has {count} codebooks, the layout has {layout.codebooks}")
         return count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parsed:
-    """What `parse` found.
+    """The result of `parse`.
 
     Attributes:
-      view: the view under which the stream was rendered (order "text_first" where it has none).
-      utterances: text ids and codes in document order; the text string itself is not in the stream.
+      view: the view with which the stream was rendered; its order is "text_first" if it is not S+A+T.
+      utterances: text ids and codes in document order; `text` is empty, as it is not in the stream.
     """
 
     view: View
@@ -95,7 +93,7 @@ class Parsed:
 def text_span(
     text_ids: np.ndarray, layout: VocabularyLayout, opens: bool = True, closes: bool = True
 ) -> np.ndarray:
-    """`text_start T text_end` as int32 ids; `opens` and `closes` say which markers belong to the piece."""
+    """Returns `text_start T text_end` as int32 ids, the markers only if `opens` and `closes`."""
     body = np.asarray(text_ids, np.int32)
     return _span(body, layout.text_start, layout.text_end, opens, closes)
 
@@ -107,13 +105,15 @@ def audio_span(
     opens: bool = True,
     closes: bool = True,
 ) -> np.ndarray:
-    """`audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`.
+    """Returns `audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`.
+
+    The markers are included only if `opens` and `closes`.
 
     Raises:
       UserError: if `codes` has fewer columns, or an index is outside its codebook.
     """
     if codes.shape[1] < codebooks:
-        raise UserError(f"codes have {codes.shape[1]} codebooks, {codebooks} are to be shown")
+        raise UserError(f"codes have {codes.shape[1]} codebooks, the view needs {codebooks}")
     body = layout.codes_to_ids(codes[:, :codebooks])
     return _span(body, layout.audio_start, layout.audio_end, opens, closes)
 
@@ -129,10 +129,10 @@ def _span(body: np.ndarray, first: int, last: int, opens: bool, closes: bool) ->
 
 
 def render(utterances: Sequence[Utterance], view: View, layout: VocabularyLayout) -> np.ndarray:
-    """The token stream of a whole document.
+    """Returns the token stream of a whole document.
 
     Args:
-      utterances: at least one; under S+A+T each has text and audio.
+      utterances: at least one; for S+A+T each has text and audio.
       view: order, composition and codebooks.
       layout: the vocabulary.
 
@@ -140,10 +140,10 @@ def render(utterances: Sequence[Utterance], view: View, layout: VocabularyLayout
       int32 ids `[tokens]`, BOS first and EOS last.
 
     Raises:
-      UserError: if the document is empty, a span would be empty, or text holds a special id.
+      UserError: if the document or a span is empty, or a text contains a special id.
     """
     if not utterances:
-        raise UserError("a document needs at least one utterance")
+        raise UserError("the document is empty: it needs at least one utterance")
     pieces = [np.array([layout.bos], np.int32)]
     codebooks = view.shown_codebooks(layout) if view.has_audio else 0
     for number, utterance in enumerate(utterances):
@@ -178,22 +178,22 @@ def _check_text(text_ids: np.ndarray, layout: VocabularyLayout, number: int) -> 
 
 
 def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Parsed:
-    """Reads one whole document back from its stream; `render` of the result gives `ids` again.
+    """Returns the document of a whole stream; `render` of the result is equal to `ids`.
 
     Args:
       ids: integers `[tokens]`.
       layout: the vocabulary.
-      codebooks: how many codebooks the stream shows, 0 for all.
+      codebooks: number of codebooks in the stream (0 = all).
 
     Raises:
-      UserError: at the first token that the grammar does not allow, with position and reason, and
-        for a stream that ends inside a document, and for a translation, which has no view.
+      UserError: for the first token that the grammar does not allow, with position and reason; for a
+        stream that ends inside a document; for a translation, which has no view.
     """
     codebooks = codebooks or layout.codebooks
     rules = grammar(layout, codebooks)
     ids = np.asarray(ids, np.int64)
     state = rules.start
-    # Through lists, because reading one number of an array takes several times as long.
+    # Lists, because reading one element of an array takes several times as long.
     for position, group in enumerate(rules.groups_of(ids).tolist()):
         following = rules.rows[state][group]
         if following < 0:
@@ -201,17 +201,17 @@ def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Pars
             due = ", ".join(rules.legal_groups(state)) or "nothing (the document has ended)"
             found = rules.name_of(token) if 0 <= token < layout.size else "outside the vocabulary"
             raise UserError(
-                f"token {token} ({found}) at position {position} is not legal: {due} is due"
+                f"token {token} ({found}) at position {position} is not legal: expected {due}"
             )
         state = following
     if state != rules.end:
         due = ", ".join(rules.legal_groups(state))
-        raise UserError(f"the stream ends at position {len(ids)} inside a document: {due} is due")
+        raise UserError(f"the stream ends at position {len(ids)} inside a document: expected {due}")
     return _collect(ids, layout, codebooks)
 
 
 def _collect(ids: np.ndarray, layout: VocabularyLayout, codebooks: int) -> Parsed:
-    """Cuts a legal stream into utterances."""
+    """Splits a legal stream into utterances."""
     empty_text = np.zeros(0, np.int32)
     empty_codes = np.zeros((0, codebooks), np.uint16)
     opening = np.flatnonzero((ids == layout.text_start) | (ids == layout.audio_start))
@@ -235,7 +235,7 @@ def _collect(ids: np.ndarray, layout: VocabularyLayout, codebooks: int) -> Parse
     kinds = ids[opening]
     if (kinds[1:] == kinds[:-1]).any():
         raise UserError(
-            "the document is a translation (audio, text, text, audio), which parse does not cut into "
+            "the document is a translation (audio, text, text, audio), which parse cannot split into "
             "utterances"
         )
     pairs = zip(texts, audios, strict=True)

@@ -1,4 +1,4 @@
-"""Which token may come next: one prefix-only automaton over all document types.
+"""Decides which tokens may follow: one prefix-only automaton over all document types.
 
 Legality depends on the state and on the *group* of a token (text, a marker, a codebook …), so the
 automaton is two small tables that also work inside a jitted loop: `transitions[state, group]` and
@@ -12,19 +12,13 @@ import numpy as np
 
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# A document type is a run of spans (T text, A audio); a loop may repeat as a whole.
+# A document type is a sequence of spans (T text, A audio). The sequences of LOOPS may be repeated.
 LOOPS = {"text_first": "TA", "audio_first": "AT", "audio_only": "A"}
 ONCE = {"translation": "ATTA"}
 
 _FIXED_GROUPS = (
-    "text",
-    "BOS",
-    "EOS",
-    "text_start",
-    "text_end",
-    "audio_start",
-    "audio_end",
-    "reserved",
+    *("text", "BOS", "EOS", "text_start", "text_end"),
+    *("audio_start", "audio_end", "reserved"),
 )
 TEXT, BOS, EOS, TEXT_START, TEXT_END, AUDIO_START, AUDIO_END, RESERVED = range(8)
 FIRST_CODEBOOK = len(_FIXED_GROUPS)
@@ -36,7 +30,7 @@ class Grammar:
     """The automaton as tables.
 
     Attributes:
-      transitions: int32 `[states, groups]`, the next state or −1 where the group is not legal.
+      transitions: int32 `[states, groups]`, the next state, or −1 if the group is not legal.
       group_of_id: int32 `[vocabulary]`, the group of each id.
       group_names: names of the groups, for messages.
       frame_boundary: bool `[states]`: inside an audio span, between two whole frames.
@@ -53,20 +47,20 @@ class Grammar:
 
     @functools.cached_property
     def rows(self) -> list[list[int]]:
-        """`transitions` as lists, with a last column for ids outside the vocabulary: never legal."""
+        """`transitions` as lists, with a last column of −1 for ids outside the vocabulary."""
         return [[*row, ILLEGAL] for row in self.transitions.tolist()]
 
     def groups_of(self, ids: np.ndarray) -> np.ndarray:
-        """Column of each id in `rows`, int32 of the same shape; ids may be any integers."""
+        """Returns the column of each id in `rows`, int32 of the same shape; ids may be any integers."""
         inside = (ids >= 0) & (ids < len(self.group_of_id))
         return np.where(inside, self.group_of_id[np.where(inside, ids, 0)], len(self.group_names))
 
     def step(self, state: int, token: int) -> int:
-        """The state after `token`, or −1 if it is not legal in `state`."""
+        """Returns the state after `token`, or −1 if it is not legal in `state`."""
         return int(self.transitions[state, self.group_of_id[token]])
 
     def run(self, ids: np.ndarray, state: int | None = None) -> int:
-        """The state after all of `ids`, or −1 from the first illegal token on."""
+        """Returns the state after all of `ids`, or −1 if one of them is not legal."""
         state = self.start if state is None else state
         for token in np.asarray(ids).tolist():
             state = self.step(state, token)
@@ -75,25 +69,25 @@ class Grammar:
         return state
 
     def legal(self, state: int) -> np.ndarray:
-        """The legal set of `state`, bool `[vocabulary]`."""
+        """Returns whether each id is legal in `state`, bool `[vocabulary]`."""
         return (self.transitions[state] != ILLEGAL)[self.group_of_id]
 
     def legal_groups(self, state: int) -> list[str]:
-        """Names of the groups that are legal in `state`."""
+        """Returns the names of the groups that are legal in `state`."""
         return [self.group_names[group] for group in np.flatnonzero(self.transitions[state] >= 0)]
 
     def name_of(self, token: int) -> str:
-        """Name of the group of a token."""
+        """Returns the name of the group of a token."""
         return self.group_names[self.group_of_id[token]]
 
 
 @functools.lru_cache(maxsize=32)
 def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
-    """The union of all document types for the first `codebooks` codebooks (0: all) of `layout`."""
+    """Returns the union of all document types for the first `codebooks` codebooks (0 = all) of `layout`."""
     codebooks = codebooks or layout.codebooks
     spans = _span_states(codebooks > 0)
-    # Token-level states: start, after BOS, raw text (empty or not), end; then for each span-level
-    # state that a span leads to, the inside of that span.
+    # States at the level of tokens: start, end, between spans, raw text without markers, and the states
+    # inside each span.
     names: dict[object, int] = {}
 
     def number(name: object) -> int:
@@ -118,7 +112,7 @@ def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
                 edges.append((filled, TEXT_END, between[target]))
                 continue
             edges.append((here, AUDIO_START, opened))
-            # `filled` stands after a whole frame; `inside` states stand after codebook k of a frame.
+            # `filled` is the state after a whole frame, `inside[k]` the state after codebook k of a frame.
             inside = [number((kind, target, k)) for k in range(codebooks - 1)] + [filled]
             edges += [(origin, FIRST_CODEBOOK, inside[0]) for origin in (opened, filled)]
             edges += [(inside[k - 1], FIRST_CODEBOOK + k, inside[k]) for k in range(1, codebooks)]
@@ -145,11 +139,11 @@ def _group_of_id(layout: VocabularyLayout) -> np.ndarray:
 
 
 def _span_states(with_audio: bool) -> dict[frozenset, tuple[dict[str, frozenset], bool]]:
-    """The union of the document types over spans, by the subset construction; the start stands first.
+    """Returns the automaton over spans: the union of the document types, by the subset construction.
 
-    A position is (type, spans read so far); a state is the set of positions still possible. Returns
-    for each state where a T or an A leads and whether the document may end there. Without audio in
-    the vocabulary raw text is the only type of document, and no span may begin.
+    A position is (document type, number of spans read); a state is the set of possible positions. The
+    result maps each state, the start first, to its next state for T and A, and whether the document may
+    end in it. In a vocabulary without audio, raw text is the only document type, and no span may begin.
     """
     patterns = {**LOOPS, **ONCE} if with_audio else {}
     begin = frozenset((name, 0) for name in patterns)
@@ -161,14 +155,13 @@ def _span_states(with_audio: bool) -> dict[frozenset, tuple[dict[str, frozenset]
             continue
         following: dict[str, set] = {}
         complete = False
-        for name, place in state:
+        for name, read in state:
             pattern = patterns[name]
-            # A loop that has come round stands at its length: it may end or begin again.
-            done = place == len(pattern)
+            done = read == len(pattern)  # the document may end; a loop may begin again
             complete |= done
             if done and name in ONCE:
                 continue
-            at = 0 if done else place
+            at = 0 if done else read
             following.setdefault(pattern[at], set()).add((name, at + 1))
         targets = {kind: frozenset(following[kind]) for kind in sorted(following)}
         states[state] = (targets, complete)

@@ -1,7 +1,7 @@
-"""Text tokenizers that never yield a special token, whatever the text contains.
+"""Text tokenizers whose ids are ordinary text ids only, whatever the text contains.
 
-Bytes need nothing; any Hugging Face `tokenizer.json` works through the `tokenizers` library; a
-byte-level BPE is trained by `train_bpe` (`soda tokenizer train`). The vocabularies of seqio are in
+There are UTF-8 bytes, any `tokenizer.json` of Hugging Face (read by the library `tokenizers`), and a
+byte-level BPE that `train_bpe` (`soda tokenizer train`) fits. The vocabularies of seqio are in
 `tokenize_pipeline.seqio_support`.
 """
 
@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +27,11 @@ _FILE = "tokenizer.json"
 
 
 class TextTokenizer(Protocol):
-    """What the rest of the system asks of a text tokenizer.
+    """The interface of a text tokenizer.
 
     Attributes:
-      vocabulary_size: number of text ids, the special ones included.
-      specials: ids that `encode` never yields, ascending.
+      vocabulary_size: number of text ids, including special ids.
+      specials: ids that `encode` never returns, ascending.
       bos, eos: ids that begin and end a document; both special.
       fingerprint: hash of the tokenizer; equal tokenizers have equal fingerprints.
     """
@@ -43,20 +43,20 @@ class TextTokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: str) -> np.ndarray:
-        """Ordinary text ids of `text`, int32 `[tokens]`."""
+        """Returns the ordinary text ids of `text`, int32 `[tokens]`."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ordinary ids; special ids are left out."""
+        """Returns the text of ordinary ids; special ids are ignored."""
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer so that `load_tokenizer(directory)` reads it back."""
+        """Writes the tokenizer as `load_tokenizer(directory)` reads it."""
         ...
 
 
 def utf8(text: str) -> bytes:
-    """The bytes of `text`; UserError if it holds a lone surrogate."""
+    """Returns the bytes of `text`; UserError if it contains a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -72,39 +72,39 @@ class ByteTokenizer:
     fingerprint = hashlib.sha256(b"utf-8 bytes, BOS 256, EOS 257").hexdigest()[:16]
 
     def encode(self, text: str) -> np.ndarray:
-        """The bytes of `text`; UserError if it holds a lone surrogate."""
+        """Returns the bytes of `text`; UserError if it contains a lone surrogate."""
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of bytes; a part that is not valid UTF-8 becomes U+FFFD."""
+        """Returns the text of bytes; invalid UTF-8 becomes U+FFFD."""
         return bytes(i for i in np.asarray(ids).tolist() if 0 <= i < 256).decode("utf-8", "replace")
 
     def save(self, directory: str | Path) -> None:
-        """Writes a `tokenizer.json` that names the byte tokenizer."""
+        """Writes a `tokenizer.json` with the name of the byte tokenizer."""
         write_atomic(Path(directory) / _FILE, json.dumps({"soda": "bytes"}) + "\n")
 
 
 class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`, with its special tokens taken out of the encoder.
+    """A `tokenizer.json` of Hugging Face, whose special tokens are removed from the encoder.
 
-    Without them a literal `<|audio_start|>` or `</s>` in a transcript is split like any other text.
-    A text that the ids would not represent as a whole is refused, see `coverage`.
+    Without them, a literal `<|audio_start|>` or `</s>` in a transcript is split like any other text.
+    A text that the ids would not represent completely is rejected, see `coverage`.
 
     Attributes:
       content: the JSON text.
     """
 
     def __init__(self, content: str, source: str = _FILE):
-        """Reads the JSON text `content`; `source` is named in messages.
+        """Reads the JSON text `content`; `source` is its name in messages.
 
         Raises:
-          UserError: if it is not a tokenizer, or names no BOS or EOS among its special tokens.
+          UserError: if it is not a tokenizer, or has no BOS or EOS among its added tokens.
         """
         from tokenizers import Tokenizer
 
         try:
             description: dict[str, Any] = json.loads(content)
-            self._full = Tokenizer.from_str(content)
+            full = Tokenizer.from_str(content)
             added = description.get("added_tokens") or []
             by_name = {token["content"]: int(token["id"]) for token in added}
             apart = set(by_name.values()) | _unknown_ids(description["model"])
@@ -112,13 +112,14 @@ class JsonTokenizer:
             model = _without_pieces(description["model"], apart, self.fingerprint)
             plain = {**description, "added_tokens": [], "post_processor": None, "model": model}
             plain["truncation"] = plain["padding"] = None
-            if model.get("dropout"):  # of merges, for training: ids would differ between calls
+            if model.get("dropout"):  # random merges, for training: ids would differ between calls
                 plain["model"] = {**model, "dropout": None}
             self._plain = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"{source} is not a tokenizer.json: {error}") from None
         self.content = content
-        self.vocabulary_size = _vocabulary_size(self._full, added)
+        ids = [*full.get_vocab().values(), *(int(token["id"]) for token in added)]
+        self.vocabulary_size = max(ids, default=0) + 1
         self.bos = _named(by_name, BOS_NAMES, "BOS", source)
         others = {name: i for name, i in by_name.items() if i != self.bos}
         self.eos = _named(others, EOS_NAMES, "EOS", source)
@@ -130,21 +131,21 @@ class JsonTokenizer:
         self._coverage = CoverageCheck(plain, self._plain, self._refused)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ordinary ids of `text`, int32 `[tokens]`.
+        """Returns the ordinary ids of `text`, int32 `[tokens]`.
 
         Raises:
-          UserError: for a lone surrogate, or naming the characters that the ids would not represent.
+          UserError: for a lone surrogate, or with the characters that the ids would not represent.
         """
         utf8(text)
         ids = None
-        with contextlib.suppress(Exception):  # of an unknown piece that the vocabulary lacks
+        with contextlib.suppress(Exception):  # raised if the unknown piece is not in the vocabulary
             ids = np.array(self._plain.encode(text, add_special_tokens=False).ids, np.int32)
         self._coverage.check(text, ids)
         assert ids is not None
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ordinary ids; special ids are left out."""
+        """Returns the text of ordinary ids; special ids are ignored."""
         array = np.asarray(ids, np.int64)
         inside = array[(array >= 0) & (array < self.vocabulary_size)]
         return self._plain.decode(inside[~self._refused[inside]].tolist())
@@ -155,7 +156,7 @@ class JsonTokenizer:
 
 
 def _unknown_ids(model: dict[str, Any]) -> set[int]:
-    """The id that a model writes for what it does not know, if it has one."""
+    """Returns the id that a model writes for unknown text, if it has one."""
     if isinstance(model["vocab"], dict):
         number = model["vocab"].get(model.get("unk_token"))
     else:
@@ -164,17 +165,18 @@ def _unknown_ids(model: dict[str, Any]) -> set[int]:
 
 
 def _without_pieces(model: dict[str, Any], ids: set[int], secret: str) -> dict[str, Any]:
-    """The model with other names for the pieces `ids`, which no text has, and without their merges.
+    """Returns the model without merges of the pieces `ids`, which get names that no text contains.
 
-    SentencePiece's vocabularies hold `<s>` and `</s>` as ordinary pieces, which a text could spell.
+    The vocabularies of SentencePiece contain `<s>` and `</s>` as ordinary pieces, which a text could spell.
     """
     vocabulary = model["vocab"]
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else _numbered(vocabulary)
+    is_dict = isinstance(vocabulary, dict)
+    pairs = vocabulary.items() if is_dict else ((p[0], i) for i, p in enumerate(vocabulary))
     names = {piece: f"\U0010ffff{secret}:{i}" for piece, i in pairs if i in ids}
     if not names:
         return model
     changed = dict(model)
-    if isinstance(vocabulary, dict):
+    if is_dict:
         changed["vocab"] = {names.get(piece, piece): i for piece, i in vocabulary.items()}
     else:
         changed["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
@@ -191,15 +193,6 @@ def _without_pieces(model: dict[str, Any], ids: set[int], secret: str) -> dict[s
     return changed
 
 
-def _numbered(vocabulary: list[list[Any]]) -> Iterator[tuple[str, int]]:
-    return ((piece, i) for i, (piece, _) in enumerate(vocabulary))
-
-
-def _vocabulary_size(tokenizer: Any, added: list[dict[str, Any]]) -> int:
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    return max([largest, *(int(token["id"]) for token in added)]) + 1
-
-
 def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str) -> int:
     for name in names:
         if name in by_name:
@@ -210,10 +203,10 @@ def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str
 
 
 def load_tokenizer(spec: str | Path) -> TextTokenizer:
-    """Opens a text tokenizer.
+    """Returns a text tokenizer.
 
-    A registered tokenizer is a function (argument, folder): the text after the colon, and the folder of
-    the saved `tokenizer.json`, None if it is opened by name. Its `save` writes a `tokenizer.json` with
+    A registered tokenizer is a function of two arguments: the text after the colon, and the folder of
+    the saved `tokenizer.json` or None. The `save` of its result writes a `tokenizer.json` with
     `{"soda": "NAME:ARGUMENT"}`.
 
     Args:
@@ -257,11 +250,11 @@ def _load_seqio(argument: str, folder: Path | None) -> TextTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
-    """Trains a byte-level BPE; every text can be written, and decoding gives it back exactly.
+    """Returns a byte-level BPE fitted to `texts`. It encodes every text, and decoding is the exact inverse.
 
     Args:
       texts: the training texts.
-      vocabulary_size: number of ids, BOS and EOS (the last two) included; at least 258.
+      vocabulary_size: number of ids, including BOS and EOS (the last two); at least 258.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -283,7 +276,7 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
 
 
 def make_layout(tokenizer: TextTokenizer, codebook_sizes: Sequence[int]) -> VocabularyLayout:
-    """The vocabulary of a text tokenizer and a codec together."""
+    """Returns the vocabulary of a text tokenizer and a codec together."""
     return VocabularyLayout(
         tokenizer.vocabulary_size,
         tuple(tokenizer.specials),

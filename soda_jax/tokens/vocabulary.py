@@ -1,7 +1,7 @@
-"""The one place where token ids come from.
+"""The vocabulary layout, which defines every token id.
 
-Ids stand in this order: the text vocabulary (with its own special tokens), four markers, then one run
-of ids per codebook. `VocabularyLayout.soda()` is the layout of the paper, 144,644 ids.
+The ids are, in order: the text vocabulary (including its special tokens), four markers, and the codes
+of each codebook. `VocabularyLayout.soda()` is the layout of the paper, 144,644 ids.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ TEXT_CLASS = 0
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyLayout:
-    """Where text, markers and codebooks stand among the token ids.
+    """The ranges of text, markers and codebooks among the token ids.
 
     Attributes:
-      text_size: size of the text vocabulary, its special tokens included.
-      specials: the text ids that ordinary text never yields, ascending; BOS and EOS are among them.
+      text_size: size of the text vocabulary, including its special tokens.
+      specials: ids that no ordinary text has, ascending; BOS and EOS are among them.
       bos: id of the token that begins a document.
       eos: id of the token that ends a document.
       codebook_sizes: number of entries of each codebook; the first is the semantic one.
@@ -46,13 +46,13 @@ class VocabularyLayout:
         if list(self.specials) != sorted(set(self.specials)):
             raise UserError("special text ids must be ascending and distinct")
         if self.specials and not 0 <= self.specials[0] <= self.specials[-1] < self.text_size:
-            raise UserError(f"special text ids must lie in 0–{self.text_size - 1}")
+            raise UserError(f"special text ids must be in 0–{self.text_size - 1}")
         if self.bos == self.eos or not {self.bos, self.eos} <= set(self.specials):
             raise UserError(f"BOS {self.bos} and EOS {self.eos} must be two special text ids")
 
     @classmethod
     def soda(cls) -> "VocabularyLayout":
-        """The paper's layout: Llama-3 text (0–128255), markers, 8 codebooks of 2,048."""
+        """Returns the layout of the paper: Llama-3 text (0–128255), markers, 8 codebooks of 2,048."""
         return cls(128_256, tuple(range(128_000, 128_256)), 128_000, 128_001, (2048,) * 8)
 
     @property
@@ -77,17 +77,17 @@ class VocabularyLayout:
 
     @property
     def audio_base(self) -> int:
-        """First audio id; the text and the markers fill the ids below it."""
+        """First audio id; smaller ids are text and markers."""
         return self.text_size + len(MARKERS)
 
     @property
     def codebooks(self) -> int:
-        """Number of codebooks, the semantic one included."""
+        """Number of codebooks, including the semantic one."""
         return len(self.codebook_sizes)
 
     @property
     def size(self) -> int:
-        """Number of ids in all."""
+        """Number of ids."""
         return self.audio_base + sum(self.codebook_sizes)
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class VocabularyLayout:
     def class_of_id(self) -> np.ndarray:
         """The target class of every id, int8 `[size]`: 0 text, 1 … codebooks audio, then marker.
 
-        The markers, BOS and EOS are of the marker class; other special text ids count as text.
+        Markers, BOS and EOS are in the marker class; other special text ids are in the text class.
         """
         classes = np.full(self.size, TEXT_CLASS, np.int8)
         marker = self.codebooks + 1
@@ -118,18 +118,14 @@ class VocabularyLayout:
 
     @functools.cached_property
     def ordinary_text(self) -> np.ndarray:
-        """True for the ids that text may yield, bool `[size]`."""
+        """True for the ids that a text may have, bool `[size]`."""
         ordinary = np.zeros(self.size, bool)
         ordinary[: self.text_size] = True
         ordinary[list(self.specials)] = False
         return ordinary
 
-    def target_class(self, ids: np.ndarray) -> np.ndarray:
-        """Class of each id, int8 of the same shape as `ids` (see `class_of_id`)."""
-        return self.class_of_id[ids]
-
     def codes_to_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Flattens codes frame by frame into token ids.
+        """Returns the token ids of codes, frame by frame.
 
         Args:
           codes: integers `[frames, n]`, n ≤ codebooks; column k is an index into codebook k.
@@ -155,7 +151,7 @@ class VocabularyLayout:
         return (codes + self.codebook_offsets[:count]).astype(np.int32).reshape(-1)
 
     def ids_to_codes(self, ids: np.ndarray, codebooks: int) -> np.ndarray:
-        """The inverse of `codes_to_ids`: uint16 `[frames, codebooks]`.
+        """Returns the codes of token ids, uint16 `[frames, codebooks]`; the inverse of `codes_to_ids`.
 
         Raises:
           UserError: for a partial frame or an id of another codebook, with its position.
@@ -172,12 +168,12 @@ class VocabularyLayout:
             frame, book = bad[0]
             position = int(frame) * codebooks + int(book)
             raise UserError(
-                f"token {ids[position]} at position {position} is not of codebook {book}, which is due"
+                f"token {ids[position]} at position {position} is not in codebook {book}"
             )
         return codes.astype(np.uint16)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `from_json` makes an equal layout; specials as [first, last] runs."""
+        """Returns a JSON object for `from_json`; `specials` are [first, last] of consecutive ids."""
         return {
             "text_size": self.text_size,
             "specials": _runs(self.specials),
@@ -188,7 +184,7 @@ class VocabularyLayout:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "VocabularyLayout":
-        """The layout that `to_json` described."""
+        """Returns the layout of an object from `to_json`."""
         specials = [i for first, last in value["specials"] for i in range(first, last + 1)]
         return cls(
             int(value["text_size"]),
@@ -200,7 +196,7 @@ class VocabularyLayout:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the layout, 16 hexadecimal digits; equal layouts have equal fingerprints."""
+        """Hash of the layout, 16 hexadecimal digits; equal layouts have equal fingerprints."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,14 +65,14 @@ def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> No
     """
     backend_for(config.model.attention, platform)
     micro_batch = config.batch_size // config.gradient_accumulation
-    ways = math.prod(mesh[axis] for axis in rules.RULES["batch"])
+    ways = rules.ways(mesh, "batch")
     if micro_batch % ways:
         axes = " x ".join(rules.RULES["batch"])
         raise UserError(
             f"batch_size / gradient_accumulation = {micro_batch} windows cannot be split over {axes} = "
             f"{ways} devices; make it a multiple of {ways}"
         )
-    sequence_ways = math.prod(mesh[axis] for axis in rules.RULES["sequence"])
+    sequence_ways = rules.ways(mesh, "sequence")
     if config.data.sequence_length % sequence_ways:
         raise UserError(
             f"data.sequence_length {config.data.sequence_length} is not a multiple of mesh.sequence = "

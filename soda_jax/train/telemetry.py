@@ -14,7 +14,6 @@ from soda_jax.data.dataset import Dataset
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.model.attention import backend_for
-from soda_jax.model.flops import training_flops_per_token
 from soda_jax.model.loss import chunk_tokens
 from soda_jax.parallel import hosts
 from soda_jax.schema import RunConfig
@@ -60,7 +59,7 @@ class Telemetry:
         decoder = program.model.config
         length, mesh = config.data.sequence_length, program.mesh
         self._tokens, self._devices = config.batch_size * length, mesh.size
-        self._flops = training_flops_per_token(decoder, length) * self._tokens
+        self._flops = decoder.training_flops_per_token(length) * self._tokens
         self._peak, source = peak_flops(list(mesh.devices.flat))
         platform = mesh.devices.flat[0].platform
         attention = backend_for(decoder.attention, platform)

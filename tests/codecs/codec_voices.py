@@ -1,4 +1,4 @@
-"""Something to encode: noise shaped like syllables, and a codec small enough to fit in a test."""
+"""Audio to encode that resembles syllables, and a small codec that is fitted on it."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ SMALL = MelSettings(codebook_sizes=(16, 12, 8), components=24, griffin_lim_itera
 
 
 def syllables(seconds: float, seed: int) -> np.ndarray:
-    """Float32 mono at 24 kHz: harmonics of changing pitch with pauses between them."""
+    """Returns float32 mono at 24 kHz: harmonics of changing pitch, with pauses."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * 24_000)) / 24_000
     pitch = 120 + 60 * np.interp(
@@ -21,5 +21,5 @@ def syllables(seconds: float, seed: int) -> np.ndarray:
 
 
 def small_codec(seed: int = 0) -> MelCodec:
-    """A codec of three codebooks with 16, 12 and 8 entries."""
+    """Returns a codec of three codebooks with 16, 12 and 8 entries."""
     return MelCodec.fit([syllables(4, 10 + i) for i in range(3)], SMALL, seed=seed)

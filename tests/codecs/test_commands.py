@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
         write_wav(folder / "audio" / f"{i}.wav", syllables(3, i), 24_000)
     (folder / "audio" / "broken.flac").write_bytes(b"no flac")
     (folder / "audio" / "notes.txt").write_text("not audio")
-    (folder / "audio" / "._0.wav").write_bytes(b"what macOS adds")
+    (folder / "audio" / "._0.wav").write_bytes(b"metadata of macOS")
     rows = [{"audio": f"audio/{i}.wav", "text": "la", "start": 0, "end": 2.5} for i in range(4)]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -49,11 +49,11 @@ def test_fit_encode_decode_from_a_folder(corpus, tmp_path, capsys):
     assert soundfile.info(sound).frames == 38 * 1920
     with pytest.raises(UserError, match="has 1 to 2"):
         soda_codec("decode", codes, spec, f"--output={sound}", "--codebooks=3")
-    with pytest.raises(UserError, match="no output of soda codec encode"):
+    with pytest.raises(UserError, match="not an output of soda codec encode"):
         soda_codec("decode", clip, spec, f"--output={sound}")
 
 
-def test_codes_of_another_codec_are_refused_with_both_named(corpus, tmp_path):
+def test_codes_of_another_codec_are_rejected_with_both_fingerprints(corpus, tmp_path):
     for seed in (0, 1):
         soda_codec(
             "fit",
@@ -103,13 +103,13 @@ def test_fit_and_encode_read_a_flac_of_unknown_length(tmp_path):
         assert len(file["codes"]) == 38
 
 
-def test_fit_says_what_is_missing(corpus, tmp_path):
+def test_fit_reports_missing_audio(corpus, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     output = f"--output={tmp_path}/codec"
     with pytest.raises(UserError, match="does not exist"):
         soda_codec("fit", tmp_path / "none", output)
-    with pytest.raises(UserError, match="holds no sound files"):
+    with pytest.raises(UserError, match="contains no sound files"):
         soda_codec("fit", empty, output)
     with pytest.raises(UserError, match="give more audio or smaller codebooks"):
         soda_codec("fit", corpus / "audio", output, "--max_minutes=0.1")

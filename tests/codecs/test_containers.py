@@ -1,4 +1,4 @@
-"""Sound files whose header gives the wrong length: decoded to their end, or refused with a reason."""
+"""Sound files with a wrong length in the header are decoded to their end or rejected with a reason."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def mp3(audio: np.ndarray, mode="VARIABLE", rate=RATE) -> bytes:
 
 
 def frames(content: bytes) -> list[int]:
-    """Offsets of the frames of an MP3 without tags, and its length."""
+    """Returns the offsets of the frames of an MP3 without tags, and its length in bytes."""
     offsets = [0]
     while offsets[-1] < len(content):
         offsets.append(offsets[-1] + _parse(content[offsets[-1] : offsets[-1] + 4]).length)
@@ -61,7 +61,7 @@ def patched(content: bytes, *fields: tuple[int, bytes]) -> bytes:
 
 
 def seconds_of(content: bytes, tmp_path=None) -> float:
-    """Seconds of the samples, the same from bytes and from a file."""
+    """Returns the seconds of the samples; checks that bytes and file give the same samples."""
     audio = read_audio(content, RATE)
     if tmp_path is not None:
         path = tmp_path / "sound"
@@ -100,7 +100,7 @@ def test_mp3_of_every_version_without_a_header_has_all_its_samples(rate, channel
     assert len(read_audio(cut, rate)) == samples
 
 
-def test_a_stretch_of_a_headerless_mp3_file_larger_than_a_buffer(tmp_path):
+def test_a_range_of_a_headerless_mp3_file_larger_than_a_buffer(tmp_path):
     path = tmp_path / "a.mp3"
     path.write_bytes(without_header(mp3(loud_then_quiet(60))))
     whole = read_audio(path, RATE)
@@ -110,7 +110,7 @@ def test_a_stretch_of_a_headerless_mp3_file_larger_than_a_buffer(tmp_path):
     )
 
 
-def test_joined_mp3s_are_decoded_one_after_the_other(tmp_path):
+def test_concatenated_mp3s_are_decoded_one_after_the_other(tmp_path):
     one, two = mp3(syllables(2, 1)), mp3(syllables(3, 2))
     joined = np.concatenate([read_audio(one, RATE), read_audio(two, RATE)])
     for content in (one + two, ID3 + one + TAG + ID3 + two + APE, one + APE + TAG + two):
@@ -123,7 +123,7 @@ def test_joined_mp3s_are_decoded_one_after_the_other(tmp_path):
         assert 5 < seconds_of(content, tmp_path) < 5.15
 
 
-def test_joined_files_of_different_rates_and_channels_are_resampled_one_by_one():
+def test_concatenated_files_of_different_rates_and_channels_are_resampled_separately():
     stereo = np.stack([syllables(3, 2)] * 2, axis=1)
     for format, subtype in (("MP3", None), ("OGG", "VORBIS"), ("FLAC", None), ("WAV", None)):
         one = encoded(syllables(2, 1), format, subtype, 16_000)  # lasts 3 s
@@ -134,18 +134,18 @@ def test_joined_files_of_different_rates_and_channels_are_resampled_one_by_one()
 
 
 @pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
-def test_a_wrong_xing_header_is_replaced_unless_bytes_are_missing_too(mode):
+def test_a_wrong_xing_header_is_replaced_unless_bytes_are_missing(mode):
     content = mp3(syllables(3, 1), mode)
     at = content.index(b"Xing" if mode == "VARIABLE" else b"Info") + 8
     real = len(frames(content)) - 2
     for count in (0, 10, real + 1, 5000):
         assert 3 <= seconds_of(patched(content, (at, struct.pack(">I", count)))) < 3.1
-    lying = patched(content, (at, struct.pack(">II", 5000, 10**6)))
-    assert reason(lying) == "truncated"
+    wrong = patched(content, (at, struct.pack(">II", 5000, 10**6)))
+    assert reason(wrong) == "truncated"
     assert seconds_of(patched(content, (at + 4, bytes(4)))) == 3
 
 
-def test_a_truncated_mp3_is_noticed_with_and_without_a_header():
+def test_a_truncated_mp3_is_detected_with_and_without_a_header():
     content = mp3(syllables(3, 1))
     for whole in (content, without_header(content)):
         assert reason(whole[:-50]) == "truncated"
@@ -155,7 +155,7 @@ def test_a_truncated_mp3_is_noticed_with_and_without_a_header():
     assert reason(without_header(content)[:-50] + mp3(syllables(1, 2))) == "undecodable"
 
 
-def test_an_mp3_with_a_hole_or_unknown_bytes_is_undecodable_and_tags_are_not():
+def test_an_mp3_with_a_gap_or_unknown_bytes_is_undecodable_and_one_with_tags_is_read():
     content = without_header(mp3(syllables(3, 1)))
     seconds = seconds_of(content)
     for whole in (ID3 + content, content + TAG, content + APE + TAG, b"x" * 99 + content):
@@ -167,19 +167,19 @@ def test_an_mp3_with_a_hole_or_unknown_bytes_is_undecodable_and_tags_are_not():
 
 
 def flac_of_unknown_length(audio: np.ndarray) -> bytes:
-    """As an encoder that writes to a pipe leaves it: no number of samples and no MD5."""
+    """Returns a FLAC like that of an encoder that writes to a pipe: without sample count and MD5."""
     content = encoded(audio, "FLAC", "PCM_16")
     return patched(content, (21, bytes([content[21] & 0xF0]) + bytes(4)), (26, bytes(16)))
 
 
-def test_a_flac_of_unknown_length_is_read_to_its_end_and_in_stretches(tmp_path):
+def test_a_flac_of_unknown_length_is_read_to_its_end_and_in_ranges(tmp_path):
     audio = syllables(3, 1)
     known = encoded(audio, "FLAC", "PCM_16")
     content = flac_of_unknown_length(audio)
     assert seconds_of(content, tmp_path) == 3
-    for stretch in ((0.5, 1.25), (2.5, None), (1.0, 3.4)):
+    for times in ((0.5, 1.25), (2.5, None), (1.0, 3.4)):
         np.testing.assert_array_equal(
-            read_audio(content, RATE, *stretch), read_audio(known, RATE, *stretch)
+            read_audio(content, RATE, *times), read_audio(known, RATE, *times)
         )
     assert (
         seconds_of(content + TAG)
@@ -192,7 +192,7 @@ def test_a_flac_of_unknown_length_is_read_to_its_end_and_in_stretches(tmp_path):
         assert reason(content[:length]) == "truncated"
 
 
-def test_a_flac_with_another_length_in_its_header_is_read_to_its_end_or_truncated():
+def test_a_flac_with_a_wrong_length_in_its_header_is_read_to_its_end_or_truncated():
     content = encoded(syllables(3, 1), "FLAC", "PCM_16")
     assert seconds_of(patched(content, (22, struct.pack(">I", 30_000)))) == 3
     assert reason(patched(content, (22, struct.pack(">I", 90_000)))) == "truncated"
@@ -214,7 +214,7 @@ UNKNOWN = [0, 0xFFFF_FFFF, 0x7FFF_F000]
 
 @pytest.mark.parametrize("data", UNKNOWN)
 @pytest.mark.parametrize("riff", [*UNKNOWN, None])
-def test_a_wav_without_its_sizes_is_read_to_its_end(tmp_path, riff, data):
+def test_a_wav_without_sizes_in_its_header_is_read_to_its_end(tmp_path, riff, data):
     audio = syllables(2, 1)
     for subtype, endian in (
         ("PCM_16", "LITTLE"),
@@ -233,7 +233,7 @@ def test_a_wav_without_its_sizes_is_read_to_its_end(tmp_path, riff, data):
         assert len(read_audio(bad, RATE, 0.5, 1.0)) == 12_000
 
 
-def test_a_wav_whose_header_counts_too_few_samples_is_read_to_its_end_or_refused():
+def test_a_wav_whose_header_counts_too_few_samples_is_read_to_its_end_or_rejected():
     content = encoded(syllables(2, 1), "WAV", "PCM_16")
     too_few = patched(content, (40, struct.pack("<I", 1000)))
     assert seconds_of(too_few) == 2
@@ -243,7 +243,7 @@ def test_a_wav_whose_header_counts_too_few_samples_is_read_to_its_end_or_refused
     assert reason(encoded(syllables(2, 1)[:0], "WAV") + b"LIST\x04\0\0\0INFO") == "empty"
 
 
-def test_the_other_containers_without_their_sizes_are_read_to_their_end(tmp_path):
+def test_other_containers_without_sizes_in_their_headers_are_read_to_their_end(tmp_path):
     audio = syllables(2, 1)
     rf64, w64 = encoded(audio, "RF64", "PCM_16"), encoded(audio, "W64", "PCM_16")
     aiff, au = encoded(audio, "AIFF", "PCM_16"), encoded(audio, "AU", "PCM_16")
@@ -288,7 +288,7 @@ def test_the_other_containers_without_their_sizes_are_read_to_their_end(tmp_path
         ("MP3", None),
     ],
 )
-def test_in_every_container_a_cut_is_noticed_and_what_follows_is_not_lost(
+def test_in_every_container_a_cut_is_detected_and_a_second_file_is_decoded(
     tmp_path, format, subtype
 ):
     content = encoded(syllables(2, 1), format, subtype)
@@ -302,13 +302,13 @@ def test_in_every_container_a_cut_is_noticed_and_what_follows_is_not_lost(
         assert reason(content + os.urandom(9000)) == "undecodable"
 
 
-def test_a_format_whose_length_cannot_be_checked_is_refused(tmp_path):
+def test_a_format_whose_length_cannot_be_checked_is_rejected(tmp_path):
     with pytest.raises(AudioError, match="AVR file cannot be checked: convert it to WAV or FLAC"):
         read_audio(encoded(syllables(1, 1), "AVR", "PCM_16"), RATE)
     assert len(read_audio(encoded(syllables(1, 1), "IRCAM", "PCM_16"), RATE)) == RATE
 
 
-def test_a_file_that_grows_between_two_reads_is_looked_at_again(tmp_path):
+def test_a_file_that_changes_between_two_reads_is_parsed_again(tmp_path):
     path = tmp_path / "a.mp3"
     path.write_bytes(mp3(syllables(2, 1)))
     assert len(read_audio(path, RATE)) == 2 * RATE
@@ -317,7 +317,7 @@ def test_a_file_that_grows_between_two_reads_is_looked_at_again(tmp_path):
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(24_000, 1), (24_000, 2), (44_100, 2), (8_000, 1)])
-def test_a_stretch_of_an_mp3_of_low_bitrate_does_not_begin_with_silence(rate, channels):
+def test_a_range_of_an_mp3_of_low_bitrate_does_not_begin_with_silence(rate, channels):
     tone = np.sin(2 * np.pi * 440 * np.arange(8 * rate) / rate)
     for loudness in (0.1, 0.001):
         audio = loudness * np.stack([tone] * channels, axis=1)
@@ -329,7 +329,7 @@ def test_a_stretch_of_an_mp3_of_low_bitrate_does_not_begin_with_silence(rate, ch
             np.testing.assert_allclose(part, whole[first : first + len(part)], atol=1e-6)
 
 
-def test_a_stretch_of_a_coding_that_cannot_seek_is_read():
+def test_a_range_of_a_coding_that_cannot_seek_is_read():
     content = encoded(syllables(3, 1), "WAV", "GSM610")
     whole = read_audio(content, RATE)
     np.testing.assert_array_equal(read_audio(content, RATE, 1.0, 2.0), whole[24_000:48_000])

@@ -1,4 +1,4 @@
-"""The mel codec: shapes, determinism, files, and what it refuses."""
+"""The mel codec: shapes, determinism, files and errors."""
 
 import json
 import pickle
@@ -63,11 +63,11 @@ def test_decoded_audio_is_near_the_original_in_log_mel_and_nearer_with_more_code
         for n in (1, 2, 3)
     ]
     assert errors[0] > errors[1] > errors[2]
-    # A constant at the mean is what a codec that had learned nothing would say.
+    # A codec without any information would return the mean.
     assert errors[2] < 0.5 * np.abs(target - target.mean(axis=0)).mean()
 
 
-def test_griffin_lim_gives_back_the_columns_it_was_given():
+def test_griffin_lim_reproduces_its_columns():
     grid = MelGrid()
     clip = syllables(1, 3)[: 480 * 48]
     columns = log_mel(clip, grid)
@@ -80,12 +80,12 @@ def test_a_full_scale_sine_has_about_its_amplitude_in_its_band():
     sine = np.sin(2 * np.pi * 1000 * np.arange(24_000) / 24_000).astype(np.float32)
     column = np.exp(log_mel(sine, grid)[25])
     band = column.argmax()
-    # The band's filter spreads over several bins, and averages the sine's one or two over them.
+    # The filter of the band averages over several bins, of which the sine occupies one or two.
     assert 0.2 < column[band] <= 1.0
     assert column[band] > 20 * column[band + 10]
 
 
-def test_the_same_audio_and_seed_fit_the_same_codec_and_other_seeds_another(codec):
+def test_equal_audio_and_seed_fit_equal_codecs_and_another_seed_a_different_one(codec):
     assert small_codec().fingerprint == codec.fingerprint
     assert small_codec(seed=1).fingerprint != codec.fingerprint
 
@@ -114,7 +114,7 @@ def test_a_saved_codec_loads_with_the_same_codes_audio_and_fingerprint(codec, sa
         np.testing.assert_array_equal(loaded.decode(codes)[0], codec.decode(codes)[0])
 
 
-def test_invariant_10_a_pickle_instead_of_the_weights_is_refused_unread(saved, tmp_path):
+def test_invariant_10_a_pickle_in_the_file_of_weights_is_not_executed(saved, tmp_path):
     witness = tmp_path / "executed"
 
     class Trap:
@@ -127,7 +127,7 @@ def test_invariant_10_a_pickle_instead_of_the_weights_is_refused_unread(saved, t
     assert not witness.exists()
 
 
-def test_a_damaged_or_foreign_codec_is_refused_with_the_file_named(saved):
+def test_a_damaged_or_foreign_codec_is_rejected_with_the_name_of_the_file(saved):
     weights, description = saved / "codec.safetensors", saved / "codec.json"
     good_weights, good = weights.read_bytes(), description.read_text()
 
@@ -168,19 +168,19 @@ def test_saved_codec_returns_the_spec(saved, tmp_path):
             saved_codec(tmp_path)
 
 
-def test_an_unknown_kind_is_answered_with_the_known_ones():
+def test_the_error_for_an_unknown_kind_lists_the_known_kinds():
     with pytest.raises(UserError, match=r"write mel:DIR.* or .*:DIR, the folder"):
         load_codec("opus:x")
 
 
 @pytest.mark.parametrize("spec", ["mel:", "mel", "some/folder", "opus:x", "mel:/nowhere/at/all"])
-def test_a_spec_that_names_no_codec_is_refused(spec):
+def test_a_spec_without_a_codec_is_rejected(spec):
     with pytest.raises(UserError) as caught:
         load_codec(spec)
     assert "\n" not in str(caught.value)
 
 
-def test_codes_that_cannot_be_decoded_are_refused_with_their_index(codec):
+def test_codes_that_cannot_be_decoded_are_rejected_with_their_index(codec):
     codes = np.zeros((20, 3), np.uint16)
     codes[17, 1] = 12
     with pytest.raises(ValueError, match=r"codes\[17, 1\] = 12 is outside codebook 1 \(0–11\)"):
@@ -192,7 +192,7 @@ def test_codes_that_cannot_be_decoded_are_refused_with_their_index(codec):
         codec.encode([np.zeros((100, 2), np.float32)])
 
 
-def test_too_little_audio_to_fit_on_is_refused():
+def test_too_little_audio_to_fit_on_is_rejected():
     with pytest.raises(UserError, match="13 frames of audio cannot fit a codebook of 16"):
         MelCodec.fit([syllables(1, 0)], SMALL)
     with pytest.raises(UserError, match="no audio"):
@@ -210,6 +210,6 @@ def test_too_little_audio_to_fit_on_is_refused():
         {"grid": MelGrid(window=512)},
     ],
 )
-def test_settings_that_make_no_codec_are_refused(change):
+def test_invalid_settings_are_rejected(change):
     with pytest.raises(UserError):
         MelSettings(**change)

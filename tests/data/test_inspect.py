@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from soda_jax.commands import inspect
-from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.format.manifest import Manifest, tokens_by_view
 from soda_jax.data.format.shards import ShardWriter
 from soda_jax.data.format.splitting import split_document
 from soda_jax.errors import UserError
@@ -24,7 +24,7 @@ def run(*arguments):
 def test_inspect_counts_the_tokens_of_each_view(tmp_path, write, speech, layout, capsys):
     content = speech()
     manifest = Manifest.load(write(tmp_path, content))
-    counts = inspect.view_tokens(manifest, "train")
+    counts = tokens_by_view(manifest.kind, layout.codebooks, manifest.totals("train"))
     for composition, count in counts.items():
         view = View("audio_first", composition)
         assert count == sum(len(render(u, view, layout)) for u in content.values())

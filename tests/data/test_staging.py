@@ -62,7 +62,9 @@ def test_a_staged_file_that_changed_is_downloaded_again(corpus, settings, tmp_pa
 def test_a_disk_without_room_is_an_error_before_any_download(corpus, settings, monkeypatch):
     usage = types.SimpleNamespace(free=10)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"staging needs 0\.0 GB and 0\.0 GB are free; delete files"):
+    with pytest.raises(
+        UserError, match=r"staging needs 0\.0 GB and 0\.0 GB are free; delete files"
+    ):
         make_dataset(settings(storage="stage"))
     assert set(FAULTS.asked) == {"data/manifest.json"}
 

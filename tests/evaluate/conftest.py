@@ -23,7 +23,7 @@ def layout() -> VocabularyLayout:
 
 @pytest.fixture
 def write(layout: VocabularyLayout) -> Callable[..., Path]:
-    """write(folder, kind, train=20, validation=6, seed=0): a data set of so many documents."""
+    """Returns write(folder, kind, train=20, validation=6, seed=0), which writes a data set."""
 
     def documents(kind: str, count: int, rng: np.random.Generator) -> list[Utterance]:
         sizes, found = np.array(layout.codebook_sizes), []
@@ -55,7 +55,7 @@ def write(layout: VocabularyLayout) -> Callable[..., Path]:
 
 @pytest.fixture
 def config(tmp_path: Path, write: Callable[..., Path]) -> Mapping:
-    """The data part of a config over a speech and a text data set."""
+    """Returns the `data` settings of a speech and a text data set."""
     write(tmp_path / "speech")
     write(tmp_path / "text", "text", seed=1)
     return {

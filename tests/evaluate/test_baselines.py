@@ -1,4 +1,4 @@
-"""Baselines against plain loops over dictionaries."""
+"""Baselines compared with plain loops over dictionaries."""
 
 import math
 from collections import Counter
@@ -19,20 +19,20 @@ def fitted(config):
 
 def pairs_of(batch):
     for row in range(len(batch["tokens"])):
-        for place in range(batch["tokens"].shape[1] - 1):
-            if batch["loss_mask"][row, place]:
-                yield tuple(batch["tokens"][row, place : place + 2].tolist())
+        for position in range(batch["tokens"].shape[1] - 1):
+            if batch["loss_mask"][row, position]:
+                yield tuple(batch["tokens"][row, position : position + 2].tolist())
 
 
 def slow_fit(config, layout):
-    """The same definition in loops: returns −log p of (s, t), as (unigram, bigram)."""
+    """Returns the function (s, t) → −log p as (unigram, bigram), fitted with loops."""
     kept, back = [], []
     for name, source in config["sources"].items():
-        alone = make_dataset({**config, "sources": {name: source}}, "train", one_pass=True)
+        single = make_dataset({**config, "sources": {name: source}}, "train", one_pass=True)
         views = 2 if name == "speech" else 1
-        for window in range(alone.windows):
-            held_back = window / alone.windows * views % 1 >= 0.9
-            (back if held_back else kept).extend(pairs_of(alone.window(window)._asdict()))
+        for window in range(single.windows):
+            held_back = window / single.windows * views % 1 >= 0.9
+            (back if held_back else kept).extend(pairs_of(single.window(window)._asdict()))
 
     def counts(pairs):
         return Counter(t for _, t in pairs), Counter(s for s, _ in pairs), Counter(pairs)
@@ -84,10 +84,10 @@ def test_held_out_losses_equal_a_computation_in_loops(config, fitted, layout):
     for batch in windows.batches(8):
         source = int(batch["source"][0])
         for s, t in pairs_of(batch):
-            place = source, layout.class_of_id[t]
+            key = source, layout.class_of_id[t]
             for name, loss in zip(wanted, losses(s, t), strict=True):
-                wanted[name][place] += loss
-            count[place] += 1
+                wanted[name][key] += loss
+            count[key] += 1
     for name, nll in wanted.items():
         np.testing.assert_array_equal(sums[name]["count"], count)
         np.testing.assert_allclose(sums[name]["nll"], nll, rtol=1e-9)
@@ -101,7 +101,7 @@ def test_probabilities_sum_to_one_after_every_token(fitted, layout):
             assert np.isfinite(losses).all()
 
 
-def test_the_bigram_knows_what_a_unigram_cannot(config, fitted, layout):
+def test_the_bigram_loss_is_below_the_unigram_loss(config, fitted, layout):
     sums = fitted.sums(open_windows(config))
     unigram, bigram = (sums[name]["nll"].sum() for name in ("unigram", "bigram"))
     assert bigram < 0.8 * unigram
@@ -118,7 +118,7 @@ def test_the_same_documents_are_held_back_in_both_orders(tmp_path, write, layout
     assert held.mean() == pytest.approx(0.1, abs=0.03)
 
 
-def test_a_long_pass_is_thinned(tmp_path, write):
+def test_a_long_pass_reads_only_some_batches(tmp_path, write):
     write(tmp_path / "d", train=400)
     config = {"sequence_length": 16, "sources": {"d": {"path": str(tmp_path / "d")}}}
     whole, thinned = fit_baselines(config), fit_baselines(config, max_tokens=6000)

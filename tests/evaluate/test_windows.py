@@ -1,3 +1,5 @@
+"""Windows of the validation splits."""
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def test_a_source_shorter_than_a_window_is_one_window_of_its_length(config, writ
     assert short.sequence_length < 64 == windows.datasets[0].sequence_length
 
 
-def test_a_source_without_validation_split_does_not_hide_the_others(config, write, tmp_path):
+def test_a_source_without_validation_split_does_not_affect_the_others(config, write, tmp_path):
     write(tmp_path / "none", validation=0)
     config["sources"]["speech"]["path"] = str(tmp_path / "none")
     windows = open_windows(config)
@@ -37,14 +39,14 @@ def test_a_source_without_validation_split_does_not_hide_the_others(config, writ
     assert {int(b["source"][0]) for b in windows.batches(4)} == {1}
 
 
-def test_no_validation_split_at_all_is_an_error(config, write, tmp_path):
+def test_no_source_with_a_validation_split_is_an_error(config, write, tmp_path):
     write(tmp_path / "none", validation=0)
     sources = {"speech": {"path": str(tmp_path / "none")}}
     with pytest.raises(UserError, match="validation_fraction"):
         open_windows({**config, "sources": sources})
 
 
-def test_a_limit_still_reads_every_source(config):
+def test_with_a_limit_every_source_is_read(config):
     windows = open_windows({**config, "sequence_length": 8})
     batches = list(windows.batches(4, limit=1))
     assert {int(b["source"][0]) for b in batches} == {0, 1}

@@ -1,4 +1,4 @@
-"""A random tiny decoder with a tokenizer of bytes and a codec that only counts."""
+"""A tiny random decoder with a byte tokenizer and a trivial codec."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ MODEL = {
 
 
 class ToyCodec:
-    """10 frames a second of three codebooks; the codes of a clip are its rounded loudness."""
+    """Ten frames per second and three codebooks; the codes of a clip are its rounded loudness."""
 
     name, sample_rate, samples_per_frame, frame_rate = "toy", 1_000, 100, 10.0
     codebook_sizes = (6, 4, 5)
@@ -68,4 +68,4 @@ def engine(functions: ModelFunctions, params: Any, layout: VocabularyLayout) -> 
 
 @pytest.fixture(scope="session")
 def model(functions: ModelFunctions, params: Any, layout: VocabularyLayout) -> SpeechModel:
-    return SpeechModel(7, {}, layout, ByteTokenizer(), ToyCodec(), functions, params, 3)
+    return SpeechModel(7, {}, layout, functions, params, ByteTokenizer(), ToyCodec(), 3)

@@ -1,4 +1,4 @@
-"""The decoding loop against the plain forward pass, and a row against its neighbours."""
+"""The decoding loop compared with the plain forward pass, and rows with other rows of their batch."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ from soda_jax.tokens.grammar import grammar
 
 @pytest.fixture
 def prompts(layout):
-    """Three legal beginnings of 3, 9 and 25 tokens."""
+    """Returns three legal beginnings of 3, 9 and 25 tokens."""
     texts = [b"a", b"one two", b"turn left then go right"]
     return [np.array([layout.bos, layout.text_start, *text]) for text in texts]
 
 
 @pytest.fixture(scope="module")
 def full_logits(functions, params):
-    """full_logits(tokens): f32 `[tokens, vocabulary]` of one document, without a cache."""
+    """Returns a function from the tokens of a document to its logits, computed without a cache."""
 
     @jax.jit
     def forward(row):
@@ -27,7 +27,7 @@ def full_logits(functions, params):
         return decoder.logits(decoder(row, jnp.ones_like(row), positions))[0]
 
     def logits(tokens):
-        row = np.zeros((1, 64), np.int32)  # what follows a token cannot change its logits
+        row = np.zeros((1, 64), np.int32)  # padding does not change the logits of earlier tokens
         row[0, : len(tokens)] = tokens
         return np.asarray(forward(row))[: len(tokens)]
 
@@ -73,25 +73,25 @@ def test_greedy_takes_the_most_likely_legal_token_of_the_full_forward_pass(
         whole = np.concatenate([prompt, result.ids])
         logits = full_logits(whole)
         total = 0.0
-        for place in range(len(prompt), len(whole)):
-            legal = np.where(rules.legal(rules.run(whole[:place])), logits[place - 1], -np.inf)
-            assert legal[whole[place]] >= legal.max() - 1e-4
-            total += legal[whole[place]] - np.logaddexp.reduce(legal)
+        for at in range(len(prompt), len(whole)):
+            legal = np.where(rules.legal(rules.run(whole[:at])), logits[at - 1], -np.inf)
+            assert legal[whole[at]] >= legal.max() - 1e-4
+            total += legal[whole[at]] - np.logaddexp.reduce(legal)
         assert result.log_probability == pytest.approx(total, abs=1e-3)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(engine, layout, prompts):
+def test_a_row_does_not_depend_on_the_rest_of_its_batch(engine, layout, prompts):
     sampling = Sampling(1.0, 0, 0.9)
     options = {"stop": layout.eos, "budget": 20, "sampling": sampling, "seed": 11}
     three = engine(prompts, **options)
     others = engine([prompts[0], prompts[0], prompts[0]], **options)
-    alone = engine([prompts[0]], **options)
+    single = engine([prompts[0]], **options)
     np.testing.assert_array_equal(three[0].ids, others[0].ids)
-    np.testing.assert_array_equal(three[0].ids, alone[0].ids)
+    np.testing.assert_array_equal(three[0].ids, single[0].ids)
     assert not np.array_equal(others[0].ids, others[1].ids), "rows share their draws"
 
 
-def test_the_seed_decides_the_draws(engine, layout, prompts):
+def test_the_draws_depend_on_the_seed(engine, layout, prompts):
     sampling = Sampling(1.0, 0, 0.9)
     options = {"stop": layout.eos, "budget": 20, "sampling": sampling}
     first, again, other = (engine(prompts, seed=seed, **options) for seed in (1, 1, 2))

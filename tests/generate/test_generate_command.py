@@ -17,13 +17,13 @@ def run(*arguments):
 
 @pytest.fixture
 def loaded(model, monkeypatch):
-    """What the command would load, and how it asked for it."""
-    asked = []
+    """Replaces the model that the command loads; returns the list of its load calls."""
+    calls = []
     monkeypatch.setattr(
-        speech_model, "load", lambda workdir, **options: asked.append((workdir, options)) or model
+        speech_model, "load", lambda workdir, **options: calls.append((workdir, options)) or model
     )
     monkeypatch.setattr("soda_jax.train.program.use_compilation_cache", lambda: None)
-    return asked
+    return calls
 
 
 def test_speak_writes_a_sound_file(loaded, tmp_path, capsys):
@@ -35,7 +35,7 @@ def test_speak_writes_a_sound_file(loaded, tmp_path, capsys):
     assert "out.wav" in capsys.readouterr().out
 
 
-def test_options_of_the_model_may_stand_behind_the_action(loaded, tmp_path, capsys):
+def test_options_of_the_model_may_follow_the_action(loaded, tmp_path, capsys):
     write_wav(tmp_path / "a.wav", np.sin(np.arange(300) / 9), 1_000)
     clip = str(tmp_path / "a.wav")
     assert run("transcribe", clip, clip, "--workdir=RUN", "--step=7", "--max_tokens=12") == 0
@@ -85,7 +85,7 @@ def test_continue_can_write_the_clip_before_its_continuation(loaded, tmp_path):
         (["--workdir=R", "speak", "one", "--output=x.wav", "--max_seconds=nan"], "max_seconds"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_loaded(arguments, message, loaded):
+def test_bad_options_are_rejected_before_the_model_is_loaded(arguments, message, loaded):
     with pytest.raises(UserError, match=message):
         run(*arguments)
     assert not loaded

@@ -1,4 +1,4 @@
-"""Invariant 9: whatever the weights say, what comes out is legal."""
+"""Invariant 9: for any weights, the generated tokens are legal."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CODES = (RNG.random((4, 3)) * (6, 4, 5)).astype(np.uint16)
 
 
 def prompts(layout):
-    """One a task: speak, transcribe, continue, speak with a voice."""
+    """Returns a prompt per task: speak, transcribe, continue, speak with a voice."""
     bos, start, text = [layout.bos], [layout.audio_start], text_span(TEXT, layout)
     audio, open_audio = audio_span(CODES, layout, 3), audio_span(CODES, layout, 3, True, False)
     return {
@@ -43,7 +43,7 @@ def test_invariant_9_every_task_yields_legal_documents(engine, layout, sampling)
                 parse(np.concatenate([whole, [layout.eos]]), layout)
 
 
-def test_invariant_9_documents_of_the_models_own_making_are_legal(engine, layout):
+def test_invariant_9_documents_without_a_prompt_are_legal(engine, layout):
     rules = grammar(layout)
     found = engine([np.array([layout.bos])] * 24, stop=layout.eos, budget=64, sampling=WILD, seed=5)
     ended = 0
@@ -53,11 +53,11 @@ def test_invariant_9_documents_of_the_models_own_making_are_legal(engine, layout
         ended += whole[-1] == layout.eos
         if whole[-1] == layout.eos:
             assert rules.run(whole) == rules.end
-    assert ended, "no document ended: the test saw nothing of EOS"
+    assert ended, "no document ended, so EOS was not tested"
 
 
 @pytest.mark.parametrize("codebooks", [1, 2])
-def test_invariant_9_fewer_codebooks_stay_in_their_order(functions, params, layout, codebooks):
+def test_invariant_9_fewer_codebooks_are_generated_in_order(functions, params, layout, codebooks):
     engine = Engine(functions, params, layout, codebooks)
     prompt = np.concatenate([[layout.bos], text_span(TEXT, layout), [layout.audio_start]])
     results = engine(
@@ -68,7 +68,7 @@ def test_invariant_9_fewer_codebooks_stay_in_their_order(functions, params, layo
         assert layout.ids_to_codes(result.ids[:-1], codebooks).shape[1] == codebooks
 
 
-def test_invariant_9_the_duration_limit_closes_at_a_frame_boundary(engine, layout):
+def test_invariant_9_the_duration_limit_ends_the_utterance_at_a_frame_boundary(engine, layout):
     prompt = prompts(layout)["speak"]
     results = engine(
         [prompt] * 16, stop=layout.audio_end, budget=64, sampling=WILD, max_frames=3, seed=4
@@ -87,19 +87,19 @@ def test_an_exhausted_budget_is_not_finished(engine, layout):
     assert result.finished == (result.ids[-1] == layout.text_end)
 
 
-def test_an_illegal_prompt_is_refused_with_its_number(engine, layout):
+def test_an_illegal_prompt_is_rejected_with_its_number(engine, layout):
     good = prompts(layout)["speak"]
     bad = np.array([layout.bos, layout.audio_end])
     with pytest.raises(UserError, match="prompt 1 is not"):
         engine([good, bad], stop=layout.audio_end, budget=8, sampling=GREEDY)
 
 
-def test_a_prompt_that_nothing_may_follow_is_refused(engine, layout):
+def test_a_prompt_without_a_legal_next_token_is_rejected(engine, layout):
     whole = np.concatenate([prompts(layout)["speak"][:-1], [layout.eos]])
     raw = np.concatenate([[layout.bos], TEXT, [layout.eos]])
     for bad, reason in (
-        (raw, "prompt 0 is a whole document"),
-        (whole, "prompt 0 is not the beginning"),  # EOS after text alone is not legal
+        (raw, "prompt 0 is a complete document"),
+        (whole, "prompt 0 is not the beginning"),  # EOS after text without audio is not legal
         (np.zeros(0, np.int32), "prompt 0 is not the beginning"),
         (np.array([layout.bos, layout.size]), "prompt 0 is not the beginning"),
         (np.array([layout.bos, -1]), "prompt 0 is not the beginning"),
@@ -117,7 +117,7 @@ def test_invariant_9_a_document_that_ends_before_the_stop_token_ends_the_row(eng
         assert grammar(layout).run(np.concatenate([[layout.bos], result.ids])) != ILLEGAL
         assert not (result.ids[:-1] == layout.eos).any()
         assert result.finished == (result.ids[-1] == layout.audio_end)
-    assert ended, "no document ended: the test saw nothing of EOS"
+    assert ended, "no document ended, so EOS was not tested"
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_invariant_9_a_document_that_ends_before_the_stop_token_ends_the_row(eng
         *[{"max_frames": frames} for frames in (-1, 2**31, 0.5)],
     ],
 )
-def test_numbers_out_of_range_are_refused(engine, layout, numbers):
+def test_numbers_out_of_range_are_rejected(engine, layout, numbers):
     arguments = {"stop": layout.audio_end, "budget": 8, "sampling": GREEDY, **numbers}
     with pytest.raises(UserError, match=f"{next(iter(numbers))} .* is out of range"):
         engine([prompts(layout)["speak"]], **arguments)
 
 
-def test_the_largest_seed_is_taken(engine, layout):
+def test_the_largest_seed_is_valid(engine, layout):
     arguments = {"stop": layout.audio_end, "budget": 8, "sampling": WILD}
     (result,) = engine([prompts(layout)["speak"]], seed=np.uint32(2**32 - 1), **arguments)
     assert len(result.ids)
@@ -147,5 +147,5 @@ def test_invariant_9_extreme_temperatures_yield_legal_documents(engine, layout, 
         assert grammar(layout).run(np.concatenate([prompt, result.ids])) != ILLEGAL
 
 
-def test_no_prompts_no_results(engine, layout):
+def test_without_prompts_there_are_no_results(engine, layout):
     assert engine([], stop=layout.audio_end, budget=8, sampling=GREEDY) == []

@@ -13,7 +13,7 @@ MANY = 4000
 
 
 def drawn(sampling, legal=(True,) * 5, logits=LOGITS):
-    """Share of each token among many draws, and the log-probabilities."""
+    """Returns the frequency of each token in many draws, the tokens and their log-probabilities."""
     keys = jax.random.split(jax.random.key(0), MANY)
     rows = jnp.broadcast_to(jnp.asarray(logits), (MANY, 5))
     mask = jnp.broadcast_to(jnp.asarray(legal), (MANY, 5))
@@ -47,12 +47,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     assert np.flatnonzero(shares).tolist() == kept
 
 
-def test_top_p_looks_at_legal_tokens_only():
+def test_top_p_is_applied_to_legal_tokens_only():
     shares, _, _ = drawn(Sampling(1.0, 0, 0.5), legal=(True, False, True, True, True))
     assert np.flatnonzero(shares).tolist() == [2, 3]
 
 
-def test_an_illegal_token_is_never_drawn_however_likely():
+def test_a_likely_illegal_token_is_never_drawn():
     logits = np.array([0, 50, 0, 0, 0], np.float32)
     for sampling in (GREEDY, Sampling(10.0, 3, 1.0), Sampling(1.0, 0, 0.01)):
         shares, _, scores = drawn(sampling, (True, False, True, True, True), logits)
@@ -79,13 +79,13 @@ INF, NAN = float("inf"), float("nan")
         *[(1, 0, p) for p in (0, -0.0, -0.5, 1.1, NAN, INF, "1", None, True)],
     ],
 )
-def test_values_out_of_range_are_refused_in_one_line(values):
+def test_values_out_of_range_are_rejected_in_one_line(values):
     with pytest.raises(UserError, match=r"temperature .*, top_k .*, top_p .*: .* must be") as error:
         Sampling(*values)
     assert "\n" not in str(error.value)
 
 
-def test_equal_settings_are_one_key_whatever_their_number_types():
+def test_equal_settings_of_any_number_types_are_equal_keys():
     found = Sampling(np.float32(0.5), np.int64(3), 1)
     assert found == Sampling(0.5, 3, 1.0) and hash(found) == hash(Sampling(0.5, 3, 1.0))
     assert [type(value) for value in dataclasses.astuple(found)] == [float, int, float]
@@ -93,21 +93,21 @@ def test_equal_settings_are_one_key_whatever_their_number_types():
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
-def test_top_k_keeps_exactly_k_of_equal_tokens_the_lowest_ids_first(top_k):
-    # Ids 1 and 3 lead; of the three equal ones id 0 is kept before 2 and 4. −0 equals 0.
+def test_top_k_keeps_exactly_k_tokens_and_the_lowest_of_equally_likely_ids(top_k):
+    # Ids 1 and 3 are the most likely, then the equally likely 0, 2 and 4 in this order. −0 equals 0.
     logits = np.array([0.0, 1.0, -0.0, 1.0, 0.0], np.float32)
     shares, _, _ = drawn(Sampling(1.0, top_k, 1.0), logits=logits)
     assert np.flatnonzero(shares).tolist() == sorted([1, 3, 0, 2][:top_k])
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.2, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.76, 4)])
-def test_top_p_keeps_no_more_equal_tokens_than_it_needs(top_p, kept):
+def test_top_p_keeps_only_as_many_equally_likely_tokens_as_it_needs(top_p, kept):
     shares, _, _ = drawn(Sampling(1.0, 0, top_p), (False, True, True, True, True), np.zeros(5))
     assert np.flatnonzero(shares).tolist() == [1, 2, 3, 4][:kept]
 
 
 def test_top_k_ranks_logits_that_the_temperature_makes_equal():
-    # Less than 100 by the same f32 amount, yet not equal.
+    # In f32 they have the same difference from 100, and they are not equal.
     logits = np.array([1e-9, 3e-9, 2e-9, 100.0, -5.0], np.float32)
     shares, _, _ = drawn(Sampling(1e6, 3, 1.0), logits=logits)
     assert np.flatnonzero(shares).tolist() == [1, 2, 3]
@@ -155,7 +155,7 @@ def extreme_logits(kind, rng):
 
 
 def allowed(logits, legal, sampling):
-    """The ids that may be drawn, from the definitions, in f64; top_p with room for rounding."""
+    """Returns the ids that may be drawn by the definitions, in f64, with a rounding margin for top_p."""
     largest = float(np.finfo(np.float32).max)
     logits = np.nan_to_num(logits.astype(float), nan=-largest, posinf=largest, neginf=-largest)
     order = sorted(np.flatnonzero(legal), key=lambda i: (-logits[i], i))

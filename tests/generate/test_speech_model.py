@@ -1,4 +1,4 @@
-"""Text and sound in, text and sound out; the checkpoint with its front end."""
+"""Speaking, transcribing and continuing; a checkpoint is loaded with its front end."""
 
 import dataclasses
 
@@ -10,14 +10,15 @@ from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
-from soda_jax.generate import load, speech_model
+from soda_jax.generate import speech_model
 from soda_jax.generate.sampling import GREEDY
+from soda_jax.generate.speech_model import load
 from soda_jax.tokens.text import ByteTokenizer
 
 CLIP = (np.sin(np.arange(450) / 5) * np.linspace(0.1, 0.9, 450)).astype(np.float32)
 
 
-def test_speak_gives_whole_frames_within_the_limit(model):
+def test_speak_returns_complete_frames_within_the_limit(model):
     speech = model.speak("two eight", max_seconds=1.0, seed=1)
     assert speech.sample_rate == 1_000
     assert 1 <= len(speech.codes) <= 10
@@ -30,20 +31,20 @@ def test_speak_takes_several_texts_and_a_voice(model):
     assert model.speak([]) == []
 
 
-def test_empty_text_is_refused(model):
+def test_empty_text_is_rejected(model):
     with pytest.raises(UserError, match="empty"):
         model.speak("  ")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
-def test_a_length_out_of_range_is_refused(model, seconds):
+def test_a_length_out_of_range_is_rejected(model, seconds):
     with pytest.raises(UserError, match=r"max_seconds .* is out of range"):
         model.speak("one", max_seconds=seconds)
     with pytest.raises(UserError, match=r"max_seconds .* is out of range"):
         model.continue_audio(CLIP, max_seconds=seconds)
 
 
-def test_transcribe_takes_files_arrays_and_codes_alike(model, tmp_path):
+def test_transcribe_gives_equal_texts_for_files_arrays_and_codes(model, tmp_path):
     write_wav(tmp_path / "clip.wav", CLIP, 1_000)
     from_file = model.transcribe(tmp_path / "clip.wav", max_tokens=12)
     from_several = model.transcribe([str(tmp_path / "clip.wav"), CLIP], max_tokens=12)
@@ -53,7 +54,7 @@ def test_transcribe_takes_files_arrays_and_codes_alike(model, tmp_path):
     assert model.transcribe_codes(codes, max_tokens=12) == [from_several[1]]
 
 
-def test_continue_returns_the_continuation_alone(model):
+def test_continue_returns_only_the_continuation(model):
     speech = model.continue_audio(CLIP, max_seconds=0.5, sampling=GREEDY)
     assert len(speech.codes) <= 5
     assert len(speech.audio) == 100 * len(speech.codes)
@@ -61,7 +62,7 @@ def test_continue_returns_the_continuation_alone(model):
 
 @pytest.fixture
 def workdir(tmp_path, model, functions, params, monkeypatch):
-    """A run's folder whose codec is the toy one."""
+    """Returns a run's folder with the toy codec."""
     metadata = {
         "config": {"model": dataclasses.asdict(functions.config)},
         "layout": model.layout.to_json(),
@@ -86,7 +87,7 @@ def test_load_opens_the_checkpoint_with_its_front_end(workdir, model):
     np.testing.assert_array_equal(spoken.codes, wanted.codes)
 
 
-def test_load_refuses_another_codec(workdir, monkeypatch):
+def test_load_rejects_another_codec(workdir, monkeypatch):
     class Other:
         fingerprint, codebook_sizes = "other", (6, 4, 5)
 
@@ -95,12 +96,14 @@ def test_load_refuses_another_codec(workdir, monkeypatch):
         load(str(workdir))
 
 
-def test_load_says_what_is_missing(tmp_path):
+def test_load_reports_missing_checkpoints(tmp_path):
     with pytest.raises(UserError, match="no checkpoints"):
         load(str(tmp_path))
 
 
-def test_a_converted_model_of_unknown_codec_takes_one_of_its_codebooks(workdir, monkeypatch):
+def test_a_converted_model_without_codec_fingerprint_accepts_a_codec_with_its_codebooks(
+    workdir, monkeypatch
+):
     whole = CheckpointReader.metadata
 
     def unknown(reader, step):

@@ -116,7 +116,6 @@ def loss_curve() -> dict[str, list[float]]:
 def sizes_table() -> str:
     """The table of all configs in Markdown."""
     from soda_jax.model import VocabularyBlocks, decoder_config
-    from soda_jax.model.flops import training_flops_per_token
     from soda_jax.tokens.vocabulary import VocabularyLayout
 
     soda = VocabularyLayout.soda()
@@ -139,7 +138,7 @@ def sizes_table() -> str:
                 f"{m.num_heads}/{m.num_kv_heads}", f"{m.head_dim}",
                 f"{decoder.non_embedding_parameters:,}",
                 f"{decoder.parameters:,}" if known else "–",
-                f"{training_flops_per_token(decoder, length) / 1e9:.3g}" if known else "–",
+                f"{decoder.training_flops_per_token(length) / 1e9:.3g}" if known else "–",
                 f"{12 * decoder.parameters / 1e9:.1f}" if known else "–",
                 f"{config.batch_size} × {length:,} × {config.steps:,}",
             )

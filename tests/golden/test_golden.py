@@ -41,7 +41,7 @@ def test_the_import_diagram_in_the_docs_is_that_of_the_code():
 
 @pytest.fixture
 def quick_compilation(tmp_path, monkeypatch):
-    """Programs without optimisation, kept out of the user's cache."""
+    """Compiles programs without optimization, outside the cache of the user."""
     monkeypatch.setenv("SODA_CACHE", str(tmp_path))
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -53,7 +53,7 @@ def test_invariant_7_loss_curve_is_the_golden_one(quick_compilation):
     golden = json.loads(regenerate.CURVE.read_text("utf-8"))
     found = regenerate.loss_curve()
     assert found.keys() == golden.keys() and len(golden) == 6
-    # On one machine, one device, other splits, other chunks and no compiler optimisation stay within
+    # On one machine, one device, other splits, other chunks and no compiler optimization stay within
     # 4e-7 of each other over the 20 steps; other CPUs round exp and rsqrt differently. A weight decay
     # of 0.05 for 0.033 moves the loss by 8e-5 and the gradient norm by 3e-3, other settings by more.
     for name, values in golden.items():

@@ -24,7 +24,7 @@ def make_model(**changes) -> ModelFunctions:
 
 
 def packed(lengths: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions `[rows, sequence]` of rows that hold segments of these lengths."""
+    """Returns segment ids and positions `[rows, sequence]` of rows of segments with these lengths."""
     segments = [np.repeat(np.arange(1, len(row) + 1), row) for row in lengths]
     positions = [np.concatenate([np.arange(n) for n in row]) for row in lengths]
     return np.stack(segments).astype(np.int32), np.stack(positions).astype(np.int32)
@@ -35,7 +35,7 @@ def random_tokens(seed: int, shape: tuple[int, ...], vocabulary=VOCABULARY) -> n
 
 
 def plain_loss(hidden, blocks, valid, target_rows, weights, z_weight):
-    """Cross-entropy with all logits at once: Σ weight · (nll + z · log²Z), nll, log Z."""
+    """Returns Σ weight · (nll + z · log²Z), nll and log Z, computed with all logits at once."""
     logits = jnp.concatenate(
         [hidden @ block.reshape(-1, block.shape[-1]).T for block in blocks], axis=-1
     )

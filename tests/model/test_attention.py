@@ -1,4 +1,4 @@
-"""Invariant 4: every backend of attention gives the numbers of the plain one, within segments."""
+"""Invariant 4: every attention backend equals the plain one and stays within segments."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ BATCH, LENGTH, HEADS, GROUPS, HEAD_DIM = 2, 256, 4, 2, 16
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Segments of uneven lengths, one of a single token; query, key, value and a cotangent."""
+    """Returns segments of uneven lengths, one of a single token; query, key, value and a cotangent."""
     rng = np.random.default_rng(0)
     ends = [[1, 100, 129, 256], [7, 200, 250, 256]]
     segments = np.array([np.searchsorted(row, np.arange(LENGTH), side="right") for row in ends])
@@ -55,7 +55,7 @@ def expected(arrays):
     [
         None,
         {"fsdp": 2, "sequence": 2, "tensor": 2},
-        {"tensor": 4},  # more than kv heads: both kinds of head are whole on each device
+        {"tensor": 4},  # more than kv heads: query and kv heads are replicated
     ],
 )
 def test_invariant_4_splash_gives_values_and_gradients_of_the_reference(arrays, expected, axes):
@@ -80,8 +80,8 @@ def test_invariant_4_triton_gives_values_and_gradients_of_the_reference(arrays, 
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
-def test_triton_is_made_for_a_gpu_forward_and_backward_without_all_scores(arrays):
-    """As far as a machine without a GPU goes: to the module that its compiler takes."""
+def test_triton_compiles_for_a_gpu_forward_and_backward_without_all_scores(arrays):
+    """Without a GPU, compilation ends at the module for the GPU compiler."""
     segments, *rest = (jnp.asarray(x) for x in arrays)
 
     def run(segments, query, key, value, cotangent):
@@ -94,21 +94,21 @@ def test_triton_is_made_for_a_gpu_forward_and_backward_without_all_scores(arrays
     text = made(segments, *(x.astype(jnp.bfloat16) for x in rest)).mlir_module()
     assert text.count("__gpu$xla.gpu.triton") >= 2
     assert f"{LENGTH}x{LENGTH}x" not in text
-    # The keys keep their own number of heads.
+    # The keys are not repeated for the query heads.
     assert f"{BATCH}x{LENGTH}x{GROUPS}x{HEAD_DIM}" in text
 
 
 @pytest.mark.parametrize(
-    ("length", "axes", "told"),
+    ("length", "axes", "message"),
     [(200, {"data": 1}, "200 is not a multiple of 64"), (256, {"sequence": 2}, "whole sequences")],
 )
-def test_triton_refuses_what_its_kernel_cannot_take(length, axes, told):
+def test_triton_refuses_sequences_that_its_kernel_does_not_support(length, axes, message):
     placement = OnMesh(make_mesh(axes, jax.devices()[: max(axes.values())]))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         triton_attention(jnp.zeros((1, length), jnp.int32), placement)
 
 
-def test_splash_refuses_a_sequence_that_its_tiles_do_not_fit():
+def test_splash_refuses_a_sequence_that_its_tiles_do_not_divide():
     with pytest.raises(UserError, match=r"sequence_length 200 over 1 devices is 200, not a mult"):
         splash_attention(jnp.zeros((1, 200), jnp.int32), OneDevice("tpu"))
 
@@ -127,7 +127,7 @@ def test_the_backend_follows_the_platform_of_the_devices(name, platform, backend
 
 
 @pytest.mark.parametrize(
-    ("name", "platform", "told"),
+    ("name", "platform", "message"),
     [
         (
             "flash",
@@ -137,8 +137,8 @@ def test_the_backend_follows_the_platform_of_the_devices(name, platform, backend
         ("splash", "gpu", "'splash' does not run on gpu; use auto or triton, mosaic, xla"),
     ],
 )
-def test_a_backend_that_is_unknown_or_elsewhere_is_refused(name, platform, told):
-    with pytest.raises(UserError, match=told):
+def test_a_backend_that_is_unknown_or_of_another_platform_is_refused(name, platform, message):
+    with pytest.raises(UserError, match=message):
         packed_attention(jnp.zeros((1, 8), jnp.int32), name, OneDevice(platform))
 
 
@@ -151,7 +151,7 @@ def test_the_ranges_for_gpu_kernels_are_the_mask():
     np.testing.assert_array_equal(ranges, packed_mask(jnp.asarray(segments)))
 
 
-def test_mosaic_without_tokamax_says_what_to_install(monkeypatch):
+def test_mosaic_without_tokamax_is_an_error_that_names_the_package(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "tokamax._src.ops.attention", None)

@@ -1,4 +1,4 @@
-"""Invariant 4 and the decoder's equalities."""
+"""The decoder: segments are independent (invariant 4), remat, padding rows and the KV cache."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from soda_jax.model.remat import POLICIES
 
 # Uneven segments, one of a single token at the start, in the middle and at the end.
 SEGMENTS, POSITIONS = packed([[5, 1, 9, 1], [1, 13, 2], [16]])
-SHAPE, PLACES = SEGMENTS.shape, (SEGMENTS, POSITIONS)
+SHAPE = SEGMENTS.shape
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def run(model):
-    """(params, tokens, segments, positions) → hidden, jitted once."""
+    """Returns the jitted function (params, tokens, segments, positions) → hidden."""
     return jax.jit(lambda params, *inputs: model.bind(params)(*inputs))
 
 
 @pytest.fixture(scope="module")
 def gradients(model):
-    """Gradients of a random function of the hidden states where `keep` is True."""
+    """Returns gradients of a random function of the hidden states where `keep` is True."""
     direction = jnp.asarray(
         np.random.default_rng(5).normal(size=(*SHAPE, TINY.hidden_size)), jnp.float32
     )
@@ -74,27 +74,27 @@ def test_invariant_4_other_segments_change_neither_hidden_states_nor_gradients(
         np.testing.assert_array_equal(a, b)
 
 
-def test_invariant_4_a_packed_segment_equals_the_document_alone(params, run):
+def test_invariant_4_a_packed_segment_equals_a_window_of_only_that_document(params, run):
     tokens = random_tokens(2, SHAPE)
     whole = np.asarray(run(params, tokens, SEGMENTS, POSITIONS))
     for row, first, length in ((0, 6, 9), (1, 1, 13), (0, 15, 1)):
-        alone = np.zeros(SHAPE, np.int32)
-        alone[:, :length] = tokens[row, first : first + length]
-        one, places = packed([[SHAPE[1]]] * SHAPE[0])
-        hidden = np.asarray(run(params, alone, one, places))[0, :length]
+        single = np.zeros(SHAPE, np.int32)
+        single[:, :length] = tokens[row, first : first + length]
+        inputs = single, *packed([[SHAPE[1]]] * SHAPE[0])
+        hidden = np.asarray(run(params, *inputs))[0, :length]
         np.testing.assert_allclose(whole[row, first : first + length], hidden, atol=2e-6)
 
 
-def test_no_token_sees_a_later_one(params, run):
+def test_no_token_attends_to_a_later_one(params, run):
     tokens = random_tokens(3, SHAPE)
     before = np.asarray(run(params, tokens, SEGMENTS, POSITIONS))
-    for place in (3, 10, 15):
+    for position in (3, 10, 15):
         changed = tokens.copy()
-        changed[:, place] = (tokens[:, place] + 1) % VOCABULARY.size
+        changed[:, position] = (tokens[:, position] + 1) % VOCABULARY.size
         after = np.asarray(run(params, changed, SEGMENTS, POSITIONS))
-        np.testing.assert_array_equal(before[:, :place], after[:, :place])
-        assert (before[:, place] != after[:, place]).any(axis=-1).all()
-    # And every token of a segment does see its first one.
+        np.testing.assert_array_equal(before[:, :position], after[:, :position])
+        assert (before[:, position] != after[:, position]).any(axis=-1).all()
+    # Every token of a segment attends to the first one.
     changed = tokens.copy()
     changed[2, 0] = (tokens[2, 0] + 1) % VOCABULARY.size
     after = np.asarray(run(params, changed, SEGMENTS, POSITIONS))
@@ -116,7 +116,7 @@ def test_grouped_attention_equals_repeated_keys(kv_heads):
     query = rng.normal(size=(*SHAPE, 6, 8)).astype(np.float32)
     key, value = (rng.normal(size=(*SHAPE, kv_heads, 8)).astype(np.float32) for _ in range(2))
     mask = np.asarray(packed_mask(jnp.asarray(SEGMENTS)))
-    # Head h attends with kv head h // (heads / kv_heads), in f64, written as softmax is defined.
+    # Head h attends with kv head h // (heads / kv_heads); softmax by its definition, in f64.
     keys, values = (np.repeat(x, 6 // kv_heads, axis=2).astype(float) for x in (key, value))
     scores = np.einsum("bqhd,bkhd->bhqk", query.astype(float), keys) / np.sqrt(8)
     weights = np.exp(scores) * mask[:, None]
@@ -170,12 +170,14 @@ def test_remat_and_unroll_change_no_loss_and_no_gradient(params, plain, remat, u
     assert_trees_close(found, plain, rtol=1e-5, atol=2e-5)
 
 
-def test_bf16_compute_keeps_f32_gradients_near_those_of_f32(params, plain):
+def test_bf16_compute_gives_f32_gradients_close_to_those_of_f32(params, plain):
     loss, gradients = loss_and_gradients(
         params, random_tokens(6, SHAPE), compute_dtype="bfloat16", remat="full"
     )
     model = make_model(compute_dtype="bfloat16")
-    hidden = jax.eval_shape(lambda params: model.bind(params)(SEGMENTS, *PLACES), params)
+    hidden = jax.eval_shape(
+        lambda params: model.bind(params)(SEGMENTS, SEGMENTS, POSITIONS), params
+    )
     assert hidden.dtype == jnp.bfloat16
     assert abs(float(loss) / float(plain[0]) - 1) < 0.01
     for found, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(plain[1]), strict=True):
@@ -192,7 +194,7 @@ def test_padding_rows_get_no_probability_and_no_gradient(model, params, tied):
     if tied:
         del params["head_first"], params["head_groups"]
     loss, gradients = loss_and_gradients(params, tokens, **changes)
-    # Huge padding rows would take all probability if they took any.
+    # Huge padding rows would have all the probability if they were not masked.
     huge = dict(params)
     matrices = ("embedding",) if tied else ("embedding", "head")
     for matrix in matrices:
@@ -226,14 +228,14 @@ def test_logits_are_those_of_the_ids_without_padding(model, params):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_every_id_has_its_own_embedding_row(model, params):
+def test_every_id_has_a_separate_embedding_row(model, params):
     ids = jnp.arange(VOCABULARY.size)[None]
     first, groups = np.asarray(params["embedding_first"]), np.asarray(params["embedding_groups"])
     expected = [*first[:21], *groups[0], *groups[1, :4], *groups[2, :7]]
     np.testing.assert_array_equal(model.bind(params).embed(ids)[0], expected)
 
 
-def test_a_vocabulary_without_groups_is_text_alone():
+def test_a_vocabulary_without_groups_has_only_text():
     blocks = dataclasses.replace(VOCABULARY, groups=())
     model = make_model(vocabulary=blocks, num_layers=1)
     tokens = random_tokens(9, SHAPE, blocks)
@@ -246,7 +248,7 @@ def test_a_vocabulary_without_groups_is_text_alone():
     assert found.shape == (*SHAPE, 21) and bool(jnp.isfinite(found).all())
 
 
-def test_decoding_with_a_cache_equals_the_whole_window(model, params, run):
+def test_decoding_with_a_cache_equals_the_forward_pass_of_the_window(model, params, run):
     tokens = random_tokens(10, SHAPE)
     segments, positions = packed([[SHAPE[1]]] * SHAPE[0])
     whole = np.asarray(run(params, tokens, segments, positions))

@@ -1,4 +1,4 @@
-"""Rotary positions against formulas written another way."""
+"""Rotary positions compared with independent formulas."""
 
 import math
 
@@ -10,7 +10,7 @@ from soda_jax.model import RopeConfig, rope
 
 
 def llama3(frequency: float, factor: float, low: float, high: float, original: float) -> float:
-    """The scaling of one frequency as Llama 3.1 publishes it: by wavelength, in three branches."""
+    """Returns one scaled frequency as published for Llama 3.1, with three branches by wavelength."""
     wavelength = 2 * math.pi / frequency
     if wavelength < original / high:
         return frequency
@@ -28,7 +28,7 @@ def test_llama_3_scaling_is_that_of_the_publication(head_dim, settings):
     expected = [llama3(frequency, *scaling) for frequency in plain]
     found = rope.frequencies(head_dim, RopeConfig(theta, *scaling))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # All three branches are met.
+    # All three branches occur.
     ratio = np.array(expected) / plain
     assert ratio.max() == 1.0 and ratio.min() == pytest.approx(1 / scaling[0])
 
@@ -36,11 +36,11 @@ def test_llama_3_scaling_is_that_of_the_publication(head_dim, settings):
 def test_soda_frequencies_have_their_values():
     found = rope.frequencies(128, RopeConfig())
     assert found.dtype == np.float32 and found.shape == (64,)
-    # 500000^(−2i/128); wavelengths under 2048 stay (i ≤ 28), those over 8192 are stretched 8 times.
+    # 500000^(−2i/128); wavelengths below 2048 are unchanged (i ≤ 28), those above 8192 are stretched 8 times.
     expected = {0: 1.0, 28: 500_000 ** (-56 / 128), 35: 500_000 ** (-70 / 128) / 8}
     expected |= {63: 500_000 ** (-126 / 128) / 8}
-    for place, value in expected.items():
-        assert found[place] == pytest.approx(value, rel=1e-6)
+    for index, value in expected.items():
+        assert found[index] == pytest.approx(value, rel=1e-6)
     assert 500_000 ** (-62 / 128) / 8 < found[31] < 500_000 ** (-62 / 128)
 
 
@@ -61,14 +61,14 @@ def test_rotation_is_a_complex_product():
     np.testing.assert_allclose(found[..., 4:], rotated.imag, atol=2e-5)
 
 
-def test_scores_depend_on_the_distance_alone():
+def test_scores_depend_only_on_the_distance():
     rng = np.random.default_rng(1)
     query, key = (jnp.asarray(rng.normal(size=(1, 1, 1, 16)), jnp.float32) for _ in range(2))
 
     def score(at_query, at_key):
         turned = [
-            rope.rotate(x, *rope.angles(jnp.array([[place]]), 32, 16, RopeConfig(theta=100.0)))
-            for x, place in ((query, at_query), (key, at_key))
+            rope.rotate(x, *rope.angles(jnp.array([[position]]), 32, 16, RopeConfig(theta=100.0)))
+            for x, position in ((query, at_query), (key, at_key))
         ]
         return float((turned[0] * turned[1]).sum())
 
@@ -76,7 +76,7 @@ def test_scores_depend_on_the_distance_alone():
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
 
 
-def test_a_position_beyond_the_table_is_loud():
+def test_a_position_outside_the_table_gives_nan():
     cosine, sine = rope.angles(jnp.array([[3, 4]]), 4, 8, RopeConfig())
     assert np.isfinite(cosine[0, 0]).all() and np.isfinite(sine[0, 0]).all()
     assert np.isnan(cosine[0, 1]).all() and np.isnan(sine[0, 1]).all()

@@ -1,4 +1,4 @@
-"""The four models have the parameters of the paper's table, to the unit."""
+"""Numbers of parameters, which equal the paper's table exactly, and initial weights."""
 
 import importlib
 import math
@@ -85,7 +85,7 @@ def test_initial_weights_have_the_deviations_of_the_paper():
         found |= {
             f"{name}_{block}": (params[f"{name}_{block}"], sigma) for block in ("first", "groups")
         }
-    truncated = 0.98658  # deviation of a standard normal that is cut at ±3
+    truncated = 0.98658  # deviation of a standard normal truncated at ±3
     for name, (value, sigma) in found.items():
         value = np.asarray(value) / sigma
         assert abs(value.std() / truncated - 1) < 0.03, name
@@ -95,7 +95,7 @@ def test_initial_weights_have_the_deviations_of_the_paper():
     assert set(layers) == {*deviations, "attention_norm", "query_norm", "key_norm", "mlp_norm"}
 
 
-def test_every_layer_block_and_seed_has_its_own_weights():
+def test_layers_blocks_and_seeds_have_different_weights():
     model = make_model(vocabulary=VocabularyBlocks(24, (24,)))
     init = jax.jit(model.init, static_argnums=0)
     params, other = init(0), init(1)
@@ -109,7 +109,7 @@ def test_every_layer_block_and_seed_has_its_own_weights():
     np.testing.assert_array_equal(params["layers"]["query"], init(0)["layers"]["query"])
 
 
-def test_rows_lead_from_ids_to_blocks_and_leave_padding_out():
+def test_rows_map_ids_to_blocks_without_padding():
     blocks = VocabularyBlocks(21, (9, 4, 7))
     assert (blocks.size, blocks.padded_first, blocks.group_rows, blocks.rows) == (41, 24, 9, 51)
     expected = [*range(21), *range(24, 33), *range(33, 37), *range(42, 49)]
@@ -118,7 +118,7 @@ def test_rows_lead_from_ids_to_blocks_and_leave_padding_out():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"num_layers": 0}, "model.num_layers = 0 must be an integer, at least 1"),
         ({"num_heads": 5}, "model.num_heads = 5 is not a multiple of model.num_kv_heads = 4"),
@@ -130,6 +130,6 @@ def test_rows_lead_from_ids_to_blocks_and_leave_padding_out():
         ({"compute_dtype": "float16"}, "model.compute_dtype = 'float16'"),
     ],
 )
-def test_an_impossible_shape_is_refused(change, told):
-    with pytest.raises(UserError, match=told):
+def test_an_invalid_shape_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
         decoder_config(change, BLOCKS)

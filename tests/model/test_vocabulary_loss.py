@@ -1,4 +1,4 @@
-"""Invariants 5 and 6: the chunked loss equals the plain one and never holds all logits."""
+"""Invariants 5 and 6: the chunked loss equals the plain one and never materializes all logits."""
 
 import dataclasses
 import functools
@@ -11,7 +11,13 @@ from model_toys import TINY, VOCABULARY, assert_trees_close, plain_loss
 from toys import random_params
 
 from soda_jax.model import ModelFunctions, VocabularyBlocks
-from soda_jax.model.loss import CHUNKS, class_sums, linear_cross_entropy, loss_settings
+from soda_jax.model.loss import (
+    CHUNKS,
+    LossSettings,
+    chunk_tokens,
+    class_sums,
+    linear_cross_entropy,
+)
 from soda_jax.model.placement import OneDevice
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -41,7 +47,7 @@ def inputs():
 def chunked(inputs, chunk, axes=None, z_weight=Z_WEIGHT):
     hidden, blocks, targets, weights = inputs
     placement = OnMesh(make_mesh(axes)) if axes else OneDevice()
-    settings = loss_settings(VOCABULARY.valid_rows, blocks, z_weight, chunk, placement)
+    settings = LossSettings(VOCABULARY, z_weight, chunk, placement)
 
     def total(hidden, blocks):
         found = linear_cross_entropy(settings, hidden, blocks, targets, weights)
@@ -80,7 +86,7 @@ def expected(inputs):
         (7, {"tensor": 8}),
         (2, {"data": 2, "sequence": 2, "tensor": 2}),
         (100, {"fsdp": 4, "tensor": 2}),
-        (4, {"tensor": 8}),  # the rows of a codebook do not divide: that block is whole everywhere
+        (4, {"tensor": 8}),  # the rows of a codebook do not divide: that block is replicated
     ],
 )
 def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(inputs, expected, chunk, axes):
@@ -96,14 +102,14 @@ def test_invariant_6_chunked_loss_and_gradients_equal_the_plain_ones(inputs, exp
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_vocabulary_of_text_alone_has_a_head_of_one_block(tied):
+def test_a_vocabulary_of_only_text_has_a_head_of_one_block(tied):
     vocabulary = VocabularyBlocks(21, ())
     model = ModelFunctions(dataclasses.replace(TINY, vocabulary=vocabulary, tie_embeddings=tied))
     decoder = model.bind(random_params(model))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 21, (2, 6)), jnp.int32)
-    places = (jnp.ones((2, 6), jnp.int32), jnp.broadcast_to(jnp.arange(6), (2, 6)))
-    hidden, blocks = decoder(tokens, *places), decoder.head_blocks()
-    settings = loss_settings(vocabulary.valid_rows, blocks, 0.0, 4)
+    segments_and_positions = (jnp.ones((2, 6), jnp.int32), jnp.broadcast_to(jnp.arange(6), (2, 6)))
+    hidden, blocks = decoder(tokens, *segments_and_positions), decoder.head_blocks()
+    settings = LossSettings(vocabulary, chunk=4)
     _, nll, _ = linear_cross_entropy(settings, hidden, blocks, tokens, jnp.ones((2, 6)))
     wanted = -jax.nn.log_softmax(decoder.logits(hidden))
     picked = jnp.take_along_axis(wanted, tokens[..., None], axis=-1)[..., 0]
@@ -133,7 +139,7 @@ def test_invariant_6_bf16_hidden_states_give_the_loss_of_their_rounded_products(
 
 
 def sizes_in(jaxpr) -> list[int]:
-    """Elements of every array that a jaxpr and its inner jaxprs make."""
+    """Returns the number of elements of every array that a jaxpr and its inner jaxprs create."""
     found = []
     for equation in jaxpr.eqns:
         found += [int(np.prod(v.aval.shape)) for v in equation.outvars]
@@ -147,19 +153,17 @@ def sizes_in(jaxpr) -> list[int]:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
-def test_a_chunk_of_0_is_the_platforms_and_any_other_is_itself(platform):
-    blocks = (jnp.zeros((1, 8, WIDTH)),)
-    place = OneDevice(platform)
-    assert loss_settings(np.ones(8, bool), blocks, 0.0, 0, place).chunk == CHUNKS[platform] > 0
-    assert loss_settings(np.ones(8, bool), blocks, 0.0, 77, place).chunk == 77
+def test_a_chunk_of_0_is_that_of_the_platform_and_any_other_is_itself(platform):
+    assert chunk_tokens(0, platform) == CHUNKS[platform] > 0
+    assert chunk_tokens(77, platform) == 77
 
 
-def test_invariant_6_a_chunk_by_platform_bounds_the_logits_as_one_that_is_named():
+def test_invariant_6_a_chunk_of_0_bounds_the_logits_by_the_chunk_of_the_platform():
     tokens = 4 * CHUNKS["cpu"]
     hidden = jax.ShapeDtypeStruct((2, tokens // 2, WIDTH), jnp.float32)
     blocks = tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in head_shapes(LARGE))
     targets, weights = (jax.ShapeDtypeStruct((2, tokens // 2), kind) for kind in (jnp.int32, jnp.float32))  # fmt: skip
-    settings = loss_settings(LARGE.valid_rows, blocks, 1e-4, 0)
+    settings = LossSettings(LARGE, 1e-4)
 
     def total(hidden, blocks, targets, weights):
         return linear_cross_entropy(settings, hidden, blocks, targets, weights)[0]
@@ -169,7 +173,7 @@ def test_invariant_6_a_chunk_by_platform_bounds_the_logits_as_one_that_is_named(
 
 
 def scan_lengths(jaxpr) -> list[int]:
-    """Number of steps of every scan in a jaxpr and its inner jaxprs."""
+    """Returns the number of steps of every scan in a jaxpr and its inner jaxprs."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
@@ -191,9 +195,7 @@ def scan_lengths(jaxpr) -> list[int]:
         (3, 50, 3, 50),
     ],
 )
-def test_tokens_without_a_divisor_are_cut_into_as_few_chunks_as_others(
-    batch, sequence, chunks, length
-):
+def test_tokens_without_a_divisor_need_no_more_chunks_than_others(batch, sequence, chunks, length):
     gradient, arguments = large_gradient(batch, sequence, True)
     jaxpr = jax.make_jaxpr(gradient)(*arguments).jaxpr
     assert scan_lengths(jaxpr) == [chunks]
@@ -215,13 +217,13 @@ CHUNK = 64
 
 
 def large_gradient(batch, sequence, with_chunks):
-    """The gradient function at this size and abstract arguments for it."""
+    """Returns the gradient function of this size and abstract arguments for it."""
     abstract = jax.ShapeDtypeStruct
     hidden = abstract((batch, sequence, WIDTH), jnp.float32)
     blocks = tuple(abstract(shape, jnp.float32) for shape in head_shapes(LARGE))
     targets = abstract((batch, sequence), jnp.int32)
     weights = abstract((batch, sequence), jnp.float32)
-    settings = loss_settings(LARGE.valid_rows, blocks, 1e-4, CHUNK)
+    settings = LossSettings(LARGE, 1e-4, CHUNK)
 
     def total(hidden, blocks, targets, weights):
         if with_chunks:
@@ -255,7 +257,7 @@ def test_invariant_6_memory_is_bounded_by_the_chunk_and_constant_in_batch_and_se
     tokens = large[0] * large[1] - small[0] * small[1]
     few, many = (temporary_bytes(*size, True) for size in (small, large))
     assert few <= head_gradient + 2 * chunk_logits
-    # Only arrays as small as the hidden states grow, also where the last chunk is padded.
+    # Only arrays of the size of the hidden states grow, also if the last chunk is padded.
     assert many - few <= 4 * tokens * WIDTH * 4
     assert temporary_bytes(16, 257, True) - few <= 4 * (tokens + 16) * WIDTH * 4
     plain_few, plain_many = (temporary_bytes(*size, False) for size in (small, large))

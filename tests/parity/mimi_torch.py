@@ -1,7 +1,7 @@
-"""Random Mimi models of transformers, made so that nothing in them is idle.
+"""Random Mimi models of transformers in which every parameter affects the result.
 
-Its own initialisation has zero codebooks, residual branches scaled to a hundredth and norms that do
-nothing: with it, half of an implementation could be wrong and agree.
+The initialization of transformers has zero codebooks, residual branches scaled to a hundredth and
+identity norms: with it, many errors of an implementation would not change the result.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ SMALL = {
 
 
 def make_model(settings: dict, seed: int, clips: Sequence[np.ndarray]) -> MimiModel:
-    """A model with random weights whose codebooks hold what its encoder makes of `clips`.
+    """Returns a model with random weights, and codebooks sampled from the latents of `clips`.
 
     Args:
-      settings: of `MimiConfig`, {} for the published shape.
-      seed: of all weights.
+      settings: settings of `MimiConfig`, {} for the published shape.
+      seed: seed of all weights.
       clips: float32 `[whole frames · 1920]` each; together at least as many frames as a codebook has
         entries.
     """
@@ -48,13 +48,13 @@ def make_model(settings: dict, seed: int, clips: Sequence[np.ndarray]) -> MimiMo
             left = chain.input_proj(latents.T[None])[0].T
             for layer in chain.layers:
                 book = layer.codebook
-                # Moved away from the frames they come from: silence gives the same frame again and
-                # again, and entries that are all but the same are told apart by rounding alone.
+                # Noise is added because silent frames are equal, and rounding would decide between
+                # nearly equal entries.
                 chosen = left[torch.randperm(len(left))[: book.codebook_size]]
                 book.embed_sum.copy_(chosen + 0.5 * left.std(0) * torch.randn_like(chosen))
                 book._embed = None
                 left = left - book.decode(book.quantize(left))
-        # About as loud as its input, so that an error of the decoder is not small by itself.
+        # As loud as the input, so that an error of the decoder is not small in absolute terms.
         codes = model.encode(torch.from_numpy(clips[0])[None, None]).audio_codes
         sound = model.decode(codes).audio_values
         last = model.decoder.decoder_seanet.layers[-1].conv

@@ -1,4 +1,4 @@
-"""Writes the fixture of tests/codecs/test_mimi.py anew: a tiny model of transformers and its answers.
+"""Writes the fixture of tests/codecs/test_mimi.py: a tiny model of transformers and its results.
 
 PYTHONPATH=tests:tests/parity .parity/bin/python tests/parity/regenerate_mimi.py
 """
@@ -22,24 +22,24 @@ TINY = {
 
 
 def main() -> None:
-    """Makes the model, saves it as published, and what it makes of the sounds."""
+    """Saves the model in the published format, with its codes of the test audio and a decoded clip."""
     clips = sounds()
     model = make_model(TINY, 0, [clip for seed in range(4) for clip in sounds(seed).values()])
-    answers = {}
+    results = {}
     with torch.no_grad():
         for name, clip in clips.items():
             codes = model.encode(torch.from_numpy(clip)[None, None], num_quantizers=8).audio_codes
-            answers[f"codes/{name}"] = codes[0].T.numpy().astype(np.uint8)
+            results[f"codes/{name}"] = codes[0].T.numpy().astype(np.uint8)
         sound = model.decode(codes[..., :5] * 0 + torch.arange(5)).audio_values
-        answers["decoded"] = sound[0, 0].numpy()
+        results["decoded"] = sound[0, 0].numpy()
     FIXTURE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         weights = load_file(f"{folder}/model.safetensors")
         (FIXTURE / "config.json").write_text(Path(folder, "config.json").read_text())
-    # save_pretrained leaves the file unreadable for others, and its order is its own.
+    # save_pretrained writes a file that other users cannot read, in another order.
     save_file(dict(sorted(weights.items())), FIXTURE / "model.safetensors")
-    np.savez_compressed(FIXTURE / "expected.npz", **answers)
+    np.savez_compressed(FIXTURE / "expected.npz", **results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mimi beside transformers: the same random weights, the same sounds, code by code."""
+"""Mimi compared with transformers: equal random weights and audio, code by code."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ CODEBOOKS = 8
 
 @dataclasses.dataclass
 class Pair:
-    """One model on both sides, and what each makes of the same sounds."""
+    """A model in both implementations, and the codes of both for the same audio."""
 
     theirs: object
     ours: MimiCodec
@@ -33,7 +33,7 @@ class Pair:
 
 
 def spoken(count: int, folder: Path) -> list[np.ndarray]:
-    """Spoken numbers and dates by hibari-tts, 24 kHz, zero-padded to whole frames."""
+    """Returns spoken numbers and dates by hibari-tts, 24 kHz, zero-padded to whole frames."""
     synthesize(folder, "numbers", count, 0)
     files = sorted((folder / "audio").glob("*.wav"))[:count]
     clips = [read_audio(file, 24_000) for file in files]
@@ -41,7 +41,7 @@ def spoken(count: int, folder: Path) -> list[np.ndarray]:
 
 
 def codes_of(model, clip: np.ndarray) -> np.ndarray:
-    """transformers' codes, `[frames, 8]`."""
+    """Returns the codes of transformers, `[frames, 8]`."""
     with torch.no_grad():
         audio = torch.from_numpy(clip)[None, None]
         return model.encode(audio, num_quantizers=CODEBOOKS).audio_codes[0].T.numpy()
@@ -78,8 +78,8 @@ def test_half_of_every_codebook_is_used(pair):
     assert min(used) >= size // 2, used
 
 
-def test_codes_are_equal_but_for_ties(pair, capsys):
-    """At least 99.9% in f32; a difference begins where two entries are as near within 1e-4."""
+def test_codes_are_equal_except_for_ties(pair, capsys):
+    """At least 99.9% in f32; each first difference is between two equally near entries, within 1e-4."""
     ours, theirs = (np.concatenate(list(codes.values())) for codes in (pair.found, pair.expected))
     share = (ours == theirs).mean()
     with capsys.disabled():
@@ -102,7 +102,7 @@ def test_codes_are_equal_but_for_ties(pair, capsys):
             assert is_tie(latent, books, codes, pair.found[name][frame, book]), (name, frame, book)
 
 
-def test_sound_is_equal(pair):
+def test_decoded_audio_is_equal(pair):
     for name in ("speech 0", "clipped noise 0", "silence 0"):
         codes = pair.expected[name]
         with torch.no_grad():
@@ -119,7 +119,7 @@ def test_a_stream_gives_the_codes_of_the_whole_clip(pair):
     assert (codes == pair.found[name]).mean() >= 0.999
 
 
-def test_agreement_in_bfloat16_is_stated(pair, capsys):
+def test_agreement_in_bfloat16_is_printed(pair, capsys):
     half = MimiCodec.load(pair.folder, dtype="bfloat16")
     names = [name for name in pair.clips if "speech" in name][:8]
     found = half.encode([pair.clips[name] for name in names])
@@ -128,5 +128,7 @@ def test_agreement_in_bfloat16_is_stated(pair, capsys):
     )
     by_book = " ".join(f"{100 * share:.0f}" for share in same.mean(0))
     with capsys.disabled():
-        print(f"\nMimi in bfloat16 beside transformers in f32, % equal by codebook: {by_book}")
+        print(
+            f"\nMimi in bfloat16, % of codes equal to transformers in f32, by codebook: {by_book}"
+        )
     assert same[:, 0].mean() > 0.3  # of 256 or 512 entries: far from chance

@@ -1,4 +1,4 @@
-"""Steps through the compiler of the TPU, with no TPU: what `soda plan` promises, and splash on split meshes."""
+"""Compiles steps for TPUs without a TPU: the figures of `soda plan`, and splash on split meshes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ pytest.importorskip("libtpu")
 CHIPS = 4
 
 
-# Two layers, as narrow as four parts of a tile can be: what is compiled is how the arrays are split.
+# Two layers, no wider than four shards of a tile need: these tests check how the arrays are split.
 SMALL = {
     "model.num_layers": 2, "model.hidden_size": 512, "model.intermediate_size": 512, "model.num_heads": 4,
     "model.num_kv_heads": 2, "model.head_dim": 128, "data.sequence_length": 1024, "batch_size": 8,
@@ -23,10 +23,10 @@ KERNEL = (
 
 
 def compiled(*words, **overrides):
-    """The plan of the 135M config with other values, on four v5p or so many slices of them."""
+    """Returns the plan of the 135M config with other values, on slices of four v5p."""
     words = ("plan", "--config=soda_135m", "--topology=v5p:2x2x1", "--json", *words)
     settings = [f"--config.{name}={value}" for name, value in overrides.items()]
-    # Its own process: the environment of the compiler is set before the first use of jax.
+    # A new process, because the environment of the compiler is set before jax is imported.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-m", "soda_jax.cli", *words, *settings],
@@ -50,12 +50,12 @@ def test_the_step_of_135m_compiles_for_four_v5p_and_fits(plan):
 
 
 def test_attention_is_the_kernel_and_its_flops_are_counted(plan):
-    # 15 layers, 8 heads of 64, causal halves: 2 products forward, twice for rematerialisation, 7 backward.
+    # 15 layers, 8 heads of 64, causal halves: 2 products forward, twice for rematerialization, 7 backward.
     tokens = 32 * 4096 / CHIPS
     assert plan["kernel_flops"] == pytest.approx(11 * 15 * 8 * 64 * 4096 * tokens, rel=1e-6)
 
 
-def test_our_count_with_loops_once_is_xlas_and_loops_count_as_often_as_they_run(plan):
+def test_our_count_with_loops_once_equals_xlas_and_loops_count_as_often_as_they_run(plan):
     assert plan["our_flops_loops_once"] == pytest.approx(plan["xla_flops_loops_once"], rel=0.05)
     assert plan["loops_of_unknown_length"] == 0
     # All products of the model run, and the forward pass of the layers a second time.
@@ -73,7 +73,7 @@ def test_splash_compiles_where_heads_and_sequence_are_split():
         **SMALL, **{"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 2, "mesh.sequence": 2}
     )
     assert (plan["mesh"]["tensor"], plan["mesh"]["sequence"], plan["fits"]) == (2, 2, True)
-    # Eleven products of a quarter each, and the second half of the sequence sees three quarters of the scores.
+    # Eleven products of a quarter each; the second half of the sequence has three quarters of the scores.
     assert plan["kernel_flops"] == pytest.approx(11 * KERNEL / CHIPS * 1.5, rel=1e-6)
     assert plan["loops_of_unknown_length"] == 0
     axes = {axis for row in plan["collectives"] for axis in row["axes"]}
@@ -83,7 +83,7 @@ def test_splash_compiles_where_heads_and_sequence_are_split():
     assert any(row["axes"] == ["sequence"] for row in gathered)
 
 
-def test_two_slices_tell_each_other_gradients_and_nothing_else():
+def test_slices_exchange_only_gradients():
     plan = compiled("--slices=2", **SMALL, **{"mesh.dcn": -1, "mesh.data": 1, "mesh.fsdp": -1})
     assert plan["chips"] == 2 * CHIPS and plan["mesh"]["dcn"] == 2 and plan["mesh"]["fsdp"] == 4
     assert plan["kernel_flops"] == pytest.approx(11 * KERNEL / (2 * CHIPS), rel=1e-6)
@@ -96,13 +96,13 @@ def test_two_slices_tell_each_other_gradients_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("topology", "told"),
+    ("topology", "message"),
     [("v5p:3x3x3", "such as v5p:4x4x3"), ("v7:2x2", "v2, v3, v4, v5e, v5p, v6e, tpu7x")],
 )
-def test_a_topology_that_no_slice_has_is_one_line(topology, told):
+def test_an_impossible_topology_is_an_error_of_one_line(topology, message):
     words = ("plan", "--config=soda_135m", f"--topology={topology}")
     done = subprocess.run(
         [sys.executable, "-m", "soda_jax.cli", *words], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
-    assert told in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr

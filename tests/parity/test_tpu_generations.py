@@ -1,4 +1,4 @@
-"""A tiny training step through the compiler of the TPU for every generation, and the memory that it reports."""
+"""Compiles a tiny training step for every TPU generation, and reads the memory that the compiler reports."""
 
 import concurrent.futures
 import json
@@ -12,22 +12,22 @@ from soda_jax.hardware import CHIPS, GIB
 
 pytest.importorskip("libtpu")
 
-# A host of each, in the shapes that need care: v4 as one device a chip, v5e across two hosts, single chips.
+# A host of each kind and special shapes: v4 with one device per chip, v5e on two hosts, single chips.
 TOPOLOGIES = {
     "v2:1x1": 2, "v3:2x1": 4, "v4:2x2x1": 4, "v5e:4x2": 8, "v5e:1x1": 1, "v5p:2x2x1": 4, "v6e:2x2": 4,
     "tpu7x:2x2x1": 8,
 }  # fmt: skip
 HALVES = (("v2:1x1", "v4:2x2x1", "v5e:1x1", "v6e:2x2"), ("v3:2x1", "v5e:4x2", "v5p:2x2x1", "tpu7x:2x2x1"))  # fmt: skip
 
-# For each topology: the plan of a tiny step, and what the compiler says of a program that is too large.
+# For each topology: the plan of a tiny step, and the error of the compiler for a program that is too large.
 PROGRAM = """
 import json, sys
-from soda_jax.plan import run
-run.compile_for_tpu_without_one()
+from soda_jax.plan.topologies import parse_topology, set_compiler_environment, tpu_devices
+set_compiler_environment()
 import jax
 from soda_jax.commands._config import load_config
 from soda_jax.plan.compiled import _compiler_error
-from soda_jax.plan.topologies import parse_topology, tpu_devices
+from soda_jax.plan.run import Planner
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 layout = VocabularyLayout(260, (256, 257, 258, 259), 256, 257, (16,) * 4)
@@ -38,7 +38,7 @@ for name in sys.argv[1:]:
     topology = parse_topology(name)
     attention = [] if topology.chip.kernels else ["--config.model.attention=xla"]
     config = load_config("soda_135m", [*words, *attention])
-    found = run.Planner(config, layout, topology, None, False).make(config).to_json()
+    found = Planner(config, layout, topology, None, False).make(config).to_json()
     one = jax.sharding.SingleDeviceSharding(tpu_devices(topology)[0])
     try:
         large = jax.ShapeDtypeStruct((300 << 18, 1024), "float32", sharding=one)
@@ -50,7 +50,7 @@ for name in sys.argv[1:]:
 
 
 def run(names):
-    # A process of its own: the environment of the compiler is set before the first use of jax.
+    # A new process, because the environment of the compiler is set before jax is imported.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *names],

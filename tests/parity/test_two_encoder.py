@@ -1,4 +1,4 @@
-"""The two-encoder codec against the models that it is made of, small and with random weights."""
+"""The two-encoder codec compared with its models, which are small and have random weights."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ FRAME = 960  # samples of 1/25 s at 24 kHz
 
 
 def voice(seconds: float, seed: int) -> np.ndarray:
-    """Float32 mono at 24 kHz: noise under slow changes of loudness and colour."""
+    """Returns float32 mono at 24 kHz: noise with slow changes of loudness and color."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * 24_000)) / 24_000
     tone = np.sin(2 * np.pi * np.cumsum(150 + 900 * (np.sin(7 * time + seed) > 0)) / 24_000)
@@ -35,7 +35,7 @@ def voice(seconds: float, seed: int) -> np.ndarray:
 def save_models(folder, large=False):
     """Saves a HuBERT of three layers and an EnCodec of eight quantizers with the real strides.
 
-    The large HuBERTs normalise before their layers, and once more behind the last one.
+    The large HuBERTs normalize before each layer and after the last one.
     """
     torch.manual_seed(0)
     hubert = transformers.HubertModel(
@@ -60,7 +60,7 @@ def save_models(folder, large=False):
             target_bandwidths=[0.3, 0.9, 2.4],
         )
     )
-    with torch.inference_mode():  # entries where the sounds are, so that the codes vary
+    with torch.inference_mode():  # entries near the latents of a sound, so that the codes vary
         left = encodec.encoder(torch.from_numpy(voice(2, 9))[None, None])[0].T
         for layer in encodec.quantizer.layers:
             layer.codebook.embed.copy_(left[torch.randperm(len(left))[:16]])
@@ -77,7 +77,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def codec(models):
-    pair = EncoderPair.open(models / "hubert", models / "encodec", LEVELS, LAYER)
+    pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     return TwoEncoderCodec.fit([voice(3, 1), voice(2, 2)], pair, units=UNITS)
 
 
@@ -87,7 +87,7 @@ def saved(codec, tmp_path):
     return tmp_path / "codec"
 
 
-def test_a_frame_holds_one_unit_and_three_steps_of_each_quantizer(codec):
+def test_a_frame_has_a_unit_and_three_steps_of_each_quantizer(codec):
     assert (codec.sample_rate, codec.samples_per_frame, codec.frame_rate) == (24_000, FRAME, 25)
     assert codec.codebook_sizes == (UNITS, *[16] * 3 * LEVELS)
 
@@ -102,12 +102,12 @@ def test_frames_are_the_ceiling_of_samples_over_samples_per_frame(codec, samples
     assert np.abs(audio).max(initial=0) <= 1
 
 
-def test_acoustic_columns_are_the_codes_of_encodec_and_decode_to_its_sound(codec, models):
+def test_acoustic_columns_equal_the_codes_of_encodec_and_decode_to_its_sound(codec, models):
     clip = voice(1, 3)
     (codes,) = codec.encode([clip])
     encodec = transformers.EncodecModel.from_pretrained(models / "encodec").eval()
     with torch.inference_mode():
-        # 0.9 kbit/s are three quantizers; the codec took the first two of them.
+        # 0.9 kbit/s are three quantizers, of which the codec uses the first two.
         wanted = encodec.encode(torch.from_numpy(clip)[None, None], bandwidth=0.9).audio_codes
         for levels in (1, LEVELS):
             part = wanted[:, :, :levels]
@@ -119,17 +119,19 @@ def test_acoustic_columns_are_the_codes_of_encodec_and_decode_to_its_sound(codec
     for level in range(LEVELS):
         steps = codes[:, 1 + 3 * level : 4 + 3 * level].reshape(-1)
         np.testing.assert_array_equal(steps, wanted[0, 0, level])
-    assert len(np.unique(codes[:, 1:])) > 4  # of 16: the comparison is not one of constants
+    assert len(np.unique(codes[:, 1:])) > 4  # of 16: the compared codes are not constant
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-def test_units_are_the_nearest_centres_of_the_mean_feature_of_the_layer(tmp_path, large):
+def test_units_are_the_centers_nearest_to_the_mean_feature_of_the_layer(tmp_path, large):
     models = save_models(tmp_path, large)
-    pair = EncoderPair.open(models / "hubert", models / "encodec", LEVELS, LAYER)
+    pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     clip = voice(1, 4)
     low = soxr.resample(clip, 24_000, 16_000)
     low = (low - low.mean()) / np.sqrt(low.var() + 1e-7)
-    padded = torch.from_numpy(np.pad(low, 40))  # a step looks at 400 samples, 320 of them its own
+    padded = torch.from_numpy(
+        np.pad(low, 40)
+    )  # a step depends on 400 samples, its 320 and 40 on either side
     hubert = transformers.HubertModel.from_pretrained(models / "hubert").eval()
     with torch.inference_mode():
         state = hubert(padded[None], output_hidden_states=True).hidden_states[LAYER][0].numpy()
@@ -140,14 +142,14 @@ def test_units_are_the_nearest_centres_of_the_mean_feature_of_the_layer(tmp_path
     np.testing.assert_array_equal(codec.encode([clip])[0][:, 0], nearest)
 
 
-def test_fitted_units_are_the_centres_of_their_frames(codec):
-    clips = [voice(3, 1), voice(2, 2)]  # those that the units were fitted on
+def test_fitted_units_are_the_centers_of_their_frames(codec):
+    clips = [voice(3, 1), voice(2, 2)]  # the clips that the units were fitted on
     features = np.concatenate([codec._pair.features(clip) for clip in clips])
     units = np.concatenate([codes[:, 0] for codes in codec.encode(clips)])
     assert len(np.unique(units)) == UNITS
     for unit in range(UNITS):
-        centre = features[units == unit].mean(axis=0)
-        np.testing.assert_allclose(codec._units[unit], centre, rtol=1e-3, atol=1e-3)
+        center = features[units == unit].mean(axis=0)
+        np.testing.assert_allclose(codec._units[unit], center, rtol=1e-3, atol=1e-3)
 
 
 def test_codes_do_not_depend_on_the_batch(codec):
@@ -166,13 +168,13 @@ def test_a_long_clip_is_encoded_in_pieces_of_whole_frames(codec):
     np.testing.assert_array_equal(codes, np.concatenate(pieces))
 
 
-def test_columns_without_a_whole_quantizer_are_refused(codec):
+def test_columns_without_a_complete_quantizer_are_rejected(codec):
     for columns in (1, 2, 3):
         with pytest.raises(
             ValueError, match="cannot be decoded to sound: give at least 4"
         ) as caught:
             codec.decode([np.zeros((5, columns), np.uint16)])
-        assert isinstance(caught.value, UserError)  # one line for who asks for it by hand
+        assert isinstance(caught.value, UserError)  # a single line on the command line
     with pytest.raises(ValueError, match=r"codes\[1, 0\] = 12 is outside codebook 0 \(0–11\)"):
         codec.decode([np.array([[0, 0, 0, 0], [12, 0, 0, 0]])])
     with pytest.raises(ValueError, match="not mono"):
@@ -193,7 +195,7 @@ def test_a_saved_codec_loads_with_the_same_codes_audio_and_fingerprint(codec, sa
 
 def test_fingerprint_covers_units_weights_layer_and_quantizers(codec, models):
     def pair(levels=LEVELS, layer=LAYER):
-        return EncoderPair.open(models / "hubert", models / "encodec", levels, layer)
+        return EncoderPair(models / "hubert", models / "encodec", levels, layer)
 
     units = codec._units
     assert TwoEncoderCodec(pair(), units).fingerprint == codec.fingerprint
@@ -215,7 +217,7 @@ def test_fingerprint_covers_units_weights_layer_and_quantizers(codec, models):
 
 
 def test_the_same_audio_and_seed_fit_the_same_units(codec, models):
-    pair = EncoderPair.open(models / "hubert", models / "encodec", LEVELS, LAYER)
+    pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     again = TwoEncoderCodec.fit([voice(3, 1), voice(2, 2)], pair, units=UNITS)
     assert again.fingerprint == codec.fingerprint
     with pytest.raises(UserError, match="25 frames of audio cannot fit"):
@@ -226,26 +228,26 @@ def test_the_same_audio_and_seed_fit_the_same_units(codec, models):
         TwoEncoderCodec.fit([voice(1, 1)], pair, units=0)
 
 
-def test_models_that_do_not_fit_are_refused(models, tmp_path):
+def test_unsuitable_models_are_rejected(models, tmp_path):
     hubert, encodec = models / "hubert", models / "encodec"
     with pytest.raises(UserError, match=r"--layer=4: .* has the layers 1 to 3"):
-        EncoderPair.open(hubert, encodec, 1, 4)
-    with pytest.raises(UserError, match="9 quantizers are asked for, this EnCodec has 1 to 8"):
-        EncoderPair.open(hubert, encodec, 9, 1)
+        EncoderPair(hubert, encodec, 1, 4)
+    with pytest.raises(UserError, match="9 quantizers are requested, this EnCodec has 1 to 8"):
+        EncoderPair(hubert, encodec, 9, 1)
     with pytest.raises(UserError, match="nowhere cannot be opened as HubertModel"):
-        EncoderPair.open(tmp_path / "nowhere", encodec, 1, 1)
-    with pytest.raises(UserError, match=r"hubert (is no|cannot be opened as) EncodecModel"):
-        EncoderPair.open(hubert, hubert, 1, 1)
+        EncoderPair(tmp_path / "nowhere", encodec, 1, 1)
+    with pytest.raises(UserError, match=r"hubert (is not a|cannot be opened as) EncodecModel"):
+        EncoderPair(hubert, hubert, 1, 1)
     settings = json.loads((encodec / "config.json").read_text())
     stereo = transformers.EncodecModel(
         transformers.EncodecConfig(**{**settings, "audio_channels": 2, "normalize": True})
     )
     stereo.save_pretrained(tmp_path / "stereo")
     with pytest.raises(UserError, match="2 channels, normalize=True"):
-        EncoderPair.open(hubert, tmp_path / "stereo", 1, 1)
+        EncoderPair(hubert, tmp_path / "stereo", 1, 1)
 
 
-def test_invariant_10_a_pickle_in_place_of_weights_is_refused_unread(saved, tmp_path):
+def test_invariant_10_a_pickle_in_the_file_of_weights_is_not_executed(saved, tmp_path):
     witness = tmp_path / "executed"
 
     class Trap:
@@ -261,7 +263,7 @@ def test_invariant_10_a_pickle_in_place_of_weights_is_refused_unread(saved, tmp_
     assert not witness.exists()
 
 
-def test_invariant_10_valid_weights_in_a_pickle_are_refused(saved):
+def test_invariant_10_valid_weights_in_a_pickle_are_rejected(saved):
     weights = saved / "encodec/model.safetensors"
     torch.save(safetensors.load_file(weights), saved / "encodec/pytorch_model.bin")
     weights.unlink()
@@ -269,7 +271,7 @@ def test_invariant_10_valid_weights_in_a_pickle_are_refused(saved):
         load_codec(f"two_encoder:{saved}")
 
 
-def test_a_damaged_or_foreign_codec_is_refused_in_one_line_with_the_file_named(saved):
+def test_a_damaged_or_foreign_codec_is_rejected_in_one_line_that_names_the_file(saved):
     def refused(match):
         with pytest.raises(UserError, match=match) as caught:
             load_codec(f"two_encoder:{saved}")
@@ -287,7 +289,7 @@ def test_a_damaged_or_foreign_codec_is_refused_in_one_line_with_the_file_named(s
     description = saved / "codec.json"
     value = json.loads(description.read_text())
     for change, match in (
-        ({"format_version": 3}, "format version 3"),
+        ({"format_version": 4}, "format version 4"),
         ({"name": "mel"}, "is of a .mel. codec: write mel:DIR"),
         ({"quantizers": 1}, "does not match the files"),
         ({"quantizers": None}, "does not describe a two_encoder codec"),

@@ -1,4 +1,4 @@
-"""The reading of compiled programs, on programs of this machine whose costs are known by hand."""
+"""Costs of compiled programs that were computed by hand."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_traffic_is_what_an_element_wise_step_reads_and_writes():
         ({"data": 2, "tensor": 4}, ("batch", None), "all-reduce"),
     ],
 )
-def test_collectives_are_told_by_mesh_axis_and_bytes(axes, split, kind):
+def test_collectives_are_counted_by_mesh_axis_and_bytes(axes, split, kind):
     mesh = make_mesh(axes)
     laid = rules.sharding(mesh, split, (ROWS, WIDTH))
 
@@ -103,8 +103,8 @@ def test_every_notation_of_a_group_of_devices_is_read(text, group):
     assert _first_group(text).tolist() == group
 
 
-def test_places_of_a_window_over_padding_do_not_count():
-    # A product written as a convolution: 8 places, window of 8, reversed over padding of 7 on each side.
+def test_window_positions_over_padding_do_not_count():
+    # A product written as a convolution: 8 positions, window of 8, reversed, over padding of 7 on each side.
     assert _window_pairs(1, 8, 8, 1, 7, 1, 1) == 8
     assert _window_pairs(8, 1, 8, 1, 0, 1, 1) == 8
     assert _window_pairs(10, 10, 3, 1, 1, 1, 1) == 3 * 10 - 2
@@ -138,7 +138,7 @@ ENTRY %main (a: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
 """
     found = count_costs(parse_module(text), {"data": 1}, {})
     assert found.flops == 36 * 2 * 8**3
-    # Nothing is guessed where the text does not tell.
+    # Without the constant the loop counts once and is reported.
     found = count_costs(parse_module(text.replace("constant(36)", "parameter(1)")), {"data": 1}, {})
     assert (found.flops, found.open_loops) == (2 * 8**3, 1)
 
@@ -153,12 +153,12 @@ def test_kernels_count_with_the_flops_stated_for_them():
     assert (found.flops, found.kernel_flops, found.flops_once) == (1e6, 1e6, 0.0)
 
 
-def test_a_text_that_is_no_program_is_refused():
+def test_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         parse_module("nothing")
 
 
-def test_what_goes_between_slices_is_of_the_dcn_axis():
+def test_traffic_between_slices_belongs_to_the_dcn_axis():
     text = """ENTRY %main (a: bf16[64,128]) -> bf16[64,128] {
   %a = bf16[64,128]{1,0:T(8,128)} parameter(0)
   %t = token[] after-all()
@@ -171,7 +171,7 @@ def test_what_goes_between_slices_is_of_the_dcn_axis():
     assert one.bytes == pytest.approx(2 * 3 / 4 * 64 * 128 * 2)
 
 
-def test_of_a_conditional_the_largest_branch_counts():
+def test_the_largest_branch_of_a_conditional_counts():
     product = 2 * ROWS * WIDTH * WIDTH
     of_two = costs_of(
         lambda p, x, w: jax.lax.cond(p, lambda x: jnp.tanh(x @ w @ w), lambda x: x @ w, x),
@@ -183,7 +183,7 @@ def test_of_a_conditional_the_largest_branch_counts():
         jax.ShapeDtypeStruct((), jnp.int32), array(ROWS, WIDTH), array(WIDTH, WIDTH),
     )  # fmt: skip
     assert of_three.flops == 3 * product
-    # Three products read the weights thrice and no more, whatever the other branches read.
+    # Only the largest branch counts: three products read the weights three times.
     weights, values = WIDTH * WIDTH * 4, ROWS * WIDTH * 4
     assert 3 * (weights + 2 * values) <= of_three.bytes < 3 * (weights + 2 * values) + 4 * values
 
@@ -199,8 +199,8 @@ def test_a_conditional_in_a_loop_counts_as_often_as_the_loop_runs():
     assert found.flops == LAYERS * 2 * ROWS * WIDTH * WIDTH
 
 
-def test_branches_by_truth_are_those_of_two_computations():
-    """As XLA writes a conditional over a pred, which its CPU compiler does not leave."""
+def test_a_conditional_with_true_and_false_computations_is_read():
+    """XLA writes a conditional over a pred like this; the CPU compiler replaces it."""
     text = """HloModule m
 
 %yes (p: f32[8,8]) -> f32[8,8] {
@@ -223,13 +223,13 @@ ENTRY %main (b: pred[], a: f32[8,8]) -> f32[8,8] {
     found = count_costs(parse_module(text), {"data": 2}, {})
     size = 8 * 8 * 4
     assert found.flops == 2 * 8**3
-    # Each bound takes the branch that is longest by it.
+    # Each cost is that of the branch that has most of it.
     assert found.bytes == 4 * size
     assert found.sent() == {("data",): 2 * size / 2}
 
 
-def test_what_goes_to_the_host_and_back_is_apart_from_the_traffic_of_the_memory():
-    """The offload of a scan, as the TPU's compiler writes it: a slice out, and one in, each layer."""
+def test_traffic_to_the_host_is_counted_separately():
+    """The offload of a scan as the TPU compiler writes it: one slice out and one in per layer."""
     whole = "bf16[15,4,8]{2,1,0:T(8,128)(2,1)S(5)}"
     slice_ = "bf16[1,4,8]{2,1,0:T(8,128)(2,1)}"
     text = f"""ENTRY %main (a: bf16[1,4,8], i: s32[]) -> bf16[1,4,8] {{
@@ -245,8 +245,8 @@ def test_what_goes_to_the_host_and_back_is_apart_from_the_traffic_of_the_memory(
     found = count_costs(parse_module(text), {"data": 1}, {})
     size = 4 * 8 * 2
     assert found.host_bytes == 2 * size
-    assert found.bytes == 2 * size  # read on the way out, written on the way in
-    # A plain copy to the host, and what stays on the device.
+    assert found.bytes == 2 * size  # read to be sent, written when received
+    # A plain copy to the host, and one on the device.
     copies = """ENTRY %main (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
   %s = (f32[8]{0:S(5)}, f32[8]{0}, u32[]) copy-start(%a)
@@ -257,8 +257,8 @@ def test_what_goes_to_the_host_and_back_is_apart_from_the_traffic_of_the_memory(
     assert count_costs(parse_module(copies), {"data": 1}, {}).host_bytes == 8 * 4
 
 
-def test_of_a_stack_that_one_fusion_fills_beside_other_results_the_new_part_counts():
-    """As the TPU's compiler writes the activations that a scan keeps."""
+def test_a_fusion_that_fills_a_stack_writes_only_the_new_slice():
+    """The TPU compiler writes the activations that a scan keeps like this."""
     text = """HloModule m
 
 %fused (p: bf16[15,8,8], x: bf16[8,8], i: s32[]) -> (bf16[15,8,8], bf16[8,8]) {
@@ -280,5 +280,5 @@ ENTRY %main (p: bf16[15,8,8], x: bf16[8,8], i: s32[]) -> (bf16[15,8,8], bf16[8,8
 }
 """
     found = count_costs(parse_module(text), {"data": 1}, {})
-    # x is read, y written twice, once into the stack; and the place in it is read.
+    # x is read, y is written twice (once into the stack), and the index is read.
     assert found.bytes == 3 * 8 * 8 * 2 + 4

@@ -1,4 +1,4 @@
-"""`soda plan` without the TPU's compiler: names, arithmetic, search, JSON."""
+"""`soda plan` without the TPU compiler: topologies, estimates, errors and output."""
 
 import argparse
 import json
@@ -12,8 +12,11 @@ from soda_jax.commands import plan as command
 from soda_jax.commands._config import load_config
 from soda_jax.errors import UserError
 from soda_jax.hardware import GIB
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.parallel import rules
 from soda_jax.plan import run as plan
 from soda_jax.plan.compiled import DoesNotFitError, _compiler_error, compile_step
+from soda_jax.plan.estimate import estimate_step
 from soda_jax.plan.topologies import parse_topology
 from soda_jax.schema import run_config
 from soda_jax.tokens.vocabulary import VocabularyLayout
@@ -34,7 +37,7 @@ def test_a_topology_is_chip_and_shape_and_the_memory_that_a_program_can_use(text
     assert parse_topology(text, 2).chips == 2 * chips
 
 
-def test_a_chip_of_two_devices_gives_each_half():
+def test_each_device_of_a_chip_of_two_has_half_its_rates():
     found = parse_topology("tpu7x:2x2x1")
     assert (found.chips, found.devices, found.size) == (4, 8, "4 chips (8 devices)")
     assert (parse_topology("v4:2x2x1").devices, parse_topology("v3:2x2", 2).devices) == (4, 16)
@@ -42,7 +45,7 @@ def test_a_chip_of_two_devices_gives_each_half():
     outcome = one.make(one.config)
     assert math.prod(outcome.mesh.values()) == 8
     bounds = outcome.bounds()
-    assert bounds["arithmetic"] == pytest.approx(outcome.flops / (2307e12 / 2))
+    assert bounds["arithmetic"] == pytest.approx(outcome.costs.flops / (2307e12 / 2))
     assert bounds["memory"] == pytest.approx(outcome.costs.bytes / (7380e9 / 2))
     value = outcome.to_json()
     # Eight devices of half a chip have the peak of four chips, and four chips are paid for.
@@ -52,7 +55,7 @@ def test_a_chip_of_two_devices_gives_each_half():
     assert value["cost"] == pytest.approx(value["days"] * 24 * 4)
 
 
-def test_the_memory_of_gpus_is_the_part_that_jax_allocates(monkeypatch):
+def test_the_memory_of_gpus_is_the_fraction_that_jax_allocates(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     assert parse_topology("h200:8").memory / GIB == pytest.approx(0.9 * 139.8)
     assert parse_topology("v5e:4x4").memory / GIB == 15.75
@@ -63,7 +66,7 @@ def test_the_memory_of_gpus_is_the_part_that_jax_allocates(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "slices", "told"),
+    ("text", "slices", "message"),
     [
         ("v9:2x2", 1, "--topology=v9:2x2 is unknown: CHIP:SHAPE with a chip of v2, v3, v4, v5e, v5p, v6e, tpu7x, a100"),
         ("v5p", 1, "as in v4:2x2x4"),
@@ -86,8 +89,8 @@ def test_the_memory_of_gpus_is_the_part_that_jax_allocates(monkeypatch):
         ("v5p:4x6x2", 1, "such as v5p:4x8x4"), ("tpu7x:8x2x1", 1, "such as tpu7x:8x4x4"),
     ],
 )  # fmt: skip
-def test_a_topology_that_is_none_is_refused_with_the_valid_names(text, slices, told):
-    with pytest.raises(UserError, match=told):
+def test_an_invalid_topology_is_refused_with_the_valid_names(text, slices, message):
+    with pytest.raises(UserError, match=message):
         parse_topology(text, slices)
 
 
@@ -104,7 +107,7 @@ def test_an_estimate_counts_the_state_exactly_and_the_rest_by_its_arrays():
     one = planner(price=2.0)
     outcome = one.make(one.config)
     assert (outcome.mesh["data"], outcome.mesh["fsdp"]) == (2, 4)
-    blocks = 2 * (128_512 - 128_260) * 512  # padding rows are held, not counted
+    blocks = 2 * (128_512 - 128_260) * 512  # padding rows are stored but not counted
     assert outcome.memory.parameters == pytest.approx(4 * outcome.decoder.parameters / 4)
     assert outcome.memory.optimizer == 2 * outcome.memory.parameters
     assert blocks / outcome.decoder.parameters < 2e-3
@@ -113,13 +116,13 @@ def test_an_estimate_counts_the_state_exactly_and_the_rest_by_its_arrays():
     assert value["cost"] == pytest.approx(value["chip_hours"] * 2.0)
     assert value["roofline_seconds"] == max(value["bounds_seconds"].values())
     assert 0 < value["mfu_bound"] < 1 and value["fits"]
-    # Full rematerialisation runs the forward pass of the layers twice.
+    # Full rematerialization runs the forward pass of the layers twice.
     none = planner("model.remat=none").make(config_of("soda_135m", ["--config.model.remat=none"]))
-    assert none.flops < outcome.flops < 4 / 3 * none.flops
+    assert none.costs.flops < outcome.costs.flops < 4 / 3 * none.costs.flops
     assert none.memory.temporaries > 2 * outcome.memory.temporaries
 
 
-def test_traffic_of_gpus_beyond_their_node_is_the_networks():
+def test_traffic_between_nodes_of_gpus_uses_the_network():
     inside = planner("mesh.fsdp=8").make(config_of("soda_4b", ["--config.mesh.fsdp=8"]))
     assert "links" in inside.bounds() and "network" not in inside.bounds()
     config = config_of("soda_4b", ["--config.mesh.fsdp=64"])
@@ -127,11 +130,11 @@ def test_traffic_of_gpus_beyond_their_node_is_the_networks():
     assert "network" in across.bounds() and "links" not in across.bounds()
 
 
-def test_dcn_of_gpus_is_their_nodes():
+def test_dcn_of_gpus_is_the_number_of_nodes():
     config = config_of("soda_1_7b", ["--config.mesh.dcn=-1"])
     outcome = planner(topology="h100:64").make(config)
     assert (outcome.mesh["dcn"], outcome.mesh["data"] * outcome.mesh["fsdp"]) == (8, 8)
-    # Gradients alone leave the node; what fsdp gathers stays on NVLink.
+    # Only gradients cross nodes; fsdp gathers weights over NVLink.
     assert {"network", "links"} <= set(outcome.bounds())
     assert planner(topology="h100:8").make(config).mesh["dcn"] == 1
     assert parse_topology("h100:4", 2).domains == 2
@@ -141,10 +144,10 @@ def test_dcn_of_gpus_is_their_nodes():
     assert {"network", "links"} <= set(two.bounds())
 
 
-def test_offload_is_bound_by_the_link_to_the_host():
+def test_offload_is_limited_by_the_link_to_the_host():
     config = config_of("soda_1_7b", ["--config.model.remat=offload"])
     outcome = planner(topology="v5p:4x4x4").make(config)
-    # 28 inputs of layers of 512 x 4096 / 64 tokens, bf16, out and back.
+    # Inputs of 28 layers, 512 x 4096 / 64 tokens each, bf16, written and read.
     size = 2 * 28 * (512 * 4096 / 64) * 2048 * 2
     assert outcome.costs.host_bytes == size
     assert outcome.bounds()["host"] == size / 15e9
@@ -155,20 +158,20 @@ def test_offload_is_bound_by_the_link_to_the_host():
 
 
 def compiled_rows():
-    """Rows of the committed table of compiled steps: config, topology, mesh, and figures by column."""
+    """Yields config, topology, mesh, arithmetic and memory time of the compiled steps in docs/plan.md."""
     topologies = {"v5p-32": "v5p:2x2x4", "v5p-64": "v5p:2x4x4", "v5p-128": "v5p:4x4x4", "v5p-256": "v5p:4x4x8"}  # fmt: skip
     text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text("utf-8")
     lines = text.split("docs/figures/plan_table.py -->")[1].split("<!--")[0].strip().splitlines()
     for line in lines[2:]:
         cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
         mesh = {n: int(size) for n, size in (part.split("=") for part in cells[2].split(" × "))}
-        if len(mesh) > 1:  # fsdp alone leaves less than a tile, which the estimate knows nothing of
+        if len(mesh) > 1:  # only fsdp leaves less than a tile, which the estimate does not model
             numbers = [float(cell.replace(",", "")) for cell in cells[8:10]]
             yield cells[0], topologies[cells[1]], mesh, *numbers
 
 
 def memory_rows():
-    """Rows of the committed table of estimates: config, topology, overrides, GiB compiled and estimated."""
+    """Yields config, topology, overrides, GiB compiled and GiB estimated from docs/plan.md."""
     text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text("utf-8")
     lines = (
         text.split("docs/figures/estimate_table.py -->")[1].split("<!--")[0].strip().splitlines()
@@ -182,7 +185,7 @@ def memory_rows():
 
 
 @pytest.mark.parametrize(("config", "topology", "overrides", "compiled", "written"), memory_rows())
-def test_the_estimated_memory_is_near_what_the_compiler_needs(
+def test_the_estimated_memory_is_close_to_the_compiled_one(
     config, topology, overrides, compiled, written
 ):
     one = planner(*overrides, topology=topology, config=config)
@@ -192,7 +195,7 @@ def test_the_estimated_memory_is_near_what_the_compiler_needs(
 
 
 @pytest.mark.parametrize(("config", "topology", "mesh", "arithmetic", "memory"), compiled_rows())
-def test_estimated_times_are_near_what_was_compiled(config, topology, mesh, arithmetic, memory):
+def test_estimated_times_are_close_to_the_compiled_ones(config, topology, mesh, arithmetic, memory):
     chosen = config_of(config, [f"--config.mesh.{n}={size}" for n, size in mesh.items()])
     found = planner(topology=topology, config=config).make(chosen)
     bounds = {name: 1e3 * seconds for name, seconds in found.bounds().items()}
@@ -220,7 +223,7 @@ def test_a_step_that_does_not_fit_ends_with_1(capsys):
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 
-def test_a_tpu_without_its_compiler_says_what_to_install(monkeypatch):
+def test_a_missing_tpu_compiler_is_an_error_that_names_the_package(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "libtpu", None)
@@ -229,12 +232,15 @@ def test_a_tpu_without_its_compiler_says_what_to_install(monkeypatch):
         plan.Planner(config, layout, parse_topology("v5p:2x2x1"), None, False)
 
 
-def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
-    """On simulated devices: the parts that need no TPU."""
+def test_costs_of_the_compiled_step_of_the_trainer_are_those_of_the_model():
+    """Runs on simulated devices: the parts that need no TPU."""
     config = config_of("demo", ["--config.mesh.data=2", "--config.mesh.fsdp=4"])
     layout = VocabularyLayout(260, (256, 257, 258, 259), 256, 257, (16,) * 4)
     step = compile_step(config, layout, jax.devices()[:8])
-    decoder = step.program.model.config
+    model = ModelFunctions(
+        decoder_config(config.model, VocabularyBlocks(layout.audio_base, layout.codebook_sizes))
+    )
+    decoder = model.config
     tokens = config.batch_size * config.data.sequence_length / 8
     # Forward and backward products of the layers, whole squares of scores, and the head with padding.
     attention = (
@@ -248,7 +254,7 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
     wanted = (6 * (decoder.matmul_parameters + rows * decoder.hidden_size) + attention) * tokens
     assert step.costs.flops == pytest.approx(wanted, rel=0.02)
     assert step.costs.flops_once <= step.costs.flops and step.costs.open_loops == 0
-    params = sum(leaf.size for leaf in jax.tree.leaves(step.program.abstract["params"])) * 4
+    params = sum(leaf.size for leaf in jax.tree.leaves(model.abstract)) * 4
     assert step.memory.parameters == pytest.approx(params / 4, rel=0.05)
     assert step.memory.optimizer == pytest.approx(2 * step.memory.parameters, rel=0.01)
     sent = step.costs.sent()
@@ -256,7 +262,7 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
 
 
 @pytest.mark.parametrize(
-    ("topology", "slices", "override", "told"),
+    ("topology", "slices", "override", "message"),
     [
         ("h100:64", 1, "batch_size=500", "500 windows cannot be split over dcn x data x fsdp = 64"),
         (
@@ -282,66 +288,64 @@ def test_a_compiled_step_is_the_trainers_and_its_costs_are_those_of_the_model():
         ("v5p:2x2x1", 2, "batch_size=512", "set --config.mesh.dcn=-1"),
     ],
 )
-def test_an_estimate_refuses_what_the_run_would_refuse(topology, slices, override, told):
+def test_an_estimate_refuses_what_the_run_would_refuse(topology, slices, override, message):
     config = load_config("soda_135m", [f"--config.{override}"])
-    layout, place = VocabularyLayout.soda(), parse_topology(topology, slices)
-    with pytest.raises(UserError, match=told):
-        plan.Planner(config, layout, place, None, True).make(run_config(config))
+    layout, chips = VocabularyLayout.soda(), parse_topology(topology, slices)
+    with pytest.raises(UserError, match=message):
+        plan.Planner(config, layout, chips, None, True).make(run_config(config))
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error.\nUsed 120.50G of 95.74G hbm. Exceeded",
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
         "(120.50G) exceeds available HBM (95.74G).",
     ],
 )
-def test_a_compiler_without_room_is_understood_in_each_of_its_words(told):
-    error = _compiler_error(RuntimeError(told))
+def test_every_memory_error_of_the_compiler_is_recognized(message):
+    error = _compiler_error(RuntimeError(message))
     assert isinstance(error, DoesNotFitError) and error.needed == 120.5 * 2**30
     assert str(error) == "the step needs 120.50 GiB of the 95.74 GiB of a device"
 
 
 @pytest.mark.parametrize(
-    ("told", "line"),
+    ("message", "line"),
     [
         ("HLO temporaries (980.00M) exceeds available HBM (0.50G).", "0.96 GiB of the 0.50 GiB of"),
         ("Ran out of vmem: 16.5M of 16.00M, %fusion.3K", "16.5 MiB of 16.00 MiB, %fusion.3K"),
         ("INTERNAL: x\nand more", "failed to compile the training step: INTERNAL: x"),
     ],
 )
-def test_errors_of_the_compiler_are_one_line_in_binary_units(told, line):
-    error = _compiler_error(RuntimeError(told))
+def test_errors_of_the_compiler_are_one_line_in_binary_units(message, line):
+    error = _compiler_error(RuntimeError(message))
     assert line in str(error) and "\n" not in str(error)
-    assert isinstance(error, DoesNotFitError) == ("HBM" in told)
+    assert isinstance(error, DoesNotFitError) == ("HBM" in message)
 
 
 @pytest.mark.parametrize("price", ["-1", "nan", "inf"])
-def test_a_price_that_is_no_amount_is_refused(price):
+def test_a_price_that_is_not_a_finite_amount_is_refused(price):
     words = ("--config=soda_135m", "--topology=h100:8", f"--price_per_chip_hour={price}")
     with pytest.raises(UserError, match="must be a number from 0 on"):
         command.run(arguments(*words))
 
 
 def test_a_new_batch_axis_is_estimated_like_the_data_axis(monkeypatch):
-    from soda_jax.model import VocabularyBlocks, decoder_config
-    from soda_jax.parallel import rules
-    from soda_jax.plan.estimate import estimate_step
-
     layout = VocabularyLayout.soda()
     config = config_of("soda_1_7b", [])
     blocks = VocabularyBlocks.of(layout)
     decoder = decoder_config(config.model, blocks)
     ones = dict.fromkeys(rules.MESH_AXES, 1)
-    memory, costs = estimate_step(config, decoder, {**ones, "data": 8}, "gpu")
+    step = estimate_step(config, decoder, {**ones, "data": 8}, "gpu")
     axes = {**rules.MESH_AXES, "replica": ("batch", "rows")}
     with_axis = {**rules.RULES, "batch": (*rules.RULES["batch"], "replica")}
     monkeypatch.setattr(rules, "MESH_AXES", axes)
     monkeypatch.setattr(rules, "RULES", with_axis)
-    new_memory, new_costs = estimate_step(config, decoder, {**ones, "replica": 8}, "gpu")
-    assert (new_memory, new_costs.flops, new_costs.bytes) == (memory, costs.flops, costs.bytes)
+    new = estimate_step(config, decoder, {**ones, "replica": 8}, "gpu")
+    costs, new_costs = step.costs, new.costs
+    assert new.memory == step.memory
+    assert (new_costs.flops, new_costs.bytes) == (costs.flops, costs.bytes)
     sent = [(one.kind, one.bytes, one.times) for one in costs.collectives]
     assert [(one.kind, one.bytes, one.times) for one in new_costs.collectives] == sent != []
-    whole, _ = estimate_step(config, decoder, ones, "gpu")
-    assert whole.batch == 8 * memory.batch  # the axis does split the batch
+    whole = estimate_step(config, decoder, ones, "gpu")
+    assert whole.memory.batch == 8 * step.memory.batch  # the axis does split the batch

@@ -1,11 +1,17 @@
-"""`soda plan --search`: which candidates there are, which are compiled, and what is printed."""
+"""`soda plan --search`: its candidates, those that are compiled, and the output."""
 
 import dataclasses
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import soda_jax
 from soda_jax.commands._config import load_config
 from soda_jax.errors import UserError
 from soda_jax.plan import run as plan
@@ -27,7 +33,7 @@ def planner(config, topology="h100:8", slices=1):
 
 
 def rows_of(text):
-    """Cells of the table's rows."""
+    """Returns the cells of the rows of a table."""
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -64,33 +70,41 @@ def splits(*overrides, topology="v5p:4x4x4", slices=1):
     return {one.mesh.sequence for one in found}
 
 
-def test_splits_of_the_sequence_are_those_that_attention_takes():
+def test_the_sequence_is_split_as_far_as_attention_allows():
     assert splits() == {1, 2, 4, 8}
-    assert splits("mesh.sequence=16") == {1, 2, 4, 8, 16}  # the config's own; 256 positions each
+    assert splits("mesh.sequence=16") == {
+        1,
+        2,
+        4,
+        8,
+        16,
+    }  # the size in the config; 256 positions each
     assert splits("mesh.sequence=64") == {1, 2, 4, 8}  # 64 positions, half a tile of splash
     assert splits("mesh.sequence=64", "model.attention=xla") == {1, 2, 4, 8, 64}
     assert splits("data.sequence_length=384") == {1}
-    assert splits(topology="h100:8") == {1}  # triton takes whole sequences
+    assert splits(topology="h100:8") == {1}  # triton needs whole sequences
     assert splits("model.attention=mosaic", topology="h100:8") == {1, 2, 4, 8}
 
 
-def test_slices_stay_on_the_dcn_axis_and_the_configs_own_choices_are_tried():
+def test_slices_are_the_dcn_axis_and_sizes_of_the_config_are_tried():
     config = config_of("soda_135m", "batch_size=384", "gradient_accumulation=3", "mesh.fsdp=8")
     found = list(candidates(config, parse_topology("v5p:2x2x2", 2)))
     assert {one.mesh.dcn for one in found} == {2}
     assert {one.gradient_accumulation for one in found} >= {1, 2, 3, 4}
-    # 64 columns a device are less than a tile: only as the config says so.
+    # 64 columns a device are less than a tile: tried only because the config asks for it.
     assert 8 in {one.mesh.fsdp for one in found}
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=4))
     assert max(one.mesh.fsdp for one in candidates(config, parse_topology("v5p:2x2x2", 2))) == 4
 
 
-def test_a_batch_that_no_mesh_splits_is_told_and_one_that_few_split_is_noted(capsys):
+def test_a_batch_that_no_mesh_splits_is_refused_and_one_that_few_split_is_noted(capsys):
     with pytest.raises(
         UserError, match="batch_size 7 cannot be split over the 16 devices of h100:16"
     ):
         search(planner(config_of("soda_135m", "batch_size=7"), "h100:16"), 2, False)
-    with pytest.raises(UserError, match="'flash' is not a registered"):  # not its consequence
+    with pytest.raises(
+        UserError, match="'flash' is not a registered"
+    ):  # not the error that follows from it
         search(planner(config_of("soda_135m", "model.attention=flash")), 2, False)
     assert search(planner(config_of("soda_1_7b"), "v5p:8x8x16"), 2, True) == 0
     value = json.loads(capsys.readouterr().out)
@@ -100,7 +114,7 @@ def test_a_batch_that_no_mesh_splits_is_told_and_one_that_few_split_is_noted(cap
 
 
 class Compiler(plan.Planner):
-    """Stands for the compiler: knows what a remat really needs, as a multiple of the estimate."""
+    """Replaces the compiler: the memory of a remat is a given multiple of its estimate."""
 
     def __init__(self, config, needs, topology="v5p:2x2x1"):
         super().__init__(config, VocabularyLayout.soda(), parse_topology(topology), None, True)
@@ -113,7 +127,7 @@ class Compiler(plan.Planner):
         self.compiled.append(outcome)
         needed = outcome.memory.total * self.needs.get(config.model.remat, 1.0)
         if needed > self.topology.memory:
-            raise DoesNotFitError("the step needs more than there is", needed)
+            raise DoesNotFitError("the step needs too much", needed)
         more = needed - outcome.memory.total
         memory = dataclasses.replace(outcome.memory, temporaries=outcome.memory.temporaries + more)
         return dataclasses.replace(outcome, memory=memory)
@@ -123,7 +137,9 @@ def kinds(outcomes):
     return [(tuple(one.mesh.items()), one.settings["remat"]) for one in outcomes]
 
 
-def test_no_more_than_asked_is_compiled_and_each_mesh_and_remat_once_if_it_fits(capsys):
+def test_the_number_of_compilations_is_limited_and_each_mesh_and_remat_is_compiled_once_if_it_fits(
+    capsys,
+):
     compiler = Compiler(config_of("soda_135m"), {})
     assert search(compiler, 9, True) == 0
     value = json.loads(capsys.readouterr().out)
@@ -131,13 +147,13 @@ def test_no_more_than_asked_is_compiled_and_each_mesh_and_remat_once_if_it_fits(
     assert len(set(kinds(compiler.compiled))) == 9
     steps = [one["roofline_seconds"] for one in value["plans"]]
     assert steps == sorted(steps)
-    # They are the best of all, which the estimate alone tells here.
+    # They are the best of all; here the estimate is exact.
     everything = [compiler.make(one, estimate=True) for one in
                   candidates(compiler.config, compiler.topology)]  # fmt: skip
     assert min(one.seconds for one in everything if one.fits) == min(steps)
 
 
-def test_what_does_not_fit_is_tried_smaller_and_its_likes_are_passed_over(capsys):
+def test_a_candidate_that_does_not_fit_is_tried_smaller_and_similar_ones_are_skipped(capsys):
     config = config_of("soda_135m")
     easy = Compiler(config, {})
     search(easy, 1, True)
@@ -148,7 +164,7 @@ def test_what_does_not_fit_is_tried_smaller_and_its_likes_are_passed_over(capsys
     capsys.readouterr()
     assert search(compiler, 12, True) == 0
     value = json.loads(capsys.readouterr().out)
-    # One is compiled to learn it; none of its likes in vain.
+    # One failed compilation is enough to learn the ratio.
     assert len(value["does_not_fit"]) == 1
     again = [one for one in compiler.compiled if one.settings["remat"] == remat][1:]
     assert again and all(off * one.memory.total <= room for one in again)
@@ -157,15 +173,54 @@ def test_what_does_not_fit_is_tried_smaller_and_its_likes_are_passed_over(capsys
     assert second < first
 
 
-def test_a_search_in_which_nothing_fits_ends_with_1_and_says_why(capsys):
+def test_a_search_in_which_nothing_fits_exits_with_1_and_the_reasons(capsys):
     compiler = Compiler(config_of("soda_135m"), dict.fromkeys(("none", "dots", "full", "attention", "offload"), 1e3))  # fmt: skip
     assert search(compiler, 12, False) == 1
     out = capsys.readouterr().out
-    assert out.count("does not fit: ") == 5 and "needs more than there is" in out
-    # Not worth a compilation: the exit status is that of a step that does not fit, not of bad input.
+    assert out.count("does not fit: ") == 5 and "needs too much" in out
+    # Nothing is compiled; the exit status is that of a step that does not fit, not of bad input.
     assert search(planner(config_of("soda_4b"), "v5e:1x1"), 2, False) == 1
     out = capsys.readouterr().out
-    assert "no mesh and remat comes near the 15.75 GiB of a device; use more chips" in out
+    assert "no mesh and remat is close to the 15.75 GiB of a device; use more chips" in out
     assert "|" not in out
     assert search(planner(config_of("soda_4b"), "v5e:1x1"), 2, True) == 1
     assert json.loads(capsys.readouterr().out)["plans"] == []
+
+
+# What CONTRIBUTING asks for in order to add a mesh axis: a line in the rules and a default size.
+ADDED_AXIS = (
+    ("parallel/rules.py", '"fsdp": ("batch", "embed"),', '"replica": ("batch", "rows"),'),
+    (
+        "schema.py",
+        "    fsdp: int = setting(",
+        '    replica: int = setting(1, "more copies", minimum=-1)',
+    ),
+)
+
+
+def test_an_axis_added_to_the_rules_takes_part_in_the_search(tmp_path):
+    source = tmp_path / "soda_jax"
+    shutil.copytree(Path(soda_jax.__file__).parent, source)
+    for file, before, line in ADDED_AXIS:
+        text = (source / file).read_text()
+        assert text.count(before) == 1
+        (source / file).write_text(text.replace(before, f"{line}\n{before}"))
+    options = ["--config=soda_1_7b", "--topology=h100:8", "--search", "--estimate", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "soda_jax.cli", "plan", *options, "--candidates=1000"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plans = json.loads(done.stdout)["plans"]
+
+    def figures(one):
+        rest = {axis: size for axis, size in one["mesh"].items() if axis not in ("data", "replica")}
+        return *rest.items(), one["settings"]["remat"], round(one["mfu_bound"], 12)
+
+    only_data = {figures(one) for one in plans if one["mesh"]["replica"] == 1}
+    only_replica = {figures(one) for one in plans if one["mesh"]["data"] == 1}
+    both = {figures(one) for one in plans if min(one["mesh"]["data"], one["mesh"]["replica"]) > 1}
+    assert only_data == only_replica and both
+    splits = {(one["mesh"]["fsdp"], one["mesh"]["replica"]) for one in plans}
+    assert {(1, 8), (2, 4), (4, 2), (1, 2)} <= splits

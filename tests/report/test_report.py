@@ -1,4 +1,4 @@
-"""The page: self-contained, complete, honest."""
+"""The report page: self-contained, complete and correct."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def evaluation(**bigram):
         },
         "tts": {
             "utterances": 2,
-            "recogniser": "Whisper tiny.en",
+            "recognizer": "Whisper tiny.en",
             "sampling": "temperature 0.9, top-p 0.8",
             "max_seconds": 4.0,
             "complete_share": 0.5,
@@ -110,7 +110,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def test_nothing_on_the_page_comes_from_the_network(content):
+def test_the_page_needs_no_network(content):
     page = Page(render(content))
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "data", "action"):
@@ -120,20 +120,20 @@ def test_nothing_on_the_page_comes_from_the_network(content):
     assert not re.search(r"@import|url\((?!#|[\"']?data:)", render(content))
 
 
-def test_every_promised_part_is_there(content):
+def test_every_section_is_present(content):
     text = Page(render(content)).text
     for part in (
         *("What it is.", "text", "semantic", "acoustic 1", "marker", "training", "held-out"),
-        *("bigram", "unigram", "resumed", "went on from step 20", "tokens a second", "MFU in %"),
-        *("3 GFLOP/s (measured)", "waited for data", "2,612,345", "0.3 hours", "25.7%", "81.2%"),
-        *("4.4%", "50.0%", "Whisper tiny.en", "two late", "to wait", "not ended", "8 more"),
+        *("bigram", "unigram", "resumed", "resumed at step 20", "tokens per second", "MFU in %"),
+        *("3 GFLOP/s (measured)", "data wait", "2,612,345", "0.3 hours", "25.7%", "81.2%"),
+        *("4.4%", "50.0%", "Whisper tiny.en", "two late", "to wait", "unfinished", "8 more"),
         *("one two", "won too", "go up", "go cup", "12.3 s", "4 min 05 s", "4 min 17 s"),
     ):
         assert part in text, part
     assert 'soda generate --workdir=r speak "a & b" --output=x.wav' in text
 
 
-def test_every_clip_has_a_picture_and_a_player_with_its_samples(content):
+def test_every_clip_has_a_spectrogram_and_a_player_with_its_samples(content):
     page = Page(render(content))
     players = page.of("audio")
     assert len(players) == 4 and all("controls" in player for player in players)
@@ -143,21 +143,21 @@ def test_every_clip_has_a_picture_and_a_player_with_its_samples(content):
         heard = np.frombuffer(file.readframes(len(TONE)), "<i2") / 32767
     np.testing.assert_allclose(heard, TONE, atol=1e-4)
     labels = [svg["aria-label"] for svg in page.of("svg")]
-    assert sum("waveform and mel picture" in label for label in labels) == 4
+    assert sum("waveform and spectrogram" in label for label in labels) == 4
 
 
-def test_what_users_write_cannot_become_markup(content):
+def test_text_of_users_is_escaped(content):
     text = render(content)
     assert "<b>& its" not in text
     assert "A toy &lt;b&gt;&amp; its voice&lt;/b&gt;" in text
 
 
-def test_ids_inside_the_figures_do_not_collide(content):
+def test_ids_in_the_figures_are_unique(content):
     ids = [a["id"] for _, a in Page(render(content)).elements if "id" in a]
     assert len(ids) == len(set(ids)) > 0
 
 
-def test_a_class_above_a_baseline_is_told(content):
+def test_a_class_above_a_baseline_is_reported(content):
     assert "below both baselines for every class" in render(content)
     worse = ReportContent("t", evaluation=evaluation(semantic=1.5))
     text = Page(render(worse)).text
@@ -166,7 +166,7 @@ def test_a_class_above_a_baseline_is_told(content):
     assert "-0.500" in text
 
 
-def test_baselines_that_were_not_measured_are_not_claimed():
+def test_missing_baselines_are_reported_as_not_measured():
     without = evaluation()
     del without["baselines"]
     text = Page(render(ReportContent("t", evaluation=without))).text
@@ -174,14 +174,14 @@ def test_baselines_that_were_not_measured_are_not_claimed():
     assert "below both" not in text
 
 
-def test_a_report_of_nothing_is_a_page(tmp_path):
+def test_an_empty_report_is_a_page(tmp_path):
     write_report(tmp_path / "report.html", ReportContent("Empty"))
     page = Page((tmp_path / "report.html").read_text())
     assert "Empty" in page.text
     assert not page.of("h2")
 
 
-def test_figures_follow_the_colors_of_the_page(metrics):
+def test_figures_use_the_colors_of_the_page(metrics):
     rows = [json.loads(line) for line in metrics.read_text().splitlines()[:-1]]
     text = figures.svg(figures.loss_figure(rows, CLASSES, resumed_at=[20]), "loss")
     assert "currentColor" in text

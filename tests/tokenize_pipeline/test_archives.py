@@ -1,4 +1,4 @@
-"""Members of archives: the right bytes in any order, few passes, and a reason for what is not there."""
+"""`ArchiveReader`: the content of members in any order, few passes, and a reason for each missing member."""
 
 import gzip
 from pathlib import Path
@@ -20,7 +20,7 @@ TARS = ("a.tar", "a.tar.gz", "a.tgz")
 
 
 def contents(count: int = 30) -> dict[str, bytes]:
-    """Members of uneven sizes, one empty, one of a whole block, one with a name of 150 characters."""
+    """Returns members of different sizes, one empty, one of exactly a block, one with a name of 150 characters."""
     generator = np.random.default_rng(0)
     sizes = [0, 512, 513, *generator.integers(1, 3000, count - 3)]
     names = [f"part {n % 3}/{n:03d}.wav" for n in range(count)]
@@ -29,7 +29,7 @@ def contents(count: int = 30) -> dict[str, bytes]:
 
 
 def write_parquet(path: Path, cells: list[bytes | None], nested: bool) -> Path:
-    """Row groups of four rows; the cells plain, or as the Hugging Face Audio feature has them."""
+    """Writes row groups of four rows; the cells are bytes, or structs as of the Audio feature of Hugging Face."""
     values = [{"bytes": cell, "path": "x.wav"} for cell in cells] if nested else cells
     pq.write_table(pa.table({"text": ["t"] * len(cells), "audio": values}), path, row_group_size=4)
     return path
@@ -55,7 +55,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TARS)
-def test_members_of_a_tar_come_in_any_order_and_a_leading_dot_means_nothing(tmp_path, name):
+def test_members_of_a_tar_are_read_in_any_order_and_a_leading_dot_is_ignored(tmp_path, name):
     members = contents()
     path = write_tar(tmp_path / name, {f"./{n}": data for n, data in members.items()})
     assert is_archive(str(path)) and not is_archive(str(tmp_path))
@@ -100,7 +100,7 @@ def test_a_cell_with_a_path_and_no_bytes_is_read_from_a_file_below_the_parquet_f
     assert [error.reason for error in found[1:]] == ["undecodable"] * 4 + ["missing"]
 
 
-def test_a_compressed_archive_read_in_order_is_passed_once(tmp_path, opened):
+def test_a_compressed_archive_read_in_order_is_opened_once(tmp_path, opened):
     members = contents()
     path, reader = write_tar(tmp_path / "a.tar.gz", members), ArchiveReader()
     names = list(members)
@@ -110,14 +110,12 @@ def test_a_compressed_archive_read_in_order_is_passed_once(tmp_path, opened):
     assert len(opened) == 1
 
 
-def test_what_was_passed_is_read_in_one_more_pass_and_what_is_missing_costs_no_second(
-    tmp_path, opened
-):
+def test_earlier_members_need_at_most_one_more_pass_and_missing_members_none(tmp_path, opened):
     members = contents()
     path, reader = write_tar(tmp_path / "a.tar.gz", members), ArchiveReader()
     names = list(members)
     assert read(path, [names[20]], reader)[names[20]] == members[names[20]]
-    # Behind and ahead of where the reader stands, and nowhere.
+    # Before and after the current position, and absent.
     found = read(path, [names[3], names[25], "nowhere"], reader)
     assert found[names[3]] == members[names[3]] and found[names[25]] == members[names[25]]
     assert found["nowhere"].reason == "missing"
@@ -130,7 +128,7 @@ def test_what_was_passed_is_read_in_one_more_pass_and_what_is_missing_costs_no_s
 
 
 @pytest.mark.parametrize("name", TARS)
-def test_of_two_members_of_one_name_the_first_counts(tmp_path, name):
+def test_the_first_of_two_members_with_the_same_name_is_read(tmp_path, name):
     path = write_tar(tmp_path / name, {"one": b"first", "two": b"2", "./one": b"second"})
     reader = ArchiveReader()
     assert read(path, ["one"], reader) == {"one": b"first"}
@@ -139,7 +137,7 @@ def test_of_two_members_of_one_name_the_first_counts(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [*TARS, "a.parquet"])
-def test_what_is_no_archive_is_named_with_its_reason(tmp_path, name):
+def test_the_error_of_a_file_that_is_not_an_archive_has_its_name_and_a_reason(tmp_path, name):
     path = tmp_path / name
     (error,) = read(path, ["audio/0/0"]).values()
     assert error.reason == "missing" and name in str(error)
@@ -157,7 +155,7 @@ def test_what_is_no_archive_is_named_with_its_reason(tmp_path, name):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), name=st.sampled_from([*TARS, "a.parquet"]))
-def test_a_truncated_archive_gives_whole_members_or_says_so(tmp_path_factory, data, name):
+def test_members_of_a_truncated_archive_are_complete_or_errors(tmp_path_factory, data, name):
     folder = tmp_path_factory.mktemp("cut")
     members = contents()
     if name == "a.parquet":
@@ -180,9 +178,9 @@ def test_a_truncated_archive_gives_whole_members_or_says_so(tmp_path_factory, da
 
 
 def flip_stored_byte(path: Path, member: bytes) -> None:
-    """Stores a compressed archive without compression and changes a byte of a member in it.
+    """Stores a compressed archive without compression and changes a byte of a member.
 
-    Nothing but the checksum can tell: a stored block is copied as it is.
+    Only the checksum shows it, as stored blocks are copied.
     """
     content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), 0, mtime=0))
     assert content.count(member) == 1
@@ -191,7 +189,7 @@ def flip_stored_byte(path: Path, member: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz"])
-def test_a_byte_that_only_the_checksum_knows_to_be_wrong_is_told_at_the_end(tmp_path, name):
+def test_a_wrong_checksum_is_reported_with_the_last_member(tmp_path, name):
     members = {f"{n}.wav": bytes([n]) * 700 for n in range(1, 6)}
     path = write_tar(tmp_path / name, members)
     flip_stored_byte(path, members["2.wav"])
@@ -202,19 +200,19 @@ def test_a_byte_that_only_the_checksum_knows_to_be_wrong_is_told_at_the_end(tmp_
         stream.next()
     assert caught.value.reason == "undecodable" and "\n" not in str(caught.value)
     stream.close()
-    # Too late for what was given before, but not silently: the last one is held back.
+    # Earlier members were already returned; the last one becomes the error.
     for wanted in (list(members), [*reversed(members)], ["1.wav", "5.wav"]):
         found = read(path, wanted)
         assert [m for m in wanted if isinstance(found[m], BadInputError)] == ["5.wav"]
         assert found["5.wav"].reason == "undecodable" and name in str(found["5.wav"])
-    reader = ArchiveReader()  # one at a time, beginning again, and what is not there
+    reader = ArchiveReader()  # one at a time, backward, and an absent member
     assert read(path, ["1.wav"], reader)["1.wav"] == members["1.wav"]
     assert isinstance(read(path, ["5.wav"], reader)["5.wav"], BadInputError)
     assert read(path, ["3.wav"], reader)["3.wav"] == members["3.wav"]
     assert read(path, ["nowhere"], reader)["nowhere"].reason == "undecodable"
 
 
-def test_a_whole_archive_of_stored_blocks_is_sound_and_zeros_behind_it_do_no_harm(tmp_path):
+def test_stored_blocks_and_zeros_after_the_archive_are_valid(tmp_path):
     members = contents()
     path = write_tar(tmp_path / "a.tar.gz", members)
     stored = gzip.compress(gzip.decompress(path.read_bytes()), 0)
@@ -224,7 +222,7 @@ def test_a_whole_archive_of_stored_blocks_is_sound_and_zeros_behind_it_do_no_har
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), name=st.sampled_from([*TARS, "a.parquet"]))
-def test_a_damaged_archive_never_raises(tmp_path_factory, data, name):
+def test_reading_a_damaged_archive_does_not_raise(tmp_path_factory, data, name):
     folder = tmp_path_factory.mktemp("flip")
     members = contents(12)
     if name == "a.parquet":
@@ -242,7 +240,9 @@ def test_a_damaged_archive_never_raises(tmp_path_factory, data, name):
 
 
 @pytest.mark.parametrize("name", TARS)
-def test_a_member_too_large_for_memory_is_lost_and_the_others_are_read(tmp_path, name, monkeypatch):
+def test_a_member_above_the_size_limit_is_rejected_and_the_others_are_read(
+    tmp_path, name, monkeypatch
+):
     monkeypatch.setattr(archives, "LARGEST_MEMBER", 1000)
     path = write_tar(tmp_path / name, {"large": bytes(1001), "small": bytes(1000)})
     found = read(path, ["large", "small"])

@@ -1,4 +1,4 @@
-"""LibriSpeech, MLS, CVSS-T and Seed-TTS-eval from the published files to a data set, by the whole job."""
+"""Tokenization of LibriSpeech, MLS, CVSS-T and Seed-TTS-eval in their published layouts."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def codes(clip: np.ndarray) -> np.ndarray:
 
 
 def assert_equal(found: dict[str, list], wanted: dict[str, list[tuple[str, np.ndarray]]]) -> None:
-    """The documents have the texts, and the codes of the clips."""
+    """Checks that the documents have the texts and the codes of the clips."""
     assert set(found) == set(wanted)
     for name, utterances in wanted.items():
         assert [u.text for u in found[name]] == [text for text, _ in utterances]
@@ -35,7 +35,7 @@ def assert_equal(found: dict[str, list], wanted: dict[str, list[tuple[str, np.nd
 
 
 @pytest.mark.parametrize("archive", ["", "dev-clean.tar.gz", "dev-clean.tar"])
-def test_librispeech_becomes_chapters_whether_it_is_unpacked_or_not(tmp_path, archive):
+def test_documents_of_librispeech_are_chapters_unpacked_or_in_an_archive(tmp_path, archive):
     chapters = {
         f"dev-clean/{s}/{s}1": [(f"WORDS {n}", c) for n, c in enumerate(spoken(4, first))]
         for first, s in enumerate((3, 5, 8))
@@ -56,7 +56,7 @@ def test_librispeech_becomes_chapters_whether_it_is_unpacked_or_not(tmp_path, ar
 
 
 @pytest.mark.parametrize("archive", ["", "mls_polish.tar.gz"])
-def test_mls_becomes_runs_of_one_recording(tmp_path, archive):
+def test_documents_of_mls_are_consecutive_utterances_of_a_recording(tmp_path, archive):
     first, second, third = spoken(3)
     rows = [
         ("1_2_000000", "a", 50.0, "later", second),
@@ -78,7 +78,7 @@ def test_mls_becomes_runs_of_one_recording(tmp_path, archive):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_cvss_becomes_pairs_of_source_and_translation(tmp_path, packed):
+def test_documents_of_cvss_are_pairs_of_source_and_translation(tmp_path, packed):
     pairs = [
         (n, f"Quelle {n}.", source, f"source {n}", target)
         for n, (source, target) in enumerate(zip(spoken(4), spoken(4, first=4), strict=True))
@@ -103,7 +103,7 @@ def test_cvss_becomes_pairs_of_source_and_translation(tmp_path, packed):
 
 
 @pytest.mark.parametrize("archive", ["", "seedtts_testset.tar"])
-def test_seed_tts_eval_becomes_prompts_with_what_was_recorded(tmp_path, archive):
+def test_documents_of_seed_tts_eval_are_prompts_with_their_recordings(tmp_path, archive):
     prompt, said = spoken(2)
     items = [
         ("p", "Prompt.", prompt, "p-q", "Said.", said),
@@ -119,7 +119,7 @@ def test_seed_tts_eval_becomes_prompts_with_what_was_recorded(tmp_path, archive)
     assert_equal(documents_of(tmp_path / "out"), wanted)
 
 
-def test_a_sound_that_an_archive_lacks_is_quarantined_and_the_chapter_keeps_the_others(tmp_path):
+def test_a_sound_missing_in_an_archive_is_quarantined_and_the_rest_of_the_chapter_is_kept(tmp_path):
     chapter = list(zip("AB", spoken(2), strict=True))
     files = librispeech.corpus_files({"dev-clean/3/1": chapter}, RATE)
     del files["LibriSpeech/dev-clean/3/1/3-1-0000.flac"]

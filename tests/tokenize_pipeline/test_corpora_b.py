@@ -1,4 +1,4 @@
-"""YODAS2, Emilia, Nemotron-CC and FineWeb from the published files to a data set, by the whole job."""
+"""Tokenization of YODAS2, Emilia, Nemotron-CC and FineWeb in their published layouts."""
 
 import tarfile
 
@@ -21,7 +21,7 @@ def run(source, output, **changed):
     return tokenize(TokenizeOptions(str(source), str(output), **given))
 
 
-def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_path):
+def test_documents_of_yodas2_are_videos_with_the_sound_of_each_caption(tmp_path):
     sounds = {f"video-{v}": spoken(3, first=3 * v) for v in range(3)}
     videos = {
         video: [(f" {video} {n}\n", clip) for n, clip in enumerate(found)]
@@ -39,7 +39,7 @@ def test_yodas2_becomes_one_document_a_video_with_the_sound_of_each_caption(tmp_
     assert quarantine_of(tmp_path / "out") == []
 
 
-def test_a_caption_beyond_the_end_of_its_video_is_quarantined_and_the_others_stay(tmp_path):
+def test_a_caption_after_the_end_of_its_video_is_quarantined_and_the_others_are_kept(tmp_path):
     late = {"v-00001-00100000-00100100": "long after the end"}
     (clip,) = spoken(1)
     path = yodas2.write_corpus(tmp_path, {"v": [("kept", clip)]}, rate=RATE, more=late)
@@ -51,7 +51,7 @@ def test_a_caption_beyond_the_end_of_its_video_is_quarantined_and_the_others_sta
 
 
 @pytest.mark.parametrize("name", ["emilia", "emilia_yodas"])
-def test_emilia_becomes_documents_of_stripped_texts_with_the_sound_of_each_mp3(tmp_path, name):
+def test_documents_of_emilia_have_stripped_texts_and_the_sound_of_each_mp3(tmp_path, name):
     corpus = {"emilia": emilia, "emilia_yodas": emilia_yodas}[name]
     prefixes = ["EN_B00000_S00000", "EN_B00000_S00013"]
     speakers = {
@@ -72,15 +72,15 @@ def test_emilia_becomes_documents_of_stripped_texts_with_the_sound_of_each_mp3(t
             np.testing.assert_array_equal(utterance.codes, alone)
 
 
-def test_the_data_set_does_not_depend_on_where_the_archives_lie(tmp_path):
-    for place in ("here", "there/and/deeper"):
+def test_the_data_set_does_not_depend_on_the_folder_of_the_archives(tmp_path):
+    for folder in ("here", "there/and/deeper"):
         videos = {v: [("one", clip)] for v, clip in zip("vw", spoken(2), strict=True)}
-        path = yodas2.write_corpus(tmp_path / place, videos, rate=RATE)
-        run(path, tmp_path / place / "out", format="yodas2")
+        path = yodas2.write_corpus(tmp_path / folder, videos, rate=RATE)
+        run(path, tmp_path / folder / "out", format="yodas2")
     assert tree(tmp_path / "here/out") == tree(tmp_path / "there/and/deeper/out")
 
 
-def test_another_data_root_than_that_of_the_corpus_is_refused(tmp_path):
+def test_a_data_root_other_than_that_of_the_corpus_is_rejected(tmp_path):
     (clip,) = spoken(1)
     path = yodas2.write_corpus(tmp_path, {"v": [("one", clip)]}, rate=RATE)
     with pytest.raises(UserError, match="--format=yodas2 finds its audio by the inputs"):
@@ -89,7 +89,7 @@ def test_another_data_root_than_that_of_the_corpus_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("corpus", [fineweb, nemotron_cc])
-def test_web_text_becomes_documents_of_text(tmp_path, corpus):
+def test_web_text_is_tokenized(tmp_path, corpus):
     pages = [(f"page-{n}", f"Words of page {n}\nin two lines") for n in range(40)]
     summary = run(corpus.write_corpus(tmp_path, pages), tmp_path / "out", format="text")
     assert summary.manifest.kind == "text"

@@ -1,4 +1,4 @@
-"""Texts that the tokenizer of a job does not represent: quarantined, counted and named."""
+"""Texts that the tokenizer of a job does not represent are quarantined, counted and reported."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ LOWER = {"type": "Lowercase"}
 
 
 def save_tokenizer(folder: Path, normalizer: dict | None = None, **settings) -> str:
-    """A BPE of single letters; BOS and EOS are added tokens, the unknown piece is not."""
+    """Saves a BPE of single letters; BOS and EOS are added tokens, the unknown piece is not."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     names = enumerate(("<s>", "</s>"), len(LETTERS))
     description = {
@@ -93,7 +93,7 @@ def test_a_normalizer_is_accepted_and_its_spelling_is_shown(tmp_path, capsys):
     assert texts == ["One Two", "one two", "NO"]  # stored as they were
 
 
-def test_texts_that_are_canonically_equal_are_not_called_another_spelling(tmp_path, capsys):
+def test_canonically_equal_texts_are_not_reported_as_another_spelling(tmp_path, capsys):
     decomposed = unicodedata.normalize("NFD", "été")
     source = make_corpus(tmp_path / "c", [decomposed])
     from soda_jax.tokens.text import train_bpe

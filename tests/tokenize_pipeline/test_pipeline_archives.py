@@ -1,4 +1,4 @@
-"""The whole job on sounds inside archives: the same data set as from files, and flat memory."""
+"""Tokenization of sounds in archives: the same data set as from files, in constant memory."""
 
 import json
 from pathlib import Path
@@ -33,18 +33,18 @@ def run(source: str, output: Path, **changed):
 
 
 def pack(corpus: Path, suffix: str) -> str:
-    """Puts the clips of `make_corpus` into an archive and returns a manifest that names the members."""
+    """Writes the clips of `make_corpus` to an archive; returns a manifest of its members."""
     rows = [json.loads(line) for line in (corpus / "manifest.jsonl").read_text().splitlines()]
     clips = {row["audio"]: (corpus / row["audio"]).read_bytes() for row in rows}
     archive = corpus / f"clips{suffix}"
     if suffix == ".parquet":
         cells = [{"bytes": data, "path": name} for name, data in clips.items()]
         pq.write_table(pa.table({"audio": cells}), archive, row_group_size=5)
-        places = {name: f"audio/{n // 5}/{n % 5}" for n, name in enumerate(clips)}
+        member_of = {name: f"audio/{n // 5}/{n % 5}" for n, name in enumerate(clips)}
     else:
         write_tar(archive, {f"./{name}": data for name, data in clips.items()})
-        places = {name: name for name in clips}
-    rows = [{**row, "member": places[row["audio"]], "audio": archive.name} for row in rows]
+        member_of = {name: name for name in clips}
+    rows = [{**row, "member": member_of[row["audio"]], "audio": archive.name} for row in rows]
     return write_manifest(corpus / "packed.jsonl", rows)
 
 
@@ -64,12 +64,12 @@ def test_archives_give_the_same_documents_as_files(tmp_path, suffix, monkeypatch
             assert one.text == two.text
             np.testing.assert_array_equal(one.codes, two.codes)
     assert quarantine_of(tmp_path / "packed") == []
-    # One worker goes through a compressed archive from its beginning on.
+    # A compressed archive is read sequentially by one worker.
     assert len(shards(tmp_path / "packed")) == (2 if suffix in (".tar.gz", ".tgz") else 6)
 
 
 @pytest.mark.parametrize("suffix", ["", ".tar", ".tar.gz", ".parquet"])
-def test_windows_and_memory_limits_do_not_change_a_byte(tmp_path, suffix, monkeypatch):
+def test_windows_and_memory_limits_do_not_change_the_data_set(tmp_path, suffix, monkeypatch):
     source = make_corpus(tmp_path / "corpus")
     source = pack(tmp_path / "corpus", suffix) if suffix else source
     run(source, tmp_path / "one")
@@ -80,7 +80,7 @@ def test_windows_and_memory_limits_do_not_change_a_byte(tmp_path, suffix, monkey
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".parquet"])
-def test_invariant_8_a_lost_shard_is_done_again_with_the_same_bytes(tmp_path, suffix):
+def test_invariant_8_a_lost_shard_is_written_again_with_the_same_bytes(tmp_path, suffix):
     make_corpus(tmp_path / "corpus", documents=12)
     source = pack(tmp_path / "corpus", suffix)
     run(source, tmp_path / "data", validation_fraction=0.5)
@@ -92,7 +92,7 @@ def test_invariant_8_a_lost_shard_is_done_again_with_the_same_bytes(tmp_path, su
     assert tree(tmp_path / "data") == files
 
 
-def test_windows_do_not_change_a_byte_of_text(tmp_path, monkeypatch):
+def test_windows_do_not_change_a_data_set_of_text(tmp_path, monkeypatch):
     source = tmp_path / "t.txt"
     source.write_text("".join(f"line {n}\n" for n in range(50)))
     run(str(source), tmp_path / "one", format="text")
@@ -102,9 +102,7 @@ def test_windows_do_not_change_a_byte_of_text(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".parquet"])
-def test_the_sounds_held_stay_within_the_limit_however_long_the_shard(
-    tmp_path, suffix, monkeypatch
-):
+def test_sounds_in_memory_do_not_exceed_the_limit(tmp_path, suffix, monkeypatch):
     held = []
     encode = encoding.SpeechEncoder._encode
 
@@ -121,7 +119,7 @@ def test_the_sounds_held_stay_within_the_limit_however_long_the_shard(
     assert sum(held) == sum(p.stat().st_size for p in (tmp_path / "corpus/clips").iterdir())
 
 
-def test_captions_cut_a_member_as_they_cut_a_file_and_read_it_once(tmp_path, monkeypatch):
+def test_captions_of_a_member_give_the_same_codes_as_captions_of_a_file(tmp_path, monkeypatch):
     (tmp_path / "c").mkdir()
     sound = sound_bytes(hum(4.0), suffix="flac")
     write_tar(tmp_path / "c/a.tar.gz", {"long.flac": sound})
@@ -143,12 +141,12 @@ def test_captions_cut_a_member_as_they_cut_a_file_and_read_it_once(tmp_path, mon
         np.testing.assert_array_equal(one.codes, two.codes)
 
 
-def test_invariant_8_what_is_wrong_in_an_archive_is_quarantined_with_its_reason(tmp_path):
+def test_invariant_8_defects_in_an_archive_are_quarantined_with_a_reason(tmp_path):
     (tmp_path / "c").mkdir()
     good, silent = sound_bytes(hum(1.0)), sound_bytes(np.zeros(RATE, np.float32))
     members = {"good.wav": good, "silent.wav": silent, "short.wav": good[:4000], "x": b"no sound"}
     write_tar(tmp_path / "c/a.tar", {**members, "long.wav": sound_bytes(hum(6.0)), "0": b""})
-    noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE)  # gzip makes it no shorter
+    noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE)  # not compressible
     sounds = {"one.wav": sound_bytes(noise[:RATE]), "two.wav": sound_bytes(noise)}
     whole = write_tar(tmp_path / "c/cut.tar.gz", sounds)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
@@ -197,7 +195,7 @@ def test_a_compressed_archive_is_read_once_for_a_whole_shard(tmp_path, monkeypat
     assert len(opened) == 1
 
 
-def test_the_metadata_of_the_corpus_is_never_trusted(tmp_path):
+def test_wrong_lengths_in_the_metadata_do_not_change_the_codes(tmp_path):
     (tmp_path / "c").mkdir()
     write_tar(tmp_path / "c/a.tar", {"a.wav": sound_bytes(hum(1.5))})
     rows = [

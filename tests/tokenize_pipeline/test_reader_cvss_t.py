@@ -1,4 +1,4 @@
-"""The reader of CVSS-T: pairs of source and translation, wherever either side lies."""
+"""The reader of CVSS-T: pairs of source and translation, each unpacked or in an archive."""
 
 import tarfile
 
@@ -8,7 +8,7 @@ from pipeline_toys import hum, write_tar
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import Rejected, cvss_t
-from tokenize_pipeline.readers._tar import seconds_of
+from tokenize_pipeline.readers._corpus import seconds_of
 
 CLIP = hum(0.3)
 PAIRS = [(7, 'Das "ist" gut.', CLIP, "that is good", CLIP), (3, "Ja.", CLIP, "yes", CLIP)]
@@ -29,7 +29,7 @@ def test_a_document_is_the_source_and_then_its_translation(tmp_path, archive, vo
     path = path if archive else path / "train.tsv"
     assert cvss_t.data_root([path]) == tmp_path
     documents = list(cvss_t.read([path]))
-    # An archive has its sounds in another order than its table, here the other way round.
+    # The sounds in the archive are in reverse order of the table.
     names = ["cvss_t/de/train/common_voice_de_7", "cvss_t/de/train/common_voice_de_3"]
     assert [d.id for d in documents] == (names[::-1] if archive else names)
     document = next(d for d in documents if d.id == names[0])
@@ -57,7 +57,7 @@ def test_a_document_is_the_source_and_then_its_translation(tmp_path, archive, vo
         assert (tmp_path / utterance.audio).is_file()
 
 
-def test_sizes_in_archives_tell_lengths_and_of_the_translations_exactly(tmp_path):
+def test_lengths_are_estimated_from_sizes_in_archives(tmp_path):
     pairs = [(n, "Ja.", hum(0.4 * n), "yes", hum(0.7 * n, rate=24_000)) for n in (1, 2, 3)]
     voice = corpus.write_common_voice(tmp_path, pairs, archive=".tar", rate=8000)
     path = corpus.write_cvss(tmp_path, {"train": pairs}, archive=".tar.gz", rate=24_000)
@@ -70,7 +70,7 @@ def test_sizes_in_archives_tell_lengths_and_of_the_translations_exactly(tmp_path
         assert source.seconds == seconds_of(source.member, sizes[source.member])
 
 
-def test_any_split_is_read_from_its_table_and_the_id_tells_it(tmp_path):
+def test_any_unpacked_split_is_read_and_is_part_of_the_id(tmp_path):
     (document,) = cvss_t.read([write(tmp_path) / "test.tsv"])
     assert document.id == "cvss_t/de/test/common_voice_de_5"
 
@@ -83,7 +83,7 @@ def test_chinese_and_swedish_have_longer_codes_in_common_voice(tmp_path):
     assert (tmp_path / source.audio).is_file() and source.language == "zh"
 
 
-def test_rows_without_a_source_or_a_text_are_rejected_and_the_others_stay(tmp_path):
+def test_rows_without_a_source_or_a_text_are_rejected_and_the_others_are_kept(tmp_path):
     table = write(tmp_path) / "train.tsv"
     rows = ["common_voice_de_99.mp3\tnot in Common Voice", "no tab", "../x.mp3\tnot a clip", ""]
     table.write_text("\n".join(rows) + "\n" + table.read_text())
@@ -94,7 +94,7 @@ def test_rows_without_a_source_or_a_text_are_rejected_and_the_others_stay(tmp_pa
     assert len(items) - len(bad) == 2
 
 
-def test_a_missing_or_still_compressed_common_voice_is_an_error_with_its_fix(tmp_path):
+def test_the_error_of_a_missing_or_compressed_common_voice_has_the_fix(tmp_path):
     path = corpus.write_cvss(tmp_path, SPLITS, rate=8000) / "train.tsv"
     with pytest.raises(
         UserError, match=r"de/validated\.tsv and .*are missing.*Common Voice release 4"
@@ -113,7 +113,7 @@ def test_a_missing_or_still_compressed_common_voice_is_an_error_with_its_fix(tmp
         list(cvss_t.read([path]))
 
 
-def test_other_inputs_are_an_error_that_names_them(tmp_path):
+def test_the_error_of_other_inputs_has_their_name(tmp_path):
     for name in ("train.tsv", "cvss_t_de_en_v1.0/train.txt", "cvss_c_de_en_v1.0.tar.gz"):
         with pytest.raises(UserError, match=f"{name} is neither"):
             list(cvss_t.read([tmp_path / name]))

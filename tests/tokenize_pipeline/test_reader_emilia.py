@@ -40,7 +40,7 @@ def test_a_document_is_all_utterances_of_one_shard_and_speaker(tmp_path):
     assert last.where == f"EN-B000000.tar:{BOB}_W000000.json"
 
 
-def test_a_document_of_emilia_yodas_is_a_video_whoever_speaks(tmp_path):
+def test_a_document_of_emilia_yodas_is_a_video_with_all_speakers(tmp_path):
     videos = {
         "EN_tKvmUvxYZXI": [("a", clip(0.3)), ("b", clip(0.3))],
         "EN_a_b-c_d-ef_": [("c", clip(0.3))],
@@ -55,7 +55,7 @@ def test_a_document_of_emilia_yodas_is_a_video_whoever_speaks(tmp_path):
     assert all(u.member in names for d in (first, second) for u in d.utterances)
 
 
-def test_utterances_are_in_order_wherever_their_files_stand_in_the_archive(tmp_path):
+def test_utterances_are_in_order_for_any_order_of_the_files(tmp_path):
     ordered = two_speakers(tmp_path)
     with tarfile.open(ordered) as archive:
         members = [(m.name, archive.extractfile(m).read()) for m in archive]
@@ -67,7 +67,7 @@ def test_utterances_are_in_order_wherever_their_files_stand_in_the_archive(tmp_p
     }
 
 
-def test_a_document_that_goes_on_in_the_next_archive_is_not_lost(tmp_path):
+def test_the_rest_of_a_document_in_the_next_archive_is_kept(tmp_path):
     paths = [
         yodas_corpus.write_corpus(
             tmp_path, {"EN_long": [(shard, clip(0.3))]}, shard=shard, first=number
@@ -77,7 +77,7 @@ def test_a_document_that_goes_on_in_the_next_archive_is_not_lost(tmp_path):
     assert [d.id for d in emilia_yodas.read(paths)] == ["EN_long", "EN_long+EN-B000001"]
 
 
-def test_a_document_that_returns_after_another_archive_has_an_id_of_its_own(tmp_path):
+def test_the_rest_of_a_document_in_a_later_archive_has_another_id(tmp_path):
     held = {"EN-B000000": "EN_long", "EN-B000001": "EN_other", "EN-B000002": "EN_long"}
     paths = [
         yodas_corpus.write_corpus(tmp_path, {video: [(shard, clip(0.3))]}, shard=shard, first=n)
@@ -119,7 +119,7 @@ NAME = "EN_B00000_S00099_W000000"
         (json.dumps({"text": "t"}).encode(), "'id' is None"),
     ],
 )
-def test_a_malformed_row_is_rejected_and_the_others_stay(tmp_path, row, part):
+def test_a_malformed_row_is_rejected_and_the_others_are_kept(tmp_path, row, part):
     path = two_speakers(tmp_path, more={f"{NAME}.json": row, f"{NAME}.mp3": b"x"})
     bad, *good = emilia.read([path])
     assert isinstance(bad, Rejected) and part in bad.message and bad.reason == "malformed_row"
@@ -142,15 +142,15 @@ def test_incomplete_and_repeated_utterances_are_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("duration", ["long", -1, None, True, float("inf")])
-def test_a_senseless_duration_is_no_reason_to_lose_an_utterance(tmp_path, duration):
+def test_an_invalid_duration_is_ignored(tmp_path, duration):
     row = json.dumps({"id": NAME, "text": "t", "duration": duration}).encode()
     path = two_speakers(tmp_path, more={f"{NAME}.json": row, f"{NAME}.mp3": b"x"})
     *_, document = emilia.read([path])
     assert (document.id, document.utterances[0].seconds) == ("EN_B00000_S00099", None)
 
 
-@pytest.mark.parametrize("place", ["empty", "data", "header", "end mark"])
-def test_an_archive_cut_short_is_an_error_that_names_it(tmp_path, place):
+@pytest.mark.parametrize("cut", ["empty", "data", "header", "end mark"])
+def test_the_error_of_a_truncated_archive_has_its_name(tmp_path, cut):
     path = two_speakers(tmp_path)
     with tarfile.open(path) as archive:
         sound, last = archive.getmembers()[-2:]
@@ -160,7 +160,7 @@ def test_an_archive_cut_short_is_an_error_that_names_it(tmp_path, place):
         "header": last.offset + 100,
         "end mark": last.offset_data + 512 * -(-last.size // 512),
     }
-    path.write_bytes(path.read_bytes()[: keep[place]])
+    path.write_bytes(path.read_bytes()[: keep[cut]])
     with pytest.raises(UserError, match=r"EN-B000000\.tar: .*download (it|the archive) again"):
         list(emilia.read([path]))
 

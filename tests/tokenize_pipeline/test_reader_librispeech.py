@@ -1,4 +1,4 @@
-"""The reader of LibriSpeech on the unpacked tree and on archives as they are published."""
+"""The reader of LibriSpeech, unpacked and in archives as published."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def transcripts(folder):
     return sorted(folder.rglob("*.trans.txt"))
 
 
-def test_a_document_is_a_chapter_and_its_id_tells_the_subset(tmp_path):
+def test_a_document_is_a_chapter_and_its_id_contains_the_subset(tmp_path):
     files = transcripts(corpus.write_corpus(tmp_path, CHAPTERS))
     assert librispeech.data_root(files) == tmp_path
     dev, test = librispeech.read(files)
@@ -34,7 +34,7 @@ def test_a_document_is_a_chapter_and_its_id_tells_the_subset(tmp_path):
 
 
 @pytest.mark.parametrize("archive", ["dev-clean.tar.gz", "dev-clean.tar"])
-def test_an_archive_gives_the_documents_of_the_tree_in_its_own_order(tmp_path, archive):
+def test_an_archive_has_the_same_documents_in_archive_order(tmp_path, archive):
     files = transcripts(corpus.write_corpus(tmp_path, CHAPTERS))
     path = corpus.write_corpus(tmp_path, dict(reversed(CHAPTERS.items())), archive=archive)
     assert librispeech.data_root([path]) == tmp_path
@@ -46,12 +46,12 @@ def test_an_archive_gives_the_documents_of_the_tree_in_its_own_order(tmp_path, a
         assert {u.audio for u in two.utterances} == {archive}
 
 
-def test_sizes_in_an_archive_tell_lengths_whether_sounds_stand_before_or_after_the_transcripts(
+def test_lengths_are_estimated_from_sizes_of_sounds_before_and_after_the_transcripts(
     tmp_path,
 ):
     rng = np.random.default_rng(0)
     seconds = [1.0, 2.0, 3.0, 4.0]
-    # Noise of 8 bits takes as many bytes as speech: half of what 16 bits take, and some header.
+    # FLAC of noise of 8 bits has as many bytes as that of speech: half of 16 bits, and a header.
     noise = [
         (rng.integers(-128, 128, round(s * 16_000)) / 32768).astype("float32") for s in seconds
     ]
@@ -65,7 +65,7 @@ def test_sizes_in_an_archive_tell_lengths_whether_sounds_stand_before_or_after_t
         assert found[3] - found[0] == pytest.approx(3.0, rel=0.1)
 
 
-def test_archives_and_trees_in_several_folders_are_read_together(tmp_path):
+def test_archives_and_folders_are_read_together(tmp_path):
     tree = transcripts(corpus.write_corpus(tmp_path / "tree", CHAPTERS))
     path = corpus.write_corpus(tmp_path / "packed/here", CHAPTERS, archive="a.tar.gz")
     assert librispeech.data_root([*tree, path]) == tmp_path
@@ -75,7 +75,7 @@ def test_archives_and_trees_in_several_folders_are_read_together(tmp_path):
     assert one.utterances[0].audio == "packed/here/a.tar.gz"
 
 
-def test_rows_that_name_no_utterance_of_the_chapter_are_rejected(tmp_path):
+def test_rows_without_an_utterance_of_the_chapter_are_rejected(tmp_path):
     (file,) = transcripts(corpus.write_corpus(tmp_path, {"dev-clean/84/1": CHAPTERS_OF_ONE}))
     rows = ["no id here", "84-2-0000 OF ANOTHER", "84-1-0000 KEPT", "", "84-1-0001", "84-1-x BAD"]
     file.write_bytes("\n".join(rows).encode() + b"\n84-1-0002 CAF\xc9\n")
@@ -84,24 +84,26 @@ def test_rows_that_name_no_utterance_of_the_chapter_are_rejected(tmp_path):
     assert [row.where.rpartition(":")[2] for row in bad] == ["1", "2", "6"]
     assert {row.reason for row in bad} == {"malformed_row"}
     assert {row.document for row in bad} == {document.id}
-    # An empty or invalid transcript is a fault of the utterance: it is judged later, as everywhere.
+    # An empty or invalid transcript is rejected later, as for all readers.
     assert [u.text for u in document.utterances] == ["kept", "", "caf\udcc9"]
 
 
 CHAPTERS_OF_ONE = [("WORDS", CLIP)]
 
 
-def test_a_chapter_without_a_usable_row_is_no_document(tmp_path):
+def test_a_chapter_without_a_usable_row_has_no_document(tmp_path):
     (file,) = transcripts(corpus.write_corpus(tmp_path, {"dev-clean/84/1": CHAPTERS_OF_ONE}))
     file.write_text("nothing\n")
     (bad,) = librispeech.read([file])
     assert isinstance(bad, Rejected)
 
 
-def test_other_files_and_archives_are_an_error_that_names_them(tmp_path):
+def test_the_error_of_other_files_and_archives_has_their_name(tmp_path):
     with pytest.raises(UserError, match=r"words\.txt is neither .*trans\.txt nor an archive"):
         list(librispeech.read([tmp_path / "words.txt"]))
-    with pytest.raises(UserError, match="keep the folders"):
+    with pytest.raises(
+        UserError, match=r"is neither LibriSpeech/SUBSET/.* nor an archive .*: keep the"
+    ):
         list(librispeech.read([tmp_path / "84-1.trans.txt"]))
     path = write_tar(tmp_path / "a.tar.gz", {"words.txt": b"words"})
     with pytest.raises(UserError, match=r"a\.tar\.gz has no \*\.trans\.txt"):
@@ -111,14 +113,14 @@ def test_other_files_and_archives_are_an_error_that_names_them(tmp_path):
         list(librispeech.read([path]))
 
 
-def test_a_cut_archive_is_an_error(tmp_path):
+def test_a_truncated_archive_is_an_error(tmp_path):
     path = corpus.write_corpus(tmp_path, CHAPTERS, archive="dev-clean.tar.gz")
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"dev-clean\.tar\.gz: .*; download it again"):
         list(librispeech.read([path]))
 
 
-def test_two_readings_are_equal(tmp_path):
+def test_reading_twice_gives_equal_documents(tmp_path):
     path = corpus.write_corpus(tmp_path, CHAPTERS, archive="a.tar.gz")
     first = list(librispeech.read([path]))
     assert first == list(librispeech.read([path]))

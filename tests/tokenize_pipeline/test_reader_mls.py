@@ -1,4 +1,4 @@
-"""The reader of Multilingual LibriSpeech: documents by recording and time, rows that do not fit."""
+"""The reader of Multilingual LibriSpeech: documents by recording and time, and rejected rows."""
 
 import pytest
 from corpora import mls as corpus
@@ -35,7 +35,7 @@ def ids(documents) -> list[str]:
     return [document.id.removeprefix("mls_german/train/") for document in documents]
 
 
-def test_a_document_is_a_run_of_one_recording_without_a_gap_of_more_than_a_fifth_of_a_second(
+def test_a_document_has_no_gap_of_more_than_a_fifth_of_a_second(
     tmp_path,
 ):
     folder = corpus.write_corpus(tmp_path, {"train": ROWS}, rate=RATE)
@@ -55,13 +55,13 @@ def test_a_document_is_a_run_of_one_recording_without_a_gap_of_more_than_a_fifth
     assert (tmp_path / utterance.audio).is_file()
     assert (utterance.speaker, utterance.language) == ("4800", "de")
     assert utterance.seconds == pytest.approx(0.5)
-    assert (utterance.start, utterance.end) == (None, None)  # the clip is cut out already
+    assert (utterance.start, utterance.end) == (None, None)  # the file contains this utterance only
     assert utterance.where == "mls_german/train/transcripts.txt:1"
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=12), st.randoms())
-def test_documents_part_exactly_where_a_gap_is_longer(tmp_path_factory, gaps, random):
+def test_documents_are_split_at_each_longer_gap(tmp_path_factory, gaps, random):
     starts = [sum(gaps[: n + 1]) / 100 + 0.5 * n for n in range(len(gaps))]
     rows = [row(f"1_2_{n:06d}", "a", start) for n, start in enumerate(starts)]
     random.shuffle(rows)
@@ -73,14 +73,14 @@ def test_documents_part_exactly_where_a_gap_is_longer(tmp_path_factory, gaps, ra
 
 
 @pytest.mark.parametrize("name", ["mls_german", "mls_german_opus"])
-def test_an_archive_gives_its_training_split_as_the_books_stand_in_it(tmp_path, name):
+def test_the_training_split_of_an_archive_is_read_in_the_order_of_its_books(tmp_path, name):
     splits = {"dev": [row("9_9_000000", "x", 0.0)], "train": ROWS}
     archive = f"{name}.tar.gz"
     path = corpus.write_corpus(tmp_path, splits, archive=archive, corpus=name, rate=RATE)
     folder = corpus.write_corpus(tmp_path, splits, corpus=name, rate=RATE)
     unpacked = read(folder / name / "train/transcripts.txt")
     packed = read(path)
-    # The writer puts the last book first.
+    # The archive begins with the last book.
     assert [d.id for d in packed] == [unpacked[n].id for n in (3, 0, 1, 2)]
     by_id = {document.id: document for document in unpacked}
     for document in packed:
@@ -90,7 +90,7 @@ def test_an_archive_gives_its_training_split_as_the_books_stand_in_it(tmp_path, 
             assert (one.text, one.seconds, one.where) == (two.text, two.seconds, two.where)
 
 
-def test_rows_that_do_not_fit_are_rejected_and_the_others_stay(tmp_path):
+def test_unusable_rows_are_rejected_and_the_others_are_kept(tmp_path):
     folder = corpus.write_corpus(tmp_path, {"train": ROWS}, rate=RATE) / "mls_german/train"
     transcripts, segments = folder / "transcripts.txt", folder / "segments.txt"
     lines = transcripts.read_text().splitlines()
@@ -107,7 +107,7 @@ def test_rows_that_do_not_fit_are_rejected_and_the_others_stay(tmp_path):
     documents = [item for item in items if isinstance(item, DocumentSource)]
     assert {row.reason for row in bad} == {"malformed_row"}
     messages = " ".join(row.message for row in bad)
-    # What one file lacks is told once, by the row of the other.
+    # A row that is missing in one file is reported once, with the row of the other file.
     for part in ("'not an utterance'", "000099", "000001", "000003", "7_12_000077"):
         assert messages.count(part) == 1, part
     assert "4800_10003_000000" in messages  # its transcript is the damaged row
@@ -115,7 +115,7 @@ def test_rows_that_do_not_fit_are_rejected_and_the_others_stay(tmp_path):
     assert ids(documents) == ["4800_10003_000002", "7_12_000000"]
 
 
-def test_missing_or_unsorted_metadata_is_an_error_that_says_what_to_do(tmp_path):
+def test_the_error_of_missing_or_unsorted_metadata_has_the_fix(tmp_path):
     folder = corpus.write_corpus(tmp_path, {"train": ROWS}, rate=RATE) / "mls_german/train"
     transcripts, segments = folder / "transcripts.txt", folder / "segments.txt"
     lines = segments.read_text().splitlines(keepends=True)

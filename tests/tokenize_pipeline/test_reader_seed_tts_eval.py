@@ -1,4 +1,4 @@
-"""The reader of Seed-TTS-eval: prompts, and what is to be said where there is a recording of it."""
+"""The reader of Seed-TTS-eval: prompts, and texts that have a recording."""
 
 import pytest
 from corpora import seed_tts_eval as corpus
@@ -15,7 +15,7 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("archive", ["", "seedtts_testset.tar"])
-def test_a_document_is_the_prompt_and_then_what_was_recorded_of_the_text(tmp_path, archive):
+def test_a_document_is_the_prompt_and_the_recorded_text(tmp_path, archive):
     path = corpus.write_corpus(tmp_path, ITEMS, archive=archive, rate=8000)
     assert seed_tts_eval.data_root([path]) == tmp_path
     both, prompt = seed_tts_eval.read([path])
@@ -30,7 +30,7 @@ def test_a_document_is_the_prompt_and_then_what_was_recorded_of_the_text(tmp_pat
     assert prompt.utterances[0].where == "en/meta.lst:2"
 
 
-def test_sizes_in_the_archive_tell_lengths(tmp_path):
+def test_lengths_are_estimated_from_sizes_in_the_archive(tmp_path):
     prompt, said = hum(0.5, rate=24_000), hum(1.25, rate=24_000)
     items = [("p", "Prompt.", prompt, "p-q", "Said.", said)]
     path = corpus.write_corpus(tmp_path, items, archive="seedtts_testset.tar", rate=24_000)
@@ -38,7 +38,7 @@ def test_sizes_in_the_archive_tell_lengths(tmp_path):
     assert [u.seconds for u in document.utterances] == pytest.approx([0.5, 1.25], abs=1e-4)
 
 
-def test_a_fifth_field_names_the_recording_whether_it_is_there_or_not(tmp_path):
+def test_a_fifth_field_is_the_path_of_the_recording(tmp_path):
     name = "non_para_reconstruct_meta.lst"
     path = corpus.write_corpus(tmp_path, ITEMS, list_name=name, fields=5, rate=8000)
     first, second = seed_tts_eval.read([path])
@@ -47,7 +47,7 @@ def test_a_fifth_field_names_the_recording_whether_it_is_there_or_not(tmp_path):
     assert first.id == "seed_tts_eval/en/non_para_reconstruct_meta/voice_1-voice_2"
 
 
-def test_rows_with_other_fields_are_rejected_and_the_others_stay(tmp_path):
+def test_rows_with_other_fields_are_rejected_and_the_others_are_kept(tmp_path):
     path = corpus.write_corpus(tmp_path, ITEMS[:1], rate=8000)
     good = path.read_text()
     path.write_text(f"a|b|c\n\n|b|c|d\na|b||d\na|b|c|d|e|f\n{good}")
@@ -57,7 +57,7 @@ def test_rows_with_other_fields_are_rejected_and_the_others_stay(tmp_path):
     assert len(document.utterances) == 2
 
 
-def test_other_inputs_are_an_error_that_names_them(tmp_path):
+def test_the_error_of_other_inputs_has_their_name(tmp_path):
     with pytest.raises(UserError, match=r"meta\.txt is neither"):
         list(seed_tts_eval.read([tmp_path / "meta.txt"]))
     path = write_tar(tmp_path / "a.tar", {"seedtts_testset/zh/meta.lst": b""})

@@ -1,4 +1,4 @@
-"""Text corpora as they are published: ids, Parquet, and files that are damaged."""
+"""The reader of text: ids of published corpora, Parquet, and damaged files."""
 
 import itertools
 import json
@@ -30,19 +30,19 @@ def test_fineweb_is_read_row_by_row_with_its_ids(tmp_path):
     assert documents[-1].utterances[0].where == "000_00000.parquet:250"
 
 
-def test_nemotron_cc_is_read_through_every_frame_of_its_file(tmp_path):
+def test_all_frames_of_a_nemotron_cc_file_are_read(tmp_path):
     documents = read(nemotron_cc.write_corpus(tmp_path, PAGES, frames=3))
     assert [d.utterances[0].text for d in documents] == [page for _, page in PAGES]
     assert [d.id.partition("#")[0] for d in documents] == [record for record, _ in PAGES]
 
 
-def test_texts_made_from_one_page_have_ids_of_their_own(tmp_path):
+def test_texts_derived_from_one_page_have_different_ids(tmp_path):
     pages = [("a", "first rephrasing"), ("a", "second rephrasing"), ("a", " first rephrasing ")]
     first, second, again = (d.id for d in read(nemotron_cc.write_corpus(tmp_path, pages)))
     assert first != second and first == again
 
 
-def test_ids_come_from_the_first_field_that_has_one(tmp_path):
+def test_the_id_is_the_first_field_with_a_value(tmp_path):
     rows = [
         {"text": "t", "id": "i", "uuid": "u", "warc_record_id": "w"},
         {"text": "t", "id": "", "uuid": "u", "warc_record_id": "w"},
@@ -69,17 +69,17 @@ def test_any_column_of_text_is_read(tmp_path, kind):
     assert [d.utterances[0].text for d in documents] == words
 
 
-def test_a_bad_row_of_a_parquet_file_leaves_the_others_alone(tmp_path):
+def test_a_bad_row_of_a_parquet_file_does_not_affect_the_others(tmp_path):
     cells = pyarrow.array([b"good", b"caf\xe9", None, b"fine"])
     ids = pyarrow.array(["a", "b", "c", "d"])
     one, invalid, absent, last = read(write_table(tmp_path / "t.parquet", text=cells, id=ids))
     assert (one.id, last.id) == ("a", "d")
-    assert invalid.utterances[0].text == "caf\udce9"  # refused later, as from any other file
+    assert invalid.utterances[0].text == "caf\udce9"  # rejected later, as for all readers
     assert isinstance(absent, Rejected)
     assert (absent.reason, absent.where) == ("malformed_row", "t.parquet:3")
 
 
-def test_a_parquet_file_without_a_column_of_text_names_the_columns_it_has(tmp_path):
+def test_the_error_of_a_parquet_file_without_a_text_column_lists_its_columns(tmp_path):
     with pytest.raises(
         UserError, match=r"t\.parquet has the columns words, but none named text or"
     ):
@@ -88,7 +88,7 @@ def test_a_parquet_file_without_a_column_of_text_names_the_columns_it_has(tmp_pa
         read(write_table(tmp_path / "t.parquet", text=[1]))
 
 
-def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path):
+def test_the_error_of_a_damaged_parquet_file_has_its_name(tmp_path):
     path = fineweb.write_corpus(tmp_path, PAGES)
     whole = path.read_bytes()
     for content in (whole[:-500], b"", b"PAR1 but no more"):
@@ -101,7 +101,7 @@ def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path):
         read(tmp_path / "absent.parquet")
 
 
-def test_damage_within_a_parquet_file_is_an_error_after_the_rows_before_it(tmp_path):
+def test_rows_before_a_damage_in_a_parquet_file_are_read(tmp_path):
     path = fineweb.write_corpus(tmp_path, PAGES)
     row_group = parquet.ParquetFile(path).metadata.row_group(1).column(0)
     content = bytearray(path.read_bytes())
@@ -114,7 +114,7 @@ def test_damage_within_a_parquet_file_is_an_error_after_the_rows_before_it(tmp_p
         list(documents)
 
 
-def test_only_a_few_rows_of_a_large_row_group_are_held_at_once(tmp_path):
+def test_only_a_few_rows_of_a_large_row_group_are_in_memory(tmp_path):
     pages = [(str(n), f"{n} " * 500) for n in range(12_000)]
     path = fineweb.write_corpus(tmp_path, pages, group=12_000)
     pool = pyarrow.default_memory_pool()
@@ -125,7 +125,7 @@ def test_only_a_few_rows_of_a_large_row_group_are_held_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".zstd"])
-def test_a_zstandard_file_cut_short_is_an_error_not_the_end(tmp_path, suffix):
+def test_a_truncated_zstandard_file_is_an_error(tmp_path, suffix):
     frames = [zstandard.compress(f"{n} words\n".encode() * 50) for n in range(3)]
     path = tmp_path / f"t.txt{suffix}"
     path.write_bytes(b"".join(frames))
@@ -134,7 +134,7 @@ def test_a_zstandard_file_cut_short_is_an_error_not_the_end(tmp_path, suffix):
         whole = b"".join(frames)
         path.write_bytes(whole[:-cut])
         if cut == len(frames[2]):
-            assert len(read(path)) == 100  # two whole frames are a whole file
+            assert len(read(path)) == 100  # two complete frames are a valid file
         else:
-            with pytest.raises(UserError, match="ends in the middle of a Zstandard frame"):
+            with pytest.raises(UserError, match=r"t\.txt.* cannot be read: Truncated compressed"):
                 read(path)

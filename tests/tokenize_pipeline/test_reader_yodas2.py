@@ -11,7 +11,7 @@ from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, yodas2
 
 RATE = 8000
-FIRST, SECOND = "Y65x5_9PNO8", "--_a-b-c-d-"  # ids hold hyphens and underscores
+FIRST, SECOND = "Y65x5_9PNO8", "--_a-b-c-d-"  # with hyphens and underscores
 
 
 def two_videos(folder, **changed):
@@ -35,7 +35,7 @@ def test_a_document_is_a_video_with_its_captions_in_time_order(tmp_path):
     assert caption.where == f"en000/text/00000000.json:2:{SECOND}-00000-00000000-00000075"
 
 
-def test_captions_come_in_time_order_whatever_the_order_of_the_file(tmp_path):
+def test_captions_are_sorted_by_time(tmp_path):
     path = two_videos(tmp_path)
     entries = json.loads(path.read_text())
     entries[0]["text"] = dict(reversed(entries[0]["text"].items()))
@@ -45,7 +45,7 @@ def test_captions_come_in_time_order_whatever_the_order_of_the_file(tmp_path):
     assert texts == ["One.", "Between", "Two, été."]
 
 
-def test_captions_without_text_or_length_are_left_out_and_so_is_a_video_of_such(tmp_path):
+def test_captions_without_text_or_length_are_skipped(tmp_path):
     more = {
         f"{FIRST}-00002-00003279-00003279": "no length",
         f"{FIRST}-00003-00000300-00000400": " \n",
@@ -58,7 +58,7 @@ def test_captions_without_text_or_length_are_left_out_and_so_is_a_video_of_such(
     assert [u.text for u in document.utterances] == ["One.", "Two, été."]
 
 
-def test_a_caption_that_ends_before_it_begins_is_handed_on_to_be_judged(tmp_path):
+def test_a_caption_that_ends_before_it_begins_is_yielded_unchanged(tmp_path):
     path = two_videos(tmp_path, more={f"{SECOND}-00001-00000200-00000100": "backwards"})
     *_, document = yodas2.read([path])
     assert (document.utterances[-1].start, document.utterances[-1].end) == (2.0, 1.0)
@@ -74,7 +74,7 @@ def test_a_caption_that_ends_before_it_begins_is_handed_on_to_be_judged(tmp_path
         ({"audio_id": "v", "text": {"v-00000-00000000-00000100": None}}, "caption is None"),
     ],
 )
-def test_a_malformed_video_or_caption_is_rejected_and_the_others_stay(tmp_path, entry, part):
+def test_a_malformed_video_or_caption_is_rejected_and_the_others_are_kept(tmp_path, entry, part):
     path = two_videos(tmp_path)
     entries = json.loads(path.read_text())
     path.write_text(json.dumps([entry, *entries]))
@@ -84,7 +84,7 @@ def test_a_malformed_video_or_caption_is_rejected_and_the_others_stay(tmp_path, 
     assert [document.id for document in good] == [FIRST, SECOND]
 
 
-def test_shards_and_subsets_are_read_together_below_one_data_root(tmp_path):
+def test_shards_and_subsets_of_one_data_root_are_read_together(tmp_path):
     paths = [two_videos(tmp_path)]
     video = {"other": [("Auto", hum(0.5, rate=RATE))]}
     paths.append(corpus.write_corpus(tmp_path, video, subset="de100", shard="00000003", rate=RATE))
@@ -98,7 +98,7 @@ def test_shards_and_subsets_are_read_together_below_one_data_root(tmp_path):
         list(yodas2.read([paths[0], elsewhere / "en000/text/00000000.json"]))
 
 
-def test_a_missing_archive_is_an_error_that_names_it(tmp_path):
+def test_the_error_of_a_missing_archive_has_its_path(tmp_path):
     path = two_videos(tmp_path)
     (tmp_path / "data/en000/audio/00000000.tar.gz").unlink()
     with pytest.raises(UserError, match=r"audio/00000000\.tar\.gz is missing.*download it too"):
@@ -106,7 +106,7 @@ def test_a_missing_archive_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\n", "[{", "{}"])
-def test_a_file_that_is_no_list_of_videos_is_an_error_that_names_it(tmp_path, content):
+def test_the_error_of_a_file_that_is_not_a_list_of_videos_has_its_path(tmp_path, content):
     path = two_videos(tmp_path)
     path.write_text(content)
     with pytest.raises(UserError, match=r"text/00000000\.json (cannot be read|is not a list)"):

@@ -1,4 +1,4 @@
-"""Readers: manifests in JSONL and CSV, text plain and compressed, and rows that cannot be used."""
+"""Manifests in JSONL and CSV, plain and compressed text, and unusable rows."""
 
 import bz2
 import dataclasses
@@ -56,7 +56,7 @@ def test_rows_without_an_id_are_named_after_audio_and_times(tmp_path):
     assert [d.id for d in documents] == ["a.wav#0.0-1.5", "a.wav#1.5-", "a.wav#1.5-"]
 
 
-def test_a_row_may_name_a_member_of_an_archive(tmp_path):
+def test_the_audio_of_a_row_may_be_a_member_of_an_archive(tmp_path):
     content = rows(
         {"audio": "a.tar", "member": "x/1.wav", "text": "one", "seconds": 1.5},
         {"audio": "a.tar", "member": "x/2.wav", "text": "two", "start": 1},
@@ -85,8 +85,8 @@ def test_csv_gives_the_same_documents_as_jsonl(tmp_path):
         UtteranceSource('x, "y"', "a.wav", 0.5, 2.0, "Ann", "en", where="m.csv:2"),
     ]
     assert from_csv == DocumentSource("d", tuple(wanted))
-    places = ("m.jsonl:2", "m.jsonl:1")
-    wanted = [dataclasses.replace(u, where=w) for u, w in zip(wanted, places, strict=True)]
+    positions = ("m.jsonl:2", "m.jsonl:1")
+    wanted = [dataclasses.replace(u, where=w) for u, w in zip(wanted, positions, strict=True)]
     assert from_json == DocumentSource("d", tuple(wanted))
 
 
@@ -107,7 +107,7 @@ def test_csv_gives_the_same_documents_as_jsonl(tmp_path):
         (b'{"audio": "a", "text": "t", "document": "\\ud800"}', "invalid_utf8", "'document'"),
     ],
 )
-def test_a_malformed_row_is_rejected_and_the_others_stay(tmp_path, line, reason, part):
+def test_a_malformed_row_is_rejected_and_the_others_are_kept(tmp_path, line, reason, part):
     good = b'\n{"audio": "a.wav", "text": "t"}\n'
     bad, document = read(manifest, tmp_path / "m.jsonl", line + good)
     assert (bad.reason, bad.where) == (reason, "m.jsonl:1")
@@ -115,7 +115,7 @@ def test_a_malformed_row_is_rejected_and_the_others_stay(tmp_path, line, reason,
     assert document.id == "a.wav"
 
 
-def test_malformed_csv_rows_are_rejected_and_the_others_stay(tmp_path):
+def test_malformed_csv_rows_are_rejected_and_the_others_are_kept(tmp_path):
     table = "audio,text\na.wav\nb.wav,t,extra\nc.wav,good\n"
     short, long, document = read(manifest, tmp_path / "m.csv", table)
     assert ("fewer" in short.message, "more" in long.message) == (True, True)
@@ -123,7 +123,7 @@ def test_malformed_csv_rows_are_rejected_and_the_others_stay(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n", ""])
-def test_a_csv_whose_quote_is_never_closed_is_an_error_that_names_the_row(tmp_path, end):
+def test_the_error_of_an_open_quote_in_csv_has_the_line_of_its_row(tmp_path, end):
     table = [f"{n}.wav,t" for n in range(1000)]
     table[900] = '900.wav,"t'
     content = "\n".join(["audio,text", '"x.wav","two\nlines"', *table]) + end
@@ -133,14 +133,14 @@ def test_a_csv_whose_quote_is_never_closed_is_an_error_that_names_the_row(tmp_pa
         read(manifest, tmp_path / "m.csv", 'audio,"text\na.wav,t\n')
 
 
-def test_every_line_that_a_stray_csv_quote_swallows_counts_as_a_malformed_row(tmp_path):
+def test_every_line_inside_a_stray_csv_quote_is_a_malformed_row(tmp_path):
     table = 'audio,text\na.wav,"open\nb.wav,t\nc.wav,"closed"\nd.wav,"good\nlines"\n'
     *bad, document = read(manifest, tmp_path / "m.csv", table)
     assert [row.where for row in bad] == ["m.csv:2", "m.csv:3", "m.csv:4"]
     assert (document.id, document.utterances[0].where) == ("d.wav", "m.csv:5")
 
 
-def test_a_csv_without_a_needed_column_is_an_error_that_names_it(tmp_path):
+def test_the_error_of_a_csv_without_a_required_column_has_its_name(tmp_path):
     with pytest.raises(UserError, match=r"m\.csv has no column 'text'"):
         read(manifest, tmp_path / "m.csv", "audio,words\na.wav,x\n")
     with pytest.raises(UserError, match=r"m\.csv has no column 'audio'"):
@@ -157,7 +157,7 @@ def test_a_csv_without_a_needed_column_is_an_error_that_names_it(tmp_path):
         (".zst", zstandard.compress),
     ],
 )
-def test_text_reads_the_same_documents_from_every_compression(tmp_path, suffix, pack):
+def test_text_is_read_from_every_compression(tmp_path, suffix, pack):
     content = pack(rows({"text": "a\nb", "id": "one"}, {"text": "c"}).encode())
     documents = read(text, tmp_path / f"t.jsonl{suffix}", content)
     assert [d.utterances[0].text for d in documents] == ["a\nb", "c"]
@@ -167,23 +167,23 @@ def test_text_reads_the_same_documents_from_every_compression(tmp_path, suffix, 
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_damaged_compressed_file_is_an_error_that_names_it(tmp_path, suffix):
+def test_the_error_of_a_damaged_compressed_file_has_its_path(tmp_path, suffix):
     with pytest.raises(UserError, match=r"t\.txt.* cannot be read"):
         read(text, tmp_path / f"t.txt{suffix}", b"not compressed at all")
 
 
-def test_text_is_named_by_its_content_not_by_its_place(tmp_path):
+def test_the_id_of_a_text_depends_on_its_content_only(tmp_path):
     (one,) = read(text, tmp_path / "a.txt", "same words\n")
     two, three = read(text, tmp_path / "b.jsonl", rows({"text": " same words"}, {"text": "other"}))
     assert one.id == two.id != three.id
 
 
-def test_invalid_bytes_in_one_line_leave_the_other_lines_alone(tmp_path):
+def test_invalid_bytes_in_one_line_do_not_affect_the_others(tmp_path):
     bad, good = read(text, tmp_path / "t.txt", b"caf\xe9\ngood\n")
     assert list(texts([bad, good])) == ["good"]
 
 
-def test_an_unknown_format_names_the_known_ones():
+def test_the_error_of_an_unknown_format_lists_the_known_ones():
     with pytest.raises(UserError, match=r"manifest.*text"):
         find_reader("yodas9")
 

@@ -1,4 +1,4 @@
-"""The same content through every reader, in folders and in archives, gives the same utterances."""
+"""Every reader yields the same utterances for the same content, unpacked and in archives."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ def lines(rows: Rows, line, *, head: bytes = b"", end: bytes = b"\n") -> bytes:
 
 
 def store(folder: Path, files: dict[str, bytes], archive: str = "") -> Path:
-    """Writes files, or a tar of them as macOS makes it, with an AppleDouble file for each."""
+    """Writes files, or a tar of them as written by macOS, with an AppleDouble file for each."""
     if not archive:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def write_tsv(folder, rows, suffix, **options):
 
 
 def json_text(text: bytes) -> bytes:
-    """A JSON string that contains the bytes as they are, but for what JSON must escape and NUL."""
+    """Returns a JSON string of the bytes, in which only the characters that JSON requires are escaped."""
     escape = {byte: b"\\u%04x" % byte for byte in (*range(1, 32), *b'"\\')}
     return b'"' + b"".join(escape.get(byte, bytes([byte])) for byte in text) + b'"'
 
@@ -188,7 +188,7 @@ def write_yodas2(folder, rows, suffix, *, head=b""):
     return store(folder / "data/en000/text", {"a.json": content}) / "a.json"
 
 
-# (reader, writer, variant): what a reader reads, unpacked or in an archive, plain or compressed
+# (reader, writer, variant): unpacked or in an archive, plain or compressed
 LINES = {
     "librispeech": ("librispeech", write_librispeech, ""),
     "librispeech tar": ("librispeech", write_librispeech, "a.tar"),
@@ -221,7 +221,7 @@ JSON = ["jsonl", "text jsonl", "emilia", "yodas2"]
 
 
 def read(name, folder, rows, **options):
-    """(texts in order, rejected rows) as a plan takes them, with faults of texts as a worker finds them."""
+    """Returns (texts in order, rejected rows) of a plan, including the defects of texts that a worker finds."""
     reader, write, variant = EVERY[name]
     path = write(folder, rows, variant, **options)
     admission = Admission(find_reader(reader), [path], frozenset())
@@ -248,7 +248,7 @@ INSIDE = ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r"]
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_only_a_line_end_ends_a_row_and_the_text_is_as_written(tmp_path, name):
+def test_a_row_ends_at_lf_only_and_the_text_is_unchanged(tmp_path, name):
     if name.startswith("csv"):
         texts = [f"one{c}two" for c in INSIDE] + ["naïve", "x, y", "it's"]
     else:
@@ -259,14 +259,14 @@ def test_only_a_line_end_ends_a_row_and_the_text_is_as_written(tmp_path, name):
 
 @pytest.mark.parametrize("options", [{"end": b"\r\n"}, {"head": b"\xef\xbb\xbf"}])
 @pytest.mark.parametrize("name", LINES)
-def test_crlf_and_a_byte_order_mark_change_nothing(tmp_path, name, options):
+def test_crlf_and_a_byte_order_mark_are_accepted(tmp_path, name, options):
     rows = [(0, "zero"), (1, "one two"), (2, "three")]
     assert read(name, tmp_path, rows, **options) == (["zero", "one two", "three"], [])
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
 @pytest.mark.parametrize("name", [n for n in LINES if not n.startswith(("csv", "jsonl", "text"))])
-def test_a_line_end_in_a_text_loses_the_row_and_never_stores_a_part_of_it(tmp_path, name, end):
+def test_a_row_with_a_line_end_in_its_text_is_rejected(tmp_path, name, end):
     rows = [(0, "zero"), (1, f"cut{end}off here"), (2, "two")]
     texts, rejected = read(name, tmp_path, rows)
     assert texts == ["zero", "two"]
@@ -281,9 +281,7 @@ def test_a_tab_in_a_text_is_a_malformed_row(tmp_path, name):
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(("byte", "reason"), [(b"\0", "nul"), (b"\xe9", "invalid_utf8")])
-def test_nul_and_invalid_bytes_lose_their_row_alone_and_their_offset_is_reported(
-    tmp_path, name, byte, reason
-):
+def test_rows_with_nul_or_invalid_bytes_are_rejected_with_the_offset(tmp_path, name, byte, reason):
     texts, rejected = read(
         name, tmp_path, [(0, "zero"), (1, "né".encode() + byte + b"x"), (2, "two")]
     )
@@ -298,7 +296,7 @@ ENCODINGS = ["UTF-16-LE", "UTF-16-BE", "UTF-32-LE", "UTF-32-BE"]
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("name", LINES)
-def test_text_in_another_encoding_is_an_error_that_names_it(
+def test_the_error_of_text_in_another_encoding_has_its_name(
     tmp_path, monkeypatch, name, encoding, mark
 ):
     own = lines
@@ -311,7 +309,7 @@ def test_text_in_another_encoding_is_an_error_that_names_it(
         read(name, tmp_path, [(n, f"It is line {n} of the text.") for n in range(200)])
 
 
-def test_json_of_yodas2_and_emilia_in_another_encoding_is_reported_by_name(tmp_path):
+def test_the_error_of_json_in_another_encoding_has_its_name(tmp_path):
     path = write_yodas2(tmp_path, [(1, "one")], "")
     path.write_bytes(path.read_text().encode("utf-16"))
     with pytest.raises(UserError, match="is UTF-16-LE text"):
@@ -328,22 +326,20 @@ def test_json_of_yodas2_and_emilia_in_another_encoding_is_reported_by_name(tmp_p
     assert bad.reason == "invalid_utf8" and "UTF-16-BE" in bad.message
 
 
-WITH_IDS = [name for name in EVERY if name != "text"]  # plain text is named by its content
+WITH_IDS = [name for name in EVERY if name != "text"]  # the ids of plain text are hashes
 
 
 @pytest.mark.parametrize("name", WITH_IDS)
-def test_an_exact_repeat_is_kept_once_and_counted(tmp_path, name):
+def test_an_exact_repeat_is_used_once_and_counted(tmp_path, name):
     texts, rejected = read(name, tmp_path, [(0, "zero"), (1, "one"), (1, "one"), (2, "two")])
     assert texts == ["zero", "one", "two"]
-    # Common Voice describes clips; an utterance is what CVSS-T lists. Of texts repeats are only counted.
+    # Common Voice describes clips, and CVSS-T lists the utterances. Repeated texts are only counted.
     silent = name.startswith(("text", "common"))
     assert [reason for reason, *_ in rejected] == ([] if silent else ["duplicate"])
 
 
 @pytest.mark.parametrize("name", WITH_IDS)
-def test_other_content_for_one_id_is_reported_with_both_positions_and_the_first_is_used(
-    tmp_path, name
-):
+def test_the_error_of_other_content_for_an_id_has_both_positions(tmp_path, name):
     texts, rejected = read(name, tmp_path, [(0, "zero"), (1, "one"), (2, "two"), (1, "other")])
     assert texts == ["zero", "one", "two"]
     ((reason, message, where),) = rejected

@@ -1,4 +1,4 @@
-"""The synthetic corpus: closed vocabulary, determinism, resuming, and the spelling of numbers."""
+"""The synthetic corpus: vocabulary, determinism, resuming, and numbers as words."""
 
 import argparse
 import hashlib
@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from soda_jax.commands import synth as command
 from soda_jax.errors import UserError
-from soda_jax.evaluate.wer import number_normaliser
+from soda_jax.evaluate.wer import number_normalizer
 from tokenize_pipeline import synthetic
-from tokenize_pipeline.spoken_numbers import number_in_words
 
 TASKS = ("demo", "numbers")
 
@@ -34,11 +33,11 @@ def rows(path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_texts_stay_in_the_closed_vocabulary_and_use_all_of_it(task):
+def test_texts_use_exactly_the_words_of_the_vocabulary(task):
     generator = random.Random(3)
     texts = [synthetic.sample_text(task, generator) for _ in range(20_000)]
     assert {word for text in texts for word in text.split()} == synthetic.words(task)
-    assert len(set(texts)) > 2_000  # enough that held-out documents hold texts never trained on
+    assert len(set(texts)) > 2_000  # so that some held-out texts are not in the training data
 
 
 def test_the_demo_vocabulary_is_small_and_its_texts_short():
@@ -49,7 +48,7 @@ def test_the_demo_vocabulary_is_small_and_its_texts_short():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_documents_hold_one_to_three_utterances_in_order(task):
+def test_documents_have_one_to_three_utterances_in_order(task):
     made = list(itertools.islice(synthetic.clips(task, seed=1), 300))
     groups = [list(group) for _, group in itertools.groupby(made, lambda clip: clip.document)]
     assert len({clip.document for clip in made}) == len(groups)
@@ -59,7 +58,7 @@ def test_documents_hold_one_to_three_utterances_in_order(task):
     assert all(0.9 <= clip.speed <= 1.1 for clip in made)
 
 
-def test_seeds_and_tasks_give_other_texts_and_other_document_ids():
+def test_texts_and_document_ids_depend_on_seed_and_task():
     sets = [
         {(clip.document, clip.text) for clip in itertools.islice(synthetic.clips(task, seed), 50)}
         for task, seed in (("demo", 0), ("demo", 1), ("numbers", 0))
@@ -67,7 +66,7 @@ def test_seeds_and_tasks_give_other_texts_and_other_document_ids():
     assert not any(a & b for a, b in itertools.combinations(sets, 2))
 
 
-def test_a_corpus_is_made_again_to_the_byte_and_an_interrupted_one_goes_on(tmp_path):
+def test_a_corpus_is_reproduced_exactly_and_an_interrupted_one_is_completed(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     synthetic.synthesize(one, "demo", 6, 5, seed=7)
     synthetic.synthesize(two, "demo", 3, 5, seed=7)
@@ -88,7 +87,7 @@ def test_a_corpus_is_made_again_to_the_byte_and_an_interrupted_one_goes_on(tmp_p
     assert all(set(row["text"].split()) <= synthetic.words("demo") for row in texts)
 
 
-def test_a_folder_with_another_corpus_is_not_mixed_into(tmp_path):
+def test_a_folder_with_another_corpus_is_rejected(tmp_path):
     synthetic.synthesize(tmp_path / "a", "demo", 1, 1)
     before = digest(tmp_path / "a")
     for task, seed in (("numbers", 0), ("demo", 1)):
@@ -100,7 +99,7 @@ def test_a_folder_with_another_corpus_is_not_mixed_into(tmp_path):
     assert digest(tmp_path / "a") == before
 
 
-def test_trim_cuts_quiet_ends_and_keeps_a_margin():
+def test_trim_removes_quiet_ends_except_a_margin():
     quiet, loud = np.full(12_000, 1e-4, np.float32), np.full(2_400, 0.5, np.float32)
     trimmed = synthetic.trim(np.concatenate([quiet, loud, quiet, loud, quiet]))
     assert len(trimmed) == 12_000 + 2 * 2_400 + 2 * 720 - 1
@@ -108,7 +107,7 @@ def test_trim_cuts_quiet_ends_and_keeps_a_margin():
     assert len(synthetic.trim(np.zeros(5, np.float32))) == 5
 
 
-def test_the_command_makes_a_corpus_and_refuses_a_count_below_one(tmp_path, capsys):
+def test_the_command_writes_a_corpus_and_rejects_a_count_below_one(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     output = f"--output={tmp_path}/corpus"
@@ -121,5 +120,5 @@ def test_the_command_makes_a_corpus_and_refuses_a_count_below_one(tmp_path, caps
 
 @given(st.integers(0, 999))
 def test_a_number_in_words_compares_equal_to_its_digits(value):
-    spell = number_normaliser([])
-    assert spell(number_in_words(value)) == spell(str(value)) == " ".join(str(value))
+    spell = number_normalizer([])
+    assert spell(synthetic.number_in_words(value)) == spell(str(value)) == " ".join(str(value))

@@ -1,4 +1,4 @@
-"""Manifests with a header: CSV and TSV as people write them, and what is refused with its name."""
+"""Manifests in CSV and TSV: rows, headers, quotes, repeats, and files that macOS adds."""
 
 import csv
 import json
@@ -9,11 +9,11 @@ import pytest
 from soda_jax.errors import UserError
 from tokenize_pipeline.options import find_inputs
 from tokenize_pipeline.readers import DocumentSource, Rejected, manifest
-from tokenize_pipeline.readers._folders import is_mac_metadata
+from tokenize_pipeline.readers._corpus import is_mac_metadata
 
 
 def read(path: Path, content: str | bytes):
-    """(texts, rejected rows) of a manifest."""
+    """Returns (texts, rejected rows) of a manifest."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     items = list(manifest.read([path]))
     documents = [item for item in items if isinstance(item, DocumentSource)]
@@ -31,10 +31,10 @@ def read(path: Path, content: str | bytes):
         (["text,audio", "one,a"], ["one"], []),
         (["audio,text,note,,", "a,one,n,,"], ["one"], []),
         (["audio,text"], [], []),
-        # More or fewer fields than the header, trailing separators included.
+        # More or fewer fields than the header, including trailing separators.
         (["audio,text,note", "a,one,n", "b,two", "c,three,n,", "d,four,"], ["one", "four"], [3, 4]),
         (["audio,text,note", "a,,n", "b,two,"], ["", "two"], []),
-        # The text is the last column: the line that is no row may be the rest of it.
+        # The text is the last column: a line that is not a row may be the rest of it.
         (["audio,text", "a,one", "b,two", "more", "c,three"], ["one", "three"], [3, 4]),
         (["audio,text", "a,one", "b,two", "", "more", "c,three"], ["one", "three"], [3, 5]),
         (["audio,text", "more", "a,one"], ["one"], [2]),
@@ -51,7 +51,7 @@ def test_rows_have_the_fields_of_the_header(tmp_path, suffix, tab, rows, texts, 
 
 
 @pytest.mark.parametrize(("suffix", "tab"), [(".csv", ","), (".tsv", "\t"), (".tsv.gz", "\t")])
-def test_a_wrong_header_is_an_error_that_names_the_column(tmp_path, suffix, tab):
+def test_the_error_of_a_wrong_header_has_the_column(tmp_path, suffix, tab):
     import gzip
 
     pack = gzip.compress if suffix.endswith("gz") else bytes
@@ -68,7 +68,7 @@ def test_a_wrong_header_is_an_error_that_names_the_column(tmp_path, suffix, tab)
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\r"])
-def test_a_table_whose_lines_end_with_cr_alone_is_an_error(tmp_path, end):
+def test_a_table_whose_lines_end_with_cr_is_an_error(tmp_path, end):
     content = end.join(["audio,text", *(f"{n}.wav,words" for n in range(500))])
     with pytest.raises(UserError, match="CR without LF"):
         read(tmp_path / "m.csv", content)
@@ -87,7 +87,7 @@ QUOTED = ['say "hi"', "tab\there", "line\nend", '"', 'he said ""hm""']
 
 
 @pytest.mark.parametrize("text", QUOTED)
-def test_a_tsv_with_the_quotes_of_csv_is_reported_and_never_stored_with_them(tmp_path, text):
+def test_tsv_fields_quoted_as_in_csv_are_rejected(tmp_path, text):
     path = tmp_path / "m.tsv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
@@ -112,7 +112,7 @@ def test_a_json_object_with_a_repeated_field_is_a_malformed_row(tmp_path):
     assert (bad.reason, bad.message) == ("malformed_row", "field 'text' occurs twice")
 
 
-def test_repeated_rows_of_a_document_are_kept_once_in_any_order(tmp_path):
+def test_repeated_rows_of_a_document_are_used_once(tmp_path):
     rows = [
         {"audio": "a", "text": "one", "document": "d", "order": 2},
         {"audio": "b", "text": "two", "document": "d", "order": 1},
@@ -134,7 +134,7 @@ def test_repeated_rows_of_a_document_are_kept_once_in_any_order(tmp_path):
     ]
 
 
-def test_a_manifest_of_another_suffix_is_an_error_that_names_those_that_are_read(tmp_path):
+def test_the_error_of_a_manifest_with_another_suffix_lists_the_suffixes(tmp_path):
     with pytest.raises(UserError, match=r"m\.txt is neither \.jsonl nor \.csv nor \.tsv"):
         read(tmp_path / "m.txt", "audio\ttext\n")
 
@@ -153,11 +153,11 @@ def test_a_manifest_of_another_suffix_is_an_error_that_names_those_that_are_read
         ("", False),
     ],
 )
-def test_what_macos_adds_is_recognized_by_its_name(name, is_one):
+def test_files_that_macos_adds_are_recognized_by_name(name, is_one):
     assert is_mac_metadata(name) == is_one
 
 
-def test_what_macos_adds_to_folders_is_no_input(tmp_path):
+def test_files_that_macos_adds_are_not_inputs(tmp_path):
     for name in ("a.jsonl", "._a.jsonl", ".DS_Store"):
         (tmp_path / name).write_text("")
     assert find_inputs(f"{tmp_path}/*") == [tmp_path / "a.jsonl"]

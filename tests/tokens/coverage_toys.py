@@ -1,4 +1,4 @@
-"""Small tokenizers of every model, pre-tokenizer and normalizer, most of which lose some text."""
+"""Small tokenizers with each model, pre-tokenizer and normalizer; most of them lose some text."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def byte_letters() -> list[str]:
 
 
 def build(model: dict, pre_tokenizer: dict | None = None, normalizer: dict | None = None):
-    """A tokenizer of the model; BOS and EOS are its first ids that no piece has."""
+    """Returns a tokenizer with the model; BOS and EOS have the first free ids."""
     pieces = model["vocab"]
     numbers = pieces.values() if isinstance(pieces, dict) else range(len(pieces))
     first = max(numbers) + 1
@@ -44,7 +44,7 @@ def bpe(letters: str, **settings) -> dict:
 
 
 def bpe_by_word(letters: str) -> dict:
-    """Each letter four times: at the start of a word or not, at its end or not."""
+    """Returns a BPE with four pieces per letter: at the start of a word or not, at its end or not."""
     pieces = [p + c + s for c in letters for p in ("", "##") for s in ("", "</w>")]
     marks = {"continuing_subword_prefix": "##", "end_of_word_suffix": "</w>"}
     return {"type": "BPE", "vocab": numbered(pieces), "merges": [], **marks}
@@ -67,7 +67,7 @@ def byte_level(pieces, **settings) -> dict:
     return {"type": "BPE", "vocab": numbered(pieces), "merges": [], **settings}
 
 
-# Models that write one letter at a time, given the letters that they have.
+# Functions from letters to a model with one piece per letter.
 MODELS: dict[str, Callable[[str], dict]] = {
     "bpe without unknown": lambda letters: bpe(letters),
     "bpe with unknown": lambda letters: bpe(letters, unk_token="<unk>"),

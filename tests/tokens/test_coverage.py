@@ -1,4 +1,4 @@
-"""Invariant 8 for text: what the ids do not represent is refused, and nothing else is."""
+"""Invariant 8 for text: a text is rejected if and only if its ids do not represent it."""
 
 import json
 import unicodedata
@@ -26,12 +26,12 @@ from soda_jax.tokens.text import JsonTokenizer, train_bpe
 
 BYTE_LEVEL = dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), False)
 BYTE_LEVEL["type"] = "ByteLevel"
-# All the letters of the toys, and what none of them has.
+# Letters of the test tokenizers, and characters that none of them has.
 TEXTS = st.text("ab cé-'▁☃1漢\n", max_size=8).map(lambda text: text.strip())
 
 
 def lost(tokenizer, text: str) -> str:
-    """What the message names; "" if the text is encoded."""
+    """Returns the end of the error message; "" if the text is encoded."""
     try:
         ids = tokenizer.encode(text)
     except UserError as error:
@@ -46,7 +46,7 @@ def lost(tokenizer, text: str) -> str:
 @pytest.mark.parametrize("model", MODELS)
 @settings(deadline=None, max_examples=40)
 @given(text=TEXTS)
-def test_invariant_8_a_text_is_refused_if_and_only_if_a_character_is_lost(
+def test_invariant_8_a_text_is_rejected_if_and_only_if_a_character_is_lost(
     model, pre_tokenizer, text
 ):
     step, drops_spaces, drops = PRE_TOKENIZERS[pre_tokenizer]
@@ -63,7 +63,7 @@ def test_invariant_8_a_text_is_refused_if_and_only_if_a_character_is_lost(
         assert bool(lost(tokenizer, text)) == (not whole)
 
 
-def test_the_first_lost_characters_are_named_with_the_stage_that_loses_them():
+def test_the_error_has_the_first_lost_characters_and_the_stage_that_loses_them():
     space = {"type": "Whitespace"}
     removing = {"type": "Punctuation", "behavior": "Removed"}
     for name in ("bpe without unknown", "bpe with unknown", "bpe with fused unknown", "unigram"):
@@ -85,7 +85,7 @@ def test_a_bpe_without_unknown_piece_drops_no_character_silently():
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_an_unknown_piece_is_refused_whether_or_not_it_is_an_added_token(listed):
+def test_an_unknown_piece_is_rejected_whether_or_not_it_is_an_added_token(listed):
     words = {"type": "WordLevel", "vocab": numbered(["[UNK]", "one", "two"]), "unk_token": "[UNK]"}
     for model, text in ((words, "one three"), (unigram("one two"), "one three")):
         tokenizer = build(model, {"type": "Whitespace"} if model is words else None)
@@ -101,7 +101,7 @@ def test_an_unknown_piece_is_refused_whether_or_not_it_is_an_added_token(listed)
         assert tokenizer.decode([0, *ids]) == tokenizer.decode(ids) != ""
 
 
-def test_a_unigram_vocabulary_spells_its_own_unknown_piece_like_other_text():
+def test_text_equal_to_the_unknown_piece_of_a_unigram_is_spelled_like_other_text():
     tokenizer = build(unigram("<unk> "))
     assert not lost(tokenizer, "<unk> <unk>")
     assert len(tokenizer.encode("<unk>")) == 5
@@ -118,8 +118,8 @@ def test_all_bytes_or_byte_fallback_represent_every_text(text):
         assert not lost(tokenizer, text) or "<0x" in text
 
 
-def test_a_byte_level_vocabulary_without_a_byte_refuses_the_characters_that_need_it():
-    # The piece of its first byte has the offsets of the whole character: they have no gap.
+def test_a_byte_level_vocabulary_without_a_byte_rejects_the_characters_that_need_it():
+    # The piece of the first byte has the offsets of the whole character, so the offsets show no gap.
     letters = [letter for letter in byte_letters() if letter != "©"]
     for unknown in ({}, {"unk_token": "a"}):
         tokenizer = build(byte_level(letters, **unknown), BYTE_LEVEL)
@@ -127,7 +127,7 @@ def test_a_byte_level_vocabulary_without_a_byte_refuses_the_characters_that_need
         assert not lost(tokenizer, "bèbè")
 
 
-def test_byte_fallback_without_a_byte_is_refused_where_the_byte_is_needed():
+def test_byte_fallback_without_a_byte_rejects_the_characters_that_need_it():
     pieces = numbered(["<unk>", *"caf", *(piece for piece in BYTES if piece != "<0xA9>")])
     for settings_of in ({}, {"unk_token": "<unk>"}):
         model = {"type": "BPE", "vocab": pieces, "merges": [], "byte_fallback": True, **settings_of}
@@ -166,7 +166,7 @@ NORMALIZERS = {
 @pytest.mark.parametrize("name", NORMALIZERS)
 @settings(deadline=None, max_examples=40)
 @given(text=st.text("aé\u0301E漢ﬁ1☃.각 \u200d", max_size=8))
-def test_a_normalizer_may_respell_a_text_that_is_whole_afterwards(name, text):
+def test_a_normalizer_may_change_the_spelling_of_a_text(name, text):
     normalizer = {"type": "Sequence", "normalizers": NORMALIZERS[name]}
     every = build(byte_level(byte_letters()), BYTE_LEVEL, normalizer)
     assert not lost(every, text)
@@ -191,14 +191,14 @@ def test_a_normalizer_that_deletes_letters_digits_or_vowel_signs_loses_the_text(
         assert lost(tokenizer, text).startswith("normalizer deletes ")
 
 
-def test_accents_are_judged_alike_from_one_code_point_and_from_two():
+def test_composed_and_decomposed_accents_give_the_same_ids():
     tokenizer = build(bpe("cafe"), None, {"type": "Sequence", "normalizers": NFD_STRIP})
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     assert composed != decomposed
     assert tokenizer.encode(composed).tolist() == tokenizer.encode(decomposed).tolist()
 
 
-def test_special_pieces_of_the_vocabulary_are_spelled_letter_by_letter_without_spaces():
+def test_text_equal_to_special_pieces_is_spelled_letter_by_letter():
     pieces = [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], *([letter, -3.0] for letter in "▁<>/sa")]
     for scheme in ("first", "always", "never"):
         space = {**METASPACE, "prepend_scheme": scheme, "split": False}
@@ -211,7 +211,7 @@ def test_special_pieces_of_the_vocabulary_are_spelled_letter_by_letter_without_s
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_merge_whose_piece_is_special_is_taken_out_in_either_notation():
+def test_a_merge_of_a_special_piece_is_removed_in_both_notations():
     pieces = [*byte_letters(), "<s", "<s>", "<s>a"]
     pairs = [["<", "s"], ["<s", ">"], ["<s>", "a"]]
     for merges in (pairs, [" ".join(pair) for pair in pairs]):
@@ -223,7 +223,7 @@ def test_a_merge_whose_piece_is_special_is_taken_out_in_either_notation():
         assert tokenizer.encode("<s>a").tolist() == [pieces.index(p) for p in ("<s", ">", "a")]
 
 
-def test_words_are_checked_in_a_trained_tokenizer_with_a_vocabulary_as_the_library_trains_it():
+def test_the_words_of_a_trained_word_piece_tokenizer_are_checked():
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -236,8 +236,8 @@ def test_words_are_checked_in_a_trained_tokenizer_with_a_vocabulary_as_the_libra
     assert lost(tokenizer, "the lazy ☃ fox") == "has no ordinary ids for '☃'"
 
 
-def test_ordinary_tokenizers_are_known_to_represent_everything_without_looking_at_words():
-    # Otherwise every word of a corpus would be tokenized twice.
+def test_byte_level_tokenizers_need_no_check_of_words():
+    # With the check, every word of a corpus would be tokenized twice.
     trained = train_bpe(["hello there"] * 9, 300)
     nfc = JsonTokenizer(json.dumps({**json.loads(trained.content), "normalizer": {"type": "NFC"}}))
     for tokenizer in (trained, nfc):
@@ -245,8 +245,8 @@ def test_ordinary_tokenizers_are_known_to_represent_everything_without_looking_a
         assert not check.may_drop and not check.may_delete
 
 
-def test_words_of_byte_letters_with_a_suffix_are_checked_as_clip_has_them():
-    """A Split that removes what is no word, then bytes, then a suffix at the end of each word."""
+def test_words_with_a_suffix_are_checked_in_a_tokenizer_like_that_of_clip():
+    """A Split that removes text between words, then bytes, then a suffix at the end of each word."""
     split = {
         "type": "Split", "pattern": {"Regex": r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"},
         "behavior": "Removed", "invert": True,

@@ -1,4 +1,4 @@
-"""The automaton: its legal sets agree with parse and with the grammar as a regular expression."""
+"""The legal sets of the automaton agree with `parse` and with the grammar as a regular expression."""
 
 import re
 from collections import deque
@@ -24,7 +24,7 @@ LANGUAGE = re.compile(
 
 
 def to_the_end(rules):
-    """Fewest tokens from each state to the end; −1 if the end cannot be reached."""
+    """Returns the fewest tokens from each state to the end; −1 if the end cannot be reached."""
     distance = np.full(len(rules.transitions), -1)
     distance[rules.end] = 0
     waiting = deque([rules.end])
@@ -39,7 +39,7 @@ def to_the_end(rules):
 
 @st.composite
 def walks(draw, layout, codebooks):
-    """A random walk through the legal sets, turned towards the end after some tokens."""
+    """A random walk through the legal sets that takes the shortest way to the end after some tokens."""
     rules = grammar(layout, codebooks)
     distance, state, ids = to_the_end(rules), rules.start, []
     length = draw(st.integers(0, 40))
@@ -75,7 +75,7 @@ def test_invariant_9_every_walk_through_legal_sets_parses(data, layout):
 
 @settings(deadline=None, max_examples=60)
 @given(walks(LAYOUT, 2), st.data())
-def test_invariant_9_every_illegal_next_token_makes_parse_fail_at_that_place(ids, data):
+def test_invariant_9_parse_rejects_every_illegal_next_token_at_its_position(ids, data):
     rules = grammar(LAYOUT)
     position = data.draw(st.integers(0, len(ids)))
     legal = rules.legal(rules.run(ids[:position]))
@@ -96,7 +96,7 @@ def test_automaton_accepts_exactly_the_language_of_the_grammar(ids, data):
     rules = grammar(LAYOUT)
     letters = "".join(LETTERS[i] for i in ids.tolist())
     assert LANGUAGE.fullmatch(letters)
-    # One token more, one less, one other, or two changed places: the two must still agree.
+    # After one token is inserted, deleted or replaced, or two are swapped, both must still agree.
     kind = data.draw(st.sampled_from(("insert", "delete", "replace", "swap")))
     at, token = data.draw(st.integers(0, len(ids) - 1)), data.draw(st.integers(0, LAYOUT.size - 1))
     changed = ids.tolist()
@@ -130,7 +130,7 @@ def test_automaton_agrees_with_the_language_on_all_short_streams():
 
 @settings(deadline=None, max_examples=60)
 @given(documents())
-def test_invariant_9_every_prefix_of_a_rendered_document_is_legal_and_can_be_finished(document):
+def test_invariant_9_every_prefix_of_a_rendered_document_is_legal_and_can_be_completed(document):
     layout, view, utterances = document
     shown = view.shown_codebooks(layout) if view.has_audio else 0
     rules = grammar(layout, shown)
@@ -154,7 +154,7 @@ def test_translation_documents_are_legal():
     rules = grammar(LAYOUT)
     ids = [kinds[letter] for letter in f"B{audio}{text}{text}{audio}E"]
     assert rules.run(np.array(ids)) == rules.end
-    # It may not go on after its last span, and text comes twice only after one audio span.
+    # No span may follow its last one, and two texts may follow only the first audio span.
     assert not rules.legal(rules.run(np.array(ids[:-1])))[LAYOUT.audio_start]
     twice = [kinds[letter] for letter in f"B{audio}{text}{audio}{text}"]
     assert not rules.legal(rules.run(np.array(twice)))[LAYOUT.text_start]

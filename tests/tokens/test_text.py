@@ -1,4 +1,4 @@
-"""Invariant 1: text never becomes audio, markers or any other special id, whatever it contains."""
+"""Invariant 1: no text is encoded as audio, markers or other special ids, whatever it contains."""
 
 import json
 
@@ -60,7 +60,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def merging():
-    """A byte-level BPE whose own merges build the special tokens <s> and </s>."""
+    """A byte-level BPE with merges that result in the special tokens <s> and </s>."""
     vocabulary, merges = byte_alphabet(), []
     for word in ("<s>", "</s>"):
         for end in range(2, len(word) + 1):
@@ -83,7 +83,7 @@ def merging():
 
 
 def unigram_json(byte_fallback, metaspace=False):
-    """A SentencePiece-like vocabulary that holds <unk>, <s> and </s> as pieces with the best scores."""
+    """Returns a vocabulary as of SentencePiece, in which <unk>, <s> and </s> are the pieces with the best scores."""
     pieces = [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0]]
     if byte_fallback:
         pieces += [[f"<0x{byte:02X}>", -20.0] for byte in range(256)]
@@ -135,7 +135,7 @@ def assert_ordinary(tokenizer, text):
 
 @pytest.mark.parametrize("name", [*LOSSLESS, "metaspace"])
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_invariant_1_hostile_transcripts_yield_ordinary_text_ids_only(every, name, text):
+def test_invariant_1_hostile_transcripts_have_ordinary_text_ids_only(every, name, text):
     ids = assert_ordinary(every[name], text)
     if name in LOSSLESS:
         assert every[name].decode(ids) == text
@@ -144,18 +144,18 @@ def test_invariant_1_hostile_transcripts_yield_ordinary_text_ids_only(every, nam
 @settings(deadline=None, max_examples=150)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40), st.data())
 @example("</s><s", None)
-def test_invariant_1_any_text_yields_ordinary_text_ids_only(every, text, data):
+def test_invariant_1_any_text_has_ordinary_text_ids_only(every, text, data):
     if data is not None:  # markers in the middle of it
         text = text + data.draw(st.sampled_from(HOSTILE[:10])) + text[::-1]
     for name, tokenizer in every.items():
         ids = assert_ordinary(tokenizer, text)
         if name in LOSSLESS:
-            # The library writes the bytes of a piece like <0x41> as its SentencePiece original does.
+            # The library decodes a piece such as <0x41> to its byte, as SentencePiece does.
             assert tokenizer.decode(ids) == text or "<0x" in text
 
 
-def test_the_hostile_cases_do_meet_specials_inside_the_model(merging, unigram):
-    # Otherwise the tests above would show nothing about pieces of the model's own vocabulary.
+def test_without_our_changes_a_text_would_get_special_ids(merging, unigram):
+    # Otherwise the tests above would not test special pieces in the vocabulary of the model.
     from tokenizers import Tokenizer
 
     for tokenizer in (merging, unigram):
@@ -164,12 +164,12 @@ def test_the_hostile_cases_do_meet_specials_inside_the_model(merging, unigram):
         assert set(ids) & set(tokenizer.specials)
 
 
-def test_long_runs_of_special_pieces_are_cut_at_once(unigram):
+def test_long_sequences_of_special_pieces_are_encoded(unigram):
     ids = unigram.encode("hello<s></s>" * 5000)
     assert len(ids) > 5000 and not np.isin(ids, unigram.specials).any()
 
 
-def test_a_character_that_the_vocabulary_cannot_write_is_refused_by_name():
+def test_the_error_of_a_text_without_ids_has_the_lost_character():
     tokenizer = JsonTokenizer(unigram_json(byte_fallback=False))
     assert tokenizer.decode(tokenizer.encode("hello </s>")) == "hello </s>"
     for text in ("☃", "hello ☃ you", "☃☃☃", "abc☃"):
@@ -178,14 +178,14 @@ def test_a_character_that_the_vocabulary_cannot_write_is_refused_by_name():
 
 
 @pytest.mark.parametrize("name", ["bytes", "trained", "merging", "unigram"])
-def test_lone_surrogates_are_refused_in_one_line(every, name):
+def test_lone_surrogates_are_rejected_in_one_line(every, name):
     with pytest.raises(UserError, match="not valid Unicode") as error:
         every[name].encode("ok \ud800 not ok")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", [*LOSSLESS, "metaspace"])
-def test_decoding_leaves_special_ids_out(every, name):
+def test_decoding_ignores_special_ids(every, name):
     tokenizer = every[name]
     ids = tokenizer.encode("hello")
     spiced = np.concatenate([[tokenizer.bos], ids, [tokenizer.eos, tokenizer.vocabulary_size + 7]])
@@ -208,14 +208,14 @@ def test_fingerprints_differ_between_tokenizers(every):
     assert len({tokenizer.fingerprint for tokenizer in every.values()}) == len(every)
 
 
-def test_bytes_are_the_utf_8_bytes():
+def test_ids_of_the_byte_tokenizer_are_utf_8_bytes():
     tokenizer = load_tokenizer("bytes")
     assert tokenizer.encode("é!").tolist() == [0xC3, 0xA9, 0x21]
     assert tokenizer.decode([0x61, 0xC3]) == "a\ufffd"
     assert (tokenizer.vocabulary_size, tokenizer.bos, tokenizer.eos) == (258, 256, 257)
 
 
-def test_a_trained_bpe_shortens_text_and_keeps_its_specials_apart(trained):
+def test_a_trained_bpe_shortens_text_and_has_bos_and_eos_last(trained):
     assert len(trained.encode("hello there")) < len("hello there")
     size = trained.vocabulary_size
     assert size <= 320 and (trained.bos, trained.eos) == (size - 2, size - 1)
@@ -234,7 +234,7 @@ def test_ids_that_no_piece_has_are_special(merging):
         "", "{", "[1, 2]", "{}", '{"model": 3}', '"bytes"', "\u0000", '{"model": {"type": "BPE"}}',
     ],
 )  # fmt: skip
-def test_a_broken_tokenizer_json_is_refused_by_name(tmp_path, content):
+def test_the_error_of_a_damaged_tokenizer_json_has_its_path(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_text(content)
     with pytest.raises(UserError, match=r"tokenizer.json (is not a|has no BOS)") as error:
@@ -242,7 +242,7 @@ def test_a_broken_tokenizer_json_is_refused_by_name(tmp_path, content):
     assert str(file) in str(error.value)
 
 
-def test_a_tokenizer_without_bos_or_eos_is_refused(trained, tmp_path):
+def test_a_tokenizer_without_bos_or_eos_is_rejected(trained, tmp_path):
     description = json.loads(trained.content)
     for name, role in ((BOS, "BOS"), (EOS, "EOS")):
         kept = [token for token in description["added_tokens"] if token["content"] != name]

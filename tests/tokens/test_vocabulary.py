@@ -1,4 +1,4 @@
-"""Invariant 1: every id comes from one layout."""
+"""Invariant 1: one layout defines every id."""
 
 import dataclasses
 
@@ -39,13 +39,11 @@ def test_invariant_1_soda_classes_count_every_id():
         128_256: "marker", 128_259: "marker", 128_260: "semantic", 130_307: "semantic",
         130_308: "acoustic_1", 132_355: "acoustic_1", 132_356: "acoustic_2", 144_643: "acoustic_7",
     }  # fmt: skip
-    assert {
-        i: names[c] for i, c in zip(by_id, SODA.target_class(list(by_id)), strict=True)
-    } == by_id
+    assert {i: names[c] for i, c in zip(by_id, classes[list(by_id)], strict=True)} == by_id
     assert classes.dtype == np.int8 and of["marker"] == 9
 
 
-def test_ordinary_text_is_what_no_special_marker_or_code_is():
+def test_ordinary_text_excludes_special_ids_markers_and_codes():
     ordinary = np.flatnonzero(SMALL.ordinary_text)
     assert ordinary.tolist() == list(range(7))
     assert SODA.ordinary_text.sum() == 128_000 and not SODA.ordinary_text[128_000:].any()
@@ -69,15 +67,13 @@ def test_ids_to_codes_is_the_inverse_of_codes_to_ids(data, sizes, frames):
     ).reshape(frames, shown)
     ids = layout.codes_to_ids(codes)
     assert len(ids) == frames * shown and not layout.ordinary_text[ids].any()
-    np.testing.assert_array_equal(
-        layout.target_class(ids), np.tile(np.arange(1, shown + 1), frames)
-    )
+    np.testing.assert_array_equal(layout.class_of_id[ids], np.tile(np.arange(1, shown + 1), frames))
     back = layout.ids_to_codes(ids, shown)
     assert back.dtype == np.uint16 and back.shape == (frames, shown)
     np.testing.assert_array_equal(back, codes)
 
 
-def test_an_index_outside_its_codebook_is_named_with_its_position():
+def test_the_error_of_an_index_outside_its_codebook_has_its_position():
     codes = np.zeros((20, 8), int)
     codes[17, 3] = 2051
     message = r"codes\[17, 3\] = 2051 is outside codebook 3 \(0–2047\)"
@@ -91,17 +87,17 @@ def test_an_index_outside_its_codebook_is_named_with_its_position():
         SMALL.codes_to_ids(np.zeros((1, 3), int))
 
 
-def test_ids_that_are_not_whole_frames_are_named_with_their_position():
+def test_the_error_of_ids_that_are_not_whole_frames_has_their_position():
     with pytest.raises(UserError, match="partial frame begins at position 2"):
         SMALL.ids_to_codes(np.array([14, 17, 15]), 2)
-    with pytest.raises(UserError, match="token 14 at position 3 is not of codebook 1"):
+    with pytest.raises(UserError, match="token 14 at position 3 is not in codebook 1"):
         SMALL.ids_to_codes(np.array([14, 17, 15, 14]), 2)
-    with pytest.raises(UserError, match="token 17 at position 0 is not of codebook 0"):
+    with pytest.raises(UserError, match="token 17 at position 0 is not in codebook 0"):
         SMALL.ids_to_codes(np.array([17]), 1)
 
 
 @pytest.mark.parametrize("layout", [SODA, SMALL, VocabularyLayout(3, (0, 1), 1, 0, ())])
-def test_layout_survives_json_with_its_fingerprint(layout):
+def test_a_layout_read_from_json_is_equal_and_has_the_same_fingerprint(layout):
     back = VocabularyLayout.from_json(layout.to_json())
     assert back == layout and back.fingerprint == layout.fingerprint
     assert len(layout.fingerprint) == 16 and int(layout.fingerprint, 16)
@@ -119,17 +115,17 @@ def test_invariant_1_any_change_of_the_layout_changes_its_fingerprint(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"codebook_sizes": (3, 0)}, "positive"),
         ({"text_size": 1}, "positive"),
         ({"specials": (9, 8, 7)}, "ascending"),
         ({"specials": (8, 8, 9)}, "ascending"),
-        ({"specials": (8, 9, 10)}, "lie in 0–9"),
+        ({"specials": (8, 9, 10)}, "be in 0–9"),
         ({"bos": 9}, "two special text ids"),
         ({"eos": 3}, "EOS 3"),
     ],
 )
-def test_an_impossible_layout_is_refused(change, told):
-    with pytest.raises(UserError, match=told):
+def test_an_invalid_layout_is_rejected(change, message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(SMALL, **change)

@@ -1,95 +1,36 @@
-"""Reads lines of plain and compressed text files and of archive members, and JSON objects from them.
+"""Reads lines of UTF-8 from plain and compressed text files, and from members of archives.
 
 For all readers, a line ends with LF or CRLF. Other line ends of Unicode (a CR without LF, VT, FF, NEL,
 U+2028, U+2029) are part of the text. So do not use `str.splitlines` here.
+
+UTF-16 and UTF-32 are recognized by their byte order mark, or by the positions of their NUL bytes, and are
+reported by name. They are not converted: a file may contain several encodings (if a shell appended UTF-16
+to UTF-8).
 """
 
 import bz2
 import codecs
 import gzip
 import io
-import json
 import lzma
+import re
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from soda_jax.errors import UserError
-from tokenize_pipeline.readers._encodings import HEAD_BYTES, check_encoding, other_encoding
-from tokenize_pipeline.text_faults import NUL_MARK, decode_text, text_fault
+from tokenize_pipeline.text_faults import NUL_MARK
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-_COMPRESSED_BLOCK = 1 << 14  # bytes; its decompressed content is in memory
-
-
-class RowError(ValueError):
-    """A row is unusable.
-
-    Attributes:
-      reason: reason in the quarantine, a key of `tokenize_pipeline.quarantine.REASONS`.
-      row: the readable part of the row, if any.
-    """
-
-    def __init__(self, message: str, reason: str = "malformed_row", row: Any = None):
-        """Creates the error; `message` is one line, for the others see the attributes."""
-        super().__init__(message)
-        self.reason = reason
-        self.row = row
-
-
-def content_suffix(path: Path) -> str:
-    """Returns the suffix of the decompressed file: `.jsonl` for `a.jsonl.gz`."""
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix.lower()
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.suffix == ".bz2":
-        return bz2.open(path, "rb")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    if path.suffix in (".zst", ".zstd"):
-        return cast(IO[bytes], io.BufferedReader(_ZstandardFile(path)))
-    return path.open("rb")
-
-
-class _ZstandardFile(io.RawIOBase):
-    """The content of a Zstandard file with any number of frames.
-
-    A truncated file raises EOFError; the stream of the library ends without an error.
-    """
-
-    def __init__(self, path: Path):
-        import zstandard
-
-        self._file, self._library = path.open("rb"), zstandard
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._packed, self._content = b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._content:
-            self._packed = self._packed or self._file.read(_COMPRESSED_BLOCK)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("it ends in the middle of a Zstandard frame")
-                return 0
-            frame = self._frame or self._library.ZstdDecompressor().decompressobj()
-            self._content = frame.decompress(self._packed)
-            self._packed, self._frame = frame.unused_data, None if frame.eof else frame
-        count = min(len(buffer), len(self._content))
-        buffer[:count], self._content = self._content[:count], self._content[count:]
-        return count
+HEAD_BYTES = 4096  # at the beginning of a file, used to detect its encoding
+_MARKS = {  # that of UTF-16-LE is the beginning of that of UTF-32-LE
+    "UTF-32-LE": codecs.BOM_UTF32_LE,
+    "UTF-32-BE": codecs.BOM_UTF32_BE,
+    "UTF-16-LE": codecs.BOM_UTF16_LE,
+    "UTF-16-BE": codecs.BOM_UTF16_BE,
+}
+_SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\xff]|\Z)")
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -102,14 +43,10 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
       UserError: if the file is missing, is UTF-16 or UTF-32, or its compressed stream is damaged.
     """
     try:
-        with _open(path) as file:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
             yield from _lines(file, str(path))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except Exception as error:
-        if type(error).__name__ == "ZstdError":  # imported only where a .zst file is read
-            raise UserError(f"{path} cannot be read: {error}") from None
-        raise
 
 
 def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
@@ -121,6 +58,26 @@ def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
     return _lines(io.BytesIO(content), name)
 
 
+def content_suffix(path: Path) -> str:
+    """Returns the suffix of the decompressed file: `.jsonl` for `a.jsonl.gz`."""
+    return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix.lower()
+
+
+def _open_zstandard(path: Path, mode: str) -> IO[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+_OPENERS: dict[str, Callable[[Path, str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+    ".zstd": _open_zstandard,
+}
+
+
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     head = file.read(HEAD_BYTES)
     check_encoding(head, name)
@@ -130,79 +87,47 @@ def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
         yield number, text.replace("\0", NUL_MARK) if "\0" in text else text
 
 
-def utf8_text(content: bytes) -> str:
-    """Decodes a small file of an archive; invalid bytes become surrogates as in `lines`.
+def check_encoding(head: bytes, name: str) -> None:
+    """Raises UserError with the name of the encoding if text that begins with `head` is not UTF-8.
 
-    Raises:
-      RowError: if it is UTF-16 or UTF-32.
+    Args:
+      head: see `other_encoding`.
+      name: name of the file, for the message.
     """
-    if (encoding := other_encoding(content)) is not None:
-        raise RowError(f"the file is {encoding} text, not UTF-8", "invalid_utf8")
-    return decode_text(content.removeprefix(codecs.BOM_UTF8))
+    if (encoding := other_encoding(head)) is not None:
+        source = encoding.replace("-LE", "LE").replace("-BE", "BE")
+        fix = f"convert it to UTF-8, as in iconv -f {source} -t UTF-8 FILE > NEW"
+        raise UserError(f"{name} is {encoding} text: {fix}")
 
 
-def optional_string(row: dict[str, Any], name: str) -> str | None:
-    """Returns field `name` as a string; None if it is absent, null or empty. Integers are converted.
+def other_encoding(head: bytes) -> str | None:
+    """Returns the encoding of a text that begins with `head`; None for UTF-8 and unknown encodings.
 
-    Raises:
-      RowError: if it has another type, is not valid UTF-8 or contains NUL.
+    Args:
+      head: the first bytes of the text, at least `HEAD_BYTES` or the whole text.
     """
-    value = row.get(name)
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowError(f"{name!r} is {value!r}, not a string")
-    text = str(value)
-    if not text.isascii() and (fault := text_fault(text)) is not None:
-        raise RowError(f"{name!r} {fault.message}", fault.reason)
-    return text
+    for name, mark in _MARKS.items():
+        if head.startswith(mark):
+            return name
+    head = head[:HEAD_BYTES]
+    return next((name for name in _MARKS if _may_be(head, name)), None) if b"\0" in head else None
 
 
-class RepeatedFields(dict[str, Any]):
-    """A JSON object in which a field occurs twice. The dict has the last value of each field.
-
-    Attributes:
-      pairs: all fields in order.
-    """
-
-    def __init__(self, pairs: list[tuple[str, Any]]):
-        """Creates the object from all fields in order."""
-        super().__init__(pairs)
-        self.pairs = pairs
-
-    def first_repeated(self) -> str:
-        """Returns the first field that occurs more than once."""
-        counts = Counter(name for name, _ in self.pairs)
-        return next(name for name, count in counts.items() if count > 1)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else RepeatedFields(pairs)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def json_value(text: str) -> Any:
-    """Parses JSON; objects with a repeated field become `RepeatedFields`.
-
-    Raises:
-      ValueError, RecursionError: if the text is not JSON.
-    """
-    return _DECODER.decode(text)
-
-
-def json_object(line: str) -> dict[str, Any]:
-    """Parses the JSON object on `line`; RowError if it is not an object or a field occurs twice."""
+def _may_be(head: bytes, name: str) -> bool:
+    """Whether bytes with NULs are text in this encoding rather than UTF-8 with stray NULs."""
+    unit = 4 if "32" in name else 2
+    head = head[: len(head) // unit * unit]
     try:
-        value = json_value(line)
-    except (ValueError, RecursionError) as error:
-        if NUL_MARK in line and (fault := text_fault(line)) is not None:
-            raise RowError(f"the row {fault.message}", fault.reason) from None
-        raise RowError(f"not a JSON object: {error}") from None
-    if isinstance(value, RepeatedFields):
-        raise RowError(f"field {value.first_repeated()!r} occurs twice")
-    if not isinstance(value, dict):
-        raise RowError(f"not a JSON object but {type(value).__name__}")
-    return value
+        # A surrogate pair that is cut by the end of `head` is left out.
+        text = codecs.getincrementaldecoder(name)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    if not text or "\0" in text:
+        return False
+    if unit == 4:  # a quarter of the bytes is NUL, and no character is beyond U+10FFFF
+        return True
+    # A space or line end of UTF-16 has a NUL next to it, one of UTF-8 has letters or others on both sides.
+    spaces, spaces_of_utf8 = text.count(" ") + text.count("\n"), len(_SPACE_OF_UTF8.findall(head))
+    if spaces or spaces_of_utf8:
+        return spaces > spaces_of_utf8
+    return 4 * sum(character < "\u0100" for character in text) >= 3 * len(text)

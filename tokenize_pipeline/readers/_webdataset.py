@@ -10,6 +10,7 @@ corpus together unless each prefix is in one archive only: with `--append`, the 
 that the data set already contains, so it is skipped and counted as `already_in_dataset`.
 """
 
+import codecs
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,16 @@ from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._folders import common_folder, relative_path
-from tokenize_pipeline.readers._lines import RowError, json_object, optional_string, utf8_text
-from tokenize_pipeline.readers._rows import repeat_error
-from tokenize_pipeline.readers._tar import members
+from tokenize_pipeline.readers._corpus import common_folder, members, relative_path
+from tokenize_pipeline.readers._lines import other_encoding
+from tokenize_pipeline.readers._rows import (
+    RowError,
+    json_object,
+    optional_string,
+    repeat_error,
+    required_text,
+)
+from tokenize_pipeline.text_faults import decode_text
 
 SOUNDS = ("mp3", "flac", "wav", "ogg", "opus", "m4a")
 
@@ -72,63 +79,62 @@ def _utterances(
     path: Path, audio: str, identity: str
 ) -> Iterator[tuple[str, UtteranceSource] | Rejected]:
     """Yields (stem, utterance) when both files of an utterance are read; finally the incomplete ones."""
+    if path.suffix != ".tar":
+        raise UserError(f"{path} is not a .tar file: give the archives as published")
     sounds: dict[str, str] = {}
     rows: dict[str, bytes] = {}
-    # For each stem, the number of its member and a hash of the content (JSON) or name and size (sound).
-    known_sounds: dict[str, tuple[int, int]] = {}
-    known_rows: dict[str, tuple[int, int]] = {}
-    for number, (name, size, content) in enumerate(_members(path), 1):
+    # For each file, by stem and kind, the number of its member and a hash of its content, or for a sound of
+    # its name and size.
+    firsts: dict[tuple[str, bool], tuple[int, int]] = {}
+    files = members(path, lambda name: name.endswith(".json"))
+    for number, (name, size, content) in enumerate(files, 1):
         stem, _, suffix = name.rpartition("/")[2].rpartition(".")
-        is_row = suffix == "json"
-        if not stem or (not is_row and suffix.lower() not in SOUNDS):
+        is_sound = content is None
+        if not stem or (is_sound and suffix.lower() not in SOUNDS):
             continue
-        known, what = (known_rows, hash(content)) if is_row else (known_sounds, hash((name, size)))
-        first, first_what = known.setdefault(stem, (number, what))
+        what = hash((name, size) if is_sound else content)
+        first, first_what = firsts.setdefault((stem, is_sound), (number, what))
         if first != number:
             # A repeated sound adds nothing: the JSON file describes the utterance.
-            if is_row or what != first_what:
+            if not is_sound or what != first_what:
                 repeated = f"member {number}, {name},"
                 error = repeat_error(repeated, f"member {first}", same=what == first_what)
-                yield Rejected(error.reason, str(error), f"{audio}:{name}")
+                yield error.rejected(f"{audio}:{name}")
             continue
-        if is_row:
-            rows[stem] = content
-        else:
+        if content is None:
             sounds[stem] = name
+        else:
+            rows[stem] = content
         if stem in rows and stem in sounds:
             where = f"{audio}:{stem}.json"
             row, sound = rows.pop(stem), sounds.pop(stem)
             try:
-                found = json_object(utf8_text(row))
-                yield stem, _utterance(found, stem, audio, sound, identity, where)
+                yield stem, _utterance(_json(row), stem, audio, sound, identity, where)
             except RowError as error:
-                yield Rejected(error.reason, str(error), where)
+                yield error.rejected(where)
     for stem in rows:
         yield Rejected("missing", f"no sound file for {stem}", f"{audio}:{stem}.json")
     for stem, name in sounds.items():
         yield Rejected("malformed_row", f"no JSON file for {stem}", f"{audio}:{name}")
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Yields (name, size, content) of the files of a tar; content is empty except for JSON files."""
-    if path.suffix != ".tar":
-        raise UserError(f"{path} is not a .tar file: give the archives as published")
-    for name, size, content in members(path, lambda name: name.endswith(".json")):
-        yield name, size, content or b""
+def _json(content: bytes) -> dict[str, Any]:
+    """Parses a JSON file; RowError if it is not an object, or is UTF-16 or UTF-32."""
+    if (encoding := other_encoding(content)) is not None:
+        raise RowError(f"the file is {encoding} text, not UTF-8", "invalid_utf8")
+    return json_object(decode_text(content.removeprefix(codecs.BOM_UTF8)))
 
 
 def _utterance(
     row: dict[str, Any], stem: str, audio: str, member: str, identity: str, where: str
 ) -> UtteranceSource:
-    name, text = optional_string(row, identity), row.get("text")
+    name = optional_string(row, identity)
     if name != stem:
         raise RowError(f"{identity!r} is {name!r}, its files are named {stem!r}")
     if "_" not in stem:
         raise RowError(f"{identity!r} is {name!r}, not PREFIX_WNUMBER")
-    if not isinstance(text, str):
-        raise RowError("'text' is missing" if text is None else f"'text' is {text!r}, not a string")
     return UtteranceSource(
-        text,
+        required_text(row),
         audio,
         speaker=optional_string(row, "speaker"),
         language=optional_string(row, "language"),

@@ -18,180 +18,100 @@ both texts with language tags, target speech) is a question of the view. Ids are
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected
-from tokenize_pipeline.readers._folders import common_folder, relative_path
-from tokenize_pipeline.readers._lines import RowError, content_lines, lines
-from tokenize_pipeline.readers._rows import no_row, reject_split_rows, repeat_error
-from tokenize_pipeline.readers._tables import tsv_table
-from tokenize_pipeline.readers._tar import Sounds, find_metadata, is_tar
+from tokenize_pipeline.readers._corpus import Layout, Sounds, TextFile, read_tar, relative_path
+from tokenize_pipeline.readers._lines import lines
+from tokenize_pipeline.readers._rows import RowError, no_row, parse_rows, repeat_error, tsv_rows
 
 KIND = "speech"
 COMMON_VOICE = "cv-corpus-4-2019-12-10"
-_WAV_RATE = 24_000  # Hz, translations
-_CORPUS = re.compile(r"cvss_t_([a-z]{2})_en_v1\.0(\.tar|\.tar\.gz|\.tgz)?")
+_NAME = r"cvss_t_[a-z]{2}_en_v1\.0"
+_LAYOUT = Layout(
+    "CVSS-T",
+    "cvss_t_LANGUAGE_en_v1.0/SPLIT.tsv",
+    rf"{_NAME}/[^/]+\.tsv",
+    ("/train.tsv",),
+    tar_pattern=rf"{_NAME}\.(tar|tar\.gz|tgz)",
+    wav_rate=24_000,  # of the translations
+)
 _COMMON_VOICE_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # where they differ from CVSS
 _CLIP = re.compile(r"common_voice_[\w-]+\.mp3", re.ASCII)
 
-
-_Located = tuple[str, Sounds]  # (folder in the corpus or archive, sounds)
-
-
-class _Target(NamedTuple):
-    """A line of a `.tsv` of CVSS-T: clip, English text, position of the line."""
-
-    clip: str
-    text: str
-    where: str
-
-
-class _Source(NamedTuple):
-    """The description of a clip in Common Voice, and its line number."""
-
-    sentence: str
-    speaker: str | None
-    number: int
-
-
-def data_root(inputs: Sequence[Path]) -> Path:
-    """Returns the folder that contains `cvss_t_…` and Common Voice; UserError for other files."""
-    return common_folder(_corpus(path).parent for path in inputs)
+data_root = _LAYOUT.data_root
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     """Yields the pairs in the order of the files, or of the translations in the archives."""
-    root = data_root(inputs)
-    for path in inputs:
-        corpus = _corpus(path)
-        matched = _CORPUS.fullmatch(corpus.name)
-        assert matched is not None
-        if is_tar(path):
-            split = "train"
-            rows, folder, sounds = _archive(path, relative_path(root, path), matched[1])
-        else:
-            split, documents = path.stem, f"cvss_t/{matched[1]}/{path.stem}"
-            rows = list(_rows(lines(path), f"{corpus.name}/{path.name}", documents))
-            folder, sounds = f"{relative_path(root, corpus)}/{split}", Sounds(None, {})
-        yield from (row for row in rows if isinstance(row, Rejected))
-        pairs = [row for row in rows if isinstance(row, _Target)]
-        yield from _documents(matched[1], split, pairs, (folder, sounds), root, corpus.parent)
+    for path, (file, *_), translations in _LAYOUT.open(inputs):
+        corpus = path if translations.archive else path.absolute().parent
+        language = corpus.name.split("_")[2]
+        folder = file.name.removesuffix(".tsv")
+        split = folder.rpartition("/")[2]
+        documents = f"cvss_t/{language}/{split}"
+        pairs: list[tuple[str, str, str]] = []  # (clip, English text, position)
+        for number, row in parse_rows(file.lines, _pair, text_is_last=True):
+            where = f"{corpus.name}/{split}.tsv:{number}"
+            if isinstance(row, RowError):
+                yield row.rejected(where, _name(documents, row.row[0]) if row.row else None)
+            else:
+                pairs.append((*row, where))
+        order = {name: number for number, name in enumerate(translations.sizes)}
+        pairs.sort(key=lambda pair: order.get(f"{folder}/{pair[0]}.wav", len(order)))
+        code = _COMMON_VOICE_CODES.get(language, language)
+        wanted = {clip for clip, *_ in pairs}
+        table, voice = _common_voice(corpus.parent / COMMON_VOICE / code, translations.root, wanted)
+        sources, rejected = _sentences(table, wanted, f"{COMMON_VOICE}/{code}/validated.tsv")
+        yield from (replace(item, document=_name(documents, clip)) for clip, item in rejected)
+        lost = {clip for clip, _ in rejected}
+        clips = f"{table.name.removesuffix('validated.tsv')}clips"
+        for clip, text, where in pairs:
+            document = _name(documents, clip)
+            if clip in sources:
+                sentence, speaker = sources[clip]
+                source = voice.utterance(
+                    f"{clips}/{clip}", sentence, where, speaker=speaker, language=language
+                )
+                translated = translations.utterance(
+                    f"{folder}/{clip}.wav", text, where, language="en"
+                )
+                yield DocumentSource(document, (source, translated))
+            elif clip not in lost:
+                message = f"validated.tsv of Common Voice does not have {clip}"
+                yield Rejected("malformed_row", message, where, document)
 
 
-def _corpus(path: Path) -> Path:
-    """Returns the folder `cvss_t_…` of an input, or the archive that replaces it."""
-    corpus = path.absolute() if is_tar(path) else path.absolute().parent
-    if not _CORPUS.fullmatch(corpus.name) or not (is_tar(path) or path.suffix == ".tsv"):
-        raise UserError(f"{path} is neither cvss_t_LANGUAGE_en_v1.0/SPLIT.tsv nor such an archive")
-    return corpus
-
-
-def _archive(
-    path: Path, archive: str, language: str
-) -> tuple[list[_Target | Rejected], str, Sounds]:
-    """Returns the rows of an archive of CVSS-T in the order of their sounds, their folder, and the sounds."""
-    name, content, sizes = find_metadata(path, "train.tsv", "CVSS-T")
-    folder = name.removesuffix(".tsv")
-    order = {name: number for number, name in enumerate(sizes)}
-
-    def position(row: _Target | Rejected) -> int:
-        clip = row.clip if isinstance(row, _Target) else ""
-        return order.get(f"{folder}/{clip}.wav", len(order))
-
-    table = content_lines(content, f"{path}: {name}")
-    rows = _rows(table, f"{path.name}/train.tsv", f"cvss_t/{language}/train")
-    return sorted(rows, key=position), folder, Sounds(archive, sizes, _WAV_RATE)
-
-
-def _rows(
-    rows: Iterable[tuple[int, str]], file: str, documents: str
-) -> Iterator[_Target | Rejected]:
-    for number, row in reject_split_rows(_targets(rows, file)):
-        if isinstance(row, RowError):
-            document = _name(documents, row.row.clip) if row.row else None
-            yield Rejected(row.reason, str(row), f"{file}:{number}", document)
-        else:
-            yield row
-
-
-def _targets(
-    rows: Iterable[tuple[int, str]], file: str
-) -> Iterator[tuple[int, _Target | RowError]]:
-    """Yields (number, row) of the lines that are not empty; the text is the last field."""
-    for number, line in rows:
-        clip, tab, text = line.rstrip("\r\n").partition("\t")
-        if tab and "\t" not in text and _CLIP.fullmatch(clip):
-            yield number, _Target(clip, text, f"{file}:{number}")
-        elif line.strip():
-            message = f"{line[:80].strip()!r} is not the name of a clip, a tab and its text"
-            yield number, no_row(line, message, attempt=clip.startswith("common_voice_"))
+def _pair(line: str) -> tuple[str, str]:
+    """Returns clip and English text of a line of CVSS-T."""
+    clip, tab, text = line.rstrip("\r\n").partition("\t")
+    if tab and "\t" not in text and _CLIP.fullmatch(clip):
+        return clip, text
+    message = f"{line[:80].strip()!r} is not the name of a clip, a tab and its text"
+    raise no_row(line, message, attempt=clip.startswith("common_voice_"))
 
 
 def _name(documents: str, clip: str) -> str:
     return f"{documents}/{clip.removesuffix('.mp3')}"
 
 
-def _documents(
-    language: str,
-    split: str,
-    pairs: list[_Target],
-    translations: _Located,
-    root: Path,
-    parent: Path,
-) -> Iterator[DocumentSource | Rejected]:
-    sources, rejected, clips = _common_voice(language, root, parent, {pair.clip for pair in pairs})
-    documents = f"cvss_t/{language}/{split}"
-    yield from (replace(row, document=_name(documents, clip)) for clip, row in rejected)
-    lost = {clip for clip, _ in rejected}
-    for pair in pairs:
-        document = _name(documents, pair.clip)
-        source = sources.get(pair.clip)
-        if source is None:
-            if pair.clip not in lost:
-                message = f"validated.tsv of Common Voice does not have {pair.clip}"
-                yield Rejected("malformed_row", message, pair.where, document)
-            continue
-        folder, sounds = clips
-        source_speech = sounds.utterance(
-            f"{folder}/{pair.clip}",
-            source.sentence,
-            pair.where,
-            speaker=source.speaker,
-            language=language,
-        )
-        folder, sounds = translations
-        translated = sounds.utterance(
-            f"{folder}/{pair.clip}.wav", pair.text, pair.where, language="en"
-        )
-        yield DocumentSource(document, (source_speech, translated))
-
-
-def _common_voice(
-    language: str, root: Path, parent: Path, wanted: set[str]
-) -> tuple[dict[str, _Source], list[tuple[str, Rejected]], _Located]:
-    """Returns the wanted clips of Common Voice, its unusable rows by clip, and the location of the sounds."""
-    folder = parent / COMMON_VOICE / _COMMON_VOICE_CODES.get(language, language)
-    archive = folder.with_name(f"{folder.name}.tar")
+def _common_voice(folder: Path, root: Path, wanted: set[str]) -> tuple[TextFile, Sounds]:
+    """Returns the table of Common Voice in `folder` or its tar, and the sounds with the `wanted` clips."""
     table = folder / "validated.tsv"
+    archive = folder.with_name(f"{folder.name}.tar")
     if table.is_file():
-        clips = f"{relative_path(root, folder)}/clips"
-        found = _sentences(lines(table), wanted, str(table), folder.name)
-        return *found, (clips, Sounds(None, {}))
+        return TextFile(relative_path(root, table), str(table), lines(table)), Sounds(root)
     if archive.is_file():
-        name, content, sizes = find_metadata(
+        (file, *_), sizes = read_tar(
             archive,
-            "validated.tsv",
+            ("/validated.tsv",),
             "Common Voice",
             lambda name: name.rpartition("/")[2] in wanted,
         )
-        clips = f"{name.removesuffix('validated.tsv')}clips"
-        label = f"{archive}: {name}"
-        found = _sentences(content_lines(content, label), wanted, label, folder.name)
-        return *found, (clips, Sounds(relative_path(root, archive), sizes, _WAV_RATE))
+        return file, Sounds(root, relative_path(root, archive), sizes)
     packed = archive.with_name(f"{archive.name}.gz")
     if packed.is_file():
         raise UserError(f"{packed}: its clips are read in another order; run gunzip {packed}")
@@ -201,27 +121,28 @@ def _common_voice(
 
 
 def _sentences(
-    rows: Iterator[tuple[int, str]], wanted: set[str], name: str, language: str
-) -> tuple[dict[str, _Source], list[tuple[str, Rejected]]]:
-    """Returns sentence and speaker of the wanted clips, and their unusable rows.
+    table: TextFile, wanted: set[str], where: str
+) -> tuple[dict[str, tuple[str, str | None]], list[tuple[str, Rejected]]]:
+    """Returns (sentence, speaker) of the wanted clips, and their unusable rows.
 
     A tab or line end in a sentence gives malformed rows. The first one names the clip, whose pair is
     rejected; the others name no clip and are not counted.
     """
-    table = tsv_table(rows, name, ("client_id", "path", "sentence"))
-    speaker, path, sentence = map(table.header.index, ("client_id", "path", "sentence"))
-    file = f"{COMMON_VOICE}/{language}/validated.tsv"
-    found: dict[str, _Source] = {}
+    found: dict[str, tuple[str, str | None]] = {}
+    numbers: dict[str, int] = {}
     rejected: list[tuple[str, Rejected]] = []
-    for number, row in table.rows:
-        error: RowError | None = None
-        if isinstance(row, RowError):
-            clip, error = row.row[path] if len(row.row) > path else "", row
-        elif (clip := row[path]) in wanted:
-            first = found.setdefault(clip, _Source(row[sentence], row[speaker] or None, number))
+    for number, row in tsv_rows(table.lines, table.label, ("client_id", "path", "sentence")):
+        error = row if isinstance(row, RowError) else None
+        fields: dict[str, str] = row.row if isinstance(row, RowError) else row
+        clip = fields.get("path", "")
+        if clip not in wanted:
+            continue
+        if error is None:
+            first = numbers.setdefault(clip, number)
+            sentence, _ = found.setdefault(clip, (fields["sentence"], fields["client_id"] or None))
             # A repeated clip adds nothing: the row of CVSS-T describes the pair.
-            if first.number != number and first.sentence != row[sentence]:
-                error = repeat_error(clip, f"{file}:{first.number}", same=False)
-        if error is not None and clip in wanted:
-            rejected.append((clip, Rejected(error.reason, str(error), f"{file}:{number}")))
+            if sentence != fields["sentence"]:
+                error = repeat_error(clip, f"{where}:{first}", same=False)
+        if error is not None:
+            rejected.append((clip, error.rejected(f"{where}:{number}")))
     return found, rejected

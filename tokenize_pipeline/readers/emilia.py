@@ -10,17 +10,11 @@ the order of their numbers (SODA, arXiv 2602.16687). `wav` is not used. The data
 all inputs.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
 
-from tokenize_pipeline.readers import DocumentSource, Rejected
 from tokenize_pipeline.readers._webdataset import data_root, documents
 
 __all__ = ["KIND", "data_root", "read"]
 
 KIND = "speech"
-
-
-def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document per shard and speaker; see `_webdataset.documents`."""
-    return documents(inputs, "id")
+read = functools.partial(documents, identity="id")

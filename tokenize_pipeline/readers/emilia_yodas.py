@@ -10,17 +10,11 @@ last underscore) in the order of their numbers, with all speakers (SODA, arXiv 2
 folder that contains all inputs.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
 
-from tokenize_pipeline.readers import DocumentSource, Rejected
 from tokenize_pipeline.readers._webdataset import data_root, documents
 
 __all__ = ["KIND", "data_root", "read"]
 
 KIND = "speech"
-
-
-def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document per video; see `_webdataset.documents`."""
-    return documents(inputs, "_id")
+read = functools.partial(documents, identity="_id")

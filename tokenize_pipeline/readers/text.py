@@ -19,64 +19,132 @@ a text is used only once.
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._lines import (
+from tokenize_pipeline.readers._lines import content_suffix, lines
+from tokenize_pipeline.readers._rows import (
     RowError,
-    content_suffix,
     json_object,
-    lines,
     optional_string,
+    parse_rows,
 )
-from tokenize_pipeline.readers._parquet_text import parquet_rows
+from tokenize_pipeline.text_faults import decode_text
+
+if TYPE_CHECKING:
+    import pyarrow
 
 KIND = "text"
 TEXT_FIELDS = ("text", "content", "raw_content")
 ID_FIELDS = ("id", "uuid", "warc_record_id")
+_ROWS = 64  # rows of a Parquet file in memory, with their pages
+_BUFFER_BYTES = 1 << 20
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     """Yields one document of one utterance per line or row, in the order of the files."""
     for path in inputs:
-        file, suffix = path.name, content_suffix(path)
-        if suffix == ".parquet":
-            for number, row in parquet_rows(path, TEXT_FIELDS, ID_FIELDS):
-                yield _row_document(row, f"{file}:{number}")
-            continue
-        is_json = suffix in (".jsonl", ".json", ".ndjson")
-        for number, line in lines(path):
-            if line.strip():
-                where = f"{file}:{number}"
-                yield _json_document(line, where) if is_json else _document(line, None, where)
+        for number, row in _rows(path):
+            where = f"{path.name}:{number}"
+            try:
+                text, name = (row, None) if isinstance(row, str) else _text_and_id(row)
+                if name is None:
+                    name = f"text-{_digest(text)[:24]}"
+                yield DocumentSource(name, (UtteranceSource(text, where=where),))
+            except RowError as error:
+                yield error.rejected(where)
 
 
-def _json_document(line: str, where: str) -> DocumentSource | Rejected:
-    try:
-        return _row_document(json_object(line), where)
-    except RowError as error:
-        return Rejected(error.reason, str(error), where)
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str | RowError]]:
+    suffix = content_suffix(path)
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        return parse_rows(lines(path), json_object)
+    return ((number, line) for number, line in lines(path) if line.strip())
 
 
-def _row_document(row: dict[str, Any], where: str) -> DocumentSource | Rejected:
+def _text_and_id(row: dict[str, Any] | RowError) -> tuple[str, str | None]:
+    if isinstance(row, RowError):
+        raise row
     field = next((name for name in TEXT_FIELDS if name in row), TEXT_FIELDS[0])
     text = row.get(field)
-    try:
-        if not isinstance(text, str):
-            raise RowError(f"{field!r} is {text!r}, not a string")
-        found = ((name, optional_string(row, name)) for name in ID_FIELDS)
-        source, name = next((pair for pair in found if pair[1]), ("", None))
-    except RowError as error:
-        return Rejected(error.reason, str(error), where)
+    if not isinstance(text, str):
+        raise RowError(f"{field!r} is {text!r}, not a string")
+    found = ((name, optional_string(row, name)) for name in ID_FIELDS)
+    source, name = next((pair for pair in found if pair[1]), ("", None))
     if source == "warc_record_id":
         name = f"{name}#{_digest(text)[:8]}"
-    return _document(text, name, where)
-
-
-def _document(text: str, name: str | None, where: str) -> DocumentSource:
-    name = name or f"text-{_digest(text)[:24]}"
-    return DocumentSource(name, (UtteranceSource(text, where=where),))
+    return text, name
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (number from 1, row) of a Parquet file; memory does not grow with file or row group.
+
+    A row has the first column of `TEXT_FIELDS` that exists, and all existing columns of `ID_FIELDS`. Bytes that
+    are not UTF-8 and NULs become lone surrogates, as in `_lines.lines`.
+
+    Raises:
+      UserError: if the file is missing, damaged or not Parquet, or has no text column.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        # Without pre-buffering a column is read page by page, not a whole row group at once.
+        with parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+        ) as file:
+            names = _columns(path, file.schema_arrow)
+            for batch in file.iter_batches(_ROWS, columns=names, use_threads=False):
+                columns = [_values(batch.column(name)) for name in names]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield number, dict(zip(names, values, strict=True))
+    except (pyarrow.ArrowException, OSError) as error:
+        cause = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be read as Parquet after row {number}: {cause}; "
+            "download it again or leave it out of --input"
+        ) from None
+
+
+def _columns(path: Path, schema: "pyarrow.Schema") -> list[str]:
+    text = next((name for name in TEXT_FIELDS if name in schema.names), None)
+    if text is None:
+        raise UserError(
+            f"{path} has the columns {', '.join(schema.names)}, but none named {' or '.join(TEXT_FIELDS)}: "
+            "rename the column of the text"
+        )
+    kind = schema.field(text).type
+    if not _is_text(kind):
+        raise UserError(f"{path}: column {text!r} is {kind}, not text; rename another column")
+    return [text, *(name for name in ID_FIELDS if name in schema.names)]
+
+
+def _is_text(kind: "pyarrow.DataType") -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in (*tests, types.is_binary, types.is_large_binary))
+
+
+def _values(column: "pyarrow.Array") -> list[Any]:
+    """Returns the cells of a column. Text is decoded here, as Arrow rejects a whole batch for one byte."""
+    import pyarrow
+    from pyarrow import types
+
+    if not _is_text(column.type):
+        return column.to_pylist()
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    cells = column.cast(pyarrow.large_binary()).to_pylist()
+    return [None if cell is None else decode_text(cell) for cell in cells]

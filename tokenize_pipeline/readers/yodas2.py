@@ -20,18 +20,19 @@ from typing import Any
 
 from soda_jax.errors import UserError
 from tokenize_pipeline.readers import DocumentSource, Rejected, UtteranceSource
-from tokenize_pipeline.readers._encodings import check_encoding
-from tokenize_pipeline.readers._lines import (
+from tokenize_pipeline.readers._lines import check_encoding
+from tokenize_pipeline.readers._rows import (
     RepeatedFields,
+    Repeats,
     RowError,
     json_value,
     optional_string,
 )
-from tokenize_pipeline.readers._rows import Repeats
 from tokenize_pipeline.text_faults import decode_text
 
 KIND = "speech"
 _SUBSET = re.compile(r"(.+?)\d{3}")
+_TIMES = re.compile(r".+-(\d+)-(\d+)-(\d+)", re.DOTALL)
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
@@ -58,19 +59,17 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             try:
                 yield from _document(entry, audio, language, where)
             except RowError as error:
-                yield Rejected(error.reason, str(error), where)
+                yield error.rejected(where)
 
 
 def _archive(path: Path) -> Path:
     """Returns the archive with the sounds of a file of captions."""
-    folder = path.absolute().parents[1] / "audio"
-    for suffix in (".tar.gz", ".tar"):
-        archive = folder / f"{path.stem}{suffix}"
-        if archive.is_file():
-            return archive
+    archive = path.absolute().parents[1] / "audio" / f"{path.stem}.tar.gz"
+    for found in (archive, archive.with_suffix("")):
+        if found.is_file():
+            return found
     raise UserError(
-        f"{folder / path.stem}.tar.gz is missing, {path} needs it: download it too or remove this file "
-        "from --input"
+        f"{archive} is missing, {path} needs it: download it too or remove this file from --input"
     )
 
 
@@ -103,20 +102,24 @@ def _document(
         raise RowError(f"'text' of video {video} is {type(captions).__name__}, not an object")
     kept: list[tuple[int, int, UtteranceSource]] = []
     repeats = Repeats()
-    for name, text, position in _captions(captions, where):
-        parts = name.rsplit("-", 3)
+    pairs = captions.pairs if isinstance(captions, RepeatedFields) else list(captions.items())
+    for index, (name, text) in enumerate(pairs, 1):
+        position = f"{where}:{name}"
+        if len(pairs) > len(captions):  # the name is ambiguous
+            position += f" (caption {index})"
         try:
-            if len(parts) < 4 or not (parts[0] and all(map(str.isdecimal, parts[1:]))):
+            times = _TIMES.fullmatch(name)
+            if times is None:
                 raise RowError(f"utterance id has no times: {name!r}")
             if not isinstance(text, str):
                 raise RowError(f"caption is {text!r}: {name!r}")
-            number, start, end = map(int, parts[1:])
+            number, start, end = map(int, times.groups())
             if not (words := text.strip()) or start == end:
                 continue
             # Two captions with the same times would repeat the sound.
             repeats.check((start, end), words, position, name)
         except RowError as error:
-            yield Rejected(error.reason, str(error), position, video)
+            yield error.rejected(position, video)
             continue
         utterance = UtteranceSource(
             text,
@@ -131,13 +134,3 @@ def _document(
     if kept:
         kept.sort(key=lambda caption: caption[:2])
         yield DocumentSource(video, tuple(caption[2] for caption in kept))
-
-
-def _captions(captions: dict[str, Any], where: str) -> Iterator[tuple[str, Any, str]]:
-    """Yields (name, text, position) of each caption, in the order of the file."""
-    if isinstance(captions, RepeatedFields):
-        for number, (name, text) in enumerate(captions.pairs, 1):
-            yield name, text, f"{where}:{name} (caption {number})"
-    else:
-        for name, text in captions.items():
-            yield name, text, f"{where}:{name}"

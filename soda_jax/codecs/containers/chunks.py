@@ -1,184 +1,155 @@
 """Uncompressed and chunked containers: WAV, RF64, W64, AIFF, 8SVX, CAF, AU and NIST SPHERE.
 
-Each of them states the number of its sample bytes in a header. A writer to a pipe cannot go back to
-fill it in and leaves 0 or a huge number; then the samples reach to the end of the file. libsndfile
-returns what is there of a truncated file, and nothing where the size is 0, without an error.
+Their headers contain the number of sample bytes. A writer to a pipe cannot fill it in at the end and
+leaves 0 or a huge number; then the samples extend to the end of the file. libsndfile decodes a part of
+a truncated file, and nothing if the number is 0, without an error.
+
+Each parser takes the offset of a header in a file of `size` bytes, and returns the parts of one sound
+file and the offset after it. It raises a `SoundError`, `truncated` or `undecodable`.
 """
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import BinaryIO, Literal
 
-from soda_jax.codecs.containers.common import ContainerError, Part, missing, read_at
+from soda_jax.codecs.containers.common import Part, SoundError, missing, read_at
 from soda_jax.codecs.containers.mpeg import mpeg
 
 _UNKNOWN_32 = 0x7FFF_0000  # writers to a pipe leave a size near 2^31 or 2^32
 _UNKNOWN_64 = 1 << 62
-_MPEG = (0x50, 0x55)  # WAV codings that keep MPEG frames: layer I or II, layer III
-_SLACK = 4096  # bytes between two sizes of a header that count as the same: tags, padding
+_MPEG = (0x50, 0x55)  # codings of a WAV that contains MPEG frames: layer I or II, layer III
+_FILES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")  # marks of a file of these chunks
+_SLACK = 4096  # two sizes in a header that differ by at most this many bytes (tags, padding) agree
 
 Order = Literal["big", "little"]
-Found = tuple[list[Part], int]  # the parts of one file, and the offset after it
+Parsed = tuple[list[Part], int]
+Chunk = tuple[bytes, int, int]  # identifier, offset of the content, length in bytes
 
 
-def wav(file: BinaryIO, start: int, size: int) -> Found:
-    """The part of a WAV (little- or big-endian), RF64 or BW64 at `start` of a file of `size` bytes.
-
-    Raises:
-      ContainerError: `truncated` or `undecodable`.
-    """
+def wav(file: BinaryIO, start: int, size: int) -> Parsed:
+    """Parses a WAV (little- or big-endian), RF64 or BW64."""
     head = read_at(file, start, 12)
     order: Order = "big" if head[:4] == b"RIFX" else "little"
     wide = head[:4] in (b"RF64", b"BW64")
     end = start + 8 + int.from_bytes(head[4:8], order)
-    sizes = None  # of ds64: where its numbers are
-    data, coding = None, 0
-    for identifier, first, length in _chunks(file, start + 12, size, order):
-        if identifier == b"fmt ":
-            coding = int.from_bytes(read_at(file, first, 2), order)
-        if wide and identifier == b"ds64":
-            sizes = first
-            end = start + 8 + int.from_bytes(read_at(file, first, 8), "little")
-        if identifier == b"data":
-            data = first, length
-            break
-    if data is None:
-        return _without_samples(start, end, size)
-    first, declared = data
+    found = _up_to(b"data", _chunks(file, start + 12, size, order))
+    sizes, unknown = None, _UNKNOWN_32
+    if wide and b"ds64" in found:
+        sizes = found[b"ds64"][0]
+        end = start + 8 + int.from_bytes(read_at(file, sizes, 8), "little")
+    if b"data" not in found:
+        raise _no_samples(end, size)
+    first, declared = found[b"data"]
     if sizes is not None and declared == 0xFFFF_FFFF:
         declared = int.from_bytes(read_at(file, sizes + 8, 8), "little")
         unknown = _UNKNOWN_64
-    else:
-        unknown = _UNKNOWN_32
-
-    def next_chunk(after: int) -> int | None:
-        return _end_of_chunks(file, after, size, order)
-
-    stop, after = _samples_end(first, declared, unknown, size, end, next_chunk)
-    if coding in _MPEG and (parts := mpeg(file, first, stop)):
+    following = partial(_end_of_chunks, file, size, order)
+    stop, after = _samples_end(first, declared, unknown, size, end, following)
+    coding = read_at(file, found[b"fmt "][0], 2) if b"fmt " in found else b""
+    if int.from_bytes(coding, order) in _MPEG and (parts := mpeg(file, first, stop)):
         return parts, after
     if declared == stop - first or (sizes is None and declared >= unknown):
         return [Part(start, after)], after
-    header = bytearray(read_at(file, start, first - start))
-    if sizes is not None:
-        at = sizes - start
-        header[at : at + 8] = (stop - start - 8).to_bytes(8, "little")
-        header[at + 8 : at + 16] = (stop - first).to_bytes(8, "little")
+    if sizes is None:
+        field = (first - 4, _size_32(stop - first, order))
     else:
-        header[-4:] = min(stop - first, 0xFFFF_FFFF).to_bytes(4, order)
-    return [Part(first, stop, bytes(header))], after
+        both = (stop - start - 8).to_bytes(8, "little") + (stop - first).to_bytes(8, "little")
+        field = (sizes, both)
+    return [_corrected(file, start, first, stop, field)], after
 
 
-def aiff(file: BinaryIO, start: int, size: int) -> Found:
-    """The part of an AIFF, AIFF-C or 8SVX at `start`; as `wav`."""
+def aiff(file: BinaryIO, start: int, size: int) -> Parsed:
+    """Parses an AIFF, AIFF-C or 8SVX."""
     head = read_at(file, start, 12)
     end = start + 8 + int.from_bytes(head[4:8], "big")
     name, lead = (b"BODY", 0) if head[8:12] in (b"8SVX", b"16SV") else (b"SSND", 8)
-    chunks = _chunks(file, start + 12, size, "big")
-    found = next(((first, length) for kind, first, length in chunks if kind == name), None)
-    if found is None:
-        return _without_samples(start, end, size)
-    first, declared = found[0] + lead, max(found[1] - lead, 0)
-
-    def next_chunk(after: int) -> int | None:
-        return _end_of_chunks(file, after, size, "big")
-
-    stop, after = _samples_end(first, declared, _UNKNOWN_32, size, end, next_chunk)
-    if name == b"BODY":  # libsndfile 1.2 decodes everything that follows the header
+    found = _up_to(name, _chunks(file, start + 12, size, "big"))
+    if name not in found:
+        raise _no_samples(end, size)
+    content, length = found[name]
+    first, declared = content + lead, max(length - lead, 0)
+    following = partial(_end_of_chunks, file, size, "big")
+    stop, after = _samples_end(first, declared, _UNKNOWN_32, size, end, following)
+    if name == b"BODY":  # libsndfile 1.2 decodes everything after the header
         return [Part(start, stop)], after
     if declared == stop - first or declared >= _UNKNOWN_32:
         return [Part(start, after)], after
-    header = bytearray(read_at(file, start, first - start))
-    header[4:8] = min(stop - start - 8, 0xFFFF_FFFF).to_bytes(4, "big")
-    at = len(header) - lead - 4
-    header[at : at + 4] = min(stop - first + lead, 0xFFFF_FFFF).to_bytes(4, "big")
-    return [Part(first, stop, bytes(header))], after
+    form = (start + 4, _size_32(stop - start - 8, "big"))
+    samples = (content - 4, _size_32(stop - content, "big"))
+    return [_corrected(file, start, first, stop, form, samples)], after
 
 
-def w64(file: BinaryIO, start: int, size: int) -> Found:
-    """The part of a Sony Wave64 at `start`; as `wav`.
+def w64(file: BinaryIO, start: int, size: int) -> Parsed:
+    """Parses a Sony Wave64.
 
-    libsndfile 1.2 decodes everything that follows the header, so the part ends with its samples.
+    libsndfile 1.2 decodes everything after the header, so the part ends with its samples.
     """
     end = start + int.from_bytes(read_at(file, start + 16, 8), "little")
-    at = start + 40
-    while True:
-        header = read_at(file, at, 24)
-        if len(header) < 24:
-            return _without_samples(start, end, size)
-        length = int.from_bytes(header[16:24], "little")  # the header included
-        if header[:4] == b"data":
-            break
-        at += max(24, -(-length // 8) * 8)
-    first, declared = at + 24, max(length - 24, 0)
+    found = _up_to(b"data", _w64_chunks(file, start + 40))
+    if b"data" not in found:
+        raise _no_samples(end, size)
+    first, declared = found[b"data"][0], max(found[b"data"][1], 0)
 
-    def next_chunk(after: int) -> int | None:
-        at = begin = min(start + -(-(after - start) // 8) * 8, size)
-        while (header := read_at(file, at, 24))[:4] != b"riff" and len(header) == 24:
-            length = int.from_bytes(header[16:], "little")
-            if not 24 <= length <= size - at:
+    def following(after: int) -> int | None:
+        stop = begin = min(start + -(-(after - start) // 8) * 8, size)
+        for identifier, content, length in _w64_chunks(file, begin):
+            if identifier == b"riff" or not 0 <= length <= size - content:
                 break
-            at = min(at + -(-length // 8) * 8, size)
-        return at if at > begin or at == size or header[:4] == b"riff" else None
+            stop = min(content + -(-length // 8) * 8, size)
+        return stop if stop > begin or stop == size or read_at(file, stop, 4) == b"riff" else None
 
-    stop, after = _samples_end(first, declared, _UNKNOWN_64, size, end, next_chunk)
+    stop, after = _samples_end(first, declared, _UNKNOWN_64, size, end, following)
     if declared == stop - first and end <= size:
         return [Part(start, stop)], after
-    header = read_at(file, start, first - start)
-    sizes = [(number).to_bytes(8, "little") for number in (stop - start, stop - first + 24)]
-    return [Part(first, stop, header[:16] + sizes[0] + header[24:-8] + sizes[1])], after
+    riff = (start + 16, (stop - start).to_bytes(8, "little"))
+    data = (first - 8, (stop - first + 24).to_bytes(8, "little"))
+    return [_corrected(file, start, first, stop, riff, data)], after
 
 
-def caf(file: BinaryIO, start: int, size: int) -> Found:
-    """The part of an Apple CAF at `start`; as `wav`. A size of −1 means: to the end of the file."""
-    at = start + 8
-    data = None
+def caf(file: BinaryIO, start: int, size: int) -> Parsed:
+    """Parses an Apple CAF. A size of −1 means: to the end of the file."""
+    at, found = start + 8, False
     while len(header := read_at(file, at, 12)) == 12 and header[:4] != b"caff":
         length = int.from_bytes(header[4:], "big", signed=True)
+        first = at + 12
         if header[:4] == b"data":
-            data = at + 12, length
+            found = True
             if length <= 0:
-                at = size
-                break
-            if at + 12 + length > size:
-                raise missing(at + 12 + length - size)
-        elif not 0 <= length <= size - at - 12:
+                field = (at + 4, (size - first).to_bytes(8, "big"))
+                return [_corrected(file, start, first, size, field)], size
+            if first + length > size:
+                raise missing(first + length - size)
+        elif not 0 <= length <= size - first:
             break
-        at += 12 + length
-    if data is None:
-        return _without_samples(start, at, size)
-    first, declared = data
-    if declared > 0:
-        return [Part(start, at)], at
-    header = read_at(file, start, first - start)
-    return [Part(first, size, header[:-8] + (size - first).to_bytes(8, "big"))], size
+        at = first + length
+    if not found:
+        raise _no_samples(at, size)
+    return [Part(start, at)], at
 
 
-def au(file: BinaryIO, start: int, size: int) -> Found:
-    """The part of a Sun AU at `start`; as `wav`. A size of 2^32 − 1 means: to the end of the file."""
-    head = read_at(file, start, 24)
+def au(file: BinaryIO, start: int, size: int) -> Parsed:
+    """Parses a Sun AU. A size of 2^32 − 1 means: to the end of the file."""
+    head = read_at(file, start, 12)
     order: Order = "big" if head[:4] == b".snd" else "little"
     first = start + int.from_bytes(head[4:8], order)
     declared = int.from_bytes(head[8:12], order)
-    stop, after = _samples_end(first, declared, _UNKNOWN_32, size, 0, lambda after: None)
+    stop, after = _samples_end(first, declared, _UNKNOWN_32, size)
     if declared == stop - first or declared >= _UNKNOWN_32:
         return [Part(start, after)], after
-    header = bytearray(read_at(file, start, first - start))
-    header[8:12] = b"\xff" * 4
-    return [Part(first, stop, bytes(header))], after
+    return [_corrected(file, start, first, stop, (start + 8, b"\xff" * 4))], after
 
 
-def nist(file: BinaryIO, start: int, size: int) -> Found:
-    """The part of a NIST SPHERE file at `start`, whose header is text; as `wav`."""
+def nist(file: BinaryIO, start: int, size: int) -> Parsed:
+    """Parses a NIST SPHERE file, whose header is text."""
     lines = read_at(file, start, 1024)
     length = re.match(rb"NIST_1A\s+(\d+)", lines)
     fields = dict(re.findall(rb"(\w+) -(?:i|s\d+) (\d+)\n", lines))
     count, width = fields.get(b"sample_count"), fields.get(b"sample_n_bytes")
     if length is None or count is None or width is None or b"embedded-" in lines:
         return [Part(start, size)], size  # without a length, or compressed: libsndfile decides
-    first = start + int(length[1])
     declared = int(count) * int(width) * int(fields.get(b"channel_count", 1))
-    stop, after = _samples_end(first, declared, _UNKNOWN_64, size, 0, lambda after: None)
+    stop, after = _samples_end(start + int(length[1]), declared, _UNKNOWN_64, size)
     return [Part(start, stop)], after
 
 
@@ -187,41 +158,39 @@ def _samples_end(
     declared: int,
     unknown: int,
     size: int,
-    end: int,
-    next_chunk: Callable[[int], int | None],
+    end: int = 0,
+    following: Callable[[int], int | None] = lambda after: None,
 ) -> tuple[int, int]:
-    """(offset after the last sample byte, offset after the whole part).
+    """Returns (offset after the last sample byte, offset after the sound file).
 
     Args:
       first: offset of the first sample byte.
-      declared: number of sample bytes by the header.
-      unknown: from this number on, a size that the file does not have means that it was not known.
+      declared: number of sample bytes in the header.
+      unknown: a declared number of at least this, and beyond the file, was not known to the writer.
       size: of the file.
-      end: where the part ends by its outermost size.
-      next_chunk: of an offset, the end of the chunks that start there; None if none does.
+      end: offset of the end by the outermost size in the header.
+      following: returns the end of the chunks that start at an offset, or None if there are none.
     """
     available = size - first
     if available < 0:
         raise missing(-available)
     if declared > available:
-        if declared >= unknown:
-            return size, size
-        # One byte may be the padding of an odd chunk, which some writers count and do not write.
-        if declared > available + 1:
+        # Some writers count a padding byte after an odd number of bytes and do not write it.
+        if available + 1 < declared < unknown:
             raise missing(declared - available)
         return size, size
-    after = next_chunk(first + declared)
+    after = following(first + declared)
     if after is not None:
         return first + declared, after
     left = available - declared
-    # The size of the samples was not written, or the outer size covers more than they do.
+    # The number of sample bytes was not written, or the outer size covers more than they do.
     if left and (declared == 0 or (end > first + declared + _SLACK and left > _SLACK)):
         return size, size
     return first + declared, first + declared
 
 
-def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (identifier, offset of the content, length) of chunks with a 4-byte size."""
+def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[Chunk]:
+    """Yields the chunks with a 4-byte size at an offset."""
     while at + 8 <= size:
         header = read_at(file, at, 8)
         length = int.from_bytes(header[4:], order)
@@ -229,15 +198,31 @@ def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[tuple[
         at += 8 + length + (length & 1)
 
 
-def _end_of_chunks(file: BinaryIO, at: int, size: int, order: Order) -> int | None:
-    """The offset after the chunks that start at an offset; None if there are bytes and no chunks."""
+def _w64_chunks(file: BinaryIO, at: int) -> Iterator[Chunk]:
+    """Yields the chunks of a Wave64 at an offset, with the first four bytes of each identifier."""
+    while len(header := read_at(file, at, 24)) == 24:
+        length = int.from_bytes(header[16:], "little")  # includes the header
+        yield header[:4], at + 24, length - 24
+        at += max(24, -(-length // 8) * 8)
+
+
+def _up_to(name: bytes, chunks: Iterator[Chunk]) -> dict[bytes, tuple[int, int]]:
+    """Returns (offset of the content, length) by identifier of the chunks up to the first `name`."""
+    found = {}
+    for identifier, first, length in chunks:
+        found[identifier] = first, length
+        if identifier == name:
+            break
+    return found
+
+
+def _end_of_chunks(file: BinaryIO, size: int, order: Order, at: int) -> int | None:
+    """Returns the offset after the chunks at an offset; None if other bytes are there."""
     for odd in (at & 1, 0):  # some writers do not pad a chunk of odd length
         end = min(at + odd, size)
         for identifier, first, length in _chunks(file, end, size, order):
-            whole = first + length <= size + 1
-            if identifier in _FILES or not (whole and identifier.isascii() and identifier.strip()):
-                break
-            if not all(32 <= byte < 127 for byte in identifier):
+            printable = all(32 <= byte < 127 for byte in identifier) and identifier.strip()
+            if identifier in _FILES or first + length > size + 1 or not printable:
                 break
             end = min(first + length + (length & 1), size)
         if end > at + odd or end == size or read_at(file, end, 4) in _FILES:
@@ -245,11 +230,25 @@ def _end_of_chunks(file: BinaryIO, at: int, size: int, order: Order) -> int | No
     return None
 
 
-_FILES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")
+def _corrected(
+    file: BinaryIO, start: int, first: int, stop: int, *fields: tuple[int, bytes]
+) -> Part:
+    """Returns the samples in `[first, stop)` with a copy of their header, which begins at `start`.
+
+    In the copy each of `fields`, (offset in the file, bytes), is replaced.
+    """
+    header = bytearray(read_at(file, start, first - start))
+    for offset, value in fields:
+        header[offset - start : offset - start + len(value)] = value
+    return Part(first, stop, bytes(header))
 
 
-def _without_samples(start: int, end: int, size: int) -> Found:
-    """A container without a chunk of samples: cut before it, or for libsndfile to judge."""
+def _size_32(count: int, order: Order) -> bytes:
+    return min(count, 0xFFFF_FFFF).to_bytes(4, order)
+
+
+def _no_samples(end: int, size: int) -> SoundError:
+    """Returns the error for a header of a file of `size` bytes, ending at `end`, without samples."""
     if end > size:
-        raise missing(end - size)
-    raise ContainerError("undecodable", "its header is followed by no samples")
+        return missing(end - size)
+    return SoundError("undecodable", "its header is not followed by samples")

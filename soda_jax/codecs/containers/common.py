@@ -1,4 +1,4 @@
-"""What the checks of all containers share: a part of a file, and the error for a bad one."""
+"""Types and functions that all container parsers share."""
 
 import io
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ Reason = Literal[
 ]
 
 
-class ContainerError(Exception):
-    """Raised for a file whose container is damaged; the message does not contain the file's name."""
+class SoundError(Exception):
+    """Raised for a sound that cannot be used; the message does not contain the file's name."""
 
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)
@@ -30,10 +30,10 @@ class Part:
     """A range of bytes that libsndfile decodes as one sound file.
 
     Attributes:
-      start: offset of its first byte.
-      stop: offset after its last byte.
-      head: corrected header, which is read before the range; empty where the range has its own.
-      samples: its length per channel where libsndfile cannot report it; None elsewhere.
+      start: offset of the first byte.
+      stop: offset after the last byte.
+      head: corrected header, decoded before the range; empty if the range starts with a correct one.
+      samples: samples per channel; None if libsndfile reports the correct number.
     """
 
     start: int
@@ -43,7 +43,7 @@ class Part:
 
 
 class PartFile(io.RawIOBase):
-    """A `Part` of an open file as a read-only file of its own."""
+    """A read-only file with the content of a `Part` of an open file; `tell` is inherited."""
 
     def __init__(self, file: BinaryIO, part: Part):
         super().__init__()
@@ -52,16 +52,12 @@ class PartFile(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
-        """True."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Returns True."""
         return True
-
-    def tell(self) -> int:
-        """Returns the offset of the next byte."""
-        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Moves to an offset from the start, the current position or the end."""
@@ -70,7 +66,7 @@ class PartFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        """Fills `buffer` as far as there are bytes; returns their number."""
+        """Reads as many bytes as are left into `buffer`; returns their number."""
         view, head = memoryview(buffer).cast("B"), self._part.head
         done = 0
         if self._at < len(head):
@@ -90,9 +86,9 @@ def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
     return file.read(length)
 
 
-def missing(count: int) -> ContainerError:
-    """The error for a file that lacks its last `count` bytes."""
-    return ContainerError("truncated", f"the last {count} bytes of the file are missing")
+def missing(count: int) -> SoundError:
+    """Returns the error for a file that lacks its last `count` bytes."""
+    return SoundError("truncated", f"the last {count} bytes of the file are missing")
 
 
 def without_tags(file: BinaryIO, size: int) -> int:

@@ -1,24 +1,23 @@
-"""MPEG audio (MP3): its frames are counted, because no field of it states its length reliably.
+"""MPEG audio (MP3): its frames are counted, because no field contains its length reliably.
 
-Without a Xing, Info or VBRI header libsndfile estimates the length from the size of the file and of
-its first frames, and stops there. With one it believes the header, also where a second file was
-appended. Here the frames are counted by their headers (ISO 11172-3, 2.4.1.3; ISO 13818-3), the file is
-split where a header or another format begins, and a stream whose header is missing or wrong gets
-a correct one.
+Without a Xing, Info or VBRI header libsndfile estimates the length from the sizes of the file and of
+its first frames, and stops there. With one it trusts the header, also if a second file was appended.
+Here the frames are counted by their headers (ISO 11172-3, 2.4.1.3; ISO 13818-3), the file is split at
+each header and change of format, and a stream without a correct header gets one.
 """
 
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from soda_jax.codecs.containers.common import (
-    ContainerError,
     Part,
+    SoundError,
     after_id3,
     read_at,
     without_tags,
 )
 
-_BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 is a free format, index 15 is not allowed
+_BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 is a free format, 15 is invalid
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -29,19 +28,19 @@ _BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 is a free format, index 15 i
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _BLOCK = 1 << 22  # bytes read at once
 _LONGEST_FRAME = 4096  # bytes, rounded up
-_LONGEST_LEAD = 1 << 16  # bytes in front of the first frame, as in a recording of a live stream
-_PADDING = 4096  # zero bytes after the last frame that are no sign of a damaged file
-_DECODER_DELAY = 529  # samples that a decoder removes where a header gives an encoder delay
+_LONGEST_LEAD = 1 << 16  # bytes before the first frame, as in a recording of a live stream
+_PADDING = 4096  # zero bytes after the last frame that do not mean a damaged file
+_DECODER_DELAY = 529  # samples that a decoder removes if a header contains an encoder delay
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What the four bytes of a frame header mean.
+    """The meaning of the four bytes of a frame header.
 
     Attributes:
       length: bytes of the frame.
-      samples: per channel.
-      stream: what all frames of a stream have in common: version, layer, rate, mono.
+      samples: samples per channel.
+      stream: version, layer, rate in Hz, mono: equal in all frames of a stream.
       tag: offset of a Xing or Info header in the frame.
     """
 
@@ -55,7 +54,7 @@ _headers: dict[bytes, _Header | None] = {}  # by the four bytes; a file has a fe
 
 
 def _parse(head: bytes) -> _Header | None:
-    """A frame header by its four bytes; None if it is none. The result is kept in `_headers`."""
+    """Returns the meaning of four bytes, or None if they are not a header; caches it in `_headers`."""
     result = None
     if len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
         version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -75,7 +74,7 @@ def _parse(head: bytes) -> _Header | None:
 
 @dataclass
 class _Stream:
-    """Frames of one format that follow each other; `tag` is the first one if it is a Xing header."""
+    """Consecutive frames of one format; `tag` is the first one if it contains a Xing or VBRI header."""
 
     start: int
     stop: int
@@ -86,18 +85,17 @@ class _Stream:
 
 
 def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
-    """The streams from `start` to the end of a file of `size` bytes.
+    """Returns the streams from `start` to the end of a file of `size` bytes.
 
-    Returns:
-      No part if there are no frames near `start`; a free format, for example, is not recognized.
+    There are none if no frames begin near `start`; a free format, for example, is not recognized.
 
     Raises:
-      ContainerError: `truncated` if the last frame is not whole or a header counts more of them;
-        `undecodable` if there is something else between frames.
+      SoundError: `truncated` if the last frame is incomplete or a header counts more frames;
+        `undecodable` if there are other bytes between frames.
     """
     end = without_tags(file, size)
     lead = min(_LONGEST_LEAD + 3 * _LONGEST_FRAME, end - start)
-    first = _next_frame(read_at(file, start, lead), 0, 3)
+    first = _next_frame(read_at(file, start, lead), 3)
     if first is None or first > _LONGEST_LEAD:
         return []
     streams = _walk(file, start + first, end)
@@ -105,7 +103,7 @@ def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
 
 
 def _walk(file: BinaryIO, at: int, end: int) -> list[_Stream]:
-    """Counts the frames from an offset to `end`."""
+    """Returns the streams from an offset to `end`, with their frames counted."""
     streams: list[_Stream] = []
     while at < end:
         block = read_at(file, at, min(_BLOCK, end - at))
@@ -141,77 +139,77 @@ def _count(block: bytes, base: int, last: int, streams: list[_Stream]) -> int:
 
 
 def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
-    """The offset of the next frame after something that is none; `end` if it may follow the last one.
+    """Returns the offset of the next frame after other bytes; `end` if the stream may end with them.
 
     Raises:
-      ContainerError: see `mpeg`.
+      SoundError: see `mpeg`.
     """
     content = read_at(file, at, min(_BLOCK, end - at))
     header = _parse(content[:4])
     complete = stream.tag is not None and _counts(stream)[0] == stream.frames
     same = header is not None and header.stream == stream.header.stream
     if (same or (len(content) < 4 and content[:1] == b"\xff")) and not complete:
-        raise ContainerError("truncated", "the file ends in the middle of an MPEG frame")
+        raise SoundError("truncated", "the file ends in the middle of an MPEG frame")
     if content[:3] == b"ID3":
         return after_id3(file, at)
     if content[:3] == b"TAG":
         return at + 128
     if content[:8] == b"APETAGEX":
         return at + 32 + int.from_bytes(content[12:16], "little")
-    found = _next_frame(content, 0, 2)
+    found = _next_frame(content, 2)
     if found is not None:
-        raise ContainerError(
-            "undecodable", f"{found} bytes at offset {at} are no MPEG frames: it is damaged"
+        raise SoundError(
+            "undecodable", f"{found} bytes at offset {at} are not MPEG frames: it is damaged"
         )
     if complete or (end - at <= _PADDING and not content[: end - at].strip(b"\0")):
         return end
-    raise ContainerError("undecodable", f"{end - at} bytes at its end are no MPEG frames")
+    raise SoundError("undecodable", f"{end - at} bytes at its end are not MPEG frames")
 
 
-def _next_frame(content: bytes, at: int, frames: int) -> int | None:
-    """The offset of the next header that is followed by others, `frames` in all; None without one."""
-    while (at := content.find(b"\xff", at)) >= 0:
-        place, stream = at, None
+def _next_frame(content: bytes, frames: int) -> int | None:
+    """Returns the offset of the next `frames` consecutive frames of one stream; None without them."""
+    at = -1
+    while (at := content.find(b"\xff", at + 1)) >= 0:
+        following, stream = at, None
         for _ in range(frames):
-            header = _parse(content[place : place + 4])
+            header = _parse(content[following : following + 4])
             if header is None or (stream and header.stream != stream):
                 break
-            place, stream = place + header.length, header.stream
-            if place == len(content):
+            following, stream = following + header.length, header.stream
+            if following == len(content):
                 return at
         else:
             return at
-        at += 1
     return None
 
 
 def _counts(stream: _Stream) -> tuple[int | None, int | None]:
-    """(frames, bytes) by the header of the stream; None where it does not say."""
+    """Returns (frames, bytes) from the header of the stream; None for a number that it lacks."""
     content = stream.tag
     if content is None:
         return None, None
     if content[36:40] == b"VBRI":
         return int.from_bytes(content[50:54], "big"), int.from_bytes(content[46:50], "big")
-    content = content[stream.header.tag + 4 :]
-    flags, content = content[3], content[4:]
-    numbers: list[int | None] = []
-    for bit in (1, 2):
-        numbers.append(int.from_bytes(content[:4], "big") if flags & bit else None)
-        content = content[4:] if flags & bit else content
-    return numbers[0], numbers[1]
+    at = stream.header.tag + 8
+    flags = content[at - 1]
+    length_at = at + 4 * (flags & 1)
+    frames = int.from_bytes(content[at : at + 4], "big") if flags & 1 else None
+    length = int.from_bytes(content[length_at : length_at + 4], "big") if flags & 2 else None
+    return frames, length
 
 
 def _part(stream: _Stream) -> Part:
-    """The part of a stream, with a new header if it has none or a wrong one."""
+    """Returns the part of a stream, with a new header if it has none or a wrong one."""
     frames, length = _counts(stream)
     if frames == stream.frames:
         return Part(stream.start, stream.stop)
-    # Some writers count the header itself. A larger number is wrong if the number of bytes is not.
+    # Some writers count the header frame too. If only the number of frames is larger and the number of
+    # bytes fits, the header is wrong and not the file.
     more = not frames or frames > stream.frames + 1
     longer = (length or 0) > stream.stop - stream.start + stream.header.length
     if more and (longer or (frames and not length)):
         promised = f"{frames} MPEG frames" if frames else f"{length} bytes"
-        raise ContainerError(
+        raise SoundError(
             "truncated", f"it ends after {stream.frames} MPEG frames, its header counts {promised}"
         )
     start = stream.start + (len(stream.tag) if stream.tag else 0)
@@ -221,10 +219,10 @@ def _part(stream: _Stream) -> Part:
 
 
 def _xing(stream: _Stream) -> bytes:
-    """Two frames to put in front of a stream: a Xing header with its number of frames, and silence.
+    """Returns two frames to put before a stream: a Xing header with its number of frames, and silence.
 
     A decoder removes the encoder's delay and its own, 529 samples, from a stream with such a header.
-    The silent frame is removed in this way, so all samples of the stream remain.
+    It removes the silent frame in this way and returns all samples of the stream.
     """
     header = stream.header
     tag, silence = (_empty_frame(stream, length) for length in (header.tag + 12 + 36, header.tag))
@@ -235,7 +233,7 @@ def _xing(stream: _Stream) -> bytes:
 
 
 def _empty_frame(stream: _Stream, length: int) -> bytes:
-    """A frame of zeros of the stream's format that has at least `length` bytes."""
+    """Returns a frame of zeros of the stream's format that has at least `length` bytes."""
     for bitrate in range(1, 15):
         head = bytes(
             [0xFF, stream.head[1] | 1, bitrate << 4 | stream.head[2] & 0x0C, stream.head[3]]

@@ -1,12 +1,12 @@
-"""Mimi (Kyutai, arXiv 2410.00037) in Flax: the codec of SODA, with no torch.
+"""Mimi (Kyutai, arXiv 2410.00037), the codec of SODA, in Flax without torch.
 
     codec = MimiCodec.load("path/to/mimi")   # config.json and model.safetensors, as published
     codes = codec.encode([clip])[0]          # uint16 [frames, 8]
     sound = codec.decode([codes])[0]
 
-`config` reads the settings, `weights` the published safetensors, `layers`, `transformer`,
-`quantizer` and `model` are the network, `codec` puts it behind the codec interface, `streaming`
-codes sound as it comes in.
+`layers`, `transformer` and `model` define the network, `config` and `weights` read the published files,
+`runner` processes batches on devices, `codec` implements the codec interface, and `streaming` encodes
+and decodes incrementally.
 """
 
 from soda_jax.codecs.mimi.codec import MimiCodec

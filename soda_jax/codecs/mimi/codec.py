@@ -1,4 +1,4 @@
-"""`MimiCodec`: loads, downloads and saves a Mimi model, and implements the codec interface."""
+"""`MimiCodec` loads, downloads and saves a Mimi model, and implements the codec interface."""
 
 import dataclasses
 import os
@@ -11,8 +11,15 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
-from soda_jax.codecs.description import FILE, fingerprint, read_description, write_description
-from soda_jax.codecs.interface import check_codes
+from soda_jax.codecs.interface import (
+    DESCRIPTION,
+    check_clip,
+    check_codes,
+    check_fingerprint,
+    fingerprint,
+    read_description,
+    write_description,
+)
 from soda_jax.codecs.mimi import weights
 from soda_jax.codecs.mimi.config import MimiConfig
 from soda_jax.codecs.mimi.model import Mimi, abstract, fill_at_random
@@ -22,6 +29,7 @@ from soda_jax.files import link_or_copy, write_atomic, write_json
 
 FORMAT_VERSION = 1
 CODEBOOKS = 8  # SODA uses the first 8 of the 32 codebooks of the published model
+_FIX = "download the model"
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -52,11 +60,11 @@ class MimiCodec:
           dtype: type of the activations; the quantizer always computes in f32.
           batching: sizes of batches and pieces; None chooses them for the kind of device.
           devices: devices to run on; None uses all local devices.
-          source: folder that the weights were read from; `save` can create a hard link to its files.
+          source: folder that the weights were read from; `save` may create a hard link to them.
         """
         if dtype not in ("float32", "bfloat16"):
             raise UserError(
-                f"mimi computes in float32 or bfloat16, not {dtype}: choose one of them"
+                f"dtype {dtype!r} is not supported by mimi: use 'float32' or 'bfloat16'"
             )
         self.config, self.dtype, self._source = model.config, dtype, source
         self.sample_rate = self.config.sampling_rate
@@ -70,8 +78,8 @@ class MimiCodec:
     def runner(self) -> Runner:
         """The model on its devices, created on first use.
 
-        A job reads the attributes of a codec before it starts workers. If that already claimed the TPU
-        or the memory of the GPU, a worker could not use the device.
+        A job reads the attributes of a codec before it starts workers. If that claimed the TPU or the
+        memory of the GPU, no worker could use the device.
         """
         return Runner(self.model, self.dtype, self._batching, self._given_devices)
 
@@ -94,86 +102,49 @@ class MimiCodec:
 
         Args:
           path: folder with `config.json` and `model.safetensors`, or the `.safetensors` file in it;
-            `hf:NAME` is downloaded from the Hugging Face Hub, see `fetch`.
+            or `hf:NAME` or `hf:NAME@REVISION`, a model of the Hugging Face Hub, which is downloaded once
+            into the local cache.
           changed: `codebooks` (default: the saved number, or 8) and arguments of the constructor.
 
         Raises:
-          UserError: if a file is missing, damaged or of another model.
+          UserError: if a file is missing, damaged or of another model, or cannot be downloaded.
         """
         if str(path).startswith("hf:"):
-            return cls.fetch(str(path).removeprefix("hf:"), **changed)
+            path = _download(str(path).removeprefix("hf:"))
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
         config, _ = weights.read_config(folder / weights.CONFIG)
-        names = ("fingerprint", "codebooks", "dtype")
         saved: dict[str, Any] = {}  # a published folder has no codec.json
-        if (folder / FILE).exists():
-            saved = read_description(
+        expected = ""
+        if (folder / DESCRIPTION).exists():
+            saved, expected = read_description(
                 folder,
                 cls.name,
                 FORMAT_VERSION,
-                "copy the folder",
-                lambda value: {name: value[name] for name in names},
+                _FIX,
+                lambda value: {name: value[name] for name in ("codebooks", "dtype")},
             )
-        codebooks = changed.pop("codebooks", saved.get("codebooks", CODEBOOKS))
+        chosen = {"codebooks": CODEBOOKS, "dtype": "float32", **saved, **changed}
+        codebooks = chosen.pop("codebooks")
         if not 1 <= codebooks <= config.num_quantizers:
             raise UserError(f"{folder} has {config.num_quantizers} codebooks, not {codebooks}")
         model = weights.read_weights(folder / weights.WEIGHTS, config, codebooks)
-        codec = cls(model, **{"dtype": saved.get("dtype", "float32"), "source": folder, **changed})
-        same = codebooks == saved.get("codebooks") and codec.dtype == saved.get("dtype")
-        if same and codec.fingerprint != saved["fingerprint"]:
-            raise UserError(
-                f"{folder / weights.WEIGHTS} is damaged, or not the file of {folder / FILE}: copy the "
-                "folder again"
-            )
+        codec = cls(model, **{"source": folder, **chosen})
+        if saved == {"codebooks": codebooks, "dtype": codec.dtype}:
+            check_fingerprint(folder, codec.fingerprint, expected, _FIX)
         return codec
-
-    @classmethod
-    def fetch(cls, name: str, **changed: Any) -> Self:
-        """Opens a model of the Hugging Face Hub, which is downloaded once into the local cache.
-
-        Args:
-          name: `kyutai/mimi`, or `kyutai/mimi@REVISION`.
-          changed: see `load`.
-
-        Raises:
-          UserError: if it cannot be downloaded.
-        """
-        try:
-            import huggingface_hub
-        except ImportError:
-            raise UserError(
-                f"downloading {name} needs huggingface_hub: pip install huggingface_hub"
-            ) from None
-        repository, _, revision = name.partition("@")
-        try:
-            folder = huggingface_hub.snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=[weights.CONFIG, weights.WEIGHTS],
-            )
-        except Exception as error:  # the library raises many types of errors for a failed download
-            cause = str(error).split("\n", 1)[0] or type(error).__name__
-            raise UserError(
-                f"{name} cannot be fetched from the Hugging Face Hub ({cause}): check name and "
-                "network, or give the folder of a copy as mimi:DIR"
-            ) from None
-        return cls.load(folder, **changed)
 
     @classmethod
     def random(
         cls, config: MimiConfig, seed: int = 0, *, codebooks: int = CODEBOOKS, **changed: Any
     ) -> Self:
-        """Returns a model with random weights and Mimi's shapes, for tests and benchmarks."""
+        """Returns a codec with random weights, for tests and benchmarks."""
         model = abstract(config, codebooks)
         fill_at_random(model, seed)
         return cls(model, **changed)
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Encodes float32 mono clips `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
-        clips = [np.asarray(clip, np.float32) for clip in audio]
-        for clip in clips:
-            if clip.ndim != 1:
-                raise ValueError(f"audio is {clip.shape}, not mono [samples]")
+        clips = [check_clip(clip) for clip in audio]
         codes = self.runner.encode([clip for clip in clips if len(clip)], self.samples_per_frame)
         encoded, empty = iter(codes), np.zeros((0, len(self.codebook_sizes)), np.uint16)
         return [next(encoded).astype(np.uint16) if len(clip) else empty for clip in clips]
@@ -190,7 +161,7 @@ class MimiCodec:
         return sounds
 
     def save(self, directory: str | Path) -> None:
-        """Writes the published files and `codec.json`; the weights become a hard link if possible."""
+        """Writes the published files and `codec.json`; large weights become a hard link if possible."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.model
@@ -209,8 +180,31 @@ class MimiCodec:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Calls `link_or_copy` and replaces `target` if it exists."""
+    """Links or copies a file; replaces `target` if it exists."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         name = Path(folder) / target.name
         link_or_copy(source, name)
         os.replace(name, target)
+
+
+def _download(name: str) -> str:
+    """Returns the folder of a model that is downloaded from the Hugging Face Hub."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"downloading {name} needs huggingface_hub: pip install huggingface_hub"
+        ) from None
+    repository, _, revision = name.partition("@")
+    try:
+        return huggingface_hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=[weights.CONFIG, weights.WEIGHTS],
+        )
+    except Exception as error:  # the library raises many types of errors for a failed download
+        cause = str(error).split("\n", 1)[0] or type(error).__name__
+        raise UserError(
+            f"{name} cannot be downloaded from the Hugging Face Hub ({cause}): check name and "
+            "network, or give the folder of a copy as mimi:DIR"
+        ) from None

@@ -1,4 +1,4 @@
-"""What is chosen in a Mimi model, under the names of its published `config.json`."""
+"""Settings of a Mimi model, with the names of its published `config.json`."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from soda_jax.errors import UserError
 
-# Settings that the published file may name and that this implementation has in one form only.
+# The only supported values of some settings.
 _ONLY = {
     "audio_channels": 1,
     "use_causal_conv": True,
@@ -21,75 +21,58 @@ _ONLY = {
 
 @dataclasses.dataclass(frozen=True)
 class MimiConfig:
-    """The shape of a Mimi model; the defaults are those of kyutai/mimi.
+    """Settings of a Mimi model; the defaults are those of kyutai/mimi."""
 
-    Attributes:
-      sampling_rate: Hz.
-      hidden_size: width of the transformers and of the latent frames.
-      num_filters: channels of the first convolution; they double with each downsampling.
-      num_residual_layers: residual blocks at each time scale.
-      upsampling_ratios: of the decoder; the encoder goes down by the same in reverse.
-      kernel_size: of the first convolution of encoder and decoder.
-      last_kernel_size: of their last one.
-      residual_kernel_size: of the first convolution in a residual block.
-      dilation_growth_rate: dilation of block j is this to the power of j.
-      compress: a residual block has its channels divided by this inside.
-      num_hidden_layers: of each transformer.
-      intermediate_size: width of their MLPs.
-      num_attention_heads: of each layer.
-      head_dim: size of a head.
-      sliding_window: positions that a position attends to, itself included.
-      rope_theta: base of the rotary positions.
-      norm_eps: of the layer norms.
-      codebook_size: entries of each codebook.
-      codebook_dim: size of an entry.
-      num_quantizers: codebooks in all, the first of them semantic.
-      latent_stride: transformer positions a frame of codes.
-    """
-
-    sampling_rate: int = 24_000
-    hidden_size: int = 512
-    num_filters: int = 64
-    num_residual_layers: int = 1
-    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)
-    kernel_size: int = 7
-    last_kernel_size: int = 3
-    residual_kernel_size: int = 3
-    dilation_growth_rate: int = 2
-    compress: int = 2
-    num_hidden_layers: int = 8
-    intermediate_size: int = 2048
+    sampling_rate: int = 24_000  # Hz
+    hidden_size: int = 512  # width of the transformers and of the latent frames
+    num_filters: int = 64  # channels of the first convolution, doubled by each downsampling
+    num_residual_layers: int = 1  # residual blocks per time scale
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)  # of the decoder; reversed in the encoder
+    kernel_size: int = 7  # of the first convolution of encoder and decoder
+    last_kernel_size: int = 3  # of their last convolution
+    residual_kernel_size: int = 3  # of the first convolution in a residual block
+    dilation_growth_rate: int = 2  # residual block j has dilation `dilation_growth_rate ** j`
+    compress: int = 2  # divisor of the channels inside a residual block
+    num_hidden_layers: int = 8  # of each transformer
+    intermediate_size: int = 2048  # width of the MLPs
     num_attention_heads: int = 8
     head_dim: int = 64
-    sliding_window: int = 250
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    codebook_size: int = 2048
-    codebook_dim: int = 256
-    num_quantizers: int = 32
-    latent_stride: int = 2
+    sliding_window: int = 250  # positions that a position attends to, including itself
+    rope_theta: float = 10_000.0  # base of the rotary positions
+    norm_eps: float = 1e-5  # of the layer norms
+    codebook_size: int = 2048  # entries of each codebook
+    codebook_dim: int = 256  # size of an entry
+    num_quantizers: int = 32  # codebooks, of which the first is semantic
+    latent_stride: int = 2  # transformer positions per frame of codes
 
     @property
     def samples_per_frame(self) -> int:
-        """Audio samples that one frame of codes stands for: 1,920."""
+        """Audio samples per frame of codes: 1,920."""
         return math.prod(self.upsampling_ratios) * self.latent_stride
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second: 12.5."""
+        """Frames per second: 12.5."""
         return self.sampling_rate / self.samples_per_frame
 
     def to_json(self) -> dict[str, Any]:
-        """The settings under their published names."""
+        """Returns the settings with their published names."""
         value = dataclasses.asdict(self)
-        theta, stride = value.pop("rope_theta"), value.pop("latent_stride")
+        theta = value.pop("rope_theta")
+        del value["latent_stride"]
         value["upsampling_ratios"] = list(self.upsampling_ratios)
         return {
             "model_type": "mimi",
             **value,
             **_ONLY,
             "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-            "frame_rate": self.sampling_rate / (math.prod(self.upsampling_ratios) * stride),
+            "frame_rate": self.frame_rate,
+            **self._derived(),
+        }
+
+    def _derived(self) -> dict[str, int]:
+        """Returns the published settings that must have the value of another one."""
+        return {
             "num_key_value_heads": self.num_attention_heads,
             "upsample_groups": self.hidden_size,
             "vector_quantization_hidden_dimension": self.codebook_dim,
@@ -97,26 +80,25 @@ class MimiConfig:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], name: str) -> Self:
-        """Reads what `config.json` holds; settings that it does not name keep their defaults.
+        """Reads the content of `config.json`; settings that it lacks have their defaults.
 
         Args:
           value: the JSON object.
-          name: what to call the file in messages.
+          name: name of the file in messages.
 
         Raises:
           UserError: for another kind of model, or a setting that is not supported.
         """
         if value.get("model_type", "mimi") != "mimi":
-            raise UserError(f"{name} describes a {value['model_type']!r} model: give a Mimi one")
-        own = {field.name for field in dataclasses.fields(cls)}
-        given = {key: value[key] for key in own & value.keys() if value[key] is not None}
+            raise UserError(f"{name} describes a {value['model_type']!r} model: give a Mimi model")
+        known = {field.name for field in dataclasses.fields(cls)} - {"latent_stride"}
+        given = {key: value[key] for key in known & value.keys() if value[key] is not None}
         rope = value.get("rope_parameters") or {}
         # Older files have the base at the top level.
         if (theta := rope.get("rope_theta", value.get("rope_theta"))) is not None:
             given["rope_theta"] = float(theta)
         if "upsampling_ratios" in given:
             given["upsampling_ratios"] = tuple(given["upsampling_ratios"])
-        given.pop("latent_stride", None)
         config = cls(**given)
         if "head_dim" not in given:
             heads = config.num_attention_heads
@@ -126,13 +108,7 @@ class MimiConfig:
             hop = math.prod(config.upsampling_ratios)
             stride = round(config.sampling_rate / hop / rate)
             config = dataclasses.replace(config, latent_stride=stride)
-        only = {
-            **_ONLY,
-            "num_key_value_heads": config.num_attention_heads,
-            "upsample_groups": config.hidden_size,
-            "vector_quantization_hidden_dimension": config.codebook_dim,
-        }
-        for key, wanted in only.items():
+        for key, wanted in {**_ONLY, **config._derived()}.items():
             if value.get(key) not in (None, wanted):
                 raise UserError(f"{name}: {key} is {value[key]}, only {wanted} is supported")
         if rope.get("rope_type", "default") != "default":

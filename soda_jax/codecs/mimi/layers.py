@@ -1,8 +1,8 @@
-"""Causal convolutions with a memory, and the residual networks made of them (SEANet).
+"""Stateful causal convolutions, and the residual networks that consist of them (SEANet).
 
-Activations are `[batch, time, channels]`. Every layer takes, beside its input, what it must remember
-of the input before (`past`), and returns both anew: a clip cut in pieces gives the numbers of the
-whole. A convolution is written as matrix products, which XLA runs at full speed on every backend; its own
+Activations are `[batch, time, channels]`. A layer maps (input, the past inputs that it depends on) to
+(output, new past inputs), so processing a clip in pieces gives the same numbers as processing it whole.
+Convolutions are written as matrix products, which XLA runs at full speed on every backend; XLA's
 one-dimensional convolution is several times slower on a CPU.
 """
 
@@ -18,35 +18,36 @@ Past = list[jax.Array]
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` `[…, in]` times `weight` `[in, out]`; f32 is never rounded to less, on any backend."""
+    """Returns `x` `[…, in]` times `weight` `[in, out]`; f32 keeps full precision on every backend."""
     highest = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.matmul(x, weight, precision=highest)
 
 
 def elu(x: jax.Array) -> jax.Array:
-    """x above 0, eˣ − 1 below; `expm1` is slower and its last digits are lost in the next sum."""
+    """Returns x for x > 0, else eˣ − 1; `expm1` is slower, and the next sum rounds off its gain."""
     return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
 def weight(shape: tuple[int, ...], fan_in: float = 0, mean: float = 0.0) -> nnx.Param:
-    """An f32 parameter, to be read from a file; `fill_at_random` fills it otherwise.
+    """Returns an f32 parameter whose values are read from a file or set by `fill_at_random`.
 
     Args:
-      shape: of the array.
-      fan_in: random values are normal, of variance 2 / fan_in (He et al., arXiv 1502.01852); 0 for none.
-      mean: of the random values.
+      shape: shape of the array.
+      fan_in: random values are normal with variance 2 / fan_in (He et al., arXiv 1502.01852); 0 means
+        constant values.
+      mean: mean of the random values.
     """
     deviation = math.sqrt(2 / fan_in) if fan_in else 0.0
     return nnx.Param(jnp.zeros(shape, jnp.float32), deviation=deviation, mean=mean)
 
 
 class Conv(nnx.Module):
-    """Causal convolution: position t sees the last `(kernel − 1)·dilation + 1` inputs up to its own.
+    """Causal convolution: output t depends on the last `(kernel − 1)·dilation + 1` inputs up to t.
 
     Attributes:
       weight: f32 `[kernel, in, out]`.
       bias: f32 `[out]`, or None.
-      context: how many inputs it remembers.
+      context: number of past inputs in the state.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Conv(nnx.Module):
         self.bias = weight((outputs,)) if bias else None
 
     def start(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """What it remembers before the first sample: silence."""
+        """Returns the state before the first input: zeros."""
         return jnp.zeros((batch, self.context, self.inputs), dtype)
 
     def __call__(self, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[batch, time, in]` to `[batch, time / stride, out]`; time is a multiple of the stride."""
+        """Maps `[batch, time, in]` to `[batch, time / stride, out]`; the stride divides time."""
         whole = jnp.concatenate([past, x], axis=1) if self.context else x
         past = whole[:, whole.shape[1] - self.context :]
         taps = self.weight[...].astype(x.dtype)
@@ -80,14 +81,14 @@ class Conv(nnx.Module):
         return (y if self.bias is None else y + self.bias[...].astype(x.dtype)), past
 
     def _halves(self, whole: jax.Array, weight: jax.Array) -> jax.Array:
-        """Kernel of two strides: two products with blocks of one stride, with no copy of the input."""
+        """Convolves with a kernel of two strides: two products of blocks, without copying the input."""
         batch, time, channels = whole.shape
         blocks = whole.reshape(batch, time // self.stride, self.stride * channels)
         first, second = weight.reshape(2, self.stride * channels, -1)
         return matmul(blocks[:, :-1], first) + matmul(blocks[:, 1:], second)
 
     def _columns(self, whole: jax.Array, weight: jax.Array, steps: int) -> jax.Array:
-        """The inputs of each output side by side, then one product."""
+        """Convolves by concatenating the inputs of each output, followed by a single product."""
         if self.kernel == 1:
             return matmul(whole, weight[0])
         last = (steps - 1) * self.stride + 1
@@ -99,12 +100,12 @@ class Conv(nnx.Module):
 
 
 class UpConv(nnx.Module):
-    """Causal transposed convolution with a kernel of two strides: the inverse walk of `Conv`.
+    """Causal transposed convolution with a kernel of two strides.
 
-    Input t reaches the outputs of its own stride and of the next one.
+    Input t contributes to outputs t·stride to (t + 2)·stride − 1.
 
     Attributes:
-      weight: f32 `[kernel, in, out]`, or `[kernel, channels]` where each channel stands alone.
+      weight: f32 `[kernel, in, out]`, or `[kernel, channels]` if depthwise.
       bias: f32 `[out]`, or None.
     """
 
@@ -123,17 +124,16 @@ class UpConv(nnx.Module):
         self.bias = weight((outputs,)) if bias else None
 
     def start(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """What it remembers before the first input: nothing."""
+        """Returns the state before the first input: zeros."""
         return jnp.zeros((batch, 1, self.inputs), dtype)
 
     def __call__(self, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[batch, time, in]` to `[batch, time · stride, out]`."""
+        """Maps `[batch, time, in]` to `[batch, time · stride, out]`."""
         whole = jnp.concatenate([past, x], axis=1)
         batch, time = x.shape[:2]
         taps = self.weight[...].astype(x.dtype)
         if self.depthwise:
-            own, next_ = taps[: self.stride], taps[self.stride :]
-            y = whole[:, 1:, None] * own + whole[:, :-1, None] * next_
+            y = whole[:, 1:, None] * taps[: self.stride] + whole[:, :-1, None] * taps[self.stride :]
         else:
             flat = taps.transpose(1, 0, 2).reshape(self.inputs, -1)
             spread = matmul(whole, flat).reshape(batch, time + 1, 2, self.stride, -1)
@@ -143,7 +143,7 @@ class UpConv(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """x + Conv₁(elu(Convₖ(elu(x)))), narrower inside."""
+    """x + Conv₁(elu(Convₖ(elu(x)))), with fewer channels between the convolutions."""
 
     def __init__(self, config: MimiConfig, channels: int, dilation: int):
         inside, kernel = channels // config.compress, config.residual_kernel_size
@@ -151,11 +151,11 @@ class ResidualBlock(nnx.Module):
         self.second = Conv(inside, channels, 1)
 
     def start(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """The memory of its first convolution; the second has none."""
+        """Returns the state of the first convolution; the second has none."""
         return self.first.start(batch, dtype)
 
     def __call__(self, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Same shape in and out."""
+        """Maps `[batch, time, channels]` to the same shape."""
         y, past = self.first(elu(x), past)
         return x + self.second(elu(y), y[:, :0])[0], past
 
@@ -164,22 +164,17 @@ SeaLayer = Conv | UpConv | ResidualBlock
 
 
 class SeaNet(nnx.Module):
-    """A chain of convolutions and residual blocks, ELU before each convolution but the first.
+    """A sequence of convolutions and residual blocks, with an ELU before each convolution but the first."""
 
-    Attributes:
-      layers: the chain.
-      numbers: the place of each in the published list, which counts the ELUs too.
-    """
-
-    def __init__(self, layers: list[SeaLayer], numbers: list[int]):
-        self.layers, self.numbers = nnx.List(layers), tuple(numbers)
+    def __init__(self, layers: list[SeaLayer]):
+        self.layers = nnx.List(layers)
 
     def start(self, batch: int, dtype: jnp.dtype) -> Past:
-        """The memory of each layer before the first sample."""
+        """Returns the state of each layer before the first input."""
         return [layer.start(batch, dtype) for layer in self.layers]
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """Runs the chain; see `Conv` for the shapes."""
+        """Applies the layers; see `Conv` for the shapes."""
         new = []
         for number, (layer, before) in enumerate(zip(self.layers, past, strict=True)):
             if number and not isinstance(layer, ResidualBlock):
@@ -190,34 +185,27 @@ class SeaNet(nnx.Module):
 
 
 def encoder(config: MimiConfig) -> SeaNet:
-    """Sound `[batch, samples, 1]` to `[batch, samples / 960, hidden]`."""
+    """Returns the network from audio `[batch, samples, 1]` to `[batch, samples / 960, hidden]`."""
     channels = config.num_filters
     layers: list[SeaLayer] = [Conv(1, channels, config.kernel_size)]
-    numbers = [0]
     for ratio in reversed(config.upsampling_ratios):
-        for block in range(config.num_residual_layers):
-            dilation = config.dilation_growth_rate**block
-            layers.append(ResidualBlock(config, channels, dilation))
-            numbers.append(numbers[-1] + 1)
+        layers += _residual_blocks(config, channels)
         layers.append(Conv(channels, 2 * channels, 2 * ratio, stride=ratio))
-        numbers.append(numbers[-1] + 2)  # an ELU stands before it
         channels *= 2
-    layers.append(Conv(channels, config.hidden_size, config.last_kernel_size))
-    return SeaNet(layers, [*numbers, numbers[-1] + 2])
+    return SeaNet([*layers, Conv(channels, config.hidden_size, config.last_kernel_size)])
 
 
 def decoder(config: MimiConfig) -> SeaNet:
-    """`[batch, positions, hidden]` to sound `[batch, positions · 960, 1]`."""
+    """Returns the network from `[batch, positions, hidden]` to audio `[batch, positions · 960, 1]`."""
     channels = config.num_filters * 2 ** len(config.upsampling_ratios)
     layers: list[SeaLayer] = [Conv(config.hidden_size, channels, config.kernel_size)]
-    numbers = [0]
     for ratio in config.upsampling_ratios:
         layers.append(UpConv(channels, channels // 2, ratio))
-        numbers.append(numbers[-1] + 2)
         channels //= 2
-        for block in range(config.num_residual_layers):
-            dilation = config.dilation_growth_rate**block
-            layers.append(ResidualBlock(config, channels, dilation))
-            numbers.append(numbers[-1] + 1)
-    layers.append(Conv(channels, 1, config.last_kernel_size))
-    return SeaNet(layers, [*numbers, numbers[-1] + 2])
+        layers += _residual_blocks(config, channels)
+    return SeaNet([*layers, Conv(channels, 1, config.last_kernel_size)])
+
+
+def _residual_blocks(config: MimiConfig, channels: int) -> list[SeaLayer]:
+    dilations = (config.dilation_growth_rate**n for n in range(config.num_residual_layers))
+    return [ResidualBlock(config, channels, dilation) for dilation in dilations]

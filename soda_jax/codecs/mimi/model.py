@@ -1,7 +1,7 @@
-"""The whole network: sound in pieces to codes, codes in pieces to sound.
+"""The network: converts audio to codes and codes to audio, in pieces.
 
-Both directions work on a piece of some frames and the memory of what came before it; see `layers`. So
-one compiled program serves clips of every length, and memory does not grow with the clip.
+Both directions process a piece of some frames, given the state after the previous piece; see `layers`.
+One compiled program therefore processes clips of any length in constant memory.
 """
 
 from typing import NamedTuple
@@ -12,19 +12,18 @@ import numpy as np
 from flax import nnx
 
 from soda_jax.codecs.mimi.config import MimiConfig
-from soda_jax.codecs.mimi.layers import Conv, Past, SeaNet, UpConv, decoder, encoder
-from soda_jax.codecs.mimi.quantizer import SplitQuantizer
+from soda_jax.codecs.mimi.layers import Conv, Past, SeaNet, UpConv, decoder, encoder, matmul, weight
 from soda_jax.codecs.mimi.transformer import Memory, Transformer
 
 
 class State(NamedTuple):
-    """What encoder or decoder remembers between pieces.
+    """State of the encoder or the decoder between two pieces.
 
     Attributes:
-      seanet: of each convolution.
-      transformer: of each layer.
-      resample: of the convolution between the two frame rates.
-      position: int32, positions of the transformer that have passed, the same for the whole batch.
+      seanet: past inputs of each convolution.
+      transformer: past keys and values of each layer.
+      resample: past inputs of the convolution between the two frame rates.
+      position: int32, number of past transformer positions, equal for the whole batch.
     """
 
     seanet: Past
@@ -33,12 +32,68 @@ class State(NamedTuple):
     position: jax.Array
 
 
+class QuantizerChain(nnx.Module):
+    """Codebooks of which each quantizes the residual of the previous ones, by Euclidean distance.
+
+    Attributes:
+      codebooks: f32 `[codebooks, size, dim]`.
+      inward: f32 `[hidden, dim]`, projection before the first codebook.
+      outward: f32 `[dim, hidden]`, projection after the sum of the entries.
+    """
+
+    def __init__(self, config: MimiConfig, codebooks: int):
+        size, dim, hidden = config.codebook_size, config.codebook_dim, config.hidden_size
+        self.codebooks = weight((codebooks, size, dim), 2 * dim)
+        self.inward = weight((hidden, dim), 2 * hidden)
+        self.outward = weight((dim, hidden), 2 * dim)
+
+    def encode(self, latents: jax.Array) -> jax.Array:
+        """Maps `[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`; computed in f32."""
+        residual = matmul(latents, self.inward[...].astype(latents.dtype)).astype(jnp.float32)
+        codes = []
+        for number in range(self.codebooks.shape[0]):
+            book = self.codebooks[number]
+            # |x − e|² without |x|², which is the same for every entry.
+            distance = jnp.square(book).sum(-1) - 2 * matmul(residual, book.T)
+            code = jnp.argmin(distance, axis=-1)
+            residual = residual - book[code]
+            codes.append(code)
+        return jnp.stack(codes, axis=-1).astype(jnp.int32)
+
+    def decode(self, codes: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Maps int32 `[batch, frames, n]`, n ≤ codebooks, to `[batch, frames, hidden]` in `dtype`."""
+        total = self.codebooks[0][codes[..., 0]]
+        for number in range(1, codes.shape[-1]):
+            total = total + self.codebooks[number][codes[..., number]]
+        return matmul(total.astype(dtype), self.outward[...].astype(dtype))
+
+
+class SplitQuantizer(nnx.Module):
+    """A semantic codebook and a parallel chain of acoustic codebooks; decoding adds their outputs."""
+
+    def __init__(self, config: MimiConfig, codebooks: int):
+        self.semantic = QuantizerChain(config, 1)
+        self.acoustic = QuantizerChain(config, codebooks - 1) if codebooks > 1 else None
+
+    def encode(self, latents: jax.Array) -> jax.Array:
+        """Maps `[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`, semantic codes first."""
+        parts = [part.encode(latents) for part in (self.semantic, self.acoustic) if part]
+        return jnp.concatenate(parts, axis=-1)
+
+    def decode(self, codes: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Maps int32 `[batch, frames, n]` to `[batch, frames, hidden]`."""
+        latents = self.semantic.decode(codes[..., :1], dtype)
+        if self.acoustic is not None and codes.shape[-1] > 1:
+            latents = latents + self.acoustic.decode(codes[..., 1:], dtype)
+        return latents
+
+
 class Mimi(nnx.Module):
     """Encoder, quantizer and decoder.
 
     Attributes:
-      config: the shape.
-      codebooks: how many of the model's codebooks are used.
+      config: dimensions of the model.
+      codebooks: number of codebooks that are used.
     """
 
     def __init__(self, config: MimiConfig, codebooks: int):
@@ -53,34 +108,32 @@ class Mimi(nnx.Module):
         self.decoder = decoder(config)
 
     def start_encoding(self, batch: int, dtype: jnp.dtype) -> State:
-        """The state before the first sample."""
-        return State(
+        """Returns the state before the first sample."""
+        seanet, memory = (
             self.encoder.start(batch, dtype),
             self.encoder_transformer.start(batch, dtype),
-            self.downsample.start(batch, dtype),
-            jnp.int32(0),
         )
+        return State(seanet, memory, self.downsample.start(batch, dtype), jnp.int32(0))
 
     def start_decoding(self, batch: int, dtype: jnp.dtype) -> State:
-        """The state before the first frame."""
-        return State(
+        """Returns the state before the first frame."""
+        seanet, memory = (
             self.decoder.start(batch, dtype),
             self.decoder_transformer.start(batch, dtype),
-            self.upsample.start(batch, dtype),
-            jnp.int32(0),
         )
+        return State(seanet, memory, self.upsample.start(batch, dtype), jnp.int32(0))
 
-    def latents(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
-        """Sound to what is quantized.
+    def encode(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
+        """Encodes a piece of audio.
 
         Args:
-          audio: `[batch, samples]`, whole frames, of the type to compute in.
-          state: of the samples before.
-          pieces: the convolutions run on so many equal pieces of it, one after the other: small ones
-            stay in a CPU's cache.
+          audio: `[batch, samples]`, whole frames, in the dtype of the computation.
+          state: state after the previous samples.
+          pieces: number of equal pieces that the convolutions process one after the other; the
+            activations of small pieces fit into a CPU's cache.
 
         Returns:
-          `[batch, frames, hidden]` and the new state.
+          int32 `[batch, frames, codebooks]` and the new state.
         """
         x, seanet = _in_pieces(self.encoder, audio[..., None], state.seanet, pieces)
         x, memory = self.encoder_transformer(x, state.transformer, state.position)
@@ -88,17 +141,12 @@ class Mimi(nnx.Module):
         before = jnp.where(state.position == 0, x[:, :1], state.resample)
         position = state.position + x.shape[1]
         x, resample = self.downsample(x, before)
-        return x, State(seanet, memory, resample, position)
-
-    def encode(self, audio: jax.Array, state: State, pieces: int) -> tuple[jax.Array, State]:
-        """Sound `[batch, samples]` to int32 `[batch, frames, codebooks]`; see `latents`."""
-        x, state = self.latents(audio, state, pieces)
-        return self.quantizer.encode(x), state
+        return self.quantizer.encode(x), State(seanet, memory, resample, position)
 
     def decode(
         self, codes: jax.Array, state: State, pieces: int, dtype: jnp.dtype
     ) -> tuple[jax.Array, State]:
-        """int32 `[batch, frames, n]` to sound `[batch, samples]`, f32."""
+        """Decodes int32 `[batch, frames, n]` to audio f32 `[batch, samples]`; see `encode`."""
         x = self.quantizer.decode(codes, dtype)
         x, resample = self.upsample(x, state.resample)
         position = state.position + x.shape[1]
@@ -108,12 +156,12 @@ class Mimi(nnx.Module):
 
 
 def abstract(config: MimiConfig, codebooks: int) -> Mimi:
-    """A model without values, to be filled."""
+    """Returns a model whose parameters have shapes and no values."""
     return nnx.eval_shape(lambda: Mimi(config, codebooks))
 
 
 def fill_at_random(model: Mimi, seed: int) -> None:
-    """Gives every parameter a random value; see `layers.weight`."""
+    """Sets every parameter to a random value; see `layers.weight`."""
     rng = np.random.default_rng(seed)
     for _, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         noise = rng.standard_normal(param.shape, np.float32) if param.deviation else np.float32(0)
@@ -122,7 +170,7 @@ def fill_at_random(model: Mimi, seed: int) -> None:
 
 
 def _in_pieces(net: SeaNet, x: jax.Array, past: Past, pieces: int) -> tuple[jax.Array, Past]:
-    """Runs `net` over `[batch, time, channels]` in equal pieces of the time."""
+    """Applies `net` to `[batch, time, channels]` in equal pieces of time."""
     if pieces == 1:
         return net(x, past)
     batch, time, channels = x.shape

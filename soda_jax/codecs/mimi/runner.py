@@ -1,8 +1,7 @@
-"""Mimi over many clips: in pieces of fixed sizes, in batches, on all devices of this process.
+"""Runs Mimi on many clips: in pieces of fixed sizes, in batches, on all devices of this process.
 
-Clips run through one compiled program for each size of piece, so nothing is compiled anew for a new
-length, and a clip's codes do not depend on the clips beside it: the program, and with it every
-rounding, is the same.
+There is one compiled program per size of piece. A new clip length therefore compiles nothing, and the
+codes of a clip do not depend on the rest of its batch: the program and all its rounding are the same.
 """
 
 import dataclasses
@@ -21,13 +20,13 @@ from soda_jax.codecs.mimi.model import Mimi, State
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How much is worked on at once.
+    """Sizes of batches and pieces.
 
     Attributes:
-      clips: clips of a batch, on each device.
-      frames: sizes of the pieces that a clip is cut into; one program is compiled for each. Where a batch
-        has more than one clip, only the smallest is used.
-      inner: the convolutions go through a piece by so many frames at a time, a divisor of each size.
+      clips: clips per batch and device.
+      frames: sizes of the pieces of a clip; a program is compiled for each. If a batch has more than one
+        clip, only the smallest is used.
+      inner: number of frames that the convolutions process at a time, a divisor of each size.
     """
 
     clips: int
@@ -38,10 +37,10 @@ class Batching:
         if min(self.clips, self.inner, *self.frames) < 1 or any(
             n % self.inner for n in self.frames
         ):
-            raise ValueError(f"{self}: all must be positive, and inner divide each of frames")
+            raise ValueError(f"{self}: all must be positive, and inner must divide each of frames")
 
     def cut(self, frames: int) -> list[int]:
-        """Sizes of the pieces that cover `frames`: the largest that fit, then the smallest."""
+        """Returns the sizes of the pieces that cover `frames`: the largest that fit, then the smallest."""
         sizes, left = [], frames
         for size in sorted(self.frames, reverse=True):
             sizes += [size] * (left // size)
@@ -49,13 +48,11 @@ class Batching:
         return sizes + [min(self.frames)] * (left > 0)
 
 
-# A CPU gains nothing from a batch, and much from activations that stay in its cache.
+# On a CPU a batch is not faster, and activations that stay in its cache are much faster.
 _CPU = Batching(clips=1, frames=(125, 25), inner=5)
-# Two seconds of 64 clips are enough for an accelerator, and a clip is filled up by less than that.
+# Two seconds of 64 clips keep an accelerator busy, and clips are padded by less than that.
 _ACCELERATOR = Batching(clips=64, frames=(25,), inner=25)
-
-
-# Where the clips of a batch stand in each part of the state.
+# The dimension of the clips in each part of the state.
 _STATE = State(P("clips"), P(None, "clips"), P("clips"), P())  # type: ignore[arg-type]
 
 
@@ -63,9 +60,9 @@ class Runner:
     """A model on the devices of this process.
 
     Attributes:
-      batching: how much is worked on at once.
-      dtype: of the activations.
-      clips: of a batch, on all devices together.
+      batching: sizes of batches and pieces.
+      dtype: type of the activations.
+      clips: clips per batch, on all devices together.
     """
 
     def __init__(
@@ -75,108 +72,86 @@ class Runner:
         batching: Batching | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """Args:
-        model: the network with its weights.
-        dtype: of the activations; the quantizer always works in f32.
-        batching: how much is worked on at once; None chooses by the kind of device.
-        devices: where; None is all of this process.
-        """
+        """Copies the parameters to the devices; see `MimiCodec` for the arguments."""
         devices = devices or jax.local_devices()
         on_cpu = devices[0].platform == "cpu"
         batching = batching or (_CPU if on_cpu else _ACCELERATOR)
         if batching.clips * len(devices) > 1:
-            # With one size, a clip's pieces do not depend on the longest clip beside it.
+            # With a single size, the pieces of a clip do not depend on the longest clip of its batch.
             batching = dataclasses.replace(batching, frames=(min(batching.frames),))
         self.batching = batching
         self.dtype = jnp.dtype(dtype)
         self._mesh = Mesh(np.array(devices), ("clips",))
         self._by_clip = NamedSharding(self._mesh, P("clips"))
-        # Said of the first state and of every later one: each other layout would be compiled for anew.
+        # For the first state and every later one: another layout would be compiled again.
         self._state_layout = jax.tree.map(partial(NamedSharding, self._mesh), _STATE)
         self.clips = self.batching.clips * len(devices)
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
 
     def encode(self, audio: Sequence[np.ndarray], hop: int) -> list[np.ndarray]:
-        """int32 `[frames, codebooks]` of each float32 clip `[samples]`; `hop` samples a frame."""
+        """Encodes float32 clips `[samples]` of `hop` samples per frame to int32 `[frames, codebooks]`."""
         counts = [-(-len(clip) // hop) for clip in audio]
-        return self._run(audio, counts, (hop,), self._encode, self._start_encoding)
+        return self._run(audio, counts, (hop,), *self._encode)
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """float32 `[frames, hop]` of each int32 `[frames, n]`, n the same for all."""
+        """Decodes int32 `[frames, n]`, with the same n for all, to float32 `[frames, hop]`."""
         counts = [len(clip) for clip in codes]
         books = codes[0].shape[1] if codes else 0
         flat = [clip.reshape(-1) for clip in codes]
-        return self._run(flat, counts, (books,), self._decode, self._start_decoding)
+        return self._run(flat, counts, (books,), *self._decode)
 
     @cached_property
-    def _start_encoding(self) -> Callable:
-        return self._starting(Mimi.start_encoding)
+    def _encode(self) -> tuple[Callable, Callable]:
+        return self._on_devices(self._encode_piece, Mimi.start_encoding)
 
     @cached_property
-    def _start_decoding(self) -> Callable:
-        return self._starting(Mimi.start_decoding)
-
-    def _starting(self, start: Callable) -> Callable:
-        model = nnx.merge(self._graph, self._params)  # of which only the shapes are looked at
-        return jax.jit(
-            partial(start, model, self.clips, self.dtype), out_shardings=self._state_layout
-        )
-
-    @cached_property
-    def _encode(self) -> Callable:
-        """(parameters, sound of a piece `[batch, frames, hop]`, state) to (codes, state), jitted."""
-
-        def work(params: nnx.State, audio: jax.Array, state: State) -> tuple[jax.Array, State]:
-            model = nnx.merge(self._graph, params)
-            flat = audio.reshape(len(audio), -1).astype(self.dtype)
-            return model.encode(flat, state, audio.shape[1] // self.batching.inner)
-
-        return self._on_devices(work)
-
-    @cached_property
-    def _decode(self) -> Callable:
-        """(parameters, codes of a piece `[batch, frames, n]`, state) to (sound, state), jitted."""
-
-        def work(params: nnx.State, codes: jax.Array, state: State) -> tuple[jax.Array, State]:
-            model, pieces = nnx.merge(self._graph, params), codes.shape[1] // self.batching.inner
-            sound, state = model.decode(codes, state, pieces, self.dtype)
-            return sound.reshape(*codes.shape[:2], -1), state
-
-        return self._on_devices(work)
+    def _decode(self) -> tuple[Callable, Callable]:
+        return self._on_devices(self._decode_piece, Mimi.start_decoding)
 
     @cached_property
     def encode_one(self) -> Callable:
-        """(sound `[1, samples]`, state) to (codes, state), jitted, for one clip on one device."""
-
-        def work(params: nnx.State, audio: jax.Array, state: State) -> tuple[jax.Array, State]:
-            return nnx.merge(self._graph, params).encode(audio.astype(self.dtype), state, 1)
-
-        return self._on_one_device(work)
+        """(audio `[1, frames, hop]`, state) to (codes, state), jitted, on one device."""
+        return self._on_one_device(self._encode_piece)
 
     @cached_property
     def decode_one(self) -> Callable:
-        """(codes `[1, frames, n]`, state) to (sound, state), jitted, for one clip on one device."""
+        """(codes `[1, frames, n]`, state) to (audio `[1, frames, hop]`, state), jitted, on one device."""
+        return self._on_one_device(self._decode_piece)
 
-        def work(params: nnx.State, codes: jax.Array, state: State) -> tuple[jax.Array, State]:
-            return nnx.merge(self._graph, params).decode(codes, state, 1, self.dtype)
+    def _encode_piece(
+        self, params: nnx.State, audio: jax.Array, state: State, inner: int | None = None
+    ) -> tuple[jax.Array, State]:
+        """Encodes `[batch, frames, hop]`, `inner` frames at a time in the convolutions (None: all)."""
+        flat = audio.reshape(len(audio), -1).astype(self.dtype)
+        pieces = audio.shape[1] // inner if inner else 1
+        return nnx.merge(self._graph, params).encode(flat, state, pieces)
 
-        return self._on_one_device(work)
+    def _decode_piece(
+        self, params: nnx.State, codes: jax.Array, state: State, inner: int | None = None
+    ) -> tuple[jax.Array, State]:
+        """Decodes `[batch, frames, n]` to `[batch, frames, hop]`; see `_encode_piece`."""
+        pieces = codes.shape[1] // inner if inner else 1
+        audio, state = nnx.merge(self._graph, params).decode(codes, state, pieces, self.dtype)
+        return audio.reshape(*codes.shape[:2], -1), state
 
     def _on_one_device(self, work: Callable) -> Callable:
         params = jax.device_put(self._params, self._mesh.devices.flat[0])
         return partial(jax.jit(work, donate_argnums=2), params)
 
-    def _on_devices(self, work: Callable) -> Callable:
-        """`work` on each device for its own clips; what it does there is the same for any number."""
+    def _on_devices(self, work: Callable, start: Callable) -> tuple[Callable, Callable]:
+        """Returns `work` and `start`, jitted, with the clips split over the devices."""
         mapped = jax.shard_map(
-            work,
+            partial(work, inner=self.batching.inner),
             mesh=self._mesh,
             in_specs=(P(), P("clips"), _STATE),
             out_specs=(P("clips"), _STATE),
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=2, out_shardings=(self._by_clip, self._state_layout))
+        layouts = (self._by_clip, self._state_layout)
+        model = nnx.merge(self._graph, self._params)  # only its shapes are used
+        first = jax.jit(partial(start, model, self.clips, self.dtype), out_shardings=layouts[1])
+        return jax.jit(mapped, donate_argnums=2, out_shardings=layouts), first
 
     def _run(
         self,
@@ -189,34 +164,34 @@ class Runner:
         """Runs `work` over clips in batches of similar length.
 
         Args:
-          clips: flat, `[up to count · prod(frame)]`.
-          counts: frames of each, at least one.
-          frame: shape of one frame of the input.
+          clips: flat, each `[up to count · prod(frame)]`.
+          counts: number of frames of each clip, at least one.
+          frame: shape of a frame of the input.
           work: the program of a piece.
-          start: makes the state of a batch.
+          start: returns the first state of a batch.
 
         Returns:
           `[count, …]` for each clip.
         """
         width = int(np.prod(frame))
-        order = sorted(range(len(clips)), key=lambda place: counts[place])
+        order = sorted(range(len(clips)), key=lambda number: counts[number])
         found: dict[int, np.ndarray] = {}
         for first in range(0, len(order), self.clips):
             group = order[first : first + self.clips]
-            sizes = self.batching.cut(max(counts[place] for place in group))
+            sizes = self.batching.cut(max(counts[number] for number in group))
             padded = np.zeros((self.clips, sum(sizes) * width), clips[group[0]].dtype)
-            for row, place in enumerate(group):
-                padded[row, : len(clips[place])] = clips[place]
+            for row, number in enumerate(group):
+                padded[row, : len(clips[number])] = clips[number]
             whole = padded.reshape(self.clips, -1, *frame)
             results, state = [], start()
             for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
-                # Sent piece by piece, and not waited for: the next is sent while this one is at work.
+                # Asynchronous: the next piece is copied to the device while this one is processed.
                 sent = jax.device_put(
                     np.ascontiguousarray(whole[:, end - size : end]), self._by_clip
                 )
                 result, state = work(self._params, sent, state)
                 results.append(result)
             joined = np.concatenate([np.asarray(result) for result in results], axis=1)
-            for row, place in enumerate(group):
-                found[place] = joined[row, : counts[place]]
-        return [found[place] for place in range(len(clips))]
+            for row, number in enumerate(group):
+                found[number] = joined[row, : counts[number]]
+        return [found[number] for number in range(len(clips))]

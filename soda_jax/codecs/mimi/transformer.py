@@ -1,6 +1,6 @@
-"""The causal transformer between convolutions and quantizer, with a sliding window and a memory.
+"""The causal transformer between convolutions and quantizer, with a sliding window and cached keys.
 
-Pre-norm LayerNorm, rotary positions, GELU, a learnt scale on each residual branch (arXiv 2103.17239).
+Pre-norm LayerNorm, rotary positions, GELU, a learned scale on each residual branch (arXiv 2103.17239).
 """
 
 import math
@@ -36,14 +36,14 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
-        centerd = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centerd).mean(-1, keepdims=True)
-        normed = centerd * jax.lax.rsqrt(variance + self.eps)
+        centered = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centered).mean(-1, keepdims=True)
+        normed = centered * jax.lax.rsqrt(variance + self.eps)
         return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
 class Layer(nnx.Module):
-    """One layer; the weights are `[in, out]`."""
+    """A transformer layer; the weights are `[in, out]`."""
 
     def __init__(self, config: MimiConfig):
         width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
@@ -67,17 +67,17 @@ class Layer(nnx.Module):
         keys: jax.Array,
         values: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Runs the layer on new positions.
+        """Applies the layer to new positions.
 
         Args:
           x: `[batch, time, width]`.
           angles: cosine and sine, f32 `[time, 1, head_dim]`.
-          mask: bool `[time, window − 1 + time]`, what each position may attend to.
-          keys: remembered ones, `[batch, window − 1, heads, head_dim]`.
-          values: likewise.
+          mask: bool `[time, window − 1 + time]`, the positions that each position attends to.
+          keys: past keys, `[batch, window − 1, heads, head_dim]`.
+          values: past values, the same shape.
 
         Returns:
-          x, and keys and values with the new positions in the place of the oldest.
+          x, and the past keys and values after the new positions.
         """
         shape = (*x.shape[:2], self.heads, self.head_dim)
         normed = self.attention_norm(x)
@@ -86,8 +86,8 @@ class Layer(nnx.Module):
         value = matmul(normed, self._weight(self.value, x)).reshape(shape)
         all_keys = jnp.concatenate([keys, key], axis=1)
         all_values = jnp.concatenate([values, value], axis=1)
-        heard = attend(query, all_keys, all_values, mask).reshape(*x.shape[:2], -1)
-        branch = matmul(heard, self._weight(self.output, x))
+        attended = attend(query, all_keys, all_values, mask).reshape(*x.shape[:2], -1)
+        branch = matmul(attended, self._weight(self.output, x))
         x = x + self._weight(self.attention_scale, x) * branch
         inner = jax.nn.gelu(matmul(self.mlp_norm(x), self._weight(self.up, x)), approximate=False)
         x = x + self._weight(self.mlp_scale, x) * matmul(inner, self._weight(self.down, x))
@@ -100,37 +100,37 @@ class Layer(nnx.Module):
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary positions on `[batch, time, heads, head_dim]`, halves paired."""
+    """Applies rotary positions to `[batch, time, heads, head_dim]`, pairing the two halves."""
     cosine, sine = (angle.astype(x.dtype) for angle in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return x * cosine + jnp.concatenate([-second, first], axis=-1) * sine
 
 
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q·k / √d) v over the keys that `mask` allows; probabilities in f32.
+    """Returns softmax(q·k / √d) v over the keys that `mask` allows; probabilities are f32.
 
     Args:
       query: `[batch, time, heads, head_dim]`.
-      keys: `[batch, seen, heads, head_dim]`.
-      values: likewise.
-      mask: bool `[time, seen]`.
+      keys: `[batch, keys, heads, head_dim]`.
+      values: the same shape.
+      mask: bool `[time, keys]`.
     """
     highest = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, precision=highest).astype(jnp.float32)
     scores = jnp.where(mask, scores / math.sqrt(query.shape[-1]), -jnp.inf)
-    shares = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", shares, values, precision=highest)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, values, precision=highest)
 
 
 class Transformer(nnx.Module):
-    """The layers, and what they have in common."""
+    """A stack of layers with common positions and mask."""
 
     def __init__(self, config: MimiConfig):
         self.config = config
         self.layers = nnx.List([Layer(config) for _ in range(config.num_hidden_layers)])
 
     def start(self, batch: int, dtype: jnp.dtype) -> Memory:
-        """An empty memory; the mask keeps its zeros out of every sum."""
+        """Returns the state before the first position; its zeros are masked."""
         c = self.config
         shape = (len(self.layers), batch, c.sliding_window - 1, c.num_attention_heads, c.head_dim)
         return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -138,14 +138,14 @@ class Transformer(nnx.Module):
     def __call__(
         self, x: jax.Array, memory: Memory, position: jax.Array
     ) -> tuple[jax.Array, Memory]:
-        """Runs all layers on `[batch, time, width]`, the first of which is at `position` (int32)."""
+        """Applies all layers to `[batch, time, width]`, which begins at `position` (int32)."""
         c, time = self.config, x.shape[1]
-        places = position + jnp.arange(time)
-        seen = position + jnp.arange(1 - c.sliding_window, time)
-        distance = places[:, None] - seen
-        mask = (seen >= 0) & (distance >= 0) & (distance < c.sliding_window)
+        query_at = position + jnp.arange(time)
+        key_at = position + jnp.arange(1 - c.sliding_window, time)
+        distance = query_at[:, None] - key_at
+        mask = (key_at >= 0) & (distance >= 0) & (distance < c.sliding_window)
         exponents = jnp.arange(0, c.head_dim, 2, dtype=jnp.float32) / c.head_dim
-        turns = places.astype(jnp.float32)[:, None] * (1.0 / c.rope_theta**exponents)
+        turns = query_at.astype(jnp.float32)[:, None] * (1.0 / c.rope_theta**exponents)
         turns = jnp.concatenate([turns, turns], axis=-1)[:, None]
         angles = (jnp.cos(turns), jnp.sin(turns))
         keys, values = [], []

@@ -1,4 +1,4 @@
-"""Attention over packed windows behind one function; no backend crosses a segment boundary."""
+"""Attention over packed windows; no backend attends across a segment boundary."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from soda_jax.registry import ATTENTION_BACKENDS
 
 __all__ = ["BACKENDS", "attend", "backend_for", "packed_attention", "packed_mask"]
 
-# The built-in backends of each platform; "auto" takes the first. Registered ones run on any platform.
+# Built-in backends by platform; "auto" selects the first. Backends of plugins run on any platform.
 BACKENDS = {"cpu": ("xla",), "gpu": ("triton", "mosaic", "xla"), "tpu": ("splash", "xla")}
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -63,7 +63,7 @@ def backend_for(name: str, platform: str) -> str:
 
 
 def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement) -> Attention:
-    """Causal grouped-query attention within segments, prepared once for all layers.
+    """Returns causal grouped-query attention within segments, prepared once for all layers.
 
     Args:
       segment_ids: int32 `[batch, sequence]`, ascending along the sequence.
@@ -72,8 +72,8 @@ def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement)
 
     Returns:
       A function of query `[batch, sequence, heads, head_dim]`, key and value `[batch, sequence,
-      kv_heads, head_dim]`, whose result is like query; head h attends with kv head h // (heads / kv_heads),
-      and the softmax runs in f32.
+      kv_heads, head_dim]`, whose result has the shape and type of query. Head h attends with kv head
+      h // (heads / kv_heads); the softmax is computed in f32.
 
     Raises:
       UserError: for a backend that is unknown or does not run on the platform.

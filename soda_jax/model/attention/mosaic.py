@@ -1,10 +1,9 @@
-"""Attention on Hopper and Blackwell GPUs by the Mosaic kernels of tokamax.
+"""Attention on Hopper and Blackwell GPUs with the Mosaic kernels of tokamax.
 
-A packed window reaches the kernel as two numbers a query: the first key that it may see, where its
-document begins, and the one behind the last. No mask is made, blocks outside the range are not computed,
-and keys are not repeated for the query heads that share them. The public function of tokamax does not
-take such ranges, its kernels do: `_kernel` imports them from private modules, and nothing else in this
-project does that.
+The kernel receives a range of keys for each query, from the start of its document to itself. No mask is
+materialized, blocks outside the range are skipped, and keys are not repeated for the query heads that share
+them. The public function of tokamax does not accept such ranges, so `_kernel` imports the kernels from
+private modules; nothing else in this project does that.
 """
 
 import functools
@@ -18,19 +17,19 @@ from soda_jax.errors import UserError
 from soda_jax.model.attention.parts import run_on_parts
 from soda_jax.model.placement import Placement
 
-MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # tokamax's names; its reference runs anywhere, for tests
+MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # names in tokamax; tests use its reference on any platform
 
 
 def ranged_attention(
     segment_ids: jax.Array, placement: Placement, kernel: str = MOSAIC
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """See `packed_attention`.
+    """Implements `packed_attention`.
 
     Args:
       segment_ids: int32 `[batch, sequence]`.
-      placement: of the arrays. Heads are split where both kinds of head can be; queries over the
-        sequence axis, keys and values whole there.
-      kernel: tokamax's name of an implementation.
+      placement: sharding of the arrays. Heads are split if query and kv heads can be; queries are split
+        over the sequence axis, keys and values are not.
+      kernel: name of an implementation in tokamax.
 
     Raises:
       UserError: if tokamax is not installed.
@@ -47,11 +46,12 @@ def ranged_attention(
 
 
 def key_ranges(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First key and one behind the last that each query may see, int32 `[batch, sequence]` both."""
-    places = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+    """Returns start and end (exclusive) of the keys of each query, both int32 `[batch, sequence]`."""
+    positions = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    positions = jnp.broadcast_to(positions, segment_ids.shape)
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
-    first = jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
-    return first, places + 1
+    first = jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
+    return first, positions + 1
 
 
 def _kernel(name: str) -> Callable[..., jax.Array]:
@@ -65,7 +65,7 @@ def _kernel(name: str) -> Callable[..., jax.Array]:
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        # tokamax would parse the command line of the process, whose options are not its own.
+        # Otherwise tokamax parses the command line of the process.
         flags.FLAGS.mark_as_parsed()
     return functools.partial(_run, api.IMPLEMENTATIONS[name], base.Mask)
 

@@ -1,4 +1,4 @@
-"""Attention as plain array operations: the reference, and what runs on a CPU."""
+"""Attention as plain array operations: the reference, and the backend of CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,20 @@ def attend(
     value: jax.Array,
     mask: jax.Array,
 ) -> jax.Array:
-    """Grouped-query attention.
+    """Returns grouped-query attention.
 
     Args:
       query: `[batch, queries, heads, head_dim]`.
       key, value: `[batch, keys, kv_heads, head_dim]`; head h attends with kv head h // (heads/kv_heads).
-      mask: bool `[batch, queries, keys]`, True where a query may see a key.
+      mask: bool `[batch, queries, keys]`, True where a query may attend to a key.
 
     Returns:
-      `[batch, queries, heads, head_dim]` in the type of `query`; softmax runs in f32.
+      `[batch, queries, heads, head_dim]` in the type of `query`; the softmax is computed in f32.
     """
     batch, queries, heads, head_dim = query.shape
     groups = key.shape[2]
     shared = heads // groups  # query heads that share a kv head
-    # Batch dimensions first, so that no product needs a transposed copy of the scores.
+    # Batch dimensions come first, so that no product needs a transposed copy of the scores.
     q = (query * head_dim**-0.5).reshape(batch, queries, groups, shared, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, shared * queries, head_dim)
     k, v = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
@@ -36,11 +36,11 @@ def attend(
 
 @jax.custom_vjp
 def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q kᵀ) v for q `[batch, groups, shared · queries, head_dim]`, k and v `[…, keys, …]`.
+    """Returns softmax(q kᵀ) v for q `[batch, groups, shared · queries, head_dim]`, k and v `[…, keys, …]`.
 
-    Its own gradient needs the weights alone: a masked weight is 0, so the mask is not applied again,
-    and the softmax's inner sum Σ_k w dw equals Σ_d out d_out (FlashAttention, 2205.14135), which is
-    read from `head_dim` numbers a query instead of `keys`.
+    The custom gradient needs only the weights: a masked weight is 0, so the mask is not applied again. The
+    sum Σ_k w dw of the softmax gradient equals Σ_d out d_out (FlashAttention, 2205.14135), which is
+    computed from `head_dim` numbers per query instead of `keys`.
     """
     return _mix_fwd(q, k, v, mask)[0]
 
@@ -67,9 +67,9 @@ _mix.defvjp(_mix_fwd, _mix_bwd)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis of f32 `scores` `[batch, groups, shared · queries, keys]`.
+    """Returns the softmax over the last axis of f32 `scores` `[batch, groups, shared · queries, keys]`.
 
-    0 where `mask` `[batch, queries, keys]` is False.
+    It is 0 where `mask` `[batch, queries, keys]` is False.
     """
     batch, groups, _, keys = scores.shape
     by_query = scores.reshape(batch, groups, -1, mask.shape[1], keys)
@@ -79,6 +79,6 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def packed_mask(segment_ids: jax.Array) -> jax.Array:
-    """Causal mask within segments: bool `[batch, sequence, sequence]` from int `[batch, sequence]`."""
+    """Returns the causal mask within segments, bool `[batch, sequence, sequence]`, of int `[batch, sequence]`."""
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return same & jnp.tri(segment_ids.shape[1], dtype=bool)

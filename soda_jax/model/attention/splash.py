@@ -1,4 +1,4 @@
-"""Splash attention, the Pallas kernel of jax for TPU: blocks above the diagonal are never computed."""
+"""Splash attention, the Pallas kernel of jax for TPUs; it skips blocks above the diagonal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,8 @@ from soda_jax.model.attention.parts import array_axes, splits_heads
 from soda_jax.model.placement import Placement
 from soda_jax.model.remat import ATTENTION
 
-# Rows and columns of a tile of scores. Two tiles of 512 × 512 f32 fit in the vector memory of every
-# generation; the kernel wants multiples of 128.
+# Side of a tile of scores, a multiple of `LANES`. Two tiles of 512 × 512 f32 fit in the vector memory of every
+# TPU generation.
 BLOCK = 512
 LANES = 128
 
@@ -21,16 +21,16 @@ LANES = 128
 def splash_attention(
     segment_ids: jax.Array, placement: Placement, interpret: bool = False
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """See `packed_attention`.
+    """Implements `packed_attention`.
 
     Args:
       segment_ids: int32 `[batch, sequence]`.
-      placement: of the arrays. Heads are split where both kinds of head can be; queries over the
-        sequence axis, keys and values whole there.
-      interpret: run the kernel's operations one by one on any platform, for tests.
+      placement: sharding of the arrays. Heads are split if query and kv heads can be; queries are split
+        over the sequence axis, keys and values are not.
+      interpret: run the operations of the kernel one by one on any platform, for tests.
 
     Raises:
-      UserError: if a device's part of the sequence is not a multiple of 128.
+      UserError: if the shards of the sequence are not a multiple of 128.
     """
     length = segment_ids.shape[1]
     shards = placement.ways("sequence", length)
@@ -47,7 +47,7 @@ def splash_attention(
                 ids = splash.SegmentIds(q=query_segments, kv=key_segments)
                 return kernel(query, key, value, segment_ids=ids)
 
-            q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))  # heads before positions
+            q, k, v = (x.swapaxes(1, 2) for x in (query, key, value))  # heads, then positions
             return jax.vmap(row)(q, k, v, query_segments, key_segments).swapaxes(1, 2)
 
         query = query * jnp.asarray(head_dim**-0.5, query.dtype)
@@ -57,18 +57,19 @@ def splash_attention(
             ("batch", "sequence"),
             ("batch", None),
         )
-        laid = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]
-        if None in laid:  # one device
+        shardings = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]
+        if None in shardings:  # one device
             return local(kernel, *arrays)
         of_mask = placement.sharding((None, "sequence"), (1, length))
-        inputs = (kernel.manual_sharding_spec(of_mask), *(one.spec for one in laid))  # type: ignore[union-attr]
-        return placement.on_shards(local, inputs, laid[0].spec)(kernel, *arrays)  # type: ignore[union-attr]
+        specs = [one.spec for one in shardings if one is not None]
+        inputs = (kernel.manual_sharding_spec(of_mask), *specs)
+        return placement.on_shards(local, inputs, specs[0])(kernel, *arrays)
 
     return attend
 
 
 def _block(length: int, shards: int) -> int:
-    """The largest tile up to `BLOCK` that divides a device's part of the sequence."""
+    """Returns the largest tile up to `BLOCK` that divides the shards of the sequence."""
     part = length // shards
     block = next((size for size in range(BLOCK, 0, -LANES) if part % size == 0), 0)
     if not block:

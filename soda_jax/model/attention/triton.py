@@ -1,4 +1,4 @@
-"""Attention on a GPU by the Triton kernel of jax: scores stay on the chip, keys are not repeated."""
+"""Attention on GPUs with the Triton kernel of jax; keys are not repeated for the heads that share them."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,12 @@ _SIZES = kernels.BlockSizes(
 def triton_attention(
     segment_ids: jax.Array, placement: Placement, interpret: bool = False
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """See `packed_attention`.
+    """Implements `packed_attention`.
 
     Args:
       segment_ids: int32 `[batch, sequence]`.
-      placement: of the arrays. Heads are split where both kinds of head can be; the sequence is whole.
-      interpret: run the kernel's operations one by one on any platform, for tests.
+      placement: sharding of the arrays. Heads are split if query and kv heads can be; sequences are not.
+      interpret: run the operations of the kernel one by one on any platform, for tests.
 
     Raises:
       UserError: if the sequence is not a multiple of 64, or is split over devices.
@@ -50,7 +50,7 @@ def triton_attention(
                 interpret=interpret,
             )  # fmt: skip
 
-        # Query heads of one kv head are a further dimension of the grid; the keys have none there.
+        # The query heads of one kv head are another dimension of the grid, which the keys do not have.
         by_group = query.reshape(*query.shape[:2], groups, -1, query.shape[-1])
         mixed = jax.vmap(one_of_group, (3, None, None), 3)(by_group, key, value)
         return mixed.reshape(query.shape)

@@ -1,4 +1,4 @@
-"""A small CVSS-T with its Common Voice 4, each unpacked or as an archive."""
+"""Writes a small CVSS-T and Common Voice 4, each unpacked or as an archive."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +23,12 @@ def write_cvss(
     """Writes CVSS-T; returns its folder, or the archive with that suffix.
 
     Args:
-      folder: gets `cvss_t_LANGUAGE_en_v1.0`.
+      folder: receives `cvss_t_LANGUAGE_en_v1.0`.
       splits: pairs by split.
       language: code in CVSS-T.
-      code: that of Common Voice, if it is another.
-      archive: `.tar.gz` and the like, or empty.
-      rate: Hz of the clips.
+      code: code in Common Voice, if it differs.
+      archive: suffix of the archive, such as `.tar.gz`, or empty.
+      rate: sample rate of the clips in Hz.
     """
     files: dict[str, bytes] = {}
     for split, pairs in splits.items():
@@ -63,5 +63,5 @@ def write_common_voice(
 
 
 def clip_name(code: str, number: int) -> str:
-    """Name of a clip of Common Voice."""
+    """Returns the name of a clip of Common Voice."""
     return f"common_voice_{code}_{number}.mp3"

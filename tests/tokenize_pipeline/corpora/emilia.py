@@ -1,4 +1,4 @@
-"""A small Emilia: Emilia/LANGUAGE/SHARD.tar with an MP3 and a JSON file an utterance."""
+"""Writes a small Emilia: Emilia/LANGUAGE/SHARD.tar with an MP3 and a JSON file per utterance."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -50,6 +50,6 @@ def write_corpus(
 def utterance_files(
     name: str, row: Mapping[str, object], clip: np.ndarray, rate: int
 ) -> dict[str, bytes]:
-    """The two members of an utterance."""
+    """Returns the two members of an utterance."""
     content = json.dumps(row, ensure_ascii=False).encode()
     return {f"{name}.mp3": sound_bytes(clip, rate, "mp3"), f"{name}.json": content}

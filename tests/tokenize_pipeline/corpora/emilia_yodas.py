@@ -1,4 +1,4 @@
-"""A small Emilia-YODAS: Emilia-YODAS/LANGUAGE/SHARD.tar with an MP3 and a JSON file an utterance."""
+"""Writes a small Emilia-YODAS: Emilia-YODAS/LANGUAGE/SHARD.tar with an MP3 and a JSON file per utterance."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def write_corpus(
     rate: int = 24_000,
     first: int = 0,
 ) -> Path:
-    """Writes one archive; two speakers take turns in each video.
+    """Writes one archive; two speakers alternate in each video.
 
     Args:
       folder: gets a folder `Emilia-YODAS`.

@@ -1,4 +1,4 @@
-"""A small FineWeb: data/CRAWL/000_00000.parquet."""
+"""Writes a small FineWeb: data/CRAWL/000_00000.parquet."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small LibriSpeech: LibriSpeech/SUBSET/SPEAKER/CHAPTER with FLAC files and one `.trans.txt`."""
+"""Writes a small LibriSpeech: LibriSpeech/SUBSET/SPEAKER/CHAPTER with FLAC files and one `.trans.txt`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ Chapter = Sequence[tuple[str, np.ndarray]]  # (transcript, float32 mono samples)
 
 
 def corpus_files(chapters: Mapping[str, Chapter], rate: int = 16_000) -> dict[str, bytes]:
-    """The files by name, in an order as the archives have it: that of a chapter is no order.
+    """Returns the files by name, as in the published archives: the files of a chapter are in no order.
 
     Args:
       chapters: utterances by `SUBSET/SPEAKER/CHAPTER`.

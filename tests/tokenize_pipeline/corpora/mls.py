@@ -1,4 +1,4 @@
-"""A small Multilingual LibriSpeech: CORPUS/train with transcripts.txt, segments.txt and audio."""
+"""Writes a small Multilingual LibriSpeech: CORPUS/train with transcripts.txt, segments.txt and audio."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ Row = tuple[str, str, float, str, np.ndarray]  # (utterance, recording, start, t
 def corpus_files(
     rows: Sequence[Row], *, corpus: str = "mls_german", split: str = "train", rate: int = 16_000
 ) -> dict[str, bytes]:
-    """The files by name; the sounds first, the last books before the others.
+    """Returns the files by name: the sounds in reverse order of the books, then the text files.
 
     Args:
-      rows: utterances in the order of the text files; a segment ends where its clip does.
-      corpus: with `_opus` at its end the sounds are `.opus`.
-      split: of which the files are.
-      rate: Hz of the clips.
+      rows: utterances in the order of the text files; a segment is as long as its clip.
+      corpus: name of the corpus; if it ends with `_opus`, the sounds are `.opus`.
+      split: name of the split.
+      rate: sample rate of the clips in Hz.
     """
     folder, suffix = f"{corpus}/{split}", "opus" if corpus.endswith("_opus") else "flac"
     transcripts, segments, sounds = "", "", {}

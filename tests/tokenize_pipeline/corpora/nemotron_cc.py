@@ -1,4 +1,4 @@
-"""A small Nemotron-CC v1: quality=…/kind=…/kind2=…/CRAWL-part-NUMBER.jsonl.zstd."""
+"""Writes a small Nemotron-CC v1: quality=…/kind=…/kind2=…/CRAWL-part-NUMBER.jsonl.zstd."""
 
 import json
 from collections.abc import Sequence

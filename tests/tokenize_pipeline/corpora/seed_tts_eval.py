@@ -1,4 +1,4 @@
-"""A small Seed-TTS-eval: seedtts_testset/en with meta.lst, prompts and recordings."""
+"""Writes a small Seed-TTS-eval: seedtts_testset/en with meta.lst, prompts and recordings."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Synthetic speech for the small corpora: short commands and digits by hibari-tts, spoken once a session."""
+"""Synthetic speech for the small corpora: short commands and digits by hibari-tts, made once per session."""
 
 import functools
 import tempfile
@@ -16,9 +16,9 @@ _COUNT = 12
 
 
 def spoken(count: int, first: int = 0) -> list[np.ndarray]:
-    """Clips `first` to `first + count` of twelve, float32 mono samples at `RATE`; skips without hibari-tts.
+    """Returns clips `first` to `first + count` of twelve, float32 mono samples at `RATE`; skips without hibari-tts.
 
-    Each is whole hundredths of a second, and no sample needs more than sixteen bits.
+    Their lengths are multiples of 0.01 s, and their samples are 16-bit values.
     """
     pytest.importorskip("hibari")
     assert first + count <= _COUNT
@@ -36,4 +36,5 @@ def _read(path: Path) -> np.ndarray:
     samples, rate = soundfile.read(path, dtype="float32")
     clip = soxr.resample(samples, rate, RATE)
     clip = clip[: len(clip) - len(clip) % (RATE // 100)]
-    return (np.round(clip * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
+    # Adding 0.0 removes the sign of zeros, which a sound file does not store.
+    return (np.round(clip * 32768).clip(-32768, 32767) / 32768 + 0.0).astype(np.float32)

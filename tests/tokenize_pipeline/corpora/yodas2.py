@@ -1,4 +1,4 @@
-"""A small YODAS2: data/SUBSET/{audio,text,duration}/SHARD.{tar.gz,json,txt}."""
+"""Writes a small YODAS2: data/SUBSET/{audio,text,duration}/SHARD.{tar.gz,json,txt}."""
 
 import json
 from collections.abc import Mapping, Sequence
