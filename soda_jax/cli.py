@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         default=[],
-        help="Python file that registers parts, see soda_jax/registry.py; may be repeated",
+        help="Python file that registers extensions, see soda_jax/registry.py; may be repeated",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:

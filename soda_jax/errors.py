@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """A fault in the input, the settings or the files, that the user can mend.
+    """An error in the input, the settings or the files that the user can fix.
 
-    The message is one line that names the file, the value and the mend. The command line prints it
+    The message is one line that names the file, the value and the fix. The command line prints it
     without a traceback and exits with status 2; from Python it is an ordinary exception.
     """

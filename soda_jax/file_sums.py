@@ -19,10 +19,10 @@ def file_sum(path: Any) -> tuple[int, str]:
     """Returns size in bytes and crc32c (8 hexadecimal digits) of a file.
 
     Args:
-      path: a `pathlib.Path`, or another object with its `open`.
+      path: a `pathlib.Path`, or another object with the same `open` method.
 
     Raises:
-      OSError: if it cannot be read.
+      OSError: if the file cannot be read.
     """
     size, crc = 0, 0
     with path.open("rb") as file:
@@ -43,10 +43,10 @@ def differences(
     """Yields (name, message) of every file of `folder` that differs from `sums`.
 
     Args:
-      root: the folder that contains it.
+      root: the folder that contains `folder`.
       sums: result of `folder_sums`; entries of other folders are ignored.
-      folder: its name in `root`.
-      prefix: its name in `sums`, by default the same.
+      folder: name of the folder in `root`.
+      prefix: name of the folder in `sums`, by default the same.
     """
     prefix = folder if prefix is None else prefix
     wanted = {

@@ -1,7 +1,7 @@
 """Peak rates, memory and slice sizes of accelerators, with the source of each number.
 
-`soda plan` and the model FLOP utilization read this table. Figures are those of one chip; if JAX shows a
-chip as two devices (TPU v2, v3 and TPU7x), each has half.
+`soda plan` and the model FLOP utilization use this table. Numbers are per chip; if JAX shows a chip
+as two devices (TPU v2, v3 and TPU7x), each has half.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ class Chip:
 # usable: "available HBM" in the error of libtpu 0.0.42.1 for a program of 300 GiB.
 # network: bandwidth of a pod divided by its chips (v5e, v6e) or of a chip (v5p, tpu7x), from the docs; v4 as
 # v5p. No figure is published for v2 and v3: 25 Gbit/s is an assumption.
-# kernels: Mosaic, the compiler of the splash kernel, has no bf16 product for v2 and v3.
+# kernels: Mosaic, the compiler of the splash kernel, has no bf16 matmul for v2 and v3.
 # host_link: jax-ml.github.io/scaling-book/tpus has 16 GB/s each way for v4 and 32 for v6e. No figure is
 # published for v2, v3, v5e, v5p and tpu7x: 15 (tpu7x: 32) is an assumption.
 _TPUS = (
@@ -119,7 +119,7 @@ CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 def chip_of(device_kind: str) -> Chip | None:
     """Returns the chip of a `jax.Device.device_kind`, None if it is unknown.
 
-    The longest matching prefix decides: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
+    The longest matching prefix is used: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
     """
     kinds = {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
     known = [kind for kind in kinds if device_kind.startswith(kind)]

@@ -1,1 +1,1 @@
-"""The sub-commands of `soda`, one file each: SUMMARY, EXAMPLE, add_arguments, run."""
+"""The sub-commands of `soda`. Each file defines SUMMARY, EXAMPLE, add_arguments and run."""

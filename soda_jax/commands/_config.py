@@ -17,7 +17,7 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
       overrides: arguments that start with `--config.`.
 
     Raises:
-      UserError: for a missing or broken file, an unknown key (with the nearest name) or a bad value.
+      UserError: for a missing or invalid file, an unknown key (names the nearest) or a bad value.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -85,7 +85,7 @@ def _check_keys(path: Path, overrides: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, keys, n=1, cutoff=0.4)
             here = ".".join(names[:depth])
             options = ", ".join(sorted(keys))
-            hint = f"did you mean {near[0]}?" if near else f"the keys of {here or 'it'}: {options}"
+            hint = f"did you mean {near[0]}?" if near else f"keys of {here or path}: {options}"
             raise UserError(f"{path} has no key {dotted}; {hint}")
 
 

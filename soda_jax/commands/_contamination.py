@@ -62,10 +62,10 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
         f"{len(short):,} shorter{rest}"
     )
     rows = [
-        ("documents of the same id", f"{len(found.same_ids):,}"),
+        ("documents with the same id", f"{len(found.same_ids):,}"),
         (f"utterances with {least} in one document", _of(alike, len(long))),
-        (f"utterances with {least} in several together", _of(len(spread), len(long))),
-        ("shorter utterances found as a whole", _of(len(matches) - alike, len(short))),
+        (f"utterances with {least} in several documents", _of(len(spread), len(long))),
+        ("shorter utterances that match as a whole", _of(len(matches) - alike, len(short))),
         ("training documents to exclude", f"{len(found.excluded):,}"),
         ("damaged records, skipped", f"{found.damaged_records:,}"),
     ]

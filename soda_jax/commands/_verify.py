@@ -2,12 +2,12 @@
 
 
 def print_faults(dataset: str, generation: int = -1) -> int:
-    """Prints the errors of a data set as lines of a `mask_records` file; returns 1 if there are any, else 0."""
+    """Prints the errors of a data set in the format of `mask_records`; returns 1 if any."""
     from tokenize_pipeline.verify import verify
 
     count = 0
     for fault in verify(dataset, generation):
         count += 1
         print(fault.describe())
-    print(f"# {dataset}: {f'{count} faults' if count else 'no fault'}")
+    print(f"# {dataset}: {f'{count} errors' if count else 'no errors'}")
     return 1 if count else 0

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         metavar="DATASET",
-        help="first copy tokenizer, codec and fingerprints from an intact data set of the run",
+        help="copy tokenizer, codec and fingerprints from an intact data set, then verify",
     )
 
 

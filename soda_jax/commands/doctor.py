@@ -1,4 +1,4 @@
-"""`soda doctor`."""
+"""`soda doctor`: checks a machine or a pod before a run."""
 
 import argparse
 

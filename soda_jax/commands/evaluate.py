@@ -1,4 +1,4 @@
-"""`soda evaluate`."""
+"""`soda evaluate`: scores a checkpoint on held-out data."""
 
 import argparse
 from pathlib import Path
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=64, help="utterances for asr and tts, 0 for all (%(default)s)"
     )
     parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest valid one)")
+    parser.add_argument("--step", type=int, help="step to score (default: the newest valid one)")
     parser.add_argument("--codec", default="", help="codec, such as mel:DIR, if not WORKDIR/codec")
     parser.add_argument(
         "--source",
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a data set that has moved since training; may be repeated",
     )
     parser.add_argument(
-        "--max_seconds", type=float, default=15, help="longest spoken utterance (%(default)s)"
+        "--max_seconds", type=float, default=15, help="maximum seconds per utterance (%(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the sampled speech (%(default)s)"

@@ -35,29 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("TRAIN", "EVAL"),
         help="find utterances of EVAL in TRAIN; exit 1 if documents of TRAIN should be excluded",
     )
-    parser.add_argument("--ngram", type=int, default=8, help="words of an n-gram (default 8)")
+    parser.add_argument("--ngram", type=int, default=8, help="words per n-gram (default 8)")
     parser.add_argument(
         "--share",
         type=float,
         default=0.7,
-        help="least share of the n-grams of an utterance in one document (default 0.7)",
+        help="minimum share of an utterance's n-grams in one document (default 0.7)",
     )
     parser.add_argument(
         "--output", metavar="FILE", help="write an `exclude_documents` file for TRAIN"
     )
-    parser.add_argument(
-        "--report", metavar="FILE.jsonl", help="write all utterances that were found"
-    )
+    parser.add_argument("--report", metavar="FILE.jsonl", help="write all matching utterances")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the requested parts; returns 1 if `--verify` or `--contamination` finds something."""
     if bool(args.contamination) == bool(args.dataset):
-        raise UserError("name one data set, or two with --contamination TRAIN EVAL")
+        raise UserError("give one data set, or two with --contamination TRAIN EVAL")
     if args.contamination:
         return _contamination.run(args)
     if args.output or args.report:
-        raise UserError("--output and --report belong to --contamination TRAIN EVAL")
+        raise UserError("--output and --report need --contamination TRAIN EVAL")
     from soda_jax.data.format.manifest import Manifest
     from soda_jax.data.storage.locations import refuse_url
 
@@ -105,13 +103,14 @@ def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
             both = f" in each order, {2 * count:,} in both" if view == "S+A+T" else ""
             yield f"  {view:<6} {count:,} tokens{both}"
         if is_url(directory):
-            yield f"  {totals['bytes']:,} bytes, {totals['bytes'] / max(tokens.values()):.3f} a token"
+            size = totals["bytes"]
+            yield f"  {size:,} bytes, {size / max(tokens.values()):.3f} per token"
             continue
         shards = manifest.splits[split]
         indexes = [index_path(Path(directory, split, shard.file)) for shard in shards]
         stored = sum(shard.bytes for shard in shards)
         stored += sum(index.stat().st_size for index in indexes if index.is_file())
-        yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} a token"
+        yield f"  {stored:,} bytes with the index, {stored / max(tokens.values()):.3f} per token"
     yield f"quarantined inputs: {sum(manifest.quarantined.values())}"
     for reason, count in sorted(manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {count:>6}  {reason}"
@@ -158,7 +157,7 @@ def _document(
                     yield _record(directory, manifest, f"{split}:{base + number}")
                 return
             base += shard.records
-    raise UserError(f"{directory} has no document {name!r}; ids are exact, case included")
+    raise UserError(f"{directory} has no document {name!r}; ids are case-sensitive")
 
 
 def _readable(where: str, record: "RecordData", manifest: "Manifest") -> Iterator[str]:

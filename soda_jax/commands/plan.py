@@ -1,4 +1,4 @@
-"""`soda plan`."""
+"""`soda plan`: predicts memory, speed and duration of a run on other machines."""
 
 import argparse
 
@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CHIP:SHAPE: v2, v3, v4, v5e, v5p, v6e, tpu7x, a100, a100-80gb, h100, h200, b200 and "
         "others, as in v5p:4x4x8, v5e:4x8 or h100:8",
     )
-    parser.add_argument("--slices", type=int, default=1, help="slices of that topology (default 1)")
+    parser.add_argument("--slices", type=int, default=1, help="number of slices (default 1)")
     parser.add_argument(
-        "--data", help="data set whose vocabulary to use; SODA's 144,644 rows by default"
+        "--data", help="data set whose vocabulary to use (default: SODA's 144,644 ids)"
     )
     parser.add_argument("--price_per_chip_hour", type=float, help="print the cost of the run")
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--candidates",
         type=int,
         default=12,
-        help="number that --search compiles (default %(default)s)",
+        help="maximum number of candidates that --search compiles (default %(default)s)",
     )
     parser.add_argument(
         "--estimate",
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     topology = parse_topology(args.topology, args.slices)
     price = args.price_per_chip_hour
     if price is not None and not 0 <= price < float("inf"):
-        raise UserError(f"--price_per_chip_hour={price} must be a number from 0 on")
+        raise UserError(f"--price_per_chip_hour={price} must be finite and at least 0")
     if args.candidates < 1:
         raise UserError(f"--candidates={args.candidates} must be at least 1")
     config = load_config(args.config, args.unknown)

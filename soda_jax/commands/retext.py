@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the new data set; returns 1 if the tokenizer cannot represent too many of its texts."""
+    """Writes the new data set; returns 1 if more than --max_bad_fraction of utterances are lost."""
     from soda_jax.data.format.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
     from tokenize_pipeline.read_back import read_back
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.output}: {tokens:,} text tokens, vocabulary of {manifest.layout.size:,} ids")
     lost = sum(manifest.quarantined.values()) - sum(before.quarantined.values())
     if lost:
-        print(f"  not in the tokenizer, in {QUARANTINE}: {lost:,} utterances")
+        print(f"  {QUARANTINE}: {lost:,} utterances that the tokenizer cannot represent")
     if warning := read_back(args.output, manifest):
         print(warning)
     return 0

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the action `train` and its options."""
     actions = parser.add_subparsers(dest="action", required=True)
     train = add_action(actions, "train", "train a byte-level BPE", EXAMPLE)
-    train.add_argument("--input", required=True, help="a file, or a quoted pattern of files")
+    train.add_argument("--input", required=True, help="a file, or a quoted glob pattern")
     train.add_argument(
         "--format",
         default="text",

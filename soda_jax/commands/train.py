@@ -1,4 +1,4 @@
-"""`soda train`."""
+"""`soda train`: trains a config, in one process or several."""
 
 import argparse
 
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda train`."""
     parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
     parser.add_argument(
-        "--workdir", required=True, help="folder for checkpoints, metrics and front end"
+        "--workdir", required=True, help="folder for checkpoints, metrics, tokenizer and codec"
     )
     parser.add_argument("--profile_steps", metavar="A:B", help="profiler trace of steps A to B")
     parser.add_argument(
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume although the data differs from the checkpoint's",
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="bit-for-bit repeatable kernels on GPU"
+        "--deterministic", action="store_true", help="use bit-for-bit deterministic kernels on GPU"
     )
     processes = parser.add_argument_group(
         "processes", "multi-process runs; not needed with Slurm, Open MPI, Cloud TPU and Kubernetes"

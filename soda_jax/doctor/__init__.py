@@ -1,1 +1,1 @@
-"""`soda doctor`: checks of a machine or a pod before a run."""
+"""`soda doctor`: checks a machine or a pod before a run."""

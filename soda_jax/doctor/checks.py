@@ -48,7 +48,7 @@ def judge_versions(values: list[Any], index: int) -> Iterator[Finding]:
     mine, first = values[index], values[0] or values[index]
     for name, version in mine.items():
         if version != first[name]:
-            message = f"{name} is {version}, but {first[name]} in process 0: install the same lock"
+            message = f"{name} is {version}, but {first[name]} in process 0: use the same lock file"
             yield Finding(FAILURE, "versions", message)
     installed = (f"{name} {version}" for name, version in mine.items() if version != "none")
     yield Finding(OK, "versions", ", ".join(installed))

@@ -47,7 +47,7 @@ def run_check(
       check: name of the check.
       measure: returns plain JSON; without `judge` a list of [level, message].
       judge: receives the values of all processes (None for one that failed) and the index of one of
-        them, and returns the findings of that one. It must not communicate.
+        them, and returns the findings of that process. It must not use collectives.
     """
     value, error = None, ""
     try:

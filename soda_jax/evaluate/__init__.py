@@ -1,1 +1,1 @@
-"""Scores of a checkpoint: held-out loss by class, baselines, word error rates."""
+"""Scores checkpoints: held-out loss by class, baselines, word error rates."""

@@ -4,9 +4,10 @@
     bigram    p(t | s) = w_s · n(s, t) / n(s) + (1 − w_s) · p(t)
 
 s is the previous token of the stream, as the model sees it. The weights are those of Jelinek and Mercer's
-interpolated estimation (1980): w_s is shared by the tokens s of one class whose counts have the same binary
-logarithm. Weights are fitted by expectation maximization on a tenth of the training documents, with counts
-from the rest; the final counts use all documents. A weight depends only on s, so the probabilities sum to 1.
+interpolated estimation (1980): w_s is shared by tokens s of one class with the same ⌊log2 n(s)⌋.
+Weights are fitted by expectation maximization on a tenth of the training documents, with counts
+from the rest; the final counts use all documents. A weight depends only on s, so the probabilities
+sum to 1.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from soda_jax.progress import track
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
 
-_BUCKETS = 32  # of counts: [1, 2), [2, 4), …
+_BUCKETS = 32  # count buckets: [1, 2), [2, 4), …
 _ROUNDS = 60
 _ROWS = 64  # windows read at a time
 _HELD_BACK = 0.1
@@ -74,7 +75,7 @@ class Baselines:
         return -np.log(base), -np.log(mixed)
 
     def sums(self, windows: Windows) -> dict[str, Sums]:
-        """Returns the sums of "unigram" and "bigram" over all windows."""
+        """Returns the loss sums of "unigram" and "bigram" over all windows."""
         shape = (len(windows.source_names), len(self.layout.class_names))
         result = {
             name: {"nll": np.zeros(shape), "count": np.zeros(shape)}
@@ -98,7 +99,7 @@ def fit_baselines(
 
     Args:
       config: the `data` settings of a run.
-      max_tokens: a longer pass reads every n-th batch, about this number of tokens.
+      max_tokens: if there are more tokens, only every n-th batch is read, about this many in total.
     """
     config = parse(DataConfig, config, "data")
     windows = open_windows(config, "train")
@@ -133,7 +134,7 @@ def _batches(windows: Windows, stride: int) -> int:
 
 
 def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields previous token and target `[2, targets]` of every `stride`-th batch, and which are held back.
+    """Yields (previous, target) ids `[2, targets]` and a held-back mask of every `stride`-th batch.
 
     The last tenth of each view is held back, which is the same tenth of the documents in both orders, so
     held-back pairs are not counted in the other order.
@@ -149,7 +150,7 @@ def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def _targets(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns previous token and target of each position with a loss `[targets]`, and the mask of positions."""
+    """Returns previous tokens and targets `[targets]` where there is a loss, and the loss mask."""
     mask = batch["loss_mask"][:, :-1] > 0
     tokens = batch["tokens"]
     return tokens[:, :-1][mask], tokens[:, 1:][mask], mask
@@ -180,7 +181,8 @@ def _fit_weights(
 ) -> np.ndarray:
     """Returns the maximum-likelihood weight of `first` relative to `second` by group, f64 `[number]`.
 
-    One pseudo-count per group, split evenly, excludes weights of 0 and 1; a group without targets has 1/2.
+    One pseudo-count per group, split evenly, prevents weights of 0 and 1; a group without targets
+    gets 1/2.
     """
     total = np.bincount(groups, minlength=number)
     weights = np.full(number, 0.5)

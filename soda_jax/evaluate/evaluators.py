@@ -1,7 +1,7 @@
 """`soda evaluate`: scores a checkpoint with registered evaluators.
 
 An evaluator is one function `(EvaluationContext) -> JSON-able scores`, registered under a name for
-`soda evaluate --tasks`; the context opens model and data on first use.
+`soda evaluate --tasks`; the context loads model and data on first use.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class EvaluationOptions:
       step: step of the checkpoint, None for the newest valid one.
       codec: location of the codec, if it is not in the workdir.
       paths: current folders of data sets that have moved, by source name.
-      max_seconds: longest utterance that the model may speak, in seconds.
+      max_seconds: maximum length of a generated utterance in seconds.
       seed: seed of the sampling.
     """
 
@@ -74,7 +74,7 @@ class EvaluationContext:
     """
 
     def __init__(self, workdir: str | Path, options: EvaluationOptions):
-        """Takes the workdir of a run."""
+        """Stores the arguments; model and data are loaded on first use."""
         self._workdir, self.options = workdir, options
 
     @cached_property
@@ -146,7 +146,11 @@ def evaluator(
 
 @evaluator("loss")
 def score_loss(context: EvaluationContext) -> Scores:
-    """Returns the held-out loss: windows, tokens, left_out, classes, sources, model (a loss vector)."""
+    """Measures the held-out loss.
+
+    Returns:
+      windows, tokens, left_out, classes, sources, model (a loss vector).
+    """
     windows = context.windows
     sums = held_out_sums(context.model, windows)
     return {
@@ -161,7 +165,7 @@ def score_loss(context: EvaluationContext) -> Scores:
 
 @evaluator("baselines")
 def score_baselines(context: EvaluationContext) -> Scores:
-    """Returns training_tokens, and the loss vectors of unigram and bigram over the same windows."""
+    """Returns training_tokens, and the loss vectors of both baselines over the same windows."""
     windows = context.windows
     fitted = fit_baselines(context.data)
     vectors = {name: windows.loss_vector(sums) for name, sums in fitted.sums(windows).items()}

@@ -1,4 +1,4 @@
-"""The held-out loss vector of a model over whole windows, for checkpoints and as a hook of the trainer."""
+"""Computes the held-out loss vector over whole windows, for checkpoints and as a trainer hook."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ from soda_jax.progress import track
 def make_loss_function(
     bind: Any, windows: Windows, *, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> Any:
-    """Returns the jitted function (params, batch) → {"nll", "count"}, f32 `[sources, classes]`, replicated.
+    """Returns a jitted (params, batch) → {"nll", "count"}, f32 `[sources, classes]`, replicated.
 
     Args:
       bind: function from params to a decoder, `ModelFunctions.bind`.
@@ -66,7 +66,7 @@ def sum_losses(
 def held_out_sums(
     decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
 ) -> Sums:
-    """Returns the sums of a checkpoint over all `windows`."""
+    """Returns the loss sums of a checkpoint over all `windows`."""
     function = make_loss_function(decoder.model.bind, windows)
     batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
     return sum_losses(function, decoder.params, batches)
@@ -75,7 +75,8 @@ def held_out_sums(
 class LossHook:
     """Logs `validation/loss/…`, the loss vector on the validation splits of the training mixture.
 
-    It covers whole windows in the views of training. Sources without a validation split are reported once.
+    The windows are whole and have the views used in training. Sources without a validation split
+    are reported once.
 
     Attributes:
       every: steps between calls.

@@ -1,4 +1,4 @@
-"""An offline speech recognizer: Whisper tiny.en from a package, on the CPU."""
+"""Transcribes speech offline on the CPU with Whisper tiny.en, whose weights are a pip package."""
 
 import os
 
@@ -12,7 +12,7 @@ _MARGIN = 0.25  # seconds
 
 
 class Recognizer:
-    """Greedy transcripts by Whisper tiny.en; less accurate than the large-v3 model of the paper."""
+    """Greedy decoding with Whisper tiny.en; less accurate than the paper's Whisper-large-v3."""
 
     def __init__(self) -> None:
         """Loads the model; raises UserError if the `eval` extra is not installed."""

@@ -29,7 +29,7 @@ class HeldOutUtterance:
 
 
 def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance]:
-    """Returns the first `limit` held-out utterances with text and audio, or all for 0.
+    """Returns the first `limit` held-out utterances with text and audio; 0 = all.
 
     Raises:
       UserError: if there is none.
@@ -49,7 +49,7 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
 
 
 def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> dict[str, Any]:
-    """Transcribes stored codes greedily, and compares the texts with `normalize` as in the paper.
+    """Transcribes the stored codes greedily; scores the texts with the paper's `normalize`.
 
     Returns:
       JSON-able: utterances, decoding, word_error_rate (corpus), mean_word_error_rate, examples.
@@ -82,11 +82,11 @@ def evaluate_tts(
     max_seconds: float = 15.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Speaks held-out texts without a voice prompt, and transcribes them with a small Whisper.
+    """Generates speech for held-out texts without a voice prompt; transcribes it with Whisper.
 
-    For comparison, the recordings are also transcribed after encoding and decoding by the codec. An utterance
-    that the model did not end within `max_seconds` counts as 100% errors. Texts are compared with
-    `number_normalizer`.
+    For comparison, the recordings are also transcribed after encoding and decoding by the codec. An
+    utterance that the model did not end within `max_seconds` counts as 100% errors. Texts are
+    compared with `number_normalizer`.
 
     Returns:
       JSON-able: utterances, recognizer, sampling, max_seconds, seed, complete_share, word_error_rate

@@ -1,4 +1,4 @@
-"""Text tables of the scores."""
+"""Formats the scores as text tables."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
 
 
 def not_below(rows: list[ClassRow]) -> list[str]:
-    """Returns the classes in which the model is not below both baselines."""
+    """Returns the classes in which the loss of the model is not below both baselines."""
     return [row.name for row in rows if row.margin is not None and row.margin <= 0]
 
 
@@ -48,7 +48,7 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
         lines += _loss_lines(evaluation)
     elif "baselines" in evaluation:
         for kind in ("unigram", "bigram"):
-            lines.append(f"{kind}: {evaluation['baselines'][kind]['loss/all']:.3f} nats a token")
+            lines.append(f"{kind}: {evaluation['baselines'][kind]['loss/all']:.3f} nats per token")
     if "asr" in evaluation:
         lines += _asr_lines(evaluation["asr"])
     if "tts" in evaluation:
@@ -70,7 +70,8 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
 
 def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
     loss, rows = evaluation["loss"], class_rows(evaluation)
-    head = f"\nheld-out loss in nats a token ({loss['tokens']:,} tokens, {loss['windows']} windows)"
+    counts = f"{loss['tokens']:,} tokens, {loss['windows']} windows"
+    head = f"\nheld-out loss in nats per token ({counts})"
     lines = [head, f"{'':12} {'model':>8} {'unigram':>8} {'bigram':>8} {'margin':>8}"]
     for row in rows:
         cells = [row.model, row.unigram, row.bigram, row.margin]
@@ -95,8 +96,8 @@ def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
     return [
         f"\nTTS: {tts['mean_word_error_rate']:.1%} mean WER by {tts['recognizer']} over "
         f"{tts['utterances']} texts of held-out documents ({tts['word_error_rate']:.1%} corpus), "
-        f"{tts['complete_share']:.1%} of them spoken to the end",
-        f"the recordings through the codec: {tts['codec_mean_word_error_rate']:.1%} mean, "
-        f"{tts['codec_word_error_rate']:.1%} corpus",
+        f"{tts['complete_share']:.1%} of them finished",
+        f"recordings encoded and decoded by the codec: "
+        f"{tts['codec_mean_word_error_rate']:.1%} mean, {tts['codec_word_error_rate']:.1%} corpus",
         *(f"  {row['reference']!r} → {row['heard']!r}" for row in tts["examples"][:5]),
     ]

@@ -56,7 +56,7 @@ def number_normalizer(references: Sequence[str]) -> Normalizer:
     (`to`, `for`, `ate`, …) is replaced by the digit if no reference contains that word.
 
     Args:
-      references: all texts that may be spoken.
+      references: all reference texts.
     """
     used = {word for text in references for word in re.findall(r"[a-z]+", text.lower())}
     homophones = {word: digit for word, digit in _HOMOPHONES.items() if word not in used}
@@ -81,7 +81,7 @@ def _digits(words: Sequence[str]) -> list[str]:
 
 
 def _number(words: Sequence[str]) -> tuple[int, int]:
-    """Returns value and length in words of the number at the start of `words`; length 0 for none."""
+    """Returns value and length in words of the number at the start of `words`; length 0 if none."""
     if words[1:2] == ["hundred"] and 0 < _VALUES.get(words[0], 0) < 10:
         joined = 3 if words[2:3] == ["and"] else 2
         value, used = _below_hundred(words[joined:])

@@ -1,4 +1,4 @@
-"""The windows of a split, one source after the other, in the views of training."""
+"""Reads the windows of a split, one source after the other, with the views used in training."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ Sums = dict[str, np.ndarray]  # "nll" and "count" of the targets, f64 `[sources,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """Every whole window of a split, once.
+    """All whole windows of a split, each read once.
 
     A source that is shorter than one training window is read as one shorter window.
 
     Attributes:
       layout: the vocabulary.
       source_names: all sources of the config.
-      datasets: a data set of one source by source number, without sources that lack the split.
+      datasets: one data set for each source that has the split, by its index in `source_names`.
       left_out: names of the sources that lack the split.
     """
 
@@ -42,10 +42,10 @@ class Windows:
     def batches(
         self, size: int, rows: Sequence[int] | None = None, limit: int = 0
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields batches, the fields of `soda_jax.data.windows.Batch` as a dict; each has one source.
+        """Yields dicts with the fields of `soda_jax.data.windows.Batch`, each from one source.
 
         Args:
-          size: windows of a batch; the last one of a source is padded with rows without loss.
+          size: windows per batch; the last batch of a source is padded with masked rows.
           rows: the rows of each batch to read, all by default.
           limit: approximate number of batches, spread evenly with at least one per source; 0 for all.
         """
@@ -60,7 +60,7 @@ class Windows:
         return len(self._batch_starts(size, limit))
 
     def loss_vector(self, sums: Sums) -> dict[str, float]:
-        """Returns the loss vector of sums over these windows."""
+        """Returns the loss vector computed from sums over these windows."""
         names = self.layout.class_names
         return loss_vector(sums["nll"], sums["count"], names, self.source_names)
 
@@ -79,7 +79,7 @@ class Windows:
 def with_split(
     config: DataConfig | Mapping[str, Any], split: str
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """Returns the `data` settings with only the sources that have the split, and the names of the others.
+    """Returns the `data` settings without sources that lack the split, and the names of those.
 
     `mask_records` lists records of the training split, so it is removed for other splits.
 

@@ -1,4 +1,4 @@
-"""The decoder. It receives group sizes and legal token sets as data and does not depend on audio."""
+"""The decoder. It receives its vocabulary blocks as data and does not depend on audio."""
 
 from soda_jax.model.config import (
     DecoderConfig,

@@ -14,7 +14,7 @@ ROW_MULTIPLE = 256
 
 
 class Layout(Protocol):
-    """The part of `soda_jax.tokens.VocabularyLayout` that gives the decoder its rows."""
+    """The part of `soda_jax.tokens.VocabularyLayout` that determines the vocabulary rows."""
 
     @property
     def audio_base(self) -> int:
@@ -29,9 +29,9 @@ class Layout(Protocol):
 class VocabularyBlocks:
     """The two blocks of rows of the embedding and of the head.
 
-    Block 0 has ids `0 … first_rows − 1` and padding. Block 1 has the groups of the following ids, as
-    `[groups, largest group, d]`. *Rows* are numbered through block 0 with its padding and then through the
-    flattened block 1; padding rows belong to no id.
+    Block 0 has ids `0 … first_rows − 1` and padding. Block 1 has the remaining ids in groups, as
+    `[groups, largest group, d]`. Row numbers run through block 0 including its padding, then
+    through the flattened block 1; padding rows have no id.
 
     Attributes:
       first_rows: number of ids of block 0 (text and markers).
@@ -91,7 +91,7 @@ class VocabularyBlocks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(ModelConfig):
-    """A Qwen3 decoder: the `model` settings of a run and the rows of its vocabulary.
+    """Config of a Qwen3 decoder: the `model` settings of a run and the rows of its vocabulary.
 
     Attributes:
       vocabulary: rows of embedding and head.
@@ -127,7 +127,7 @@ class DecoderConfig(ModelConfig):
         return self.num_layers * layer + self.vocabulary.size * self.hidden_size
 
     def training_flops_per_token(self, sequence: int) -> float:
-        """Returns the FLOPs of a training step per token, without recomputation; the MFU uses them.
+        """Returns the training FLOPs per token without recomputation, as used for the MFU.
 
         6 · matmul parameters (head included, embedding gather not), plus attention over the causal half of
         the window: 4 · heads · head_dim · S / 2 per layer forward, three times that with the backward pass.
@@ -137,7 +137,7 @@ class DecoderConfig(ModelConfig):
 
 
 def decoder_config(model: Any, vocabulary: VocabularyBlocks) -> DecoderConfig:
-    """Returns the decoder of a run's `model` settings.
+    """Returns the decoder config for the `model` settings of a run.
 
     Args:
       model: a `ModelConfig`, or a mapping with its keys.
@@ -151,7 +151,7 @@ def decoder_config(model: Any, vocabulary: VocabularyBlocks) -> DecoderConfig:
 
 
 def decoder_from_metadata(metadata: Mapping[str, Any], layout: Layout) -> DecoderConfig:
-    """Returns the decoder of a checkpoint.
+    """Returns the decoder config of a checkpoint.
 
     Args:
       metadata: metadata of the checkpoint.

@@ -22,7 +22,10 @@ Cache = dict[str, jax.Array]
 
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
-    """Returns a parameter from a normal truncated at ±3σ (as in SODA's code, not its exported config)."""
+    """Returns a parameter drawn from a normal truncated at ±3σ.
+
+    This follows SODA's code, not its exported config.
+    """
     return nnx.Param(_normal(rngs, shape, deviation), logical_axes=axes)
 
 
@@ -41,9 +44,9 @@ def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = Tr
       x: activations.
       weight: its first `inputs` dimensions are contracted with the last ones of `x`.
       inputs: number of contracted dimensions.
-      flatten: compute on `[batch · sequence, …]`. For the gradient of a weight from three-dimensional
-        operands, XLA first copies their transpose (on a CPU on one core), but not for matrices. A
-        sequence that is split over devices cannot be merged with the batch.
+      flatten: merge batch and sequence before the product. For the gradient of the weight, XLA
+        copies the transpose of three-dimensional operands (on a CPU with one core), but not of
+        matrices. Must be False if the sequence is split over devices: it cannot be merged then.
 
     Returns:
       `[batch, sequence, outputs…]`.
@@ -57,7 +60,7 @@ def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = Tr
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Returns x / √(mean x² + eps) · scale over the last axis, computed in f32, in the type of `x`."""
+    """Returns x / √(mean x² + eps) · scale over the last axis in x.dtype, computed in f32."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return (normed * scale).astype(x.dtype)
@@ -151,8 +154,8 @@ def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
 def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
     """Returns the matrices of the decoder that are stored as several arrays.
 
-    Each entry maps the names of the arrays of one matrix to their valid (not padding) rows, bool in the
-    shape of the array without the last axis.
+    Each entry maps the names of the arrays of one matrix to masks of their valid (not padding)
+    rows, bool `array.shape[:-1]`.
     """
     first, groups = config.vocabulary.valid_blocks
     matrices = ("embedding",) if config.tie_embeddings else ("embedding", "head")
@@ -204,7 +207,7 @@ class Decoder(nnx.Module):
         return first, getattr(self, f"{name}_groups")[...]
 
     def embed(self, tokens: jax.Array, placement: Placement = ONE_DEVICE) -> jax.Array:
-        """Returns the embeddings of int32 ids `[batch, sequence]`, `[batch, sequence, d]` in the compute type."""
+        """Embeds int32 ids `[batch, sequence]`; returns `[batch, sequence, d]` in compute_dtype."""
         vocabulary = self.config.vocabulary
         row = jnp.asarray(vocabulary.row_of_id)[tokens]
         first = self.embedding_first[...][jnp.minimum(row, vocabulary.padded_first - 1)]
@@ -213,8 +216,9 @@ class Decoder(nnx.Module):
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
         first = first.astype(self.config.compute_dtype)
-        # Each device reads its columns of the rows of its fsdp group, which are then exchanged. Without this
-        # constraint XLA gathers all rows on every device.
+        # Each device reads its columns for all batch rows of its fsdp group; the second constraint
+        # exchanges them for all columns of its own rows. Without the first, XLA gathers all rows on
+        # every device.
         first = placement.constrain(first, ("rows", "sequence", "embed"))
         return placement.constrain(first, ("batch", "sequence", None))
 
@@ -233,7 +237,7 @@ class Decoder(nnx.Module):
           placement: sharding of activations; its platform selects the attention kernel.
 
         Returns:
-          `[batch, sequence, d]` after the final norm, in the compute type.
+          `[batch, sequence, d]` after the final norm, in compute_dtype.
         """
         attention = packed_attention(segment_ids, self.config.attention, placement)
         hidden, _ = self._run(tokens, positions, attention, placement)
@@ -247,8 +251,8 @@ class Decoder(nnx.Module):
         Args:
           tokens, positions: int32 `[batch, new]`, the new tokens and their positions.
           cache: keys and values `[layers, batch, length, kv_heads, head_dim]`.
-          lengths: int32 `[batch]`, number of cached tokens of each row, the index of its first new key. A
-            query at position p attends to cache entries up to p.
+          lengths: int32 `[batch]`, number of cached tokens of each row, which is the index of its
+            first new key. A query at position p attends to cache entries up to p.
 
         Returns:
           hidden `[batch, new, d]` and the new cache.
@@ -298,7 +302,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], c.rms_norm_eps), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns the logits of all ids, f32 `[…, vocabulary]`, for generation; training never does this."""
+        """Returns the logits of all ids, f32 `[…, vocabulary]`, for generation only."""
         vocabulary = self.config.vocabulary
         first, *groups = (
             block.reshape(-1, self.config.hidden_size).astype(hidden.dtype)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a large head that never materializes all logits.
+"""Cross-entropy over a large vocabulary, without materializing all logits.
 
 Tokens are processed in chunks, the last one padded, so only the logits of one chunk exist at a time. The
 gradients are computed in the forward pass (they are linear in the cotangent of the summed loss): the head is
@@ -107,7 +107,7 @@ def linear_cross_entropy(
     Args:
       settings: static settings.
       hidden: `[batch, sequence, d]`.
-      blocks: parts of the head `[groups, rows, d]`; target rows are numbered through them in order.
+      blocks: parts of the head `[groups, rows, d]`; `target_rows` count through them in order.
       target_rows: int32 `[batch, sequence]`.
       weights: f32 `[batch, sequence]`, 0 where there is no loss.
 
@@ -165,7 +165,7 @@ def _local_loss(
     """Returns (nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
     shape, tokens = target_rows.shape, target_rows.size
     chunk = chunk_tokens(settings.chunk, settings.placement.platform)
-    # As few chunks as `chunk` allows, and none longer than needed.
+    # The smallest number of chunks of at most `chunk` tokens, then the smallest length for it.
     count = -(-tokens // max(1, chunk))
     length = -(-tokens // count)
     flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)

@@ -1,4 +1,4 @@
-"""The sharded vocabulary loss: which device has which rows of the head, and sums over mesh axes.
+"""Shards the vocabulary loss: splits the rows of the head and combines results over mesh axes.
 
 `loss.py` has the arithmetic of one device. It calls a `Reduction` wherever a result depends on rows of the
 head, or on tokens, of other devices.
@@ -22,7 +22,7 @@ class Reduction(NamedTuple):
 
     Attributes:
       tokens: axes that split the tokens.
-      width: those of `tokens` that also split the width of the head's gradient.
+      width: those of `tokens` that also split the hidden size of the head's gradient.
       rows: for each block of the head, the axes that split its rows.
     """
 
@@ -89,7 +89,7 @@ def run_sharded(
     tokens = PartitionSpec(*sharding.spec[:2])
     token_axes = _axis_names(tokens)
     rows = [_spec(placement, (None, "vocabulary", None), block.shape) for block in head]
-    # A gradient is sharded like its parameter along the axes that the sum over the tokens includes.
+    # The gradient is sharded over `embed`, like its parameter, if these axes also split the tokens.
     width = _axis_names(_spec(placement, (None, "embed"), head[0].shape[1:]))
     width = width if set(width) <= set(token_axes) else ()
     reduction = Reduction(token_axes, width, tuple(map(_axis_names, rows)))

@@ -32,7 +32,9 @@ class Placement(Protocol):
         ...
 
     def on_shards(self, function: Callable[..., jax.Array], inputs: Any, output: Any) -> Any:
-        """Returns `function` applied to the shards of each device, for kernels that XLA cannot split.
+        """Returns `function` mapped over the shards of each device, as `jax.shard_map` does.
+
+        It is used for kernels that XLA cannot split.
 
         Args:
           function: function of local arrays.
@@ -43,7 +45,7 @@ class Placement(Protocol):
 
 
 class OneDevice:
-    """Implements `Placement` for one device, without sharding; the kernels of "cpu" run on all platforms."""
+    """Implements `Placement` for one device; the default kernels ("cpu") run everywhere."""
 
     def __init__(self, platform: str = "cpu"):
         self.platform = platform

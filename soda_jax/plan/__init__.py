@@ -1,1 +1,1 @@
-"""Plans a training step for a topology: memory, speed and duration before machines are rented."""
+"""Predicts memory, speed and duration of a run on a topology that need not be available."""

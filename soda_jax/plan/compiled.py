@@ -21,7 +21,7 @@ from soda_jax.train.program import Program, make_program
 
 # Matrix products in each kernel of splash attention; the backward pass recomputes the scores.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-# How the TPU compiler reports too little memory. Its K, M, G and T are powers of 1,024.
+# Out-of-memory errors of the TPU compiler. Its K, M, G and T are powers of 1,024.
 _TOO_MUCH = (
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
     re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
@@ -31,7 +31,7 @@ _SIZE = re.compile(r"(?<![\w.%-])([\d.]+)([KMGT])\b")
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the peak.
+    """Peak memory of one device in bytes.
 
     Attributes:
       parameters: f32 parameters.
@@ -39,7 +39,7 @@ class Memory:
       batch: token ids and the other arrays of a batch.
       temporaries: activations, gradients, gathered weights.
       code: the program.
-      host: bytes offloaded to the memory of the host; not part of the total.
+      host: bytes offloaded to host memory; not part of `total`.
     """
 
     parameters: float
@@ -60,9 +60,9 @@ class Step:
     """Memory and costs of one training step on one device.
 
     Attributes:
-      memory: bytes at the peak.
+      memory: peak memory.
       costs: work of one step.
-      source: how the figures were obtained.
+      source: how the numbers were obtained.
       compile_seconds: time of the compilation; 0 for an estimate.
       xla_flops, xla_bytes: XLA's own analysis, which counts each loop once; 0 for an estimate.
     """
@@ -79,7 +79,7 @@ class DoesNotFitError(UserError):
     """The step needs more memory than a program can use on a device.
 
     Attributes:
-      needed: bytes that it needs on a device.
+      needed: bytes that the step needs per device.
     """
 
     def __init__(self, message: str, needed: float):
@@ -92,12 +92,12 @@ def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[
 
     Args:
       config: settings of the run.
-      layout: vocabulary of its data.
+      layout: vocabulary layout of the data sets.
       devices: devices of a topology or of this process.
 
     Raises:
       DoesNotFitError: if the step needs more memory than a device has.
-      UserError: if config and devices do not fit each other, or XLA fails.
+      UserError: if the config is invalid for the devices, or XLA fails to compile the step.
     """
     program = make_program(config, layout, max(1, len(config.data.sources)), devices)
     one = empty_batch(1, config.data.sequence_length)._asdict()
@@ -114,7 +114,7 @@ def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[
     traced = program.step.trace(program.abstract, batch)
     try:
         compiled = traced.lower(lowering_platforms=(device.platform,)).compile()
-    except Exception as error:  # XLA's and Mosaic's errors have no common class
+    except Exception as error:  # XLA's and Mosaic's errors have no common base class
         raise _compiler_error(error) from None
     seconds = time.perf_counter() - began
     module = parse_module(compiled.as_text())
@@ -130,7 +130,7 @@ def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[
 
 
 def _compiler_error(error: Exception) -> UserError:
-    """Returns the compiler's message as one line, with its sizes in binary units."""
+    """Returns the compiler's error as a one-line UserError with sizes in binary units."""
 
     def in_bytes(number: str, unit: str) -> float:
         return float(number) * 1024.0 ** (1 + "KMGT".index(unit))
@@ -139,7 +139,7 @@ def _compiler_error(error: Exception) -> UserError:
         if found := pattern.search(str(error)):
             needed, room = in_bytes(*found.groups()[:2]), in_bytes(*found.groups()[2:])
             return DoesNotFitError(
-                f"the step needs {needed / GIB:.2f} GiB of the {room / GIB:.2f} GiB of a device",
+                f"the step needs {needed / GIB:.2f} GiB, but a device has {room / GIB:.2f} GiB",
                 needed,
             )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -150,7 +150,8 @@ def _compiler_error(error: Exception) -> UserError:
 def _kernels(config: RunConfig, program: Program) -> dict[str, float]:
     """Returns the FLOPs of each attention kernel for the causal half of the scores.
 
-    If the sequence is split, they are those of the device with the last part, which has the most keys.
+    If the sequence is split, they are those of the device with the last shard, which has the most
+    keys.
     """
     mesh, length = program.mesh, config.data.sequence_length
     rows = config.batch_size // config.gradient_accumulation

@@ -1,4 +1,4 @@
-"""Counts FLOPs, bytes and collectives of a compiled program on one device, each loop as often as it runs."""
+"""Counts FLOPs, bytes and collectives of a compiled program, multiplied by the loop trip counts."""
 
 import dataclasses
 import re
@@ -19,10 +19,10 @@ class Collective:
 
     Attributes:
       kind: "all-gather", "all-reduce", …
-      axes: mesh axes along which its devices differ.
-      devices: number of devices of a group.
+      axes: mesh axes over which it communicates.
+      devices: number of devices in a group.
       bytes: bytes that one device sends, by the ring algorithm.
-      times: how often it runs in a step.
+      times: number of executions per step.
     """
 
     kind: str
@@ -39,9 +39,9 @@ class Costs:
     Attributes:
       flops: FLOPs of matrix products and kernels.
       flops_once: FLOPs of matrix products with every loop body counted once, as XLA's analysis does.
-      kernel_flops: the part of `flops` in kernels, by the given cost of each.
-      bytes: bytes read from and written to the main memory.
-      host_bytes: bytes moved to and from the memory of the host.
+      kernel_flops: the part of `flops` in kernels, from the `kernels` of `count_costs`.
+      bytes: bytes read from and written to the main memory of the device (HBM).
+      host_bytes: bytes moved to and from host memory.
       collectives: the collective operations.
       open_loops: loops of unknown length, counted once.
     """
@@ -68,7 +68,7 @@ def count_costs(module: Module, mesh: Mapping[str, int], kernels: Mapping[str, f
     Args:
       module: the parsed program.
       mesh: sizes of the mesh axes in order; device n of the program is device n of the mesh.
-      kernels: FLOPs of each kernel, by a part of its name.
+      kernels: FLOPs of each kernel, by a substring of its name.
     """
     costs = Costs()
     _walk(module, module.entry, 1, costs, mesh, kernels, set())
@@ -86,7 +86,8 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
             branches = []
             for branch in _branches(line):
                 branches.append(Costs())
-                # An exchange has a separate channel in each branch; one that began earlier may end here.
+                # Channel ids are separate for each branch. A collective that started before the
+                # conditional may end in it.
                 _walk(module, branch, times, branches[-1], mesh, kernels, set(seen))
             _add_largest(costs, branches)
         elif line.opcode == "call":
@@ -111,7 +112,7 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
 
 
 def _branches(line: Instruction) -> list[str]:
-    """Returns the computations of which a conditional runs one: listed, or one each for true and false."""
+    """Returns the branch computations of a conditional, a list or one each for true and false."""
     if listed := re.search(r"branch_computations=\{([^}]*)\}", line.text):
         return re.findall(r"%([\w.\-]+)", listed[1])
     return re.findall(r"\b(?:true|false)_computation=%([\w.\-]+)", line.text)
@@ -134,7 +135,7 @@ def _add_largest(costs: Costs, branches: list[Costs]) -> None:
 def _inside(
     module: Module, line: Instruction, lines: Mapping[str, Instruction]
 ) -> Iterator[tuple[Instruction, Mapping[str, Instruction]]]:
-    """Yields (instruction, its computation): those inside a fusion or asynchronous call, else the line."""
+    """Yields (instruction, computation) of `line`, or of each one in a fusion or async call."""
     if line.opcode.removesuffix("-start") not in ("fusion", "async"):
         yield line, lines
         return
@@ -153,7 +154,7 @@ def _collectives(
     opcode = line.opcode.removesuffix("-start")
     if opcode == "fusion" or opcode == "async":
         inner = module.fused(line)
-        # An all-reduce of which each device keeps a slice, in one kernel.
+        # A fused all-reduce and slice: each device keeps only its part of the sum.
         scatters = "all-reduce-scatter" in (line.called("calls") or "") and any(
             other.opcode == "dynamic-slice" for other in inner.values()
         )

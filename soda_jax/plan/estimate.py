@@ -1,7 +1,8 @@
 """Estimates memory, FLOPs and traffic of a training step from the sizes of its arrays, without a compiler.
 
-It counts the arrays that must exist and the bytes that must move; the compiler may add others. A search
-orders its candidates by these estimates. docs/plan.md compares them with compiled steps.
+The estimate counts the arrays that must exist and the bytes that must be moved; the compiler may
+add more. The search sorts its candidates by these estimates. docs/plan.md compares them with
+compiled steps.
 """
 
 import math
@@ -19,7 +20,8 @@ F32, BF16 = 4, 2
 # Coefficients of the memory traffic, fitted to the suite's steps as compiled for v5p (the table of
 # docs/plan.md, which a test compares with). _PASSES: how often the activations of a layer are read or
 # written, by remat ("none" is taken to be like "dots", "offload" like "full"). _LOGIT: bytes per logit.
-# _HEAD: bytes per parameter of the head and chunk of the loss, which reads it and adds to its gradient.
+# _HEAD: bytes per head parameter for each chunk of the loss, which reads the head and accumulates
+# its gradient.
 _PASSES = {"none": 22.0, "dots": 22.0, "attention": 13.0, "full": 14.0, "offload": 14.0}
 _LOGIT, _HEAD = 18.5, 16.0
 # FLOPs that remat adds, as a fraction of the FLOPs of the layers, of which the forward pass is a third.
@@ -29,11 +31,11 @@ _RECOMPUTED = {"none": 0.0, "dots": 0.0, "attention": 0.3, "full": 1 / 3, "offlo
 def estimate_step(
     config: RunConfig, decoder: DecoderConfig, mesh: Mapping[str, int], platform: str
 ) -> Step:
-    """Returns memory and costs of one device.
+    """Returns the estimated memory and costs of a training step on one device.
 
     Args:
       config: settings of the run.
-      decoder: its model.
+      decoder: config of the decoder.
       mesh: number of devices along each axis; the sharding rules define what each axis splits.
       platform: platform of the devices.
     """
@@ -67,7 +69,7 @@ def estimate_step(
     whole = decoder.training_flops_per_token(config.data.sequence_length)
     head = 6.0 * decoder.vocabulary.size * decoder.hidden_size
     all_tokens = config.batch_size * config.data.sequence_length
-    # The last part of a split sequence has the most keys, and the other devices wait for it.
+    # The last shard of a split sequence has the most keys, and the other devices wait for it.
     late = (1 - 1 / sequence) * (whole - 6.0 * decoder.matmul_parameters)
     flops = whole + late + _RECOMPUTED[decoder.remat] * (whole + late - head)
     flops = flops * all_tokens / math.prod(mesh.values())
@@ -84,21 +86,21 @@ def estimate_step(
 
 
 def _head_columns(decoder: DecoderConfig, platform: str) -> int:
-    """Returns the columns of a head in the attention kernel; on a TPU they are padded to tiles of 128."""
+    """Returns head_dim in the attention kernel; on a TPU it is padded to a multiple of 128."""
     tile = 128 if platform == "tpu" else 1
     return -(-decoder.head_dim // tile) * tile
 
 
 def _kept(decoder: DecoderConfig, tensor: int, platform: str, inner: float) -> float:
-    """Returns how many numbers per token and layer are kept for the backward pass."""
+    """Returns the number of elements per token and layer that are saved for the backward pass."""
     results = decoder.num_heads * decoder.head_dim
     if platform == "tpu":
-        # Splash keeps its result and its log-sum in f32, and the model keeps the result again.
+        # Splash saves its result and the logsumexp in f32; the model saves the result once more.
         results += decoder.num_heads * (_head_columns(decoder, platform) + 2)
     inputs = (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
     dots = (results + inputs + 2 * decoder.intermediate_size) / tensor
     return {
-        "none": 3.4 * inner,  # XLA stores some of it in f32
+        "none": 3.4 * inner,  # XLA stores some of them in f32
         "dots": dots + 3 * decoder.hidden_size,
         "attention": results / tensor + decoder.hidden_size,
         "full": float(decoder.hidden_size),
@@ -107,10 +109,11 @@ def _kept(decoder: DecoderConfig, tensor: int, platform: str, inner: float) -> f
 
 
 def _working(decoder: DecoderConfig, tensor: int, platform: str) -> float:
-    """Returns how many numbers per token exist at once in the backward pass of one layer.
+    """Returns the number of elements per token that are live in the backward pass of one layer.
 
-    They are queries, keys, values and results, half of them in two layouts; gate, up and their gradients;
-    five rows of the hidden size, and with "offload" eight more for copies in flight (from one compiled step).
+    They are queries, keys, values and attention results, half of them in two layouts; gate, up and
+    their gradients; and five vectors of hidden_size, with "offload" eight more for copies in flight
+    (measured on one compiled step).
     """
     heads = decoder.num_heads + decoder.num_kv_heads
     attention = 1.5 * 2 * heads * _head_columns(decoder, platform)

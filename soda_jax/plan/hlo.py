@@ -1,7 +1,8 @@
 """Parses the text of a compiled program (HLO), and counts the FLOPs of its matrix products.
 
-XLA's own cost analysis counts the body of a loop once and a Pallas kernel by its estimate. `costs.py` walks
-the parsed program instead, counts a loop as often as its condition allows, and each kernel by a given cost.
+XLA's own cost analysis counts the body of a loop once, and a Pallas kernel by its `cost_estimate`,
+if it has one. `costs.py` walks the parsed program instead, multiplies each loop by its trip count,
+and counts each kernel by FLOPs that the caller passes.
 
 The conventions are those of XLA's analysis: a product has 2 · m · n · k FLOPs, an instruction reads its
 operands and writes its result, and the instructions inside a fusion move no bytes.
@@ -26,12 +27,13 @@ _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of the program, or the part of it on one device.
+    """An array of the program, or its shard on one device.
 
     Attributes:
       type: element type, such as "bf16".
       shape: its dimensions.
-      space: memory space; 0 is the main memory of the device, `HOST` that of the host, others are faster.
+      space: memory space; 0 is the main memory of the device (HBM), `HOST` the memory of the host;
+        other spaces are on the chip (VMEM, …).
     """
 
     type: str
@@ -138,7 +140,7 @@ def _arrays(text: str) -> Iterator[Array]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """Returns how often the body of a `while` runs; None if the text does not contain it.
+    """Returns the trip count of a `while`; None if the text does not contain it.
 
     XLA for CPU and GPU writes the number into the text. For TPU it is read from the condition, which
     compares a counter that starts at 0 with a constant.

@@ -29,7 +29,7 @@ class Outcome(Step):
       topology: the chips.
       mesh: number of devices along each axis.
       config: settings of the run.
-      decoder: its model.
+      decoder: config of the decoder.
       price: price of one chip for one hour, None if unknown.
     """
 
@@ -41,7 +41,7 @@ class Outcome(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that decide memory and speed."""
+        """Settings that affect memory and speed."""
         return {
             "accumulate": self.config.gradient_accumulation,
             "remat": self.config.model.remat,
@@ -61,9 +61,9 @@ class Outcome(Step):
         return self.decoder.training_flops_per_token(sequence) * self.tokens
 
     def bounds(self) -> dict[str, float]:
-        """Returns the least seconds of a step by the resource that limits it."""
+        """Returns a lower bound of the step time in seconds for each resource."""
         chip = self.topology.chip
-        parts = chip.devices  # devices that share the rates of a chip
+        parts = chip.devices  # devices per chip, which share its rates
         found = {
             "arithmetic": self.costs.flops * parts / chip.flops,
             "memory": self.costs.bytes * parts / chip.bandwidth,
@@ -80,7 +80,7 @@ class Outcome(Step):
         return found
 
     def _leaves_node(self, axes: tuple[str, ...]) -> bool:
-        """Returns whether a group of GPUs along these axes has members in several nodes."""
+        """Returns whether a group of GPUs along these axes spans several nodes."""
         node = self.topology.devices // self.topology.domains
         inner, spans = 1, False
         for name in reversed(list(self.mesh)):
@@ -91,7 +91,7 @@ class Outcome(Step):
 
     @property
     def seconds(self) -> float:
-        """The roofline: the longest bound, as if all other work ran at the same time."""
+        """The roofline: the largest bound, which assumes that all other work overlaps with it."""
         return max(self.bounds().values())
 
     @property
@@ -101,14 +101,14 @@ class Outcome(Step):
 
     @property
     def micro_batch(self) -> tuple[float, float]:
-        """Windows that a device processes at a time, and its positions of each window."""
+        """Windows per micro-batch of a device, and positions of each window on that device."""
         shards = ways(self.mesh, "batch") * self.config.gradient_accumulation
         positions = self.config.data.sequence_length / ways(self.mesh, "sequence")
         return self.config.batch_size / shards, positions
 
     @property
     def mfu_bound(self) -> float:
-        """Model FLOP utilization of a step that takes no longer than the roofline."""
+        """Upper bound of the MFU: the value for a step that takes exactly the roofline."""
         return self.model_flops / self.seconds / (self.topology.chip.flops * self.topology.chips)
 
     @property
@@ -117,7 +117,7 @@ class Outcome(Step):
         return self.memory.total <= self.topology.memory
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all figures, in bytes, seconds and FLOPs."""
+        """Returns all numbers, in bytes, seconds and FLOPs."""
         days = self.config.steps * self.seconds / 86_400
         hours = days * 24 * self.topology.chips
         return {
@@ -156,7 +156,7 @@ class Outcome(Step):
         }
 
     def _collectives(self) -> list[dict[str, Any]]:
-        """Returns the collectives of the same kind over the same axes as one row, largest first."""
+        """Returns one row per kind and axes of the collectives, sorted by bytes, largest first."""
         rows: dict[Any, dict[str, Any]] = {}
         for one in self.costs.collectives:
             row: dict[str, Any] = {"axes": list(one.axes), "kind": one.kind}
@@ -167,7 +167,7 @@ class Outcome(Step):
         return sorted(rows.values(), key=lambda row: -row["bytes"])
 
     def __str__(self) -> str:
-        """Returns all figures as a page of text."""
+        """Returns the plan as text."""
         value, topology, costs = self.to_json(), self.topology, self.costs
         settings = ", ".join(f"{name} {setting}" for name, setting in self.settings.items())
         lines = [
@@ -176,17 +176,17 @@ class Outcome(Step):
             "",
             f"parameters      {self.decoder.parameters:,} ({self.decoder.non_embedding_parameters:,} "
             "without embedding and head)",
-            f"a step          {self.config.batch_size:,} × {self.config.data.sequence_length:,} = "
-            f"{self.tokens:,} tokens",
+            f"batch           {self.config.batch_size:,} × {self.config.data.sequence_length:,} = "
+            f"{self.tokens:,} tokens per step",
             "",
-            f"memory of a device, of {topology.memory / GIB:.2f} GiB that a program can use",
+            f"memory per device, of {topology.memory / GIB:.2f} GiB that a program can use",
         ]
         for key, kind in _MEMORY:
             lines.append(f"  {getattr(self.memory, key) / GIB:8.2f} GiB  {kind}")
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        lines.append(f"  {self.memory.total / GIB:8.2f} GiB  together: {verdict}")
+        lines.append(f"  {self.memory.total / GIB:8.2f} GiB  total: {verdict}")
         if self.memory.host:
-            lines.append(f"  {self.memory.host / GIB:8.2f} GiB  in the memory of the host")
+            lines.append(f"  {self.memory.host / GIB:8.2f} GiB  in host memory")
         lines += [
             "",
             f"FLOPs           {self.model_flops:.3g} of the model, {costs.flops * topology.devices:.3g} "
@@ -194,43 +194,43 @@ class Outcome(Step):
         ]
         if self.xla_flops:
             lines.append(
-                f"                with each loop once: {costs.flops_once:.4g} by our count, "
-                f"{self.xla_flops:.4g} by XLA's, a device"
+                f"                per device, each loop once: {costs.flops_once:.4g} here, "
+                f"{self.xla_flops:.4g} by XLA"
             )
         if costs.open_loops:
             lines.append(
                 f"                {costs.open_loops} loops of unknown length, counted once"
             )
         by_xla = f" ({self.xla_bytes / GIB:,.1f} by XLA, each loop once)" if self.xla_bytes else ""
-        lines.append(f"memory traffic  {costs.bytes / GIB:,.1f} GiB a device{by_xla}")
+        lines.append(f"memory traffic  {costs.bytes / GIB:,.1f} GiB per device{by_xla}")
         if costs.host_bytes:
-            lines.append(f"host traffic    {costs.host_bytes / GIB:,.2f} GiB a device, both ways")
+            lines.append(f"host traffic    {costs.host_bytes / GIB:,.2f} GiB per device, both ways")
         for row in value["collectives"]:
             lines.append(
-                f"{row['kind']:15} {row['bytes'] / GIB:,.2f} GiB a device over {'+'.join(row['axes'])} "
-                f"({row['devices']} devices, {row['times']:,} times)"
+                f"{row['kind']:15} {row['bytes'] / GIB:,.2f} GiB per device over "
+                f"{'+'.join(row['axes'])} ({row['devices']} devices, {row['times']:,} times)"
             )
         bounds = ", ".join(f"{name} {time * 1e3:,.0f} ms" for name, time in self.bounds().items())
         lines += [
             "",
             f"bounds          {bounds}",
-            f"roofline        {self.seconds * 1e3:,.0f} ms a step: MFU at most "
+            f"roofline        {self.seconds * 1e3:,.0f} ms per step: MFU at most "
             f"{100 * self.mfu_bound:.1f}%, {value['tokens_per_second']:,.0f} tokens/s",
-            f"the run         {self.config.steps:,} steps, {value['tokens'] / 1e9:,.1f}B tokens: at least "
-            f"{value['days']:.1f} days, {value['chip_hours']:,.0f} chip hours",
+            f"run             {self.config.steps:,} steps, {value['tokens'] / 1e9:,.1f}B tokens: "
+            f"at least {value['days']:.1f} days, {value['chip_hours']:,.0f} chip hours",
         ]
         if value["cost"] is not None:
             lines.append(
-                f"cost            at least {value['cost']:,.0f} at {self.price} a chip and hour"
+                f"cost            at least {value['cost']:,.0f} at {self.price} per chip hour"
             )
         return "\n".join(lines)
 
 
 def table(outcomes: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> str:
-    """Returns a table of the outcomes of a search, and a line with the reason of each that does not fit."""
+    """Returns the outcomes of a search as a table, and a line per candidate that does not fit."""
     rows = [
-        "| mesh | micro-batch of a device | accumulate | remat | memory, GiB | step, ms | limited by "
-        "| MFU at most | days |",
+        "| mesh | micro-batch per device | accumulate | remat | memory, GiB | step, ms | limited "
+        "by | MFU at most | days |",
         "|---|---:|---:|---|---:|---:|---|---:|---:|",
     ]
     for one in outcomes:

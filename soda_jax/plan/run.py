@@ -19,11 +19,11 @@ from soda_jax.train.program import check_attention, check_sizes
 
 
 class Planner:
-    """Makes plans of one config, and of variants of it, on one topology.
+    """Plans one config, and variants of it, for one topology.
 
     Attributes:
       config: settings of the run.
-      topology: the chips.
+      topology: the chips to plan for.
     """
 
     def __init__(
@@ -38,10 +38,11 @@ class Planner:
 
         Args:
           config: settings of the run.
-          layout: vocabulary of its data.
-          topology: the chips.
+          layout: vocabulary layout of the data sets.
+          topology: the chips to plan for.
           price: price of one chip for one hour, None if unknown.
-          estimate: never compile; also the case for GPUs that this machine does not have.
+          estimate: estimate instead of compiling. GPUs that this machine does not have are
+            always estimated.
         """
         self.config, self.topology = run_config(config), topology
         self._layout, self._price = layout, price
@@ -55,7 +56,10 @@ class Planner:
         return same[: self.topology.devices] if len(same) >= self.topology.devices else None
 
     def make(self, config: RunConfig, estimate: bool = False) -> Outcome:
-        """Returns the plan of a config, estimated if nothing can be compiled or if `estimate` is set.
+        """Returns the plan of a config.
+
+        The step is compiled, or estimated if `estimate` is set or there are no devices to compile
+        for.
 
         Raises:
           DoesNotFitError: if the compiler finds that the step needs too much memory.
@@ -84,14 +88,14 @@ class Planner:
         sizes = mesh_sizes(to_dict(config.mesh), devices, domains, config.model.hidden_size)
         if self.topology.is_tpu and sizes["dcn"] != domains:
             raise UserError(
-                f"mesh.dcn={sizes['dcn']}, but there are {domains} slices, which no other axis may cross: "
-                "set --config.mesh.dcn=-1"
+                f"mesh.dcn={sizes['dcn']}, but there are {domains} slices and only dcn may cross "
+                "slices: set --config.mesh.dcn=-1"
             )
         return sizes
 
 
 def show(planner: Planner, as_json: bool) -> int:
-    """Prints the plan of the config; returns 0 if it fits, else 1."""
+    """Prints the plan of the config; returns 0 if the step fits, else 1."""
     try:
         outcome = planner.make(planner.config)
     except DoesNotFitError as error:

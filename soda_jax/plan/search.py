@@ -1,7 +1,7 @@
 """`soda plan --search`: finds the fastest mesh, micro-batch and remat that fit.
 
-The global batch is part of the recipe, so it stays that of the config; `gradient_accumulation` varies the
-micro-batch of a device. All candidates are estimated, and only the best of them are compiled.
+The global batch is part of the recipe, so the search does not change it; `gradient_accumulation`
+varies the micro-batch per device. All candidates are estimated, and only the best are compiled.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ from soda_jax.plan.topologies import Topology
 from soda_jax.progress import progress
 from soda_jax.schema import RunConfig, to_dict
 
-# Sizes that are tried for an axis, with that of the config. Axes that split `embed` try all divisors.
+# Sizes to try for a mesh axis besides that of the config. For axes that split `embed`, all divisors
+# of the devices per slice are tried.
 SPLITS = (1, 2, 4, 8)
-# A candidate whose estimated memory is this multiple of the memory of a device is not compiled.
+# A candidate whose estimated memory exceeds the device memory by this factor is not compiled.
 HOPELESS = 1.5
 
 
@@ -40,7 +41,7 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
     families = _families(planner)
     notes = [
         f"{topology}, {topology.size}; {config.batch_size:,} × "
-        f"{config.data.sequence_length:,} tokens a step, as in the config"
+        f"{config.data.sequence_length:,} tokens per step, as in the config"
     ]
     if config.batch_size % topology.devices:
         notes.append(
@@ -49,8 +50,8 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
         )
     if not families:
         notes.append(
-            f"does not fit: no mesh and remat is close to the {topology.memory / GIB:.2f} GiB of a device; "
-            "use more chips"
+            "does not fit: every mesh and remat policy needs far more than the "
+            f"{topology.memory / GIB:.2f} GiB of a device; use more chips"
         )
     found, failed = _compile_best(planner, families, count)
     found.sort(key=lambda one: one.rank)
@@ -63,10 +64,10 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
 
 
 def candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
-    """Yields the configs with other meshes, remat and accumulation that batch and model allow.
+    """Yields variants of the config with every valid mesh, remat policy and accumulation.
 
-    dcn is the number of slices, and data takes the devices that the other axes leave. Only the size in the
-    config may leave a device less than a tile of columns of a parameter, which the compiler pads.
+    dcn is the number of slices, and data takes the remaining devices. The compiler pads a parameter
+    to a tile of columns per device, so narrower shards are tried only if the config has them.
     """
     own = {name: max(1, size) for name, size in to_dict(config.mesh).items()}
     within = topology.devices // topology.slices
@@ -110,13 +111,15 @@ def _splits_model(
 
 
 def _divisions(windows: int, own: int) -> list[int]:
-    """Returns the numbers of micro-batches for the windows of a device: powers of two and `own`."""
+    """Returns the divisors of `windows` that are powers of two or `own`: micro-batches to try."""
     doubled = itertools.takewhile(lambda n: n <= windows, (2**n for n in itertools.count()))
     return [n for n in sorted({*doubled, own}) if n >= 1 and windows % n == 0]
 
 
 def _families(planner: Planner) -> list[list[Outcome]]:
-    """Returns the estimates of all candidates by mesh and remat, each family sorted by `_order`.
+    """Estimates all candidates and groups them by mesh and remat policy, each group in `_order`.
+
+    Candidates that need more than `HOPELESS` times the memory of a device are dropped.
 
     Raises:
       UserError: if no candidate splits the batch, or none is a valid config.
@@ -127,7 +130,7 @@ def _families(planner: Planner) -> list[list[Outcome]]:
         tried += 1
         try:
             one = planner.make(config, estimate=True)
-        except UserError as error:  # this mesh does not suit the config
+        except UserError as error:  # this mesh is invalid for the config
             refused = error
             continue
         estimated += 1
@@ -136,8 +139,8 @@ def _families(planner: Planner) -> list[list[Outcome]]:
     if not tried:
         raise UserError(
             f"batch_size {planner.config.batch_size} cannot be split over the "
-            f"{planner.topology.devices} devices of {planner.topology}, not even with the sequence and the "
-            "heads split: use a number of chips that divides it, or change --config.batch_size"
+            f"{planner.topology.devices} devices of {planner.topology}, even if sequence and heads "
+            "are split: use a number of chips that divides it, or change --config.batch_size"
         )
     if not estimated and refused is not None:
         raise refused
@@ -145,7 +148,7 @@ def _families(planner: Planner) -> list[list[Outcome]]:
 
 
 def _order(estimate: Outcome) -> tuple[float, ...]:
-    """Returns the key by which estimates are compiled: those that fit by rank, then the others by memory."""
+    """Returns the sort key of an estimate: those that fit by rank, then the others by memory."""
     if estimate.fits:
         return (0.0, *estimate.rank)
     return (1.0, estimate.memory.total, *estimate.rank)
@@ -154,10 +157,11 @@ def _order(estimate: Outcome) -> tuple[float, ...]:
 def _compile_best(
     planner: Planner, families: list[list[Outcome]], count: int
 ) -> tuple[list[Outcome], list[tuple[str, str]]]:
-    """Returns the outcomes that fit and the reasons why others do not, of at most `count` compilations.
+    """Compiles at most `count` candidates; returns those that fit, and why the others do not.
 
-    Of each mesh and remat the fastest micro-batch is compiled, and smaller ones only if it does not fit.
-    The ratio of compiled to estimated memory is kept per remat, to skip candidates that would not fit.
+    For each mesh and remat policy, the fastest micro-batch is compiled first, and smaller ones only
+    if it does not fit. The ratio of compiled to estimated memory is kept per remat policy, to skip
+    candidates that would not fit.
     """
     room = planner.topology.memory
     ratios: dict[str, float] = {}
@@ -198,6 +202,6 @@ def _name(outcome: Outcome) -> str:
     """Returns mesh, micro-batch and remat as one line."""
     config = outcome.config
     return (
-        f"{mesh_name(outcome.mesh)}, {outcome.micro_batch[0]:g} windows a device, "
+        f"{mesh_name(outcome.mesh)}, {outcome.micro_batch[0]:g} windows per device, "
         f"accumulate {config.gradient_accumulation}, remat {config.model.remat}"
     )

@@ -40,13 +40,13 @@ class Topology:
 
     @property
     def domains(self) -> int:
-        """Value of `mesh.dcn=-1`: number of TPU slices, or of GPU nodes (one NVLink domain each)."""
+        """Size of the dcn axis for `mesh.dcn=-1`: the number of TPU slices, or of GPU nodes."""
         nodes = 1 if self.is_tpu else -(-self.shape[0] // self.chip.host[0])
         return nodes * self.slices
 
     @property
     def is_tpu(self) -> bool:
-        """Whether the TPU compiler can compile for it."""
+        """Whether the chips are TPUs."""
         return self.chip.is_tpu
 
     @property
@@ -75,7 +75,7 @@ class Topology:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """Returns the topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
+    """Parses the topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
 
     Raises:
       UserError: for an unknown chip, a shape that no slice has, GPUs that do not fill whole nodes, or
@@ -84,7 +84,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     name, _, size = text.lower().partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", size):
         raise UserError(
-            f"--topology={text} is unknown: CHIP:SHAPE with a chip of {', '.join(CHIPS)}, as in {EXAMPLES}"
+            f"--topology={text} is unknown: use CHIP:SHAPE with CHIP one of "
+            f"{', '.join(CHIPS)}, as in {EXAMPLES}"
         )
     chip, shape = CHIPS[name], tuple(int(n) for n in size.split("x"))
     if len(shape) != len(chip.host):
@@ -98,8 +99,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         _check_slice(text, chip, shape)
     elif shape[0] > chip.host[0] and shape[0] % chip.host[0]:
         raise UserError(
-            f"--topology={text}: a node has {chip.host[0]} GPUs, so their number is at most "
-            f"{chip.host[0]}, or a multiple of it"
+            f"--topology={text}: a node has {chip.host[0]} GPUs, so the number of GPUs must be at "
+            f"most {chip.host[0]}, or a multiple of it"
         )
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
@@ -129,8 +130,9 @@ def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
     if not within and any(size % part for size, part in zip(shape, unit, strict=True)):
         nearest = [-(-size // part) * part for size, part in zip(shape, unit, strict=True)]
         raise UserError(
-            f"--topology={text}: a slice of {chip.name} is whole hosts of {_shape(chip.host)} chips, and "
-            f"beyond 4x4x4 whole cubes of 4x4x4, such as {chip.name}:{_shape(nearest)}"
+            f"--topology={text}: a slice of {chip.name} consists of whole hosts of "
+            f"{_shape(chip.host)} chips, or above 4x4x4 of whole cubes of 4x4x4, such as "
+            f"{chip.name}:{_shape(nearest)}"
         )
 
 
@@ -166,10 +168,10 @@ def set_compiler_environment() -> None:
 
 
 def tpu_devices(topology: Topology) -> Sequence[Any]:
-    """Returns descriptions of the devices of a TPU topology, to compile for.
+    """Returns abstract devices of a TPU topology, for which XLA can compile.
 
     Raises:
-      UserError: if libtpu is not installed or does not know the shape.
+      UserError: if libtpu is not installed or rejects the shape.
     """
     try:
         import libtpu  # noqa: F401, only its presence matters
@@ -195,10 +197,10 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
         )
     except Exception as error:  # the public API does not name the compiler's exception
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--topology={name}: the TPU compiler refuses it: {reason}") from None
+        raise UserError(f"--topology={name}: the TPU compiler rejects it: {reason}") from None
     if len(description.devices) != topology.devices:
         raise UserError(
-            f"--topology={name}: this libtpu makes {len(description.devices)} devices of its "
-            f"{topology.size}; install the version that soda-jax[tpu] names"
+            f"--topology={name}: this libtpu has {len(description.devices)} devices for "
+            f"{topology.size}; install the libtpu version that soda-jax[tpu] requires"
         )
     return description.devices

@@ -1,11 +1,11 @@
-"""Counts the bytes that an instruction of a compiled program moves: in the main memory, and to or from the host."""
+"""Counts the bytes that an instruction moves in the main memory (HBM), and to or from the host."""
 
 import re
 from collections.abc import Mapping
 
 from soda_jax.plan.hlo import HOST, Array, Instruction, Module
 
-# Instructions that move nothing themselves; the end of an asynchronous one (…-done) moves nothing either.
+# Instructions that move no bytes; neither does the end of an asynchronous one (…-done).
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "add-dependency", "async-update",
@@ -32,7 +32,7 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
     if line.opcode != "fusion":
         read = sum(_main(a) for name in line.operands for a in lines[name].arrays)
         return float(read + sum(map(_main, line.arrays)))
-    # An output that is an operand in the same buffer moves nothing, as in fusions that continue a collective.
+    # An output aliased to an operand moves no bytes, as in fusions that continue a collective.
     kept = _aliased(line)
     inner = module.fused(line)
     result = float(sum(size for n, size in enumerate(_written(line, inner)) if n not in kept))
@@ -51,9 +51,9 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
 
 
 def _written(line: Instruction, inner: Mapping[str, Instruction]) -> list[int]:
-    """Returns the bytes of the main memory that each output of a fusion writes.
+    """Returns the bytes that each output of a fusion writes to the main memory.
 
-    Of an output that a dynamic-update-slice makes, they are those of the update.
+    For an output of a dynamic-update-slice, only the update counts.
     """
     root = next((one for one in inner.values() if one.root), None)
     names = root.operands if root is not None and root.opcode == "tuple" else ()
@@ -66,7 +66,7 @@ def _written(line: Instruction, inner: Mapping[str, Instruction]) -> list[int]:
 
 
 def _update(one: Instruction | None, inner: Mapping[str, Instruction]) -> int | None:
-    """Returns the bytes that a dynamic-update-slice writes, also through bitcasts; None for others."""
+    """Returns the bytes that a dynamic-update-slice writes, also through bitcasts, else None."""
     while one is not None and one.opcode == "bitcast":
         one = inner.get(one.operands[0])
     if one is None or one.opcode != "dynamic-update-slice":
@@ -75,7 +75,7 @@ def _update(one: Instruction | None, inner: Mapping[str, Instruction]) -> int | 
 
 
 def host_bytes(line: Instruction, lines: Mapping[str, Instruction]) -> float:
-    """Returns the bytes that an instruction, not a fusion, moves between device and host."""
+    """Returns the bytes that an instruction other than a fusion moves between device and host."""
     opcode = line.opcode.removesuffix("-start")
     if opcode not in ("copy", "dynamic-slice", "dynamic-update-slice"):
         return 0.0
@@ -96,14 +96,14 @@ def _ends(line: Instruction, lines: Mapping[str, Instruction]) -> tuple[Array, A
 
 
 def _aliased(line: Instruction) -> dict[int, int]:
-    """Returns the numbers of the outputs of a fusion that share the buffer of an operand, with its number."""
+    """Returns the aliased outputs of a fusion: index of the output → index of the operand."""
     found = re.search(r"output_to_operand_aliasing=\{(.*?)\}(?:, [a-z]|$)", line.text)
     pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", found[1]) if found else []
     return {int(output): int(operand) for output, operand in pairs}
 
 
 def _read(user: Instruction, parameter: str | None) -> float:
-    """Returns the bytes of a fusion's parameter that one of its users reads; infinity for all of them."""
+    """Returns the bytes of a fusion's parameter that `user` reads; infinity if it reads all."""
     if user.operands[0] == parameter:
         if user.opcode in ("dynamic-slice", "slice", "gather"):
             return float(user.arrays[0].bytes)

@@ -28,7 +28,7 @@ class Sample:
       prompt_text: input text, if any.
       reference: correct transcript, if there is one.
       result: output text: the transcript of the model, or of a recognizer.
-      note: a remark, such as that the length limit ended the utterance.
+      note: a remark, for example that the utterance reached the length limit.
     """
 
     kind: Literal["speak", "transcribe", "continue"]

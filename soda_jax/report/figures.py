@@ -1,4 +1,4 @@
-"""Figures of a run as matplotlib figures, as SVG in the colors of the page, and as PNG."""
+"""Draws figures of a run with matplotlib; exports them as SVG in the colors of the page, or PNG."""
 
 import functools
 import io
@@ -20,7 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 # A color that no figure uses; in SVG it is replaced by the text color of the page.
 _INK = "#010203"
 _TRAINING, _VALIDATION, _BIGRAM, _UNIGRAM = "#5b8fd1", "#e0782f", "#3f9a6b", "#9a86c9"
-_STYLE: Any = {  # of matplotlib
+_STYLE: Any = {  # matplotlib rcParams
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -44,7 +44,7 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 def _styled(draw: Drawing) -> Drawing:
-    """Decorates a function that draws without a display in `_STYLE`; imports matplotlib at its first call."""
+    """Decorates a function that draws in `_STYLE` without a display; imports matplotlib late."""
 
     @functools.wraps(draw)
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -117,7 +117,7 @@ def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure"
         steps, values = _series(rows, key)
         axis.plot(steps, values * scale, color=_TRAINING, linewidth=1)
         axis.set_title(title)
-        # A high percentile: outliers, such as the first steps, which compile, would compress the curve.
+        # Outliers such as the first step, which compiles, would flatten the curve.
         top = float(np.percentile(values, 98)) * scale * 1.25 if len(values) else 1.0
         axis.set_ylim(0, max(top, 1e-9))
         _mark(axis, resumed_at)
@@ -201,7 +201,7 @@ def _subplots(
 
 
 def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps and values of one metric where it is finite."""
+    """Returns steps and values of one metric, without rows that lack it."""
     found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     steps, values = zip(*found, strict=True) if found else ((), ())
     return np.array(steps, np.int64), np.array(values, np.float64)

@@ -22,7 +22,7 @@ from soda_jax.report import figures
 from soda_jax.report.content import Clip, ReportContent, Sample
 from soda_jax.train.metric_logs import read_metrics
 
-_EXAMPLES = 12  # shown; the others are folded
+_EXAMPLES = 12  # examples shown; the rest is collapsed in <details>
 
 
 def write_report(path: str | PathLike[str], content: ReportContent) -> None:
@@ -68,7 +68,7 @@ def stages(content: ReportContent) -> str:
         f'<td class="wide"><div class="bar" style="width:{100 * seconds / longest:.1f}%"></div></td></tr>'
         for name, seconds in content.stages
     ]
-    rows.append(f'<tr class="total"><td>in all</td><td>{_duration(total)}</td><td></td></tr>')
+    rows.append(f'<tr class="total"><td>total</td><td>{_duration(total)}</td><td></td></tr>')
     table = f'<table style="width:100%">{"".join(rows)}</table>'
     return _section("Time of each stage", f'<div class="card">{table}</div>')
 
@@ -157,8 +157,8 @@ def word_errors(content: ReportContent) -> str:
         shown = [
             ("mean WER", tts["mean_word_error_rate"]),
             ("corpus WER", tts["word_error_rate"]),
-            ("recordings through the codec, mean WER", tts["codec_mean_word_error_rate"]),
-            ("spoken to the end", tts["complete_share"]),
+            ("recordings after the codec, mean WER", tts["codec_mean_word_error_rate"]),
+            ("finished", tts["complete_share"]),
         ]
         examples = [
             (row["reference"], row["heard"] if row["complete"] else "— unfinished —")

@@ -239,9 +239,9 @@ def test_the_command_looks_by_the_defaults_of_the_search():
 def test_wrong_arguments_are_one_line(tmp_path, write):
     train = write(tmp_path / "train", speech(a=[OTHER]))
     for arguments, message in (
-        ([], "name one data set, or two"),
-        ([train, "--contamination", train, train], "name one data set, or two"),
-        ([train, "--output=x"], "belong to --contamination"),
+        ([], "give one data set, or two"),
+        ([train, "--contamination", train, train], "give one data set, or two"),
+        ([train, "--output=x"], "need --contamination"),
         (["--contamination", train, train], "has no utterances"),
         (["--contamination", train, tmp_path / "absent"], "cannot read the manifest"),
         (["--contamination", train, train, "--ngram=0"], "--ngram=0 must be"),

@@ -97,7 +97,7 @@ def test_invariant_2_random_codes_take_at_most_one_and_a_half_bytes_a_token_in_a
     stored = sum(path.stat().st_size for path in (tmp_path / "train").iterdir())
     assert stored / tokens <= 1.5
     assert run(tmp_path) == 0
-    shown = re.search(r"([\d,]+) bytes with the index, ([\d.]+) a token", capsys.readouterr().out)
+    shown = re.search(r"([\d,]+) bytes with the index, ([\d.]+) per token", capsys.readouterr().out)
     assert int(shown[1].replace(",", "")) == stored
     assert float(shown[2]) == pytest.approx(stored / tokens, abs=1e-3)
 

@@ -68,12 +68,12 @@ def test_the_memory_of_gpus_is_the_fraction_that_jax_allocates(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "slices", "message"),
     [
-        ("v9:2x2", 1, "--topology=v9:2x2 is unknown: CHIP:SHAPE with a chip of v2, v3, v4, v5e, v5p, v6e, tpu7x, a100"),
+        ("v9:2x2", 1, "--topology=v9:2x2 is unknown: use CHIP:SHAPE with CHIP one of v2, v3, v4, v5e, v5p, v6e, tpu7x, a100"),
         ("v5p", 1, "as in v4:2x2x4"),
         ("v5p:0x2x2", 1, "is unknown"),
         ("v5p:4x4", 1, "the shape of v5p is AxBxC"),
         ("h100:2x4", 1, "the shape of h100 is a number of GPUs"),
-        ("h100:12", 1, "a node has 8 GPUs, so their number is at most 8, or a multiple"),
+        ("h100:12", 1, "a node has 8 GPUs, so the number of GPUs must be at most 8, or a multiple"),
         ("v2:16x32", 1, r"the slices of v2 are 1x1, .*, 8x16, 16x16 \(256 chips\), in either order"),
         ("v3:64x64", 1, r"the slices of v3 are .*, 16x32, 32x32 \(1,024 chips\)"),
         ("v4:16x16x20", 1, "the largest slice of v4 is 16x16x16, 4,096 chips"),
@@ -84,7 +84,7 @@ def test_the_memory_of_gpus_is_the_fraction_that_jax_allocates(monkeypatch):
         ("v5e:3x1", 1, "1x1, 1x2, 2x2, 2x4, 4x4"), ("v5e:1x5", 1, "1x1, 1x2"), ("v6e:3x2", 1, "1x2, 2x2"),
         ("v2:7x1", 1, "1x1, 1x2"), ("v5e:2x16", 1, "2x4, 4x4, 4x8"),
         ("v5p:3x3x3", 1, "whole hosts of 2x2x1 chips, .* such as v5p:4x4x3"),
-        ("v4:1x7x1", 1, "beyond 4x4x4 whole cubes of 4x4x4, such as v4:4x8x4"),
+        ("v4:1x7x1", 1, "above 4x4x4 of whole cubes of 4x4x4, such as v4:4x8x4"),
         ("v4:5x1x1", 1, "such as v4:8x4x4"), ("v4:2x2x8", 1, "such as v4:4x4x8"),
         ("v5p:4x6x2", 1, "such as v5p:4x8x4"), ("tpu7x:8x2x1", 1, "such as tpu7x:8x4x4"),
     ],
@@ -306,7 +306,7 @@ def test_an_estimate_refuses_what_the_run_would_refuse(topology, slices, overrid
 def test_every_memory_error_of_the_compiler_is_recognized(message):
     error = _compiler_error(RuntimeError(message))
     assert isinstance(error, DoesNotFitError) and error.needed == 120.5 * 2**30
-    assert str(error) == "the step needs 120.50 GiB of the 95.74 GiB of a device"
+    assert str(error) == "the step needs 120.50 GiB, but a device has 95.74 GiB"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_errors_of_the_compiler_are_one_line_in_binary_units(message, line):
 @pytest.mark.parametrize("price", ["-1", "nan", "inf"])
 def test_a_price_that_is_not_a_finite_amount_is_refused(price):
     words = ("--config=soda_135m", "--topology=h100:8", f"--price_per_chip_hour={price}")
-    with pytest.raises(UserError, match="must be a number from 0 on"):
+    with pytest.raises(UserError, match="must be finite and at least 0"):
         command.run(arguments(*words))
 
 

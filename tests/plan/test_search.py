@@ -41,7 +41,7 @@ def rows_of(text):
 def test_the_search_prints_what_fits_best_first(capsys):
     assert search(planner(config_of("soda_1_7b")), 6, False) == 0
     out = capsys.readouterr().out
-    assert "h100:8, 8 chips; 512 × 4,096 tokens a step" in out
+    assert "h100:8, 8 chips; 512 × 4,096 tokens per step" in out
     rows = rows_of(out)
     steps = [float(row[5].replace(",", "")) for row in rows]
     assert len(rows) > 1 and steps == sorted(steps)
@@ -181,7 +181,7 @@ def test_a_search_in_which_nothing_fits_exits_with_1_and_the_reasons(capsys):
     # Nothing is compiled; the exit status is that of a step that does not fit, not of bad input.
     assert search(planner(config_of("soda_4b"), "v5e:1x1"), 2, False) == 1
     out = capsys.readouterr().out
-    assert "no mesh and remat is close to the 15.75 GiB of a device; use more chips" in out
+    assert "every mesh and remat policy needs far more than the 15.75 GiB of a device" in out
     assert "|" not in out
     assert search(planner(config_of("soda_4b"), "v5e:1x1"), 2, True) == 1
     assert json.loads(capsys.readouterr().out)["plans"] == []

@@ -44,7 +44,7 @@ def verified(data: Path) -> list[Path]:
 
 def test_what_a_job_writes_has_no_fault(data, tmp_path, capsys):
     assert main(["tokenize", "--verify", f"--output={data}"]) == 0
-    assert capsys.readouterr().out == f"# {data}: no fault\n"
+    assert capsys.readouterr().out == f"# {data}: no errors\n"
     text = write_manifest(tmp_path / "t.jsonl", [{"text": "one two"}, {"text": "three " * 9000}])
     tokenize(TokenizeOptions(text, str(tmp_path / "text"), format="text", validation_fraction=0.0))
     retext(data, "bytes", tmp_path / "again")

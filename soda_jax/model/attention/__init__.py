@@ -72,8 +72,8 @@ def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement)
 
     Returns:
       A function of query `[batch, sequence, heads, head_dim]`, key and value `[batch, sequence,
-      kv_heads, head_dim]`, whose result has the shape and type of query. Head h attends with kv head
-      h // (heads / kv_heads); the softmax is computed in f32.
+      kv_heads, head_dim]`, whose result has the shape and dtype of query. Head h attends with kv
+      head h // (heads / kv_heads); the softmax is computed in f32.
 
     Raises:
       UserError: for a backend that is unknown or does not run on the platform.

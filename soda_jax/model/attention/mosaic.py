@@ -1,9 +1,9 @@
 """Attention on Hopper and Blackwell GPUs with the Mosaic kernels of tokamax.
 
-The kernel receives a range of keys for each query, from the start of its document to itself. No mask is
-materialized, blocks outside the range are skipped, and keys are not repeated for the query heads that share
-them. The public function of tokamax does not accept such ranges, so `_kernel` imports the kernels from
-private modules; nothing else in this project does that.
+The kernel receives a range of keys for each query, from the start of its segment to itself.
+No mask is materialized, blocks outside the range are skipped, and keys are not repeated for the
+query heads that share them. The public function of tokamax does not accept such ranges, so
+`_kernel` imports the kernels from private modules; nothing else in this project does that.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Attention as plain array operations: the reference, and the backend of CPUs."""
+"""Attention as plain array operations: the reference implementation and the CPU backend."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def attend(
       mask: bool `[batch, queries, keys]`, True where a query may attend to a key.
 
     Returns:
-      `[batch, queries, heads, head_dim]` in the type of `query`; the softmax is computed in f32.
+      `[batch, queries, heads, head_dim]` in the dtype of `query`; the softmax is computed in f32.
     """
     batch, queries, heads, head_dim = query.shape
     groups = key.shape[2]

@@ -27,7 +27,7 @@ def splash_attention(
       segment_ids: int32 `[batch, sequence]`.
       placement: sharding of the arrays. Heads are split if query and kv heads can be; queries are split
         over the sequence axis, keys and values are not.
-      interpret: run the operations of the kernel one by one on any platform, for tests.
+      interpret: run the kernel in Pallas interpret mode, on any platform, for tests.
 
     Raises:
       UserError: if the shards of the sequence are not a multiple of 128.

@@ -24,7 +24,7 @@ def triton_attention(
     Args:
       segment_ids: int32 `[batch, sequence]`.
       placement: sharding of the arrays. Heads are split if query and kv heads can be; sequences are not.
-      interpret: run the operations of the kernel one by one on any platform, for tests.
+      interpret: run the kernel in Pallas interpret mode, on any platform, for tests.
 
     Raises:
       UserError: if the sequence is not a multiple of 64, or is split over devices.
@@ -50,7 +50,7 @@ def triton_attention(
                 interpret=interpret,
             )  # fmt: skip
 
-        # The query heads of one kv head are another dimension of the grid, which the keys do not have.
+        # vmap adds a grid dimension for the query heads of a kv head; keys are not repeated.
         by_group = query.reshape(*query.shape[:2], groups, -1, query.shape[-1])
         mixed = jax.vmap(one_of_group, (3, None, None), 3)(by_group, key, value)
         return mixed.reshape(query.shape)
