@@ -25,6 +25,7 @@ CORE = [
     "soxr>=0.5",
 ]
 TOKENIZE = [
+    "huggingface-hub>=0.30",  # plans the files of an export
     "pyarrow>=14",  # reads sounds and texts in Parquet files
     "scikit-learn>=1.5",  # fits the mel codec
     "threadpoolctl>=3.5",
@@ -69,7 +70,7 @@ setup(
         "soda_jax.configs",
     ],
     package_dir={"soda_jax.configs": "configs"},
-    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*.py"]},
+    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*"]},
     install_requires=CORE,
     extras_require={
         "tokenize": TOKENIZE,

@@ -25,36 +25,31 @@ from _machine import describe_machine
 from _results import parse, written
 
 from soda_jax.commands._config import load_config
-from soda_jax.convert.stored import write_checkpoint
-from soda_jax.convert.weights import layer_shapes
+from soda_jax.convert.weights import TABLES, Weights, layer_shapes, write_checkpoint
 from soda_jax.model import DecoderConfig, VocabularyBlocks, decoder_config
 from soda_jax.progress import progress
 from soda_jax.tokens.text import load_tokenizer, make_layout
 
 
-class NoiseWeights:
-    """Random parameters that are generated on access; see `soda_jax.convert.weights`."""
+class NoiseWeights(Weights):
+    """Random parameters, made when they are read."""
 
     def __init__(self, config: DecoderConfig):
         self.config, self._shapes = config, layer_shapes(config)
 
-    def _noise(self, shape: tuple[int, ...], *key: int) -> np.ndarray:
-        return np.random.default_rng(key).standard_normal(shape, np.float32) * shape[0] ** -0.5
-
-    def layer(self, number: int) -> dict[str, np.ndarray]:
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        return {
-            name: self._noise(shape, 0, number, index) if len(shape) > 1 else np.ones(shape, "f4")
-            for index, (name, shape) in enumerate(self._shapes.items())
-        }
-
-    def rows(self, table: str, first: int, last: int) -> np.ndarray:
-        """See `Weights`."""
-        return self._noise((last - first, self.config.hidden_size), 1, table == "head", first)
-
-    def final_norm(self) -> np.ndarray:
-        """See `Weights`."""
-        return np.ones(self.config.hidden_size, np.float32)
+        shape: tuple[int, ...] = (last - first,)
+        key = 0
+        if name in TABLES:
+            shape, key = (*shape, self.config.hidden_size), TABLES.index(name)
+        elif name != "final_norm":
+            inner = name.removeprefix("layers/")
+            shape, key = (*shape, *self._shapes[inner]), 2 + list(self._shapes).index(inner)
+        if len(shape) < (2 if name in TABLES else 3):  # the scale of a norm
+            return np.ones(shape, np.float32)
+        random = np.random.default_rng((key, first))
+        return random.standard_normal(shape, np.float32) * shape[1] ** -0.5
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -157,9 +152,7 @@ def main() -> None:
             ):
                 if run in command:
                     shutil.rmtree(out, ignore_errors=True)
-                elif (
-                    number == args.rounds - 1
-                ):  # so that the disk never contains the model three times
+                elif number == args.rounds - 1:  # to save disk space
                     shutil.rmtree(run)
                 seen = measured(*soda, "convert", *map(str, command))
                 rows.setdefault(label, []).append(seen)

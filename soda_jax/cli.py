@@ -38,6 +38,7 @@ EXTRAS = {
     "apache_beam": "beam",
     "dask": "dask",
     "distributed": "dask",
+    "huggingface_hub": "tokenize",
     "pyarrow": "tokenize",
     "sklearn": "tokenize",
     "threadpoolctl": "tokenize",

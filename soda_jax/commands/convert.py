@@ -24,41 +24,43 @@ _DTYPES = {"f32": "float32", "bf16": "bfloat16", "float32": "float32", "bfloat16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the two directions."""
     actions = parser.add_subparsers(dest="action", required=True)
-    out = add_action(actions, "to-hf", "a run's checkpoint as a folder for Transformers", EXAMPLE)
-    out.add_argument("workdir", help="of the run")
-    out.add_argument("out", help="folder to write: absent or empty")
-    out.add_argument("--step", type=int, help="of the checkpoint; the newest valid one by default")
-    out.add_argument("--dtype", default="f32", choices=tuple(_DTYPES), help="of the tensors")
+    out = add_action(actions, "to-hf", "write a run's checkpoint as a Transformers folder", EXAMPLE)
+    out.add_argument("workdir", help="workdir of the run")
+    out.add_argument("out", help="new or empty folder to write")
     out.add_argument(
-        "--shard_mb", type=int, default=1024, help="largest file; as much is held in memory"
+        "--step", type=int, help="step of the checkpoint; default: the newest valid one"
+    )
+    out.add_argument("--dtype", default="f32", choices=tuple(_DTYPES), help="dtype of the tensors")
+    out.add_argument(
+        "--shard_mb", type=int, default=1024, help="maximum size of a file, which is held in memory"
     )
     out.add_argument(
         "--contamination",
         metavar="FILE",
         help="report of soda inspect --contamination, for the model card",
     )
-    _add_verify(out, "a data set; by default those of the run")
-    into = add_action(actions, "from-hf", "a Hugging Face folder as a checkpoint", _FROM)
-    into.add_argument("folder", help="with config.json, safetensors and tokenizer.json")
-    into.add_argument("workdir", help="folder to write: absent or empty")
+    _add_verify(out, "a data set; default: those of the run")
+    into = add_action(actions, "from-hf", "write a Hugging Face folder as a checkpoint", _FROM)
+    into.add_argument("folder", help="folder with config.json, safetensors and tokenizer.json")
+    into.add_argument("workdir", help="new or empty folder to write")
     into.add_argument(
         "--extend-vocabulary",
         "--extend_vocabulary",
         action="store_true",
-        help="give a Qwen3 model of text rows for the markers and the codebooks",
+        help="add rows for the markers and the codebooks to a Qwen3 text model",
     )
     into.add_argument(
         "--new_rows",
         default="spread",
         choices=("spread", "mean"),
-        help="mean and standard deviation of the old rows, or the mean alone",
+        help="draw new rows with mean and standard deviation of the old rows, or use their mean",
     )
-    into.add_argument("--seed", type=int, default=0, help="of the new rows")
-    into.add_argument("--codec", metavar="SPEC", help="of the data, mel:DIR or mimi:DIR")
+    into.add_argument("--seed", type=int, default=0, help="seed of the new rows")
+    into.add_argument("--codec", metavar="SPEC", help="codec of the data: mel:DIR or mimi:DIR")
     into.add_argument(
         "--codebook_sizes",
         metavar="N,N,…",
-        help="entries of each codebook, where no codec is given; 8 of 2048 by default",
+        help="entries of each codebook, if --codec is not given; default: 8 codebooks of 2048",
     )
     into.add_argument(
         "--tokenizer", help="text tokenizer of the data, for a model that soda did not export"
@@ -66,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     into.add_argument(
         "--changed",
         action="store_true",
-        help="the weights were trained further since soda exported them",
+        help="the model was trained further after soda exported it",
     )
-    _add_verify(into, "a data set of the model's tokenizer and codec")
+    _add_verify(into, "a data set with the model's tokenizer and codec")
 
 
 def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
@@ -76,15 +78,14 @@ def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
         "--verify",
         default="logits",
         choices=("tensors", "logits", "full"),
-        help="what is compared: every tensor by checksum; logits of a prompt as well; "
-        "held-out loss as well",
+        help="compare checksums of all tensors; also logits of a prompt; also the held-out loss",
     )
     action.add_argument("--data", metavar="DIR", help=f"for --verify=full: {data}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, verifies and tells what was done."""
-    with _ended_in_order():
+    """Converts, verifies and prints a summary."""
+    with _exit_on_signals():
         if args.action == "to-hf":
             _to_huggingface(args)
         else:
@@ -93,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing half-written stays."""
+def _exit_on_signals() -> Iterator[None]:
+    """Raises SystemExit on SIGTERM and SIGHUP, so that unfinished output is removed."""
 
     def stop(number: int, _: Any) -> None:
         print(f"soda convert: ended by {signal.Signals(number).name}", file=sys.stderr)
@@ -127,11 +128,13 @@ def _to_huggingface(args: argparse.Namespace) -> None:
         contamination=args.contamination,
         further=_held_out(args, args.workdir) if args.verify == "full" else None,
     )
-    _tell(args.out, done)
+    _print_summary(args.out, done)
 
 
 def _from_huggingface(args: argparse.Namespace) -> None:
-    from soda_jax.convert.from_hf import NewRows, from_huggingface
+    from soda_jax.codecs import load_codec
+    from soda_jax.convert.extend import NewRows
+    from soda_jax.convert.from_hf import from_huggingface
     from soda_jax.errors import UserError
 
     sizes = None
@@ -145,7 +148,9 @@ def _from_huggingface(args: argparse.Namespace) -> None:
                 f"--codebook_sizes={args.codebook_sizes}: give positive numbers, as in 512,512"
             )
     if args.verify == "full" and not args.data:
-        raise UserError("--verify=full needs --data=DIR, a data set of the model")
+        raise UserError(
+            "--verify=full needs --data=DIR, a data set with the model's tokenizer and codec"
+        )
     rows = NewRows(args.seed, 1.0 if args.new_rows == "spread" else 0.0)
     done, config = from_huggingface(
         args.folder,
@@ -153,25 +158,20 @@ def _from_huggingface(args: argparse.Namespace) -> None:
         extend=rows if args.extend_vocabulary else None,
         codebook_sizes=sizes,
         tokenizer=args.tokenizer,
-        codec=_codec(args.codec) if args.codec else None,
+        codec=load_codec(args.codec) if args.codec else None,
+        codec_spec=args.codec or "",
         changed=args.changed,
         compare=args.verify != "tensors",
         further=_held_out(args, None) if args.verify == "full" else None,
     )
-    _tell(args.workdir, done)
-    print("start from it: soda train --config=… --workdir=… " + _settings(config, args.workdir))
-
-
-def _codec(spec: str) -> Any:
-    from soda_jax.codecs import load_codec
-    from soda_jax.convert.from_hf import Codec
-
-    codec = load_codec(spec)
-    return Codec(codec.fingerprint, tuple(codec.codebook_sizes), spec, codec.save)
+    _print_summary(args.workdir, done)
+    print(
+        "start a run from it: soda train --config=… --workdir=… " + _settings(config, args.workdir)
+    )
 
 
 def _settings(config: "DecoderConfig", workdir: str) -> str:
-    """Returns the overrides that give any config the shape of this model."""
+    """Returns the config overrides that start a run from this model."""
     from soda_jax.schema import MODEL_SHAPE, ROPE_SHAPE
 
     words = [f"--config.start_from={workdir}"]
@@ -180,37 +180,37 @@ def _settings(config: "DecoderConfig", workdir: str) -> str:
     return shlex.join(words)
 
 
-def _tell(where: str, done: "Converted") -> None:
-    from soda_jax.convert.verify import described
-
+def _print_summary(path: str, done: "Converted") -> None:
     phrases = [
         f"{done.parameters:,} parameters",
         f"{done.bytes / 1e6:,.0f} MB in {done.seconds:.1f} s, {done.bytes / 1e6 / done.seconds:,.0f} MB/s "
-        "with what is read again",
-        "every tensor compared by checksum",
+        "including verification",
+        "checksums of all tensors compared",
     ]
     if done.logits is not None:
-        phrases.append(described(done.logits))
-    print(f"{where}: {'; '.join(phrases)}")
+        phrases.append(
+            f"logits of a random prompt differ by at most {done.logits.difference:.2g}, their standard "
+            f"deviation is {done.logits.deviation:.2g}"
+        )
+    print(f"{path}: {'; '.join(phrases)}")
 
 
 def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
-    """The held-out loss of both sides, which must agree as closely as their logits."""
+    """Returns a check that compares the held-out loss before and after."""
     from soda_jax.convert.weights import Weights, whole
     from soda_jax.errors import UserError
     from soda_jax.evaluate.loss import held_out_sums
     from soda_jax.evaluate.windows import open_windows
     from soda_jax.generate.checkpoint import TrainedDecoder
-    from soda_jax.model import ModelFunctions
+    from soda_jax.model import ModelFunctions, VocabularyBlocks
 
     windows = open_windows(_data(args, workdir))
 
     def loss(weights: Weights) -> float:
-        vocabulary = weights.config.vocabulary
-        layout = windows.layout
-        if (vocabulary.first_rows, vocabulary.groups) != (layout.audio_base, layout.codebook_sizes):
+        vocabulary, layout = weights.config.vocabulary, windows.layout
+        if vocabulary != VocabularyBlocks.of(layout):
             raise UserError(
-                f"--data={args.data}: a vocabulary of {layout.size:,} ids, the model has "
+                f"--data={args.data} has a vocabulary of {layout.size:,} ids, the model one of "
                 f"{vocabulary.size:,}; give data of its tokenizer and codec (soda retext)"
             )
         model = ModelFunctions(weights.config)
@@ -220,11 +220,11 @@ def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
     def check(before: Weights, after: Weights) -> None:
         first, second = loss(before), loss(after)
         print(
-            f"held-out loss of {windows.count:,} windows: {first:.5f} nats a token before, "
+            f"held-out loss of {windows.count:,} windows: {first:.5f} nats per token before, "
             f"{second:.5f} after"
         )
-        # Rounding to bf16 moves it a little.
-        if not abs(second - first) <= (0.01 if getattr(args, "dtype", "f32") == "bf16" else 1e-5):
+        rounded = _DTYPES[getattr(args, "dtype", "f32")] == "bfloat16"
+        if not abs(second - first) <= (0.01 if rounded else 1e-5):
             raise UserError(
                 f"the held-out loss is {first:.5f} before and {second:.5f} after the conversion; please "
                 "report this"
@@ -234,7 +234,7 @@ def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
 
 
 def _data(args: argparse.Namespace, workdir: str | None) -> dict[str, Any]:
-    """The data part of a config whose validation split is scored."""
+    """Returns the data settings of the validation split."""
     from soda_jax.configs import base
     from soda_jax.errors import UserError
 
@@ -246,7 +246,7 @@ def _data(args: argparse.Namespace, workdir: str | None) -> dict[str, Any]:
         data = reader.metadata(reader.choose(args.step, params_only=True).step)["data"]
         if not all(source["path"] for source in data["sources"].values()):
             raise UserError(
-                f"{workdir} was converted and knows no data; give a data set with --data=DIR"
+                f"{workdir} was converted and has no data; give a data set with --data=DIR"
             )
         return data
     config = base.default()

@@ -1,1 +1,1 @@
-"""Checkpoints to and from the Hugging Face format of Qwen3, a slice at a time."""
+"""Conversion of checkpoints to and from the Hugging Face format of Qwen3, one slice at a time."""

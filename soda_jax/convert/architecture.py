@@ -1,4 +1,4 @@
-"""`config.json` of Transformers' Qwen3ForCausalLM, and what of it this model can be."""
+"""Translates `config.json` of Transformers' Qwen3ForCausalLM to a decoder's config and back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,22 +7,31 @@ from typing import Any
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, RopeConfig, VocabularyBlocks
 
-ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
-# Ours → theirs, of the same meaning.
-_FIELDS = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "tie_embeddings": "tie_word_embeddings",
-    "rms_norm_eps": "rms_norm_eps",
+_ARCHITECTURE, _MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
+# Our field -> their field and its type.
+_FIELDS: dict[str, tuple[str, type]] = {
+    "num_layers": ("num_hidden_layers", int),
+    "hidden_size": ("hidden_size", int),
+    "intermediate_size": ("intermediate_size", int),
+    "num_heads": ("num_attention_heads", int),
+    "num_kv_heads": ("num_key_value_heads", int),
+    "head_dim": ("head_dim", int),
+    "tie_embeddings": ("tie_word_embeddings", bool),
+    "rms_norm_eps": ("rms_norm_eps", float),
 }
-# What Transformers takes where config.json is silent, and we do too.
+_ROPE_FIELDS: dict[str, tuple[str, type]] = {
+    "theta": ("rope_theta", float),
+    "factor": ("factor", float),
+    "low_freq_factor": ("low_freq_factor", float),
+    "high_freq_factor": ("high_freq_factor", float),
+    "original_max_position": ("original_max_position_embeddings", float),
+}
+_THETA, _LENGTH = "rope_theta", "original_max_position_embeddings"
+_NO_SCALING = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, _LENGTH: 8192}
+# Values that Transformers, and we, use for missing fields.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
-# What it takes for fields that we refuse to guess (Qwen3Config of release 5.24).
-_GUESSES = {
+# Values of Qwen3Config (release 5.24) for missing fields, which are too unlikely to be used silently.
+REFUSED_DEFAULTS = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
     "intermediate_size": 22_016,
@@ -31,34 +40,24 @@ _GUESSES = {
     "num_key_value_heads": 32,
     "rope_theta": 10_000,
 }
-# They lead Transformers to other weights, or to layers of several kinds.
+# With these fields Transformers reads weights or layers from elsewhere.
 _ELSEWHERE = (
     "per_layer_config", "text_config", "configuration_files", "transformers_weights",
 )  # fmt: skip
-# Of another value the model would not be this one; what is absent has it.
-_REQUIRED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "use_sliding_window": False,
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-}
-# In this order: Transformers 5 takes the first of them that is not empty, 4 only the first.
+# Fields that this decoder has only with this value, which is also the default.
+_WRITTEN = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+_REQUIRED = {**_WRITTEN, "partial_rotary_factor": 1.0, "quantization_config": None}
+# Transformers 5 uses the first that is not empty, Transformers 4 only the first.
 _ROPE_ENTRIES = ("rope_scaling", "rope_parameters")
-_ROPE = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position": "original_max_position_embeddings",
-}
+_CANNOT = "such a model cannot be converted"
 
 
 def config_json(
     config: DecoderConfig, bos: int, eos: int, sequence_length: int, dtype: str
 ) -> dict[str, Any]:
-    """`config.json` of a decoder.
+    """Returns the content of `config.json`.
 
-    Rope is written as `rope_theta` and `rope_scaling`, which Transformers 4 and 5 both read.
+    RoPE is written as `rope_theta` and `rope_scaling`, which Transformers 4 and 5 read.
 
     Args:
       config: the decoder's shape.
@@ -66,21 +65,18 @@ def config_json(
       sequence_length: of training, in tokens.
       dtype: of the tensors, "float32" or "bfloat16".
     """
-    rope = config.rope
-    scaling = {"rope_type": "llama3"} | {
-        theirs: getattr(rope, ours) for ours, theirs in _ROPE.items()
-    }
+    fields = {names[0]: getattr(config, ours) for ours, names in _FIELDS.items()}
+    rope = {names[0]: getattr(config.rope, ours) for ours, names in _ROPE_FIELDS.items()}
+    theta = rope.pop(_THETA)
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": MODEL_TYPE,
+        "architectures": [_ARCHITECTURE],
+        "model_type": _MODEL_TYPE,
         "vocab_size": config.vocabulary.size,
-        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
-        "rope_theta": rope.theta,
-        "rope_scaling": None if rope.factor == 1.0 else scaling,
+        **fields,
+        "rope_theta": theta,
+        "rope_scaling": None if config.rope.factor == 1.0 else {"rope_type": "llama3", **rope},
         "max_position_embeddings": sequence_length,
-        **{
-            name: _REQUIRED[name] for name in ("hidden_act", "attention_bias", "use_sliding_window")
-        },
+        **_WRITTEN,
         "attention_dropout": 0.0,
         "initializer_range": config.hidden_size**-0.5,
         "bos_token_id": bos,
@@ -89,186 +85,171 @@ def config_json(
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
-        # The first that has Qwen3; without one, some releases warn of a regular expression that is not there.
+        # The first release with Qwen3. Without a version, some releases warn of a wrong tokenizer regex.
         "transformers_version": "4.51.0",
     }
 
 
 def generation_config_json(bos: int, eos: int) -> dict[str, Any]:
-    """`generation_config.json`: greedy, to the end of the document."""
+    """Returns the content of `generation_config.json`: greedy, until the document ends."""
     return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False}
 
 
-def model_fields(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The `model` part of our config that `config.json` stands for.
-
-    Args:
-      content: of the file.
-      file: named in messages.
-
-    Raises:
-      UserError: for another architecture, a missing field, or a setting that this model has not.
-    """
-    architectures = content.get("architectures") or [ARCHITECTURE]
-    if content.get("model_type") != MODEL_TYPE or architectures != [ARCHITECTURE]:
-        raise UserError(
-            f"{file}: architectures {_short(architectures)} of model_type "
-            f"{_short(content.get('model_type'))} is unknown; only {ARCHITECTURE} of {MODEL_TYPE!r} can be converted"
-        )
-    for name, value in _REQUIRED.items():
-        if content.get(name, value) != value:
-            raise UserError(
-                f"{file}: {name} is {_short(content[name])}, this decoder has {value!r}; "
-                "such a model cannot be converted"
-            )
-    for name in _ELSEWHERE:
-        if content.get(name):
-            raise UserError(
-                f"{file}: {name} is {_short(content[name])}: part of the model is described elsewhere; "
-                "such a model cannot be converted"
-            )
-    layer_types = content.get("layer_types") or ["full_attention"]
-    others = (
-        [x for x in layer_types if x != "full_attention"]
-        if isinstance(layer_types, list)
-        else [layer_types]
-    )
-    if others:
-        raise UserError(
-            f"{file}: layer_types has {_short(others[0])}, this decoder has "
-            "full attention in all layers; such a model cannot be converted"
-        )
-    fields: dict[str, Any] = {}
-    for ours, theirs in _FIELDS.items():
-        value = content.get(theirs, _DEFAULTS.get(theirs))
-        if theirs == "num_key_value_heads" and theirs in content and value is None:
-            value = content.get("num_attention_heads")  # as in Transformers
-        if theirs not in content and value is None:
-            raise UserError(missing(theirs, file))
-        wanted = bool if ours == "tie_embeddings" else float if ours == "rms_norm_eps" else int
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise UserError(f"{file}: {theirs} is {_short(value)}; it must be {_KINDS[wanted]}")
-        fields[ours] = value
-    if not 0 < fields["rms_norm_eps"] < 1:
-        raise UserError(
-            f"{file}: rms_norm_eps is {fields['rms_norm_eps']}; it must be between 0 and 1"
-        )
-    return {**fields, "rope": _rope_fields(content, file)}
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+def integer_field(
+    content: Mapping[str, Any], name: str, file: Path, default: int | None = None
+) -> int:
+    """Returns a field of `config.json`; raises UserError if it is not a positive whole number."""
+    if name not in content and default is None:
+        raise UserError(_missing(name, file))
+    return _checked(content.get(name, default), name, int, file)
 
 
 def decoder_of(
     content: Mapping[str, Any], vocabulary: VocabularyBlocks, file: Path
 ) -> DecoderConfig:
-    """The decoder that `config.json` stands for, computing in f32, with a vocabulary of ours.
+    """Returns the decoder that `config.json` describes, computing in f32.
+
+    Args:
+      content: of the file.
+      vocabulary: of the decoder; the file's is not used.
+      file: named in messages.
 
     Raises:
-      UserError: as `model_fields`, and for sizes that do not fit each other.
+      UserError: for another architecture, a missing field, or a value that this decoder does not have.
     """
-    fields = model_fields(content, file)
-    rope = RopeConfig(**fields.pop("rope"))
+    _check_architecture(content, file)
+    fields: dict[str, Any] = {}
+    for ours, (theirs, kind) in _FIELDS.items():
+        value = content.get(theirs, _DEFAULTS.get(theirs))
+        if theirs == "num_key_value_heads" and theirs in content and value is None:
+            value = content.get("num_attention_heads")  # as in Transformers
+        elif theirs not in content and value is None:
+            raise UserError(_missing(theirs, file))
+        fields[ours] = _checked(value, theirs, kind, file)
+    fields["rope"] = _rope(content, file)
     try:
-        return DecoderConfig(vocabulary=vocabulary, rope=rope, compute_dtype="float32", **fields)
+        return DecoderConfig(vocabulary=vocabulary, compute_dtype="float32", **fields)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
-def missing(name: str, file: Path) -> str:
-    """The message about a field that `config.json` lacks."""
+def _check_architecture(content: Mapping[str, Any], file: Path) -> None:
+    architectures = content.get("architectures") or [_ARCHITECTURE]
+    if content.get("model_type") != _MODEL_TYPE or architectures != [_ARCHITECTURE]:
+        raise UserError(
+            f"{file}: architectures {_short(architectures)} of model_type "
+            f"{_short(content.get('model_type'))} is unknown; only {_ARCHITECTURE} of {_MODEL_TYPE!r} can "
+            "be converted"
+        )
+    for name, value in _REQUIRED.items():
+        if content.get(name, value) != value:
+            raise UserError(
+                f"{file}: {name} is {_short(content[name])}, this decoder has {value!r}; {_CANNOT}"
+            )
+    for name in _ELSEWHERE:
+        if content.get(name):
+            raise UserError(
+                f"{file}: {name} is {_short(content[name])}: another file describes a part of the model; "
+                f"{_CANNOT}"
+            )
+    types = content.get("layer_types") or []
+    others = [x for x in types if x != "full_attention"] if isinstance(types, list) else [types]
+    if others:
+        raise UserError(
+            f"{file}: layer_types has {_short(others[0])}, this decoder has full attention in all layers; "
+            f"{_CANNOT}"
+        )
+
+
+def _checked(value: Any, name: str, kind: type, file: Path) -> Any:
+    """Returns `value` if it is of type `kind` and, unless it is a bool, positive."""
+    limit = 1 if name == "rms_norm_eps" else 1e12
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (type(value) is kind or (kind is float and number)):
+        kinds = {int: "a whole number", float: "a positive number", bool: "true or false"}
+        raise UserError(f"{file}: {name} is {_short(value)}; it must be {kinds[kind]}")
+    if kind is not bool and not 0 < value < limit:
+        raise UserError(
+            f"{file}: {name} is {_short(value)}; it must be a positive number below {limit:g}"
+        )
+    return kind(value)
+
+
+def _missing(name: str, file: Path) -> str:
     return (
-        f"{file} has no {name}; Transformers would use {_GUESSES[name]:,}: write the value that the model "
-        "was trained with into the file"
+        f"{file} has no {name}; Transformers would use {REFUSED_DEFAULTS[name]:,}: write the value that "
+        "the model was trained with into the file"
     )
 
 
-def _rope_fields(content: Mapping[str, Any], file: Path) -> dict[str, float | int]:
-    """What Transformers would use, where all entries that it or one of its releases reads agree."""
+def _rope(content: Mapping[str, Any], file: Path) -> RopeConfig:
+    """Returns what Transformers would use, if all entries that any release reads agree."""
     given = {name: content[name] for name in _ROPE_ENTRIES if content.get(name)}
     found = {name: _rope_entry(value, name, content, file) for name, value in given.items()}
     if not found:
-        return _rope_entry({}, "rope_theta", content, file)
+        return _rope_entry({}, _THETA, content, file)
     first, *others = found
     for other in others:
         if found[first] != found[other]:
-            theta = found[first]["theta"]
             raise UserError(
                 f"{file}: {first} is {_short(given[first])} and {other} is {_short(given[other])}: "
-                f"Transformers takes {first} alone, with rope_theta {theta:,.15g}; make them agree, or "
-                "remove the one that is not meant"
+                f"Transformers uses only {first}, with rope_theta {found[first].theta:,.15g}; make them "
+                "agree, or remove the wrong one"
             )
     return found[first]
 
 
-def _rope_entry(
-    given: Any, entry: str, content: Mapping[str, Any], file: Path
-) -> dict[str, float | int]:
-    """The fields of one entry, completed as Transformers does from the top level of the file."""
-    cannot = "such a model cannot be converted"
+def _rope_entry(given: Any, entry: str, content: Mapping[str, Any], file: Path) -> RopeConfig:
+    """Returns the values of one entry; as in Transformers, the top level of the file completes it."""
     if not isinstance(given, dict):
-        raise UserError(f"{file}: {entry} is {_short(given)}, not a JSON object; {cannot}")
+        raise UserError(f"{file}: {entry} is {_short(given)}, not a JSON object; {_CANNOT}")
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(
-            f"{file}: {entry} is of type {_short(kind)}; this decoder has 'default' and 'llama3', so "
-            f"{cannot}"
+            f"{file}: {entry} is of type {_short(kind)}; this decoder has 'default' and 'llama3'; {_CANNOT}"
         )
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *_ROPE.values()}
+    known = {"rope_type", "type", "partial_rotary_factor", *(x[0] for x in _ROPE_FIELDS.values())}
     for name in given:
         if name not in known:  # it would change what the model computes
-            raise UserError(f"{file}: {_short(name)} of {entry} is unknown here; {cannot}")
+            raise UserError(f"{file}: {_short(name)} of {entry} is unknown; {_CANNOT}")
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
             f"{file}: partial_rotary_factor is {_short(given['partial_rotary_factor'])}, this decoder "
-            f"has 1.0; {cannot}"
+            f"has 1.0; {_CANNOT}"
         )
-    # Both are also read at the top level, and releases differ in which one they prefer.
-    names = ("rope_theta", _ROPE["original_max_position"]) if kind == "llama3" else ("rope_theta",)
-    inner = dict(given)
-    for name in names:
+    values = dict(given)
+    for name in (_THETA, _LENGTH) if kind == "llama3" else (_THETA,):
         if name in given and name in content and given[name] != content[name]:
             raise UserError(
                 f"{file}: {name} is {_short(given[name])} in {entry} and {_short(content[name])} outside; "
-                "releases of Transformers differ in which one they use: keep the one that is meant"
+                "releases of Transformers differ in which one they use: keep the right one"
             )
         if name in content:
-            inner.setdefault(name, content[name])
-    if "rope_theta" not in inner:
+            values.setdefault(name, content[name])
+    if _THETA not in values:
         other = content.get("rope_parameters")
-        if not (isinstance(other, dict) and "rope_theta" in other):
-            raise UserError(missing("rope_theta", file))
-        inner["rope_theta"] = _GUESSES["rope_theta"]  # Transformers ignores that of the other entry
-    fields: dict[str, Any] = {"theta": inner["rope_theta"]}
+        if not (isinstance(other, dict) and _THETA in other):
+            raise UserError(_missing(_THETA, file))
+        values[_THETA] = REFUSED_DEFAULTS[_THETA]  # Transformers ignores that of the other entry
     if kind == "default":
-        fields |= {
-            "factor": 1.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position": 8192,
-        }
-    else:
-        fields |= {ours: inner.get(theirs) for ours, theirs in _ROPE.items()}
-        if fields["original_max_position"] is None:
-            raise UserError(
-                f"{file}: {entry} has no {_ROPE['original_max_position']}; Transformers would use "
-                f"max_position_embeddings, {_short(content.get('max_position_embeddings'))}: write the "
-                "value that the model was trained with into the file"
-            )
-    for ours, value in fields.items():
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not plain or not 0 < value < 1e12:
-            theirs = _ROPE.get(ours, "rope_theta")
-            raise UserError(
-                f"{file}: {theirs} of the rotary positions is {_short(value)}; it must be a positive number"
-            )
-        fields[ours] = int(value) if ours == "original_max_position" else float(value)
+        values = {**_NO_SCALING, _THETA: values[_THETA]}
+    elif values.get(_LENGTH) is None:
+        raise UserError(
+            f"{file}: {entry} has no {_LENGTH}; Transformers would use max_position_embeddings, "
+            f"{_short(content.get('max_position_embeddings'))}: write the value that the model was "
+            "trained with into the file"
+        )
+    fields = {
+        ours: _checked(values.get(theirs), f"{entry}: {theirs}", type_, file)
+        for ours, (theirs, type_) in _ROPE_FIELDS.items()
+    }
     if not fields["low_freq_factor"] < fields["high_freq_factor"]:
         raise UserError(
-            f"{file}: low_freq_factor {fields['low_freq_factor']} of {entry} is not below high_freq_factor "
-            f"{fields['high_freq_factor']}; {cannot}"
+            f"{file}: low_freq_factor {fields['low_freq_factor']} of {entry} is not below "
+            f"high_freq_factor {fields['high_freq_factor']}; {_CANNOT}"
         )
-    return fields
+    fields["original_max_position"] = int(fields["original_max_position"])
+    return RopeConfig(**fields)
 
 
 def _short(value: Any) -> str:

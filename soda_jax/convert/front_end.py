@@ -1,14 +1,14 @@
-"""Text tokenizer and vocabulary of a Hugging Face folder of SODA's layout, whoever wrote it."""
+"""Reads the text tokenizer and the vocabulary of a Hugging Face folder with markers and audio ids."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from soda_jax.checked_json import parse_checked_json
 from soda_jax.convert.tokenizer_files import (
     FILE,
-    FIRST_CHARACTER,
     audio_characters,
     check_ids,
     probes,
@@ -18,8 +18,29 @@ from soda_jax.errors import UserError
 from soda_jax.tokens.text import JsonTokenizer, TextTokenizer, load_tokenizer, make_layout
 from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 
-# What `soda convert to-hf` puts beside the files of Transformers.
-OWN_FILE, OWN_TOKENIZER = "soda.json", Path("soda", "tokenizer")
+# Files of `soda convert to-hf`.
+_ABOUT, _TOKENIZER = "soda.json", Path("soda", "tokenizer")
+_ADDED = "added_tokens.json"
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+def read_object(file: Path, required: bool = False) -> dict[str, Any]:
+    """Returns the JSON object of a file, `{}` if the file is missing and not required.
+
+    Raises:
+      UserError: naming the file, if it is not a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}); get it again") from None
 
 
 def read_front_end(
@@ -27,27 +48,27 @@ def read_front_end(
     codebook_sizes: tuple[int, ...] | None = None,
     tokenizer: str | Path | None = None,
 ) -> tuple[TextTokenizer, VocabularyLayout]:
-    """The text tokenizer of a folder and its vocabulary.
+    """Returns the text tokenizer and the vocabulary of a folder.
 
-    An export of ours keeps both beside its tokenizer.json. In any other folder the markers are found
-    among the added tokens: text stands below them, audio characters above.
+    An export of soda stores both. In another folder the markers are among the added tokens of its
+    tokenizer.json: text ids are below them, audio ids above.
 
     Args:
       folder: with a tokenizer.json.
-      codebook_sizes: entries of each codebook; None where the folder tells, or where it has the 16,384
-        audio ids of 8 codebooks of 2,048.
-      tokenizer: the one that the data at hand was tokenised with (see `load_tokenizer`); it must be the
-        same but for its file, and is then the one returned, with the fingerprint of that data.
+      codebook_sizes: entries of each codebook; None for an export of soda, and for the 16,384 audio ids
+        of 8 codebooks of 2,048.
+      tokenizer: of the data, see `load_tokenizer`. It must equal the folder's except for its file, and
+        is returned instead, because the data has its fingerprint.
 
     Raises:
-      UserError: naming the file, what is wrong with it, and both sides where two do not agree.
+      UserError: naming the file and the difference.
     """
-    if (folder / OWN_FILE).is_file() and (folder / OWN_TOKENIZER).is_dir():
-        found, layout = _kept(folder)
+    if (folder / _ABOUT).is_file() and (folder / _TOKENIZER).is_dir():
+        found, layout = _recorded(folder)
         if codebook_sizes not in (None, layout.codebook_sizes):
             raise UserError(
-                f"{folder / OWN_FILE} has the codebook sizes {_list(layout.codebook_sizes)}, not "
-                f"{_list(codebook_sizes or ())}: leave --codebook_sizes out"
+                f"{folder / _ABOUT} has the codebook sizes {_comma(layout.codebook_sizes)}, not "
+                f"{_comma(codebook_sizes or ())}: omit --codebook_sizes"
             )
     else:
         found, layout = _derived(folder / FILE, codebook_sizes)
@@ -58,30 +79,32 @@ def read_front_end(
     return given, layout
 
 
-def _kept(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
-    """What an export of ours says of itself, compared with its tokenizer.json."""
-    own = load_tokenizer(folder / OWN_TOKENIZER)
-    file = folder / OWN_FILE
+def _recorded(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
+    """Returns what an export of soda records, compared with its tokenizer.json."""
+    text = load_tokenizer(folder / _TOKENIZER)
+    file = folder / _ABOUT
     try:
         layout = VocabularyLayout.from_json(parse_checked_json(file.read_bytes())["layout"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} has no vocabulary layout ({error!r}): export again") from None
-    if make_layout(own, layout.codebook_sizes) != layout:
-        raise UserError(f"{file} is not of the tokenizer in {folder / OWN_TOKENIZER}: export again")
-    check_ids(_read(folder / FILE), own, layout, str(folder / FILE))
-    return own, layout
+    if make_layout(text, layout.codebook_sizes) != layout:
+        raise UserError(
+            f"{file} disagrees with the tokenizer in {folder / _TOKENIZER}: export again"
+        )
+    check_ids(_read_text(folder / FILE), text, layout, str(folder / FILE))
+    return text, layout
 
 
 def _derived(
     file: Path, codebook_sizes: tuple[int, ...] | None
 ) -> tuple[TextTokenizer, VocabularyLayout]:
-    """The tokenizer.json without markers and audio characters, and the layout that it had with them."""
+    """Returns tokenizer.json without markers and audio characters, and its layout with them."""
     from tokenizers import Tokenizer
 
-    content = _read(file)
+    content = _read_text(file)
     try:
         description: dict[str, Any] = json.loads(content)
-        full = Tokenizer.from_str(content)
+        loaded = Tokenizer.from_str(content)
         added = sorted(description["added_tokens"], key=lambda token: int(token["id"]))
         ids = {str(token["content"]): int(token["id"]) for token in added}
     except Exception as error:  # the library raises bare Exceptions
@@ -89,17 +112,19 @@ def _derived(
     missing = [name for name in MARKERS if name not in ids]
     if missing:
         raise UserError(
-            f"{file} has no {', '.join(missing)} among its added tokens: it is not a SODA model; a "
-            "model of text is taken with --extend-vocabulary"
+            f"{file} has no {', '.join(missing)} among its added tokens: it is not a SODA model; convert "
+            "a text model with --extend-vocabulary"
         )
     text_size = ids[MARKERS[0]]
-    count = _check_order(file, ids, text_size)
-    # The library numbers added tokens itself, whatever the file says.
-    for name in (*MARKERS, *audio_characters(count)):
-        if full.token_to_id(name) != ids[name]:
+    count = sum(number >= text_size + len(MARKERS) for number in ids.values())
+    for wanted, name in enumerate((*MARKERS, *audio_characters(max(count, 1))), text_size):
+        # The library numbers added tokens without gaps, whatever the file contains.
+        found = ids.get(name), loaded.token_to_id(name)
+        if found != (wanted, wanted):
+            shown = f"U+{ord(name):X}" if len(name) == 1 else name
             raise UserError(
-                f"{file}: {_show(name)} has id {ids[name]} there, and {full.token_to_id(name)} where "
-                "it is loaded: the text ids have gaps or ids are taken twice"
+                f"{file}: {shown} has id {found[0]} in the file and {found[1]} when loaded, expected "
+                f"{wanted}: text ids, {', '.join(MARKERS)} and audio characters must follow each other"
             )
     below = [token for token in added if int(token["id"]) < text_size]
     text = JsonTokenizer(
@@ -107,99 +132,133 @@ def _derived(
     )
     if text.vocabulary_size != text_size:
         raise UserError(
-            f"{file}: {MARKERS[0]} has id {text_size}, but the text ids end at "
+            f"{file}: {MARKERS[0]} has id {text_size}, but the last text id is "
             f"{text.vocabulary_size - 1}: they must follow each other"
         )
     soda = VocabularyLayout.soda().codebook_sizes
-    sizes = codebook_sizes or (soda if count == sum(soda) else None)
-    if sizes is None or sum(sizes) != count:
-        told = "" if sizes is None else f", --codebook_sizes={_list(sizes)} are {sum(sizes):,}"
+    sizes = codebook_sizes or (soda if count == sum(soda) else ())
+    if sum(sizes) != count:
+        given = f", --codebook_sizes={_comma(sizes)} are {sum(sizes):,}" if sizes else ""
         raise UserError(
-            f"{file} has {count:,} audio characters{told}: give the sizes of its codebooks with "
+            f"{file} has {count:,} audio characters{given}: give the sizes of its codebooks with "
             "--codebook_sizes=SIZE,SIZE,…"
         )
     return text, make_layout(text, sizes)
 
 
-def _check_order(file: Path, ids: dict[str, int], text_size: int) -> int:
-    """Number of audio ids; UserError unless markers and audio characters follow the text in order."""
-    for wanted, name in enumerate(MARKERS, text_size):
-        if ids[name] != wanted:
-            raise UserError(
-                f"{file}: {name} has id {ids[name]}, and {wanted} is its place: the markers must "
-                f"follow each other in the order {', '.join(MARKERS)}"
-            )
-    base = text_size + len(MARKERS)
-    names = {number: name for name, number in ids.items() if number >= base}
-    if not names:
-        raise UserError(
-            f"{file} has no audio characters: id {base}, which is U+{FIRST_CHARACTER:X}, is missing"
-        )
-    for wanted, character in enumerate(audio_characters(len(names)), base):
-        if wanted not in names:
-            raise UserError(
-                f"{file}: audio characters are missing: id {wanted}, which is "
-                f"{_show(character)}, stands nowhere and id {max(names)} does"
-            )
-        if names[wanted] != character:
-            raise UserError(
-                f"{file}: id {wanted} is {_show(names[wanted])}, and {_show(character)} belongs there: "
-                "audio characters are missing or in another order"
-            )
-    return len(names)
-
-
 def _check_same(given: TextTokenizer, found: TextTokenizer, name: str, other: str) -> None:
-    """UserError unless two tokenizers have the same pieces, merges, specials and ids of text."""
-    mend = "bring the data over with `soda retext`, or name the tokenizer of the model"
-    for field in ("vocabulary_size", "bos", "eos"):
-        ours, theirs = getattr(given, field), getattr(found, field)
-        if ours != theirs:
-            raise UserError(f"{name} has {field} {ours}, {other} has {theirs}: {mend}")
-    differ = sorted(set(given.specials) ^ set(found.specials))
-    if differ:
-        where = name if differ[0] in given.specials else other
-        raise UserError(f"id {differ[0]} is special in {where} alone: {mend}")
-    ours, theirs = (text_description(each)["model"] for each in (given, found))
+    """Raises UserError unless two tokenizers have the same pieces, merges, special ids and encodings."""
+    fix = "convert the data with `soda retext`, or give the tokenizer of the model"
+    models = [text_description(each)["model"] for each in (given, found)]
+    pairs = {
+        field: [[getattr(each, field)] for each in (given, found)]
+        for field in ("vocabulary_size", "bos", "eos")
+    }
+    pairs["special ids"] = [list(each.specials) for each in (given, found)]
     for field in ("vocab", "merges"):
-        place = _first_difference(_entries(ours, field), _entries(theirs, field))
-        if place is not None:
-            raise UserError(f"{name} and {other} differ in their {field} at {place}: {mend}")
+        pairs[field] = [_entries(model.get(field) or []) for model in models]
+    for field, (ours, theirs) in pairs.items():
+        for mine, yours in zip_longest(ours, theirs):
+            if mine != yours:
+                raise UserError(f"{name} has {field} {mine}, {other} has {yours} instead; {fix}")
     for text in probes(given):
         mine, yours = given.encode(text).tolist(), found.encode(text).tolist()
         if mine != yours:
-            raise UserError(f"{name} makes {mine} of {text!r}, {other} {yours}: {mend}")
+            raise UserError(f"{name} encodes {text!r} as {mine}, {other} as {yours}; {fix}")
 
 
-def _entries(model: dict[str, Any], field: str) -> list[Any]:
-    """Pieces by id, or merges; the library has written a merge as "a b" and as ["a", "b"]."""
-    value = model.get(field) or []
+def _entries(value: Any) -> list[Any]:
+    """Returns pieces by id, or merges; the library has written a merge as "a b" and as ["a", "b"]."""
     if isinstance(value, dict):
         return sorted(value.items(), key=lambda item: item[1])
     return [tuple(each.split(" ") if isinstance(each, str) else each) for each in value]
 
 
-def _first_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
-    if ours == theirs:
-        return None
-    same = (mine == yours for mine, yours in zip(ours, theirs, strict=False))
-    return next((i for i, equal in enumerate(same) if not equal), min(len(ours), len(theirs)))
+def check_token_files(folder: Path) -> None:
+    """Compares the tokens that other files name with `tokenizer.json`, the only one that soda reads.
+
+    Transformers also reads `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`. It
+    adds tokens that `tokenizer.json` lacks with the next free ids, whatever id the file gives, and takes
+    the names of BOS and EOS from there.
+
+    Args:
+      folder: of a Hugging Face model; all files except `tokenizer.json` are optional.
+
+    Raises:
+      UserError: naming the file and the token that `tokenizer.json` lacks or has under another id.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        loaded = Tokenizer.from_file(str(folder / FILE))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{folder / FILE} is not a tokenizer.json: {error}") from None
+    for name in ("tokenizer_config.json", "special_tokens_map.json", _ADDED):
+        for token, number in _named_tokens(folder / name):
+            found = loaded.token_to_id(token)
+            if found is None or number not in (None, found):
+                there = "lacks it" if found is None else f"has it as id {found}"
+                here = "" if number is None else f" with id {number}"
+                raise UserError(
+                    f"{folder / name} has the token {token!r}{here}, tokenizer.json {there}; save the "
+                    "tokenizer again with Transformers (save_pretrained), or take both from the same model"
+                )
 
 
-def _show(name: str) -> str:
-    return f"U+{ord(name):X}" if len(name) == 1 else name
+def _named_tokens(file: Path) -> Iterator[tuple[str, int | None]]:
+    """Yields the tokens that a file names, with their ids if the file gives any."""
+    content = read_object(file)
+    if file.name == _ADDED:
+        yield from content.items()
+        return
+    decoder = content.get("added_tokens_decoder")
+    tokens: list[tuple[Any, int | None]] = []
+    if isinstance(decoder, dict):
+        tokens += [(token, int(number)) for number, token in decoder.items()]
+    for key, value in content.items():
+        if key in _LISTS:
+            many = value.values() if isinstance(value, dict) else value or []
+            tokens += [(token, None) for token in many]
+        elif key.endswith("_token"):
+            tokens.append((value, None))
+    for token, number in tokens:
+        name = token.get("content") if isinstance(token, dict) else token
+        if isinstance(name, str) and name:
+            yield name, number
 
 
-def _list(sizes: Sequence[int]) -> str:
+def check_ends(folder: Path, content: dict[str, Any], layout: VocabularyLayout) -> None:
+    """Compares BOS and EOS of a SODA model with the ids in its configs.
+
+    Args:
+      folder: of the model.
+      content: of its `config.json`.
+      layout: of its tokenizer.
+
+    Raises:
+      UserError: if the files give only other ids, so documents of the model end with another token.
+    """
+    generation = read_object(folder / "generation_config.json")
+    for key, wanted in (("bos_token_id", layout.bos), ("eos_token_id", layout.eos)):
+        ids: list[Any] = []
+        for value in (content.get(key), generation.get(key)):
+            # A list may contain markers, which end a generation too.
+            ids += value if isinstance(value, list) else [] if value is None else [value]
+        if ids and wanted not in ids:
+            raise UserError(
+                f"{folder}: {key} is {ids[0]} in config.json or generation_config.json, and {wanted} by "
+                "the names in tokenizer.json; give both the token that documents were trained with"
+            )
+
+
+def _comma(sizes: tuple[int, ...]) -> str:
     return ",".join(map(str, sizes))
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text("utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{file} cannot be read ({error.strerror}): give a folder with it"
+            f"{file} cannot be read ({error}): give a folder with a valid one"
         ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: {error}") from None

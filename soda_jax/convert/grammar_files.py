@@ -1,13 +1,11 @@
-"""The document grammar beside an export, so that Transformers generates legal documents too.
+"""The document grammar as files of an export, so that Transformers generates legal documents.
 
-`grammar.json` holds the tables of `soda_jax.tokens.grammar`, for every number of codebooks up to that
-of the layout; `soda_grammar.py` (in `exported/`, never imported here) reads them and needs nothing of
-this package.
+`grammar.json` contains the tables of `soda_jax.tokens.grammar`. `soda_grammar.py` (in `exported/`, never
+imported here) reads them and does not need soda_jax.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,29 +13,19 @@ from soda_jax.tokens.grammar import ILLEGAL, grammar
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 FORMAT_VERSION = 1
-TABLES, PROCESSOR = "grammar.json", "soda_grammar.py"
+_TABLES, _PROCESSOR = "grammar.json", "soda_grammar.py"
 
 
 def grammar_files(layout: VocabularyLayout) -> dict[str, str]:
-    """Contents of `grammar.json` and `soda_grammar.py` by file name."""
-    source = Path(__file__).parent / "exported" / PROCESSOR
-    return {
-        TABLES: json.dumps(grammar_tables(layout)) + "\n",
-        PROCESSOR: source.read_text("utf-8"),
-    }
+    """Returns the contents of `grammar.json` and `soda_grammar.py` by file name.
 
-
-def grammar_tables(layout: VocabularyLayout) -> dict[str, Any]:
-    """The grammar of a layout as a JSON object.
-
-    Its keys: `vocabulary`, the number of ids; `padding`, the id that fills rows (EOS); `eos`;
-    `group_names`; `group_runs`, [first id, last id, group] and so on through the vocabulary; `automata`
-    by the number of codebooks shown, each with `transitions` (rows are states, columns groups; −1: not
-    legal), `frame_boundary`, `start` and `end` as in `soda_jax.tokens.grammar.Grammar`.
+    The keys of `grammar.json` are `vocabulary`, the number of ids; `padding`, the id that fills rows
+    (EOS); `eos`; `illegal`, the transition that is not allowed; `group_names`; `group_runs`, a list of
+    [first id, last id, group]; and `automata` by the number of codebooks shown, each with `transitions`
+    [states, groups], `frame_boundary`, `start` and `end` of `soda_jax.tokens.grammar.Grammar`.
     """
-    shown = range(1, layout.codebooks + 1) if layout.codebooks else (0,)
     automata = {}
-    for codebooks in shown:
+    for codebooks in range(1, layout.codebooks + 1) if layout.codebooks else (0,):
         rules = grammar(layout, codebooks)
         automata[str(codebooks)] = {
             "transitions": rules.transitions.tolist(),
@@ -45,20 +33,18 @@ def grammar_tables(layout: VocabularyLayout) -> dict[str, Any]:
             "start": rules.start,
             "end": rules.end,
         }
-    return {
+    groups = rules.group_of_id
+    firsts = np.flatnonzero(np.diff(groups, prepend=-1))
+    lasts = np.append(firsts[1:], len(groups)) - 1
+    tables = {
         "format_version": FORMAT_VERSION,
         "vocabulary": layout.size,
         "padding": layout.eos,
         "eos": layout.eos,
         "illegal": ILLEGAL,
         "group_names": list(rules.group_names),
-        "group_runs": _runs(rules.group_of_id),
+        "group_runs": np.stack([firsts, lasts, groups[firsts]], axis=1).tolist(),
         "automata": automata,
     }
-
-
-def _runs(groups: np.ndarray) -> list[list[int]]:
-    """[first id, last id, group] of each run of equal groups."""
-    firsts = np.flatnonzero(np.diff(groups, prepend=-1))
-    lasts = np.append(firsts[1:], len(groups)) - 1
-    return np.stack([firsts, lasts, groups[firsts]], axis=1).tolist()
+    processor = Path(__file__).parent / "exported" / _PROCESSOR
+    return {_TABLES: json.dumps(tables) + "\n", _PROCESSOR: processor.read_text("utf-8")}

@@ -1,50 +1,118 @@
-"""Exports for Hugging Face while a run trains, as a hook of the trainer."""
+"""Exports for Hugging Face during training, as a hook of the trainer."""
 
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from soda_jax.convert.live import LiveWeights
+import jax
+import numpy as np
+
+from soda_jax.convert.safetensors_folder import DTYPES
+from soda_jax.convert.weights import ROWS, TABLES, Weights
 from soda_jax.errors import UserError
-from soda_jax.parallel import hosts
+from soda_jax.model import DecoderConfig
+from soda_jax.parallel import hosts, rules
 
 FOLDER = "exports"  # in the workdir
-DTYPES = ("float32", "bfloat16")
-# How long the others wait for process 0, which writes and verifies.
+# Timeout of the other processes while process 0 writes and verifies.
 _SECONDS = 4 * 3600.0
+
+
+class LiveWeights(Weights):
+    """Parameters on the devices of a mesh, of one or several processes.
+
+    A read gathers a slice on every device and copies it to the host. Every process makes the same reads
+    in the same order, and each gets the values.
+    """
+
+    def __init__(self, params: Any, config: DecoderConfig, mesh: jax.sharding.Mesh):
+        """Compiles nothing yet.
+
+        Args:
+          params: of `ModelFunctions`, sharded over `mesh`; not to be donated while in use.
+          config: the decoder's shape.
+          mesh: the devices.
+        """
+        self.config, self._params = config, params
+        # Indices are arguments, so one program serves all slices of an array.
+        replicated = rules.replicated(mesh)
+        self._layer = jax.jit(lambda stack, at: stack[at], out_shardings=replicated)
+        self._rows = jax.jit(_take_rows, out_shardings=replicated)
+
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """See `Weights`."""
+        if name.startswith("layers/"):
+            stack = self._params["layers"][name.removeprefix("layers/")]
+            layers = [_local(self._layer(stack, np.int32(at))) for at in range(first, last)]
+            return layers[0][None] if len(layers) == 1 else np.stack(layers)
+        if name not in TABLES:
+            return self._gather(self._params[name], np.arange(first, last))
+        name = "embedding" if self.config.tie_embeddings else name
+        vocabulary = self.config.vocabulary
+        rows = vocabulary.row_of_id[first:last]
+        in_groups = rows >= vocabulary.padded_first
+        index = np.divmod(rows[in_groups] - vocabulary.padded_first, vocabulary.group_rows or 1)
+        text = self._gather(self._params[f"{name}_first"], rows[~in_groups])
+        return np.concatenate([text, self._gather(self._params[f"{name}_groups"], *index)])
+
+    def _gather(self, table: Any, *index: np.ndarray) -> np.ndarray:
+        """Returns `table[index]`, gathered in pieces of equal size, so that one program serves all."""
+        count = len(index[0])
+        found = np.empty((count, *table.shape[len(index) :]), table.dtype)
+        for start in range(0, count, ROWS):
+            piece = [axis[start : start + ROWS] for axis in index]
+            size = len(piece[0])
+            padded = [np.pad(axis, (0, ROWS - size)).astype(np.int32) for axis in piece]
+            found[start : start + size] = _local(self._rows(table, *padded))[:size]
+        return found
+
+
+def _take_rows(table: jax.Array, *index: jax.Array) -> jax.Array:
+    # Where rows are split over devices, XLA adds the zeros of the other devices. As integers, because
+    # −0 + 0 is 0.
+    bits = jax.lax.bitcast_convert_type(table, f"uint{8 * table.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(bits[index], table.dtype)
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """Returns the copy of a replicated array on the first device of this process."""
+    return np.asarray(array.addressable_data(0))
 
 
 class ExportHook:
     """Writes `WORKDIR/exports/step-N` after every `every` steps and after the last one.
 
-    Every process takes part in fetching the parameters; process 0 writes. The folder appears when it is
-    whole and verified. One that is there already, as in a run that was resumed before it, is left as it is.
+    All processes fetch the parameters; process 0 writes. The folder appears after it is verified. An
+    existing folder, as in a run that was resumed from an earlier step, is not changed.
     """
 
     def __init__(self, every: int, dtype: str, export: Callable[..., Any] | None = None):
-        """Settings of the exports.
+        """Sets the interval and the format.
 
         Args:
-          every: steps between calls.
+          every: steps between exports.
           dtype: of the exported tensors, "float32" or "bfloat16".
-          export: as `soda_jax.convert.to_hf.export`, which it is by default.
+          export: replaces `soda_jax.convert.to_hf.export`, for tests.
 
         Raises:
           UserError: for another dtype.
         """
         if dtype not in DTYPES:
             raise UserError(f"export.dtype = {dtype!r} is unknown: {' or '.join(DTYPES)}")
-        self.every, self._dtype = every, dtype
-        self._export = export or _to_hugging_face()
+        if export is None:
+            from soda_jax.convert.to_hf import export as to_hf
+
+            export = to_hf
+        self.every, self._dtype, self._export = every, dtype, export
 
     def __call__(self, run: Any) -> Mapping[str, float]:
-        """Exports `run.params`; adds no metrics.
+        """Exports `run.params`; returns no metrics.
 
         Raises:
-          UserError: if the folder cannot be written; nothing of it is left.
+          UserError: if the folder cannot be written; nothing of it remains.
         """
         folder = run.workdir / FOLDER / f"step-{run.step}"
-        # Process 0 looks for all: a workdir may be a folder of one machine alone.
+        # Process 0 decides: the workdir of another process may be a folder of its machine.
         if hosts.broadcast_json(folder.exists(), "export there"):
             return {}
         write = hosts.is_primary()
@@ -59,12 +127,6 @@ class ExportHook:
         )
         if write:
             print(f"exported step {run.step} to {folder}", file=sys.stderr, flush=True)
-        # Here, and not in a collective of the next step, the others wait for the files of process 0.
+        # The other processes wait here for the files, because a collective of the next step times out.
         hosts.barrier("export", _SECONDS)
         return {}
-
-
-def _to_hugging_face() -> Callable[..., Any]:
-    from soda_jax.convert.to_hf import export
-
-    return export

@@ -1,9 +1,10 @@
-"""A folder of safetensors, in one file or in several with an index; read and written a tensor at a time."""
+"""Reads and writes a folder of safetensors, one tensor at a time."""
 
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,224 +14,213 @@ import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
+from soda_jax.progress import Progress
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 1 << 30
-_CHECKSUM_BYTES = 8 << 20
-_PART_VALUES = 16 << 20
+DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_TYPES: dict[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
-DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_CHECKSUM_BYTES = 8 << 20
+_CHECKSUM_VALUES = 16 << 20
 
 
-def checksum(tensor: np.ndarray) -> str:
-    """crc32c of the bytes of a tensor as they are stored, 8 hex digits."""
-    return f"{_extend(0, tensor):08x}"
-
-
-def _extend(crc: int, tensor: np.ndarray) -> int:
-    plain = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-    for start in range(0, len(plain), _CHECKSUM_BYTES):
-        crc = google_crc32c.extend(crc, plain[start : start + _CHECKSUM_BYTES].tobytes())
-    return crc
+def checksum(tensor: np.ndarray, crc: int = 0) -> str:
+    """Returns the crc32c of a tensor's bytes as 8 hexadecimal digits; `crc` is that of earlier rows."""
+    data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    for start in range(0, len(data), _CHECKSUM_BYTES):
+        crc = google_crc32c.extend(crc, data[start : start + _CHECKSUM_BYTES].tobytes())
+    return f"{crc:08x}"
 
 
 class _Tensor(NamedTuple):
-    file: str
+    file: Path
     shape: tuple[int, ...]
-    dtype: str
+    dtype: np.dtype
     offset: int  # in the file, in bytes
 
 
 class TensorFolder:
-    """The tensors of a folder; nothing but headers is read at first, and no pickle ever.
+    """The tensors of a folder. Opening reads only headers; a pickle is never opened.
 
     Attributes:
-      path: of the folder.
-      tensors: file, shape, type and place of each, by name.
+      path: the folder.
+      tensors: file, shape, dtype and offset of each tensor by name.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         """Opens the folder.
 
         Raises:
-          UserError: naming the file, if there are no safetensors, the index does not agree with the
-            files, a file is cut off or damaged, or a type is not one of f32, f16 and bf16.
+          UserError: naming the file, if there are no safetensors, the index disagrees with the files, a
+            file is truncated or damaged, or a dtype is not f32, f16 or bf16.
         """
         self.path = Path(path)
         self.tensors: dict[str, _Tensor] = {}
         index, single = self.path / INDEX, self.path / SINGLE
-        # As Transformers does: a whole file may be there next to the index of older ones.
-        where = _read_index(index) if index.is_file() and not single.is_file() else None
-        files = sorted(set(where.values())) if where is not None else [SINGLE]
-        if where is None and not single.is_file():
-            raise UserError(_nothing_here(self.path))
-        if where is None and index.is_file():
-            print(f"{single} is read; {INDEX} is ignored, as by Transformers", file=sys.stderr)
-        for file in _ADAPTERS:
-            if (self.path / file).exists():
+        for name in _ADAPTERS:
+            if (self.path / name).exists():
                 raise UserError(
-                    f"{self.path / file}: the model has an adapter; merge it (merge_and_unload of peft), "
+                    f"{self.path / name}: the model has an adapter; merge it (merge_and_unload of peft), "
                     "or remove its files to convert the model without it"
                 )
-        for file in files:
+        # As in Transformers: a single file overrides the index of older shards.
+        listed: dict[str, str] = {}
+        if single.is_file():
+            if index.is_file():
+                print(f"{single} is read; {INDEX} is ignored, as by Transformers", file=sys.stderr)
+        elif index.is_file():
+            listed = _read_index(index)
+        else:
+            raise UserError(_no_tensors(self.path))
+        for file in sorted(set(listed.values())) or [SINGLE]:
             if Path(file).name != file or file in ("", ".."):
-                raise UserError(f"{index}: {file!r} lies outside the folder; not opened")
+                raise UserError(f"{index}: {file!r} is outside the folder; it is not opened")
             for name, tensor in _read_header(self.path / file).items():
                 if name in self.tensors:
                     raise UserError(
-                        f"{self.path / file}: {name} is also in {self.tensors[name].file}; "
+                        f"{self.path / file}: {name} is also in {self.tensors[name].file.name}; "
                         "get the folder again"
                     )
                 self.tensors[name] = tensor
-        for name, file in (where or {}).items():
-            if name not in self.tensors or self.tensors[name].file != file:
+        for name, file in listed.items():
+            if name not in self.tensors or self.tensors[name].file.name != file:
                 raise UserError(
-                    f"{index}: {name} is to be in {file} and is not; get the folder again"
+                    f"{index}: {name} is listed in {file}, which does not contain it; get the folder again"
                 )
-        for name, tensor in self.tensors.items():
-            if tensor.dtype not in _TYPES:
-                raise UserError(
-                    f"{self.path / tensor.file}: {name} is of type {tensor.dtype}; "
-                    f"{', '.join(_TYPES)} can be converted"
-                )
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The file of every tensor, by name."""
-        return {name: self.path / tensor.file for name, tensor in self.tensors.items()}
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Compares names and shapes with `expected`; UserError names the first that differs."""
+        """Compares names and shapes with `expected`; raises UserError for the first difference."""
         for name, shape in expected.items():
             if name not in self.tensors:
                 raise UserError(f"{self.path}: tensor {name} is missing; get the folder again")
             found = self.tensors[name]
             if found.shape != tuple(shape):
                 raise UserError(
-                    f"{self.path / found.file}: {name} has shape {list(found.shape)}, config.json "
-                    f"makes it {list(shape)}; take the config.json of these weights"
+                    f"{found.file}: {name} has shape {list(found.shape)}, config.json makes it "
+                    f"{list(shape)}; take the config.json of these weights"
                 )
         for name, tensor in self.tensors.items():
             if name not in expected:
                 raise UserError(
-                    f"{self.path / tensor.file}: tensor {name} has no place in a Qwen3 decoder of this "
-                    "config.json; such a model cannot be converted"
+                    f"{tensor.file}: tensor {name} does not exist in a Qwen3 decoder of this config.json; "
+                    "such a model cannot be converted"
                 )
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Rows `first … last − 1` of a tensor in its own type; all of it by default."""
+        """Returns the rows `first … last − 1` of a tensor in its dtype; all rows by default."""
         tensor = self.tensors[name]
-        dtype = np.dtype(_TYPES[tensor.dtype])
         last = tensor.shape[0] if last is None else last
-        row = int(np.prod(tensor.shape[1:]))
-        file = self.path / tensor.file
+        row = math.prod(tensor.shape[1:])
+        offset = tensor.offset + first * row * tensor.dtype.itemsize
         try:
-            # The library's own slices read the whole tensor, or map the file, whose pages then count
+            # A slice of the library reads the whole tensor, or maps the file, whose pages then count
             # as memory of this process.
-            values = np.fromfile(
-                file,
-                dtype,
-                (last - first) * row,
-                offset=tensor.offset + first * row * dtype.itemsize,
-            )
+            values = np.fromfile(tensor.file, tensor.dtype, (last - first) * row, offset=offset)
             return values.reshape(last - first, *tensor.shape[1:])
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: {name} cannot be read ({error}); get it again") from None
+            raise UserError(
+                f"{tensor.file}: {name} cannot be read ({error}); get it again"
+            ) from None
 
     def read_f32(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-        """As `read`, in f32."""
+        """Returns what `read` returns as f32."""
         return self.read(name, first, last).astype(np.float32, copy=False)
 
-    def checksum(self, name: str) -> str:
-        """crc32c of a tensor as `checksum` has it, read in parts."""
-        shape, crc = self.tensors[name].shape, 0
-        rows = max(1, _PART_VALUES // int(np.prod(shape[1:])))
-        for first in range(0, shape[0], rows):
-            crc = _extend(crc, self.read(name, first, min(first + rows, shape[0])))
-        return f"{crc:08x}"
-
-
-class TensorWriter:
-    """Writes tensors in the order of `shapes` into as few files as their size allows."""
-
-    def __init__(
-        self,
-        path: Path,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: str,
-        shard_bytes: int = SHARD_BYTES,
-    ):
-        """Plans the files.
+    def check_sums(
+        self, sums: Mapping[str, str], dtype: str | None, bar: Progress, fix: str
+    ) -> None:
+        """Reads every tensor and compares names, dtypes and checksums.
 
         Args:
-          path: an existing folder.
-          shapes: every tensor in the order in which they will come.
-          dtype: "float32" or "bfloat16".
-          shard_bytes: of a file at most, unless one tensor alone is larger; as much is held in memory.
-        """
-        self.path, self.dtype = path, np.dtype(DTYPES[dtype])
-        self.checksums: dict[str, str] = {}
-        sizes = {name: int(np.prod(shape)) * self.dtype.itemsize for name, shape in shapes.items()}
-        self.bytes = sum(sizes.values())
-        groups: list[list[str]] = [[]]
-        room = shard_bytes
-        for name, size in sizes.items():
-            if size > room and groups[-1]:
-                groups.append([])
-                room = shard_bytes
-            groups[-1].append(name)
-            room -= size
-        files = (
-            [SINGLE]
-            if len(groups) == 1
-            else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-        )
-        self._file_of = {
-            name: file for file, names in zip(files, groups, strict=True) for name in names
-        }
-        self._last = {names[-1] for names in groups}
-        self._shapes = dict(shapes)
-        self._held: dict[str, np.ndarray] = {}
-
-    def add(self, name: str, tensor: np.ndarray) -> None:
-        """Takes a tensor, and writes its file when it was the last one of it.
+          sums: crc32c by name.
+          dtype: of all tensors, "float32" or "bfloat16"; None accepts any.
+          bar: advanced by megabytes.
+          fix: what the user can do about a difference.
 
         Raises:
-          UserError: if a file cannot be written.
+          UserError: naming the file and the tensor that differs.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        if differing := sorted(self.tensors.keys() ^ sums.keys()):
+            raise UserError(f"{self.path}: tensor {differing[0]} is only on one side; {fix}")
+        for name, tensor in self.tensors.items():
+            if dtype is not None and tensor.dtype.name != dtype:
+                raise UserError(
+                    f"{tensor.file}: {name} is {tensor.dtype}, {dtype} was written; {fix}"
+                )
+            found = "0"
+            step = max(1, _CHECKSUM_VALUES // math.prod(tensor.shape[1:]))
+            for first in range(0, tensor.shape[0], step):
+                rows = self.read(name, first, min(first + step, tensor.shape[0]))
+                found = checksum(rows, int(found, 16))
+                bar.advance(rows.nbytes / 1e6)
+            if found != sums[name]:
+                raise UserError(
+                    f"{tensor.file}: {name} has crc32c {found}, {sums[name]} was written; {fix}"
+                )
 
-        assert tensor.shape == tuple(self._shapes[name]), name
-        self._held[name] = np.ascontiguousarray(tensor.astype(self.dtype, copy=False))
-        self.checksums[name] = checksum(self._held[name])
-        if name not in self._last:
-            return
-        file = self.path / self._file_of[name]
+
+def write_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    dtype: str,
+    shard_bytes: int,
+    bar: Progress,
+) -> dict[str, str]:
+    """Writes safetensors files, and an index if there are several.
+
+    Args:
+      path: an existing folder.
+      shapes: shape of every tensor, in the order of `tensors`.
+      tensors: names and values; one file of them is in memory at a time.
+      dtype: "float32" or "bfloat16".
+      shard_bytes: maximum size of a file with more than one tensor.
+      bar: advanced by megabytes.
+
+    Returns:
+      the crc32c of every tensor.
+
+    Raises:
+      UserError: if a file cannot be written.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    plan = split_state_dict_into_shards_factory(
+        dict(shapes),
+        get_storage_size=lambda shape: math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    sums: dict[str, str] = {}
+    held: dict[str, dict[str, np.ndarray]] = {file: {} for file in plan.filename_to_tensors}
+    for name, tensor in tensors:
+        values = np.ascontiguousarray(tensor.astype(DTYPES[dtype], copy=False))
+        sums[name] = checksum(values)
+        bar.advance(values.nbytes / 1e6)
+        file = plan.tensor_to_filename[name]
+        held[file][name] = values
+        if len(held[file]) < len(plan.filename_to_tensors[file]):
+            continue
         try:
-            # Without the mark Transformers does not load a file.
-            save_file(self._held, file, metadata={"format": "pt"})
-            file.chmod(0o644)  # the library lets only the owner read it
+            # Transformers refuses a file without this metadata.
+            save_file(held.pop(file), path / file, metadata={"format": "pt"})
+            (path / file).chmod(0o644)  # the library makes it readable for its owner only
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: cannot be written ({error}); is the disk full?") from None
-        self._held = {}
-
-    def finish(self) -> None:
-        """Writes the index, if there are several files."""
-        assert not self._held and self.checksums.keys() == self._shapes.keys()
-        if len(set(self._file_of.values())) > 1:
-            content = {"metadata": {"total_size": self.bytes}, "weight_map": self._file_of}
-            write_json(self.path / INDEX, content)
+            raise UserError(
+                f"{path / file}: cannot be written ({error}); is the disk full?"
+            ) from None
+    if plan.is_sharded:
+        content = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(path / INDEX, content)
+    return sums
 
 
 def _read_header(path: Path) -> dict[str, _Tensor]:
-    """The tensors of a file, after the library has found that they fill it without a gap."""
+    """Returns the tensors of a file, whose header and size the library has checked."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -241,35 +231,38 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
         raise UserError(f"{path} is missing; get the folder again") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from None
-    return {
-        name: _Tensor(
-            path.name, tuple(about["shape"]), about["dtype"], 8 + size + about["data_offsets"][0]
-        )
-        for name, about in header.items()
-        if name != "__metadata__"
-    }
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, about in header.items():
+        if about["dtype"] not in _TYPES:
+            raise UserError(
+                f"{path}: {name} is of type {about['dtype']}; {', '.join(_TYPES)} can be converted"
+            )
+        dtype, offset = np.dtype(_TYPES[about["dtype"]]), 8 + size + about["data_offsets"][0]
+        tensors[name] = _Tensor(path, tuple(about["shape"]), dtype, offset)
+    return tensors
 
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(file, str) for file in where.values()):
-            raise ValueError("a name of a file is not a string")
-        return dict(where)
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in listed.values()):
+            raise ValueError("the name of a file is not a string")
+        return dict(listed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of safetensors ({error}); get it again") from None
 
 
-def _nothing_here(path: Path) -> str:
+def _no_tensors(path: Path) -> str:
     for name in (SINGLE, INDEX):
         if (path / name).is_symlink():
-            return f"{path / name} is a link to a file that is not there; get the model again"
+            return f"{path / name} is a link to a missing file; get the model again"
     if not path.is_dir():
-        return f"{path}: there is no such folder; name the one of a Hugging Face model"
+        return f"{path}: no such folder; name the folder of a Hugging Face model"
     for pattern in _PICKLES:
         for file in sorted(path.glob(pattern)):
             return (
                 f"{file} is a pickle, which can run any code and is never opened; get the model as "
                 "safetensors"
             )
-    return f"{path}: neither {SINGLE} nor {INDEX} is there; name the folder of a Hugging Face model"
+    return f"{path} has neither {SINGLE} nor {INDEX}; name the folder of a Hugging Face model"

@@ -1,10 +1,9 @@
-"""A second reading of a Hugging Face folder, for the verification: Transformers' rules written out.
+"""An independent reading of a Hugging Face folder by the rules of Transformers, for the verification.
 
-`architecture` and `safetensors_folder` make the decoder of a conversion, and the logits before and after
-are computed with it, so a misread setting would be on both sides. What is here shares no code with them
-but JSON and the safetensors library: it reads the raw files again and compares numbers that a setting ends
-up in, the rotary frequencies and the shapes, with those of the decoder. `make parity` compares this
-reading with Transformers.
+A conversion computes the logits before and after with one reading of `config.json`, so a misread setting
+would affect both sides. This module shares no code with that reading: it reads the raw files again and
+compares shapes, settings and rotary frequencies with those of the decoder. `make parity` compares it with
+Transformers.
 """
 
 import json
@@ -14,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, rope
 
-# Differences in the order of f32 operations; another setting changes far more.
-_ROUNDING = 1e-5
+# The order of f32 operations differs; another setting has a far larger effect.
+_TOLERANCE = 1e-5
 
 
 def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
     """Returns the inverse frequencies that Transformers 5.24 computes from `config.json`, f64 `[head_dim / 2]`.
 
-    The rules are those of `RotaryEmbeddingConfigMixin` and of the rope types "default" and "llama3" there:
-    `rope_scaling` replaces `rope_parameters`; a base outside them, else 10,000, fills a missing one; the
-    length outside them replaces the one inside.
+    The rules are those of `RotaryEmbeddingConfigMixin` and of the rope types "default" and "llama3":
+    `rope_scaling` replaces `rope_parameters`; a top-level theta, else 10,000, is the default; a top-level
+    length replaces the one in the entry.
 
     Raises:
       ValueError: for another rope type.
@@ -59,13 +59,12 @@ def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Returns the file of every tensor, as Transformers 5.24 chooses them: a single file before an index."""
+    """Returns the file of every tensor as Transformers 5.24 chooses it: a single file before an index."""
     from safetensors import safe_open
 
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        files = [single]
-    else:
+    files = [single]
+    if not single.is_file():
         files = [folder / name for name in json.loads(index.read_text())["weight_map"].values()]
     found: dict[str, Path] = {}
     for file in dict.fromkeys(files):
@@ -74,67 +73,39 @@ def weight_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check(folder: Path, config: DecoderConfig, used: dict[str, Path]) -> None:
-    """Compares a folder with the decoder and the tensors that a conversion used.
+def check(tensors: TensorFolder, config: DecoderConfig) -> None:
+    """Compares a folder with the decoder and the tensors of a conversion.
 
     Args:
-      folder: of `config.json` and safetensors.
+      tensors: that were read or written, with their folder.
       config: the decoder; its vocabulary is not compared.
-      used: file of every tensor that was read or written.
 
     Raises:
-      UserError: if they differ: this is a bug of soda.
+      UserError: if they differ, which is a bug of soda.
     """
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    wrong = next(
-        (text for same, text in _comparisons(content, folder, config, used) if not same), ""
-    )
-    if wrong:
-        raise UserError(
-            f"{folder}: a second reading finds another model: {wrong}; please report this with config.json"
-        )
-
-
-def _comparisons(
-    content: dict[str, Any], folder: Path, config: DecoderConfig, used: dict[str, Path]
-) -> list[tuple[bool, str]]:
+    content = json.loads((tensors.path / "config.json").read_text(encoding="utf-8"))
+    heads = content["num_attention_heads"]
+    # name -> the value here and the converted one
+    values: dict[str, tuple[Any, Any]] = {
+        "num_attention_heads": (heads, config.num_heads),
+        "num_key_value_heads": (content.get("num_key_value_heads") or heads, config.num_kv_heads),
+        "num_hidden_layers": (content["num_hidden_layers"], config.num_layers),
+        "tie_word_embeddings": (content.get("tie_word_embeddings", False), config.tie_embeddings),
+        "rms_norm_eps": (float(content.get("rms_norm_eps", 1e-6)), config.rms_norm_eps),
+    }
+    for name, file in weight_files(tensors.path).items():
+        used = tensors.tensors.get(name)
+        values[f"the file of {name}"] = (file, used and used.file)
+    wrong = [f"{name} {a}, converted {b}" for name, (a, b) in values.items() if a != b]
     try:
         theirs = rotary_frequencies(content)
+        ours = rope.frequencies(config.head_dim, config.rope)
+        if theirs.shape != ours.shape or not np.allclose(theirs, ours, rtol=_TOLERANCE, atol=0):
+            wrong.insert(0, f"rotary frequencies {theirs[:4]}, converted {ours[:4]}")
     except ValueError as error:
-        return [(False, str(error))]
-    ours = rope.frequencies(config.head_dim, config.rope)
-    near = theirs.shape == ours.shape and np.allclose(theirs, ours, rtol=_ROUNDING, atol=0)
-    heads = content["num_attention_heads"]
-    groups = content.get("num_key_value_heads") or heads
-    norm = float(content.get("rms_norm_eps", 1e-6))
-    files = weight_files(folder)
-    found = [
-        (near, f"rotary frequencies {_some(theirs)}, the converted ones are {_some(ours)}"),
-        (heads == config.num_heads, f"{heads} heads, converted {config.num_heads}"),
-        (
-            groups == config.num_kv_heads,
-            f"{groups} key-value heads, converted {config.num_kv_heads}",
-        ),
-        (
-            math.isclose(norm, config.rms_norm_eps),
-            f"rms_norm_eps {norm}, converted {config.rms_norm_eps}",
-        ),
-        (
-            content["num_hidden_layers"] == config.num_layers,
-            f"{content['num_hidden_layers']} layers",
-        ),
-    ]
-    for name, file in files.items():
-        found.append((used.get(name) == file, f"{name} in {file.name}, converted {used.get(name)}"))
-    tied = content.get("tie_word_embeddings", False)
-    found.append(
-        (
-            tied == config.tie_embeddings,
-            f"tie_word_embeddings {tied}, converted {config.tie_embeddings}",
+        wrong.insert(0, str(error))
+    if wrong:
+        raise UserError(
+            f"{tensors.path}: a second reading of config.json finds another model: {wrong[0]}; please "
+            "report this with the file"
         )
-    )
-    return found
-
-
-def _some(values: np.ndarray) -> str:
-    return ", ".join(f"{value:.4g}" for value in values[:4]) + ", …"

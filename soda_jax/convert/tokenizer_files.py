@@ -1,20 +1,18 @@
-"""The tokenizer of an export: the text tokenizer, the four markers and a character for each audio id.
+"""The tokenizer of an export: the text tokenizer, the four markers and one character per audio id.
 
-Audio id `audio_base + i` is written as the character U+E000 + i, as in the released models. For the
-suite's 16,384 audio ids these are U+E000–U+11FFF, and real text has some of them: U+FE0F of an emoji, the
-full-width comma U+FF0C, U+FFFD. In such a text the exported tokenizer sees sound. It cannot be helped
-there, because a prompt is one string; our own encoders take text apart from sound and never have the
-fault. Whoever prompts an exported model with text from elsewhere removes these characters first.
+Audio id `audio_base + i` is written as the character U+E000 + i, as in the released models. SODA's 16,384
+audio ids are U+E000–U+11FFF. Real text contains some of these characters: U+FE0F in an emoji, the
+full-width comma U+FF0C, U+FFFD. The exported tokenizer converts them to audio ids, because a prompt is one
+string; our encoders keep text and audio apart and are not affected. Remove these characters from text
+before prompting an exported model.
 
-Nothing is added to a text by itself. A prompt is whole, without spaces between its parts:
+The tokenizer adds nothing to a text. A prompt is complete, without spaces between its parts:
 `<|begin_of_text|><|text_start|>Hello there.<|text_end|><|audio_start|>`.
 """
 
 import json
 from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.files import json_text
@@ -36,7 +34,7 @@ PROBES = ("a", "Hello there, 12 tokens", "  two  spaces,\n a line\t", "Zwölf �
 
 
 def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[str, str]:
-    """What Transformers' `AutoTokenizer` reads, so that a prompt string becomes our ids.
+    """Returns the files that Transformers' `AutoTokenizer` reads to encode a prompt as our ids.
 
     Args:
       tokenizer: of the run's text.
@@ -46,21 +44,20 @@ def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[
       contents of tokenizer.json, tokenizer_config.json and special_tokens_map.json by file name.
 
     Raises:
-      UserError: for a tokenizer that Transformers has no form of, or one whose ids come out otherwise
-        than ours; what is returned has been tried.
+      UserError: if Transformers cannot represent the tokenizer, or encodes a probe differently.
     """
     description = text_description(tokenizer)
     if make_layout(tokenizer, layout.codebook_sizes) != layout:
         raise UserError(
-            f"the vocabulary layout with {layout.text_size} text ids, BOS {layout.bos} and EOS {layout.eos} "
-            f"is not of the tokenizer {tokenizer.fingerprint}, which has {tokenizer.vocabulary_size}, "
-            f"{tokenizer.bos} and {tokenizer.eos}: give the run's own tokenizer"
+            f"the vocabulary layout has {layout.text_size} text ids, BOS {layout.bos} and EOS {layout.eos}, "
+            f"the tokenizer {tokenizer.fingerprint} has {tokenizer.vocabulary_size}, {tokenizer.bos} and "
+            f"{tokenizer.eos}: give the run's own tokenizer"
         )
     bos, eos = special_names(tokenizer)
     content = json.dumps(_extended(description, layout), ensure_ascii=False) + "\n"
     check_ids(content, tokenizer, layout, f"the exported {FILE}")
-    named = {"bos_token": bos, "eos_token": eos, "pad_token": eos}
-    named["additional_special_tokens"] = list(MARKERS)  # type: ignore[assignment]
+    named: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "pad_token": eos}
+    named["additional_special_tokens"] = list(MARKERS)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
@@ -78,7 +75,7 @@ def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[
 
 
 def audio_characters(count: int) -> str:
-    """The characters of the first `count` audio ids; UserError where Unicode has not so many."""
+    """Returns the characters of the first `count` audio ids; UserError beyond the end of Unicode."""
     if FIRST_CHARACTER + count > _END_OF_UNICODE:
         raise UserError(
             f"{count:,} audio ids have no characters: Unicode has "
@@ -88,32 +85,27 @@ def audio_characters(count: int) -> str:
 
 
 def special_names(tokenizer: TextTokenizer) -> tuple[str, str]:
-    """How BOS and EOS are written in a prompt."""
+    """Returns the strings of BOS and EOS in a prompt."""
     added = text_description(tokenizer).get("added_tokens") or []
     names = {int(token["id"]): token["content"] for token in added}
     return names[tokenizer.bos], names[tokenizer.eos]
 
 
 def text_description(tokenizer: TextTokenizer) -> dict[str, Any]:
-    """A text tokenizer as the object of a tokenizer.json; UserError for those of seqio."""
+    """Returns the content of a text tokenizer's tokenizer.json; UserError for seqio tokenizers."""
     if isinstance(tokenizer, JsonTokenizer):
         return json.loads(tokenizer.content)
-    if isinstance(tokenizer, ByteTokenizer):
-        return _byte_description()
-    raise UserError(
-        "the run's text tokenizer is one of seqio, for which Transformers has no tokenizer.json: train "
-        "on data that `soda retext` has brought to another tokenizer"
-    )
-
-
-def _byte_description() -> dict[str, Any]:
-    """A byte-level BPE without merges: the id of a byte is the byte."""
-    # The letters by which a byte-level vocabulary writes bytes (GPT-2, encoder.py): what prints stands
-    # for itself, the rest for U+0100 and on.
-    prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in prints]
+    if not isinstance(tokenizer, ByteTokenizer):
+        raise UserError(
+            "the run's text tokenizer is from seqio and has no tokenizer.json for Transformers: train on "
+            "data that `soda retext` has converted to another tokenizer"
+        )
+    # A byte-level BPE without merges, whose ids are the bytes. A byte-level vocabulary (GPT-2,
+    # encoder.py) writes printable bytes as themselves and the others as U+0100 and following.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
     letters = {
-        chr(byte if byte in prints else 256 + others.index(byte)): byte for byte in range(256)
+        chr(byte if byte in printable else 256 + others.index(byte)): byte for byte in range(256)
     }
     byte_level: dict[str, Any] = {"type": "ByteLevel"}
     byte_level |= dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), False)
@@ -128,26 +120,33 @@ def _byte_description() -> dict[str, Any]:
 
 
 def _added(content: str, number: int, special: bool = True) -> dict[str, Any]:
-    # Not normalized: NFC alone makes other characters of U+F900–U+FAFF, which stand for sound here.
+    # Not normalized: NFC would replace characters of U+F900–U+FAFF, which are audio ids here.
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, **flags, "special": special}
 
 
 def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str, Any]:
-    """The description with markers and audio characters behind its text ids."""
-    # What stands beside a special token is text, its spaces included.
-    text = [
-        {**token, "lstrip": False, "rstrip": False}
-        for token in description.get("added_tokens") or []
-    ]
+    """Returns the description with markers and audio characters after its text ids."""
+    # Spaces next to a special token are text.
+    added = description.get("added_tokens") or []
+    text = [{**token, "lstrip": False, "rstrip": False} for token in added]
     taken = {token["content"]: token["id"] for token in text}
-    for name in MARKERS:
+    for number, name in enumerate(MARKERS, layout.text_size):
         if name in taken:
             raise UserError(
-                f"the text tokenizer already has {name}, as id {taken[name]}, and ours is "
-                f"{layout.text_size + MARKERS.index(name)}: use a tokenizer without it"
+                f"the text tokenizer already has {name}, as id {taken[name]}, and ours is {number}: use a "
+                "tokenizer without it"
             )
-    model, fillers = _filled(description["model"], text, layout.text_size)
+    # Ids without a piece become added tokens, and those among the pieces also pieces, because the library
+    # numbers added tokens without gaps after the pieces, whatever the file contains.
+    model = description["model"]
+    pieces = model["vocab"]
+    used = set(pieces.values()) if isinstance(pieces, dict) else set(range(len(pieces)))
+    free = sorted(set(range(layout.text_size)) - used - {token["id"] for token in text})
+    text += [_added(f"<|unused_{number}|>", number) for number in free]
+    inside = {f"<|unused_{number}|>": number for number in free if number < max(used)}
+    if inside:
+        model = {**model, "vocab": {**pieces, **inside}}
     markers = [_added(name, layout.text_size + i) for i, name in enumerate(MARKERS)]
     characters = audio_characters(layout.size - layout.audio_base)
     audio = [_added(c, layout.audio_base + i, False) for i, c in enumerate(characters)]
@@ -155,34 +154,19 @@ def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str
         **description,
         "truncation": None,
         "padding": None,
-        "added_tokens": [*sorted(text + fillers, key=lambda t: t["id"]), *markers, *audio],
-        "post_processor": None,  # it would put BOS before each text
+        "added_tokens": [*sorted(text, key=lambda token: token["id"]), *markers, *audio],
+        "post_processor": None,  # it would add BOS to each text
         "model": model,
     }
-
-
-def _filled(
-    model: dict[str, Any], added: list[dict[str, Any]], size: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Names for ids that no piece has: the model with those inside it, and all as added tokens.
-
-    The library numbers added tokens without a gap behind the model's pieces, whatever the file says.
-    """
-    pieces = model["vocab"]
-    used = set(pieces.values()) if isinstance(pieces, dict) else set(range(len(pieces)))
-    holes = sorted(set(range(size)) - used - {token["id"] for token in added})
-    fillers = [_added(f"<|unused_{hole}|>", hole) for hole in holes]
-    inside = {token["content"]: token["id"] for token in fillers if token["id"] < max(used)}
-    return ({**model, "vocab": {**pieces, **inside}} if inside else model), fillers
 
 
 def check_ids(
     content: str, tokenizer: TextTokenizer, layout: VocabularyLayout, source: str
 ) -> None:
-    """Tries a tokenizer.json: all ids of `layout`, and text alone and between markers as `tokenizer`.
+    """Encodes all ids of `layout` and some texts with a tokenizer.json and compares with `tokenizer`.
 
     Raises:
-      UserError: naming `source`, what differs and both ids.
+      UserError: naming `source`, the difference and both ids.
     """
     from tokenizers import Tokenizer
 
@@ -191,47 +175,47 @@ def check_ids(
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(f"{source} is not a tokenizer.json: {error}") from None
 
-    def ids_of(text: str) -> np.ndarray:
-        return np.array(full.encode(text, add_special_tokens=False).ids, np.int64)
+    def ids_of(text: str) -> list[int]:
+        return full.encode(text, add_special_tokens=False).ids
 
     bos, eos = special_names(tokenizer)
-    names = [*zip(MARKERS, range(layout.text_size, layout.audio_base), strict=True)]
-    for name, wanted in [(bos, layout.bos), (eos, layout.eos), *names]:
-        if ids_of(name).tolist() != [wanted]:
-            raise UserError(f"{source} makes {ids_of(name).tolist()} of {name}, which is {wanted}")
+    markers = zip(MARKERS, range(layout.text_size, layout.audio_base), strict=True)
+    for name, wanted in [(bos, layout.bos), (eos, layout.eos), *markers]:
+        if ids_of(name) != [wanted]:
+            raise UserError(f"{source} encodes {name} as {ids_of(name)}, expected {wanted}")
     characters = audio_characters(layout.size - layout.audio_base)
-    if ids_of(characters).tolist() != list(range(layout.audio_base, layout.size)):
+    if ids_of(characters) != list(range(layout.audio_base, layout.size)):
         for wanted, character in enumerate(characters, layout.audio_base):
-            if ids_of(character).tolist() != [wanted]:
+            if ids_of(character) != [wanted]:
                 raise UserError(
-                    f"{source} makes {ids_of(character).tolist()} of the audio character "
-                    f"U+{ord(character):X}, which is {wanted}: a text vocabulary that has this "
-                    "character as a piece cannot be exported; use a byte-level one"
+                    f"{source} encodes the audio character U+{ord(character):X} as {ids_of(character)}, "
+                    f"expected {wanted}: a text vocabulary with this character as a piece cannot be "
+                    "exported; use a byte-level one"
                 )
     found = set(full.get_vocab(with_added_tokens=True).values())
     differ = found ^ set(range(layout.size))
     if differ:
         raise UserError(
-            f"{source} has {len(found):,} ids, the vocabulary layout {layout.size:,}: id {min(differ)} is "
-            "in one of them alone"
+            f"{source} has {len(found):,} ids, the vocabulary layout {layout.size:,}: only one of them has "
+            f"id {min(differ)}"
         )
     start, end = MARKERS[:2]
     for text in probes(tokenizer):
-        ours = tokenizer.encode(text)
+        ours = tokenizer.encode(text).tolist()
         between = [layout.bos, *ours, layout.text_start, *ours, layout.text_end, layout.eos]
         for prompt, expected in ((text, ours), (f"{bos}{text}{start}{text}{end}{eos}", between)):
-            if ids_of(prompt).tolist() != list(expected):
+            if ids_of(prompt) != expected:
                 raise UserError(
-                    f"{source} makes {ids_of(prompt).tolist()} of {prompt!r}, ours is "
-                    f"{list(map(int, expected))}: it treats spaces by place; use a byte-level tokenizer"
+                    f"{source} encodes {prompt!r} as {ids_of(prompt)}, expected {expected}: its treatment "
+                    "of spaces depends on their position; use a byte-level tokenizer"
                 )
 
 
 def probes(tokenizer: TextTokenizer) -> Iterator[str]:
-    """Short texts that `tokenizer` can write."""
+    """Yields short texts that `tokenizer` can encode."""
     for text in PROBES:
         try:
             tokenizer.encode(text)
-        except UserError:  # a small vocabulary has not all characters
+        except UserError:  # a small vocabulary lacks some characters
             continue
         yield text

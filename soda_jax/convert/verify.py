@@ -1,130 +1,125 @@
-"""What a conversion wrote, read again and compared with what was meant."""
+"""Compares a converted model with its source by the logits of a short prompt."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from soda_jax.convert.forward import logits, prompt
-from soda_jax.convert.safetensors_folder import DTYPES, TensorFolder
-from soda_jax.convert.weights import Weights
+from soda_jax.convert.safetensors_folder import DTYPES
+from soda_jax.convert.weights import Weights, row_blocks, tables
 from soda_jax.errors import UserError
-from soda_jax.model import DecoderConfig
-from soda_jax.progress import Progress
+from soda_jax.model import DecoderConfig, rope
+from soda_jax.model.attention import attend
+from soda_jax.model.decoder import apply_layer, rms_norm
+from soda_jax.model.placement import OneDevice
 
-_TYPE_NAMES = {"float32": "F32", "bfloat16": "BF16"}
-_ROUNDING = 1e-4
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_TOLERANCE = 1e-4  # relative to the standard deviation of the logits
 
 
-class RoundedWeights:
-    """Weights as another type holds them, in f32; see `weights.Weights`."""
+class RoundedWeights(Weights):
+    """Weights rounded to another dtype, in f32."""
 
     def __init__(self, weights: Weights, dtype: str):
-        """Args: weights: in f32. dtype: "float32", which changes nothing, or "bfloat16"."""
-        self.config: DecoderConfig = weights.config
-        self._weights, self._dtype = weights, DTYPES[dtype]
+        """Wraps `weights`; `dtype` is "float32", which changes nothing, or "bfloat16"."""
+        self.config, self._weights, self._dtype = weights.config, weights, DTYPES[dtype]
 
-    def _round(self, values: np.ndarray) -> np.ndarray:
-        return values.astype(self._dtype).astype(np.float32)
-
-    def layer(self, number: int) -> dict[str, np.ndarray]:
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        return {name: self._round(values) for name, values in self._weights.layer(number).items()}
-
-    def rows(self, table: str, first: int, last: int) -> np.ndarray:
-        """See `Weights`."""
-        return self._round(self._weights.rows(table, first, last))
-
-    def final_norm(self) -> np.ndarray:
-        """See `Weights`."""
-        return self._round(self._weights.final_norm())
+        return self._weights.read(name, first, last).astype(self._dtype).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Logits:
-    """Logits of one short prompt, before and after.
+class Logits(NamedTuple):
+    """Logits of one short prompt before and after a conversion.
 
     Attributes:
-      difference: largest absolute difference between them.
-      deviation: standard deviation of those before, to compare it with.
+      difference: largest absolute difference.
+      deviation: standard deviation of the logits before.
     """
 
     difference: float
     deviation: float
 
 
-def check_tensors(
-    folder: TensorFolder, sums: Mapping[str, str], dtype: str | None, bar: Progress, mend: str
-) -> None:
-    """Reads every tensor and compares names, types and checksums.
+def random_prompt(config: DecoderConfig, length: int = 16) -> np.ndarray:
+    """Returns ids `[length]` drawn from the whole vocabulary, after its first and last id."""
+    size = config.vocabulary.size
+    drawn = np.random.default_rng(0).integers(0, size, max(length - 2, 0))
+    return np.concatenate([[0, size - 1], drawn]).astype(np.int32)
+
+
+def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
+    """Returns the logits of every position of a prompt, f32 `[length, vocabulary]`, computed in f32.
 
     Args:
-      folder: opened after everything was written.
-      sums: crc32c by name.
-      dtype: that all are of; None: any.
-      bar: advanced by megabytes.
-      mend: what to do about a tensor that differs.
-
-    Raises:
-      UserError: naming the file and the tensor that differs.
+      weights: read once, a layer and a block of rows at a time.
+      tokens: int32 `[length]`.
     """
-    if folder.tensors.keys() != sums.keys():
-        differing = sorted(folder.tensors.keys() ^ sums.keys())
-        raise UserError(f"{folder.path}: tensor {differing[0]} is only on one side; {mend}")
-    for name, tensor in folder.tensors.items():
-        if dtype is not None and tensor.dtype != _TYPE_NAMES[dtype]:
-            raise UserError(
-                f"{folder.path / tensor.file}: {name} is {tensor.dtype}, {dtype} was written"
-            )
-        found = folder.checksum(name)
-        if found != sums[name]:
-            raise UserError(
-                f"{folder.path / tensor.file}: {name} has crc32c {found}, {sums[name]} was "
-                f"written; {mend}"
-            )
-        bar.advance(int(np.prod(tensor.shape)) * _BYTES[tensor.dtype] / 1e6)
+    config = dataclasses.replace(weights.config, compute_dtype="float32")
+    with jax.default_matmul_precision("highest"):
+        rows = [weights.read("embedding", token, token + 1) for token in tokens.tolist()]
+        x = jnp.asarray(np.concatenate(rows))[None]
+        for number in range(config.num_layers):
+            x = _layer(config, weights.layer(number), x)
+        scale = weights.read("final_norm", 0, config.hidden_size)
+        x = rms_norm(x, jnp.asarray(scale), config.rms_norm_eps)[0]
+        found = np.empty((len(tokens), config.vocabulary.size), np.float32)
+        for first, last in row_blocks(config.vocabulary.size):
+            found[:, first:last] = x @ weights.read(tables(config)[-1], first, last).T
+    return found
 
 
-def walk(weights: Weights, dtype: str) -> None:
-    """Reads `weights` as `compare_logits` does, for a process that holds a part of them."""
-    for _ in range(1 if dtype == "float32" else 2):
-        logits(weights, prompt(weights.config))
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(config: DecoderConfig, layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    length = x.shape[1]
+    positions = jnp.arange(length)[None]
+    mask = jnp.tril(jnp.ones((1, length, length), bool))
+    y, _ = apply_layer(
+        layer,
+        x,
+        config=config,
+        angles=rope.angles(positions, length, config.head_dim, config.rope),
+        attention=lambda query, key, value: attend(query, key, value, mask),
+        placement=OneDevice(),
+    )
+    return y
 
 
-def compare_logits(before: Weights, after: Weights, intended: Weights | None = None) -> Logits:
-    """Runs one prompt through both; they must agree to rounding, since their numbers are the same.
+def logits_of_source(weights: Weights, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logits of `random_prompt` with `weights`, and those expected after rounding to `dtype`."""
+    tokens = random_prompt(weights.config)
+    before = logits(weights, tokens)
+    if dtype == "float32":
+        return before, before
+    return before, logits(RoundedWeights(weights, dtype), tokens)
+
+
+def compare_logits(before: Weights, after: Weights, dtype: str = "float32") -> Logits:
+    """Compares logits, which must agree to rounding because the parameters are equal.
 
     Args:
-      before: what was converted.
+      before: the source.
       after: what was written, read again.
-      intended: what should have been written, where that is not `before` (rounded to bf16).
+      dtype: in which `after` is stored.
 
     Raises:
-      UserError: if the logits of `after` are not those of `intended`, or not finite.
+      UserError: if the logits of `after` differ from those of `before` rounded to `dtype`, or are not
+        finite.
     """
-    tokens = prompt(after.config)
-    first = logits(before, tokens)
+    first, expected = logits_of_source(before, dtype)
     if not np.isfinite(first).all():
         raise UserError(
-            "the logits of the model itself are not finite: it has weights that are NaN or infinite; take "
-            "another checkpoint, or convert it all the same with --verify=tensors"
+            "the logits of the source are not finite: some weights are NaN or infinite; take another "
+            "checkpoint, or convert it anyway with --verify=tensors"
         )
-    wanted = first if intended is None else logits(intended, tokens)
-    found = logits(after, tokens)
-    off = float(np.abs(found - wanted).max())
-    # Products of several threads need not add up in the same order twice.
-    if not off <= _ROUNDING * float(wanted.std()):
+    found = logits(after, random_prompt(after.config))
+    error = float(np.abs(found - expected).max())
+    # Multi-threaded matrix products may sum in another order each time.
+    if not error <= _TOLERANCE * float(expected.std()):
         raise UserError(
-            f"the converted model computes other logits (by up to {off:.3g}) although its tensors are as "
-            "written: config.json or the names do not say what the model is; please report this"
+            f"the converted model computes other logits (difference up to {error:.3g}) although its "
+            "tensors are as written: config.json or a tensor name is wrong; please report this"
         )
     return Logits(float(np.abs(found - first).max()), float(first.std()))
-
-
-def described(result: Logits) -> str:
-    """One phrase for what is printed."""
-    return (
-        f"logits of a random prompt differ by at most {result.difference:.2g}, their standard deviation "
-        f"is {result.deviation:.2g}"
-    )

@@ -1,21 +1,27 @@
-"""The parameters of a decoder as they are converted and compared: a slice at a time."""
+"""Parameters of a decoder, read in slices; written to and read from checkpoints."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import abc
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from soda_jax.checkpoints.slices import SliceReader
+from soda_jax.checkpoints.slices import Index, Shape, SliceReader, Write, new_step
+from soda_jax.checkpoints.tree import flatten
+from soda_jax.convert.safetensors_folder import checksum
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, ModelFunctions
+from soda_jax.progress import Progress
 
-# Rows of a table that are in memory at a time: 84 MB in f32 at a width of 2,560.
+# Rows of a table in memory at a time: 84 MB of f32 at a hidden size of 2,560.
 ROWS = 8192
 TABLES = ("embedding", "head")
 
 
-class Weights(Protocol):
-    """Parameters that are somewhere: in a checkpoint, in safetensors, on devices.
+class Weights(abc.ABC):
+    """Parameters of a decoder in f32: of a checkpoint, of safetensors, or on devices.
 
     Attributes:
       config: the decoder's shape.
@@ -23,43 +29,43 @@ class Weights(Protocol):
 
     config: DecoderConfig
 
+    @abc.abstractmethod
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """Returns the rows `first … last − 1` of the leading axis of a parameter.
+
+        Args:
+          name: "embedding" or "head", a table `[vocabulary, d]` by token id without padding (the head of
+            a tied model is its embedding); "final_norm" `[d]`; or "layers/query" and so on, whose
+            leading axis is the layer.
+          first, last: rows.
+        """
+
     def layer(self, number: int) -> dict[str, np.ndarray]:
-        """One layer: names and shapes of `model.decoder.Layer`."""
-        ...
-
-    def rows(self, table: str, first: int, last: int) -> np.ndarray:
-        """Rows `[last − first, d]` of the ids `first … last − 1` of "embedding" or "head"."""
-        ...
-
-    def final_norm(self) -> np.ndarray:
-        """Scale of the last norm, `[d]`."""
-        ...
+        """Returns the parameters of one layer; names and shapes are those of `decoder.Layer`."""
+        names = layer_shapes(self.config)
+        return {name: self.read(f"layers/{name}", number, number + 1)[0] for name in names}
 
 
 def tables(config: DecoderConfig) -> tuple[str, ...]:
-    """The tables that a decoder has parameters for: a tied one has no head of its own."""
+    """Returns the tables with separate parameters: a tied model has only the embedding."""
     return TABLES[:1] if config.tie_embeddings else TABLES
 
 
-def row_blocks(size: int, rows: int = ROWS) -> Iterator[tuple[int, int]]:
-    """`(first, last)` of blocks of at most `rows` of `size` rows."""
-    for first in range(0, size, rows):
-        yield first, min(first + rows, size)
+def row_blocks(size: int) -> Iterator[tuple[int, int]]:
+    """Yields `(first, last)` of blocks of at most `ROWS` of `size` rows."""
+    for first in range(0, size, ROWS):
+        yield first, min(first + ROWS, size)
 
 
-def shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of a decoder, by its name `layers/query`."""
-    found: dict[str, tuple[int, ...]] = {}
-    for name, leaf in ModelFunctions(config).abstract.items():
-        if isinstance(leaf, dict):
-            found |= {f"{name}/{inner}": tuple(array.shape) for inner, array in leaf.items()}
-        else:
-            found[name] = tuple(leaf.shape)
-    return found
+@functools.cache
+def shapes(config: DecoderConfig) -> dict[str, Shape]:
+    """Returns the stored shape of every parameter by its name, such as `layers/query`."""
+    leaves = flatten(ModelFunctions(config).abstract)
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
-def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of one layer, by its name in the layer."""
+def layer_shapes(config: DecoderConfig) -> dict[str, Shape]:
+    """Returns the shape of every parameter of one layer by its name in the layer."""
     return {
         name.removeprefix("layers/"): shape[1:]
         for name, shape in shapes(config).items()
@@ -67,11 +73,11 @@ def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-class StoredWeights:
+class StoredWeights(Weights):
     """The parameters of a checkpoint."""
 
     def __init__(self, reader: SliceReader, config: DecoderConfig):
-        """Raises: UserError if the checkpoint does not hold the parameters of `config`."""
+        """Compares shapes; raises UserError if the checkpoint is not one of `config`."""
         self.config, self._reader = config, reader
         wanted, found = shapes(config), reader.shapes
         for name in sorted(wanted.keys() | found.keys()):
@@ -80,60 +86,116 @@ class StoredWeights:
                     f"the checkpoint has {name} of shape {found.get(name)}, its config makes it "
                     f"{wanted.get(name)}; restore the checkpoint or its config"
                 )
-        self._layer_names = list(layer_shapes(config))
 
-    def layer(self, number: int) -> dict[str, np.ndarray]:
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
         """See `Weights`."""
-        return {name: self._reader.read(f"layers/{name}", number) for name in self._layer_names}
-
-    def rows(self, table: str, first: int, last: int) -> np.ndarray:
-        """See `Weights`."""
-        table = "embedding" if self.config.tie_embeddings else table
+        if name not in TABLES:
+            return self._reader.read(name, (slice(first, last),))
         parts = []
-        for block, index in stored_rows(self.config, first, last):
-            parts.append(self._reader.read(f"{table}_{block}", index))
+        for block in _blocks(self.config, "embedding" if self.config.tie_embeddings else name):
+            begin, end = max(first, block.first), min(last, block.last)
+            if begin < end:
+                rows = slice(begin - block.first, end - block.first)
+                parts.append(self._reader.read(block.array, (*block.at, rows)))
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
-    def final_norm(self) -> np.ndarray:
-        """See `Weights`."""
-        return self._reader.read("final_norm")
+
+class _Block(NamedTuple):
+    """Consecutive ids of a table that are stored in consecutive rows of an array."""
+
+    array: str
+    at: tuple[int, ...]  # of the rows in the array
+    first: int  # id
+    last: int
+    rows: int  # padding included
 
 
-def stored_rows(
-    config: DecoderConfig, first: int, last: int
-) -> Iterator[tuple[str, tuple[int | slice, ...]]]:
-    """Where the ids `first … last − 1` stand in the two blocks of a table, in their order.
-
-    Yields:
-      "first" or "groups", and the index of some of the rows in that block.
-    """
+def _blocks(config: DecoderConfig, table: str) -> Iterator[_Block]:
     vocabulary = config.vocabulary
-    if first < vocabulary.first_rows:
-        yield "first", (slice(first, min(last, vocabulary.first_rows)),)
-    start = vocabulary.first_rows
+    last = vocabulary.first_rows
+    yield _Block(f"{table}_first", (), 0, last, vocabulary.padded_first)
     for group, size in enumerate(vocabulary.groups):
-        begin, end = max(first, start), min(last, start + size)
-        if begin < end:
-            yield "groups", (group, slice(begin - start, end - start))
-        start += size
+        last += size
+        yield _Block(f"{table}_groups", (group,), last - size, last, vocabulary.group_rows)
+
+
+def _write_slices(weights: Weights, write: Write, bar: Progress | None = None) -> dict[str, str]:
+    """Writes all parameters, with zeros as padding rows; returns what `checksums` returns."""
+    sums: dict[str, str] = {}
+
+    def read(name: str, first: int, last: int) -> np.ndarray:
+        values = weights.read(name, first, last)
+        sums[f"{name}/{first}"] = checksum(values)
+        if bar is not None:
+            bar.advance(values.nbytes / 1e6)
+        return values
+
+    for table in tables(weights.config):
+        for block in _blocks(weights.config, table):
+            for start, end in row_blocks(block.last - block.first):
+                values = read(table, block.first + start, block.first + end)
+                # The last slice of a block covers its padding, so every chunk is written once.
+                stop = block.rows if block.first + end == block.last else end
+                padded = np.pad(values, ((0, stop - end), (0, 0))) if stop > end else values
+                write(block.array, (*block.at, slice(start, stop)), padded)
+    for name, shape in shapes(weights.config).items():
+        if name.startswith("layers/"):
+            for number in range(shape[0]):
+                write(name, (slice(number, number + 1),), read(name, number, number + 1))
+    width = weights.config.hidden_size
+    write("final_norm", (slice(0, width),), read("final_norm", 0, width))
+    return sums
+
+
+def checksums(weights: Weights, bar: Progress) -> dict[str, str]:
+    """Returns the crc32c of every slice that `write_checkpoint` writes, by its name and first row."""
+    return _write_slices(weights, lambda *_: None, bar)
 
 
 def whole(weights: Weights) -> dict[str, Any]:
-    """The parameter dict of `ModelFunctions`, f32, in memory; rows of no id are zero."""
-    config = weights.config
-    vocabulary, width = config.vocabulary, config.hidden_size
-    layers = [weights.layer(number) for number in range(config.num_layers)]
-    found: dict[str, Any] = {
-        "layers": {name: np.stack([layer[name] for layer in layers]) for name in layers[0]},
-        "final_norm": weights.final_norm(),
-    }
-    for table in tables(config):
-        rows = np.zeros((vocabulary.rows, width), np.float32)
-        for first, last in row_blocks(vocabulary.size):
-            rows[vocabulary.row_of_id[first:last]] = weights.rows(table, first, last)
-        first_block, groups = np.split(rows, [vocabulary.padded_first])
-        found[f"{table}_first"] = first_block
-        found[f"{table}_groups"] = groups.reshape(
-            len(vocabulary.groups), vocabulary.group_rows, width
-        )
+    """Returns the parameter dict of `ModelFunctions` in memory, f32; padding rows are zero."""
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes(weights.config).items()}
+
+    def write(name: str, index: tuple[Index, ...], values: np.ndarray) -> None:
+        arrays[name][index] = values
+
+    _write_slices(weights, write)
+    found: dict[str, Any] = {"layers": {}}
+    for name, array in arrays.items():
+        layers, _, inner = name.rpartition("/")
+        (found[layers] if layers else found)[inner] = array
     return found
+
+
+def write_checkpoint(
+    weights: Weights,
+    directory: str | os.PathLike[str],
+    step: int,
+    metadata: Mapping[str, Any],
+    bar: Progress,
+) -> dict[str, str]:
+    """Writes a checkpoint without training state, one slice at a time.
+
+    Args:
+      weights: read once.
+      directory: of the checkpoints.
+      step: number of the checkpoint.
+      metadata: of the checkpoint.
+      bar: advanced by megabytes.
+
+    Returns:
+      the `checksums` of what was written.
+    """
+    # A chunk is written, and read again, in one piece: a layer or a block of rows.
+    arrays: dict[str, tuple[Shape, Shape]] = {}
+    for name, shape in shapes(weights.config).items():
+        rows = 1 if name.endswith("_groups") else 0  # the axis of rows
+        chunk = [max(1, size) for size in shape]
+        if name.startswith("layers/"):
+            chunk[0] = 1
+        else:
+            chunk[:rows] = [1] * rows
+            chunk[rows] = min(ROWS, chunk[rows])
+        arrays[name] = shape, tuple(chunk)
+    with new_step(directory, step, arrays, metadata) as write:
+        return _write_slices(weights, write, bar)

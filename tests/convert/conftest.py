@@ -1,4 +1,4 @@
-"""One tiny run and its export, which most tests look at and none changes."""
+"""A tiny run and its export, shared by the tests, which do not change them."""
 
 from pathlib import Path
 
@@ -29,5 +29,5 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compilation_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """`train` keeps its programs here and not in the user's folder."""
+    """Keeps compiled programs in the temporary folder of the tests."""
     monkeypatch.setenv("SODA_CACHE", str(tmp_path_factory.getbasetemp() / "xla"))

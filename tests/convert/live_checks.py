@@ -1,10 +1,10 @@
-"""Parameters on any mesh, and whether `LiveWeights` gives them back bit for bit."""
+"""Compares `LiveWeights` on any mesh with the parameters, bit for bit."""
 
 import jax
 import numpy as np
 from toys import SHAPE, random_params
 
-from soda_jax.convert.live import LiveWeights
+from soda_jax.convert.hook import LiveWeights
 from soda_jax.model import DecoderConfig, ModelFunctions, VocabularyBlocks
 from soda_jax.parallel import mesh, rules
 
@@ -19,7 +19,7 @@ def make_model(**changes) -> ModelFunctions:
 
 
 def check_weights(axes: dict[str, int], devices=None, **changes) -> LiveWeights:
-    """Asserts that all weights on a mesh are the parameters; every process calls it alike."""
+    """Asserts that all weights on a mesh equal the parameters; called by every process."""
     model = make_model(**changes)
     where = mesh.make_mesh(axes, devices)
     params = jax.tree.map(np.array, random_params(model))
@@ -47,8 +47,8 @@ def check_weights(axes: dict[str, int], devices=None, **changes) -> LiveWeights:
         by_id = np.concatenate([part[:size] for part, size in zip(parts, sizes, strict=True)])
         assert len(by_id) == VOCABULARY.size == 75
         for first, last in ((0, 75), (3, 20), (40, 50), (44, 75), (58, 62), (74, 75), (5, 5)):
-            same_bits(weights.rows(table, first, last), by_id[first:last])
-    same_bits(weights.final_norm(), params["final_norm"])
+            same_bits(weights.read(table, first, last), by_id[first:last])
+    same_bits(weights.read("final_norm", 0, SHAPE["hidden_size"]), params["final_norm"])
     return weights
 
 

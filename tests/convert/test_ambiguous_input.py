@@ -1,4 +1,4 @@
-"""Where files of a folder disagree, Transformers is followed, or the folder is refused with both named."""
+"""If files of a folder disagree, soda follows Transformers or refuses the folder and names both."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ THETA = 10_000.0  # of the exported run
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """A copy to be changed, without soda.json, as from elsewhere."""
+    """A copy without soda.json, like a folder that soda did not write."""
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     (copy / "soda.json").unlink()
@@ -39,14 +39,14 @@ def without(folder, *names):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        # A Transformers 5 config to which somebody added what model cards advise.
+        # A Transformers 5 config with an entry that model cards recommend.
         (
             {
                 "rope_parameters": {**PLAIN, "rope_theta": 1e6},
                 "rope_scaling": LLAMA3,
                 "rope_theta": ABSENT,
             },
-            ("rope_scaling is", "rope_parameters is", "takes rope_scaling alone", "10,000"),
+            ("rope_scaling is", "rope_parameters is", "uses only rope_scaling", "10,000"),
         ),
         (
             {"rope_parameters": PLAIN, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -70,15 +70,18 @@ def without(folder, *names):
             ("partial_rotary_factor is 0.5, this decoder has 1.0",),
         ),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
-        ({"per_layer_config": {"0": {"intermediate_size": 8}}}, ("per_layer_config", "elsewhere")),
-        ({"text_config": {"hidden_size": 32}}, ("text_config", "elsewhere")),
+        (
+            {"per_layer_config": {"0": {"intermediate_size": 8}}},
+            ("per_layer_config", "another file"),
+        ),
+        ({"text_config": {"hidden_size": 32}}, ("text_config", "another file")),
         ({"configuration_files": ["config.4.0.json"]}, ("configuration_files",)),
         ({"transformers_weights": "other.safetensors"}, ("transformers_weights",)),
         ({"eos_token_id": 3}, ("eos_token_id is 3", "257 by the names in tokenizer.json")),
         ({"bos_token_id": 3}, ("bos_token_id is 3", "256 by the names")),
     ],
 )
-def test_a_config_of_two_minds_is_refused(folder, tmp_path, changes, words):
+def test_a_config_with_contradicting_entries_is_refused(folder, tmp_path, changes, words):
     if "eos_token_id" in changes or "bos_token_id" in changes:
         (folder / "generation_config.json").unlink()
     edit(folder / "config.json", **changes)
@@ -123,13 +126,14 @@ def test_the_message_about_a_missing_field_states_what_transformers_would_use(
     refused(folder, tmp_path, f"config.json has no {name}; Transformers would use {value}: write")
 
 
-def test_key_value_heads_of_null_are_as_many_as_the_heads(folder):
+def test_null_key_value_heads_default_to_the_number_of_heads(folder):
     content = json.loads((folder / "config.json").read_text())
-    fields = architecture.model_fields({**content, "num_key_value_heads": None}, folder)
-    assert fields["num_kv_heads"] == fields["num_heads"] == content["num_attention_heads"]
+    blocks = architecture.VocabularyBlocks(content["vocab_size"], ())
+    config = architecture.decoder_of({**content, "num_key_value_heads": None}, blocks, folder)
+    assert config.num_kv_heads == config.num_heads == content["num_attention_heads"]
 
 
-def test_a_whole_file_is_read_and_the_index_of_older_shards_is_not(run, folder, tmp_path, capsys):
+def test_a_single_file_overrides_the_index_of_older_shards(run, folder, tmp_path, capsys):
     index = folder / "model.safetensors.index.json"
     tensors = {}
     for file in set(json.loads(index.read_text())["weight_map"].values()):
@@ -160,7 +164,7 @@ def test_a_pickle_next_to_safetensors_is_never_read(run, folder, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_that_is_not_merged_is_refused(folder, tmp_path, file):
+def test_an_unmerged_adapter_is_refused(folder, tmp_path, file):
     (folder / file).write_text("{}")
     refused(folder, tmp_path, file, "merge_and_unload")
 
@@ -181,7 +185,7 @@ def test_an_adapter_that_is_not_merged_is_refused(folder, tmp_path, file):
         ("special_tokens_map.json", {"pad_token": {"content": "<new>"}}, ("'<new>'",)),
     ],
 )
-def test_tokens_that_tokenizer_json_lacks_are_refused(folder, tmp_path, file, content, words):
+def test_tokens_missing_from_tokenizer_json_are_refused(folder, tmp_path, file, content, words):
     (folder / file).write_text(json.dumps(content))
     refused(folder, tmp_path, file, *words)
 
@@ -196,34 +200,39 @@ def test_an_export_whose_config_was_changed_is_refused(exported, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["soda.json", "soda/tokenizer/tokenizer.json"])
-def test_a_flipped_bit_in_what_soda_wrote_is_found(exported, tmp_path, name):
+def test_a_flipped_bit_in_the_files_of_soda_is_detected(exported, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     sound = (copy / name).read_bytes()
-    for place in range(0, len(sound), max(1, len(sound) // 40)):
+    for offset in range(0, len(sound), max(1, len(sound) // 40)):
         content = bytearray(sound)
-        content[place] ^= 1 << place % 8
+        content[offset] ^= 1 << offset % 8
         (copy / name).write_bytes(content)
         refused(copy, tmp_path, name)
 
 
 def test_the_verification_finds_what_the_conversion_misread(folder, tmp_path, monkeypatch):
-    """The old mistake: rope_parameters were preferred, on both sides of the verification."""
+    """A former bug: rope_parameters were preferred, on both sides of the verification."""
     edit(folder / "config.json", rope_parameters={**PLAIN, "rope_theta": THETA})
     monkeypatch.setattr(architecture, "_ROPE_ENTRIES", ("rope_parameters",))
-    refused(folder, tmp_path, "a second reading finds another model", "rotary frequencies")
+    refused(
+        folder,
+        tmp_path,
+        "a second reading of config.json finds another model",
+        "rotary frequencies",
+    )
 
 
 @pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "rms_norm_eps", "tie_embeddings"])
-def test_the_second_reading_compares_every_setting_without_a_tensor(folder, monkeypatch, field):
+def test_the_second_reading_compares_every_setting_that_no_tensor_shows(folder, monkeypatch, field):
     from soda_jax.convert.safetensors_folder import TensorFolder
 
     content = json.loads((folder / "config.json").read_text())
     blocks = architecture.VocabularyBlocks(content["vocab_size"], ())
     config = architecture.decoder_of(content, blocks, folder)
-    files = TensorFolder(folder).files
-    second_reading.check(folder, config, files)
+    tensors = TensorFolder(folder)
+    second_reading.check(tensors, config)
     other = {"num_heads": 8, "num_kv_heads": 4, "rms_norm_eps": 1e-6, "tie_embeddings": True}[field]
     object.__setattr__(config, field, other)
-    with pytest.raises(UserError, match="please report this with config"):
-        second_reading.check(folder, config, files)
+    with pytest.raises(UserError, match=r"a second reading .* please report this"):
+        second_reading.check(tensors, config)

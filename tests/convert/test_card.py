@@ -1,4 +1,4 @@
-"""The model card of a run tells what its files say, and that the rest is not known."""
+"""The model card of a run contains the facts of its files and marks others as not known."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ import yaml
 from tokenizer_toys import every
 
 from soda_jax.checked_json import parse_checked_json, write_checked_json
-from soda_jax.convert.card import facts_of_run, model_card
+from soda_jax.convert.card import model_card
 from soda_jax.errors import UserError
 from soda_jax.tokens.text import ByteTokenizer, make_layout
 
@@ -70,18 +70,17 @@ def run(tmp_path):
 
 
 def card_of(folder, step=20, about=None, **options):
-    facts = facts_of_run(
+    return model_card(
         folder, about or metadata(), step, name="toy-model", parameters=12_345_678,
         dtype="bfloat16", **options,
     )  # fmt: skip
-    return model_card(facts)
 
 
 def section(card, title):
     return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_front_matter_is_yaml_that_claims_no_license(run):
+def test_the_front_matter_is_yaml_without_a_license(run):
     card = card_of(run)
     _, front, rest = card.split("---\n", 2)
     value = yaml.safe_load(front)
@@ -91,7 +90,7 @@ def test_the_front_matter_is_yaml_that_claims_no_license(run):
     assert "publisher of the weights chooses" in section(card, "License")
 
 
-def test_the_card_names_what_the_run_knows(run):
+def test_the_card_contains_the_facts_of_the_run(run):
     card = card_of(run)
     head = card.split("## Use")[0]
     for known in (
@@ -109,7 +108,7 @@ def test_the_card_names_what_the_run_knows(run):
     assert "not known" not in head + config + section(card, "Loss")
 
 
-def test_sources_stand_with_weight_tokens_and_excluded_documents(run):
+def test_sources_are_listed_with_weight_tokens_and_excluded_documents(run):
     data = section(card_of(run), "Training data")
     assert DIGEST in data
     assert "| yodas2 | 0.3750 | S+A+T, both | 123,456,789 | `librispeech.txt`: 42 |" in data
@@ -146,7 +145,7 @@ def test_contamination_is_a_report_a_text_or_not_known(run, tmp_path):
         card_of(run, contamination=tmp_path / "gone")
 
 
-def test_what_has_no_file_is_not_known(run):
+def test_facts_without_a_file_are_not_known(run):
     (run / "data.json").unlink()
     (run / "metrics.jsonl").unlink()
     card = card_of(run)
@@ -162,7 +161,7 @@ def test_what_has_no_file_is_not_known(run):
     assert "denied" not in card and "excluded" not in card and "soda_jax" not in card
 
 
-def test_counts_of_other_data_than_the_checkpoints_are_not_told(run):
+def test_counts_of_other_data_than_the_checkpoint_are_ignored(run):
     value = parse_checked_json((run / "data.json").read_bytes())
     write_checked_json(run / "data.json", {**value, "digest": "00" * 32})
     card = card_of(run)
@@ -172,7 +171,7 @@ def test_counts_of_other_data_than_the_checkpoints_are_not_told(run):
         card_of(run)
 
 
-def test_the_example_is_a_whole_prompt_of_this_tokenizer(run):
+def test_the_example_is_a_complete_prompt_of_this_tokenizer(run):
     use = section(card_of(run), "Use")
     code = use.split("```python\n")[1].split("```")[0]
     ast.parse(code)
@@ -181,7 +180,7 @@ def test_the_example_is_a_whole_prompt_of_this_tokenizer(run):
 
 
 @pytest.mark.parametrize(("sizes", "met"), [((2048,) * 8, True), ((512, 256), False)])
-def test_the_card_tells_which_characters_of_text_become_audio(run, sizes, met):
+def test_the_card_lists_the_text_characters_that_become_audio(run, sizes, met):
     about = metadata() | {"layout": make_layout(ByteTokenizer(), sizes).to_json()}
     use = section(card_of(run, about=about), "Use")
     assert f"U+E000–U+{0xE000 + sum(sizes) - 1:X}" in use
@@ -189,7 +188,7 @@ def test_the_card_tells_which_characters_of_text_become_audio(run, sizes, met):
     assert "remove them from text" in use
 
 
-def test_the_bos_of_another_tokenizer_stands_in_the_prompt(run):
+def test_the_prompt_begins_with_the_bos_of_the_tokenizer(run):
     tokenizer = every()["trained"]
     content = tokenizer.content.replace("<|begin_of_text|>", "<s>")
     (run / "tokenizer" / "tokenizer.json").write_text(content)

@@ -8,25 +8,25 @@ import pytest
 import safetensors.numpy
 
 from soda_jax import cli
-from soda_jax.convert import names
+from soda_jax.convert import qwen3, to_hf
 
 
 def convert(*words):
     return cli.main(["convert", *map(str, words)])
 
 
-def test_there_and_back(run, tmp_path, capsys):
+def test_the_command_converts_in_both_directions(run, tmp_path, capsys):
     assert convert("to-hf", run, tmp_path / "out", "--dtype=bf16", "--shard_mb=1") == 0
-    told = capsys.readouterr().out
-    assert "MB/s" in told and "checksum" in told and "logits of a random prompt" in told
+    printed = capsys.readouterr().out
+    assert "MB/s" in printed and "checksum" in printed and "logits of a random prompt" in printed
     assert convert("from-hf", tmp_path / "out", tmp_path / "back") == 0
-    told = capsys.readouterr().out
-    assert f"--config.start_from={tmp_path / 'back'}" in told
-    assert "--config.model.rope.theta=10000.0" in told
+    printed = capsys.readouterr().out
+    assert f"--config.start_from={tmp_path / 'back'}" in printed
+    assert "--config.model.rope.theta=10000.0" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out"]
 
 
-def test_what_stands_in_an_export(exported):
+def test_the_files_of_an_export(exported):
     found = {path.name for path in exported.iterdir() if path.suffix != ".safetensors"}
     assert found == {
         "config.json",
@@ -43,7 +43,7 @@ def test_what_stands_in_an_export(exported):
     }
 
 
-def test_no_path_of_this_machine_leaves_with_an_export(tmp_path):
+def test_an_export_contains_no_path_of_this_machine(tmp_path):
     source = {"path": "/home/somebody/data", "weight": 1.0, "composition": "S+A+T", "codebooks": 0}
     source |= {"order": "both", "exclude_documents": "/home/somebody/denied.txt"}
     toys.write_run(tmp_path / "run", sources={"speech": source}, started_from="/home/somebody/old")
@@ -56,7 +56,7 @@ def test_no_path_of_this_machine_leaves_with_an_export(tmp_path):
             assert b"somebody" not in content and str(tmp_path).encode() not in content, path
 
 
-def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
+def test_a_round_trip_preserves_the_facts_of_the_card(tmp_path):
     source = {"path": "data", "weight": 1.0, "composition": "S", "order": "both", "codebooks": 0}
     toys.write_run(
         tmp_path / "run", sources={"speech": {**source, "exclude_documents": "denied.txt"}}
@@ -72,7 +72,7 @@ def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("to-hf", "nowhere", "out"), "no checkpoints in"),
         (("to-hf", "RUN", "out", "--step=3"), "3: there is no such checkpoint"),
@@ -82,7 +82,7 @@ def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
         (("to-hf", "RUN", "p/q/out", "--contamination=none.jsonl"), "none.jsonl"),
         (("to-hf", "RUN", "gs://bucket/x"), "local folder"),
         (("to-hf", "RUN", "x" * 300), "File name too long"),
-        (("to-hf", "OUT", "out"), "from-hf takes it"),
+        (("to-hf", "OUT", "out"), "convert it with soda convert from-hf"),
         (("to-hf", "RUN", "out", "--verify=full"), "validation split"),
         (("from-hf", "nowhere", "out"), "config.json is missing"),
         (("from-hf", "OUT", "out", "--codebook_sizes=6,x"), "--codebook_sizes=6,x"),
@@ -92,68 +92,74 @@ def test_a_card_knows_after_there_and_back_what_it_knew(tmp_path):
         (("from-hf", "OUT", "out", "--codec=mel:none"), "none"),
     ],
 )
-def test_a_fault_is_one_line_and_leaves_nothing(
-    run, exported, tmp_path, monkeypatch, capsys, words, told
+def test_an_error_is_one_line_and_leaves_no_files(
+    run, exported, tmp_path, monkeypatch, capsys, words, message
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"RUN": run, "OUT": exported}
-    assert convert(*(places.get(word, word) for word in words)) == 2
+    paths = {"RUN": run, "OUT": exported}
+    assert convert(*(paths.get(word, word) for word in words)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("soda convert: error: ") and told in error, error
+    assert error.startswith("soda convert: error: ") and message in error, error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_foreign_tokenizer_beside_the_checkpoint_is_refused(tmp_path, capsys):
+def test_a_tokenizer_other_than_the_checkpoints_is_refused(tmp_path, capsys):
     toys.write_run(tmp_path / "run")
     (tmp_path / "run" / "tokenizer" / "tokenizer.json").unlink()
     from soda_jax.tokens.text import train_bpe
 
     train_bpe(["a b"], 258).save(tmp_path / "run" / "tokenizer")
     assert convert("to-hf", tmp_path / "run", tmp_path / "out") == 2
-    assert "has fingerprint" in capsys.readouterr().err
+    assert "has the tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("direction", ["to-hf", "from-hf"])
-def test_a_full_disk_leaves_nothing(run, exported, tmp_path, monkeypatch, capsys, direction):
+def test_a_full_disk_leaves_no_files(run, exported, tmp_path, monkeypatch, capsys, direction):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    place = tmp_path / "not" / "there" / "out"  # what was made on the way goes too
+    out = tmp_path / "not" / "there" / "out"  # its parents are removed too
     if direction == "to-hf":
         monkeypatch.setattr(safetensors.numpy, "save_file", full)
     else:
-        monkeypatch.setattr("soda_jax.checkpoints.slices.SliceWriter.write", full)
+        monkeypatch.setattr("soda_jax.checkpoints.slices._create", full)
     source = run if direction == "to-hf" else exported
-    assert convert(direction, source, place) == 2
+    assert convert(direction, source, out) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_bits_that_change_on_the_way_to_the_disk_are_found(run, tmp_path, monkeypatch, capsys):
+def test_bits_that_change_while_writing_are_detected(run, tmp_path, monkeypatch, capsys):
     save = safetensors.numpy.save_file
 
     def damage(tensors, file, **options):
-        tensors[names.FINAL_NORM][0] += 1
+        tensors[qwen3.FINAL_NORM][0] += 1
         save(tensors, file, **options)
 
     monkeypatch.setattr(safetensors.numpy, "save_file", damage)
     assert convert("to-hf", run, tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert names.FINAL_NORM in told and "crc32c" in told
+    printed = capsys.readouterr().err
+    assert qwen3.FINAL_NORM in printed and "crc32c" in printed
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fault", ["names", "eps"])
-def test_a_model_that_runs_and_is_bad_is_found(run, tmp_path, monkeypatch, capsys, fault):
-    """What checksums cannot see: a tensor under another's name, a config that says something else."""
+def test_an_export_that_loads_but_computes_other_logits_is_detected(
+    run, tmp_path, monkeypatch, capsys, fault
+):
+    """Checksums do not detect a swapped name or a wrong config."""
     if fault == "names":
-        swapped = {**names.LAYER, "gate": names.LAYER["up"], "up": names.LAYER["gate"]}
-        outward = "soda_jax.convert.to_hf._layer_outward"
-        monkeypatch.setattr(outward, lambda layer: [(swapped[n], x) for n, x in layer.items()])
-    else:
-        from soda_jax.convert import to_hf
+        exported = to_hf.exported_tensors
+        swap = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
 
+        def swapped(weights):
+            for name, tensor in exported(weights):
+                part = name.split(".")[-2]
+                yield name.replace(part, swap.get(part, part)), tensor
+
+        monkeypatch.setattr(to_hf, "exported_tensors", swapped)
+    else:
         right = to_hf.config_json
         monkeypatch.setattr(
             to_hf, "config_json", lambda *a: {**right(*a), "rms_norm_eps": 0.1, "rope_theta": 1.0}
@@ -161,7 +167,7 @@ def test_a_model_that_runs_and_is_bad_is_found(run, tmp_path, monkeypatch, capsy
     assert convert("to-hf", run, tmp_path / "out") == 2
     found = {
         "names": "computes other logits",
-        "eps": "a second reading finds another model: rotary",
+        "eps": "a second reading of config.json finds another model: rotary",
     }
     assert found[fault] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -186,7 +192,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("direction", ["to-hf", "from-hf"])
-def test_sigterm_leaves_nothing(run, exported, tmp_path, direction):
+def test_sigterm_leaves_no_files(run, exported, tmp_path, direction):
     source = run if direction == "to-hf" else exported
     command = [sys.executable, "-c", ASKED_TO_STOP, "convert", direction, source, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -208,12 +214,12 @@ def test_verify_full_compares_the_held_out_loss(run, exported, tmp_path, capsys)
     np.testing.assert_allclose(third, first, atol=0.01)
 
 
-def held_out(told):
-    line = next(line for line in told.splitlines() if line.startswith("held-out loss"))
+def held_out(printed):
+    line = next(line for line in printed.splitlines() if line.startswith("held-out loss"))
     words = line.split()
     return float(words[5]), float(words[words.index("before,") + 1])
 
 
-def test_others_may_read_an_export(exported):
+def test_an_export_is_readable_by_other_users(exported):
     for path in exported.rglob("*"):
         assert path.stat().st_mode & 0o044 == 0o044, path

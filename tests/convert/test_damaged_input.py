@@ -1,8 +1,9 @@
-"""Each fault of a folder is one line that names file and tensor, and leaves nothing behind."""
+"""Each error of a folder is one line that names file and tensor, and no files remain."""
 
 import json
 import pickle
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """A copy to be damaged, without the record of checksums, as from elsewhere."""
+    """A copy without soda.json and its checksums, like a folder that soda did not write."""
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     (copy / "soda.json").unlink()
@@ -46,7 +47,7 @@ def file_of(folder, name):
 
 
 def change(folder, name, make):
-    """Replaces a tensor by `make` of it; None takes it away, from the index as well."""
+    """Replaces a tensor by `make(tensor)`; None removes it, from the index as well."""
     file = file_of(folder, name)
     tensors = load_file(file)
     made = make(tensors.pop(name))
@@ -67,7 +68,7 @@ def edit(file, **changes):
     file.write_text((checked_json if file.name == "soda.json" else json.dumps)(content))
 
 
-def test_the_copy_itself_is_sound(folder, tmp_path):
+def test_the_unchanged_copy_is_accepted(folder, tmp_path):
     from_huggingface(folder, tmp_path / "work", codebook_sizes=(6, 4, 4))
 
 
@@ -76,7 +77,7 @@ def test_a_missing_tensor(folder, tmp_path):
     refused(folder, tmp_path, str(folder), QUERY, "missing")
 
 
-def test_a_tensor_that_the_index_promises(folder, tmp_path):
+def test_a_tensor_that_only_the_index_lists(folder, tmp_path):
     file = file_of(folder, QUERY)
     tensors = load_file(file)
     del tensors[QUERY]
@@ -95,7 +96,7 @@ def test_a_wrong_shape(folder, tmp_path):
     refused(folder, tmp_path, file_of(folder, QUERY).name, QUERY, "[31, 16]", "[32, 16]")
 
 
-def test_a_strange_type(folder, tmp_path):
+def test_an_unsupported_dtype(folder, tmp_path):
     change(folder, QUERY, lambda tensor: tensor.astype(np.int8))
     refused(folder, tmp_path, file_of(folder, QUERY).name, QUERY, "I8")
 
@@ -112,7 +113,7 @@ def test_a_missing_file(folder, tmp_path):
     refused(folder, tmp_path, str(file), "missing")
 
 
-def test_an_index_that_points_elsewhere(folder, tmp_path):
+def test_an_index_that_names_a_file_outside_the_folder(folder, tmp_path):
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"][QUERY] = "../other.safetensors"
@@ -168,7 +169,7 @@ def test_a_vocabulary_that_disagrees_with_the_tokenizer(folder, tmp_path):
         ({"num_hidden_layers": 10**7}, ("num_hidden_layers 10,000,000",)),
     ],
 )
-def test_a_config_that_is_not_this_model(folder, tmp_path, changes, words):
+def test_a_config_of_another_model_is_refused(folder, tmp_path, changes, words):
     edit(folder / "config.json", **changes)
     refused(folder, tmp_path, str(folder), *words)
 
@@ -189,24 +190,24 @@ def test_a_config_that_is_not_this_model(folder, tmp_path, changes, words):
         {"format_version": 99},
     ],
 )
-def test_a_record_of_another_kind(exported, tmp_path, changes):
+def test_an_invalid_entry_of_soda_json_is_refused(exported, tmp_path, changes):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     edit(copy / "soda.json", **changes)
     refused(copy, tmp_path, "soda.json", next(iter(changes)).replace("_", " ").split()[0])
 
 
-def test_a_config_that_is_too_deep(folder, tmp_path):
+def test_a_config_with_too_deep_nesting(folder, tmp_path):
     (folder / "config.json").write_text("[" * 100_000)
     refused(folder, tmp_path, "config.json")
 
 
-def test_weights_that_are_no_numbers(folder, tmp_path):
+def test_weights_that_are_nan(folder, tmp_path):
     change(folder, "model.norm.weight", lambda tensor: tensor * np.nan)
     refused(folder, tmp_path, "not finite")
 
 
-def test_a_link_to_nothing(tmp_path):
+def test_a_broken_link(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "config.json").write_text("{}")
     (tmp_path / "in" / "model.safetensors").symlink_to("blob")
@@ -214,7 +215,7 @@ def test_a_link_to_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("file", [None, "", ".."])
-def test_an_index_of_strange_names(folder, tmp_path, file):
+def test_an_index_with_invalid_file_names(folder, tmp_path, file):
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"][QUERY] = file
@@ -222,7 +223,7 @@ def test_an_index_of_strange_names(folder, tmp_path, file):
     refused(folder, tmp_path, index.name)
 
 
-def test_a_model_that_was_trained_further_comes_back_when_that_is_said(exported, tmp_path):
+def test_a_model_that_was_trained_further_needs_changed(exported, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     change(copy, QUERY, lambda tensor: tensor + 1)
@@ -235,7 +236,7 @@ def test_no_config(folder, tmp_path):
     refused(folder, tmp_path, "config.json", "missing")
 
 
-def test_a_config_that_is_no_json(folder, tmp_path):
+def test_a_config_that_is_not_json(folder, tmp_path):
     (folder / "config.json").write_text("{")
     refused(folder, tmp_path, "config.json")
 
@@ -254,18 +255,18 @@ def test_a_pickle_is_named_and_never_opened(folder, tmp_path):
     refused(folder, tmp_path, "pytorch_model.bin", "pickle")
 
 
-def test_a_pickle_under_the_name_of_safetensors(folder, tmp_path):
+def test_a_pickle_named_safetensors(folder, tmp_path):
     file = file_of(folder, QUERY)
     file.write_bytes(pickle.dumps(Bomb()))
     refused(folder, tmp_path, str(file))
 
 
-def test_a_folder_of_nothing(tmp_path):
+def test_an_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", tmp_path, "config.json")
 
 
-def test_a_flipped_bit_is_found_by_the_checksums_of_an_export(exported, tmp_path):
+def test_the_checksums_of_an_export_detect_a_flipped_bit(exported, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     file = file_of(copy, QUERY)
@@ -275,9 +276,21 @@ def test_a_flipped_bit_is_found_by_the_checksums_of_an_export(exported, tmp_path
     refused(copy, tmp_path, file.name, "crc32c", "damaged")
 
 
-def test_a_workdir_that_is_in_use_is_left_alone(exported, tmp_path):
+def test_a_workdir_that_is_not_empty_is_unchanged(exported, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "mine").write_text("x")
     with pytest.raises(UserError, match="not an empty folder"):
         from_huggingface(exported, tmp_path / "work")
     assert (tmp_path / "work" / "mine").read_text() == "x"
+
+
+def test_another_codec_than_that_of_the_model_is_refused(exported, tmp_path):
+    for sizes, part in (((6, 4, 4), "codec"), ((6, 4), "vocabulary layout")):
+        fingerprint = "x" * 32 if part == "codec" else "c" * 32
+        codec = types.SimpleNamespace(fingerprint=fingerprint, codebook_sizes=sizes)
+        layout = {} if part == "codec" else {"codebook_sizes": (6, 4, 4)}
+        with pytest.raises(
+            UserError, match=rf"the codec mel:a has the {part} .* give the codec of"
+        ):
+            from_huggingface(exported, tmp_path / "work", codec=codec, codec_spec="mel:a", **layout)
+    assert not list(tmp_path.iterdir())

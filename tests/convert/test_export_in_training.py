@@ -1,4 +1,4 @@
-"""The whole way: a run trains and exports, the export is converted back, and a second run starts from it."""
+"""A run trains and exports, the export is converted back, and a second run starts from it."""
 
 import convert_toys as toys
 import numpy as np
@@ -11,7 +11,7 @@ from soda_jax.errors import UserError
 from soda_jax.train.loop import DONE, train
 
 
-def test_export_convert_and_go_on(tmp_path):
+def test_a_run_starts_from_a_converted_export(tmp_path):
     data = toys.write_data(tmp_path / "data")
     run, work = tmp_path / "run", tmp_path / "work"
     assert train(toys.tiny(data), run, hooks=[ExportHook(2, "float32")]) == DONE
@@ -28,7 +28,7 @@ def test_export_convert_and_go_on(tmp_path):
     again.optimizer.peak_lr = 1e-20
     again.optimizer.weight_decay = 0.0
     assert train(again, tmp_path / "second") == DONE
-    # At so small a learning rate a step changes nothing.
+    # The learning rate is too small to change a parameter.
     first, second = weights_of(work)[0], weights_of(tmp_path / "second")[0]
     for name, values in first.layer(1).items():
         np.testing.assert_array_equal(values, second.layer(1)[name])

@@ -1,4 +1,4 @@
-"""The real export by a hook in two processes, in both types; nobody waits for a gather of one alone."""
+"""The export hook in two processes and both dtypes: neither waits for a gather that only the other runs."""
 
 import os
 
@@ -44,7 +44,7 @@ print("done", flush=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_end_and_one_folder_is_there(dtype, tmp_path):
+def test_two_processes_write_one_export(dtype, tmp_path):
     from soda_jax.tokens.text import ByteTokenizer
 
     ByteTokenizer().save(tmp_path / "tokenizer")
@@ -54,8 +54,8 @@ def test_both_end_and_one_folder_is_there(dtype, tmp_path):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
     }
-    codes, told = run_two(TWO, dtype, str(tmp_path), environment=environment, timeout=180)
-    assert codes == [0, 0], told
+    codes, output = run_two(TWO, dtype, str(tmp_path), environment=environment, timeout=180)
+    assert codes == [0, 0], output
     assert [path.name for path in (tmp_path / "exports").iterdir()] == ["step-7"]
     tensors = load_file(tmp_path / "exports" / "step-7" / "model.safetensors")
     assert {str(array.dtype) for array in tensors.values()} == {dtype}

@@ -1,4 +1,4 @@
-"""The grammar of an export is that of soda_jax.tokens, and its processor stands alone."""
+"""The grammar of an export equals that of soda_jax.tokens; its processor needs no other file of soda."""
 
 import ast
 import json
@@ -39,7 +39,7 @@ def test_the_tables_are_those_of_the_grammar_for_every_number_of_codebooks(layou
     assert value["vocabulary"] == layout.size and value["eos"] == value["padding"] == layout.eos
 
 
-def test_the_processor_needs_nothing_of_this_package():
+def test_the_processor_does_not_import_soda_jax():
     source = grammar_files(LAYOUTS[1])["soda_grammar.py"]
     imported = set()
     for node in ast.walk(ast.parse(source)):

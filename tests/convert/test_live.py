@@ -1,4 +1,4 @@
-"""Weights that are fetched from devices are the parameters."""
+"""Weights fetched from devices equal the parameters."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from live_checks import check_weights
 from toys import run_two
 
-from soda_jax.convert import live
+from soda_jax.convert import hook
 
 MESHES = [
     {"data": 1},
@@ -37,11 +37,11 @@ def test_the_head_of_a_tied_model_is_its_embedding():
     check_weights({"data": 1}, jax.devices()[:1], tie_embeddings=True)
 
 
-def test_more_rows_than_are_fetched_at_a_time_come_in_pieces(monkeypatch):
-    monkeypatch.setattr(live, "ROWS_AT_A_TIME", 7)
+def test_many_rows_are_fetched_in_pieces_by_one_program(monkeypatch):
+    monkeypatch.setattr(hook, "ROWS", 7)
     weights = check_weights({"fsdp": 2, "tensor": 4})
-    # One program for each of the two blocks, whatever is asked for.
-    assert weights._rows._cache_size() == 2
+    # One program for each block and one for the final norm, for any range of rows.
+    assert weights._rows._cache_size() == 3
 
 
 def test_weights_of_two_processes_are_the_parameters_in_both():
@@ -52,5 +52,5 @@ def test_weights_of_two_processes_are_the_parameters_in_both():
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    codes, told = run_two(TWO, environment=environment, timeout=120)
-    assert codes == [0, 0] and all("agreed" in text for text in told), told
+    codes, output = run_two(TWO, environment=environment, timeout=120)
+    assert codes == [0, 0] and all("agreed" in text for text in output), output

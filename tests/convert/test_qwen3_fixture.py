@@ -1,4 +1,4 @@
-"""Transformers' Qwen3 and its answers, as tests/parity/regenerate_qwen3.py saved them."""
+"""Transformers' Qwen3 and its results, saved by tests/parity/regenerate_qwen3.py."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ FIXTURE = Path(__file__).parent / "qwen3_fixture"
 
 
 @pytest.mark.parametrize("name", ["scaled", "tied"])
-def test_a_model_of_transformers_answers_alike_here(name, tmp_path):
+def test_a_model_of_transformers_gives_the_same_results(name, tmp_path):
     folder = with_tokenizer(FIXTURE / name, tmp_path / "theirs")
     with np.load(FIXTURE / name / "answers.npz") as saved:
         theirs = dict(saved)
@@ -26,7 +26,7 @@ def test_a_model_of_transformers_answers_alike_here(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["scaled", "tied"])
-def test_and_leaves_with_the_tensors_it_came_with(name, tmp_path):
+def test_a_model_of_transformers_is_exported_unchanged(name, tmp_path):
     folder = with_tokenizer(FIXTURE / name, tmp_path / "theirs")
     from_huggingface(folder, tmp_path / "work", codebook_sizes=CODEBOOKS)
     to_huggingface(tmp_path / "work", tmp_path / "again")

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from soda_jax.checkpoints import CheckpointReader
 from soda_jax.checkpoints.slices import SliceReader
-from soda_jax.convert import names
+from soda_jax.convert import qwen3
 from soda_jax.convert.from_hf import from_huggingface
 from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.convert.to_hf import to_huggingface
@@ -25,22 +25,23 @@ def weights_of(workdir):
 
 
 def same(first, second):
-    """Every id's row and every other parameter, bit for bit."""
+    """Asserts that all rows of ids and all other parameters are equal, bit for bit."""
     vocabulary = first.config.vocabulary
     for table in ("embedding", "head"):
-        rows = [w.rows(table, 0, vocabulary.size) for w in (first, second)]
+        rows = [w.read(table, 0, vocabulary.size) for w in (first, second)]
         np.testing.assert_array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
     for number in range(first.config.num_layers):
         mine, theirs = first.layer(number), second.layer(number)
         assert mine.keys() == theirs.keys()
         for name in mine:
             np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
-    np.testing.assert_array_equal(first.final_norm(), second.final_norm())
+    norms = [w.read("final_norm", 0, w.config.hidden_size) for w in (first, second)]
+    np.testing.assert_array_equal(*norms)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard_bytes", [4_000, 1 << 30])
-def test_there_and_back_gives_every_bit(tmp_path, tied, shard_bytes):
+def test_a_round_trip_preserves_every_bit(tmp_path, tied, shard_bytes):
     toys.write_run(tmp_path / "run", toys.fields(tie_embeddings=tied))
     to_huggingface(tmp_path / "run", tmp_path / "out", shard_bytes=shard_bytes)
     from_huggingface(tmp_path / "out", tmp_path / "back")
@@ -65,12 +66,12 @@ def test_a_second_export_has_the_same_tensors_in_other_files(exported, tmp_path)
         np.testing.assert_array_equal(one.read(name), many.read(name))
 
 
-def test_the_tables_are_one_matrix_by_id_without_padding(exported, tmp_path):
+def test_an_exported_table_is_one_matrix_by_id_without_padding(exported, tmp_path):
     functions, params, _ = toys.write_run(tmp_path / "again")
     vocabulary = functions.config.vocabulary
-    assert vocabulary.rows > vocabulary.size  # there is padding to be cut
+    assert vocabulary.rows > vocabulary.size  # with padding
     folder = TensorFolder(exported)
-    for table, name in (("embedding", names.EMBEDDING), ("head", names.HEAD)):
+    for table, name in (("embedding", qwen3.EMBEDDING), ("head", qwen3.HEAD)):
         matrix = folder.read(name)
         assert matrix.shape == (vocabulary.size, functions.config.hidden_size)
         first, groups = (np.asarray(params[f"{table}_{part}"]) for part in ("first", "groups"))
@@ -91,7 +92,7 @@ def test_a_linear_layer_becomes_outputs_by_inputs(exported, tmp_path):
     output = folder.read("model.layers.1.self_attn.o_proj.weight")
     down = folder.read("model.layers.1.mlp.down_proj.weight")
     head_dim = toys.SHAPE["head_dim"]
-    # Row h · head_dim + i of theirs is unit i of head h.
+    # Their row h · head_dim + i is unit i of head h.
     np.testing.assert_array_equal(query[2 * head_dim + 3], layers["query"][1, :, 2, 3])
     np.testing.assert_array_equal(output[:, 2 * head_dim + 3], layers["output"][1, 2, 3])
     np.testing.assert_array_equal(down, np.asarray(layers["down"][1]).T)
@@ -110,7 +111,7 @@ def test_bf16_is_rounded_once_and_then_exact(run, tmp_path):
         np.testing.assert_array_equal(array.view(np.uint16), tensors[name].view(np.uint16))
 
 
-def test_the_converted_checkpoint_serves_as_a_run(run, exported, tmp_path):
+def test_a_converted_checkpoint_loads_like_one_of_a_run(run, exported, tmp_path):
     from_huggingface(exported, tmp_path / "back")
     before, after = load_decoder(run), load_decoder(tmp_path / "back")
     assert after.step == before.step == 7 and after.layout == before.layout
@@ -131,12 +132,12 @@ def test_whole_gives_the_parameters_of_a_decoder(run):
         np.testing.assert_array_equal(made["layers"][name], decoder.params["layers"][name])
     rows = weights.config.vocabulary.row_of_id
     table = np.concatenate([made["head_first"], made["head_groups"].reshape(-1, 16)])
-    np.testing.assert_array_equal(table[rows], weights.rows("head", 0, len(rows)))
+    np.testing.assert_array_equal(table[rows], weights.read("head", 0, len(rows)))
 
 
 def test_checkpoints_on_a_bucket_are_read_there(tmp_path):
-    place = f"{require_bucket()}/{tmp_path.name}/checkpoints"
-    toys.write_run(tmp_path / "run", directory=place)
+    directory = f"{require_bucket()}/{tmp_path.name}/checkpoints"
+    toys.write_run(tmp_path / "run", directory=directory)
     assert not (tmp_path / "run" / "checkpoints").exists()
     to_huggingface(tmp_path / "run", tmp_path / "out")
     toys.write_run(tmp_path / "local")

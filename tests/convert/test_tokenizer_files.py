@@ -52,7 +52,7 @@ def test_a_document_as_a_string_has_the_ids_of_the_document(case):
         ids = render(utterances, View(order), layout)
         string = written(ids, texts, tokenizer, layout)
         assert exported.encode(string).ids == ids.tolist()
-        # Back, too: what skips special tokens leaves text and sound.
+        # Decoding without special tokens gives text and audio characters.
         if exported.normalizer is None:
             assert exported.decode(ids.tolist(), skip_special_tokens=False) == string
             for name in (*MARKERS, *names_of(tokenizer).values()):
@@ -60,30 +60,30 @@ def test_a_document_as_a_string_has_the_ids_of_the_document(case):
             assert exported.decode(ids.tolist()) == string
 
 
-def test_text_has_the_ids_of_our_encoder_alone_and_between_markers(case):
+def test_text_has_the_ids_of_our_encoder_with_and_without_markers(case):
     tokenizer, layout, exported = case
     for text in TEXTS:
         ours = tokenizer.encode(text).tolist()
-        # Whole as it stands: a template that put BOS before each text is gone.
+        # No template adds BOS.
         assert exported.encode(text).ids == ours
         spoken = exported.encode(f"{MARKERS[3]}{MARKERS[0]}{text}{MARKERS[1]}{MARKERS[2]}").ids
         first = layout.text_size
         assert spoken == [first + 3, first, *ours, first + 1, first + 2]
 
 
-def test_every_id_of_the_layout_has_its_own_string(case):
+def test_every_id_of_the_layout_has_a_unique_string(case):
     _, layout, exported = case
     vocabulary = exported.get_vocab(with_added_tokens=True)
     assert sorted(vocabulary.values()) == list(range(layout.size))
     for id_ in range(layout.audio_base, layout.size):
         character = chr(0xE000 + id_ - layout.audio_base)
         assert vocabulary[character] == id_
-        # The spaces beside it stay text.
+        # The spaces next to it remain text.
         assert exported.encode(f"a {character} a").ids.count(id_) == 1
         assert exported.decode([id_]) == character
 
 
-def test_characters_of_real_text_turn_into_sound_when_exported_and_never_in_our_encoder(tokenizers):
+def test_only_the_exported_tokenizer_converts_real_text_to_audio_ids(tokenizers):
     tokenizer = tokenizers["trained"]
     layout = make_layout(tokenizer, (2048,) * 8)
     exported = opened(tokenizer, layout)
@@ -94,14 +94,14 @@ def test_characters_of_real_text_turn_into_sound_when_exported_and_never_in_our_
         assert character in text and collides in exported.encode(text).ids
         ours = tokenizer.encode(text)
         assert layout.ordinary_text[ours].all() and tokenizer.decode(ours) == text
-    # The last of them, and the first beyond.
+    # The last audio character, and the next character.
     assert exported.encode("\U00011fff").ids == [layout.size - 1]
     assert max(exported.encode("\U00012000").ids) < layout.text_size
-    # What tries the files is not of them.
+    # The probes contain no audio character.
     assert not set("".join(PROBES)) & set(audio_characters(16_384))
 
 
-def test_a_form_that_changes_under_normalisation_keeps_its_id(tokenizers):
+def test_a_character_that_normalization_changes_keeps_its_id(tokenizers):
     layout = make_layout(tokenizers["qwen_like"], (2048,) * 8)
     exported = opened(tokenizers["qwen_like"], layout)
     id_ = layout.audio_base + 0xF900 - 0xE000  # U+F900 is U+8C48 in form C
@@ -111,9 +111,9 @@ def test_a_form_that_changes_under_normalisation_keeps_its_id(tokenizers):
 @pytest.mark.parametrize(
     ("ids", "reserved"),
     [([0, 1, 2, 3, 4], [9, 10]), ([0, 1, 2, 5, 9], [11, 12]), ([0, 3, 4, 5, 6], [7, 9])],
-    ids=["behind", "inside", "between"],
+    ids=["after", "inside", "between"],
 )
-def test_ids_without_a_piece_get_a_name_and_keep_their_place(ids, reserved):
+def test_ids_without_a_piece_get_a_name_and_keep_their_number(ids, reserved):
     byte_level = dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), False)
     byte_level |= {"type": "ByteLevel"}
     model = {"type": "BPE", "vocab": dict(zip("abcde", ids, strict=True)), "merges": []}
@@ -124,7 +124,7 @@ def test_ids_without_a_piece_get_a_name_and_keep_their_place(ids, reserved):
     tokenizer = JsonTokenizer(json.dumps(description))
     layout = make_layout(tokenizer, (4, 4))
     assert layout.text_size == reserved[1] + 1
-    # Without names the library itself would number differently.
+    # Without names the library would number them differently.
     assert Tokenizer.from_str(json.dumps(description)).token_to_id("</s>") != reserved[1]
     exported = opened(tokenizer, layout)
     found = exported.encode("<s>edcba</s><|audio_start|>\ue000\ue007").ids
@@ -133,7 +133,7 @@ def test_ids_without_a_piece_get_a_name_and_keep_their_place(ids, reserved):
     assert sorted(exported.get_vocab().values()) == list(range(layout.size))
 
 
-def test_settings_name_the_specials_and_add_nothing(tokenizers):
+def test_settings_name_the_special_tokens_and_add_none_to_text(tokenizers):
     tokenizer = tokenizers["llama_like"]
     files = tokenizer_files(tokenizer, make_layout(tokenizer, SIZES))
     settings = json.loads(files["tokenizer_config.json"])
@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(tokenizers):
     refused(taken, rf"already has <\|audio_start\|>, as id {trained.eos + 1}, and ours is")
     tokenizer_files(unigram([]), make_layout(unigram([]), SIZES))
     piece = chr(0xE000 + 45)
-    refused(unigram([piece]), "U[+]E02D, which is .*: a text vocabulary that has this character")
-    refused(unigram([], "first"), "ours is .*: it treats spaces by place")
+    refused(unigram([piece]), "U[+]E02D as .*: a text vocabulary with this character")
+    refused(unigram([], "first"), "expected .*: its treatment of spaces depends on their position")
     refused(trained, "give the run's own tokenizer", make_layout(ByteTokenizer(), SIZES))
     refused(trained, "audio ids have no characters", make_layout(trained, (2048,) * 600))

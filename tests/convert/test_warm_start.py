@@ -1,4 +1,4 @@
-"""A model of text becomes one of text and audio."""
+"""A text model is extended to text and audio."""
 
 import dataclasses
 import json
@@ -10,17 +10,18 @@ from convert_toys import CODEBOOKS, fields, tiny
 from test_round_trip import same, weights_of
 from toys import random_params
 
-from soda_jax.convert import names
 from soda_jax.convert.architecture import config_json, decoder_of
-from soda_jax.convert.forward import logits
-from soda_jax.convert.from_hf import NewRows, from_huggingface
-from soda_jax.convert.imported import HuggingFaceWeights
-from soda_jax.convert.safetensors_folder import TensorFolder, TensorWriter
+from soda_jax.convert.extend import NewRows
+from soda_jax.convert.from_hf import from_huggingface
+from soda_jax.convert.qwen3 import HuggingFaceWeights, exported_tensors, tensor_shapes
+from soda_jax.convert.safetensors_folder import TensorFolder, write_tensors
 from soda_jax.convert.to_hf import to_huggingface
-from soda_jax.convert.weights import whole
+from soda_jax.convert.verify import logits
+from soda_jax.convert.weights import Weights, whole
 from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
+from soda_jax.progress import progress
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.text import load_tokenizer, train_bpe
 from soda_jax.train.loop import DONE, train
@@ -35,11 +36,12 @@ ROPE = {
 }
 TEXT = 258  # bytes, BOS and EOS
 IDS = TEXT + 1  # and a special token
+TABLES = {"embedding": "embedding_first", "head": "head_first"}
 PADDED = 320  # rows of the text model, more than its tokenizer has ids
 
 
 def text_model(folder, tie_embeddings=True, specials=("<|audio_start|>",)):
-    """Writes a Qwen3 of text as it is published: more rows than ids, and a special token of our name.
+    """Writes a Qwen3 text model with more rows than ids and a special token named like a marker.
 
     Returns: its embedding `[PADDED, width]` and head.
     """
@@ -55,22 +57,19 @@ def text_model(folder, tie_embeddings=True, specials=("<|audio_start|>",)):
         fields(tie_embeddings=tie_embeddings, rope=ROPE, rms_norm_eps=1e-6), vocabulary
     )
     params = random_params(ModelFunctions(config), 3)
-    params["embedding_first"] = params["embedding_first"] + 0.5  # a mean that is to be found again
-    tables = {"embedding": params["embedding_first"], "head": params.get("head_first")}
-    shapes = names.tensor_shapes(config, PADDED)
-    writer = TensorWriter(folder, shapes, "float32")
-    for name in shapes:
-        if name in names.TABLE_NAMES.values():
-            table = next(key for key, value in names.TABLE_NAMES.items() if value == name)
-            tensor = np.asarray(tables[table])[:PADDED]
-        elif name == names.FINAL_NORM:
-            tensor = np.asarray(params["final_norm"])
-        else:
-            number, rest = name.removeprefix("model.layers.").split(".", 1)
-            ours, place = next((k, p) for k, p in names.LAYER.items() if p.name == rest)
-            tensor = names.outward(np.asarray(params["layers"][ours][int(number)]), place)
-        writer.add(name, tensor)
-    writer.finish()
+    params["embedding_first"] = params["embedding_first"] + 0.5  # a mean other than zero
+
+    class Params(Weights):
+        def read(self, name, first, last):
+            layers, _, inner = name.rpartition("/")
+            values = params[layers][inner] if layers else params[TABLES.get(name, name)]
+            return np.asarray(values[first:last])
+
+    weights = Params()
+    weights.config = config
+    shapes = tensor_shapes(config, PADDED)
+    with progress("writing", None) as bar:
+        write_tensors(folder, shapes, exported_tensors(weights), "float32", 1 << 30, bar)
     write_json(folder / "config.json", config_json(config, 256, 257, 64, "float32"))
     embedding = np.asarray(params["embedding_first"])[:PADDED]
     return embedding, embedding if tie_embeddings else np.asarray(params["head_first"])[:PADDED]
@@ -85,7 +84,7 @@ def base(tmp_path):
     return text_model(tmp_path / "qwen")
 
 
-def test_layout_rope_and_eps_are_the_text_models(base, tmp_path):
+def test_rope_and_eps_of_the_text_model_are_kept(base, tmp_path):
     _, config = extend(tmp_path / "qwen", tmp_path / "work")
     tokenizer = load_tokenizer(tmp_path / "work" / "tokenizer")
     _, metadata = weights_of(tmp_path / "work")
@@ -97,12 +96,12 @@ def test_layout_rope_and_eps_are_the_text_models(base, tmp_path):
     assert not config.tie_embeddings
 
 
-def test_text_rows_stay_and_a_tied_embedding_becomes_the_head_too(base, tmp_path):
+def test_text_rows_are_kept_and_a_tied_embedding_is_copied_to_the_head(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     weights, _ = weights_of(tmp_path / "work")
     embedding, head = base
-    np.testing.assert_array_equal(weights.rows("embedding", 0, IDS), embedding[:IDS])
-    np.testing.assert_array_equal(weights.rows("head", 0, IDS), head[:IDS])
+    np.testing.assert_array_equal(weights.read("embedding", 0, IDS), embedding[:IDS])
+    np.testing.assert_array_equal(weights.read("head", 0, IDS), head[:IDS])
 
 
 def test_the_logits_of_text_are_those_of_the_text_model(base, tmp_path):
@@ -116,16 +115,16 @@ def test_the_logits_of_text_are_those_of_the_text_model(base, tmp_path):
     np.testing.assert_allclose(logits(weights, tokens)[:, :IDS], old[:, :IDS], atol=1e-5)
 
 
-def test_a_special_token_of_our_name_gives_its_row(base, tmp_path):
+def test_a_special_token_named_like_a_marker_gives_its_row(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     weights, metadata = weights_of(tmp_path / "work")
     layout = VocabularyLayout.from_json(metadata["layout"])
     marker = layout.audio_start
     assert marker != TEXT
-    np.testing.assert_array_equal(weights.rows("embedding", marker, marker + 1)[0], base[0][TEXT])
+    np.testing.assert_array_equal(weights.read("embedding", marker, marker + 1)[0], base[0][TEXT])
 
 
-def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
+def test_an_extended_model_is_exported_with_its_origin(base, tmp_path):
     extend(tmp_path / "qwen", tmp_path / "work")
     to_huggingface(tmp_path / "work", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -136,7 +135,7 @@ def test_such_a_model_can_leave_again_and_says_what_it_is(base, tmp_path):
     same(weights_of(tmp_path / "work")[0], weights_of(tmp_path / "back")[0])
 
 
-def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
+def test_a_run_starts_on_converted_data(base, tmp_path):
     _, config = extend(tmp_path / "qwen", tmp_path / "work")
     data = toys.write_data(tmp_path / "data")
     retext(data, tmp_path / "work" / "tokenizer", tmp_path / "retexted")
@@ -149,21 +148,21 @@ def test_data_is_brought_over_and_a_run_starts(base, tmp_path):
     assert (trained.layer(0)["gate"] != weights_of(tmp_path / "work")[0].layer(0)["gate"]).any()
 
 
-def test_new_rows_have_mean_and_spread_of_the_old_ones(tmp_path):
+def test_new_rows_have_mean_and_standard_deviation_of_the_old_rows(tmp_path):
     embedding, head = text_model(tmp_path / "qwen", tie_embeddings=False, specials=())
     sizes = (2000, 1000)
     folder, work = tmp_path / "qwen", tmp_path / "work"
     from_huggingface(folder, work, extend=NewRows(), codebook_sizes=sizes)
     weights, _ = weights_of(work)
     for table, old in (("embedding", embedding[:TEXT]), ("head", head[:TEXT])):
-        new = weights.rows(table, TEXT, TEXT + 4 + sum(sizes))
+        new = weights.read(table, TEXT, TEXT + 4 + sum(sizes))
         error = old.std(0) / np.sqrt(len(new))
         assert (np.abs(new.mean(0) - old.mean(0)) < 5 * error).all()
         np.testing.assert_allclose(new.std(0), old.std(0), rtol=0.1)
         assert len(np.unique(new, axis=0)) == len(new)
 
 
-def test_the_seed_decides_and_the_mean_alone_can_be_had(base, tmp_path):
+def test_new_rows_depend_on_the_seed_or_are_the_mean(base, tmp_path):
     for name, options in (
         ("first", {"seed": 1}),
         ("again", {"seed": 1}),
@@ -172,7 +171,7 @@ def test_the_seed_decides_and_the_mean_alone_can_be_had(base, tmp_path):
     ):
         extend(tmp_path / "qwen", tmp_path / name, **options)
     new = {
-        name: weights_of(tmp_path / name)[0].rows("embedding", IDS + 4, IDS + 18)
+        name: weights_of(tmp_path / name)[0].read("embedding", IDS + 4, IDS + 18)
         for name in ("first", "again", "other", "mean")
     }
     np.testing.assert_array_equal(new["first"], new["again"])
@@ -186,11 +185,11 @@ def test_rows_do_not_depend_on_how_they_are_read(base, tmp_path):
     made = whole(weights)
     rows = weights.config.vocabulary.row_of_id
     table = np.concatenate([made["head_first"], made["head_groups"].reshape(-1, 16)])[rows]
-    parts = [weights.rows("head", i, i + 1) for i in range(len(rows))]
+    parts = [weights.read("head", i, i + 1) for i in range(len(rows))]
     np.testing.assert_array_equal(table, np.concatenate(parts))
 
 
-def test_a_model_with_markers_is_told_apart(exported, base, tmp_path):
+def test_extend_vocabulary_is_refused_with_and_required_without_markers(exported, base, tmp_path):
     with pytest.raises(UserError, match="without --extend-vocabulary"):
         extend(exported, tmp_path / "work")
     with pytest.raises(UserError, match="--extend-vocabulary"):

@@ -12,10 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizer_toys import every, written  # noqa: E402
 
-from soda_jax.convert.card import (  # noqa: E402
-    CardFacts,
-    model_card,
-)
+from soda_jax.convert.card import model_card  # noqa: E402
 from soda_jax.convert.grammar_files import grammar_files  # noqa: E402
 from soda_jax.convert.tokenizer_files import tokenizer_files  # noqa: E402
 from soda_jax.tokens.documents import Utterance, View, parse, render  # noqa: E402
@@ -30,7 +27,7 @@ LAYOUTS = [SMALL, VocabularyLayout(9, (0, 4, 8), 4, 0, (5, 3, 2)), VocabularyLay
 
 
 def save(folder, layout, tokenizer=None):
-    """The files of an export but for its weights; returns its SodaGrammar."""
+    """Writes the files of an export except its weights; returns its SodaGrammar."""
     files = grammar_files(layout) | (tokenizer_files(tokenizer, layout) if tokenizer else {})
     for name, content in files.items():
         (folder / name).write_text(content)
@@ -63,14 +60,14 @@ def test_autotokenizer_makes_our_ids_of_a_string_and_a_string_of_our_ids(tmp_pat
     assert theirs.decode(ids) == string
     for text in texts:
         assert theirs(text).input_ids == tokenizer.encode(text).tolist()
-    # As `generate` takes them, the shorter one filled up on the left.
+    # A batch for `generate`, padded on the left.
     batch = theirs([string, texts[0]], padding=True, return_tensors="pt")
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch.input_ids[1, 0] == layout.eos and batch.attention_mask[1, 0] == 0
 
 
 def walk(rng, rules, length):
-    """A random legal beginning of at most `length` tokens, any group as likely as another."""
+    """Returns a random legal beginning of at most `length` tokens; all groups are equally likely."""
     state, ids = rules.start, []
     while len(ids) < length and state != rules.end:
         group = rng.choice(np.flatnonzero(rules.transitions[state] != ILLEGAL))
@@ -85,13 +82,13 @@ def filled(rows, padding):
 
 
 def document(row, layout):
-    """A row of `generate` without its padding."""
+    """Returns a row of `generate` without its padding."""
     row = row[row.index(layout.bos) :] if layout.bos in row else []
     return row[: row.index(layout.eos) + 1] if layout.eos in row else row
 
 
 def expected(rules, rows, layout, padding):
-    """The legal sets of Grammar; a document that has ended takes EOS and padding."""
+    """Returns the legal sets of Grammar; EOS and padding may follow a finished document."""
     legal = np.stack([rules.legal(rules.run(np.array(row, int))) for row in rows])
     ended = [rules.run(np.array(row, int)) == rules.end for row in rows]
     for token in (layout.eos, padding):
@@ -132,7 +129,7 @@ def test_a_step_at_a_time_allows_the_same_as_reading_all_anew(tmp_path):
         ended += sum(row[-1] == SMALL.eos for row in rows)
         following = [int(rng.choice(each.nonzero()[:, 0])) for each in legal]
         ids = torch.cat([ids, torch.tensor(following)[:, None]], dim=1)
-        ids = ids[rng.integers(0, len(ids), len(ids))]  # beams change places and double
+        ids = ids[rng.integers(0, len(ids), len(ids))]  # beams are reordered and duplicated
     assert 0 < ended < 40 * len(ids)
 
 
@@ -154,7 +151,7 @@ def test_a_row_that_met_another_stop_token_takes_padding(tmp_path):
             legal = one.legal(ids)
         assert set(legal[0].nonzero()[:, 0].tolist()) == {SMALL.eos, padding}
         assert set(legal[1].nonzero()[:, 0].tolist()) == {17, 18}
-        # In a prompt the same is refused: there padding stands on the left.
+        # It is refused in a prompt, where padding is on the left.
         with pytest.raises(ValueError, match=r"row 0, position [56]: "):
             soda_grammar.from_pretrained(tmp_path, padding=padding).legal(ids)
 
@@ -174,9 +171,12 @@ def test_the_limit_of_frames_closes_the_span_at_a_whole_frame(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[8, 12, 14, 13]], r"row 0, position 3: token 13 \(audio_end\) .*codebook 1 is due"),
-        ([[9, 8, 1], [8, 1, 10]], r"row 1, position 2: token 10 \(text_start\) .*text, EOS is due"),
-        ([[9, 1, 2]], r"row 0, position 1: token 1 \(text\) is not legal there: BOS is due"),
+        ([[8, 12, 14, 13]], r"row 0, position 3: token 13 \(audio_end\) .*expected codebook 1"),
+        (
+            [[9, 8, 1], [8, 1, 10]],
+            r"row 1, position 2: token 10 \(text_start\) .*expected text, EOS",
+        ),
+        ([[9, 1, 2]], r"row 0, position 1: token 1 \(text\) is illegal, expected BOS"),
         ([[8, 9, 8]], "row 0, position 1: token 9 "),
         ([[8, 1, 9, 1]], r"position 3: token 1 \(text\) .*nothing \(the document has ended\)"),
         ([[8, 99]], "position 1: token 99 .outside the vocabulary."),
@@ -280,7 +280,9 @@ def test_the_example_of_the_model_card_runs_and_gives_codes(tmp_path, model, mon
     layout = make_layout(tokenizer, SIZES)
     save(tmp_path, layout, tokenizer)
     model.save_pretrained(tmp_path)
-    card = model_card(CardFacts("toy", 1, 1, "float32", None, layout, "<|begin_of_text|>"))
+    tokenizer.save(tmp_path / "tokenizer")
+    about = {"layout": layout.to_json()}
+    card = model_card(tmp_path, about, 1, name="toy", parameters=1, dtype="float32")
     code = card.split("```python\n")[1].split("```")[0]
     assert "max_frames=180" in code and "max_new_tokens=541" in code
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Models beside transformers.Qwen3ForCausalLM, converted in both directions."""
+"""Compares models with transformers.Qwen3ForCausalLM, converted in both directions."""
 
 import numpy as np
 import pytest

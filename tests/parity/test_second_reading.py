@@ -1,4 +1,4 @@
-"""Our readings of a Hugging Face folder against Transformers' own, for configs that are easily misread."""
+"""Compares both readings of a Hugging Face folder with Transformers, for configs that are easily misread."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding  # noq
 
 from soda_jax.convert import architecture, second_reading  # noqa: E402
 from soda_jax.errors import UserError  # noqa: E402
-from soda_jax.model import RopeConfig, rope  # noqa: E402
+from soda_jax.model import VocabularyBlocks, rope  # noqa: E402
 
 SHAPE = {
     "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 64, "hidden_size": 16,
@@ -73,12 +73,14 @@ def test_the_second_reading_is_transformers_and_the_first_one_agrees_or_refuses(
         found = second_reading.rotary_frequencies(content)
         np.testing.assert_allclose(found, wanted, rtol=1e-5, err_msg=str(content))
         try:
-            fields = architecture.model_fields(content, tmp_path / "config.json")
+            config = architecture.decoder_of(
+                content, VocabularyBlocks(64, ()), tmp_path / "config.json"
+            )
         except UserError:
             refused += 1
             continue
         taken += 1
-        mine = rope.frequencies(fields["head_dim"], RopeConfig(**fields["rope"]))
+        mine = rope.frequencies(config.head_dim, config.rope)
         np.testing.assert_allclose(mine, wanted, rtol=1e-5, err_msg=str(content))
     assert refused > 100 and taken > 100
 
@@ -109,10 +111,10 @@ def test_the_second_reading_takes_the_file_of_every_tensor_that_transformers_tak
     assert second_reading.weight_files(tmp_path) == dict.fromkeys(names, single)
 
 
-@pytest.mark.parametrize("name", sorted(architecture._GUESSES))
+@pytest.mark.parametrize("name", sorted(architecture.REFUSED_DEFAULTS))
 def test_the_values_in_our_messages_are_those_that_transformers_uses(tmp_path, name):
     content = {key: value for key, value in SHAPE.items() if key != name}
     (tmp_path / "config.json").write_text(json.dumps(content))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     found = config.rope_parameters["rope_theta"] if name == "rope_theta" else getattr(config, name)
-    assert found == architecture._GUESSES[name]
+    assert found == architecture.REFUSED_DEFAULTS[name]

@@ -25,7 +25,7 @@ class Export:
 
     def __call__(self, weights, folder, *, step, metadata, workdir, dtype, write):
         self.steps.append(step)
-        arrays = weights.layer(weights.config.num_layers - 1) | {"rows": weights.rows("head", 0, 9)}
+        arrays = weights.layer(weights.config.num_layers - 1) | {"rows": weights.read("head", 0, 9)}
         if not write:
             return
         if step == self._fail_at:

@@ -11,7 +11,7 @@ from train_toys import CODEC, write_datasets
 
 from soda_jax.checkpoints import CheckpointReader, digest, folder
 from soda_jax.cli import main
-from soda_jax.convert.card import facts_of_run
+from soda_jax.convert.card import model_card
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, differences, folder_sums
@@ -160,7 +160,7 @@ def test_a_flipped_bit_in_any_metadata_file_of_a_run_is_found_or_changes_nothing
             return next(differences(run, sums, name.split("/")[0]), ("", ""))[1]
         try:
             if name == "data.json":
-                facts_of_run(run, metadata, 2, name="x", parameters=1, dtype="float32")
+                model_card(run, metadata, 2, name="x", parameters=1, dtype="float32")
             else:  # of the config only the folder of the checkpoints is read again
                 directory = CheckpointReader(folder.of_run(run)).directory
                 return "" if directory == run / "checkpoints" else "no checkpoints"

@@ -1,18 +1,17 @@
-"""Keeps Transformers' `generate` to legal SODA documents: the right codebook, closed spans, whole frames.
+"""Restricts Transformers' `generate` to legal SODA documents: codebooks in order, closed spans, whole frames.
 
     import sys
 
-    sys.path.insert(0, folder)  # of the model, where this file lies
+    sys.path.insert(0, folder)  # the model's folder, which contains this file
     from soda_grammar import SodaGrammar
 
     grammar = SodaGrammar.from_pretrained(folder, max_frames=375)
     model.generate(**inputs, logits_processor=[grammar], max_new_tokens=4000)
 
-A row of a batch is padding, if it is shorter than others, and then the beginning of a document: BOS
-first, and nothing that the grammar forbids. Padding stands on the left; its id is the tokenizer's (EOS)
-unless another is given. A row that has ended goes on with EOS or padding.
+Each row of a batch is a legal beginning of a document, with BOS as its first token, and is padded on the
+left. A row whose document has ended continues with EOS or padding.
 
-The tables stand in grammar.json beside this file. Needs torch and transformers, nothing else.
+Requires torch, transformers and the tables in grammar.json in the same folder.
 """
 
 import json
@@ -21,16 +20,17 @@ from typing import Any
 
 import torch
 from transformers import LogitsProcessor
+from transformers.utils import cached_file
 
 _FILE = "grammar.json"
 _FORMAT_VERSION = 1
 
 
 class SodaGrammar(LogitsProcessor):
-    """A logits processor that leaves only the tokens that may come next.
+    """A logits processor that allows only legal next tokens.
 
-    It remembers where each row stands, so that a step costs the same at any length; rows may change
-    places between steps, as beam search has it. Any other input is read as a new prompt.
+    It stores the state of each row, so a step costs the same at any length; rows may be reordered between
+    steps, as in beam search. Any other input is treated as a new prompt.
     """
 
     def __init__(
@@ -44,13 +44,12 @@ class SodaGrammar(LogitsProcessor):
 
         Args:
           tables: the content of grammar.json.
-          codebooks: how many a frame has in the prompt and in what is generated; 0 for all.
-          max_frames: after that many new frames an audio span is closed as soon as one is whole; 0 for
-            no limit.
-          padding: id that fills rows; None for the tokenizer's.
+          codebooks: number of codebooks per frame in the document; 0 for all.
+          max_frames: number of new frames after which an audio span is closed; 0 for no limit.
+          padding: id of padding; None for the tokenizer's (EOS).
 
         Raises:
-          ValueError: for tables of another version, or a number of codebooks or a padding that the
+          ValueError: for tables of another version, or a number of codebooks or a padding id that the
             model does not have.
         """
         if tables.get("format_version") != _FORMAT_VERSION:
@@ -70,7 +69,7 @@ class SodaGrammar(LogitsProcessor):
         groups = torch.zeros(tables["vocabulary"], dtype=torch.long)
         for first, last, group in tables["group_runs"]:
             groups[first : last + 1] = group
-        # A last group for ids that the vocabulary does not have, legal nowhere.
+        # An extra group for ids outside the vocabulary, which is never legal.
         legal = torch.tensor(rules["transitions"])
         beyond = torch.full_like(legal[:, :1], tables["illegal"])
         self._tables = {
@@ -79,7 +78,7 @@ class SodaGrammar(LogitsProcessor):
             "boundary": torch.tensor(rules["frame_boundary"]),
         }
         if not 0 <= self._padding < len(groups):
-            raise ValueError(f"padding={self._padding} is no id of 0–{len(groups) - 1}")
+            raise ValueError(f"padding={self._padding} is not in 0–{len(groups) - 1}")
         if self._allowed_first()[groups[self._padding]]:
             raise ValueError(f"padding={self._padding} is BOS, with which a document begins")
         self._close = self._names.index("audio_end")
@@ -92,24 +91,20 @@ class SodaGrammar(LogitsProcessor):
 
         Args:
           folder: the model's folder, or its name on the hub.
-          options: of the constructor.
+          options: arguments of the constructor.
         """
-        path = Path(folder) / _FILE
-        if not path.is_file():
-            from transformers.utils import cached_file
-
-            path = Path(cached_file(str(folder), _FILE))
+        path = Path(cached_file(str(folder), _FILE))
         return cls(json.loads(path.read_text("utf-8")), **options)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The scores with −∞ for every token that may not come next.
+        """Returns the scores with −∞ for every illegal token.
 
         Args:
           input_ids: the tokens so far `[batch, tokens]`.
-          scores: of the next token `[batch, vocabulary]`; rows of padding behind it are never legal.
+          scores: of the next token `[batch, vocabulary]`, possibly with extra columns, which are illegal.
 
         Raises:
-          ValueError: for a prompt that no legal document begins with, naming row, position and token.
+          ValueError: naming row, position and token, if a prompt is not the beginning of a document.
         """
         legal = self.legal(input_ids)
         missing = scores.shape[-1] - legal.shape[-1]
@@ -122,7 +117,7 @@ class SodaGrammar(LogitsProcessor):
         return scores.masked_fill(~legal, -torch.inf)
 
     def legal(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Which tokens may follow `input_ids` `[batch, tokens]`: bool `[batch, vocabulary]`."""
+        """Returns the legal next tokens of `input_ids` `[batch, tokens]`, bool `[batch, vocabulary]`."""
         self._tables = {name: t.to(input_ids.device) for name, t in self._tables.items()}
         origins = self._origins(input_ids)
         if origins is None:
@@ -145,14 +140,14 @@ class SodaGrammar(LogitsProcessor):
         return self._tables["transitions"][self._start] >= 0
 
     def _groups(self, ids: torch.Tensor) -> torch.Tensor:
-        """The group of each id, one more than there are for ids outside the vocabulary."""
+        """Returns the group of each id; the extra group for ids outside the vocabulary."""
         groups = self._tables["group_of_id"]
         ids = ids.to(groups.device)
         inside = (ids >= 0) & (ids < len(groups))
         return torch.where(inside, groups[ids.clamp(0, len(groups) - 1)], len(self._names))
 
     def _origins(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """The row of the last call that each row goes on with by one token; None for a new prompt."""
+        """Returns the row of the last call that each row extends by one token; None for a new prompt."""
         before = self._before
         if before is None or ids.shape != (len(before), before.shape[1] + 1):
             return None
@@ -165,7 +160,7 @@ class SodaGrammar(LogitsProcessor):
         return same.int().argmax(1) if bool(same.any(1).all()) else None
 
     def _read(self, ids: torch.Tensor) -> torch.Tensor:
-        """The states after a prompt, `[batch]`."""
+        """Returns the states after a prompt, `[batch]`."""
         transitions = self._tables["transitions"].cpu()
         rows, groups = ids.cpu(), self._groups(ids).cpu()
         states = torch.full((len(rows),), self._start)
@@ -177,10 +172,10 @@ class SodaGrammar(LogitsProcessor):
         return states.to(ids.device)
 
     def _advance(self, origins: torch.Tensor, ids: torch.Tensor) -> None:
-        """Moves the states on by the last token of each row."""
+        """Updates the states by the last token of each row."""
         states, frames, token = self._states[origins], self._frames[origins], ids[:, -1]
         following = self._tables["transitions"][states, self._groups(token)]
-        # `generate` fills rows that met a stop token of its own, wherever the document stands.
+        # `generate` pads rows after one of its stop tokens, in any state of the document.
         over = (states == self._end) & (token == self._eos)
         over |= (following < 0) & (token == self._padding)
         following = torch.where(over, self._end, following)
@@ -200,6 +195,6 @@ class SodaGrammar(LogitsProcessor):
         due = [name for name, may in zip(names, allowed.tolist(), strict=True) if may]
         found = names[int(self._groups(tokens[row]))]
         raise ValueError(
-            f"row {row}, position {position}: token {token} ({found}) is not legal there: "
-            f"{', '.join(due) or 'nothing (the document has ended)'} is due"
+            f"row {row}, position {position}: token {token} ({found}) is illegal, expected "
+            f"{', '.join(due) or 'nothing (the document has ended)'}"
         )

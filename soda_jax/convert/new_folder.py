@@ -1,4 +1,4 @@
-"""Folders that appear when they are whole and on the disk, or not at all."""
+"""Output folders that appear complete and on disk, or not at all."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from soda_jax.files import sync, to_disk
 
 
 def check_new(out: str | os.PathLike[str]) -> Path:
-    """The path of a folder that can be made; UserError unless it is absent or empty, and local."""
+    """Returns `out` as a path; raises UserError unless it is local and absent or an empty folder."""
     if is_url(out):
         raise UserError(
             f"{out}: a conversion writes a local folder; name one, and copy it from there"
@@ -24,21 +24,21 @@ def check_new(out: str | os.PathLike[str]) -> Path:
             raise UserError(f"{path} is a link; name the folder itself")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and is not an empty folder; name a new one")
-        if path.exists() and os.path.ismount(path):
-            raise UserError(f"{path} is where a disk is mounted; name a new folder in it")
+        if os.path.ismount(path):
+            raise UserError(f"{path} is a mount point; name a new folder in it")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be a folder ({error.strerror}); name another one"
+            f"{path}: cannot be a folder ({error.strerror}); use another name"
         ) from None
     return path
 
 
 @contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, renamed to it at the end of the block and gone with all it holds if that fails.
+def atomic_directory(out: Path) -> Iterator[Path]:
+    """Yields a temporary folder that is renamed to `out` at the end, or removed after an error.
 
     Raises:
-      UserError: for what the file system refuses.
+      UserError: for errors of the file system.
     """
     made = [folder for folder in out.absolute().parents if not folder.exists()]
     partial = out.parent / f".{out.name}.partial"
@@ -55,10 +55,10 @@ def appearing(out: Path) -> Iterator[Path]:
         sync(out.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space" if full else "name a folder that you may write"
-        raise UserError(f"{out}: cannot be written ({error}); {mend}") from None
+        fix = "free some space" if full else "name a folder with write permission"
+        raise UserError(f"{out}: cannot be written ({error}); {fix}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made if not done else ():
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another process has written into it
                 folder.rmdir()

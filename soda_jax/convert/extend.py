@@ -1,0 +1,154 @@
+"""Extends a text model by rows for the markers and the audio ids."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soda_jax.convert.architecture import decoder_of
+from soda_jax.convert.qwen3 import HuggingFaceWeights
+from soda_jax.convert.safetensors_folder import TensorFolder
+from soda_jax.convert.weights import TABLES, Weights, row_blocks
+from soda_jax.errors import UserError
+from soda_jax.model import DecoderConfig, VocabularyBlocks
+from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.text import JsonTokenizer, TextTokenizer, load_tokenizer, make_layout
+from soda_jax.tokens.vocabulary import MARKERS
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRows:
+    """How the rows of new ids are drawn: from a normal distribution per column.
+
+    Attributes:
+      seed: of the random numbers.
+      spread: standard deviation, relative to that of the old rows; 0 gives every new row their mean.
+    """
+
+    seed: int = 0
+    spread: float = 1.0
+
+
+class ExtendedWeights(Weights):
+    """A text model with new rows for markers and audio; its embedding and head are no longer tied.
+
+    Attributes:
+      base: the text model.
+    """
+
+    def __init__(
+        self,
+        base: Weights,
+        config: DecoderConfig,
+        old_rows: int,
+        reused: Mapping[int, int],
+        new: NewRows,
+    ):
+        """Measures the mean and the standard deviation of the old rows.
+
+        Args:
+          base: the text model.
+          config: the decoder's shape with the new vocabulary, not tied.
+          old_rows: number of leading ids that keep their rows; later rows of the base are dropped.
+          reused: new id -> old id with the row to use, for special tokens named like a marker.
+          new: how the other rows are drawn.
+        """
+        self.config, self.base, self._old = config, base, old_rows
+        self._reused, self._new = dict(reused), new
+        self._moments = {table: self._measure(table) for table in TABLES}
+
+    def _measure(self, table: str) -> tuple[np.ndarray, np.ndarray]:
+        total = np.zeros(self.config.hidden_size)
+        squares = np.zeros(self.config.hidden_size)
+        for first, last in row_blocks(self._old):
+            total += self.base.read(table, first, last).sum(0, dtype=np.float64)
+        mean = total / self._old
+        for first, last in row_blocks(self._old):
+            squares += np.square(self.base.read(table, first, last) - mean).sum(0)
+        return mean, np.sqrt(squares / self._old)
+
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """See `Weights`."""
+        if name not in TABLES:
+            return self.base.read(name, first, last)
+        found = np.empty((last - first, self.config.hidden_size), np.float32)
+        kept = min(max(self._old - first, 0), last - first)
+        if kept:
+            found[:kept] = self.base.read(name, first, first + kept)
+        mean, deviation = self._moments[name]
+        for token in range(first + kept, last):
+            if token in self._reused:
+                old = self._reused[token]
+                found[token - first] = self.base.read(name, old, old + 1)[0]
+                continue
+            # One random stream per row, so rows do not depend on the slices that are read.
+            random = np.random.default_rng((self._new.seed, name == "head", token))
+            noise = random.standard_normal(self.config.hidden_size)
+            found[token - first] = mean + self._new.spread * deviation * noise
+        return found
+
+
+def extend_vocabulary(
+    source: Path,
+    content: dict[str, Any],
+    vocabulary: int,
+    tensors: TensorFolder,
+    codebook_sizes: tuple[int, ...],
+    new: NewRows,
+) -> tuple[TextTokenizer, VocabularyLayout, ExtendedWeights]:
+    """Extends the text model of a folder.
+
+    Args:
+      source: the folder.
+      content: of its config.json.
+      vocabulary: rows of its embedding.
+      tensors: of the folder.
+      codebook_sizes: entries of each codebook.
+      new: how the new rows are drawn.
+
+    Returns:
+      its tokenizer, the new vocabulary, and the weights.
+
+    Raises:
+      UserError: if config.json, tokenizer and tensors disagree, or the folder already has all markers.
+    """
+    file = source / "config.json"
+    text = load_tokenizer(source)
+    if vocabulary < text.vocabulary_size:
+        raise UserError(
+            f"{file}: vocab_size is {vocabulary}, fewer than the {text.vocabulary_size} ids of "
+            "tokenizer.json; take both from the same model"
+        )
+    assert isinstance(text, JsonTokenizer)
+    description = json.loads(text.content)
+    added = description.get("added_tokens") or []
+    ids = {token["content"]: int(token["id"]) for token in added}
+    if all(marker in ids for marker in MARKERS):
+        raise UserError(
+            f"{source / 'tokenizer.json'} already has the markers {', '.join(MARKERS)}; convert the folder "
+            "without --extend-vocabulary"
+        )
+    base_config = decoder_of(content, VocabularyBlocks(vocabulary, ()), file)
+    base = HuggingFaceWeights(tensors, base_config, vocabulary)
+    layout = make_layout(text, codebook_sizes)
+    markers = zip(MARKERS, range(layout.text_size, layout.audio_base), strict=True)
+    reused = {new_id: ids[marker] for marker, new_id in markers if marker in ids}
+    config = dataclasses.replace(
+        base_config,
+        vocabulary=VocabularyBlocks.of(layout),
+        tie_embeddings=False,
+    )
+    if reused:  # the names of these tokens become those of markers
+        for token in added:
+            if token["id"] in reused.values():
+                token["content"] = f"<|replaced_{token['id']}|>"
+        text = JsonTokenizer(json.dumps(description, ensure_ascii=False))
+        if text.vocabulary_size != layout.text_size:
+            raise UserError(
+                f"{source / 'tokenizer.json'} has pieces named like the markers {', '.join(MARKERS)}, "
+                "which cannot be renamed; remove them"
+            )
+    return text, layout, ExtendedWeights(base, config, layout.text_size, reused, new)
