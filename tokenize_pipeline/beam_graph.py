@@ -1,7 +1,7 @@
 """The Beam graph for clusters: shards of the plan → reshuffle → `tokenize_shard`.
 
 The elements are descriptions of shards, so any runner may distribute and repeat them. Workers write the
-shards to the folder of the data set, which all workers must see.
+shards to the folder of the data set, which must be visible to all of them.
 """
 
 import argparse
@@ -23,12 +23,12 @@ _RUNNERS = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
 
 def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequence[str]) -> None:
-    """Tokenizes `shards` on a cluster and waits for the end.
+    """Tokenizes `shards` on a cluster and waits until all are finished.
 
     Args:
       job: the job, from `for_workers`.
       shards: the unfinished shards of the plan.
-      runner: "dask" or a runner that Beam knows, by name or as a Python path.
+      runner: "dask", or a runner of Beam by its name or the import path of its class.
       flags: options for Beam, as on a command line.
 
     Raises:
@@ -36,7 +36,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
     """
     flags = [*flags, f"--runner={_RUNNERS.get(runner, runner)}"]
     if runner == "dask" and not any(f.startswith(("--dask_npart", "--dask_part")) for f in flags):
-        # The runner's default is 128 elements per task: one worker would do all shards of most jobs.
+        # The default is 128 elements per task: for most jobs, one worker would tokenize all shards.
         flags.append("--dask_partition_size=1")
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
     _ = (
@@ -52,7 +52,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
     try:
         result.wait_until_finish()
     finally:
-        if client := getattr(result, "client", None):  # of Dask; it also closes a local cluster
+        if client := getattr(result, "client", None):  # Dask; this also closes a local cluster
             client.close()
 
 

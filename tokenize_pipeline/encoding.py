@@ -1,8 +1,8 @@
 """Encodes the sounds of a window of documents, in batches of similar length.
 
-Sounds arrive in the order of the archives. They are collected until the window is complete or their
-bytes reach a limit, and are then encoded in order of length. A codec on an accelerator encodes
-`clips_at_once` clips per call, while threads read and resample the next clips.
+Sounds are read in the order of the archives. They are collected until the window is complete or
+their bytes reach a limit, and are then encoded in order of length. A codec on an accelerator
+encodes `clips_at_once` clips per call, while threads read and resample the next clips.
 """
 
 import functools
@@ -23,9 +23,9 @@ from tokenize_pipeline.sound import Sound, resolve, with_corpus_path
 
 BATCH_CLIPS = 32
 BATCH_SECONDS = 240.0
-SECONDS_PER_CLIP = 15.0  # times `clips_at_once` limits the seconds of a large batch
+SECONDS_PER_CLIP = 15.0  # a large batch has at most `clips_at_once` times as many seconds
 PIECE_SECONDS = 60.0
-HELD_BYTES = 2**28  # of sounds from archives, waiting for the codec
+HELD_BYTES = 2**28  # limit of the sounds from archives that wait for the codec
 _CODEC_LOCK = threading.Lock()
 
 UtteranceKey = tuple[int, int]  # (document in the window, utterance in the document)
@@ -42,7 +42,7 @@ def load_codec_once(spec: str) -> Codec:
 
 @functools.lru_cache(maxsize=1)
 def cached_codec(spec: str) -> Codec:
-    """Returns the codec of a spec and keeps the last one. Threads call `load_codec_once`."""
+    """Returns the codec of a spec and caches the last one; threads must call `load_codec_once`."""
     return load_codec(spec)
 
 
@@ -50,12 +50,12 @@ class SpeechEncoder:
     """Encodes windows of utterances; archives stay open between windows."""
 
     def __init__(self, codec: Codec, data_root: str, max_audio_seconds: float):
-        """Opens nothing yet.
+        """Creates the archive reader; archives are opened when they are read.
 
         Args:
-          codec: encodes the sounds.
+          codec: codec that encodes the sounds.
           data_root: absolute folder that audio paths are relative to.
-          max_audio_seconds: longest utterance.
+          max_audio_seconds: longest allowed utterance, in seconds.
         """
         self._codec, self._root, self._longest = codec, data_root, max_audio_seconds
         self._archives = ArchiveReader()
@@ -68,7 +68,7 @@ class SpeechEncoder:
 
         Args:
           utterances: the utterances of one window.
-          bad: receives the errors of the others.
+          bad: receives the errors of unusable utterances.
         """
         waiting: dict[UtteranceKey, Sound] = {}
         held = 0
@@ -121,7 +121,7 @@ class SpeechEncoder:
         reads: Iterable[Reads] = (
             [functools.partial(read, key) for key in batch] for batch in batched
         )
-        if self._clips > 1:  # else the codec uses all cores itself
+        if self._clips > 1:  # otherwise the codec itself uses all cores
             reads = _read_ahead(read, batched)
         for batch, results in zip(batched, reads, strict=True):
             clips: dict[UtteranceKey, np.ndarray] = {}
@@ -151,8 +151,8 @@ def batches(seconds: Mapping[UtteranceKey, float], clips: int = 1) -> list[Keys]
     """Returns utterance keys sorted by length, in batches of limited total length.
 
     Args:
-      seconds: length of each utterance.
-      clips: clips that the codec encodes in one call.
+      seconds: length of each utterance, in seconds.
+      clips: number of clips that the codec encodes in one call.
     """
     most, longest = max(BATCH_CLIPS, clips), max(BATCH_SECONDS, clips * SECONDS_PER_CLIP)
     made: list[Keys] = []

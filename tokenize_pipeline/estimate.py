@@ -1,8 +1,9 @@
 """Estimates a job by timing one shard, without writing the data set.
 
 The plan is made in a temporary folder, where the first utterances of the corpus are tokenized as one
-shard: once to load libraries and compile the codec, then in growing numbers until it takes some seconds.
-Tokens, bytes and time are proportional to the expected work, which the plan has for every shard.
+shard: once to load libraries and compile the codec, then with more utterances
+each time until it takes `TIMED_SECONDS`. Tokens, bytes and time are scaled to the expected work of
+all shards, which the plan contains.
 """
 
 import dataclasses
@@ -26,9 +27,9 @@ from tokenize_pipeline.settings import Job, load_text_tokenizer, read_job
 from tokenize_pipeline.worker import tokenize_shard
 
 TIMED_SECONDS = 2.0  # the timed shard takes at least this long, unless the corpus is too small
-MOST_UTTERANCES = 2**14  # in the timed shard: millions of files may be missing
+MOST_UTTERANCES = 2**14  # limit of the timed shard, in case millions of files are missing
 FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # seconds of audio, or bytes of text
-_LONGEST_SECONDS = 30.0  # of an utterance in the timed shard
+_LONGEST_SECONDS = 30.0  # limit of an utterance in the timed shard
 _BLOCK_BYTES = 65_536  # an ArrayRecord file consists of whole blocks, and one more for its footer
 
 
@@ -41,9 +42,9 @@ class Estimate:
       manifest: manifest of the previous generation, or an empty one.
       rejected: input rows that describe no utterance, by reason.
       timed: the timed shard, with one utterance per document; None if there is nothing to tokenize.
-      result: its result.
-      elapsed: seconds that it took.
-      stored: bytes of its records.
+      result: result of the timed shard.
+      elapsed: duration of the timed shard, in seconds.
+      stored: size of its records, in bytes.
     """
 
     plan: Plan
@@ -64,7 +65,8 @@ class Estimate:
     def totals(self, split: str) -> dict[str, int]:
         """Returns the number of shards, documents and utterances of a split.
 
-        If an utterance of the timed shard was usable, also of text_tokens, frames and bytes on disk.
+        If an utterance of the timed shard was usable, also returns text_tokens, frames and
+        bytes on disk.
         """
         shards = [shard for shard in self.plan.shards if shard.split == split]
         totals = {"shards": len(shards)}
@@ -79,7 +81,7 @@ class Estimate:
         return totals
 
     def describe(self, name: str) -> str:
-        """Returns the estimate as lines of text, in which the data set is called `name`."""
+        """Returns the estimate as lines of text; `name` is printed as the name of the data set."""
         lines = [f"dry run: nothing is written to {name}"]
         for split in SPLITS:
             totals = self.totals(split)
@@ -127,7 +129,7 @@ def estimate(options: TokenizeOptions) -> Estimate:
     """Estimates the job of `options`; writes nothing to `options.output`.
 
     Raises:
-      UserError: as `tokenize` for wrong settings and inputs.
+      UserError: for invalid settings and inputs, as in `tokenize`.
     """
     job = read_job(options)
     with tempfile.TemporaryDirectory(prefix="soda-dry-run-") as name:

@@ -1,6 +1,8 @@
-"""The whole job: settings → plan → shards → index, manifest and quarantine.
+"""Runs a whole job: settings → plan → shards → index, manifest and quarantine.
 
-tokenize(TokenizeOptions(input="corpus/manifest.jsonl", output="data/speech", codec="mel:codec"))
+Example:
+
+    tokenize(TokenizeOptions(input="corpus.jsonl", output="data/speech", codec="mel:codec"))
 """
 
 import contextlib
@@ -44,8 +46,9 @@ def tokenize(options: TokenizeOptions) -> Summary:
     """Creates a data set, appends to it, or resumes a stopped job: finished shards are skipped.
 
     Raises:
-      UserError: for wrong settings or inputs, settings that differ from those of an unfinished job, a
-        worker process that died, or more bad utterances than `max_bad_fraction` (finished shards stay).
+      UserError: for invalid settings or inputs, settings that differ from those of an unfinished
+        job, a worker process that died, or more bad inputs than `max_bad_fraction` (finished shards
+        are kept).
     """
     job = read_job(options)
     dataset, generation, before = job.dataset, job.generation, job.before
@@ -62,17 +65,17 @@ def tokenize(options: TokenizeOptions) -> Summary:
         if not generation:
             load_text_tokenizer(options).save(dataset / "tokenizer")
             if options.codec:
-                # A model trained on this data finds its codec here.
+                # Training copies the codec from here.
                 load_codec_once(options.codec).save(dataset / "codec")
             before = dataclasses.replace(before, front_end_files=folder_sums(dataset, *FRONT_END))
         _run(job, plan)
-        sweep(dataset)  # again, for files that workers of a killed job began after the first sweep
+        sweep(dataset)  # again: workers of a killed job may have written after the first sweep
         return merge(dataset, plan, before, options.max_bad_fraction)
 
 
 @contextlib.contextmanager
 def _lock(dataset: Path) -> Iterator[None]:
-    """Prevents a second job on the folder. The system releases the lock of a killed process."""
+    """Prevents a second job on the folder. The kernel releases the lock of a killed process."""
     handle = os.open(dataset, os.O_RDONLY)
     try:
         try:
@@ -95,9 +98,7 @@ def _finished_append(job: Job) -> Plan | None:
         return None
     try:
         plan = Plan.load(plan_folder(job.dataset, newest.generation))
-    except (
-        UserError
-    ):  # removed, damaged or of another version; a finished data set does not need it
+    except UserError:  # removed, damaged or another version; a finished data set does not need it
         return None
     settings = {**job.settings(newest.generation), "after": plan.settings.get("after")}
     same = plan.settings == settings and plan.digest == newest.settings_digest

@@ -52,7 +52,7 @@ class Summary:
     bad: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def describe(self, name: str) -> str:
-        """Returns a few lines for the user, in which the data set is called `name`."""
+        """Returns a summary of a few lines; `name` is printed as the name of the data set."""
         lines = [f"{name}: {self.state}, generation {self.manifest.generation}"]
         for split in SPLITS:
             totals = self.manifest.totals(split)
@@ -75,7 +75,7 @@ class Summary:
 
 
 def skipped_lines(counts: dict[str, int]) -> list[str]:
-    """Returns a line for each kind of documents that a plan skipped, from the counts of the plan."""
+    """Returns one line per kind of document that the plan skipped, from the counts of the plan."""
     return [
         f"skipped, {key.replace('_', ' ')}: {counts[key]:,} documents"
         for key in ("already_in_dataset", "repeated_in_input")
@@ -84,10 +84,12 @@ def skipped_lines(counts: dict[str, int]) -> list[str]:
 
 
 def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
-    """Returns the rows of `quarantine.jsonl` up to the generation of `manifest`, in bytes.
+    """Returns the bytes of `quarantine.jsonl` up to the generation of `manifest`.
 
-    Later rows are ignored: a job that was killed or had too many bad inputs may have added them. Raises
-    UserError if the rows do not match the checksum of the manifest.
+    Later rows are ignored: a job that was killed or had too many bad inputs may have added them.
+
+    Raises:
+      UserError: if the rows do not match the checksum of the manifest.
     """
     size, crc = manifest.quarantine
     path = dataset / QUARANTINE
@@ -102,7 +104,7 @@ def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
 def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) -> Summary:
     """Writes quarantine.jsonl and, unless too many inputs are bad, the manifest of the generation.
 
-    If nothing of an append is usable, its plan is removed and nothing is written.
+    If an append has no usable input, its plan is removed and nothing is written.
 
     Args:
       dataset: folder of the data set; every shard of the plan is finished.
@@ -111,8 +113,9 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
       max_bad_fraction: share of bad inputs above which no manifest is written.
 
     Raises:
-      TooManyBadInputsError: if more are bad, or no input is usable.
-      UserError: if a file that it reads is damaged.
+      TooManyBadInputsError: if the share of bad inputs is larger, or no input of a new data set is
+        usable.
+      UserError: if an existing quarantine.jsonl or a file of the plan is damaged.
     """
     folder = plan_folder(dataset, plan.generation)
     earlier = quarantine_of(dataset, before)

@@ -37,7 +37,7 @@ class TokenizeOptions:
     validation_fraction: float = setting(0.01, "share of documents held out (default %(default)s)")
     max_audio_seconds: float = setting(3600.0, "longest utterance in seconds (default %(default)s)")
     max_bad_fraction: float = setting(
-        0.01, "share of bad inputs above which the job fails at its end (default %(default)s)"
+        0.01, "share of bad inputs above which the job fails at the end (default %(default)s)"
     )
     append: bool = setting(False, "add the new documents to a finished data set")
     workers: int = setting(
@@ -69,7 +69,7 @@ class TokenizeOptions:
 
 
 def unknown_option(option: str, to: str, others: Iterable[str] = ()) -> UserError:
-    """Returns the error of an option that is unknown `to` a program, with the most similar option.
+    """Returns the error for an option that `to` does not have, with the most similar option.
 
     Args:
       option: the option as given, with or without its value.

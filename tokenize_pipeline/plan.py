@@ -32,7 +32,7 @@ class ShardPlan:
     """One shard: its number in the split, over all generations, and the counts of its documents.
 
     Attributes:
-      weight: expected work: seconds of audio, or bytes of text.
+      weight: expected work, in seconds of audio or bytes of text.
       sha256: digest of its `.jsonl` file.
     """
 
@@ -60,10 +60,10 @@ class Plan:
 
     Attributes:
       generation: 0 for the first plan of a data set, plus one for each append.
-      settings: settings that decide the bytes of the shards, by name of the option.
+      settings: settings that determine the bytes of the shards, by name of the option.
       inputs: name, size and digest of each input file; see `planner.describe_inputs`.
       shards: shards in order, train first.
-      counts: number of documents, utterances, rejected rows, repeated and already known documents.
+      counts: number of documents, utterances, rejected rows, repeated and already stored documents.
       rejected_sha256: digest of `rejected.jsonl`.
     """
 

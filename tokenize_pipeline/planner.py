@@ -1,6 +1,8 @@
-"""Makes the plan in two passes over the corpus: one weighs the documents, one assigns them to shards.
+"""Makes the plan in two passes over the corpus.
 
-A shard is a run of documents in the order of the corpus; the runs have nearly equal expected work. A
+The first pass computes the expected work of each document, the second assigns documents to shards.
+
+A shard contains consecutive documents of the corpus; all shards have nearly equal expected work. A
 compressed archive is read sequentially by one worker, so all its documents are in one shard.
 
 Each document id is used once. The first pass finds repeated ids; the second pass keeps the content of the
@@ -58,9 +60,9 @@ def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def work_of(kind: str, data_root: str) -> Callable[[UtteranceSource], float]:
-    """Returns a function that gives the expected work of an utterance.
+    """Returns a function that computes the expected work of an utterance.
 
-    For the kind "speech" it is in seconds of audio; for "text", in bytes.
+    The unit is seconds of audio for the kind "speech", and bytes for "text".
     """
     if kind == "speech":
         return functools.partial(expected_seconds, data_root=data_root)
@@ -87,13 +89,13 @@ def make_plan(
     """Reads the corpus twice and writes the plan into `folder`.
 
     Args:
-      folder: is replaced; `plan.json` is written last.
+      folder: folder of the plan, which is replaced; `plan.json` is written last.
       generation: generation of the data set.
       reader: yields the documents of `inputs`.
       inputs: files of the corpus.
-      settings: recorded in the plan; "kind", "shards" and "validation_fraction" are used here.
+      settings: settings to record in the plan; "kind", "shards" and "validation_fraction" are used.
       data_root: absolute folder that audio paths are relative to.
-      known: `document_hash` of the documents of the data set; they are skipped and counted.
+      known: `document_hash` of documents that the data set already contains; they are skipped.
       first_numbers: number of the first shard of each split.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +140,7 @@ class Admission:
     """Selects the documents of a corpus for a plan."""
 
     def __init__(self, reader: Reader, inputs: Sequence[Path], known: Container[int]):
-        """Reads nothing yet; `known` has the `document_hash` of documents that are skipped."""
+        """Stores the inputs; `known` contains the `document_hash` of documents to skip."""
         self._reader, self._inputs, self._known = reader, inputs, known
         self._repeated: set[int] = set()
 
@@ -168,7 +170,7 @@ class Admission:
         """Yields the same documents, and a rejected row for each repeated one.
 
         An exact repeat is a `duplicate`, counted in `repeated_in_input`. In a corpus of text it is only
-        counted: texts without an id are named by their content, and repeats are common.
+        counted: a text without an id gets one from its content, and repeats are common.
         """
         firsts: dict[int, tuple[bytes, str]] = {}
         for item in self._reader.read(self._inputs):
@@ -191,7 +193,7 @@ class Admission:
 
 
 def _content(document: DocumentSource) -> bytes:
-    """Returns a digest of texts and times, without paths: an input may be given twice under two names."""
+    """Returns a digest of texts and times, without paths: the same input may have two names."""
     content = [(u.text.strip(), u.start, u.end) for u in document.utterances]
     return hashlib.sha256(json.dumps(content).encode()).digest()
 
@@ -234,12 +236,12 @@ class ShardLines:
     """Collects the documents of one shard and writes its `.jsonl` file."""
 
     def __init__(self) -> None:
-        """Starts without documents."""
+        """Creates an empty shard."""
         self._lines: list[str] = []
         self._utterances, self._weight = 0, 0.0
 
     def add(self, document: DocumentSource, weight: float) -> None:
-        """Adds the next document, as a line in ASCII: the worker rejects escaped invalid UTF-8."""
+        """Adds the next document as a line of ASCII; the worker rejects escaped invalid UTF-8."""
         utterances = [
             {name: value for name, value in vars(utterance).items() if value is not None}
             for utterance in document.utterances
@@ -262,7 +264,7 @@ class SplitPlan:
     """Collects the weights of a split in the first pass and writes its shards in the second one."""
 
     def __init__(self, folder: Path, split: str, first_number: int):
-        """Starts without documents; `first_number` is the number of the first shard."""
+        """Creates an empty split; `first_number` is the number of its first shard."""
         self._folder, self._split, self._first = folder, split, first_number
         self._weights = array("d")
         self._spans: dict[str, tuple[int, int]] = {}  # first and last document of each archive
@@ -276,7 +278,7 @@ class SplitPlan:
             audio = utterance.audio
             if utterance.member is not None and audio is not None and is_compressed(audio):
                 self._spans[audio] = (self._spans.get(audio, (number, 0))[0], number)
-        # A minimum keeps documents of unknown length from collecting in one shard.
+        # Without a minimum, all documents of unknown length would be in one shard.
         self._weights.append(max(work, 0.1))
 
     def starts(self) -> bytearray:
@@ -292,7 +294,7 @@ class SplitPlan:
         self._assigned = assign_shards(self._weights, total, self.starts())
 
     def write(self, document: DocumentSource) -> None:
-        """Adds the next document of the second pass; writes a shard when its last document is known."""
+        """Adds the next document of the second pass; writes a shard when the next one starts."""
         shard, weight = next(self._assigned)
         if self._current is None or self._current[0] != shard:
             self.close()

@@ -46,7 +46,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
     def start_next(connection: Connection) -> None:
         if (shard := next(pending, None)) is not None:
             running[connection] = shard
-            # A broken pipe is an error when the answer is read.
+            # If the pipe is broken, `recv` raises below.
             with contextlib.suppress(OSError):
                 connection.send(shard)
 
@@ -94,8 +94,8 @@ def _start_processes(job: Job, workers: int) -> dict[Connection, BaseProcess]:
 
 
 def _work(job: Job, connection: Connection) -> None:
-    """Tokenizes each shard that arrives, and answers with None or the exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the job, which ends its workers
+    """Tokenizes each shard received from the job, and sends back None or the exception."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job gets Ctrl-C and ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while True:
@@ -109,7 +109,7 @@ def _work(job: Job, connection: Connection) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when its parent ends: a killed job cannot end its workers."""
+    """Ends this process when its parent ends, because a killed job cannot end its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -30,7 +30,7 @@ REASONS = {
 
 
 class BadInputError(Exception):
-    """An utterance is unusable; it is quarantined."""
+    """Raised for an unusable utterance, which is then quarantined."""
 
     def __init__(self, reason: str, message: str):
         """Creates the error; `reason` is a key of `REASONS`, `message` is one line with the value."""
@@ -48,7 +48,7 @@ class QuarantineRow:
       file: path of the sound file in the corpus.
       where: position in the input, such as `manifest.jsonl:17`.
       reason: a key of `REASONS`.
-      message: error in one line.
+      message: one line that describes the error.
     """
 
     document: str | None

@@ -45,7 +45,11 @@ class ShardResult:
 
     @classmethod
     def load(cls, folder: Path, shard: ShardPlan) -> "ShardResult":
-        """Reads a result; ValueError, KeyError, TypeError or OSError if it is damaged or missing."""
+        """Reads a result.
+
+        Raises:
+          ValueError, KeyError, TypeError, OSError: if the file is damaged or missing.
+        """
         value = parse_checked_json(_path(folder, shard).read_bytes())
         info = value["info"]
         return cls(
@@ -66,14 +70,14 @@ def _progress_path(folder: Path, shard: ShardPlan) -> Path:
 
 
 def write_progress(folder: Path, shard: ShardPlan, part: float) -> None:
-    """Records that `part` (0 to 1) of the shard's work is done."""
+    """Records that the fraction `part` (0 to 1) of the shard's work is done."""
     path = _progress_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{part:.4f}")  # not atomic: an incomplete file is ignored
 
 
 def read_progress(folder: Path, shard: ShardPlan) -> float:
-    """Returns the part (0 to 1) of the shard that its worker recorded last, or 0."""
+    """Returns the fraction (0 to 1) of the shard's work that was recorded last, or 0."""
     try:
         return min(float(_progress_path(folder, shard).read_text()), 1.0)
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError, quarantin
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow, count_by_reason, json_lines
 from tokenize_pipeline.worker import text_ids, write_documents
 
-_FOLDERS = ("tokenizer", "codec", "manifests", *SPLITS)  # of a stopped `retext`; they are replaced
+_FOLDERS = ("tokenizer", "codec", "manifests", *SPLITS)  # left by a stopped `retext`; replaced
 
 
 def retext(
@@ -35,7 +35,7 @@ def retext(
 ) -> Manifest:
     """Writes the newest generation of `source` to `output` with another text tokenizer.
 
-    The manifest is written last. A repeated command after a stopped one starts from the beginning.
+    The manifest is written last. If the command is stopped, running it again starts from scratch.
 
     Args:
       source: folder of a finished data set.
@@ -45,10 +45,10 @@ def retext(
 
     Returns:
       The manifest of the new data set, generation 0. Its `quarantined` and its quarantine.jsonl include
-      those of `source`.
+      the entries of `source`.
 
     Raises:
-      TooManyBadInputsError: if the tokenizer cannot represent more utterances.
+      TooManyBadInputsError: if the tokenizer cannot represent a larger share of the utterances.
       UserError: if `output` contains other files, or a file of `source` is damaged.
     """
     source, folder = Path(source), Path(output)

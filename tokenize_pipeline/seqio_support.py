@@ -47,7 +47,7 @@ _BYTES, _SENTENCEPIECE = "seqio:bytes", "seqio:sentencepiece"
 
 
 class SeqioTokenizer:
-    """A vocabulary of seqio as a `soda_jax.tokens.text.TextTokenizer`, which lists the attributes."""
+    """A vocabulary of seqio as a text tokenizer; see `soda_jax.tokens.text.TextTokenizer`."""
 
     def __init__(self, vocabulary: Any, model: Path | None = None):
         """Wraps a `seqio.ByteVocabulary`, or a `seqio.SentencePieceVocabulary` and its `model` file.
@@ -83,7 +83,7 @@ class SeqioTokenizer:
         utf8(text)
         ids = np.array(self._vocabulary.encode(text), np.int32)
         if self._special[ids].any():
-            # Text never gives control pieces, so this is the unknown piece.
+            # Text is never encoded as control pieces, so this is the unknown piece.
             unknown = {c for c in text if self._special[self._vocabulary.encode(c)].any()}
             named = "".join(sorted(unknown)) or text
             raise UserError(f"the tokenizer has no ordinary ids for {named!r}")
@@ -203,7 +203,7 @@ def split_documents(
 def _reader(
     splits: Mapping[str, Split], document_views: Sequence[View]
 ) -> Callable[..., "tf.data.Dataset"]:
-    """Returns the function of a FunctionDataSource, which yields every document under each view.
+    """Returns the function for a FunctionDataSource, which yields every document in each view.
 
     The order is view by view in stored order, or a new permutation at each iteration. Documents with a
     masked or damaged record are skipped: seqio has no mask for their tokens.

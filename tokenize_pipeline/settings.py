@@ -1,4 +1,4 @@
-"""The settings of a job: the options of the user, resolved and checked before anything is written."""
+"""Resolves and checks the user's options before a job writes anything."""
 
 import dataclasses
 import importlib
@@ -27,12 +27,12 @@ from tokenize_pipeline.results import shard_number
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job: the options, and what they resolve to. It is also sent to the workers, see `for_workers`.
+    """A job: the options and what they resolve to. `for_workers` returns a copy for the workers.
 
     Attributes:
       options: the user's options.
       inputs: the files of the corpus.
-      generation: generation that the job makes: 0, or the newest plus one when appending.
+      generation: generation that the job writes: 0, or the newest plus one when appending.
       before: manifest of the previous generation, or an empty one.
       data_root: absolute folder that audio paths are relative to and must not leave.
       plan_digest: digest of the plan; "" before it is made.
@@ -68,7 +68,7 @@ class Job:
             "codec": f"{codec['name']} {codec['fingerprint']}" if codec else None,
             "tokenizer": self.before.tokenizer_fingerprint,
             "layout": self.before.layout.fingerprint,
-            # Relative to the corpus: the bytes of the data set must not depend on its location.
+            # Relative to the inputs: the data set must not depend on the location of the corpus.
             "data_root": os.path.relpath(self.data_root, self.inputs[0].parent),
             "shards": options.shards,
             "validation_fraction": options.validation_fraction,
@@ -98,7 +98,7 @@ class Job:
         return plan
 
     def for_workers(self, plan: Plan, dataset: Path) -> "Job":
-        """Returns the job for the workers of `plan`, which write to `dataset`, without long lists."""
+        """Returns the job for workers of `plan`, without long lists; they write to `dataset`."""
         return dataclasses.replace(
             self,
             options=dataclasses.replace(self.options, output=str(dataset.absolute())),
@@ -112,7 +112,7 @@ def read_job(options: TokenizeOptions) -> Job:
     """Resolves and checks `options`.
 
     Raises:
-      UserError: for wrong settings or inputs, or a data set that does not match them.
+      UserError: for invalid settings or inputs, or a data set that does not match them.
     """
     inputs = find_inputs(options.input)
     reader = find_reader(options.format)
@@ -172,8 +172,8 @@ def _find_data_root(options: TokenizeOptions, reader: Reader, inputs: Sequence[P
         found = os.path.abspath(of_corpus(inputs))
         if options.data_root and root != found:
             raise UserError(
-                f"--data_root={options.data_root}: --format={options.format} finds its audio by the "
-                f"inputs, in {found}; leave --data_root out"
+                f"--data_root={options.data_root}: --format={options.format} derives the folder of "
+                f"the audio from the inputs ({found}); leave --data_root out"
             )
         root = found
     if not os.path.isdir(root):
@@ -215,7 +215,7 @@ def _check_append(options: TokenizeOptions, dataset: Path, empty: Manifest) -> M
 
 
 class _KnownDocuments(Container[int]):
-    """Hashes of the documents of a data set in a sorted array: a tenth of a set's memory."""
+    """Hashes of the documents of a data set, sorted: a tenth of the memory of a `set`."""
 
     def __init__(self, dataset: Path, manifest: Manifest):
         hashes = [

@@ -1,4 +1,4 @@
-"""Decodes the text of files and finds defects of a text that do not depend on the corpus.
+"""Decodes the text of files, and finds errors of a text that do not depend on the corpus.
 
 A byte that is not UTF-8 becomes a lone surrogate, as with `surrogateescape`, and NUL becomes `NUL_MARK`, so
 that only the row that contains it is rejected. A NUL that is escaped in a JSON string (as \\u0000) is a
@@ -29,7 +29,7 @@ def decode_text(content: bytes) -> str:
 
 
 def text_fault(text: str) -> TextFault | None:
-    """Returns the defect of a text, or None."""
+    """Returns why a text is unusable, or None if it is usable."""
     if not text:
         return TextFault("empty_text", "is empty")
     if text.isascii():

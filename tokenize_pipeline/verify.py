@@ -1,4 +1,4 @@
-"""Checks of a finished data set: damaged files, and texts that the tokenizer spells differently."""
+"""Checks a finished data set: damaged files, and texts whose spelling the tokenizer changes."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from tokenize_pipeline.merge import QUARANTINE, quarantine_of
 from tokenize_pipeline.plan import REJECTED, Plan, check_file
 from tokenize_pipeline.results import ShardResult, has_result
 
-_TEXTS = 100  # that `read_back` compares
-_SHOWN = 40  # characters of a text
+_TEXTS = 100  # number of texts that `read_back` compares
+_SHOWN = 40  # number of characters of a text in its message
 
 
 def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
@@ -82,7 +82,7 @@ def _result_faults(folder: Path, plan: Plan, manifest: Manifest | None) -> Itera
             yield Fault(name, str(error))
             continue
         if result.plan_digest != plan.digest:
-            yield Fault(name, "it belongs to another plan")
+            yield Fault(name, "its plan_digest is that of another plan")
         info = result.info
         if manifest and info and info not in manifest.splits.get(shard.split, ()):
             yield Fault(name, f"its shard {info.file} is not in the manifest")
@@ -100,7 +100,7 @@ def _digest_faults(name: str, plan: Plan, manifests: dict[int, Manifest]) -> Ite
 
 
 def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
-    """Checks the fingerprint of the saved codec; its files are already compared."""
+    """Checks the fingerprint of the saved codec, if the checksums of its files are correct."""
     described = manifest.codec
     if described is None or not (dataset / "codec").is_dir():
         return
@@ -136,7 +136,7 @@ def read_back(dataset: str | Path, manifest: Manifest) -> str:
 
 
 def _whole_utterances(dataset: Path, manifest: Manifest) -> Iterator[Utterance]:
-    """Yields utterances that are whole in one record; in others, text and ids are split differently."""
+    """Yields utterances stored in one record; if one is split, its texts and ids do not match."""
     for split in SPLITS:
         for info in manifest.splits.get(split, ()):
             for record in read_records(dataset / split / info.file, manifest.layout):

@@ -1,8 +1,8 @@
 """Tokenizes one shard: reads, encodes and writes its documents.
 
-Documents are processed in windows, so that memory does not grow with the shard. The shard gets its final
-name and its result is written last: a worker may be killed at any time, and tokenizing the shard again
-gives the same bytes.
+Documents are processed in windows, so that memory does not grow with the shard. The shard is
+renamed to its final name and its result is written last, so a worker may be killed at any time, and
+tokenizing the shard again gives the same bytes.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from tokenize_pipeline.results import ShardResult, shard_file, write_progress
 from tokenize_pipeline.settings import Job
 from tokenize_pipeline.text_faults import text_fault
 
-# Texts and codes of a window are in memory: a day of audio is about 20 MB with eight codebooks. A
-# compressed archive in another order than the documents is read once per window. For sounds, see
-# `encoding.HELD_BYTES`.
+# Limits of a window, whose texts and codes are in memory: a day of audio is about 20 MB with eight
+# codebooks. A compressed archive that is not in the order of the documents is read once per window.
+# Memory for sounds is limited by `encoding.HELD_BYTES`.
 WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
 WINDOW_DOCUMENTS = 100_000
@@ -55,7 +55,8 @@ def write_documents(
 ) -> ShardInfo | None:
     """Writes a shard of documents, given as (id, utterances), and returns its entry for the manifest.
 
-    Documents without utterances are left out. If there are no others, returns None and writes no file.
+    Documents without utterances are omitted. If no document has utterances, returns None and
+    writes no file.
     """
     with contextlib.ExitStack() as stack:
         writer: ShardWriter | None = None
@@ -105,7 +106,7 @@ def _encode_documents(
 def _windows(
     documents: Iterable[DocumentSource], work: Callable[[UtteranceSource], float], limit: float
 ) -> Iterator[tuple[Sequence[DocumentSource], dict[UtteranceKey, float]]]:
-    """Yields runs of documents of about `limit` total work, with the work of each utterance."""
+    """Yields windows of documents with about `limit` total work, and the work of each utterance."""
     window: list[DocumentSource] = []
     weights: dict[UtteranceKey, float] = {}
     total = 0.0
@@ -136,10 +137,10 @@ def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
 
 
 class _ShardProgress:
-    """Records every few seconds which part of the shard's work is done.
+    """Records every few seconds which fraction of the shard's work is done.
 
     Attributes:
-      done: work that is done.
+      done: completed work, in seconds of audio or bytes of text.
     """
 
     def __init__(self, folder: Path, shard: ShardPlan):
@@ -147,7 +148,7 @@ class _ShardProgress:
         self._written, self.done = time.monotonic(), 0.0
 
     def advance(self, work: float) -> None:
-        """Adds to the work that is done."""
+        """Adds completed work, and records the progress if the last record is old enough."""
         self.done += work
         if time.monotonic() - self._written >= _PROGRESS_SECONDS:
             self._written = time.monotonic()

@@ -20,7 +20,7 @@ from soda_jax.checkpoints.restore import PARAMS
 from soda_jax.errors import UserError
 from soda_jax.files import to_disk
 
-# A chunk may hold several layers, which are read one after the other.
+# A chunk may contain several layers, which are read one after the other.
 _CACHE_BYTES = 64 << 20
 # OCDBT collects data up to this size before it writes a file.
 _FILE_BYTES = 64 << 20
@@ -58,7 +58,7 @@ class SliceReader:
         self._open: dict[str, Any] = {}
 
     def read(self, name: str, index: tuple[Index, ...]) -> np.ndarray:
-        """Returns `parameter[index]`; raises UserError if the store lacks a part of it."""
+        """Returns `parameter[index]`; raises UserError if a part of it cannot be read."""
         import tensorstore as ts
 
         try:
@@ -85,10 +85,11 @@ def new_step(
     The digest is written at the end, after fsync, so an unfinished checkpoint is never valid.
 
     Args:
-      directory: a local folder for the step's folder; one writer at a time.
+      directory: a local folder, in which the folder of the step is created; only one process may
+        write to it.
       step: number of the checkpoint.
       arrays: shape and chunk shape of every parameter by its name, such as `layers/query`; all are f32.
-      metadata: as for `Checkpointer.maybe_save`.
+      metadata: JSON object, as for `Checkpointer.maybe_save`.
     """
     import jax.numpy as jnp
     import tensorstore as ts
@@ -105,7 +106,7 @@ def new_step(
         path = checkpointer.reader.path(step)
     (path / digest.NAME).unlink()
     item = path / PARAMS
-    # One fsync of all files at the end takes half the time of one after each write.
+    # One fsync of all files at the end takes half the time of an fsync after each write.
     context = ts.Context({"file_io_sync": False})
     stores: dict[str, Any] = {}
 
@@ -115,13 +116,13 @@ def new_step(
         stores[name][index].write(values).result()
 
     yield write
-    # Give Orbax's description the full shapes.
+    # Write the full shapes to Orbax's metadata file.
     about = json.loads((item / _TREE).read_text())
     for leaf in about["tree_metadata"].values():
         name = "/".join(part["key"] for part in leaf["key_metadata"])
         leaf["value_metadata"]["write_shape"] = list(arrays[name][0])
     (item / _TREE).write_text(json.dumps(about))
-    # This folder repeats the small shapes; restoring does not need it.
+    # This folder also contains the one-element shapes; restoring does not need it.
     (item / "array_metadatas").rmtree()
     to_disk(path)
     digest.write_digest(path)

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     decode.add_argument("file", help="output of soda codec encode")
     decode.add_argument("--codec", required=True, help="the codec that encoded them")
     decode.add_argument("--output", required=True, help="sound file, .wav")
-    decode.add_argument("--codebooks", type=int, help="number of codebooks to use (all)")
+    decode.add_argument("--codebooks", type=int, help="number of codebooks to use (default: all)")
 
 
 def _add_audio(fit: argparse.ArgumentParser) -> None:
@@ -135,7 +135,7 @@ def _warn_if_short(minutes: float, entries: int, frame_rate: float, option: str)
     needed = math.ceil(_FRAMES_PER_ENTRY * entries / frame_rate / 60)
     print(
         f"warning: {minutes:.1f} minutes are {frames / entries:.1f} frames for each of {entries} entries, "
-        f"which memorize them: give at least {needed} minute{'s' if needed > 1 else ''}, or "
+        f"too few for k-means: give at least {needed} minute{'s' if needed > 1 else ''}, or "
         f"{option}={max(1, int(frames / _FRAMES_PER_ENTRY))}"
     )
 

@@ -1,4 +1,4 @@
-"""`soda convert`: checkpoints to and from the Hugging Face format."""
+"""`soda convert`: converts checkpoints to and from the Hugging Face format."""
 
 import argparse
 import shlex
@@ -22,7 +22,7 @@ _DTYPES = {"f32": "float32", "bf16": "bfloat16", "float32": "float32", "bfloat16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the two directions."""
+    """Adds the sub-commands `to-hf` and `from-hf` and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
     out = add_action(actions, "to-hf", "write a run's checkpoint as a Transformers folder", EXAMPLE)
     out.add_argument("workdir", help="workdir of the run")
@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     out.add_argument("--dtype", default="f32", choices=tuple(_DTYPES), help="dtype of the tensors")
     out.add_argument(
-        "--shard_mb", type=int, default=1024, help="maximum size of a file, which is held in memory"
+        "--shard_mb",
+        type=int,
+        default=1024,
+        help="maximum size of a file in MiB; the tensors of one file are held in memory",
     )
     out.add_argument(
         "--contamination",
@@ -53,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--new_rows",
         default="spread",
         choices=("spread", "mean"),
-        help="draw new rows with mean and standard deviation of the old rows, or use their mean",
+        help="spread: draw new rows with the mean and standard deviation of the old rows; "
+        "mean: use the mean of the old rows",
     )
     into.add_argument("--seed", type=int, default=0, help="seed of the new rows")
     into.add_argument("--codec", metavar="SPEC", help="codec of the data: mel:DIR or mimi:DIR")
@@ -78,7 +82,8 @@ def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
         "--verify",
         default="logits",
         choices=("tensors", "logits", "full"),
-        help="compare checksums of all tensors; also logits of a prompt; also the held-out loss",
+        help="tensors: compare the checksums of all tensors; logits: also the logits of a prompt; "
+        "full: also the held-out loss",
     )
     action.add_argument("--data", metavar="DIR", help=f"for --verify=full: {data}")
 

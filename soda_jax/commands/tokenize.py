@@ -14,7 +14,7 @@ _OPTIONS = [field for field in dataclasses.fields(TokenizeOptions) if field.name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options; with --runner, unknown ones are passed to Beam."""
+    """Adds the options of `TokenizeOptions`, and --verify and --dry_run."""
     for field in _OPTIONS:
         name, text = f"--{field.name}", field.metadata["doc"]
         if field.type is bool:

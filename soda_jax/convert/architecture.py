@@ -8,7 +8,7 @@ from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, RopeConfig, VocabularyBlocks
 
 _ARCHITECTURE, _MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
-# Our field -> their field and its type.
+# Field of `DecoderConfig` or `RopeConfig` -> field of `config.json` and its type.
 _FIELDS: dict[str, tuple[str, type]] = {
     "num_layers": ("num_hidden_layers", int),
     "hidden_size": ("hidden_size", int),
@@ -28,9 +28,10 @@ _ROPE_FIELDS: dict[str, tuple[str, type]] = {
 }
 _THETA, _LENGTH = "rope_theta", "original_max_position_embeddings"
 _NO_SCALING = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, _LENGTH: 8192}
-# Values that Transformers, and we, use for missing fields.
+# Defaults of Transformers for missing fields, which are also used here.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
-# Values of Qwen3Config (release 5.24) for missing fields, which are too unlikely to be used silently.
+# Defaults of Qwen3Config (Transformers 5.24) that few models have: a missing
+# field is an error here.
 REFUSED_DEFAULTS = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -40,14 +41,14 @@ REFUSED_DEFAULTS = {
     "num_key_value_heads": 32,
     "rope_theta": 10_000,
 }
-# With these fields Transformers reads weights or layers from elsewhere.
+# With these fields, Transformers reads weights or layer settings from other files.
 _ELSEWHERE = (
     "per_layer_config", "text_config", "configuration_files", "transformers_weights",
 )  # fmt: skip
-# Fields that this decoder has only with this value, which is also the default.
+# Fields for which this decoder supports only this value, which is the default of Transformers.
 _WRITTEN = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 _REQUIRED = {**_WRITTEN, "partial_rotary_factor": 1.0, "quantization_config": None}
-# Transformers 5 uses the first that is not empty, Transformers 4 only the first.
+# Transformers 5 uses the first entry that is not empty, Transformers 4 only `rope_scaling`.
 _ROPE_ENTRIES = ("rope_scaling", "rope_parameters")
 _CANNOT = "such a model cannot be converted"
 
@@ -62,8 +63,8 @@ def config_json(
     Args:
       config: the decoder's shape.
       bos, eos: ids of the tokens that begin and end a document.
-      sequence_length: of training, in tokens.
-      dtype: of the tensors, "float32" or "bfloat16".
+      sequence_length: sequence length in training, in tokens.
+      dtype: dtype of the tensors, "float32" or "bfloat16".
     """
     fields = {names[0]: getattr(config, ours) for ours, names in _FIELDS.items()}
     rope = {names[0]: getattr(config.rope, ours) for ours, names in _ROPE_FIELDS.items()}
@@ -85,7 +86,8 @@ def config_json(
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
-        # The first release with Qwen3. Without a version, some releases warn of a wrong tokenizer regex.
+        # The first release that supports Qwen3. Without a version, some releases warn about the
+        # tokenizer regex.
         "transformers_version": "4.51.0",
     }
 
@@ -107,15 +109,15 @@ def integer_field(
 def decoder_of(
     content: Mapping[str, Any], vocabulary: VocabularyBlocks, file: Path
 ) -> DecoderConfig:
-    """Returns the decoder that `config.json` describes, computing in f32.
+    """Returns the decoder config that `config.json` describes, with compute_dtype float32.
 
     Args:
-      content: of the file.
-      vocabulary: of the decoder; the file's is not used.
-      file: named in messages.
+      content: content of `config.json`.
+      vocabulary: vocabulary of the decoder; `vocab_size` of the file is not used.
+      file: path of `config.json`, for error messages.
 
     Raises:
-      UserError: for another architecture, a missing field, or a value that this decoder does not have.
+      UserError: for another architecture, a missing field, or an unsupported value.
     """
     _check_architecture(content, file)
     fields: dict[str, Any] = {}
@@ -183,7 +185,7 @@ def _missing(name: str, file: Path) -> str:
 
 
 def _rope(content: Mapping[str, Any], file: Path) -> RopeConfig:
-    """Returns what Transformers would use, if all entries that any release reads agree."""
+    """Returns the RoPE settings that Transformers uses; UserError if its releases would differ."""
     given = {name: content[name] for name in _ROPE_ENTRIES if content.get(name)}
     found = {name: _rope_entry(value, name, content, file) for name, value in given.items()}
     if not found:
@@ -200,7 +202,7 @@ def _rope(content: Mapping[str, Any], file: Path) -> RopeConfig:
 
 
 def _rope_entry(given: Any, entry: str, content: Mapping[str, Any], file: Path) -> RopeConfig:
-    """Returns the values of one entry; as in Transformers, the top level of the file completes it."""
+    """Returns the settings of one entry; missing values are read from the top level of the file."""
     if not isinstance(given, dict):
         raise UserError(f"{file}: {entry} is {_short(given)}, not a JSON object; {_CANNOT}")
     kind = given.get("rope_type", given.get("type", "default"))
@@ -210,7 +212,7 @@ def _rope_entry(given: Any, entry: str, content: Mapping[str, Any], file: Path) 
         )
     known = {"rope_type", "type", "partial_rotary_factor", *(x[0] for x in _ROPE_FIELDS.values())}
     for name in given:
-        if name not in known:  # it would change what the model computes
+        if name not in known:  # it might change the result of the model
             raise UserError(f"{file}: {_short(name)} of {entry} is unknown; {_CANNOT}")
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
@@ -230,7 +232,7 @@ def _rope_entry(given: Any, entry: str, content: Mapping[str, Any], file: Path) 
         other = content.get("rope_parameters")
         if not (isinstance(other, dict) and _THETA in other):
             raise UserError(_missing(_THETA, file))
-        values[_THETA] = REFUSED_DEFAULTS[_THETA]  # Transformers ignores that of the other entry
+        values[_THETA] = REFUSED_DEFAULTS[_THETA]  # Transformers ignores theta in the other entry
     if kind == "default":
         values = {**_NO_SCALING, _THETA: values[_THETA]}
     elif values.get(_LENGTH) is None:

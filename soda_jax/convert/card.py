@@ -1,4 +1,4 @@
-"""The model card of an export: facts from the files of a run in the template exported/card.md.
+"""Writes the model card of an export: the template exported/card.md with facts from a run's files.
 
 The front matter states no license, because the publisher of the weights chooses it. A fact that no file
 contains is stated as "not known".
@@ -38,15 +38,16 @@ def model_card(
     dtype: str,
     contamination: str | Path | None = None,
 ) -> str:
-    """Returns the README.md of an export: front matter for the hub, then Markdown.
+    """Returns the README.md of an export: YAML front matter for the hub, then Markdown.
 
     Args:
       workdir: folder of the run; its data.json and metrics.jsonl are optional.
-      metadata: of the checkpoint (`soda_jax.train.run.run_metadata`); only "layout" is required.
-      step: of the checkpoint; metrics of later steps are ignored.
-      name: of the model.
+      metadata: metadata of the checkpoint (`soda_jax.train.run_files.run_metadata`); only "layout"
+        is required.
+      step: step of the checkpoint; metrics of later steps are ignored.
+      name: name of the model.
       parameters: number of parameters.
-      dtype: of the exported tensors.
+      dtype: dtype of the exported tensors.
       contamination: a report of `soda inspect --contamination … --report=FILE.jsonl`, or a text file.
 
     Raises:
@@ -246,7 +247,7 @@ def _count(value: int | None) -> str:
 
 
 def _read_counts(path: Path, digest: str | None) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the counts by source, if `path` describes the data of the checkpoint."""
+    """Returns the counts by source; empty unless `path` describes the data of the checkpoint."""
     if not path.is_file():
         return {}
     try:
@@ -272,7 +273,7 @@ def _read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _read_report(path: Path) -> str:
-    """Returns a text file unchanged, and a summary of a JSONL report."""
+    """Returns the content of a text file, or a summary of a JSONL report."""
     try:
         text = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

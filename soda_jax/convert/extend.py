@@ -1,4 +1,4 @@
-"""Extends a text model by rows for the markers and the audio ids."""
+"""Adds embedding and head rows for the markers and the audio ids to a text model."""
 
 import dataclasses
 import json
@@ -21,11 +21,11 @@ from soda_jax.tokens.vocabulary import MARKERS
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """How the rows of new ids are drawn: from a normal distribution per column.
+    """Initialization of the rows of new ids, from a normal distribution per column.
 
     Attributes:
-      seed: of the random numbers.
-      spread: standard deviation, relative to that of the old rows; 0 gives every new row their mean.
+      seed: seed of the random numbers.
+      spread: standard deviation relative to that of the old rows; 0 sets new rows to their mean.
     """
 
     seed: int = 0
@@ -47,14 +47,14 @@ class ExtendedWeights(Weights):
         reused: Mapping[int, int],
         new: NewRows,
     ):
-        """Measures the mean and the standard deviation of the old rows.
+        """Computes the mean and the standard deviation of the old rows.
 
         Args:
           base: the text model.
           config: the decoder's shape with the new vocabulary, not tied.
           old_rows: number of leading ids that keep their rows; later rows of the base are dropped.
-          reused: new id -> old id with the row to use, for special tokens named like a marker.
-          new: how the other rows are drawn.
+          reused: new id -> old id whose row is copied, for special tokens named like a marker.
+          new: initialization of the other rows.
         """
         self.config, self.base, self._old = config, base, old_rows
         self._reused, self._new = dict(reused), new
@@ -99,18 +99,18 @@ def extend_vocabulary(
     codebook_sizes: tuple[int, ...],
     new: NewRows,
 ) -> tuple[TextTokenizer, VocabularyLayout, ExtendedWeights]:
-    """Extends the text model of a folder.
+    """Adds markers and audio ids to the text model of a folder.
 
     Args:
       source: the folder.
-      content: of its config.json.
-      vocabulary: rows of its embedding.
-      tensors: of the folder.
+      content: content of its config.json.
+      vocabulary: number of rows of its embedding.
+      tensors: tensors of the folder.
       codebook_sizes: entries of each codebook.
-      new: how the new rows are drawn.
+      new: initialization of the new rows.
 
     Returns:
-      its tokenizer, the new vocabulary, and the weights.
+      the text tokenizer, the new vocabulary layout, and the extended weights.
 
     Raises:
       UserError: if config.json, tokenizer and tensors disagree, or the folder already has all markers.
@@ -141,7 +141,7 @@ def extend_vocabulary(
         vocabulary=VocabularyBlocks.of(layout),
         tie_embeddings=False,
     )
-    if reused:  # the names of these tokens become those of markers
+    if reused:  # these names are needed for the markers
         for token in added:
             if token["id"] in reused.values():
                 token["content"] = f"<|replaced_{token['id']}|>"

@@ -1,4 +1,4 @@
-"""Converts a folder of Transformers' Qwen3 to a checkpoint that a run can start from."""
+"""Converts a Qwen3 folder of Transformers to a checkpoint that a run can start from."""
 
 import dataclasses
 import importlib.metadata
@@ -52,22 +52,23 @@ def from_huggingface(
     compare: bool = True,
     further: Check | None = None,
 ) -> tuple[Converted, DecoderConfig]:
-    """Converts a folder.
+    """Writes a Hugging Face folder as a checkpoint in a new workdir.
 
     Args:
-      source: with config.json, safetensors and tokenizer.json.
+      source: a folder with config.json, safetensors and tokenizer.json.
       workdir: a new or empty folder.
       extend: adds rows for markers and codebooks to a text model; None if the model has them.
-      codebook_sizes: of the codec; by default those of `codec`, else SODA's.
+      codebook_sizes: entries of each codebook; by default those of `codec`, else of the export,
+        else SODA's.
       tokenizer: text tokenizer of the data, for a folder that is not an export of soda.
       codec: the codec of the audio ids (`soda_jax.codecs.interface.Codec`), copied to the workdir.
-      codec_spec: its name in messages.
+      codec_spec: name of the codec in error messages.
       changed: the model was trained after soda exported it, so the recorded checksums do not apply.
       compare: also compare logits before and after.
-      further: one more check; if it raises, nothing is written.
+      further: an additional check; if it raises, `workdir` is not created.
 
     Returns:
-      a summary, and the decoder's shape.
+      a summary, and the config of the decoder.
 
     Raises:
       UserError: naming file and tensor, if the folder is damaged or not a Qwen3 model, its vocabulary
@@ -136,7 +137,7 @@ def from_huggingface(
         reader = CheckpointReader(directory)
         reader.choose(step, params_only=True)  # compares the files with the digest
         after = StoredWeights(SliceReader(reader.path(step)), config)
-        with progress("reading it again, MB", 4e-6 * config.parameters) as bar:
+        with progress("verifying, MB", 4e-6 * config.parameters) as bar:
             found = checksums(after, bar)
         for name, crc in written.items():
             if found[name] != crc:
@@ -162,10 +163,11 @@ _ABOUT: dict[str, Any] = {
 
 
 def _read_about(source: Path) -> dict[str, Any] | None:
-    """Returns the content of `soda.json`, None if soda did not export the folder.
+    """Returns the content of `soda.json`; None if soda did not export the folder.
 
     Raises:
-      UserError: if the file, or the tokenizer or codec that it lists, was changed.
+      UserError: if the file, or the tokenizer or codec that it lists, was changed, or the file has
+        another format version.
     """
     file = source / ABOUT
     if not file.exists():
@@ -224,10 +226,10 @@ def _metadata(
     extend: NewRows | None,
     sequence_length: int,
 ) -> dict[str, Any]:
-    """Returns the metadata of the checkpoint, with the keys of a run's checkpoint."""
+    """Returns the metadata of the checkpoint, with the same keys as in a training run."""
     fields = dataclasses.asdict(config)
     del fields["vocabulary"]
-    fields["compute_dtype"] = "bfloat16"  # not a property of the model: the default of a run
+    fields["compute_dtype"] = "bfloat16"  # default of a run, not a property of the model
     data = base.default()
     views = about.get("views") or {"data": {"weight": 1.0}}
     # The paths of the data are unknown here.

@@ -18,7 +18,7 @@ from soda_jax.errors import UserError
 from soda_jax.tokens.text import JsonTokenizer, TextTokenizer, load_tokenizer, make_layout
 from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 
-# Files of `soda convert to-hf`.
+# Files that `soda convert to-hf` writes.
 _ABOUT, _TOKENIZER = "soda.json", Path("soda", "tokenizer")
 _ADDED = "added_tokens.json"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -50,15 +50,16 @@ def read_front_end(
 ) -> tuple[TextTokenizer, VocabularyLayout]:
     """Returns the text tokenizer and the vocabulary of a folder.
 
-    An export of soda stores both. In another folder the markers are among the added tokens of its
-    tokenizer.json: text ids are below them, audio ids above.
+    An export of soda stores both. In any other folder the layout is derived from the added tokens
+    of its tokenizer.json: ids below the markers are text, ids above them are audio.
 
     Args:
-      folder: with a tokenizer.json.
-      codebook_sizes: entries of each codebook; None for an export of soda, and for the 16,384 audio ids
-        of 8 codebooks of 2,048.
-      tokenizer: of the data, see `load_tokenizer`. It must equal the folder's except for its file, and
-        is returned instead, because the data has its fingerprint.
+      folder: a folder with a tokenizer.json.
+      codebook_sizes: entries of each codebook. None is allowed for an export of soda, a model
+        without audio ids, and SODA's 16,384 audio ids (8 codebooks of 2,048).
+      tokenizer: text tokenizer of the data, as a spec of `load_tokenizer`. It must have the same
+        pieces, merges, special ids and encodings as that of the folder, and is returned instead,
+        because the data contains its fingerprint.
 
     Raises:
       UserError: naming the file and the difference.
@@ -98,7 +99,7 @@ def _recorded(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
 def _derived(
     file: Path, codebook_sizes: tuple[int, ...] | None
 ) -> tuple[TextTokenizer, VocabularyLayout]:
-    """Returns tokenizer.json without markers and audio characters, and its layout with them."""
+    """Returns the tokenizer without markers and audio characters, and the layout with them."""
     from tokenizers import Tokenizer
 
     content = _read_text(file)
@@ -118,7 +119,7 @@ def _derived(
     text_size = ids[MARKERS[0]]
     count = sum(number >= text_size + len(MARKERS) for number in ids.values())
     for wanted, name in enumerate((*MARKERS, *audio_characters(max(count, 1))), text_size):
-        # The library numbers added tokens without gaps, whatever the file contains.
+        # The library numbers added tokens consecutively, whatever ids the file gives.
         found = ids.get(name), loaded.token_to_id(name)
         if found != (wanted, wanted):
             shown = f"U+{ord(name):X}" if len(name) == 1 else name
@@ -168,21 +169,21 @@ def _check_same(given: TextTokenizer, found: TextTokenizer, name: str, other: st
 
 
 def _entries(value: Any) -> list[Any]:
-    """Returns pieces by id, or merges; the library has written a merge as "a b" and as ["a", "b"]."""
+    """Returns pieces in order of id, or merges, which releases write as "a b" or as ["a", "b"]."""
     if isinstance(value, dict):
         return sorted(value.items(), key=lambda item: item[1])
     return [tuple(each.split(" ") if isinstance(each, str) else each) for each in value]
 
 
 def check_token_files(folder: Path) -> None:
-    """Compares the tokens that other files name with `tokenizer.json`, the only one that soda reads.
+    """Compares the tokens in other tokenizer files with `tokenizer.json`, the only one soda reads.
 
-    Transformers also reads `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`. It
-    adds tokens that `tokenizer.json` lacks with the next free ids, whatever id the file gives, and takes
-    the names of BOS and EOS from there.
+    Transformers also reads `tokenizer_config.json`, `special_tokens_map.json` and
+    `added_tokens.json`. It takes the names of BOS and EOS from them. It adds their tokens that
+    `tokenizer.json` lacks with the next free ids, whatever ids the files give.
 
     Args:
-      folder: of a Hugging Face model; all files except `tokenizer.json` are optional.
+      folder: folder of a Hugging Face model; all files except `tokenizer.json` are optional.
 
     Raises:
       UserError: naming the file and the token that `tokenizer.json` lacks or has under another id.
@@ -228,15 +229,16 @@ def _named_tokens(file: Path) -> Iterator[tuple[str, int | None]]:
 
 
 def check_ends(folder: Path, content: dict[str, Any], layout: VocabularyLayout) -> None:
-    """Compares BOS and EOS of a SODA model with the ids in its configs.
+    """Compares BOS and EOS of the tokenizer with the ids in the config files of a SODA model.
 
     Args:
-      folder: of the model.
-      content: of its `config.json`.
-      layout: of its tokenizer.
+      folder: folder of the model.
+      content: content of its `config.json`.
+      layout: vocabulary layout of its tokenizer.
 
     Raises:
-      UserError: if the files give only other ids, so documents of the model end with another token.
+      UserError: if the files give only other ids, which means that the model's documents begin or
+        end with another token.
     """
     generation = read_object(folder / "generation_config.json")
     for key, wanted in (("bos_token_id", layout.bos), ("eos_token_id", layout.eos)):
@@ -246,8 +248,8 @@ def check_ends(folder: Path, content: dict[str, Any], layout: VocabularyLayout) 
             ids += value if isinstance(value, list) else [] if value is None else [value]
         if ids and wanted not in ids:
             raise UserError(
-                f"{folder}: {key} is {ids[0]} in config.json or generation_config.json, and {wanted} by "
-                "the names in tokenizer.json; give both the token that documents were trained with"
+                f"{folder}: {key} is {ids[0]} in config.json or generation_config.json, but "
+                f"tokenizer.json has {wanted}; set both to the id that the model was trained with"
             )
 
 

@@ -21,8 +21,9 @@ def grammar_files(layout: VocabularyLayout) -> dict[str, str]:
 
     The keys of `grammar.json` are `vocabulary`, the number of ids; `padding`, the id that fills rows
     (EOS); `eos`; `illegal`, the transition that is not allowed; `group_names`; `group_runs`, a list of
-    [first id, last id, group]; and `automata` by the number of codebooks shown, each with `transitions`
-    [states, groups], `frame_boundary`, `start` and `end` of `soda_jax.tokens.grammar.Grammar`.
+    [first id, last id, group]; and `automata`, for each number of codebooks per frame:
+    `transitions` [states, groups], `frame_boundary`, `start` and `end` of
+    `soda_jax.tokens.grammar.Grammar`.
     """
     automata = {}
     for codebooks in range(1, layout.codebooks + 1) if layout.codebooks else (0,):

@@ -1,4 +1,4 @@
-"""Exports for Hugging Face during training, as a hook of the trainer."""
+"""A training hook that exports the parameters as Hugging Face folders."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -14,27 +14,28 @@ from soda_jax.model import DecoderConfig
 from soda_jax.parallel import hosts, rules
 
 FOLDER = "exports"  # in the workdir
-# Timeout of the other processes while process 0 writes and verifies.
+# Barrier timeout: the other processes wait while process 0 writes and verifies.
 _SECONDS = 4 * 3600.0
 
 
 class LiveWeights(Weights):
-    """Parameters on the devices of a mesh, of one or several processes.
+    """Reads parameters that are sharded over a mesh of one or several processes.
 
-    A read gathers a slice on every device and copies it to the host. Every process makes the same reads
-    in the same order, and each gets the values.
+    A read replicates a slice on all devices and copies it to the host. All processes must make the
+    same reads in the same order; each of them receives the values.
     """
 
     def __init__(self, params: Any, config: DecoderConfig, mesh: jax.sharding.Mesh):
-        """Compiles nothing yet.
+        """Prepares the jitted gathers, which are compiled by the first reads.
 
         Args:
-          params: of `ModelFunctions`, sharded over `mesh`; not to be donated while in use.
+          params: parameters of `ModelFunctions`, sharded over `mesh`; they must not be donated
+            while they are read.
           config: the decoder's shape.
-          mesh: the devices.
+          mesh: the mesh of the run.
         """
         self.config, self._params = config, params
-        # Indices are arguments, so one program serves all slices of an array.
+        # Indices are traced arguments, so each array needs only one compiled program.
         replicated = rules.replicated(mesh)
         self._layer = jax.jit(lambda stack, at: stack[at], out_shardings=replicated)
         self._rows = jax.jit(_take_rows, out_shardings=replicated)
@@ -56,7 +57,7 @@ class LiveWeights(Weights):
         return np.concatenate([text, self._gather(self._params[f"{name}_groups"], *index)])
 
     def _gather(self, table: Any, *index: np.ndarray) -> np.ndarray:
-        """Returns `table[index]`, gathered in pieces of equal size, so that one program serves all."""
+        """Returns `table[index]`, gathered `ROWS` rows at a time, so that it compiles once."""
         count = len(index[0])
         found = np.empty((count, *table.shape[len(index) :]), table.dtype)
         for start in range(0, count, ROWS):
@@ -68,8 +69,8 @@ class LiveWeights(Weights):
 
 
 def _take_rows(table: jax.Array, *index: jax.Array) -> jax.Array:
-    # Where rows are split over devices, XLA adds the zeros of the other devices. As integers, because
-    # −0 + 0 is 0.
+    # If the rows are sharded, XLA adds zeros from the other devices to a row. The sum is over
+    # integers, because −0.0 + 0.0 is +0.0.
     bits = jax.lax.bitcast_convert_type(table, f"uint{8 * table.dtype.itemsize}")
     return jax.lax.bitcast_convert_type(bits[index], table.dtype)
 
@@ -83,7 +84,7 @@ class ExportHook:
     """Writes `WORKDIR/exports/step-N` after every `every` steps and after the last one.
 
     All processes fetch the parameters; process 0 writes. The folder appears after it is verified. An
-    existing folder, as in a run that was resumed from an earlier step, is not changed.
+    existing folder, for example after resuming from an earlier step, is not changed.
     """
 
     def __init__(self, every: int, dtype: str, export: Callable[..., Any] | None = None):
@@ -91,11 +92,11 @@ class ExportHook:
 
         Args:
           every: steps between exports.
-          dtype: of the exported tensors, "float32" or "bfloat16".
+          dtype: dtype of the exported tensors, "float32" or "bfloat16".
           export: replaces `soda_jax.convert.to_hf.export`, for tests.
 
         Raises:
-          UserError: for another dtype.
+          UserError: if `dtype` has another value.
         """
         if dtype not in DTYPES:
             raise UserError(f"export.dtype = {dtype!r} is unknown: {' or '.join(DTYPES)}")
@@ -109,10 +110,10 @@ class ExportHook:
         """Exports `run.params`; returns no metrics.
 
         Raises:
-          UserError: if the folder cannot be written; nothing of it remains.
+          UserError: if the folder cannot be written; no partial folder remains.
         """
         folder = run.workdir / FOLDER / f"step-{run.step}"
-        # Process 0 decides: the workdir of another process may be a folder of its machine.
+        # Only process 0 checks: on another host, `workdir` may be a different local folder.
         if hosts.broadcast_json(folder.exists(), "export there"):
             return {}
         write = hosts.is_primary()
@@ -127,6 +128,6 @@ class ExportHook:
         )
         if write:
             print(f"exported step {run.step} to {folder}", file=sys.stderr, flush=True)
-        # The other processes wait here for the files, because a collective of the next step times out.
+        # The other processes wait here: in a collective of the next step they would time out.
         hosts.barrier("export", _SECONDS)
         return {}

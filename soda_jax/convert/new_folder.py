@@ -1,4 +1,4 @@
-"""Output folders that appear complete and on disk, or not at all."""
+"""Output folders that appear only when they are complete and synced to disk."""
 
 import errno
 import os
@@ -15,9 +15,7 @@ from soda_jax.files import sync, to_disk
 def check_new(out: str | os.PathLike[str]) -> Path:
     """Returns `out` as a path; raises UserError unless it is local and absent or an empty folder."""
     if is_url(out):
-        raise UserError(
-            f"{out}: a conversion writes a local folder; name one, and copy it from there"
-        )
+        raise UserError(f"{out} is a URL; name a local folder, and copy it to the URL afterwards")
     path = Path(out)
     try:
         if path.is_symlink():
@@ -42,7 +40,7 @@ def atomic_directory(out: Path) -> Iterator[Path]:
     """
     made = [folder for folder in out.absolute().parents if not folder.exists()]
     partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a conversion that was killed
     done = False
     try:
         partial.mkdir(parents=True)

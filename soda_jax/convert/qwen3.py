@@ -1,8 +1,8 @@
 """Names and layouts of the tensors of Transformers' Qwen3, for import, export and verification.
 
-Transformers stores a linear layer as `[outputs, inputs]`, with heads × head_dim as one axis; ours is
-`[inputs…, outputs…]`. Both pair dimension i of queries and keys with i + head_dim / 2, so rotary
-embeddings need no permutation.
+Transformers stores a linear layer as `[outputs, inputs]`, with heads × head_dim as one axis; this
+package stores `[inputs…, outputs…]`. Both pair dimension i of queries and keys with
+i + head_dim / 2, so rotary embeddings need no permutation.
 """
 
 import math
@@ -17,8 +17,8 @@ from soda_jax.model import DecoderConfig
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _TABLES = dict(zip(TABLES, (EMBEDDING, HEAD), strict=True))
-# Our name -> their name after `model.layers.N.`, and the number of our leading axes that are inputs (0
-# for a norm, which has the same layout).
+# Name here -> name in Transformers after `model.layers.N.`, and the number of leading input axes
+# here (0 for a norm, which has the same layout).
 _LAYER = {
     "attention_norm": ("input_layernorm.weight", 0),
     "query": ("self_attn.q_proj.weight", 1),
@@ -39,7 +39,7 @@ def tensor_shapes(config: DecoderConfig, vocabulary: int) -> dict[str, tuple[int
 
     Args:
       config: the decoder's shape; its vocabulary is not used.
-      vocabulary: rows of embedding and head.
+      vocabulary: number of rows of embedding and head.
     """
     found: dict[str, tuple[int, ...]] = {EMBEDDING: (vocabulary, config.hidden_size)}
     ours = layer_shapes(config)
@@ -55,7 +55,7 @@ def tensor_shapes(config: DecoderConfig, vocabulary: int) -> dict[str, tuple[int
 
 
 def exported_tensors(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor of a folder in the order of `tensor_shapes`, f32."""
+    """Yields name and f32 values of every tensor of a folder, in the order of `tensor_shapes`."""
     config = weights.config
 
     def table(name: str) -> np.ndarray:
@@ -80,22 +80,22 @@ def exported_tensors(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class HuggingFaceWeights(Weights):
-    """The parameters in a folder of Transformers' Qwen3."""
+    """Reads the parameters of a Qwen3 folder of Transformers."""
 
     def __init__(self, folder: TensorFolder, config: DecoderConfig, vocabulary: int):
         """Checks names and shapes.
 
         Args:
-          folder: the tensors.
+          folder: the tensors of the folder.
           config: the decoder's shape from its `config.json`; the size of its vocabulary may differ.
-          vocabulary: rows of the folder's embedding and head.
+          vocabulary: number of rows of the folder's embedding and head.
 
         Raises:
           UserError: naming the tensor that is missing, unknown, or of another shape; or if a tied model
             has a head that differs from its embedding.
         """
         self.config, self._folder = config, folder
-        if config.num_layers > len(folder.tensors):  # before a list of so many names is made
+        if config.num_layers > len(folder.tensors):  # before a huge list of names is built
             raise UserError(
                 f"{folder.path}: config.json has num_hidden_layers {config.num_layers:,}, but there are "
                 f"only {len(folder.tensors):,} tensors; take the config.json of these weights"

@@ -42,7 +42,7 @@ class _Tensor(NamedTuple):
 
 
 class TensorFolder:
-    """The tensors of a folder. Opening reads only headers; a pickle is never opened.
+    """Reads the tensors of a folder. Opening reads only headers; a pickle is never opened.
 
     Attributes:
       path: the folder.
@@ -65,7 +65,7 @@ class TensorFolder:
                     f"{self.path / name}: the model has an adapter; merge it (merge_and_unload of peft), "
                     "or remove its files to convert the model without it"
                 )
-        # As in Transformers: a single file overrides the index of older shards.
+        # As in Transformers: a single file overrides the index of a sharded model.
         listed: dict[str, str] = {}
         if single.is_file():
             if index.is_file():
@@ -98,7 +98,7 @@ class TensorFolder:
             found = self.tensors[name]
             if found.shape != tuple(shape):
                 raise UserError(
-                    f"{found.file}: {name} has shape {list(found.shape)}, config.json makes it "
+                    f"{found.file}: {name} has shape {list(found.shape)}, config.json gives "
                     f"{list(shape)}; take the config.json of these weights"
                 )
         for name, tensor in self.tensors.items():
@@ -115,8 +115,8 @@ class TensorFolder:
         row = math.prod(tensor.shape[1:])
         offset = tensor.offset + first * row * tensor.dtype.itemsize
         try:
-            # A slice of the library reads the whole tensor, or maps the file, whose pages then count
-            # as memory of this process.
+            # A slice of the safetensors library reads the whole tensor, or maps the file, and the
+            # mapped pages count as memory of this process.
             values = np.fromfile(tensor.file, tensor.dtype, (last - first) * row, offset=offset)
             return values.reshape(last - first, *tensor.shape[1:])
         except (OSError, ValueError) as error:
@@ -125,7 +125,7 @@ class TensorFolder:
             ) from None
 
     def read_f32(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Returns what `read` returns as f32."""
+        """Returns the same rows as `read`, as f32."""
         return self.read(name, first, last).astype(np.float32, copy=False)
 
     def check_sums(
@@ -134,16 +134,17 @@ class TensorFolder:
         """Reads every tensor and compares names, dtypes and checksums.
 
         Args:
-          sums: crc32c by name.
-          dtype: of all tensors, "float32" or "bfloat16"; None accepts any.
-          bar: advanced by megabytes.
-          fix: what the user can do about a difference.
+          sums: expected crc32c of every tensor, by name.
+          dtype: expected dtype, "float32" or "bfloat16"; None accepts any.
+          bar: progress bar in megabytes.
+          fix: hint for the error message.
 
         Raises:
           UserError: naming the file and the tensor that differs.
         """
         if differing := sorted(self.tensors.keys() ^ sums.keys()):
-            raise UserError(f"{self.path}: tensor {differing[0]} is only on one side; {fix}")
+            problem = "has no checksum" if differing[0] in self.tensors else "is missing"
+            raise UserError(f"{self.path}: tensor {differing[0]} {problem}; {fix}")
         for name, tensor in self.tensors.items():
             if dtype is not None and tensor.dtype.name != dtype:
                 raise UserError(
@@ -174,10 +175,10 @@ def write_tensors(
     Args:
       path: an existing folder.
       shapes: shape of every tensor, in the order of `tensors`.
-      tensors: names and values; one file of them is in memory at a time.
+      tensors: names and values; the tensors of one file are in memory at a time.
       dtype: "float32" or "bfloat16".
       shard_bytes: maximum size of a file with more than one tensor.
-      bar: advanced by megabytes.
+      bar: progress bar in megabytes.
 
     Returns:
       the crc32c of every tensor.
@@ -206,9 +207,9 @@ def write_tensors(
         if len(held[file]) < len(plan.filename_to_tensors[file]):
             continue
         try:
-            # Transformers refuses a file without this metadata.
+            # Transformers rejects a file without this metadata.
             save_file(held.pop(file), path / file, metadata={"format": "pt"})
-            (path / file).chmod(0o644)  # the library makes it readable for its owner only
+            (path / file).chmod(0o644)  # the library creates it readable for its owner only
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path / file}: cannot be written ({error}); is the disk full?"
@@ -220,7 +221,7 @@ def write_tensors(
 
 
 def _read_header(path: Path) -> dict[str, _Tensor]:
-    """Returns the tensors of a file, whose header and size the library has checked."""
+    """Returns the tensors of a file; the safetensors library checks its header and size."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -230,7 +231,9 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; get the folder again") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from None
+        raise UserError(
+            f"{path} is not a complete safetensors file ({error}); get it again"
+        ) from None
     header.pop("__metadata__", None)
     tensors = {}
     for name, about in header.items():

@@ -1,9 +1,9 @@
-"""An independent reading of a Hugging Face folder by the rules of Transformers, for the verification.
+"""Reads a Hugging Face folder by the rules of Transformers with independent code, for verification.
 
-A conversion computes the logits before and after with one reading of `config.json`, so a misread setting
-would affect both sides. This module shares no code with that reading: it reads the raw files again and
-compares shapes, settings and rotary frequencies with those of the decoder. `make parity` compares it with
-Transformers.
+The logits before and after a conversion are computed with the same parsed `config.json`, so they
+cannot reveal a misread setting. This module shares no code with that parser: it reads the raw files
+again and compares shapes, settings and rotary frequencies with those of the decoder. `make parity`
+compares it with Transformers.
 """
 
 import json
@@ -17,7 +17,7 @@ from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, rope
 
-# The order of f32 operations differs; another setting has a far larger effect.
+# Allows for another order of the f32 operations; a wrong setting has a far larger effect.
 _TOLERANCE = 1e-5
 
 
@@ -25,8 +25,8 @@ def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
     """Returns the inverse frequencies that Transformers 5.24 computes from `config.json`, f64 `[head_dim / 2]`.
 
     The rules are those of `RotaryEmbeddingConfigMixin` and of the rope types "default" and "llama3":
-    `rope_scaling` replaces `rope_parameters`; a top-level theta, else 10,000, is the default; a top-level
-    length replaces the one in the entry.
+    `rope_scaling` overrides `rope_parameters`; theta defaults to the top-level `rope_theta`, else
+    10,000; a top-level `original_max_position_embeddings` overrides the one in the entry.
 
     Raises:
       ValueError: for another rope type.
@@ -59,7 +59,7 @@ def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Returns the file of every tensor as Transformers 5.24 chooses it: a single file before an index."""
+    """Returns the file of every tensor; as in Transformers, a single file overrides an index."""
     from safetensors import safe_open
 
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -77,15 +77,15 @@ def check(tensors: TensorFolder, config: DecoderConfig) -> None:
     """Compares a folder with the decoder and the tensors of a conversion.
 
     Args:
-      tensors: that were read or written, with their folder.
+      tensors: the tensors that were read or written.
       config: the decoder; its vocabulary is not compared.
 
     Raises:
-      UserError: if they differ, which is a bug of soda.
+      UserError: if they differ, which is a bug in soda.
     """
     content = json.loads((tensors.path / "config.json").read_text(encoding="utf-8"))
     heads = content["num_attention_heads"]
-    # name -> the value here and the converted one
+    # name -> (value read here, value that the conversion used)
     values: dict[str, tuple[Any, Any]] = {
         "num_attention_heads": (heads, config.num_heads),
         "num_key_value_heads": (content.get("num_key_value_heads") or heads, config.num_kv_heads),
@@ -106,6 +106,6 @@ def check(tensors: TensorFolder, config: DecoderConfig) -> None:
         wrong.insert(0, str(error))
     if wrong:
         raise UserError(
-            f"{tensors.path}: a second reading of config.json finds another model: {wrong[0]}; please "
-            "report this with the file"
+            f"{tensors.path}: an independent reading of the folder differs from the conversion: "
+            f"{wrong[0]}; this is a bug of soda, please report it with config.json"
         )

@@ -37,10 +37,10 @@ FORMAT_VERSION = 2
 ABOUT, OURS = "soda.json", "soda"
 # Exported fields of a data source and their types; paths are not exported.
 VIEW: dict[str, Any] = {"weight": (int, float), "order": str, "composition": str, "codebooks": int}
-# A larger codec is a published model: it is named, not copied.
+# A larger codec is a published model: only its fingerprint is exported.
 _CODEC_BYTES = 32 << 20
 
-# Compares the weights before and after; raises UserError.
+# Compares the weights before and after the conversion; raises UserError if they differ.
 Check = Callable[[Weights, Weights], None]
 
 
@@ -68,16 +68,16 @@ def to_huggingface(
     step: int | None = None,
     **options: Any,
 ) -> Converted:
-    """Converts a checkpoint of a run.
+    """Writes a checkpoint of a run as a Hugging Face folder.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       out: a new or empty folder.
-      step: of the checkpoint; the newest valid one by default.
-      options: of `export`.
+      step: step of the checkpoint; the newest valid one by default.
+      options: further arguments of `export`.
 
     Raises:
-      UserError: if there is no valid checkpoint, `out` is not empty, or as `export`.
+      UserError: if there is no valid checkpoint, `out` is not empty, or `export` fails.
     """
     out = check_new(out)
     run = folder.local_workdir(workdir)
@@ -108,19 +108,20 @@ def export(
 ) -> Converted:
     """Writes `weights` as a folder, which appears after it is complete and verified.
 
-    Processes that share `weights` call it with the same arguments, except that one of them writes.
+    All processes that share `weights` must call it with the same arguments, except that
+    `write` is True in only one of them.
 
     Args:
       weights: read once for writing and once for each comparison.
       out: an absent or empty folder.
       step: optimizer steps of the weights.
-      metadata: of a checkpoint of the run, see `train.run_files.run_metadata`.
-      workdir: of the run, with its tokenizer, codec and metrics.
-      dtype: of the tensors, "float32" or "bfloat16".
-      shard_bytes: maximum size of a file, which is held in memory.
+      metadata: metadata of a checkpoint, see `soda_jax.train.run_files.run_metadata`.
+      workdir: workdir of the run, with its tokenizer, codec and metrics.
+      dtype: dtype of the tensors, "float32" or "bfloat16".
+      shard_bytes: maximum size of a file; the tensors of one file are in memory at a time.
       compare: also compare logits before and after.
       contamination: report of `soda inspect --contamination`, for the model card.
-      further: one more check; if it raises, nothing is written.
+      further: an additional check; if it raises, `out` is not created.
       write: False to read `weights` in the same order without writing.
 
     Raises:
@@ -137,7 +138,7 @@ def export(
         if compare:
             verify.logits_of_source(weights, dtype)
         return Converted(config.parameters, 0, time.monotonic() - began, None)
-    # All that can fail without the weights is done first, because they take long.
+    # The weights take long, so everything that can fail without them is done first.
     card = model_card(
         workdir,
         metadata,
@@ -182,7 +183,7 @@ def export(
         }
         write_checked_json(partial / ABOUT, record)
         written = TensorFolder(partial)
-        with progress("reading it again, MB", size / 1e6) as bar:
+        with progress("verifying, MB", size / 1e6) as bar:
             written.check_sums(sums, dtype, bar, "check the disk and the memory of this machine")
         second_reading.check(written, config)
         file = partial / "config.json"

@@ -6,7 +6,8 @@ full-width comma U+FF0C, U+FFFD. The exported tokenizer converts them to audio i
 string; our encoders keep text and audio apart and are not affected. Remove these characters from text
 before prompting an exported model.
 
-The tokenizer adds nothing to a text. A prompt is complete, without spaces between its parts:
+The tokenizer adds no special tokens. A prompt contains all of them, without spaces between
+its parts:
 `<|begin_of_text|><|text_start|>Hello there.<|text_end|><|audio_start|>`.
 """
 
@@ -29,22 +30,22 @@ from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 FILE = "tokenizer.json"
 FIRST_CHARACTER = 0xE000
 _END_OF_UNICODE = 0x110000
-# None of their characters is that of an audio id.
+# Test texts without characters of audio ids.
 PROBES = ("a", "Hello there, 12 tokens", "  two  spaces,\n a line\t", "Zwölf 漢字 и مرحبا हिन्दी")
 
 
 def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[str, str]:
-    """Returns the files that Transformers' `AutoTokenizer` reads to encode a prompt as our ids.
+    """Returns files for `AutoTokenizer` of Transformers that encode prompts as ids of `layout`.
 
     Args:
-      tokenizer: of the run's text.
-      layout: its vocabulary.
+      tokenizer: text tokenizer of the run.
+      layout: vocabulary layout of the run.
 
     Returns:
       contents of tokenizer.json, tokenizer_config.json and special_tokens_map.json by file name.
 
     Raises:
-      UserError: if Transformers cannot represent the tokenizer, or encodes a probe differently.
+      UserError: if Transformers cannot represent the tokenizer, or encodes a test text differently.
     """
     description = text_description(tokenizer)
     if make_layout(tokenizer, layout.codebook_sizes) != layout:
@@ -75,7 +76,7 @@ def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[
 
 
 def audio_characters(count: int) -> str:
-    """Returns the characters of the first `count` audio ids; UserError beyond the end of Unicode."""
+    """Returns the characters of the first `count` audio ids; UserError if Unicode has fewer."""
     if FIRST_CHARACTER + count > _END_OF_UNICODE:
         raise UserError(
             f"{count:,} audio ids have no characters: Unicode has "
@@ -137,8 +138,9 @@ def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str
                 f"the text tokenizer already has {name}, as id {taken[name]}, and ours is {number}: use a "
                 "tokenizer without it"
             )
-    # Ids without a piece become added tokens, and those among the pieces also pieces, because the library
-    # numbers added tokens without gaps after the pieces, whatever the file contains.
+    # Ids without a piece become added tokens. Those below the largest id of a piece also become
+    # pieces, because the library numbers added tokens consecutively after the pieces, whatever
+    # ids the file gives.
     model = description["model"]
     pieces = model["vocab"]
     used = set(pieces.values()) if isinstance(pieces, dict) else set(range(len(pieces)))
@@ -163,7 +165,9 @@ def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str
 def check_ids(
     content: str, tokenizer: TextTokenizer, layout: VocabularyLayout, source: str
 ) -> None:
-    """Encodes all ids of `layout` and some texts with a tokenizer.json and compares with `tokenizer`.
+    """Compares the ids that a tokenizer.json gives with those of `tokenizer` and `layout`.
+
+    Checks BOS, EOS, all markers, all audio characters and some texts.
 
     Raises:
       UserError: naming `source`, the difference and both ids.

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-4  # relative to the standard deviation of the logits
 
 
 class RoundedWeights(Weights):
-    """Weights rounded to another dtype, in f32."""
+    """Rounds weights to another dtype and returns them as f32."""
 
     def __init__(self, weights: Weights, dtype: str):
         """Wraps `weights`; `dtype` is "float32", which changes nothing, or "bfloat16"."""
@@ -32,11 +32,11 @@ class RoundedWeights(Weights):
 
 
 class Logits(NamedTuple):
-    """Logits of one short prompt before and after a conversion.
+    """Comparison of the logits of one short prompt before and after a conversion.
 
     Attributes:
       difference: largest absolute difference.
-      deviation: standard deviation of the logits before.
+      deviation: standard deviation of the logits before the conversion.
     """
 
     difference: float
@@ -44,7 +44,7 @@ class Logits(NamedTuple):
 
 
 def random_prompt(config: DecoderConfig, length: int = 16) -> np.ndarray:
-    """Returns ids `[length]` drawn from the whole vocabulary, after its first and last id."""
+    """Returns int32 `[length]`: the first and the last id of the vocabulary, then random ids."""
     size = config.vocabulary.size
     drawn = np.random.default_rng(0).integers(0, size, max(length - 2, 0))
     return np.concatenate([[0, size - 1], drawn]).astype(np.int32)
@@ -54,8 +54,8 @@ def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
     """Returns the logits of every position of a prompt, f32 `[length, vocabulary]`, computed in f32.
 
     Args:
-      weights: read once, a layer and a block of rows at a time.
-      tokens: int32 `[length]`.
+      weights: the parameters, read one layer or block of rows at a time.
+      tokens: ids of the prompt, int32 `[length]`.
     """
     config = dataclasses.replace(weights.config, compute_dtype="float32")
     with jax.default_matmul_precision("highest"):
@@ -97,12 +97,15 @@ def logits_of_source(weights: Weights, dtype: str) -> tuple[np.ndarray, np.ndarr
 
 
 def compare_logits(before: Weights, after: Weights, dtype: str = "float32") -> Logits:
-    """Compares logits, which must agree to rounding because the parameters are equal.
+    """Compares the logits of a random prompt before and after a conversion.
 
     Args:
-      before: the source.
-      after: what was written, read again.
-      dtype: in which `after` is stored.
+      before: weights of the source.
+      after: weights read from the output.
+      dtype: dtype in which `after` is stored.
+
+    Returns:
+      the difference, which includes the rounding to `dtype`.
 
     Raises:
       UserError: if the logits of `after` differ from those of `before` rounded to `dtype`, or are not
@@ -116,10 +119,10 @@ def compare_logits(before: Weights, after: Weights, dtype: str = "float32") -> L
         )
     found = logits(after, random_prompt(after.config))
     error = float(np.abs(found - expected).max())
-    # Multi-threaded matrix products may sum in another order each time.
+    # Multi-threaded matrix products may sum in a different order each time.
     if not error <= _TOLERANCE * float(expected.std()):
         raise UserError(
-            f"the converted model computes other logits (difference up to {error:.3g}) although its "
-            "tensors are as written: config.json or a tensor name is wrong; please report this"
+            f"the converted model computes different logits (by up to {error:.3g}) although its "
+            "tensors are correct: config.json or a tensor name is wrong; please report this"
         )
     return Logits(float(np.abs(found - first).max()), float(first.std()))

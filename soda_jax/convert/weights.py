@@ -1,4 +1,4 @@
-"""Parameters of a decoder, read in slices; written to and read from checkpoints."""
+"""Reads the parameters of a decoder in slices, and writes them as checkpoints."""
 
 import abc
 import functools
@@ -15,13 +15,13 @@ from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, ModelFunctions
 from soda_jax.progress import Progress
 
-# Rows of a table in memory at a time: 84 MB of f32 at a hidden size of 2,560.
+# Rows of a table in memory at a time: 84 MB of f32 for hidden_size 2,560.
 ROWS = 8192
 TABLES = ("embedding", "head")
 
 
 class Weights(abc.ABC):
-    """Parameters of a decoder in f32: of a checkpoint, of safetensors, or on devices.
+    """Interface to the f32 parameters of a decoder: in a checkpoint, in safetensors, or on devices.
 
     Attributes:
       config: the decoder's shape.
@@ -34,10 +34,10 @@ class Weights(abc.ABC):
         """Returns the rows `first … last − 1` of the leading axis of a parameter.
 
         Args:
-          name: "embedding" or "head", a table `[vocabulary, d]` by token id without padding (the head of
-            a tied model is its embedding); "final_norm" `[d]`; or "layers/query" and so on, whose
-            leading axis is the layer.
-          first, last: rows.
+          name: "embedding" or "head", `[vocabulary, hidden_size]`, indexed by token id, without
+            padding rows (for a tied model, "head" returns the embedding); "final_norm",
+            `[hidden_size]`; or "layers/query" and so on, whose leading axis is the layer.
+          first, last: range of rows; `last` is excluded.
         """
 
     def layer(self, number: int) -> dict[str, np.ndarray]:
@@ -52,7 +52,7 @@ def tables(config: DecoderConfig) -> tuple[str, ...]:
 
 
 def row_blocks(size: int) -> Iterator[tuple[int, int]]:
-    """Yields `(first, last)` of blocks of at most `ROWS` of `size` rows."""
+    """Yields `(first, last)` of consecutive blocks of at most `ROWS` rows, up to row `size`."""
     for first in range(0, size, ROWS):
         yield first, min(first + ROWS, size)
 
@@ -74,16 +74,16 @@ def layer_shapes(config: DecoderConfig) -> dict[str, Shape]:
 
 
 class StoredWeights(Weights):
-    """The parameters of a checkpoint."""
+    """Reads the parameters of a checkpoint."""
 
     def __init__(self, reader: SliceReader, config: DecoderConfig):
-        """Compares shapes; raises UserError if the checkpoint is not one of `config`."""
+        """Compares the shapes; raises UserError if they differ from those of `config`."""
         self.config, self._reader = config, reader
         wanted, found = shapes(config), reader.shapes
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise UserError(
-                    f"the checkpoint has {name} of shape {found.get(name)}, its config makes it "
+                    f"the checkpoint has {name} of shape {found.get(name)}, but its config gives "
                     f"{wanted.get(name)}; restore the checkpoint or its config"
                 )
 
@@ -104,10 +104,10 @@ class _Block(NamedTuple):
     """Consecutive ids of a table that are stored in consecutive rows of an array."""
 
     array: str
-    at: tuple[int, ...]  # of the rows in the array
-    first: int  # id
-    last: int
-    rows: int  # padding included
+    at: tuple[int, ...]  # leading indices of the rows in the array
+    first: int  # first id
+    last: int  # last id + 1
+    rows: int  # number of rows, padding included
 
 
 def _blocks(config: DecoderConfig, table: str) -> Iterator[_Block]:
@@ -120,7 +120,7 @@ def _blocks(config: DecoderConfig, table: str) -> Iterator[_Block]:
 
 
 def _write_slices(weights: Weights, write: Write, bar: Progress | None = None) -> dict[str, str]:
-    """Writes all parameters, with zeros as padding rows; returns what `checksums` returns."""
+    """Writes all parameters, with zero padding rows; returns the same as `checksums`."""
     sums: dict[str, str] = {}
 
     def read(name: str, first: int, last: int) -> np.ndarray:
@@ -177,16 +177,16 @@ def write_checkpoint(
     """Writes a checkpoint without training state, one slice at a time.
 
     Args:
-      weights: read once.
-      directory: of the checkpoints.
-      step: number of the checkpoint.
-      metadata: of the checkpoint.
-      bar: advanced by megabytes.
+      weights: the parameters; each slice is read once.
+      directory: folder of the checkpoints.
+      step: step number of the checkpoint.
+      metadata: JSON object that is stored in the checkpoint.
+      bar: progress bar in megabytes.
 
     Returns:
-      the `checksums` of what was written.
+      the `checksums` of the slices that were written.
     """
-    # A chunk is written, and read again, in one piece: a layer or a block of rows.
+    # One chunk per slice that is written and read: a layer or a block of rows.
     arrays: dict[str, tuple[Shape, Shape]] = {}
     for name, shape in shapes(weights.config).items():
         rows = 1 if name.endswith("_groups") else 0  # the axis of rows

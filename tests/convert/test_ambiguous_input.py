@@ -77,8 +77,8 @@ def without(folder, *names):
         ({"text_config": {"hidden_size": 32}}, ("text_config", "another file")),
         ({"configuration_files": ["config.4.0.json"]}, ("configuration_files",)),
         ({"transformers_weights": "other.safetensors"}, ("transformers_weights",)),
-        ({"eos_token_id": 3}, ("eos_token_id is 3", "257 by the names in tokenizer.json")),
-        ({"bos_token_id": 3}, ("bos_token_id is 3", "256 by the names")),
+        ({"eos_token_id": 3}, ("eos_token_id is 3", "tokenizer.json has 257")),
+        ({"bos_token_id": 3}, ("bos_token_id is 3", "tokenizer.json has 256")),
     ],
 )
 def test_a_config_with_contradicting_entries_is_refused(folder, tmp_path, changes, words):
@@ -218,7 +218,7 @@ def test_the_verification_finds_what_the_conversion_misread(folder, tmp_path, mo
     refused(
         folder,
         tmp_path,
-        "a second reading of config.json finds another model",
+        "an independent reading of the folder differs from the conversion",
         "rotary frequencies",
     )
 
@@ -234,5 +234,5 @@ def test_the_second_reading_compares_every_setting_that_no_tensor_shows(folder, 
     second_reading.check(tensors, config)
     other = {"num_heads": 8, "num_kv_heads": 4, "rms_norm_eps": 1e-6, "tie_embeddings": True}[field]
     object.__setattr__(config, field, other)
-    with pytest.raises(UserError, match=r"a second reading .* please report this"):
+    with pytest.raises(UserError, match=r"an independent reading .* please report it"):
         second_reading.check(tensors, config)

@@ -166,8 +166,8 @@ def test_an_export_that_loads_but_computes_other_logits_is_detected(
         )
     assert convert("to-hf", run, tmp_path / "out") == 2
     found = {
-        "names": "computes other logits",
-        "eps": "a second reading of config.json finds another model: rotary",
+        "names": "computes different logits",
+        "eps": "an independent reading of the folder differs from the conversion: rotary",
     }
     assert found[fault] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -104,7 +104,7 @@ def test_an_unsupported_dtype(folder, tmp_path):
 def test_a_truncated_file(folder, tmp_path):
     file = file_of(folder, QUERY)
     file.write_bytes(file.read_bytes()[:-10])
-    refused(folder, tmp_path, str(file), "not a whole safetensors file")
+    refused(folder, tmp_path, str(file), "not a complete safetensors file")
 
 
 def test_a_missing_file(folder, tmp_path):

@@ -83,7 +83,7 @@ def test_the_data_set_does_not_depend_on_the_folder_of_the_archives(tmp_path):
 def test_a_data_root_other_than_that_of_the_corpus_is_rejected(tmp_path):
     (clip,) = spoken(1)
     path = yodas2.write_corpus(tmp_path, {"v": [("one", clip)]}, rate=RATE)
-    with pytest.raises(UserError, match="--format=yodas2 finds its audio by the inputs"):
+    with pytest.raises(UserError, match="--format=yodas2 derives the folder of the audio"):
         run(path, tmp_path / "out", format="yodas2", data_root=str(tmp_path))
     assert not (tmp_path / "out").exists()
 

@@ -29,8 +29,8 @@ _FORMAT_VERSION = 1
 class SodaGrammar(LogitsProcessor):
     """A logits processor that allows only legal next tokens.
 
-    It stores the state of each row, so a step costs the same at any length; rows may be reordered between
-    steps, as in beam search. Any other input is treated as a new prompt.
+    It stores the state of each row, so the cost of a step does not grow with the length; rows may
+    be reordered between steps, as in beam search. Any other input is treated as a new prompt.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SodaGrammar(LogitsProcessor):
           tables: the content of grammar.json.
           codebooks: number of codebooks per frame in the document; 0 for all.
           max_frames: number of new frames after which an audio span is closed; 0 for no limit.
-          padding: id of padding; None for the tokenizer's (EOS).
+          padding: id of the padding token; None for that of the tokenizer (EOS).
 
         Raises:
           ValueError: for tables of another version, or a number of codebooks or a padding id that the
@@ -101,7 +101,7 @@ class SodaGrammar(LogitsProcessor):
 
         Args:
           input_ids: the tokens so far `[batch, tokens]`.
-          scores: of the next token `[batch, vocabulary]`, possibly with extra columns, which are illegal.
+          scores: logits of the next token `[batch, vocabulary]`; extra columns are illegal.
 
         Raises:
           ValueError: naming row, position and token, if a prompt is not the beginning of a document.
@@ -172,7 +172,7 @@ class SodaGrammar(LogitsProcessor):
         return states.to(ids.device)
 
     def _advance(self, origins: torch.Tensor, ids: torch.Tensor) -> None:
-        """Updates the states by the last token of each row."""
+        """Updates the states with the last token of each row."""
         states, frames, token = self._states[origins], self._frames[origins], ids[:, -1]
         following = self._tables["transitions"][states, self._groups(token)]
         # `generate` pads rows after one of its stop tokens, in any state of the document.
