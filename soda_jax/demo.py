@@ -30,9 +30,9 @@ def run_demo(folder: str | Path, clips: int, steps: int = 0) -> Path:
     """Synthesizes speech, fits the codec, tokenizes, trains, evaluates, generates, and writes a report.
 
     Args:
-      folder: receives all files.
-      clips: spoken utterances of the corpus.
-      steps: training steps (0 = those of `configs/demo.py`).
+      folder: folder for all output files.
+      clips: number of spoken utterances in the corpus.
+      steps: number of training steps (0 = the number in `configs/demo.py`).
 
     Returns:
       The path of `report.html`.
@@ -116,7 +116,7 @@ def _tokenize(home: Path) -> None:
 
 
 def _soda(*arguments: Any) -> None:
-    """Runs a `soda` command in a process, which writes to the same terminal."""
+    """Runs a `soda` command in a child process, which writes to the same terminal."""
     code = subprocess.run([*_CLI, *map(str, arguments)], check=False).returncode
     if code:
         raise UserError(f"soda {arguments[0]} failed with exit code {code}; its message is above")
@@ -135,7 +135,7 @@ def _train_command(home: Path, steps: int) -> list[str]:
 
 
 def _train(home: Path, steps: int) -> None:
-    """Trains in two processes: the first one is preempted half-way, the second one resumes."""
+    """Trains in two processes; the first one is preempted half-way, and the second one resumes."""
     from soda_jax.checkpoints import CheckpointReader
     from soda_jax.train.loop import PREEMPTED
 
@@ -179,7 +179,7 @@ def _evaluate(home: Path) -> None:
 
 
 def _report(home: Path, seconds: dict[str, float]) -> None:
-    """Generates the samples and writes the page; `seconds` is the duration of each stage."""
+    """Generates samples and writes `report.html`; `seconds` is the duration of each stage."""
     import soda_jax
     from soda_jax.data.format.manifest import Manifest
     from soda_jax.report.content import ReportContent
@@ -211,7 +211,7 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
             "text": f"{text.totals('train')['text_tokens']:,} tokens",
             "vocabulary": f"{model.layout.size:,} ids: {model.layout.text_size} text, 4 markers, "
             f"{model.layout.codebooks} codebooks of {CODEBOOK_SIZE}",
-            "steps": f"{model.step:,} of {starts[-1]['tokens_a_step']:,} tokens",
+            "steps": f"{model.step:,} of {starts[-1]['tokens_per_step']:,} tokens",
             "codec": f"mel, {model.codec.frame_rate} frames/s",
         },
         commands=[
@@ -234,7 +234,7 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
 
 
 def _samples(home: Path, model: Any) -> list[Any]:
-    """Returns spoken sentences, and held-out clips transcribed and continued."""
+    """Returns generated speech, transcripts of held-out clips, and the continuation of a clip."""
     from soda_jax.evaluate.recognizer import NAME, Recognizer
     from soda_jax.evaluate.speech import held_out_utterances
     from soda_jax.report.content import Clip, Sample

@@ -33,6 +33,11 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
         raise
 
 
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Returns whether a location is a URL rather than a local path."""
+    return "://" in os.fspath(location)
+
+
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Creates a hard link to a large file (weights), or a copy of a small one.
 

@@ -1,6 +1,6 @@
 """Reads sounds from archives without unpacking them: `.tar`, `.tar.gz`, `.tgz` and `.parquet`.
 
-The headers of a plain tar are indexed once. Those of a compressed tar are indexed as far as it was
+The headers of a plain tar are indexed once. The headers of a compressed tar are indexed while it is
 read; reading an earlier member decompresses the archive again. Nothing is written to disk.
 """
 
@@ -30,18 +30,18 @@ ArchiveMember = tuple[str, str]  # (path of the archive, member)
 
 
 def is_archive(path: str) -> bool:
-    """Whether the suffix is that of a supported archive."""
+    """Returns whether the suffix is that of a supported archive."""
     return path.lower().endswith(SUFFIXES)
 
 
 class ArchiveReader:
-    """Reads members of any number of archives. Reuse it for consecutive requests in archive order.
+    """Reads members of any number of archives; reuse it for consecutive requests in archive order.
 
-    The order of the results depends only on the requests since the reader was created.
+    The order of the results depends only on the requests to this reader.
     """
 
     def __init__(self) -> None:
-        """Opens nothing yet."""
+        """Creates a reader; archives are opened when they are read."""
         self._open: OrderedDict[str, _Tar | ParquetCells] = OrderedDict()
 
     def read(
@@ -49,12 +49,12 @@ class ArchiveReader:
     ) -> Iterator[tuple[ArchiveMember, bytes | BadInputError]]:
         """Yields each distinct (path, member) of `wanted` once, archive by archive, in archive order.
 
-        Instead of the content, a `BadInputError` (`missing`, `truncated` or `undecodable`) names the
-        archive and the member.
+        If a member cannot be read, a `BadInputError` (`missing`, `truncated` or `undecodable`) that
+        names the archive and the member is yielded instead of the content.
 
-        The checksum of a compressed archive is stored after its last member. If it is wrong, the last
-        member becomes the error; the others were already yielded. The checksum is not read if the last
-        member is not wanted.
+        The checksum of a compressed archive is stored after its last member. If it is wrong, an
+        error is yielded instead of the last member; the other members have already been yielded.
+        The checksum is not read if the last member is not wanted.
         """
         by_path: dict[str, dict[str, list[str]]] = {}  # normalized name -> spellings in `wanted`
         for path, member in dict.fromkeys(wanted):
@@ -75,13 +75,13 @@ class ArchiveReader:
 
 
 class _Tar:
-    """A tar, with an index of the members whose headers were read so far."""
+    """A tar with an index of the members whose headers have been read so far."""
 
     def __init__(self, path: str):
         self._path = path
         self._stream: TarStream | None = None
         self._index: dict[str, Member] = {}  # in archive order
-        self._complete = False  # whether the end or a damage was reached
+        self._complete = False  # whether the end or damaged data was reached
         self._damage: BadInputError | None = None
         if not is_compressed(path):
             self._index, self._damage = _plain_index(path, _version(path))
@@ -117,7 +117,7 @@ class _Tar:
                 return
             if member is None:
                 self._end(None)
-            elif member.name not in self._index:  # of two members with one name, the first is used
+            elif member.name not in self._index:  # if a name is repeated, the first member is used
                 self._index[member.name] = member
                 yield member
 
@@ -136,7 +136,7 @@ class _Tar:
             return _lost(member.name, error)
 
     def _checked(self, member: Member, content: bytes | BadInputError) -> bytes | BadInputError:
-        """Returns the content, or the checksum error if the archive ends here and is damaged."""
+        """Returns the content, or the checksum error if `member` is the last of a bad archive."""
         is_last = next(reversed(self._index)) == member.name and not any(self._following())
         return self._damage if is_last and isinstance(self._damage, ChecksumError) else content
 
@@ -152,7 +152,7 @@ def _lost(name: str, damage: BadInputError) -> BadInputError:
 
 
 def _version(path: str) -> tuple[int, int] | None:
-    """Returns a key that changes when the file changes: size and time; None if there is no file."""
+    """Returns (size, mtime), a key that changes with the file; None if there is no file."""
     try:
         state = os.stat(path)
     except OSError:
@@ -164,7 +164,7 @@ def _version(path: str) -> tuple[int, int] | None:
 def _plain_index(
     path: str, version: tuple[int, int] | None
 ) -> tuple[dict[str, Member], BadInputError | None]:
-    """Returns the members of a plain tar by name, and the error that ended the list, if any."""
+    """Returns the members of a plain tar by name, and the error that ended the index, if any."""
     members: dict[str, Member] = {}
     try:
         with contextlib.closing(TarStream(path)) as stream:

@@ -1,8 +1,9 @@
 """Reads sounds from the cells of a Parquet file: bytes, or the path of another file.
 
-The layout is that of Hugging Face `datasets`: a column of bytes, or of structs of `bytes` and `path`. A
-cell without bytes (`Dataset.to_parquet` of datasets 5.1.0 writes only paths) is read from its path if
-that is in the folder of the Parquet file or below. The last row group of one column is cached.
+The layout is that of Hugging Face `datasets`: a column of bytes, or of structs of `bytes` and
+`path`. If a cell has no bytes (`Dataset.to_parquet` of datasets 5.1.0 writes only paths), the file
+at its path is read, provided that it is below the folder of the Parquet file. The last row group of
+one column is cached.
 """
 
 import os
@@ -23,13 +24,13 @@ class ParquetCells:
     """The cells of one Parquet file; see `archives.ArchiveReader`."""
 
     def __init__(self, path: str):
-        """Opens nothing yet."""
+        """Creates a reader; the file is opened when cells are read."""
         self._path = path
         self._file: Any = None
         self._held: tuple[tuple[int, str] | None, Any] = (None, None)
 
     def read(self, members: Sequence[str]) -> Iterator[MemberContent]:
-        """Yields each of the distinct `members` (COLUMN/ROWGROUP/ROW) once, row group by row group."""
+        """Yields each distinct member (COLUMN/ROWGROUP/ROW) once, row group by row group."""
         cells: dict[tuple[int, str], list[tuple[int, str]]] = {}
         for member in members:
             if match := _CELL.fullmatch(member):
@@ -43,7 +44,7 @@ class ParquetCells:
                 values = self._values(group, column)
             except BadInputError as error:
                 for _, member in rows:
-                    yield member, BadInputError(error.reason, f"{error}, {member} is lost")
+                    yield member, BadInputError(error.reason, f"{error}; {member} cannot be read")
                 continue
             for row, member in sorted(rows):
                 yield member, self._cell(values, row, member)
@@ -55,7 +56,7 @@ class ParquetCells:
 
         if self._held[0] == (group, column):
             return self._held[1]
-        self._held = (None, None)  # frees its memory before the next one is read
+        self._held = (None, None)  # frees the memory before the next row group is read
         try:
             if self._file is None:
                 self._file = pyarrow.parquet.ParquetFile(self._path)
@@ -97,7 +98,7 @@ class ParquetCells:
         if (sound := self._read_file(name)) is not None:
             return sound
         if content is not None:
-            cause = "is text and names no file below the folder of the Parquet file"
+            cause = "is text, but not the path of a file below the folder of the Parquet file"
             return BadInputError("undecodable", f"{cell} {cause}: {name[:200]!r}")
         return BadInputError(
             "missing",
@@ -119,7 +120,7 @@ class ParquetCells:
 
 
 def _is_truncated(path: str) -> bool:
-    """Whether a file starts like Parquet but lacks the end mark."""
+    """Returns whether a file starts like Parquet but does not end like it."""
     try:
         with open(path, "rb") as file:
             begins = file.read(4) == b"PAR1"

@@ -1,4 +1,4 @@
-"""Locates and reads the sound of one utterance; every defect raises `BadInputError`."""
+"""Locates and reads the sound of an utterance; raises `BadInputError` if it is unusable."""
 
 import functools
 import os
@@ -11,16 +11,19 @@ from tokenize_pipeline.archives import is_archive
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.readers import UtteranceSource
 
-# The seconds in a sound file are estimated from its size as 16-bit mono at 16 kHz: opening every header
-# of a large corpus would cost more than slightly uneven shards.
+# The length of a sound file is estimated from its size as 16-bit mono at 16 kHz: slightly uneven
+# shards cost less than opening every header of a large corpus.
 _BYTES_PER_SECOND = 32_000
-_MEMBER_SECONDS = 10.0  # if nothing is known: its size is only in the archive
+_MEMBER_SECONDS = 10.0  # if its length is unknown: its size is stored only in the archive
 
 
 def resolve(utterance: UtteranceSource, data_root: str) -> str:
     """Returns the path of a sound file or archive, which must be in `data_root` (an absolute path).
 
-    Symbolic links are not resolved: a link in the data root may lead outside.
+    Symbolic links are not resolved, so a link in the data root may point outside of it.
+
+    Raises:
+      BadInputError: `malformed_row` or `outside_data_root`.
     """
     audio = utterance.audio
     if audio is None:
@@ -34,9 +37,10 @@ def resolve(utterance: UtteranceSource, data_root: str) -> str:
 
 
 def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
-    """Returns the expected seconds of an utterance without opening its file; for planning only.
+    """Returns the expected length of an utterance in seconds, without opening its file.
 
-    Taken from its times, else from the metadata of the corpus, else from the size of its file.
+    The length is used for planning only. It is taken from the times of the utterance, the metadata
+    of the corpus, or the size of the file, in this order.
     """
     start, end = utterance.start or 0.0, utterance.end
     if end is None and utterance.seconds is not None:
@@ -52,7 +56,7 @@ def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
     return max(end - start, 0.0)
 
 
-_file_seconds = functools.lru_cache(maxsize=16)(sound_seconds)  # captions share a file
+_file_seconds = functools.lru_cache(maxsize=16)(sound_seconds)  # several captions share a file
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,10 @@ class Sound:
     content: bytes | None = None
 
     def seconds(self, longest: float) -> float:
-        """Returns the seconds by the times and the header; 0 if they are inconsistent.
+        """Returns the length in seconds by the times and the header; 0 if they are inconsistent.
 
         Raises:
-          BadInputError: if they exceed `longest`.
+          BadInputError: if the length exceeds `longest`.
         """
         end = self.utterance.end
         if end is None:
@@ -102,5 +106,5 @@ class Sound:
 
 
 def with_corpus_path(utterance: UtteranceSource, path: str, message: str) -> str:
-    """Returns the message with the path as in the corpus: quarantine rows must not depend on the machine."""
+    """Returns the message with the path in the corpus, so that it is the same on every machine."""
     return message.replace(path, utterance.audio or "")

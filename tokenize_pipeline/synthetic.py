@@ -4,8 +4,8 @@
     DIR/audio/000000.wav
     DIR/text.jsonl       text only: {"id": …, "text": …}
 
-Clip i depends only on (task, seed, i), so a larger corpus starts with the clips of a smaller one. The
-speech is from hibari-tts, voice "heart", which is included in its wheel (no download).
+Clip i depends only on (task, seed, i), so a larger corpus starts with the clips of a smaller one.
+hibari-tts synthesizes the speech with the voice "heart", which is in its wheel (no download).
 """
 
 import itertools
@@ -25,10 +25,10 @@ from soda_jax.progress import progress
 
 SAMPLE_RATE = 24_000
 _VOICE = "heart"
-_SPEEDS = (0.9, 1.1)  # factor on the pace of the voice
+_SPEEDS = (0.9, 1.1)  # range of the speaking rate relative to the voice
 _LONGEST_DOCUMENT = 3  # utterances
-_QUIET = 0.01  # of the peak of the clip (−40 dB): quieter samples at both ends are trimmed
-_MARGIN = 0.03  # seconds kept on both sides
+_QUIET = 0.01  # relative to the peak (−40 dB); quieter samples at both ends are trimmed
+_MARGIN = 0.03  # seconds of silence kept at both ends
 
 Task = Literal["demo", "numbers"]
 
@@ -57,10 +57,10 @@ class Clip:
     """One utterance of the corpus, before it is spoken.
 
     Attributes:
-      text: the transcript, lower-case words.
-      document: id of its document.
-      order: index in the document.
-      speed: factor on the pace of the voice.
+      text: the transcript, in lower-case words.
+      document: id of the document.
+      order: index of the clip in the document.
+      speed: speaking rate relative to that of the voice.
     """
 
     text: str
@@ -73,8 +73,8 @@ def sample_text(task: Task, generator: random.Random) -> str:
     """Returns a random utterance of the task's vocabulary, lower-case words without punctuation.
 
     `demo`: one to three digits, or a command such as `stop`, `go left`, `turn back four two` (2,221
-    texts of 18 words). `numbers`: two to five digits, a number below 1,000, a date or a command
-    (about 114,000 texts of 76 words).
+    texts with a vocabulary of 18 words). `numbers`: two to five digits, a number below 1,000, a
+    date or a command (about 114,000 texts with a vocabulary of 76 words).
     """
     return generator.choice(_SAMPLERS[task])(generator)
 
@@ -89,7 +89,7 @@ def words(task: Task) -> frozenset[str]:
 
 
 def clips(task: Task, seed: int) -> Iterator[Clip]:
-    """Yields the clips of a corpus, an infinite number."""
+    """Yields the clips of a corpus, without end."""
     for number in itertools.count():
         generator = random.Random(f"{task} {seed} {number}")
         for order in range(generator.randint(1, _LONGEST_DOCUMENT)):
@@ -103,16 +103,16 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
     Args:
       directory: folder of the corpus; it may contain a smaller corpus of the same task and seed.
       task: `demo` or `numbers`.
-      count: utterances with audio.
-      texts: text-only sentences.
-      seed: seed of the texts, the speeds and the noise of the voice.
+      count: number of utterances with audio.
+      texts: number of text-only sentences.
+      seed: seed of the texts, the speaking rates and the noise in the synthesis.
 
     Returns:
       The path of the manifest.
 
     Raises:
       UserError: if the directory contains a corpus of another task or seed.
-      ModuleNotFoundError: without hibari-tts, which is in the extra `demo`.
+      ModuleNotFoundError: if hibari-tts, which is in the extra `demo`, is not installed.
     """
     folder = Path(directory)
     _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
@@ -208,7 +208,7 @@ def _audio_name(index: int) -> str:
 
 
 def _claim(folder: Path, settings: dict[str, str | int]) -> None:
-    """Records the settings in the folder; raises UserError if it contains another corpus."""
+    """Writes the settings to the folder; raises UserError if it contains another corpus."""
     note = folder / "synth.json"
     if not note.exists():
         if (folder / "audio").exists():
@@ -226,10 +226,10 @@ def _claim(folder: Path, settings: dict[str, str | int]) -> None:
 
 
 def _voice() -> Callable[[str, float, int], np.ndarray]:
-    """Returns a function of (text, speed, seed of the noise) that synthesizes float32 audio at 24 kHz."""
+    """Returns a function from (text, speed, seed) to synthesized float32 audio at 24 kHz."""
     import hibari
 
-    # One thread: a second one does not speed up clips of a second (measured).
+    # One thread: more do not speed up clips of about one second (measured).
     engine = hibari.Hibari(voice=_VOICE, threads=1)
     if engine.sample_rate != SAMPLE_RATE:
         raise UserError(

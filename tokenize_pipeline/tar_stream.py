@@ -3,8 +3,8 @@
 In a plain archive, unread data is skipped by seeking. A compressed archive is one stream: reading a
 file before the current position decompresses it again from the beginning.
 
-The checksum of a compressed archive is at its end. Damaged bytes may yield files that look intact, so the
-files are verified only when `next` has returned None. A caller that stops earlier gets no check.
+The checksum of a compressed archive is at its end. Files in damaged data may look intact, so the
+files are verified only after `next` has returned None. A caller that stops earlier gets no check.
 """
 
 import gzip
@@ -15,15 +15,15 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from tokenize_pipeline.quarantine import BadInputError
 
 COMPRESSED = (".tar.gz", ".tgz")
-LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound; the limit of one read call
+LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound; the limit of one `read` call
 # Exceptions of tarfile, gzip and zlib for damaged bytes.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 _BLOCK = 512
-_TAIL_BYTES = 2**20  # per read, from the end mark to the checksum
+_TAIL_BYTES = 2**20  # bytes per read, from the end mark to the checksum
 
 
 class ChecksumError(BadInputError):
-    """All files of a compressed archive were read, but its checksum does not match."""
+    """Raised if all files of a compressed archive were read, but its checksum does not match."""
 
 
 class Member(NamedTuple):
@@ -40,7 +40,7 @@ def member_name(name: str) -> str:
 
 
 def is_compressed(path: str) -> bool:
-    """Whether the archive is compressed, so that it can only be read from the beginning."""
+    """Returns whether the archive is compressed and can only be read from the beginning."""
     return path.lower().endswith(COMPRESSED)
 
 
@@ -68,11 +68,11 @@ class TarStream:
         self._offset = -1
 
     def next(self) -> Member | None:
-        """Returns the next regular file; None at the regular end of the archive, checksum included.
+        """Returns the next regular file; None at the end, after the checksum was verified.
 
         Raises:
           ChecksumError: if a compressed archive has an end mark, but its checksum is wrong or
-            unreadable: any of the earlier files may be damaged.
+            unreadable; any of the earlier files may be damaged.
         """
         while (info := self._next_header()) is not None:
             if info.isreg() and not info.issparse():
@@ -97,21 +97,21 @@ class TarStream:
     def _next_header(self) -> tarfile.TarInfo | None:
         try:
             if self._tar is None:
-                # Mode "r|gz" neither detects a truncated stream nor has a position.
+                # Mode "r|gz" neither detects truncated streams nor reports positions.
                 self._tar = tarfile.TarFile(fileobj=cast(BinaryIO, self._file))
             info = self._tar.next()
         except _DAMAGE as error:
             raise self._damaged(error) from None
-        self._tar.members.clear()  # or it keeps every header
+        self._tar.members.clear()  # otherwise tarfile keeps every header in memory
         if info is None:
             self._check_end()
         elif info.size < 0 or self._tar.offset <= self._offset:
-            raise BadInputError("undecodable", f"{self._path}: a header points backwards")
+            raise BadInputError("undecodable", f"{self._path}: a header has a wrong size or offset")
         self._offset = self._tar.offset
         return info
 
     def _check_end(self) -> None:
-        """Checks for the final block of zeros, as tarfile also stops at a damaged header, and the checksum."""
+        """Checks the checksum and the end mark of zeros: tarfile also stops at damaged headers."""
         last = self._file.last
         if len(last) < _BLOCK:
             raise BadInputError("truncated", f"{self._path}: the archive ends without its end mark")
@@ -119,7 +119,7 @@ class TarStream:
             raise BadInputError("undecodable", f"{self._path}: a header of the archive is damaged")
         if not is_compressed(self._path):
             return
-        try:  # at its end, gzip compares checksum and length
+        try:  # gzip verifies checksum and length at the end
             while self._file.read(_TAIL_BYTES):
                 pass
         except _DAMAGE as error:
@@ -137,13 +137,13 @@ class TarStream:
 
 
 class _LastReadFile:
-    """A binary file with the methods that tarfile needs; it keeps the bytes that it read last."""
+    """A binary file with the methods that tarfile needs, and the bytes that were read last."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.last = file, b""
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int) -> bytes:
-        # A damaged header may contain any size: do not allocate it.
+        # Do not allocate the size in a damaged header, which may be any number.
         self.last = self._file.read(min(size, LARGEST_MEMBER))
         return self.last

@@ -10,6 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from soda_jax.errors import UserError
+from soda_jax.files import is_url
 
 DEFAULT = "checkpoints"  # in the workdir
 RUN_CONFIG = "config.json"
@@ -62,11 +63,6 @@ def opened(directory: str | PathLike[str]) -> epath.Path:
         if not _importable(module):
             raise UserError(f"{directory} needs {module}: pip install 'soda-jax[gcs]'")
     return path
-
-
-def is_url(location: str | PathLike[str]) -> bool:
-    """Returns whether a location is a URL rather than a local path."""
-    return "://" in fspath(location)
 
 
 @contextlib.contextmanager

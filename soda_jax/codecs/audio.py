@@ -1,4 +1,4 @@
-"""Reads sound files of any format and rate as mono float32; writes WAV; encodes long clips."""
+"""Reads sound files of any format and rate as mono float32, writes WAV, and encodes long clips."""
 
 import contextlib
 import functools
@@ -28,25 +28,26 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | bytes
 _SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
-# Peak amplitude, 24 dB above full scale: float mixes and lossy decoders exceed full scale by a few dB,
-# samples in the range of an integer type by 40 dB and more.
+# Peak amplitude, 24 dB above full scale. Float mixes and lossy decoders exceed full scale by a few
+# dB; samples that were not rescaled from an integer type exceed it by at least 40 dB.
 _LOUDEST = 16.0
 _CANCELED = 0.01  # peak of the mean of the channels relative to the loudest channel, −40 dB
 _END_SLACK = 0.5  # seconds by which an end time may exceed the file: players round up
 _RATES = range(1_000, 1_000_001)  # Hz; a header with another rate is damaged
-# Samples decoded before the requested range of an MP3. A frame uses up to 511 bytes of earlier frames
-# (255 in MPEG 2, where a frame adds 3 bytes at 8 kbit/s: 85 frames); without them it is silent.
+# Samples decoded before the requested range of an MP3. A frame may use up to 511 bytes of earlier
+# frames (in MPEG 2 up to 255, at 8 kbit/s 85 frames of 3 bytes each); without them it is silent.
 _MPEG_LEAD = 1 << 16
 _BUFFER = 1 << 16  # bytes
-_LARGE = 1 << 20  # bytes of a sound in memory whose parts are cached: several utterances may use it
+_LARGE = 1 << 20  # bytes; the parts of larger in-memory sounds are cached for more utterances
 
 
 class AudioError(UserError):
     """Raised for a sound that cannot be used.
 
     Attributes:
-      reason: a word by which errors are counted: `missing`, `truncated`, `empty`, `not_finite`, `wrong_scale`,
-        `silent`, `channels_cancel`, `undecodable` or `end_before_start`.
+      reason: category under which errors are counted: `missing`, `truncated`, `empty`,
+        `not_finite`, `wrong_scale`, `silent`, `channels_cancel`, `undecodable` or
+        `end_before_start`.
     """
 
     def __init__(self, reason: Reason, message: str):
@@ -63,21 +64,22 @@ def read_audio(
 ) -> np.ndarray:
     """Reads a sound file, or a range of it, as float32 mono `[samples]` at `sample_rate` Hz.
 
-    Channels are averaged, the rate is converted by soxr (high quality). If the format can seek, only
-    the range is read. A file is decoded to its true end, even if its header contains another length or
-    it consists of several streams.
+    Channels are averaged, and the rate is converted by soxr (high quality). If the format supports
+    seeking, only the range is read. A file is decoded to its true end, even if the length in its
+    header is wrong or it consists of several streams.
 
     Args:
       source: path or content, in any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF, …).
       sample_rate: sample rate of the result in Hz.
       start: start of the range in seconds; None is the start of the file.
-      end: end of the range in seconds; None is the end of the file, as is a time up to 0.5 s after it.
+      end: end of the range in seconds; None, or a time up to 0.5 s after the end of the file, reads
+        to the end.
       name: name of the sound in error messages; None uses the path.
 
     Raises:
-      AudioError: with its reason, if the file does not exist, cannot be decoded, lacks samples that
-        its header or the range requires, has no samples, contains NaN, infinity, only silence or
-        samples far above full scale, or if its channels cancel each other.
+      AudioError: if the file does not exist or cannot be decoded; if it is shorter than its header
+        or the range; if it has no samples, only silence, NaN, infinity or samples far above full
+        scale; or if its channels cancel each other.
     """
     start = 0.0 if start is None else start
     name = name or ("sound in memory" if isinstance(source, bytes) else os.fspath(source))
@@ -104,7 +106,7 @@ def read_audio(
 
 
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
-    """Writes float mono `[samples]` as a 16-bit WAV, clipped to [-1, 1], atomically."""
+    """Atomically writes float mono `[samples]`, clipped to [-1, 1], as a 16-bit WAV."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -113,12 +115,12 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
 
 
 def piece_samples(codec: Codec, max_seconds: float) -> int:
-    """Returns the samples of the longest piece of whole frames that lasts at most `max_seconds`."""
+    """Returns the number of samples in the longest piece of whole frames within `max_seconds`."""
     return max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
 
 
 def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.ndarray:
-    """Encodes a clip of any length in pieces (SODA: clips over 60 s, in pieces of 60 s).
+    """Encodes a clip of any length in pieces (in SODA, pieces of 60 s).
 
     Args:
       codec: any codec.
@@ -135,7 +137,7 @@ def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.
 
 
 def sound_seconds(source: Source) -> float | None:
-    """Returns the seconds of a sound by its container, without decoding it; None if not known."""
+    """Returns the length of a sound in seconds without decoding it; None if it is unknown."""
     try:
         with _named(""), contextlib.ExitStack() as stack:
             return sum(length / file.samplerate for file, length in _open(source, stack))
@@ -145,14 +147,14 @@ def sound_seconds(source: Source) -> float | None:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Converts a `SoundError` and errors of libsndfile and the file system to an `AudioError`."""
+    """Converts `SoundError` and errors of libsndfile and the file system to `AudioError`."""
     import soundfile
 
     try:
         yield
     except SoundError as error:
         raise AudioError(error.reason, f"{name}: {error}") from None
-    except OSError as error:  # no permission, a failing disk: a single file must not end a job
+    except OSError as error:  # for example a failing disk: one file must not end a job
         cause = error.strerror or type(error).__name__
         raise AudioError("undecodable", f"{name}: the file cannot be read ({cause})") from None
     except (soundfile.SoundFileError, RuntimeError) as error:
@@ -163,7 +165,7 @@ def _named(name: str) -> Iterator[None]:
 def _read_range(
     source: Source, start: float, end: float | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (float32 `[samples, channels]`, rate in Hz) of each part between two times in seconds."""
+    """Yields (float32 `[samples, channels]`, rate in Hz) of each part in a range in seconds."""
     if not math.isfinite(start) or start < 0 or not (end is None or end > start):
         raise SoundError("end_before_start", f"{start:g} s to {end} s is not a valid time range")
     if not isinstance(source, bytes) and not os.path.isfile(source):
@@ -181,9 +183,9 @@ def _read_range(
         if (end is not None and end > total + _END_SLACK) or start >= total:
             until = "its end" if end is None else f"{end:g} s"
             raise SoundError(
-                "truncated", f"it lasts {total:.2f} s, so {start:g} s to {until} is not all there"
+                "truncated", f"it lasts {total:.2f} s and does not contain {start:g} s to {until}"
             )
-        elapsed, found = 0.0, False  # seconds of the parts so far
+        elapsed, found = 0.0, False  # seconds in the previous parts
         for file, length in files:
             rate = file.samplerate
             first = max(0, round((start - elapsed) * rate))
@@ -243,7 +245,7 @@ def _binary(source: Source) -> BinaryIO:
 
 
 def _parts(source: Source) -> tuple[tuple[Part, ...], int]:
-    """Returns (parts of a sound file, its size in bytes); cached for the next range of the same file."""
+    """Returns (parts of a sound file, its size in bytes), cached for the next range of the file."""
     if isinstance(source, bytes):
         find = _parts_of_bytes if len(source) >= _LARGE else _parts_of_bytes.__wrapped__
         return find(source), len(source)
@@ -259,7 +261,7 @@ def _parts_of_bytes(content: bytes) -> tuple[Part, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _parts_of_path(path: str, size: int, modified: int) -> tuple[Part, ...]:
-    # Size and time of modification are in the key, so that a changed file is read again.
+    # The size and modification time are in the key, so that a changed file is read again.
     with open(path, "rb") as file:
         return tuple(find_parts(file))
 
@@ -270,7 +272,7 @@ def _peak(samples: np.ndarray) -> float:
 
 
 def _mix(samples: np.ndarray) -> np.ndarray:
-    """Returns the mean of the channels, float32 `[samples]`: the bits of `mean(axis=1)`, but faster."""
+    """Returns the mean of the channels, float32 `[samples]`; bit-equal to `mean(axis=1)`."""
     if samples.shape[1] == 1:
         return samples[:, 0]
     if samples.shape[1] == 2:
@@ -279,7 +281,7 @@ def _mix(samples: np.ndarray) -> np.ndarray:
 
 
 def _check_level(peak: float, mono_peak: float) -> None:
-    """Raises `wrong_scale`, `channels_cancel` or `silent` given the peaks before and after mixing."""
+    """Raises SoundError if the peak before or after mixing shows that the sound is unusable."""
     if peak > _LOUDEST:
         raise SoundError(
             "wrong_scale",

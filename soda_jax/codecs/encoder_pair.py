@@ -1,7 +1,8 @@
-"""HuBERT and EnCodec at a common frame rate; `transformers` runs both in torch.
+"""Runs HuBERT and EnCodec at a common frame rate, with `transformers` in torch.
 
-A frame is the shortest time with a whole number of steps of both models: HuBERT has 50 steps per
-second, EnCodec at 24 kHz has 75, so a frame lasts 1/25 s and has 2 steps of HuBERT and 3 of EnCodec.
+A frame is the shortest duration that contains a whole number of steps of both models. HuBERT has 50
+steps per second and EnCodec at 24 kHz has 75, so a frame lasts 1/25 s and contains 2 HuBERT steps
+and 3 EnCodec steps.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ import numpy as np
 from soda_jax.codecs.interface import check_clip
 from soda_jax.errors import UserError
 
-HUBERT_RATE = 16_000  # Hz; not in any config, all HuBERT models were trained at it
+HUBERT_RATE = 16_000  # Hz; the input rate of all HuBERT models, which their configs do not contain
 FOLDERS = ("hubert", "encodec")
-# Settings that change the output for the same weights. The fingerprint cannot contain the whole configs,
-# because each release of transformers adds keys to them.
+# Settings that change the output for the same weights. The fingerprint cannot contain the whole
+# configs, because each release of transformers adds keys to them.
 _HUBERT_KEYS = (
     *("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
     *("conv_stride", "feat_extract_activation", "feat_extract_norm", "feat_proj_layer_norm"),
@@ -38,24 +39,24 @@ class EncoderPair:
     Attributes:
       sample_rate: sample rate of EnCodec in Hz.
       samples_per_frame: samples per frame at that rate.
-      steps: steps of EnCodec per frame.
-      quantizers: number of quantizers (levels) of EnCodec that are used.
+      steps: EnCodec steps per frame.
+      quantizers: number of EnCodec quantizers (levels) in use.
       codebook_size: number of entries of each quantizer.
-      dims: number of values of a HuBERT feature.
+      dims: size of a HuBERT feature vector.
     """
 
     def __init__(self, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0):
-        """Loads both models; weights are read from safetensors only.
+        """Loads both models, with weights from safetensors only.
 
         Args:
-          hubert: folder or hub name of a HuBERT.
-          encodec: folder or hub name of an EnCodec, 24 kHz mono.
-          quantizers: number of quantizers of EnCodec to use.
-          layer: number of the HuBERT layer that gives the features, from 1; higher layers are removed.
-            0 uses the last layer.
+          hubert: folder or hub name of a HuBERT model.
+          encodec: folder or hub name of a 24 kHz mono EnCodec model.
+          quantizers: number of EnCodec quantizers to use.
+          layer: HuBERT layer whose outputs are the features, counted from 1; higher layers are
+            removed. 0 uses the last layer.
 
         Raises:
-          UserError: naming the model that is missing, damaged, of another kind or too small.
+          UserError: if a model is missing, damaged, of another kind or too small; names the model.
         """
         import torch
         from transformers import EncodecModel, HubertModel
@@ -103,8 +104,8 @@ class EncoderPair:
         if not frames:
             return np.zeros((0, self.dims), np.float32)
         sound = soxr.resample(whole, self.sample_rate, HUBERT_RATE)[: frames * self._hubert_samples]
-        # Zero mean and unit variance, as in training. The padding centers the receptive field of step i on
-        # the samples of step i.
+        # Zero mean and unit variance, as in training. The padding centers the receptive field of
+        # step i on the samples of step i.
         sound = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-7)
         half = self._hubert_padding // 2
         after = frames * self._hubert_samples - len(sound) + self._hubert_padding - half
@@ -116,7 +117,7 @@ class EncoderPair:
         return found.reshape(frames, -1, self.dims).mean(dim=1).cpu().numpy()
 
     def codes(self, clip: np.ndarray) -> np.ndarray:
-        """Returns EnCodec's codes, int64 `[frames, quantizers * steps]`: by quantizer, then by time."""
+        """Returns EnCodec's codes, int64 `[frames, quantizers * steps]`, quantizer by quantizer."""
         import torch
 
         whole = self._whole_frames(clip)
@@ -130,7 +131,7 @@ class EncoderPair:
         return by_frame.reshape(-1, self.quantizers * self.steps)
 
     def sound(self, codes: np.ndarray) -> np.ndarray:
-        """Decodes the first quantizers, int64 `[frames, levels * steps]`, to float32 mono in [-1, 1]."""
+        """Decodes the first levels, int64 `[frames, levels * steps]`, to float32 in [-1, 1]."""
         import torch
 
         frames, columns = codes.shape
@@ -144,7 +145,7 @@ class EncoderPair:
         return np.clip(audio[: frames * self.samples_per_frame], -1, 1)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the settings of both models that change their output, and their weights by name."""
+        """Returns the settings that change the output of the models, and their weights by name."""
         settings, tensors = {}, {}
         models = (self._hubert, _HUBERT_KEYS), (self._encodec, _ENCODEC_KEYS)
         for folder, (model, keys) in zip(FOLDERS, models, strict=True):
@@ -168,7 +169,7 @@ class EncoderPair:
         return np.pad(clip, (0, -len(clip) % self.samples_per_frame))
 
     def _bandwidth(self) -> float:
-        """Returns the lowest bandwidth of EnCodec (kbit/s) that has all the quantizers."""
+        """Returns the lowest EnCodec bandwidth (kbit/s) that includes all `quantizers`."""
         count = self._encodec.quantizer.get_num_quantizers_for_bandwidth
         offered = self._encodec.config.target_bandwidths
         return min(bandwidth for bandwidth in offered if count(bandwidth) >= self.quantizers)
@@ -212,7 +213,7 @@ def _open(kind: Any, source: str | Path) -> Any:
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Disables the progress bars of transformers."""
+    """Disables the progress bars of transformers inside the context."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

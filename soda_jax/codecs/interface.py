@@ -1,4 +1,4 @@
-"""The interface of all codecs, `load_codec`, and functions for the folder that a codec is saved in."""
+"""Defines the codec interface, opens codecs, and reads and writes the folder of a saved codec."""
 
 import hashlib
 import importlib
@@ -28,8 +28,8 @@ class Codec(Protocol):
       fingerprint: hex digest of the parameters and settings. Codecs with equal fingerprints produce
         equal codes. The digest does not depend on file paths.
 
-    A codec that runs on an accelerator may also have an attribute `clips_at_once: int`, the best number
-    of clips for one call of `encode`. The pipeline then builds batches of that size and reads ahead.
+    A codec that runs on an accelerator may also have an attribute `clips_at_once: int`, the best
+    batch size for `encode`. The pipeline then builds batches of that size and reads ahead.
     """
 
     @property
@@ -52,8 +52,9 @@ class Codec(Protocol):
           audio: float32 mono clips `[samples]` at `sample_rate`.
 
         Returns:
-          uint16 `[frames, codebooks]` for each clip, with frames = ceil(samples / samples_per_frame).
-          The last frame is padded with zeros. The codes of a clip do not depend on the rest of the batch.
+          uint16 `[frames, codebooks]` for each clip, with frames = ceil(samples /
+          samples_per_frame). The last frame is padded with zeros. The codes of a clip do not depend
+          on the other clips of the batch.
         """
         ...
 
@@ -61,13 +62,14 @@ class Codec(Protocol):
         """Decodes a batch of codes.
 
         Args:
-          codes: integer `[frames, n]` for each clip: the first n ≤ codebooks columns of its codes.
+          codes: integer `[frames, n]` for each clip, the first n ≤ codebooks columns of its codes.
 
         Returns:
           float32 mono `[frames * samples_per_frame]` for each clip, within [-1, 1].
 
         Raises:
-          ValueError: if a shape is wrong or a code is outside its codebook.
+          ValueError: if a shape is wrong, a code is outside its codebook, or the codec needs more
+            than n codebooks (`two_encoder`).
         """
         ...
 
@@ -88,7 +90,7 @@ def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarra
     """Returns `codes` as int64 `[frames, n]` if a codec with these codebooks can decode them.
 
     Raises:
-      ValueError: naming the first invalid code.
+      ValueError: if the shape or dtype is wrong, or with the first code outside its codebook.
     """
     codes = np.asarray(codes)
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(codebook_sizes):
@@ -108,7 +110,7 @@ def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarra
     return codes
 
 
-# For each kind: module, class, and a description of the folder in its spec.
+# Kind -> (module, class, description of the folder in the spec).
 _KINDS = {
     "mel": ("soda_jax.codecs.mel", "MelCodec", "the folder of `soda codec fit`"),
     "mimi": (
@@ -134,7 +136,8 @@ def load_codec(spec: str) -> Codec:
         `soda codec fit-units` wrote.
 
     Raises:
-      UserError: if the kind is unknown, or if files are missing, damaged or of another format version.
+      UserError: if the kind is unknown, or if files are missing, damaged or have another
+        format version.
     """
     kind, colon, path = spec.partition(":")
     if kind in _KINDS and path:
@@ -150,7 +153,7 @@ def saved_codec(directory: str | Path) -> str:
     """Returns the spec of a codec that `save` wrote, using the name in its `codec.json`.
 
     Raises:
-      UserError: if there is no such folder, or `codec.json` is damaged.
+      UserError: if `codec.json` is missing or damaged.
     """
     path = Path(directory) / DESCRIPTION
     try:
@@ -171,7 +174,7 @@ def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
 
 
 def write_description(folder: Path, version: int, codec: Codec, **settings: Any) -> None:
-    """Writes `codec.json` with the name and the fingerprint of `codec`, and its settings."""
+    """Writes `codec.json` with the name and fingerprint of `codec`, and `settings`."""
     head = {"format_version": version, "name": codec.name, "fingerprint": codec.fingerprint}
     write_json(folder / DESCRIPTION, {**head, **settings})
 
@@ -186,17 +189,18 @@ def read_description(
       codec: the name that the file must contain.
       version: the format version that the file must contain.
       fix: what the user should do if the file is wrong, such as "run `soda codec fit`".
-      parse: may raise ValueError, KeyError, TypeError or AttributeError for invalid content.
+      parse: converts the JSON object; raises ValueError, KeyError, TypeError or AttributeError
+        if it is invalid.
 
     Raises:
-      UserError: with the file, the problem and `fix`.
+      UserError: if the file is missing, damaged or of another codec or version, with `fix`.
     """
     path = folder / DESCRIPTION
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         found, name = value["format_version"], value["name"]
         if name != codec:
-            raise UserError(f"{path} is of a {name!r} codec: write {name}:DIR")
+            raise UserError(f"{path} describes a {name!r} codec: write {name}:DIR")
         if found != version:
             raise UserError(
                 f"{path} has format version {found}, this program reads {version}: {fix} again or "
@@ -227,7 +231,7 @@ def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
 
 
 def check_fingerprint(folder: Path, found: str, expected: str, fix: str) -> None:
-    """Raises UserError if the fingerprint of the files in `folder` differs from its `codec.json`."""
+    """Raises UserError if the fingerprint of the files in `folder` is not that of `codec.json`."""
     if found != expected:
         raise UserError(
             f"the fingerprint in {folder / DESCRIPTION} does not match the files of this folder; one of "

@@ -1,8 +1,8 @@
-"""The mel codec: a residual vector quantizer of log-mel columns, fitted on the user's audio.
+"""Defines the mel codec, a residual vector quantizer of log-mel columns fitted on your audio.
 
 It needs no download, runs on a CPU far faster than real time, and by default has Mimi's token rate:
-24 kHz, 12.5 frames per second, eight codebooks. Its quality is far below Mimi's: a single clean voice
-remains intelligible, and its first codebook is coarse but not semantic.
+24 kHz, 12.5 frames per second, eight codebooks. Its quality is far below Mimi's: it keeps a single
+clean voice intelligible, and its first codebook is coarse but not semantic.
 """
 
 import dataclasses
@@ -74,7 +74,11 @@ class MelSettings:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Reverses `asdict`; raises TypeError or KeyError if a name is missing or unknown."""
+        """Returns settings from the output of `asdict`.
+
+        Raises:
+          TypeError, KeyError: if a name is missing or unknown.
+        """
         lists = {"grid": MelGrid(**value["grid"]), "codebook_sizes": tuple(value["codebook_sizes"])}
         return cls(**{**value, **lists})
 
@@ -100,9 +104,9 @@ class MelCodec:
         """Fits the codebooks on clips of speech.
 
         Args:
-          audio: float32 mono clips `[samples]` at `settings.grid.sample_rate`. All their frames are kept
-            in memory (by default 1.3 kB per frame, 60 MB per hour).
-          settings: the settings; None uses the defaults.
+          audio: float32 mono clips `[samples]` at `settings.grid.sample_rate`. All their frames are
+            kept in memory (by default 1.3 kB per frame, 60 MB per hour).
+          settings: settings of the codec; None uses the defaults.
           seed: seed of the k-means; the same audio and seed give the same codec on one machine.
 
         Raises:
@@ -147,7 +151,7 @@ class MelCodec:
           path: the folder, or the `.safetensors` file in it.
 
         Raises:
-          UserError: if a file is missing, damaged, of another version, or of another codec.
+          UserError: if a file is missing, damaged, or of another version or codec.
         """
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
         settings, expected = read_description(
@@ -158,7 +162,7 @@ class MelCodec:
             lambda value: MelSettings.from_json(value["settings"]),
         )
         tensors = read_tensors(folder / _WEIGHTS, _FIX)
-        # Equal fingerprints also mean that names and shapes of the tensors are correct.
+        # The fingerprint also covers the names and shapes of the tensors.
         found = fingerprint(dataclasses.asdict(settings), tensors)
         check_fingerprint(folder, found, expected, _FIX)
         codebooks = tuple(tensors[_codebook(k)] for k in range(len(settings.codebook_sizes)))

@@ -1,4 +1,4 @@
-"""Log-mel columns of speech, and Griffin-Lim from these columns to audio.
+"""Computes log-mel columns of speech, and reconstructs audio from them with Griffin-Lim.
 
 `n * hop` samples give exactly n columns; column t is centered on the middle of samples
 [t·hop, (t+1)·hop), with zeros before the first and after the last sample.
@@ -25,8 +25,8 @@ class MelGrid:
       hop: samples from one column to the next.
       window: length of the Hann window and of the Fourier transform, in samples.
       mels: number of bands, evenly spaced on the mel scale from 0 Hz to half the sample rate.
-      floor: added to a band's amplitude (1 = a full-scale sine) before the logarithm, so that no codes
-        are spent on differences between inaudible sounds.
+      floor: added to a band's amplitude (1 = a full-scale sine) before the logarithm, so that no
+        codes are spent on inaudible differences.
     """
 
     sample_rate: int = 24_000
@@ -49,12 +49,12 @@ def log_mel(audio: np.ndarray, grid: MelGrid) -> np.ndarray:
 def mel_to_audio(columns: np.ndarray, grid: MelGrid, iterations: int) -> np.ndarray:
     """Returns audio with approximately these log-mel columns, float32 `[len(columns) * hop]`.
 
-    The linear spectrum is the non-negative part of the columns times the pseudo-inverse of the mel
-    filters. Its phase is found by the fast Griffin-Lim algorithm (Perraudin, Balazs and Søndergaard,
-    2013) from seeded random phases, so the result is deterministic.
+    The linear spectrum is the pseudo-inverse of the mel filters times the band amplitudes, clipped
+    at 0. Its phase is estimated by the fast Griffin-Lim algorithm (Perraudin, Balazs and
+    Søndergaard, 2013) from seeded random phases, so the result is deterministic.
 
     Args:
-      columns: float32 `[columns, mels]`, as from `log_mel`.
+      columns: float32 `[columns, mels]`, in the scale of `log_mel`.
       grid: resolution of the columns.
       iterations: iterations of Griffin-Lim.
     """
@@ -66,7 +66,7 @@ def mel_to_audio(columns: np.ndarray, grid: MelGrid, iterations: int) -> np.ndar
 
 
 def _mel(hertz: np.ndarray) -> np.ndarray:
-    """Slaney's mel scale: linear to 1 kHz, logarithmic above (Auditory Toolbox, 1998)."""
+    """Converts Hz to Slaney's mel scale, linear up to 1 kHz (Auditory Toolbox, 1998)."""
     rise = 27 / np.log(6.4)
     return np.where(hertz < 1000, hertz * 3 / 200, 15 + rise * np.log(np.maximum(hertz, 1) / 1000))
 
@@ -77,14 +77,14 @@ def _hertz(mel: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _filters(grid: MelGrid) -> np.ndarray:
-    """Triangular filters that sum to 1 each, float32 `[mels, window // 2 + 1]`."""
+    """Returns triangular filters that each sum to 1, float32 `[mels, window // 2 + 1]`."""
     highest = _mel(np.array(grid.sample_rate / 2))
     edges = _hertz(np.linspace(0, highest, grid.mels + 2))[:, None]
     bins = np.fft.rfftfreq(grid.window, 1 / grid.sample_rate)[None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0, np.minimum(rising, falling))
-    # A band narrower than a bin would be empty; it takes the bin nearest its middle.
+    # A band narrower than a bin would be empty, so it gets the bin nearest to its center.
     nearest = np.abs(bins - edges[1:-1]).argmin(axis=1)
     empty = filters.sum(axis=1) == 0
     filters[empty, nearest[empty]] = 1
@@ -112,7 +112,7 @@ def _stft(audio: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 
 def _overlap_add(pieces: np.ndarray, hop: int) -> np.ndarray:
-    """Sums overlapping pieces `[columns, window]`, `hop` apart; returns `[columns * hop]`, unpadded."""
+    """Sums pieces `[columns, window]` that are `hop` apart; returns `[columns * hop]`, unpadded."""
     columns, window = pieces.shape
     layers = -(-window // hop)
     pieces = np.pad(pieces, ((0, 0), (0, layers * hop - window))).reshape(columns, layers, hop)
@@ -145,7 +145,7 @@ def _griffin_lim(amplitude: np.ndarray, window: int, hop: int, iterations: int) 
 
 
 def _upsample(columns: np.ndarray, factor: int) -> np.ndarray:
-    """Returns `[columns * factor, mels]` by linear interpolation in time; the ends are constant."""
+    """Returns `[columns * factor, mels]` by linear interpolation in time, constant at the ends."""
     position = (np.arange(len(columns) * factor) + 0.5) / factor - 0.5
     left = np.clip(np.floor(position).astype(int), 0, len(columns) - 1)
     right = np.minimum(left + 1, len(columns) - 1)

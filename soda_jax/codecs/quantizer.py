@@ -1,4 +1,4 @@
-"""Residual vector quantization: each codebook quantizes the error of the codebooks before it."""
+"""Residual vector quantization: each codebook quantizes the error of the previous ones."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from soda_jax.errors import UserError
 from soda_jax.progress import track
 
 _KMEANS_ROUNDS = 25
-_KMEANS_TOLERANCE = 1e-3  # of the variance; further rounds change the centers but not the WER
+_KMEANS_TOLERANCE = 1e-3  # relative to the variance; more rounds change the centers but not the WER
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class ResidualQuantizer:
 
     Attributes:
       mean: float32 `[dims]`.
-      basis: float32 `[dims, components]`, orthonormal columns, largest variance first. The projection
-        hardly changes the distances in k-means and saves two thirds of the arithmetic.
+      basis: float32 `[dims, components]`, orthonormal columns, largest variance first. In the mel
+        codec (96 of 320 components) the projection hardly changes the distances in k-means and
+        saves two thirds of the arithmetic.
       codebooks: float32 `[size_k, components]` for each codebook k.
     """
 
@@ -50,8 +51,8 @@ class ResidualQuantizer:
                 f"{len(vectors)} frames of audio cannot fit a codebook of {max(sizes)} entries: "
                 "give more audio or smaller codebooks"
             )
-        # A single thread: with more, the order of the sums and therefore the last bits would vary, and
-        # on a busy machine the many small products would be several times slower.
+        # With several threads, the order of the sums and so the last bits would vary, and on a busy
+        # machine the many small products would be several times slower.
         with threadpool_limits(1), warnings.catch_warnings():
             mean = vectors.mean(axis=0)
             _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False))
@@ -73,7 +74,7 @@ class ResidualQuantizer:
         return cls(mean.astype(np.float32), basis, tuple(codebooks))
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Returns the nearest entries: uint16 `[n, codebooks]` for float32 `[n, dims]`."""
+        """Quantizes float32 `[n, dims]` to the nearest entries, uint16 `[n, codebooks]`."""
         residual = (vectors - self.mean) @ self.basis
         codes = np.empty((len(vectors), len(self.codebooks)), np.uint16)
         for level, codebook in enumerate(self.codebooks):
@@ -82,7 +83,7 @@ class ResidualQuantizer:
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the sum of the entries: `[n, dims]` for codes `[n, m]`, m ≤ codebooks."""
+        """Returns the sums of the entries, `[n, dims]`, for codes `[n, m]`, m ≤ codebooks."""
         total = np.zeros((len(codes), self.basis.shape[1]), np.float32)
         for level in range(codes.shape[1]):
             total += self.codebooks[level][codes[:, level]]
@@ -90,6 +91,6 @@ class ResidualQuantizer:
 
 
 def nearest(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Returns the index of the nearest entry `[size, dims]` for each vector `[n, dims]`."""
+    """Returns the index of the entry of `[size, dims]` that is nearest to each of `[n, dims]`."""
     # |v - c|² without |v|², which is the same for every entry.
     return ((codebook**2).sum(axis=1) - 2 * (vectors @ codebook.T)).argmin(axis=1)

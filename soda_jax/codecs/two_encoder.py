@@ -1,16 +1,17 @@
 """The two-encoder codec: semantic units from HuBERT, acoustic codes from EnCodec.
 
-It is an alternative to Mimi, where a single model produces both. A frame lasts 1/25 s (`encoder_pair`):
+It is an alternative to Mimi, in which one model produces both. A frame lasts 1/25 s (see
+`encoder_pair`) and has these columns:
 
-    column 0                 semantic: the k-means unit nearest to the mean of HuBERT's two features
+    column 0                 semantic: the k-means unit nearest to the mean of two HuBERT features
     columns 1, 2, 3          first quantizer of EnCodec, three steps in time order
     columns 4, 5, 6          second quantizer
     …
 
 With q quantizers there are 1 + 3q codebooks and 25 · (1 + 3q) tokens per second (175 for the two
-quantizers of EnCodec's 1.5 kbit/s). All codes of EnCodec are stored, so decoding gives EnCodec's
-output. Decoding ignores the units and uses the acoustic columns, which are ordered from coarse to fine:
-the first 1 + 3k columns contain the sound of k quantizers.
+quantizers of EnCodec at 1.5 kbit/s). All EnCodec codes are stored, so decoding returns EnCodec's
+output. Decoding ignores the units and uses the acoustic columns, which are ordered from coarse to
+fine: the first 1 + 3k columns contain the codes of k quantizers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,13 +34,13 @@ from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
 FORMAT_VERSION = 3
-_PIECE_SECONDS = 60  # longest input of HuBERT: its attention is quadratic
+_PIECE_SECONDS = 60  # longest input of HuBERT, whose attention is quadratic
 _UNITS = "units.safetensors"
 _FIX = "run `soda codec fit-units`"
 
 
 class NoSoundError(UserError, ValueError):
-    """Raised for codes without one complete quantizer level of EnCodec, which cannot be decoded."""
+    """Raised for codes that have no complete EnCodec quantizer and so cannot be decoded."""
 
 
 class TwoEncoderCodec:
@@ -63,12 +64,12 @@ class TwoEncoderCodec:
     def fit(
         cls, audio: Iterable[np.ndarray], pair: EncoderPair, *, units: int = 500, seed: int = 0
     ) -> Self:
-        """Fits the units: k-means over the features of all frames.
+        """Fits the units by k-means on the features of all frames.
 
         Args:
           audio: float32 mono clips `[samples]` at `pair.sample_rate`. All their features are kept in
-            memory (3 kB per frame and 280 MB per hour for 768 values per frame).
-          pair: the models.
+            memory (3 kB per frame and 280 MB per hour for 768-dimensional features).
+          pair: the two models.
           units: number of units, at most 65,536.
           seed: seed of the k-means.
 
@@ -101,10 +102,10 @@ class TwoEncoderCodec:
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Decodes `[frames, n]` to float32 mono `[frames * samples_per_frame]`; see `Codec.decode`.
 
-        Complete quantizer levels are decoded; the columns of an incomplete last level are ignored.
+        Only complete quantizers are decoded; the columns of an incomplete last one are ignored.
 
         Raises:
-          NoSoundError: a ValueError, for fewer than 1 + 3 columns, which have no complete level.
+          NoSoundError: if there are fewer than 1 + 3 columns; it is a ValueError.
         """
         return [self._decode(check_codes(clip, self.codebook_sizes)) for clip in codes]
 
@@ -121,8 +122,8 @@ class TwoEncoderCodec:
     def save(self, directory: str | Path) -> None:
         """Writes everything that the codec needs into `directory`, which is created if missing.
 
-        `hubert/` and `encodec/` contain the models as transformers saves them, `units.safetensors` the
-        centers of the units, and `codec.json`, which is written last, the settings.
+        `hubert/` and `encodec/` contain the models as transformers saves them, `units.safetensors`
+        contains the centers of the units, and `codec.json`, written last, contains the settings.
         """
         import safetensors.numpy
 
@@ -136,7 +137,7 @@ class TwoEncoderCodec:
         """Opens a codec that `save` wrote.
 
         Raises:
-          UserError: if a file is missing, damaged, of another version, or of another codec.
+          UserError: if a file is missing, damaged, or of another version or codec.
         """
         folder = Path(path)
         quantizers, expected = read_description(

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 SUMMARY = "fit a codec; encode and decode a sound file"
 EXAMPLE = "soda codec fit corpus/manifest.jsonl --output=codec"
 
-# Suffixes of formats that have another name in soundfile.
+# Suffixes that differ from the name of the format in soundfile.
 _OTHER_SUFFIXES = {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
-_FRAMES_PER_ENTRY = 20  # required by k-means; measured in docs/codec.md
+_FRAMES_PER_ENTRY = 20  # minimum for k-means; measured in docs/codec.md
 Clip = tuple[Path, float | None, float | None]  # path, start and end in seconds
 
 
@@ -71,14 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "decode codes to a sound file",
         "soda codec decode codes.npz --codec=mel:codec --output=again.wav",
     )
-    decode.add_argument("file", help="output of soda codec encode")
-    decode.add_argument("--codec", required=True, help="the codec that encoded them")
+    decode.add_argument("file", help="file written by soda codec encode")
+    decode.add_argument("--codec", required=True, help="the codec that encoded the file")
     decode.add_argument("--output", required=True, help="sound file, .wav")
     decode.add_argument("--codebooks", type=int, help="number of codebooks to use (default: all)")
 
 
 def _add_audio(fit: argparse.ArgumentParser) -> None:
-    """Adds the options of both fits."""
+    """Adds the options that `fit` and `fit-units` share."""
     fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
     fit.add_argument("--output", required=True, help="folder for the codec")
     add_number(fit, "--max_minutes", 30.0, "minutes of random clips to use")
@@ -128,7 +128,7 @@ def _fit_units(args: argparse.Namespace) -> int:
 
 
 def _warn_if_short(minutes: float, entries: int, frame_rate: float, option: str) -> None:
-    """Prints a warning with the minutes that k-means needs, if there were fewer."""
+    """Prints a warning if there is less audio than k-means needs."""
     frames = minutes * 60 * frame_rate
     if frames >= _FRAMES_PER_ENTRY * entries:
         return
@@ -185,7 +185,7 @@ def _clips(args: argparse.Namespace) -> list[Clip]:
 
 
 def _read(clips: list[Clip], seconds: float, rate: int) -> "Iterator[np.ndarray]":
-    """Yields audio at `rate` Hz until `seconds` are read; skips bad clips and prints their number."""
+    """Yields up to `seconds` of audio at `rate` Hz; prints the number of skipped clips."""
     from soda_jax.codecs.audio import AudioError, read_audio
     from soda_jax.progress import progress
 
@@ -203,7 +203,7 @@ def _read(clips: list[Clip], seconds: float, rate: int) -> "Iterator[np.ndarray]
             if read >= seconds:
                 break
     if skipped:
-        print(f"{skipped} of {len(clips)} clips could not be used; the last one: {last}")
+        print(f"{skipped} of {len(clips)} clips could not be used; the last error: {last}")
 
 
 def _encode(args: argparse.Namespace) -> int:

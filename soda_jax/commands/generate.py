@@ -10,19 +10,19 @@ EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands; the options of the model may precede or follow their name."""
+    """Adds the sub-commands; the model options may be given before or after the sub-command."""
     _add_model(parser, None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     speak = add_action(
         actions,
         "speak",
-        "speak a text, to a WAV file",
+        "speak a text and write a WAV file",
         'soda generate --workdir=demo/run speak "one two three" --output=spoken.wav',
     )
-    speak.add_argument("text", help="the text")
+    speak.add_argument("text", help="the text to speak")
     speak.add_argument("--output", required=True, help="WAV file")
-    speak.add_argument("--voice", help="a sound file with the voice to use")
+    speak.add_argument("--voice", help="sound file with the voice to use")
     speak.add_argument("--voice_text", help="transcript of --voice")
 
     transcribe = add_action(
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda generate --workdir=demo/run transcribe spoken.wav",
     )
     transcribe.add_argument("clip", nargs="+", help="sound files")
-    add_number(transcribe, "--max_tokens", 448, "limit of the text tokens")
+    add_number(transcribe, "--max_tokens", 448, "maximum number of text tokens")
 
     go_on = add_action(
         actions,
         "continue",
-        "continue a sound file, to a WAV file",
+        "continue a sound file and write a WAV file",
         "soda generate --workdir=demo/run continue spoken.wav --output=longer.wav",
     )
     go_on.add_argument("clip", help="a sound file")
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     for action in (speak, go_on):
-        add_number(action, "--max_seconds", 15.0, "limit of the new audio")
+        add_number(action, "--max_seconds", 15.0, "maximum seconds of new audio")
         _add_sampling(action, temperature=0.9, top_p=0.8)
     _add_sampling(transcribe, temperature=0.0, top_p=1.0)
     for action in (speak, transcribe, go_on):
@@ -64,9 +64,9 @@ def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
     add_number(parser, "--temperature", temperature, "0 = greedy")
-    add_number(parser, "--top_k", 0, "draw from the k most likely tokens; 0 = all")
-    add_number(parser, "--top_p", top_p, "draw from this share of the probability; 1 = all")
-    add_number(parser, "--seed", 0, "seed of the draws")
+    add_number(parser, "--top_k", 0, "sample from the k most likely tokens; 0 = all")
+    add_number(parser, "--top_p", top_p, "probability mass to sample from; 1 = all")
+    add_number(parser, "--seed", 0, "random seed")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,15 +76,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.workdir:
         raise UserError("give the run's folder as --workdir=DIR")
     if args.seed < 0 or args.seed >= 1 << 32:
-        raise UserError(f"--seed={args.seed}: from 0 to 4,294,967,295")
+        raise UserError(f"--seed={args.seed} must be from 0 to 4,294,967,295")
     if args.action == "transcribe":
         if args.max_tokens < 1:
-            raise UserError(f"--max_tokens={args.max_tokens}: at least 1")
+            raise UserError(f"--max_tokens={args.max_tokens} must be at least 1")
     elif not 0 < args.max_seconds < float("inf"):
-        raise UserError(f"--max_seconds={args.max_seconds}: more than 0 and finite")
+        raise UserError(f"--max_seconds={args.max_seconds} must be more than 0 and finite")
     if args.action == "speak" and bool(args.voice) != bool(args.voice_text):
         raise UserError(
-            "--voice and --voice_text need each other: give the sound file and its transcript"
+            "--voice and --voice_text must be used together: give the sound file and its transcript"
         )
 
     from soda_jax.generate.sampling import Sampling
@@ -130,7 +130,7 @@ def _continue(model: Any, args: argparse.Namespace, sampling: Any) -> None:
     )
     audio = np.concatenate([prompt, speech.audio]) if args.with_prompt else speech.audio
     if not len(audio):
-        print("the model ended the utterance immediately, no file is written; try another --seed")
+        print("the continuation is empty, so no file is written: try another --seed")
         return
     _write(args, audio, speech)
 

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _summary(directory: str, manifest: "Manifest") -> Iterator[str]:
     from soda_jax.data.format.manifest import tokens_by_view
     from soda_jax.data.format.shards import index_path
-    from soda_jax.data.storage.locations import is_url
+    from soda_jax.files import is_url
 
     layout, codec = manifest.layout, manifest.codec
     yield f"{directory}: {manifest.kind}, generation {manifest.generation}, digest {manifest.digest[:16]}"

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from soda_jax.checkpoints.folder import is_url
 from soda_jax.errors import UserError
-from soda_jax.files import sync, to_disk
+from soda_jax.files import is_url, sync, to_disk
 
 
 def check_new(out: str | os.PathLike[str]) -> Path:

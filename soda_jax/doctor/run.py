@@ -10,6 +10,7 @@ import jax
 from soda_jax.checkpoints import folder
 from soda_jax.doctor import checks
 from soda_jax.doctor.findings import FAILURE, WARNING, Finding, run_check
+from soda_jax.files import is_url
 from soda_jax.parallel import hosts
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.schema import RunConfig, run_config
@@ -56,7 +57,7 @@ def _examine(config: RunConfig | None, workdir: Path | None) -> int:
     if workdir is not None:
         setting = folder.DEFAULT if config is None else config.checkpoint.directory
         directory = str(folder.of_run(workdir, setting))
-        if not folder.is_url(directory):
+        if not is_url(directory):
             keep = config.checkpoint.keep if config is not None else 1
             size = run.get("state_bytes", 0.0)
             check("disk", functools.partial(checks.disk, Path(directory), size, keep))

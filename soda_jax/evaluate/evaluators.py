@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.data.format.manifest import Manifest
-from soda_jax.data.storage.locations import is_url
 from soda_jax.errors import UserError
 from soda_jax.evaluate.baselines import fit_baselines
 from soda_jax.evaluate.loss import held_out_sums
@@ -23,6 +22,7 @@ from soda_jax.evaluate.speech import (
     held_out_utterances,
 )
 from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.files import is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.speech_model import SpeechModel, load
 from soda_jax.registry import EVALUATORS

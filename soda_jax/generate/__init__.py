@@ -1,1 +1,1 @@
-"""Grammar-constrained generation: speak, transcribe, continue; see `speech_model.load`."""
+"""Generates speech and text, constrained by the grammar; see `speech_model.load`."""

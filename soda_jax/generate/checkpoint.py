@@ -1,4 +1,4 @@
-"""The decoder of a run's checkpoint, without tokenizer and codec."""
+"""Loads the decoder of a run's checkpoint, without tokenizer and codec."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +13,11 @@ class TrainedDecoder:
     """A decoder with its parameters on the first local device.
 
     Attributes:
-      step: training steps of the checkpoint.
+      step: training step of the checkpoint.
       metadata: metadata of the checkpoint, see `soda_jax.train.run_files.run_metadata`.
       layout: the vocabulary layout.
-      model, params: the decoder as functions, and its parameters.
+      model: the decoder as pure functions.
+      params: its parameters.
     """
 
     step: int
@@ -27,7 +28,7 @@ class TrainedDecoder:
 
 
 def load_decoder(workdir: str | Path, step: int | None = None) -> TrainedDecoder:
-    """Opens the newest valid checkpoint of a run, or the one of `step`.
+    """Loads the newest valid checkpoint of a run, or the checkpoint at `step`.
 
     Raises:
       UserError: if there is no valid checkpoint, or its parameters do not match its config.

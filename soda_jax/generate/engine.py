@@ -1,4 +1,4 @@
-"""The decoding loop: batched and jitted, with static shapes and an automaton state per row."""
+"""Implements the decoding loop: batched, jitted, with static shapes and a grammar state per row."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from soda_jax.model import ModelFunctions
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.grammar import AUDIO_END, ILLEGAL, grammar
 
-# Prompts and budgets are rounded up to a multiple, so that few programs are compiled.
+# Prompt lengths and budgets are rounded up to multiples of this, so that few programs are compiled.
 _BUCKET = 64
 _INT32 = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
@@ -28,8 +28,9 @@ class Generated:
 
     Attributes:
       ids: the new tokens up to and including the stop token or EOS, int32 `[tokens]`.
-      finished: whether the model generated the stop token, within the budget and the limit of frames.
-      log_probability: sum of the log-probabilities of the new tokens among the legal ones, in nats.
+      finished: whether the model generated the stop token before the budget or frame limit.
+      log_probability: sum of the log-probabilities of the new tokens, renormalized over the legal
+        tokens, in nats.
     """
 
     ids: np.ndarray
@@ -40,18 +41,18 @@ class Generated:
 class _State(NamedTuple):
     step: jax.Array
     tokens: jax.Array  # [batch, budget]
-    position: jax.Array  # [batch], of the newest token
+    position: jax.Array  # [batch], position of the newest token
     automaton: jax.Array  # [batch]
     frames: jax.Array  # [batch], complete frames generated
     done: jax.Array  # [batch]
-    forced: jax.Array  # [batch], ended by the limit of frames
+    forced: jax.Array  # [batch], ended by the frame limit
     score: jax.Array  # [batch]
     logits: jax.Array  # [batch, vocabulary]
     cache: Any
 
 
 class Engine:
-    """Continues prompts of token ids with a decoder whose frames have `codebooks` codebooks."""
+    """Continues prompts of token ids with a decoder, `codebooks` tokens per frame."""
 
     def __init__(
         self, model: ModelFunctions, params: Any, layout: VocabularyLayout, codebooks: int
@@ -74,15 +75,16 @@ class Engine:
         """Continues each prompt until `stop`.
 
         Args:
-          prompts: legal beginnings of documents, int ids `[tokens]`.
+          prompts: prefixes of legal documents, int ids `[tokens]`.
           stop: the id that ends a row; EOS also ends it.
-          budget: maximal number of new tokens, at least 1.
-          sampling: settings of the draws.
+          budget: maximum number of new tokens, at least 1.
+          sampling: sampling settings.
           max_frames: number of frames after which only `audio_end` is legal; 0 for no limit.
-          seed: seed of the draws, 0 to 2³² − 1; a row's draws depend on (seed, row).
+          seed: random seed, 0 to 2³² − 1; the samples of a row depend only on (seed, row).
 
         Raises:
-          UserError: with its number, if a prompt is not a legal beginning; for a number out of range.
+          UserError: if a prompt is not a prefix of a legal document (with its index), or `budget`,
+            `max_frames` or `seed` is out of range.
         """
         for name, value, least, most in (
             ("budget", budget, 1, _INT32),
@@ -123,7 +125,7 @@ class Engine:
         return results
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
-        """Returns the automaton's state after a prompt, in which at least one token is legal."""
+        """Returns the grammar state after a prompt; UserError if no token may follow it."""
         rules, prompt = self._grammar, np.asarray(prompt)
         inside = (prompt >= 0) & (prompt < len(rules.group_of_id))
         state = rules.run(prompt) if inside.all() else ILLEGAL
@@ -183,7 +185,7 @@ class Engine:
             full = (state.frames >= max_frames) & boundary[state.automaton]
             only_end = jnp.arange(allowed.shape[1]) == AUDIO_END
             legal = jnp.where(full[:, None], allowed & only_end, allowed)[:, group_of_id]
-            # A finished row may be in a state without legal tokens; its draws are discarded.
+            # A finished row may be in a state without legal tokens; its samples are discarded.
             legal = legal | state.done[:, None]
             keys = jax.vmap(jax.random.fold_in, (0, None))(rows, state.step)
             token, score = draw(keys, state.logits, legal, sampling)

@@ -1,4 +1,4 @@
-"""Draws the next token among the legal ids, with temperature, top-k and top-p."""
+"""Samples the next token from the legal ids, with temperature, top-k and top-p."""
 
 import dataclasses
 import numbers
@@ -8,20 +8,21 @@ import jax.numpy as jnp
 
 from soda_jax.errors import UserError
 
-# Outside these bounds a draw would be greedy, or uniform over the legal tokens.
+# Beyond these bounds sampling would be greedy, or uniform over the legal tokens.
 COLDEST, HOTTEST = 1e-6, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Settings of the draws.
+    """Sampling settings.
 
     Attributes:
-      temperature: divisor of the logits, from `COLDEST` to `HOTTEST`; 0 takes the most likely token.
-      top_k: number of most likely tokens to draw from; 0 draws from all.
-      top_p: draw from the smallest set of most likely tokens with this probability; 1 draws from all.
+      temperature: divisor of the logits, from `COLDEST` to `HOTTEST`; 0 is greedy decoding.
+      top_k: number of most likely tokens to sample from; 0 samples from all.
+      top_p: samples from the smallest set of most likely tokens with at least this total
+        probability; 1 samples from all.
 
-    Among equally likely tokens the lowest ids are first.
+    Ties are broken in favor of lower ids.
 
     Raises:
       UserError: for values out of range.
@@ -42,7 +43,7 @@ class Sampling:
             wrong = "top_p must be above 0 and at most 1, which draws from all tokens"
         if wrong:
             raise UserError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}: {wrong}")
-        # Equal settings of any number types must be equal keys of the compiled loop.
+        # Static argument of the jitted loop: equal settings must not differ in their number types.
         object.__setattr__(self, "temperature", float(temperature))
         object.__setattr__(self, "top_k", int(top_k))
         object.__setattr__(self, "top_p", float(top_p))
@@ -58,33 +59,33 @@ GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 def draw(
     keys: jax.Array, logits: jax.Array, legal: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token per row; for any logits it is legal.
+    """Samples one legal token per row, whatever the logits are.
 
     Args:
-      keys: PRNG keys `[batch]`; with a key per row, a draw does not depend on the rest of the batch.
-      logits: floats `[batch, vocabulary]`; NaN means the lowest logit, ±∞ the largest numbers.
+      keys: PRNG keys `[batch]`; with a key per row, a token does not depend on the other rows.
+      logits: floats `[batch, vocabulary]`; NaN and −∞ become the lowest f32, +∞ the largest.
       legal: bool `[batch, vocabulary]`; at least one True per row.
       sampling: temperature, top-k and top-p, which are applied to the legal tokens.
 
     Returns:
-      tokens int32 `[batch]`, and their f32 log-probabilities among the legal ones at temperature 1.
+      tokens int32 `[batch]`, and their f32 log-probabilities at temperature 1 over legal tokens.
     """
     logits = logits.astype(jnp.float32)
     log_probabilities = jax.nn.log_softmax(jnp.where(legal, logits, -jnp.inf))
-    # Finite, so that only illegal tokens have −∞.
+    # Make legal logits finite, so that only illegal tokens have −∞.
     logits = jnp.nan_to_num(logits, nan=jnp.finfo(jnp.float32).min)
     logits = jnp.where(legal, logits, -jnp.inf)
     if sampling.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1)
     else:
-        # Tokens are ranked by their logits, because more of them may be equal after the division.
+        # Tokens are ranked by logits, because division by the temperature may create ties.
         if 0 < sampling.top_k < logits.shape[-1]:
             largest = jax.lax.top_k(logits, sampling.top_k)[0]
             logits = _keep(logits, largest, sampling.top_k)
         if sampling.top_p < 1:
             ordered = jnp.sort(logits, axis=-1, descending=True)
             mass = jnp.cumsum(jax.nn.softmax(_scaled(ordered, sampling.temperature)), axis=-1)
-            # The last token to keep is that with which the mass reaches top_p.
+            # Keep tokens up to the first at which the cumulative probability reaches top_p.
             count = jnp.sum(mass[:, :-1] < sampling.top_p, axis=-1, keepdims=True) + 1
             logits = _keep(logits, ordered, count)
         tokens = jax.vmap(jax.random.categorical)(keys, _scaled(logits, sampling.temperature))
@@ -93,12 +94,12 @@ def draw(
 
 
 def _scaled(logits: jax.Array, temperature: float) -> jax.Array:
-    """Returns (logits − their maximum) / temperature: at most 0, so it can only overflow to −∞."""
+    """Returns (logits − maximum) / temperature, which is at most 0 and can only overflow to −∞."""
     return (logits - logits.max(axis=-1, keepdims=True)) / temperature
 
 
 def _keep(logits: jax.Array, ordered: jax.Array, count: jax.Array | int) -> jax.Array:
-    """Replaces all but the `count` largest logits of each row by −∞; among equals it keeps the first.
+    """Replaces all but the `count` largest logits of each row by −∞; keeps the first of equal ones.
 
     Args:
       logits: f32 `[batch, vocabulary]`.

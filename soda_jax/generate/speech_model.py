@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer and codec: generates speech and text from text and speech."""
+"""Generates speech and text from text and speech with a trained model, tokenizer and codec."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -45,10 +45,11 @@ class Speech:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechModel(TrainedDecoder):
-    """A decoder with its tokenizer and codec; `load` returns that of a run.
+    """A decoder with its tokenizer and codec; `load` opens the one of a run.
 
     Attributes:
-      tokenizer, codec: those of the training data.
+      tokenizer: tokenizer of the training data.
+      codec: codec of the training data.
       codebooks: number of codebooks that the model was trained on.
     """
 
@@ -58,7 +59,7 @@ class SpeechModel(TrainedDecoder):
 
     @cached_property
     def engine(self) -> Engine:
-        """The decoding loop, for other prompts than those of the methods below."""
+        """The decoding loop, for prompts that the methods below do not build."""
         return Engine(self.model, self.params, self.layout, self.codebooks)
 
     def speak(
@@ -70,14 +71,14 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Any:
-        """Speaks a text (returns a `Speech`) or several (returns a list).
+        """Speaks one text (returns a `Speech`) or several texts (returns a list).
 
         Args:
-          text: the text.
-          voice: a sound with the voice to use, and its transcript.
-          max_seconds: limit of the utterance, which ends at a frame boundary.
-          sampling: default temperature 0.9, top-p 0.8.
-          seed: seed of the draws.
+          text: one text or several.
+          voice: (recording of the voice to use, its transcript).
+          max_seconds: maximum length of the utterance, which ends at a frame boundary.
+          sampling: sampling settings, by default temperature 0.9 and top-p 0.8.
+          seed: random seed.
         """
         texts = [text] if isinstance(text, str) else text
         before = []
@@ -96,13 +97,13 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> Any:
-        """Transcribes a sound (returns a string) or several (returns a list).
+        """Transcribes one sound (returns a string) or several sounds (returns a list).
 
         Args:
-          sound: a file of any format that libsndfile reads, or f32 mono at the codec's sample rate.
-          max_tokens: limit of the text tokens.
-          sampling: greedy by default.
-          seed: seed of the draws.
+          sound: a file in any format that libsndfile reads, or f32 mono at the codec's sample rate.
+          max_tokens: maximum number of text tokens.
+          sampling: sampling settings, greedy by default.
+          seed: random seed.
         """
         single = isinstance(sound, str | Path | np.ndarray)
         codes = self._encode([sound] if single else sound)  # type: ignore[list-item, arg-type]
@@ -158,7 +159,7 @@ class SpeechModel(TrainedDecoder):
         for result in generated:
             ids = result.ids[result.ids != self.layout.audio_end]
             codes = self.layout.ids_to_codes(ids, self.codebooks)
-            # A continuation may end immediately; codecs need not decode zero frames.
+            # A continuation may be empty, and codecs need not support zero frames.
             audio = self.codec.decode([codes])[0] if len(codes) else np.zeros(0, np.float32)
             speeches.append(Speech(audio, self.codec.sample_rate, codes, result.finished))
         return speeches
@@ -171,7 +172,7 @@ class SpeechModel(TrainedDecoder):
     def _text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text.strip())
         if not len(ids):
-            raise UserError("the text to speak is empty")
+            raise UserError("the text to speak or the transcript of the voice is empty")
         return text_span(ids, self.layout)
 
     def _audio(self, codes: np.ndarray) -> np.ndarray:
@@ -182,7 +183,7 @@ class SpeechModel(TrainedDecoder):
 
 
 def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> SpeechModel:
-    """Opens a run's checkpoint with the tokenizer and the codec in its folder.
+    """Loads a run's checkpoint with the tokenizer and the codec in its folder.
 
     Args:
       workdir: the run's folder.
@@ -190,7 +191,7 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
       codec: spec of the codec for `load_codec`; by default the codec in the run's folder.
 
     Raises:
-      UserError: if there is no valid checkpoint, or tokenizer or codec are not those of training.
+      UserError: if there is no valid checkpoint, or the tokenizer or codec differs from training.
     """
     decoder = load_decoder(workdir, step)
     workdir = Path(workdir)
@@ -198,7 +199,7 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
     tokenizer = load_tokenizer(workdir / "tokenizer")
     opened = load_codec(codec or saved_codec(workdir / "codec"))
     trained = FrontEnd.from_metadata(metadata)
-    # A converted model may come from a format without codec fingerprints.
+    # A converted model may come from a format that stores no codec fingerprint.
     if trained.codec is None and "converted_from" not in metadata:
         raise UserError(f"{workdir} was trained on text only: it cannot generate or read speech")
     ours = FrontEnd(

@@ -1,4 +1,4 @@
-"""One vocabulary for text and audio, the grammar of documents, and text tokenizers."""
+"""Defines the vocabulary of text and audio, the grammar of documents, and text tokenizers."""
 
 from soda_jax.tokens.documents import Parsed, Utterance, View, parse, render
 from soda_jax.tokens.vocabulary import VocabularyLayout

@@ -1,10 +1,10 @@
-"""Checks that the ids of a `tokenizer.json` represent a whole text.
+"""Checks that the ids from a `tokenizer.json` represent the complete text.
 
 A tokenizer has three stages, and each of them can lose characters without an error:
 
-    normalizer      may change the spelling (NFC, lower case, accents); must not delete a letter or a digit
-    pre-tokenizer   may drop the white space between words; must not drop anything else
-    model           must represent every character of the words that it receives
+    normalizer      may change the spelling (NFC, case, accents), but not delete letters or digits
+    pre-tokenizer   may drop the white space between words, but nothing else
+    model           must represent every character of its input words
 
 Decoding is not used: many tokenizers have no decoder, or one that changes the spelling.
 """
@@ -16,33 +16,34 @@ import numpy as np
 
 from soda_jax.errors import UserError
 
-# These normalizers change the spelling or add characters; they delete white space at most.
+# These normalizers may change the spelling or add characters, but delete only white space.
 _NEVER_DELETE = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel")
-# These pre-tokenizers drop white space at most; so do Split and Punctuation unless they remove.
+# These pre-tokenizers drop only white space, as do Split and Punctuation unless set to "Removed".
 _KEEP_WORDS = (
     *("BertPreTokenizer", "ByteLevel", "Digits", "FixedLength", "Metaspace", "UnicodeScripts"),
     *("Whitespace", "WhitespaceSplit"),
 )
 _SPACE = "▁"  # the character that SentencePiece uses for a space
-_SHOWN = 40  # characters of a text in a message
-_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # words that are checked only once
+_SHOWN = 40  # characters of a text in an error message
+_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # maximum length and number of cached words
 
 
 class CoverageCheck:
     """Rejects texts that the ids of a tokenizer do not represent.
 
-    Most models write an unknown id for text that they cannot represent, so checking the ids is enough; a
-    byte-level BPE with all bytes represents every text. If a model or a pre-tokenizer may drop text
-    silently, each word is checked, frequent words once.
+    Most models return an unknown id for text that they cannot represent, so checking the ids is
+    sufficient; a byte-level BPE with all bytes represents every text. If a model or a pre-tokenizer
+    may drop text without an error, each word is checked, and short words are cached.
     """
 
     def __init__(self, description: dict[str, Any], tokenizer: Any, refused: np.ndarray):
-        """Examines a tokenizer.
+        """Determines which stages of a tokenizer may lose text.
 
         Args:
-          description: the object of its `tokenizer.json`.
+          description: the JSON object of its `tokenizer.json`.
           tokenizer: the `tokenizers.Tokenizer` of `description`.
-          refused: ids that represent no text (special, unknown), bool `[vocabulary_size]`.
+          refused: True for ids that represent no text (special, unknown), bool
+            `[vocabulary_size]`.
         """
         self._normalizer, self._pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self._model, self._refused = tokenizer.model, refused
@@ -70,19 +71,19 @@ class CoverageCheck:
           ids: the ids from the tokenizer; None if it raised an error.
 
         Raises:
-          UserError: with the first characters that are lost, and the stage that loses them.
+          UserError: if text is lost; names the first lost characters and the stage that loses them.
         """
         if self.may_delete:
             self._check_normalizer(text)
         bad = ids is None or self._refused[ids].any()
-        # Text that spells a byte piece may become that byte.
+        # A text that contains the name of a byte piece may be encoded as that byte.
         if bad or self.may_drop or (self._byte_pieces and "<0x" in text):
             self._check_words(self._normalizer.normalize_str(text) if self._normalizer else text)
         if bad:  # although each word is represented
             raise _not_represented(text)
 
     def _has_all_bytes(self, steps: list[dict[str, Any]]) -> bool:
-        """Whether a BPE after the pre-tokenizer `steps` has pieces for all bytes."""
+        """Returns whether a BPE after the pre-tokenizer `steps` has pieces for all bytes."""
         if self._prefix or self._suffix:
             return False
         if self._byte_pieces:
@@ -121,10 +122,10 @@ class CoverageCheck:
         return self._pre_tokenizer.pre_tokenize_str(text)
 
     def _represents(self, word: str) -> bool:
-        """Whether the pieces of a word spell the word."""
+        """Returns whether the concatenated pieces of a word equal the word."""
         try:
             tokens = self._model.tokenize(word) if word else []
-        except Exception:  # the library raises bare Exceptions, here for an absent unknown token
+        except Exception:  # the library raises a bare Exception if there is no unknown token
             return False
         if any(self._refused[token.id] for token in tokens):
             return False
@@ -143,7 +144,7 @@ class CoverageCheck:
         return same
 
     def _first_lost(self, word: str) -> str:
-        """Returns the first characters of a word that are lost, or the word if each character is represented."""
+        """Returns the first lost characters of a word; the whole word if no character is lost."""
         if self._kind == "WordLevel":
             return word
         lost = [
@@ -161,7 +162,7 @@ def _not_represented(text: str) -> UserError:
 
 
 def _steps(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
-    """Returns the steps of a stage, those of a sequence one by one."""
+    """Returns the steps of a stage, with sequences flattened."""
     waiting = [description.get(stage)]
     found = []
     while waiting:
@@ -174,23 +175,23 @@ def _steps(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
 
 
 def _never_deletes(step: dict[str, Any]) -> bool:
-    """Whether a normalizer deletes white space at most."""
-    if step.get("type") == "Replace":  # that of SentencePiece replaces a space
+    """Returns whether a normalizer deletes nothing but white space."""
+    if step.get("type") == "Replace":  # the one of SentencePiece replaces spaces
         return step["pattern"].get("String", "").isspace()
     return step.get("type") in _NEVER_DELETE
 
 
 def _keeps_words(step: dict[str, Any]) -> bool:
-    """Whether a pre-tokenizer drops white space at most."""
+    """Returns whether a pre-tokenizer drops nothing but white space."""
     if step.get("type") in ("Split", "Punctuation"):
         return step.get("behavior") != "Removed"
     return step.get("type") in _KEEP_WORDS
 
 
 def _distinguishes_words(character: str) -> bool:
-    """Whether a word without this character is another word: letters, digits and vowel signs.
+    """Returns whether deleting a character changes the word: letters, digits and vowel signs.
 
-    Accents do not count: a normalizer may remove them, from one code point ("é") or from two.
+    Accents do not: a normalizer may remove them, whether "é" is one code point or two.
     """
     if character.isalnum():
         return True

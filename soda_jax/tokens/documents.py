@@ -1,6 +1,6 @@
-"""Renders documents as token streams, and parses the streams: `render` and its exact inverse `parse`.
+"""Renders documents as token streams (`render`), and parses the streams (`parse`, its inverse).
 
-The grammar (no separators, no white space):
+The grammar, with no separators or white space between the symbols:
 
     text-first    BOS ( text_start T text_end audio_start A audio_end )+ EOS
     audio-first   BOS ( audio_start A audio_end text_start T text_end )+ EOS
@@ -29,7 +29,7 @@ class Utterance:
 
     Attributes:
       text: the transcript.
-      text_ids: its ordinary text ids, int32 `[tokens]`.
+      text_ids: ordinary text ids of the transcript, int32 `[tokens]`.
       codes: codec indices, uint16 `[frames, codebooks]`; `[0, codebooks]` for text without audio.
     """
 
@@ -43,7 +43,7 @@ class View:
     """How a stored document is rendered for the model.
 
     Attributes:
-      order: "text_first" or "audio_first"; used for the composition S+A+T only.
+      order: "text_first" or "audio_first"; used only for the composition S+A+T.
       composition: "S+A+T", "S+A" (text spans removed), "S" (codebook 0 only) or "text".
       codebooks: number of codebooks in the stream (0 = all); ignored for S, which has one.
     """
@@ -70,7 +70,7 @@ class View:
         return self.composition != "text"
 
     def shown_codebooks(self, layout: VocabularyLayout) -> int:
-        """Returns the number of codebooks in the stream; UserError if `layout` has fewer."""
+        """Returns the number of codebooks in the stream; raises UserError if `layout` has fewer."""
         count = 1 if self.composition == "S" else self.codebooks or layout.codebooks
         if not 0 < count <= layout.codebooks:
             raise UserError(f"the view has {count} codebooks, the layout has {layout.codebooks}")
@@ -82,8 +82,9 @@ class Parsed:
     """The result of `parse`.
 
     Attributes:
-      view: the view with which the stream was rendered; its order is "text_first" if it is not S+A+T.
-      utterances: text ids and codes in document order; `text` is empty, as it is not in the stream.
+      view: the view that renders the stream; `order` is "text_first" unless it is S+A+T.
+      utterances: text ids and codes in document order; `text` is empty, because the stream does not
+        contain it.
     """
 
     view: View
@@ -93,7 +94,7 @@ class Parsed:
 def text_span(
     text_ids: np.ndarray, layout: VocabularyLayout, opens: bool = True, closes: bool = True
 ) -> np.ndarray:
-    """Returns `text_start T text_end` as int32 ids, the markers only if `opens` and `closes`."""
+    """Returns `text_start T text_end` as int32 ids; `opens` and `closes` include the markers."""
     body = np.asarray(text_ids, np.int32)
     return _span(body, layout.text_start, layout.text_end, opens, closes)
 
@@ -107,7 +108,7 @@ def audio_span(
 ) -> np.ndarray:
     """Returns `audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`.
 
-    The markers are included only if `opens` and `closes`.
+    `opens` includes the first marker, and `closes` the last one.
 
     Raises:
       UserError: if `codes` has fewer columns, or an index is outside its codebook.
@@ -140,7 +141,8 @@ def render(utterances: Sequence[Utterance], view: View, layout: VocabularyLayout
       int32 ids `[tokens]`, BOS first and EOS last.
 
     Raises:
-      UserError: if the document or a span is empty, or a text contains a special id.
+      UserError: if the document or a span is empty, a text contains a special id, or the codes do
+        not match the layout.
     """
     if not utterances:
         raise UserError("the document is empty: it needs at least one utterance")
@@ -178,7 +180,7 @@ def _check_text(text_ids: np.ndarray, layout: VocabularyLayout, number: int) -> 
 
 
 def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Parsed:
-    """Returns the document of a whole stream; `render` of the result is equal to `ids`.
+    """Parses a complete token stream; `render` of the result returns `ids`.
 
     Args:
       ids: integers `[tokens]`.
@@ -186,14 +188,14 @@ def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Pars
       codebooks: number of codebooks in the stream (0 = all).
 
     Raises:
-      UserError: for the first token that the grammar does not allow, with position and reason; for a
-        stream that ends inside a document; for a translation, which has no view.
+      UserError: if the grammar does not allow a token (with its position and the expected ones), if
+        the stream ends inside a document, or if it is a translation, which no view describes.
     """
     codebooks = codebooks or layout.codebooks
     rules = grammar(layout, codebooks)
     ids = np.asarray(ids, np.int64)
     state = rules.start
-    # Lists, because reading one element of an array takes several times as long.
+    # Lists, because indexing a NumPy array element by element is several times slower.
     for position, group in enumerate(rules.groups_of(ids).tolist()):
         following = rules.rows[state][group]
         if following < 0:
@@ -211,7 +213,7 @@ def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Pars
 
 
 def _collect(ids: np.ndarray, layout: VocabularyLayout, codebooks: int) -> Parsed:
-    """Splits a legal stream into utterances."""
+    """Splits a legal stream into utterances; raises UserError for a translation."""
     empty_text = np.zeros(0, np.int32)
     empty_codes = np.zeros((0, codebooks), np.uint16)
     opening = np.flatnonzero((ids == layout.text_start) | (ids == layout.audio_start))

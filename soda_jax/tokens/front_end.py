@@ -1,7 +1,7 @@
-"""The front end of a model or data set: text tokenizer, codec and vocabulary layout.
+"""Defines the front end of a model or data set: text tokenizer, codec and vocabulary layout.
 
-Token ids are meaningful only together with these three. Data sets, checkpoints and exports store their
-fingerprints; `FrontEnd.check_same` compares them before token ids of one are used with another.
+Token ids have a meaning only together with these three. Data sets, checkpoints and exports store
+their fingerprints. `FrontEnd.check_same` compares them before ids of one are used with another.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ _FIXES = {
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One part in which two front ends differ.
+    """A part in which two front ends differ.
 
     Attributes:
       part: "tokenizer", "codec" or "vocabulary layout".
-      ours, theirs: the two values as text: fingerprints, or the fields of the layout that differ.
+      ours: our value as text, a fingerprint or the differing fields of the layout.
+      theirs: the other value as text.
     """
 
     part: str
@@ -35,7 +36,8 @@ class Difference:
     def looks_damaged(self) -> bool:
         """True if two fingerprints differ in at most two characters.
 
-        The fingerprints of two tokenizers or codecs differ in most characters; a flipped bit changes one.
+        The fingerprints of different tokenizers or codecs differ in most characters; a flipped bit
+        changes only one.
         """
         if len(self.ours) != len(self.theirs) or len(self.ours) < 16:
             return False
@@ -49,8 +51,8 @@ class FrontEnd:
     Attributes:
       layout: the ids of text, markers and codebooks.
       tokenizer: fingerprint of the text tokenizer.
-      codec: fingerprint of the codec; None for text without speech and for a converted model whose codec
-        is unknown.
+      codec: fingerprint of the codec; None for text without speech, and for a converted model whose
+        codec is unknown.
     """
 
     layout: VocabularyLayout
@@ -104,10 +106,11 @@ class FrontEnd:
 
         Args:
           other: the expected front end.
-          name, other_name: owners of the two front ends, for the message.
-          fixes: replaces the default fix, by `Difference.part`.
-          otherwise: an alternative to the fix.
-          repair: data set that `soda checkpoints --repair` reads if a fingerprint looks damaged.
+          name: what this front end belongs to, for the error message.
+          other_name: what `other` belongs to.
+          fixes: fixes in the error message by `Difference.part`, instead of the default ones.
+          otherwise: alternative fix, appended to the error message.
+          repair: data set for `soda checkpoints --repair`, named if a fingerprint looks damaged.
         """
         for difference in self.differences(other):
             fix = {**_FIXES, **(fixes or {})}[difference.part]

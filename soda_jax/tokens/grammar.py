@@ -1,8 +1,8 @@
-"""Decides which tokens may follow: one prefix-only automaton over all document types.
+"""Determines which tokens may come next, with one automaton for all document types.
 
-Legality depends on the state and on the *group* of a token (text, a marker, a codebook …), so the
-automaton is two small tables that also work inside a jitted loop: `transitions[state, group]` and
-`group_of_id[id]`.
+Legality depends only on the state and the *group* of a token (text, a marker, a codebook …). The
+automaton therefore consists of two small tables that can be used in a jitted loop:
+`transitions[state, group]` and `group_of_id[id]`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# A document type is a sequence of spans (T text, A audio). The sequences of LOOPS may be repeated.
+# A document type is a sequence of spans (T text, A audio). The sequences in LOOPS may be repeated.
 LOOPS = {"text_first": "TA", "audio_first": "AT", "audio_only": "A"}
 ONCE = {"translation": "ATTA"}
 
@@ -33,7 +33,7 @@ class Grammar:
       transitions: int32 `[states, groups]`, the next state, or −1 if the group is not legal.
       group_of_id: int32 `[vocabulary]`, the group of each id.
       group_names: names of the groups, for messages.
-      frame_boundary: bool `[states]`: inside an audio span, between two whole frames.
+      frame_boundary: bool `[states]`, True inside an audio span after a whole frame.
       start: the state before BOS.
       end: the state after EOS, in which nothing is legal.
     """
@@ -47,7 +47,7 @@ class Grammar:
 
     @functools.cached_property
     def rows(self) -> list[list[int]]:
-        """`transitions` as lists, with a last column of −1 for ids outside the vocabulary."""
+        """`transitions` as lists, with an extra column of −1 for ids outside the vocabulary."""
         return [[*row, ILLEGAL] for row in self.transitions.tolist()]
 
     def groups_of(self, ids: np.ndarray) -> np.ndarray:
@@ -83,11 +83,11 @@ class Grammar:
 
 @functools.lru_cache(maxsize=32)
 def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
-    """Returns the union of all document types for the first `codebooks` codebooks (0 = all) of `layout`."""
+    """Returns the automaton of all document types with `codebooks` codebooks (0 = all)."""
     codebooks = codebooks or layout.codebooks
     spans = _span_states(codebooks > 0)
-    # States at the level of tokens: start, end, between spans, raw text without markers, and the states
-    # inside each span.
+    # States of the token automaton: start, end, between spans, raw text without markers, and the
+    # states inside each span.
     names: dict[object, int] = {}
 
     def number(name: object) -> int:
@@ -112,7 +112,7 @@ def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
                 edges.append((filled, TEXT_END, between[target]))
                 continue
             edges.append((here, AUDIO_START, opened))
-            # `filled` is the state after a whole frame, `inside[k]` the state after codebook k of a frame.
+            # `filled` is the state after a whole frame, `inside[k]` after codebook k of a frame.
             inside = [number((kind, target, k)) for k in range(codebooks - 1)] + [filled]
             edges += [(origin, FIRST_CODEBOOK, inside[0]) for origin in (opened, filled)]
             edges += [(inside[k - 1], FIRST_CODEBOOK + k, inside[k]) for k in range(1, codebooks)]
@@ -139,11 +139,12 @@ def _group_of_id(layout: VocabularyLayout) -> np.ndarray:
 
 
 def _span_states(with_audio: bool) -> dict[frozenset, tuple[dict[str, frozenset], bool]]:
-    """Returns the automaton over spans: the union of the document types, by the subset construction.
+    """Returns the automaton over spans for all document types, by the subset construction.
 
-    A position is (document type, number of spans read); a state is the set of possible positions. The
-    result maps each state, the start first, to its next state for T and A, and whether the document may
-    end in it. In a vocabulary without audio, raw text is the only document type, and no span may begin.
+    A position is (document type, number of spans read), and a state is a set of possible positions.
+    The result maps each state, starting with the initial one, to (next states for T and A, whether
+    the document may end here). In a vocabulary without audio, raw text is the only document type,
+    and no span may begin.
     """
     patterns = {**LOOPS, **ONCE} if with_audio else {}
     begin = frozenset((name, 0) for name in patterns)

@@ -1,8 +1,8 @@
-"""Text tokenizers whose ids are ordinary text ids only, whatever the text contains.
+"""Defines text tokenizers that return only ordinary text ids, whatever the text contains.
 
-There are UTF-8 bytes, any `tokenizer.json` of Hugging Face (read by the library `tokenizers`), and a
-byte-level BPE that `train_bpe` (`soda tokenizer train`) fits. The vocabularies of seqio are in
-`tokenize_pipeline.seqio_support`.
+There are tokenizers for UTF-8 bytes and for any Hugging Face `tokenizer.json` (read by the library
+`tokenizers`); `train_bpe` (`soda tokenizer train`) fits a byte-level BPE. The vocabularies of seqio
+are in `tokenize_pipeline.seqio_support`.
 """
 
 import contextlib
@@ -32,7 +32,8 @@ class TextTokenizer(Protocol):
     Attributes:
       vocabulary_size: number of text ids, including special ids.
       specials: ids that `encode` never returns, ascending.
-      bos, eos: ids that begin and end a document; both special.
+      bos: special id that begins a document.
+      eos: special id that ends a document.
       fingerprint: hash of the tokenizer; equal tokenizers have equal fingerprints.
     """
 
@@ -51,12 +52,12 @@ class TextTokenizer(Protocol):
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer as `load_tokenizer(directory)` reads it."""
+        """Writes the tokenizer so that `load_tokenizer(directory)` opens an equal one."""
         ...
 
 
 def utf8(text: str) -> bytes:
-    """Returns the bytes of `text`; UserError if it contains a lone surrogate."""
+    """Returns `text` as UTF-8; raises UserError if it contains a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -72,7 +73,7 @@ class ByteTokenizer:
     fingerprint = hashlib.sha256(b"utf-8 bytes, BOS 256, EOS 257").hexdigest()[:16]
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the bytes of `text`; UserError if it contains a lone surrogate."""
+        """Returns the bytes of `text`; raises UserError if it contains a lone surrogate."""
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -80,25 +81,25 @@ class ByteTokenizer:
         return bytes(i for i in np.asarray(ids).tolist() if 0 <= i < 256).decode("utf-8", "replace")
 
     def save(self, directory: str | Path) -> None:
-        """Writes a `tokenizer.json` with the name of the byte tokenizer."""
+        """Writes a `tokenizer.json` that names the byte tokenizer."""
         write_atomic(Path(directory) / _FILE, json.dumps({"soda": "bytes"}) + "\n")
 
 
 class JsonTokenizer:
-    """A `tokenizer.json` of Hugging Face, whose special tokens are removed from the encoder.
+    """A Hugging Face `tokenizer.json`, with the special tokens removed from the encoder.
 
-    Without them, a literal `<|audio_start|>` or `</s>` in a transcript is split like any other text.
-    A text that the ids would not represent completely is rejected, see `coverage`.
+    A literal `<|audio_start|>` or `</s>` in a transcript is therefore split like any other text. A
+    text that the ids would not represent completely is rejected; see `coverage`.
 
     Attributes:
       content: the JSON text.
     """
 
     def __init__(self, content: str, source: str = _FILE):
-        """Reads the JSON text `content`; `source` is its name in messages.
+        """Parses the JSON text `content`; `source` is its name in error messages.
 
         Raises:
-          UserError: if it is not a tokenizer, or has no BOS or EOS among its added tokens.
+          UserError: if it is not a tokenizer, or its added tokens include no BOS or EOS.
         """
         from tokenizers import Tokenizer
 
@@ -112,7 +113,7 @@ class JsonTokenizer:
             model = _without_pieces(description["model"], apart, self.fingerprint)
             plain = {**description, "added_tokens": [], "post_processor": None, "model": model}
             plain["truncation"] = plain["padding"] = None
-            if model.get("dropout"):  # random merges, for training: ids would differ between calls
+            if model.get("dropout"):  # BPE dropout, for training: ids would differ between calls
                 plain["model"] = {**model, "dropout": None}
             self._plain = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exceptions
@@ -134,11 +135,11 @@ class JsonTokenizer:
         """Returns the ordinary ids of `text`, int32 `[tokens]`.
 
         Raises:
-          UserError: for a lone surrogate, or with the characters that the ids would not represent.
+          UserError: if `text` has a lone surrogate, or characters that the ids do not represent.
         """
         utf8(text)
         ids = None
-        with contextlib.suppress(Exception):  # raised if the unknown piece is not in the vocabulary
+        with contextlib.suppress(Exception):  # raised if the vocabulary has no unknown piece
             ids = np.array(self._plain.encode(text, add_special_tokens=False).ids, np.int32)
         self._coverage.check(text, ids)
         assert ids is not None
@@ -156,7 +157,7 @@ class JsonTokenizer:
 
 
 def _unknown_ids(model: dict[str, Any]) -> set[int]:
-    """Returns the id that a model writes for unknown text, if it has one."""
+    """Returns the id for unknown text as a set, which is empty if the model has none."""
     if isinstance(model["vocab"], dict):
         number = model["vocab"].get(model.get("unk_token"))
     else:
@@ -165,9 +166,10 @@ def _unknown_ids(model: dict[str, Any]) -> set[int]:
 
 
 def _without_pieces(model: dict[str, Any], ids: set[int], secret: str) -> dict[str, Any]:
-    """Returns the model without merges of the pieces `ids`, which get names that no text contains.
+    """Returns the model with the pieces `ids` renamed to strings that no text contains.
 
-    The vocabularies of SentencePiece contain `<s>` and `</s>` as ordinary pieces, which a text could spell.
+    Merges of these pieces are removed. SentencePiece vocabularies contain `<s>` and `</s>` as
+    ordinary pieces, which would otherwise match the same characters in a text.
     """
     vocabulary = model["vocab"]
     is_dict = isinstance(vocabulary, dict)
@@ -197,21 +199,19 @@ def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str
     for name in names:
         if name in by_name:
             return by_name[name]
-    raise UserError(
-        f"{source} has no {role} among its added tokens; it may be one of {', '.join(names)}"
-    )
+    raise UserError(f"{source} has no {role} among its added tokens: add one of {', '.join(names)}")
 
 
 def load_tokenizer(spec: str | Path) -> TextTokenizer:
-    """Returns a text tokenizer.
+    """Loads a text tokenizer.
 
-    A registered tokenizer is a function of two arguments: the text after the colon, and the folder of
-    the saved `tokenizer.json` or None. The `save` of its result writes a `tokenizer.json` with
-    `{"soda": "NAME:ARGUMENT"}`.
+    A registered tokenizer is a function of two arguments: the text after the colon, and the folder
+    of the saved `tokenizer.json` or None. It returns a tokenizer whose `save` writes a
+    `tokenizer.json` with `{"soda": "NAME:ARGUMENT"}`.
 
     Args:
-      spec: "bytes", a `tokenizer.json` or its folder, NAME:ARGUMENT of a registered tokenizer; with the
-        extra `seqio` also "seqio:bytes" and "seqio:sentencepiece:MODEL".
+      spec: "bytes", a `tokenizer.json` or its folder, or NAME:ARGUMENT of a registered tokenizer,
+        such as "seqio:bytes" and "seqio:sentencepiece:MODEL" (with the extra `seqio`).
 
     Raises:
       UserError: if a file is missing or is not a tokenizer.
@@ -244,13 +244,13 @@ def _load_bytes(argument: str, folder: Path | None) -> TextTokenizer:
 
 @TEXT_TOKENIZERS.register("seqio")
 def _load_seqio(argument: str, folder: Path | None) -> TextTokenizer:
-    # By name, because the module is in a higher layer: it also makes seqio Tasks of data sets.
+    # Imported by name, because `tokenize_pipeline` is in a higher layer.
     seqio_support = importlib.import_module("tokenize_pipeline.seqio_support")
     return seqio_support.load_seqio(f"seqio:{argument}", folder)
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
-    """Returns a byte-level BPE fitted to `texts`. It encodes every text, and decoding is the exact inverse.
+    """Returns a byte-level BPE fitted to `texts`, which encodes every text without loss.
 
     Args:
       texts: the training texts.
@@ -276,7 +276,7 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
 
 
 def make_layout(tokenizer: TextTokenizer, codebook_sizes: Sequence[int]) -> VocabularyLayout:
-    """Returns the vocabulary of a text tokenizer and a codec together."""
+    """Returns the vocabulary layout of a text tokenizer and a codec."""
     return VocabularyLayout(
         tokenizer.vocabulary_size,
         tuple(tokenizer.specials),

@@ -1,4 +1,4 @@
-"""The vocabulary layout, which defines every token id.
+"""Defines the vocabulary layout, and with it every token id.
 
 The ids are, in order: the text vocabulary (including its special tokens), four markers, and the codes
 of each codebook. `VocabularyLayout.soda()` is the layout of the paper, 144,644 ids.
@@ -25,7 +25,7 @@ class VocabularyLayout:
 
     Attributes:
       text_size: size of the text vocabulary, including its special tokens.
-      specials: ids that no ordinary text has, ascending; BOS and EOS are among them.
+      specials: ids that are never used for ordinary text, ascending; they include BOS and EOS.
       bos: id of the token that begins a document.
       eos: id of the token that ends a document.
       codebook_sizes: number of entries of each codebook; the first is the semantic one.
@@ -87,7 +87,7 @@ class VocabularyLayout:
 
     @property
     def size(self) -> int:
-        """Number of ids."""
+        """Number of ids in the vocabulary."""
         return self.audio_base + sum(self.codebook_sizes)
 
     @functools.cached_property
@@ -118,7 +118,7 @@ class VocabularyLayout:
 
     @functools.cached_property
     def ordinary_text(self) -> np.ndarray:
-        """True for the ids that a text may have, bool `[size]`."""
+        """Mask of the ids that a text may contain, bool `[size]`."""
         ordinary = np.zeros(self.size, bool)
         ordinary[: self.text_size] = True
         ordinary[list(self.specials)] = False
@@ -131,10 +131,10 @@ class VocabularyLayout:
           codes: integers `[frames, n]`, n ≤ codebooks; column k is an index into codebook k.
 
         Returns:
-          int32 ids `[frames · n]`: frame 0's codebook 0, 1, …, n−1, then frame 1's.
+          int32 ids `[frames · n]`: codebooks 0, 1, …, n−1 of frame 0, then of frame 1, and so on.
 
         Raises:
-          UserError: for an index outside its codebook, with its position.
+          UserError: if an index is outside its codebook; names its position.
         """
         codes = np.asarray(codes)
         count = codes.shape[1]
@@ -154,7 +154,7 @@ class VocabularyLayout:
         """Returns the codes of token ids, uint16 `[frames, codebooks]`; the inverse of `codes_to_ids`.
 
         Raises:
-          UserError: for a partial frame or an id of another codebook, with its position.
+          UserError: if a frame is incomplete or an id is in another codebook; names the position.
         """
         ids = np.asarray(ids, np.int64)
         if len(ids) % codebooks:
@@ -173,7 +173,7 @@ class VocabularyLayout:
         return codes.astype(np.uint16)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a JSON object for `from_json`; `specials` are [first, last] of consecutive ids."""
+        """Returns a JSON object; `specials` are ranges [first, last] of consecutive ids."""
         return {
             "text_size": self.text_size,
             "specials": _runs(self.specials),
@@ -184,7 +184,7 @@ class VocabularyLayout:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "VocabularyLayout":
-        """Returns the layout of an object from `to_json`."""
+        """Returns the layout from the output of `to_json`."""
         specials = [i for first, last in value["specials"] for i in range(first, last + 1)]
         return cls(
             int(value["text_size"]),

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.data.dataset import Dataset
-from soda_jax.data.storage.locations import Location, is_url, join
+from soda_jax.data.storage.locations import Location, join
 from soda_jax.data.storage.remote import download_folder
 from soda_jax.errors import UserError
 from soda_jax.file_sums import FRONT_END, differences
-from soda_jax.files import link_or_copy
+from soda_jax.files import is_url, link_or_copy
 from soda_jax.tokens.front_end import FrontEnd
 
 

@@ -12,8 +12,8 @@ import soda_jax
 from soda_jax.checked_json import write_checked_json
 from soda_jax.checkpoints import Checkpointer, CheckpointReader
 from soda_jax.data.dataset import Dataset, make_dataset
-from soda_jax.data.storage.locations import absolute, is_url
-from soda_jax.files import write_json
+from soda_jax.data.storage.locations import absolute
+from soda_jax.files import is_url, write_json
 from soda_jax.parallel import hosts
 from soda_jax.schema import CheckpointConfig, DataConfig, RunConfig, to_dict
 from soda_jax.train.front_end import copy_front_end, front_end_sums

@@ -15,6 +15,7 @@ from typing import Any
 from soda_jax.checkpoints import Checkpointer, CheckpointReader, folder
 from soda_jax.data.dataset import Dataset
 from soda_jax.errors import UserError
+from soda_jax.files import is_url
 from soda_jax.schema import MODEL_SHAPE, ROPE_SHAPE, ModelConfig, RunConfig, to_dict
 from soda_jax.train.front_end import check_front_end
 from soda_jax.train.program import Program
@@ -149,7 +150,7 @@ def find_start(config: RunConfig, workdir: Path, reader: CheckpointReader) -> St
     if not config.start_from:
         return FreshStart()
     path, step = config.start_from, config.start_from_step
-    if not folder.is_url(path):
+    if not is_url(path):
         _refuse_export(Path(path), f"start_from={path}", "--config.start_from=WORKDIR")
     other = _open_reader(path)
     report = other.choose(None if step < 0 else step, params_only=True)

@@ -65,7 +65,7 @@ class Telemetry:
         attention = backend_for(decoder.attention, platform)
         about = {
             "parameters": decoder.parameters,
-            "tokens_a_step": self._tokens,
+            "tokens_per_step": self._tokens,
             "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "peak_flops": self._peak,
             "peak_source": source,

@@ -242,7 +242,7 @@ def test_tensor_names_of_transformers_5_are_read(codec, tmp_path):
         (
             "codec.json",
             lambda b: b.replace(b'"name": "mimi"', b'"name": "mel"'),
-            "is of a 'mel' codec",
+            "describes a 'mel' codec",
         ),
         ("codec.json", lambda b: b'{"format_version": 1}', "does not describe a mimi codec"),
         (

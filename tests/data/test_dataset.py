@@ -150,7 +150,7 @@ def test_segments_positions_classes_and_mask_describe_the_window(tmp_path, write
             position += 1
             if token == layout.eos:
                 segment, position = segment + 1, 0
-        np.testing.assert_array_equal(batch.target_class[row, :-1], layout.target_class(tokens[1:]))
+        np.testing.assert_array_equal(batch.target_class[row, :-1], layout.class_of_id[tokens[1:]])
     assert batch.segment_ids.max() > 2
     assert (batch.loss_mask[:, :-1] == 1).all() and (batch.loss_mask[:, -1] == 0).all()
     kinds = [str(array.dtype) for array in batch]

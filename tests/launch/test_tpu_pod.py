@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from launch_toys import ROOT
 
-from soda_jax.checkpoints.folder import is_url, local_workdir, of_run
+from soda_jax.checkpoints.folder import local_workdir, of_run
 from soda_jax.commands._config import load_config
+from soda_jax.files import is_url
 
 OPTIONS = ("--name=pod", "--zone=us-east5-a", "--type=v5p-256", "--project=p", "--poll_seconds=0")
 WHERE = ["--zone=us-east5-a", "--project=p", "--quiet"]

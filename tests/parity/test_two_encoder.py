@@ -290,7 +290,7 @@ def test_a_damaged_or_foreign_codec_is_rejected_in_one_line_that_names_the_file(
     value = json.loads(description.read_text())
     for change, match in (
         ({"format_version": 4}, "format version 4"),
-        ({"name": "mel"}, "is of a .mel. codec: write mel:DIR"),
+        ({"name": "mel"}, "describes a .mel. codec: write mel:DIR"),
         ({"quantizers": 1}, "does not match the files"),
         ({"quantizers": None}, "does not describe a two_encoder codec"),
     ):

@@ -1,13 +1,13 @@
-"""Readers: each turns one corpus format into descriptions of documents.
+"""Reads corpora as descriptions of documents, with one reader per format.
 
-A reader is a module of this package; `--format` takes its name. It defines
+A reader is a module of this package, selected by its name (`--format`). It defines
 
     KIND = "speech" | "text"
     def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]
 
-`read` uses metadata only (it opens no audio) and yields the same documents in the same order each time;
-it is called twice. Defects that do not depend on the corpus (empty text, times, missing files, paths
-outside the data root) are found later, for all readers.
+`read` reads only metadata, not audio, and yields the same documents in the same order each time; it
+is called twice. Errors that do not depend on the format (empty text, invalid times, missing files,
+paths outside the data root) are detected later, by code that all readers share.
 """
 
 import importlib
@@ -35,8 +35,8 @@ class UtteranceSource:
       language: language code, if known.
       member: position of the sound in the archive `audio`: the name of a member of a `.tar`, `.tar.gz`
         or `.tgz`, or "COLUMN/ROWGROUP/ROW" of a `.parquet`. None if `audio` is the sound file.
-      seconds: length by the metadata of the corpus; used for planning only.
-      where: position of its description, such as `manifest.jsonl:17`.
+      seconds: length according to the metadata of the corpus; used for planning only.
+      where: position of its row in the corpus, such as `manifest.jsonl:17`.
     """
 
     text: str
@@ -52,7 +52,7 @@ class UtteranceSource:
 
 @dataclass(frozen=True)
 class DocumentSource:
-    """A document: its id, unique in the corpus and stable between runs, and its utterances in order."""
+    """A document, with an id that is unique in the corpus and the same in every run."""
 
     id: str
     utterances: tuple[UtteranceSource, ...]
@@ -64,7 +64,7 @@ class Rejected:
 
     Attributes:
       reason: a key of `tokenize_pipeline.quarantine.REASONS`.
-      message: error in one line.
+      message: error message of one line.
       where: position of the row, such as `manifest.jsonl:17`.
       document: the document id, if it could be read.
     """
@@ -91,7 +91,7 @@ def reader_names() -> list[str]:
 
 
 def find_reader(name: str) -> Reader:
-    """Returns the reader of format `name`; UserError with the known names if it is unknown."""
+    """Returns the reader of format `name`; raises UserError if it is unknown."""
     if name not in reader_names():
         raise UserError(f"--format={name} is unknown: one of {', '.join(reader_names())}")
     return cast(Reader, importlib.import_module(f"{__name__}.{name}"))

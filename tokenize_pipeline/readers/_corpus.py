@@ -1,4 +1,4 @@
-"""Corpora in their published layout, unpacked or in tars: data root, metadata files and sounds."""
+"""Opens corpora in their published layout, as folders or tars: data root, metadata and sounds."""
 
 import contextlib
 import os
@@ -14,16 +14,22 @@ from tokenize_pipeline.readers import UtteranceSource
 from tokenize_pipeline.readers._lines import content_lines, lines
 from tokenize_pipeline.tar_stream import COMPRESSED, TarStream
 
-_LARGEST_METADATA = 2**30  # bytes of a member
+_LARGEST_METADATA = 2**30  # bytes of a member of an archive
 _WAV_HEADER = 44  # bytes, for 16-bit PCM without further chunks
-# Bytes per second of compressed speech, from published totals. FLAC: LibriSpeech (openslr.org/12) has 59.3 GB for
-# the 960.9 h of its training subsets, half of 16 bits at 16 kHz. MP3: Common Voice 13, English, has 76.4 GB
-# for 3,209 h.
+# Bytes per second of compressed speech, from published totals. FLAC: the training subsets of
+# LibriSpeech (openslr.org/12) have 59.3 GB for 960.9 h, about half of 16-bit audio at 16 kHz. MP3:
+# Common Voice 13 in English has 76.4 GB for 3,209 h.
 _BYTES_PER_SECOND = {".flac": 17_000, ".mp3": 6_600}
 
 
 class TextFile(NamedTuple):
-    """A metadata file: path from the data root or in the archive, label for messages, and numbered lines."""
+    """A metadata file.
+
+    Attributes:
+      name: path relative to the data root, or in the archive.
+      label: name in error messages.
+      lines: (number from 1, line) of each line.
+    """
 
     name: str
     label: str
@@ -46,11 +52,11 @@ class Sounds(NamedTuple):
     wav_rate: int = 16_000
 
     def exists(self, sound: str) -> bool:
-        """Whether there is a file or member `sound`."""
+        """Returns whether there is a file or member `sound`."""
         return sound in self.sizes if self.archive else (self.root / sound).is_file()
 
     def utterance(self, sound: str, text: str, where: str, **fields: Any) -> UtteranceSource:
-        """Returns the utterance of the file or member `sound`; `fields` are those of `UtteranceSource`."""
+        """Returns the utterance in file or member `sound`, with `fields` of `UtteranceSource`."""
         if sound in self.sizes:
             fields.setdefault("seconds", seconds_of(sound, self.sizes[sound], self.wav_rate))
         audio, member = (self.archive, sound) if self.archive else (sound, None)
@@ -59,14 +65,14 @@ class Sounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The published layout of a corpus, whose inputs are metadata files or tars.
+    """The published layout of a corpus; its inputs are metadata files or tars.
 
     Attributes:
-      corpus: name of the corpus, for messages.
-      example: path of a metadata file from the data root, for messages.
+      corpus: name of the corpus in error messages.
+      example: path of a metadata file relative to the data root, for error messages.
       pattern: regular expression of that path.
-      metadata: ends of the paths of the metadata files in a tar; a "/" at the beginning matches a whole
-        name.
+      metadata: suffixes of the paths of the metadata files in a tar; a leading "/" matches only
+        complete file names.
       tar_pattern: regular expression of the name of a tar.
       wav_rate: sample rate of 16-bit WAV files in Hz; for planning only.
     """
@@ -97,7 +103,7 @@ class Layout:
     def open(
         self, inputs: Sequence[Path], is_sound: Callable[[str], bool] = lambda name: True
     ) -> Iterator[tuple[Path, list[TextFile], Sounds]]:
-        """Yields for each input its path, metadata files and sounds; for `is_sound` see `read_tar`."""
+        """Yields (path, metadata files, sounds) of each input; for `is_sound` see `read_tar`."""
         root = self.data_root(inputs)
         for path in inputs:
             name = relative_path(root, path)
@@ -119,7 +125,7 @@ def read_tar(
     Args:
       path: the archive.
       suffixes: see `Layout.metadata`.
-      corpus: name of the corpus, for the message.
+      corpus: name of the corpus in the error message.
       is_sound: selects the other members whose sizes are returned.
 
     Raises:
@@ -144,12 +150,12 @@ def members(
 ) -> Iterator[tuple[str, int, bytes | None]]:
     """Yields (name, size in bytes, content) of the files in a `.tar`, `.tar.gz` or `.tgz`, in order.
 
-    The content is None unless `wanted(name)`; select metadata only. A leading "./" of a name is removed.
-    Files that macOS adds (see `is_mac_metadata`) are skipped.
+    The content is None unless `wanted(name)`, which should select only metadata. A leading "./" of
+    a name is removed. Files that macOS adds (see `is_mac_metadata`) are skipped.
 
     Raises:
-      UserError: if the archive is missing or damaged. One row in the quarantine would not show that most
-        of an archive is lost.
+      UserError: if the archive is missing or damaged, because a single row in the quarantine would
+        not show that most of an archive is lost.
     """
     try:
         with contextlib.closing(TarStream(str(path))) as stream:
@@ -167,12 +173,12 @@ def members(
 
 
 def is_tar(path: Path) -> bool:
-    """Whether the file is a tar by its name, compressed or not."""
+    """Returns whether a file is a tar, compressed or not, according to its name."""
     return path.name.lower().endswith((".tar", *COMPRESSED))
 
 
 def is_mac_metadata(name: str) -> bool:
-    """Whether macOS adds files of this name to folders and archives: `._NAME`, `__MACOSX/…`, `.DS_Store`.
+    """Returns whether macOS adds such files to folders: `._NAME`, `__MACOSX/…`, `.DS_Store`.
 
     Args:
       name: path relative to the folder or archive.
@@ -192,12 +198,13 @@ def relative_path(root: Path, path: Path) -> str:
 
 
 def seconds_of(name: str, size: int, wav_rate: int = 16_000) -> float | None:
-    """Returns the length of a mono sound in seconds by its file size; None for unknown suffixes.
+    """Returns the length of a mono sound in seconds from its size; None for unknown suffixes.
 
     Args:
       name: name of the file; the suffix determines the format.
       size: size of the file in bytes.
-      wav_rate: sample rate (Hz) of 16-bit WAV files, whose length is exact. Others are for planning only.
+      wav_rate: sample rate (Hz) of 16-bit WAV files, whose length is exact. Other lengths are
+        estimates for planning.
     """
     suffix = PurePosixPath(name).suffix.lower()
     if suffix == ".wav":

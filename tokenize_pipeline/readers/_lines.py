@@ -1,11 +1,11 @@
 """Reads lines of UTF-8 from plain and compressed text files, and from members of archives.
 
-For all readers, a line ends with LF or CRLF. Other line ends of Unicode (a CR without LF, VT, FF, NEL,
-U+2028, U+2029) are part of the text. So do not use `str.splitlines` here.
+In all readers, a line ends with LF or CRLF. Other Unicode line ends (a CR without LF, VT, FF, NEL,
+U+2028, U+2029) are part of the text, so `str.splitlines` must not be used here.
 
-UTF-16 and UTF-32 are recognized by their byte order mark, or by the positions of their NUL bytes, and are
-reported by name. They are not converted: a file may contain several encodings (if a shell appended UTF-16
-to UTF-8).
+UTF-16 and UTF-32 are recognized by their byte order mark or by the positions of their NUL bytes,
+and are rejected with the name of the encoding. They are not converted, because a file may contain
+several encodings (if a shell appended UTF-16 to UTF-8).
 """
 
 import bz2
@@ -24,7 +24,7 @@ from soda_jax.errors import UserError
 from tokenize_pipeline.text_faults import NUL_MARK
 
 HEAD_BYTES = 4096  # at the beginning of a file, used to detect its encoding
-_MARKS = {  # that of UTF-16-LE is the beginning of that of UTF-32-LE
+_MARKS = {  # UTF-32 first: the mark of UTF-32-LE starts with the mark of UTF-16-LE
     "UTF-32-LE": codecs.BOM_UTF32_LE,
     "UTF-32-BE": codecs.BOM_UTF32_BE,
     "UTF-16-LE": codecs.BOM_UTF16_LE,
@@ -34,10 +34,10 @@ _SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line with its end) of a UTF-8 file, decompressed by its suffix.
+    """Yields (number from 1, line with its line end) of a UTF-8 file, decompressed by its suffix.
 
-    Bytes that are not UTF-8 and NULs become lone surrogates, so that only the rows that contain them are
-    rejected, see `text_faults`. A byte order mark is removed.
+    Bytes that are not UTF-8 and NULs become lone surrogates, so that only the rows that contain
+    them are rejected (see `text_faults`). A byte order mark is removed.
 
     Raises:
       UserError: if the file is missing, is UTF-16 or UTF-32, or its compressed stream is damaged.
@@ -50,7 +50,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
-    """Yields the lines of `content` as `lines` does for a file; `name` is for messages.
+    """Yields the lines of `content`, as `lines` does for a file; `name` is for error messages.
 
     Raises:
       UserError: if it is UTF-16 or UTF-32.
@@ -59,7 +59,7 @@ def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
 
 
 def content_suffix(path: Path) -> str:
-    """Returns the suffix of the decompressed file: `.jsonl` for `a.jsonl.gz`."""
+    """Returns the suffix of the decompressed file, such as `.jsonl` for `a.jsonl.gz`."""
     return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix.lower()
 
 
@@ -92,7 +92,7 @@ def check_encoding(head: bytes, name: str) -> None:
 
     Args:
       head: see `other_encoding`.
-      name: name of the file, for the message.
+      name: name of the file in the error message.
     """
     if (encoding := other_encoding(head)) is not None:
         source = encoding.replace("-LE", "LE").replace("-BE", "BE")
@@ -114,11 +114,11 @@ def other_encoding(head: bytes) -> str | None:
 
 
 def _may_be(head: bytes, name: str) -> bool:
-    """Whether bytes with NULs are text in this encoding rather than UTF-8 with stray NULs."""
+    """Returns whether bytes with NULs are text in this encoding, not UTF-8 with stray NULs."""
     unit = 4 if "32" in name else 2
     head = head[: len(head) // unit * unit]
     try:
-        # A surrogate pair that is cut by the end of `head` is left out.
+        # A surrogate pair that is cut off at the end of `head` is ignored.
         text = codecs.getincrementaldecoder(name)().decode(head)
     except UnicodeDecodeError:
         return False
@@ -126,7 +126,8 @@ def _may_be(head: bytes, name: str) -> bool:
         return False
     if unit == 4:  # a quarter of the bytes is NUL, and no character is beyond U+10FFFF
         return True
-    # A space or line end of UTF-16 has a NUL next to it, one of UTF-8 has letters or others on both sides.
+    # In UTF-16, a space or line end has a NUL next to it; in UTF-8, it has other characters on both
+    # sides.
     spaces, spaces_of_utf8 = text.count(" ") + text.count("\n"), len(_SPACE_OF_UTF8.findall(head))
     if spaces or spaces_of_utf8:
         return spaces > spaces_of_utf8

@@ -1,8 +1,9 @@
-"""Rows of text files: delimited text, JSON objects, tables with a header, repeats, and split rows.
+"""Parses rows of text files (CSV, TSV, JSON objects), and detects repeated and split rows.
 
-In CSV, quotes protect what they enclose; in TSV they are text: a row of TSV is a line, and its fields are
-separated by tabs, as in Common Voice (csv.QUOTE_NONE). A tab or line end in a field of TSV gives rows with
-another number of fields than the header, which are malformed; rows are never padded or truncated.
+In CSV, a quoted field may contain separators and line ends. In TSV, quotes are text: a row is a
+line, and its fields are separated by tabs, as in Common Voice (csv.QUOTE_NONE). A tab or line end
+in a TSV field gives rows whose number of fields differs from the header. Such rows are malformed;
+rows are never padded or truncated.
 """
 
 import csv
@@ -22,35 +23,35 @@ Line = tuple[int, str]  # (number of the line, its text), from `_lines.lines`
 
 
 class RowError(ValueError):
-    """A row is unusable.
+    """Raised for a row that cannot be used.
 
     Attributes:
-      reason: reason in the quarantine, a key of `tokenize_pipeline.quarantine.REASONS`.
+      reason: reason for the quarantine, a key of `tokenize_pipeline.quarantine.REASONS`.
       row: the readable part of the row, if any.
     """
 
     def __init__(self, message: str, reason: str = "malformed_row", row: Any = None):
-        """Creates the error; `message` is one line, for the others see the attributes."""
+        """Creates the error; `message` is one line, and the other arguments are the attributes."""
         super().__init__(message)
         self.reason = reason
         self.row = row
 
     def rejected(self, where: str, document: str | None = None) -> Rejected:
-        """Returns the rejected row at position `where`, of `document` if its id is known."""
+        """Returns the rejected row at position `where`; `document` is its document id, if known."""
         return Rejected(self.reason, str(self), where, document)
 
 
 class NoRowError(RowError):
-    """A line does not have the form of a row; it may continue the text of the previous line."""
+    """Raised for a line that is not a row; it may continue the text of the previous line."""
 
 
 def no_row(line: str, message: str, *, attempt: bool = False, row: Any = None) -> RowError:
-    """Returns the error of a line that is not a row.
+    """Returns the error for a line that is not a row.
 
     Args:
-      line: the line; if it contains NUL, that is the reason.
-      message: message otherwise.
-      attempt: whether the line is a malformed row for certain, not the rest of a text.
+      line: the line; if it contains NUL, the error reports this.
+      message: error message otherwise.
+      attempt: whether the line is certainly a malformed row, not the rest of a text.
       row: the readable part of the row.
     """
     if NUL_MARK in line and (fault := text_fault(line)) is not None:
@@ -61,12 +62,12 @@ def no_row(line: str, message: str, *, attempt: bool = False, row: Any = None) -
 def parse_rows(
     lines: Iterable[Line], parse: Callable[[str], Row], *, text_is_last: bool = False
 ) -> Iterator[tuple[int, Row | RowError]]:
-    """Yields (number, row) of the lines that are not empty.
+    """Yields (line number, row) of the lines that are not empty.
 
     Args:
       lines: lines from `_lines.lines`.
-      parse: returns the row of a line. A `RowError` that it raises is yielded as the row.
-      text_is_last: the last field is text; see `reject_split_rows`.
+      parse: parses a line. If it raises a `RowError`, the error is yielded as the row.
+      text_is_last: whether the last field is text; see `reject_split_rows`.
     """
 
     def parsed() -> Iterator[tuple[int, Row | RowError]]:
@@ -83,10 +84,10 @@ def parse_rows(
 def reject_split_rows(
     rows: Iterable[tuple[int, Row | RowError]],
 ) -> Iterator[tuple[int, Row | RowError]]:
-    """Yields rows whose last field is text; a row followed by a line that is not a row becomes an error.
+    """Yields rows whose last field is text, with an error for each row that may be split.
 
-    A line end in a text gives a row that looks complete and a line that is not a row. The audio contains
-    the whole text, so the row must not be used.
+    A line end in a text gives a row that looks complete, followed by a line that is not a row. The
+    audio contains the whole text, so the row must not be used.
     """
     held: tuple[int, Row | RowError] | None = None
     for item in rows:
@@ -101,20 +102,20 @@ def reject_split_rows(
 
 
 class Repeats:
-    """Finds repeated rows of a document or file; the first row of an utterance is used."""
+    """Detects repeated rows in a document or file; the first row of an utterance is used."""
 
     def __init__(self) -> None:
-        """Starts without rows."""
+        """Creates an empty set of rows."""
         self._first: dict[Hashable, tuple[Hashable, str]] = {}
 
     def check(self, identity: Hashable, content: Hashable, where: str, name: str) -> None:
-        """Adds a row.
+        """Adds a row, unless it repeats an earlier one.
 
         Args:
           identity: key of the utterance, unique in the document or file.
           content: content of the row.
           where: position of the row.
-          name: name of the utterance, for the message.
+          name: name of the utterance in the error message.
 
         Raises:
           RowError: `duplicate` or `conflicting_duplicate` if an earlier row has this identity.
@@ -125,7 +126,7 @@ class Repeats:
 
 
 def repeat_error(name: str, first: str, *, same: bool) -> RowError:
-    """Returns the error of a row that describes the same utterance as the row at `first`."""
+    """Returns the error for a row that describes the same utterance as the row at `first`."""
     if same:
         return RowError(f"{name} repeats {first}", "duplicate")
     message = f"{name} has other content in {first}, which is used: remove one of the two"
@@ -133,7 +134,7 @@ def repeat_error(name: str, first: str, *, same: bool) -> RowError:
 
 
 class RepeatedFields(dict[str, Any]):
-    """A JSON object in which a field occurs twice: the last value of each field, and all `pairs` in order."""
+    """A JSON object with a repeated field: the last value of each field, and `pairs` in order."""
 
     pairs: list[tuple[str, Any]]
 
@@ -167,7 +168,7 @@ def json_value(text: str) -> Any:
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """Parses the JSON object on `line`; RowError if it is not an object or a field occurs twice."""
+    """Parses a line as a JSON object; raises RowError if it is not, or if a field is repeated."""
     try:
         value = json_value(line)
     except (ValueError, RecursionError) as error:
@@ -197,7 +198,7 @@ def optional_string(row: dict[str, Any], name: str) -> str | None:
 
 
 def required_text(row: dict[str, Any]) -> str:
-    """Returns the field "text", which may be empty; RowError if it is absent or not a string."""
+    """Returns the field "text", which may be empty; raises RowError if it is not a string."""
     text = row.get("text")
     if isinstance(text, str):
         return text
@@ -211,16 +212,16 @@ def csv_rows(
 
     Args:
       lines: lines from `_lines.lines`.
-      name: name of the file, for messages.
+      name: name of the file in error messages.
       required: columns that the header must have; the last one is the text.
 
     Returns:
-      (number of the first line, fields by column) of each row. The `row` of an error has the readable
-      fields, or is None.
+      An iterator of (number of the first line, fields by column) of each row. The `row` of an error
+      contains the readable fields, or is None.
 
     Raises:
-      UserError: for a wrong header, or (from the rows) a quote that is open at the end of the file: the
-        number of rows that it contains is unknown, so they cannot be counted.
+      UserError: if the header is wrong, or (from the iterator) if a quote is still open at the end
+        of the file, because the number of rows in it is unknown.
     """
     return _named_fields(_csv_fields(lines, name), name, required)
 
@@ -236,7 +237,7 @@ def tsv_rows(
 def _named_fields(
     rows: Iterator[tuple[int, list[str] | RowError]], name: str, required: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Returns the rows by the names of the columns; the first row is the header."""
+    """Returns the rows as dicts by column; the first row is the header."""
     _, header = next(rows, (0, []))
     assert not isinstance(header, RowError)
     for column in required:
@@ -285,12 +286,12 @@ def _csv_fields(lines: Iterator[Line], name: str) -> Iterator[tuple[int, list[st
                     f"{name}: the row that begins in line {first} has a quote that is never closed: "
                     'close it with ", or write "" for a quote inside a field'
                 ) from None
-            # For a line end, the message of the library is advice on opening a file in Python.
+            # For a stray line end, the message of `csv` is advice on opening a file in Python.
             is_line_end = str(error).startswith("new-line character")
             cause = "a CR without LF is outside quotes" if is_line_end else str(error)
             if not has_header:
                 raise UserError(f"{name} has no readable header in line {first}: {cause}") from None
-            # A stray quote extends to the next quote: each line between them may be a row.
+            # A stray quote extends to the next quote, and each line between them may be a row.
             for number in range(first, reader.line_num + 1):
                 yield number, RowError(f"not a CSV row: {cause}")
             continue

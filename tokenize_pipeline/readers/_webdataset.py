@@ -1,13 +1,14 @@
-"""WebDataset archives of speech: uncompressed tars with a sound file and a JSON file per utterance.
+"""Reads WebDataset archives: uncompressed tars with a sound file and a JSON file per utterance.
 
     EN-B000000.tar    EN_B00000_S00000_W000000.mp3, EN_B00000_S00000_W000000.json, …
 
-Both files of an utterance have the same stem, PREFIX_WNUMBER. Utterances with the same prefix form a
-document. Only the headers and the JSON files are read; the sounds are skipped.
+Both files of an utterance have the same stem, PREFIX_WNUMBER. Utterances with the same prefix form
+a document. Only the headers and the JSON files are read; the sounds are skipped.
 
-A document that continues in a later archive is recognized only within one command. Give all archives of a
-corpus together unless each prefix is in one archive only: with `--append`, the rest of a document has an id
-that the data set already contains, so it is skipped and counted as `already_in_dataset`.
+A document that continues in a later archive is recognized only within one command. Give all
+archives of a corpus together unless each prefix is in only one archive. With `--append`, the rest
+of a document would have an id that the data set already contains, so it would be skipped and
+counted as `already_in_dataset`.
 """
 
 import codecs
@@ -41,13 +42,14 @@ def data_root(inputs: Sequence[Path]) -> Path:
 def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource | Rejected]:
     """Yields the documents of each archive in the order of their first utterances.
 
-    A prefix that occurred in an earlier archive gives another document, named PREFIX+ARCHIVE. If its first
-    utterance was also in that archive, the archives are copies and the document gets the same id. Memory:
-    the metadata of one archive, and two 8-byte hashes per document (about 200 MB per million).
+    If a prefix already occurred in an earlier archive, its utterances form another document, named
+    PREFIX+ARCHIVE. If its first utterance was also in that archive, the archives are copies and the
+    document gets the same id. The reader keeps the metadata of one archive in memory, and two
+    8-byte hashes per document (about 200 MB per million).
 
     Args:
       inputs: `.tar` files.
-      identity: field of the JSON files with the id of the utterance, which must be the stem of its files.
+      identity: JSON field with the id of the utterance, which must be the stem of its files.
     """
     root = data_root(inputs)
     before: set[int] = set()
@@ -70,7 +72,7 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
 
 
 def _key(prefix: str) -> int:
-    """Returns an 8-byte hash that does not depend on the process."""
+    """Returns an 8-byte hash that is the same in all processes."""
     digest = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -78,13 +80,13 @@ def _key(prefix: str) -> int:
 def _utterances(
     path: Path, audio: str, identity: str
 ) -> Iterator[tuple[str, UtteranceSource] | Rejected]:
-    """Yields (stem, utterance) when both files of an utterance are read; finally the incomplete ones."""
+    """Yields (stem, utterance) of each pair of files, and finally the files without a pair."""
     if path.suffix != ".tar":
         raise UserError(f"{path} is not a .tar file: give the archives as published")
     sounds: dict[str, str] = {}
     rows: dict[str, bytes] = {}
-    # For each file, by stem and kind, the number of its member and a hash of its content, or for a sound of
-    # its name and size.
+    # (stem, whether it is a sound) -> (number of the member, hash of the content). For a sound, the
+    # hash is that of its name and size.
     firsts: dict[tuple[str, bool], tuple[int, int]] = {}
     files = members(path, lambda name: name.endswith(".json"))
     for number, (name, size, content) in enumerate(files, 1):
@@ -95,7 +97,7 @@ def _utterances(
         what = hash((name, size) if is_sound else content)
         first, first_what = firsts.setdefault((stem, is_sound), (number, what))
         if first != number:
-            # A repeated sound adds nothing: the JSON file describes the utterance.
+            # An exact repeat of a sound is ignored, because the JSON file describes the utterance.
             if not is_sound or what != first_what:
                 repeated = f"member {number}, {name},"
                 error = repeat_error(repeated, f"member {first}", same=what == first_what)
@@ -119,7 +121,7 @@ def _utterances(
 
 
 def _json(content: bytes) -> dict[str, Any]:
-    """Parses a JSON file; RowError if it is not an object, or is UTF-16 or UTF-32."""
+    """Parses a JSON object in UTF-8; raises RowError if it is not one."""
     if (encoding := other_encoding(content)) is not None:
         raise RowError(f"the file is {encoding} text, not UTF-8", "invalid_utf8")
     return json_object(decode_text(content.removeprefix(codecs.BOM_UTF8)))
@@ -145,7 +147,7 @@ def _utterance(
 
 
 def _seconds(duration: Any) -> float | None:
-    """Returns the duration if it is valid; it is used for planning only, so others are ignored."""
+    """Returns the duration, or None if it is invalid; it is used for planning only."""
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         return None
     return float(duration) if duration > 0 and math.isfinite(duration) else None

@@ -1,4 +1,6 @@
-"""CVSS-T, speech translated into English in the voice of the source. https://github.com/google-research-datasets/cvss
+"""Reads CVSS-T, speech translated into English in the voice of the source.
+
+https://github.com/google-research-datasets/cvss
 
     cvss_t_de_en_v1.0/train.tsv         common_voice_de_1.mp3, tab, normalized English text; no header
     cvss_t_de_en_v1.0/train/common_voice_de_1.mp3.wav
@@ -9,12 +11,14 @@ The source speech is release 4 of Common Voice (https://commonvoice.mozilla.org/
 CVSS. The inputs are `.tsv` files of CVSS-T, or its archives (`cvss_t_de_en_v1.0.tar.gz`), of which the split
 `train` is read. The folder of `cvss_t_…` must also contain `cv-corpus-4-2019-12-10` with the language, as a
 folder or as `de.tar`: the published `de.tar.gz` after `gunzip`, because its clips are read in the order of
-CVSS-T. The corpus is Jia et al., "CVSS corpus and massively multilingual speech-to-speech translation", arXiv 2201.03713.
+CVSS-T. Reference: Jia et al., "CVSS corpus and massively multilingual speech-to-speech
+translation", arXiv 2201.03713.
 
-A document is a pair: the source with its sentence from Common Voice (`language` "de", for example), then the
-translation with its text (`language` "en"). The texts are raw; how SODA trains on such a pair (source speech,
-both texts with language tags, target speech) is a question of the view. Ids are
-`cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that contains both corpora.
+A document is a pair: the source speech with its sentence from Common Voice (`language` "de", for
+example), then the translation with its text (`language` "en"). The texts are unchanged; the view
+determines how a model is trained on the pair (in SODA: source speech, both texts with language
+tags, target speech). Ids are `cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that
+contains both corpora.
 """
 
 import re
@@ -37,16 +41,16 @@ _LAYOUT = Layout(
     rf"{_NAME}/[^/]+\.tsv",
     ("/train.tsv",),
     tar_pattern=rf"{_NAME}\.(tar|tar\.gz|tgz)",
-    wav_rate=24_000,  # of the translations
+    wav_rate=24_000,  # sample rate of the translations
 )
-_COMMON_VOICE_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # where they differ from CVSS
+_COMMON_VOICE_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # where they differ from the codes of CVSS
 _CLIP = re.compile(r"common_voice_[\w-]+\.mp3", re.ASCII)
 
 data_root = _LAYOUT.data_root
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields the pairs in the order of the files, or of the translations in the archives."""
+    """Yields the pairs, in the order of the `.tsv` files or of the translations in the archives."""
     for path, (file, *_), translations in _LAYOUT.open(inputs):
         corpus = path if translations.archive else path.absolute().parent
         language = corpus.name.split("_")[2]
@@ -86,7 +90,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
 
 
 def _pair(line: str) -> tuple[str, str]:
-    """Returns clip and English text of a line of CVSS-T."""
+    """Returns (clip, English text) of a CVSS-T line; raises RowError if it is malformed."""
     clip, tab, text = line.rstrip("\r\n").partition("\t")
     if tab and "\t" not in text and _CLIP.fullmatch(clip):
         return clip, text
@@ -99,7 +103,7 @@ def _name(documents: str, clip: str) -> str:
 
 
 def _common_voice(folder: Path, root: Path, wanted: set[str]) -> tuple[TextFile, Sounds]:
-    """Returns the table of Common Voice in `folder` or its tar, and the sounds with the `wanted` clips."""
+    """Returns the Common Voice table in `folder` or its tar, and sounds with the `wanted` clips."""
     table = folder / "validated.tsv"
     archive = folder.with_name(f"{folder.name}.tar")
     if table.is_file():
@@ -125,8 +129,8 @@ def _sentences(
 ) -> tuple[dict[str, tuple[str, str | None]], list[tuple[str, Rejected]]]:
     """Returns (sentence, speaker) of the wanted clips, and their unusable rows.
 
-    A tab or line end in a sentence gives malformed rows. The first one names the clip, whose pair is
-    rejected; the others name no clip and are not counted.
+    A tab or line end in a sentence gives several malformed rows. The first row contains the name of
+    the clip, whose pair is rejected; the others contain no clip name and are not counted.
     """
     found: dict[str, tuple[str, str | None]] = {}
     numbers: dict[str, int] = {}
@@ -140,7 +144,7 @@ def _sentences(
         if error is None:
             first = numbers.setdefault(clip, number)
             sentence, _ = found.setdefault(clip, (fields["sentence"], fields["client_id"] or None))
-            # A repeated clip adds nothing: the row of CVSS-T describes the pair.
+            # An exact repeat of a clip is ignored, because the CVSS-T row describes the pair.
             if sentence != fields["sentence"]:
                 error = repeat_error(clip, f"{where}:{first}", same=False)
         if error is not None:

@@ -1,15 +1,19 @@
-"""LibriSpeech, unpacked or as the published archives: one document per chapter. https://www.openslr.org/12
+"""Reads LibriSpeech, unpacked or as the published archives, with one document per chapter.
+
+https://www.openslr.org/12
 
     LibriSpeech/dev-clean/84/121123/84-121123.trans.txt
     LibriSpeech/dev-clean/84/121123/84-121123-0000.flac
 
-A line of a `.trans.txt` is the id of an utterance, a space and its transcript in capitals. The inputs are
-`.trans.txt` files, or the published archives (`dev-clean.tar.gz`, …), in which the sizes of the sounds give
-expected lengths. The layout is described in README.TXT of each archive; the corpus is Panayotov et al.,
-"LibriSpeech: an ASR corpus based on public domain audio books", ICASSP 2015.
+A line of a `.trans.txt` consists of an utterance id, a space and a transcript in capitals. The
+inputs are `.trans.txt` files, or the published archives (`dev-clean.tar.gz`, …), where the lengths
+of the utterances are estimated from the file sizes. README.TXT in each archive describes the
+layout. Reference: Panayotov et al., "LibriSpeech: an ASR corpus based on public domain audio
+books", ICASSP 2015.
 
-Text is lower-cased, as in SODA's validation, because capitals carry no information. Ids are
-`librispeech/SUBSET/SPEAKER-CHAPTER`. The data root is the folder that contains `LibriSpeech`, or the archives.
+Text is lower-cased, as in the validation of SODA, because the capitals carry no information. Ids
+are `librispeech/SUBSET/SPEAKER-CHAPTER`. The data root is the folder that contains `LibriSpeech` or
+the archives.
 """
 
 import re
@@ -34,7 +38,7 @@ data_root = _LAYOUT.data_root
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields the chapters in the order of the files, or of the archives."""
+    """Yields the chapters, in the order of the files or of the archives."""
     for path, files, sounds in _LAYOUT.open(inputs):
         for file in files:
             yield from _chapter(path, file, sounds)

@@ -1,12 +1,12 @@
-"""Speech described by a manifest: JSONL, or CSV or TSV with a header, one utterance per row.
+"""Reads speech from a manifest: JSONL, or CSV or TSV with a header, with one utterance per row.
 
     {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
 
-Columns: `audio` (path) and `text` are required; `document`, `order`, `start` and `end` (seconds in the
-file), `speaker` and `language` are optional, as are `member` and `seconds` where `audio` is an archive
-(see `UtteranceSource`); others are ignored. Rows with the same document id form a document, sorted by
-`order` (rows without it are last, in the order of the file). A row without a document id is a separate
-document, named after its audio and times.
+The columns `audio` (path) and `text` are required. `document`, `order`, `start` and `end` (seconds
+in the file), `speaker` and `language` are optional, as are `member` and `seconds` if `audio` is an
+archive (see `UtteranceSource`). Other columns are ignored. Rows with the same document id form a
+document, sorted by `order` (rows without `order` are last, in the order of the file). A row without
+a document id is a separate document, named after its audio and times.
 """
 
 import math
@@ -66,7 +66,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
             sound = (utterance.audio, utterance.member, utterance.start, utterance.end)
             text = utterance.text.strip()
             try:
-                if text_fault(text) is None:  # else it is rejected later, for its text
+                if text_fault(text) is None:  # otherwise the text is rejected later
                     repeats.check(sound, text, utterance.where, str(utterance.audio))
             except RowError as error:
                 yield error.rejected(utterance.where, name)
@@ -90,18 +90,18 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 def _without_csv_quotes(
     numbered: tuple[int, dict[str, Any] | RowError],
 ) -> tuple[int, dict[str, Any] | RowError]:
-    """Returns a row of a TSV file, or an error if a field is quoted as in CSV (with doubled quotes)."""
+    """Returns a TSV row, or an error if a field is quoted as in CSV (with doubled quotes)."""
     number, row = numbered
     for name, field in row.items() if isinstance(row, dict) else ():
         inner = field[1:-1].replace('""', "")
         if '""' in field and field[0] == field[-1] == '"' and '"' not in inner:
-            message = f"{name!r} is quoted as in CSV: write it without quotes, or write .csv"
+            message = f"{name!r} is quoted as in CSV: remove the quotes, or convert it to .csv"
             return number, RowError(message)
     return numbered
 
 
 def _utterance(row: dict[str, Any], where: str) -> tuple[str | None, float, UtteranceSource]:
-    """Returns (document id, sort key, utterance) of one row; RowError if it is unusable."""
+    """Returns (document id, sort key, utterance) of a row; raises RowError if it is unusable."""
     audio = optional_string(row, "audio")
     if audio is None:
         raise RowError("'audio' is missing or empty")

@@ -1,20 +1,23 @@
-"""Multilingual LibriSpeech (MLS), unpacked or as the published archives. https://www.openslr.org/94
+"""Reads Multilingual LibriSpeech (MLS), unpacked or as the published archives.
+
+https://www.openslr.org/94
 
     mls_german/train/transcripts.txt    UTTERANCE, tab, transcript
     mls_german/train/segments.txt       UTTERANCE, tab, URL of the recording, tab, start, tab, end (seconds)
     mls_german/train/audio/SPEAKER/BOOK/UTTERANCE.flac
 
-UTTERANCE is SPEAKER_BOOK_NUMBER; the numbers are not in the order of the recording. In `mls_german_opus` the
-sounds are `.opus`. The inputs are `transcripts.txt` files, or archives (`mls_german.tar.gz`), of which the split
-`train` is read. The corpus is Pratap et al., "MLS: a large-scale multilingual dataset for speech research",
-arXiv 2012.03411.
+UTTERANCE is SPEAKER_BOOK_NUMBER; the numbers are not in the order of the recording. In
+`mls_german_opus` the sounds are `.opus`. The inputs are `transcripts.txt` files, or archives
+(`mls_german.tar.gz`), of which the split `train` is read. Reference: Pratap et al., "MLS: a
+large-scale multilingual dataset for speech research", arXiv 2012.03411.
 
-A document is a run of utterances of one recording, sorted by time, without a gap of more than 0.2 s (SODA,
-arXiv 2602.16687). It is named after its first utterance: `mls_german/train/4800_10003_000000`. The data root is
-the folder that contains `mls_german`, or the archives.
+A document consists of consecutive utterances of one recording, sorted by time, without a gap of
+more than 0.2 s (SODA, arXiv 2602.16687). It is named after its first utterance, for example
+`mls_german/train/4800_10003_000000`. The data root is the folder that contains `mls_german` or the
+archives.
 
-Both text files list the utterances book by book, so that one book is in memory at a time. For an archive, both
-files are in memory, and the documents are in the order of the books in the archive.
+Both text files list the utterances book by book, so only one book is in memory at a time. For an
+archive, both files are in memory, and the documents are in the order of the books in the archive.
 """
 
 import itertools
@@ -57,7 +60,7 @@ data_root = _LAYOUT.data_root
 
 
 class _Row(NamedTuple):
-    """A line of a text file: UTTERANCE, the other fields, position, and the error if it is unusable."""
+    """A line of a text file: UTTERANCE, other fields, position, and the error if it is unusable."""
 
     utterance: str
     rest: str
@@ -67,12 +70,12 @@ class _Row(NamedTuple):
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     """Yields the documents book by book."""
-    order: dict[Book, int] = {}  # number of each book in an archive, by its first sound
+    order: dict[Book, int] = {}  # index of each book in an archive, by its first sound
 
     def is_sound(name: str) -> bool:
         if matched := _SOUND.fullmatch(name):
             order.setdefault(matched.groups(), len(order))
-        return False  # the sizes are not needed, and there may be ten million
+        return False  # the sizes of up to ten million sounds are not needed
 
     for path, files, sounds in _LAYOUT.open(inputs, is_sound):
         if sounds.archive is None:
@@ -94,7 +97,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
 
 
 def _books(file: TextFile) -> Iterator[tuple[Book, list[_Row]]]:
-    """Yields (book, its rows) of a text file; a malformed line belongs to the book of the previous line."""
+    """Yields (book, rows) of a text file; a malformed line belongs to the previous book."""
     path = "/".join(file.name.split("/")[-3:])
     is_text = file.name.endswith("transcripts.txt")
     book, rows = Book(), list[_Row]()
@@ -111,7 +114,7 @@ def _books(file: TextFile) -> Iterator[tuple[Book, list[_Row]]]:
 
 
 def _fields(line: str) -> tuple[Book, str, str]:
-    """Returns book, UTTERANCE and the other fields of a line."""
+    """Returns (book, UTTERANCE, other fields) of a line; raises RowError if it is malformed."""
     utterance, _, rest = line.strip().partition("\t")
     if matched := _UTTERANCE.fullmatch(utterance):
         return matched.groups(), utterance, rest
@@ -124,10 +127,10 @@ def _pairs(
     segments: Iterator[tuple[Book, list[_Row]]],
     path: Path,
 ) -> Iterator[tuple[Book, list[_Row], list[_Row]]]:
-    """Yields each book with its rows of both files.
+    """Yields each book with its rows in both files.
 
     Raises:
-      UserError: if the files do not list the same books in the same order, each contiguously.
+      UserError: if the files do not list the same books in the same order, each book once.
     """
     seen: set[Book] = set()
     for one, two in itertools.zip_longest(transcripts, segments):
@@ -151,7 +154,7 @@ def _documents(
         try:
             segment = _segment(row)
             first, where = times.setdefault(row.utterance, (segment, row.where))
-            # A repeated segment adds nothing: the transcript describes the utterance.
+            # Exact repeats of a segment are ignored: the transcript describes the utterance.
             if first != segment:
                 raise repeat_error(row.utterance, where, same=False)
         except RowError as error:
@@ -191,7 +194,7 @@ def _documents(
             yield Rejected("malformed_row", f"transcripts.txt does not have {name!r}", where)
     for rows in recordings.values():
         rows.sort(key=lambda row: row[:3])
-        # Times are in hundredths: rounding errors must not split at a gap of exactly 0.2 s.
+        # Times are in 1/100 s; rounding errors must not split at a gap of exactly 0.2 s.
         gaps = (round(after[0] - before[1], 3) for before, after in itertools.pairwise(rows))
         splits = [number for number, gap in enumerate(gaps, 1) if gap > LONGEST_GAP]
         for begin, end_index in itertools.pairwise([0, *splits, len(rows)]):
@@ -200,7 +203,7 @@ def _documents(
 
 
 def _segment(row: _Row) -> tuple[str, float, float]:
-    """Returns (URL of the recording, start, end) in seconds of a line of segments.txt; RowError if it is malformed."""
+    """Returns (URL of the recording, start, end) of a line; raises RowError if it is malformed."""
     if row.error is not None:
         raise row.error
     try:

@@ -1,16 +1,18 @@
-"""Seed-TTS-eval: prompts, and texts to be spoken in their voice. https://github.com/BytedanceSpeech/seed-tts-eval
+"""Reads Seed-TTS-eval: prompts, and texts to be spoken in the voice of the prompts.
+
+https://github.com/BytedanceSpeech/seed-tts-eval
 
     seedtts_testset/en/meta.lst    NAME|text of the prompt|prompt-wavs/….wav|text to be spoken
     seedtts_testset/en/prompt-wavs/common_voice_en_10119832.wav
     seedtts_testset/en/wavs/NAME.wav
 
-Paths are relative to the folder of the list. A line may name a recording of the text to be spoken in a
-fifth field, as in `non_para_reconstruct_meta.lst`; for the other lists it is `wavs/NAME.wav`. The inputs are lists, or
-`seedtts_testset.tar`, of which `en/meta.lst` is read (1,088 items). The data root is the folder that contains
-`seedtts_testset`, or the archive.
+Paths are relative to the folder of the list. A line may have a fifth field, the path of a recording
+of the text to be spoken, as in `non_para_reconstruct_meta.lst`; without it, the recording is
+`wavs/NAME.wav`. The inputs are lists, or `seedtts_testset.tar`, of which `en/meta.lst` is read
+(1,088 items). The data root is the folder that contains `seedtts_testset` or the archive.
 
-A document is the prompt, then the text to be spoken with its recording. Without a recording, the document is
-the prompt only, because a speech data set has no text without audio.
+A document consists of the prompt, then the text to be spoken with its recording. Without a
+recording, it consists of only the prompt, because a speech data set has no text without audio.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,19 +1,19 @@
-"""Text without audio: JSONL, Parquet, or plain text with one document per line.
+"""Reads text without audio from JSONL, Parquet, or plain text with one document per line.
 
-`.jsonl`, `.json` and `.ndjson` files (compressed or not) have one object per line, `.parquet` files one
-document per row. Other files are plain text; empty lines are ignored. Use JSONL or Parquet for documents
-of several lines. These corpora are read as published:
+`.jsonl`, `.json` and `.ndjson` files (compressed or not) have one object per line, and `.parquet`
+files have one document per row. Other files are plain text; empty lines are ignored. Use JSONL or
+Parquet for documents of several lines. These corpora are read as published:
 
     Nemotron-CC v1   quality=high/kind=actual/kind2=actual/CC-MAIN-2013-20-part-00016.jsonl.zstd
                      https://data.commoncrawl.org/contrib/Nemotron/Nemotron-CC/index.html
     FineWeb          data/CC-MAIN-2024-10/000_00000.parquet
                      https://huggingface.co/datasets/HuggingFaceFW/fineweb
 
-The text is the first of the fields `text`, `content` and `raw_content`, the id of the document the first
-of `id`, `uuid` and `warc_record_id`. Several texts may be derived from one page (as in the synthetic parts
-of Nemotron-CC), so eight digits of the hash of the text are appended to a `warc_record_id`. A URL is not an
-id, because pages are crawled repeatedly. A document without an id is named by the hash of its text, so that
-a text is used only once.
+The text is the first existing field of `text`, `content` and `raw_content`; the id of the document
+is the first of `id`, `uuid` and `warc_record_id`. Several texts may be derived from one page (as in
+the synthetic parts of Nemotron-CC), so eight hex digits of the hash of the text are appended to a
+`warc_record_id`. URLs are not used as ids, because pages are crawled repeatedly. A document without
+an id is named after the hash of its text, so that each text is used only once.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 KIND = "text"
 TEXT_FIELDS = ("text", "content", "raw_content")
 ID_FIELDS = ("id", "uuid", "warc_record_id")
-_ROWS = 64  # rows of a Parquet file in memory, with their pages
+_ROWS = 64  # rows of a Parquet file that are in memory, with their pages
 _BUFFER_BYTES = 1 << 20
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document of one utterance per line or row, in the order of the files."""
+    """Yields one document with one utterance per line or row, in the order of the files."""
     for path in inputs:
         for number, row in _rows(path):
             where = f"{path.name}:{number}"
@@ -84,10 +84,10 @@ def _digest(text: str) -> str:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (number from 1, row) of a Parquet file; memory does not grow with file or row group.
+    """Yields (number from 1, row) of a Parquet file, with memory independent of the file size.
 
-    A row has the first column of `TEXT_FIELDS` that exists, and all existing columns of `ID_FIELDS`. Bytes that
-    are not UTF-8 and NULs become lone surrogates, as in `_lines.lines`.
+    A row has the first existing column of `TEXT_FIELDS`, and all existing columns of `ID_FIELDS`.
+    Bytes that are not UTF-8 and NULs become lone surrogates, as in `_lines.lines`.
 
     Raises:
       UserError: if the file is missing, damaged or not Parquet, or has no text column.
@@ -97,7 +97,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     number = 0
     try:
-        # Without pre-buffering a column is read page by page, not a whole row group at once.
+        # Without pre-buffering, a column is read page by page, not a whole row group at once.
         with parquet.ParquetFile(
             path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         ) as file:
@@ -124,7 +124,9 @@ def _columns(path: Path, schema: "pyarrow.Schema") -> list[str]:
         )
     kind = schema.field(text).type
     if not _is_text(kind):
-        raise UserError(f"{path}: column {text!r} is {kind}, not text; rename another column")
+        raise UserError(
+            f"{path}: column {text!r} is {kind}, not text: rename the text column to {text!r}"
+        )
     return [text, *(name for name in ID_FIELDS if name in schema.names)]
 
 
@@ -138,7 +140,7 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def _values(column: "pyarrow.Array") -> list[Any]:
-    """Returns the cells of a column. Text is decoded here, as Arrow rejects a whole batch for one byte."""
+    """Returns the cells of a column; decodes text, because Arrow rejects batches for one byte."""
     import pyarrow
     from pyarrow import types
 

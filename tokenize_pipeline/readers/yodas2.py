@@ -1,15 +1,18 @@
-"""YODAS2 as published on Hugging Face, whole videos with captions: https://huggingface.co/datasets/espnet/yodas2
+"""Reads YODAS2, whole videos with captions, as published on Hugging Face.
+
+https://huggingface.co/datasets/espnet/yodas2
 
     data/en000/text/00000000.json       [{"audio_id": VIDEO, "text": {UTTERANCE: caption, …}}, …]
     data/en000/audio/00000000.tar.gz    VIDEO.wav, 24 kHz
     data/en000/duration/00000000.txt    not needed: captions contain their times
 
-UTTERANCE is VIDEO-NUMBER-START-END with 5, 8 and 8 digits; START and END are hundredths of a second. Subsets
-`en000` … have captions made by hand, `en100` … automatic ones.
+UTTERANCE is VIDEO-NUMBER-START-END with 5, 8 and 8 digits; START and END are hundredths of a
+second. The subsets `en000` … have manual captions, `en100` … have automatic ones.
 
-The inputs are the files of `text/`; the archive of each is in `audio/` of the same subset. A document is a
-video with all captions in time order (SODA, arXiv 2602.16687). Captions without text or of zero length are
-skipped: the corpus has many. The data root is the folder that contains the subsets.
+The inputs are the files in `text/`; the archive of each file is in `audio/` of the same subset. A
+document is a video with all captions in time order (SODA, arXiv 2602.16687). Captions without text
+or with zero length, which are frequent, are skipped. The data root is the folder that contains the
+subsets.
 """
 
 import codecs
@@ -36,18 +39,18 @@ _TIMES = re.compile(r".+-(\d+)-(\d+)-(\d+)", re.DOTALL)
 
 
 def data_root(inputs: Sequence[Path]) -> Path:
-    """Returns the folder that contains the subsets; UserError if the inputs are in several folders."""
+    """Returns the folder that contains the subsets; raises UserError if there are several."""
     roots = {path.absolute().parents[2] for path in inputs if len(path.absolute().parents) > 2}
     if len(roots) != 1:
         found = " and ".join(sorted(map(str, roots))[:2]) or str(inputs[0])
         raise UserError(
-            f"--input names files of {found}: give files SUBSET/text/*.json of one folder of subsets"
+            f"--input has files in {found}: give files SUBSET/text/*.json in one folder of subsets"
         )
     return roots.pop()
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document per video, in the order of the files; one file is in memory at a time."""
+    """Yields one document per video, in the order of the files, with one file in memory."""
     root = data_root(inputs)
     for path in inputs:
         subset = path.absolute().parents[1].name
@@ -63,7 +66,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
 
 
 def _archive(path: Path) -> Path:
-    """Returns the archive with the sounds of a file of captions."""
+    """Returns the archive with the sounds of a caption file; raises UserError if it is missing."""
     archive = path.absolute().parents[1] / "audio" / f"{path.stem}.tar.gz"
     for found in (archive, archive.with_suffix("")):
         if found.is_file():
@@ -105,7 +108,7 @@ def _document(
     pairs = captions.pairs if isinstance(captions, RepeatedFields) else list(captions.items())
     for index, (name, text) in enumerate(pairs, 1):
         position = f"{where}:{name}"
-        if len(pairs) > len(captions):  # the name is ambiguous
+        if len(pairs) > len(captions):  # the name is not unique
             position += f" (caption {index})"
         try:
             times = _TIMES.fullmatch(name)
@@ -116,7 +119,7 @@ def _document(
             number, start, end = map(int, times.groups())
             if not (words := text.strip()) or start == end:
                 continue
-            # Two captions with the same times would repeat the sound.
+            # Two captions with the same times would repeat the same sound.
             repeats.check((start, end), words, position, name)
         except RowError as error:
             yield error.rejected(position, video)

@@ -1,9 +1,9 @@
-"""Finds the samples of a sound file: its header is checked against its bytes.
+"""Finds the samples of a sound file by checking its header against its bytes.
 
-libsndfile trusts the header of a file. If the header is wrong, it returns a part of the samples without
-an error. `find_parts` finds the true end of the file, by container, and returns what libsndfile has to
-decode: the file as it is, a range of it, several streams one after the other, or a range with a
-corrected header.
+libsndfile trusts the header of a file. If the header is wrong, libsndfile returns only part of the
+samples and no error. `find_parts` finds the true end of a file in each container format and returns
+what libsndfile has to decode: the whole file, a range of it, several consecutive streams, or a
+range with a corrected header.
 """
 
 import os
@@ -33,19 +33,19 @@ _PARSERS = {  # by the first four bytes
     b"fLaC": flac,
 }
 _TRAILER = 4096  # bytes of tags or padding that may follow the samples
-# libsndfile's names of three formats without a length and of one whose length it checks itself.
+# libsndfile's names. IRCAM, PAF and PVF headers contain no length; libsndfile checks HTK's.
 _CHECKED = {"HTK", "IRCAM", "PAF", "PVF"}
 
 
 def find_parts(file: BinaryIO) -> list[Part]:
-    """Returns what libsndfile has to decode, in order.
+    """Returns the parts that libsndfile has to decode, in order.
 
     Returns:
-      The parts. A single part that covers the whole file means that libsndfile reads it correctly; no
-      parts, that there is no parser for the container: see `is_checked`.
+      The parts. A single part that covers the whole file means that libsndfile reads the file
+      correctly. An empty list means that there is no parser for the container; see `is_checked`.
 
     Raises:
-      SoundError: `empty`, `truncated` or `undecodable`.
+      SoundError: with the reason `empty`, `truncated` or `undecodable`.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -67,11 +67,11 @@ def find_parts(file: BinaryIO) -> list[Part]:
     if left > _TRAILER and any(read_at(file, start, left)):
         raise SoundError(
             "undecodable",
-            f"{left} bytes follow the samples that its header counts: rewrite it with its true length",
+            f"{left} bytes follow the samples declared in its header: rewrite its header",
         )
     return parts
 
 
 def is_checked(format: str) -> bool:
-    """Returns whether libsndfile checks the length of a format for which `find_parts` has no parser."""
+    """Returns whether libsndfile checks the length of a format that has no parser here."""
     return format in _CHECKED

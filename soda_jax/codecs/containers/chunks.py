@@ -1,11 +1,11 @@
-"""Uncompressed and chunked containers: WAV, RF64, W64, AIFF, 8SVX, CAF, AU and NIST SPHERE.
+"""Parses uncompressed and chunked containers: WAV, RF64, W64, AIFF, 8SVX, CAF, AU and NIST SPHERE.
 
-Their headers contain the number of sample bytes. A writer to a pipe cannot fill it in at the end and
-leaves 0 or a huge number; then the samples extend to the end of the file. libsndfile decodes a part of
-a truncated file, and nothing if the number is 0, without an error.
+Their headers contain the number of sample bytes. A program that writes to a pipe cannot fill in
+this number at the end and leaves 0 or a huge number; then the samples extend to the end of the
+file. libsndfile decodes part of a truncated file, and nothing if the number is 0, without an error.
 
 Each parser takes the offset of a header in a file of `size` bytes, and returns the parts of one sound
-file and the offset after it. It raises a `SoundError`, `truncated` or `undecodable`.
+file and the offset after it. It raises a `SoundError` (`truncated` or `undecodable`).
 """
 
 import re
@@ -16,11 +16,11 @@ from typing import BinaryIO, Literal
 from soda_jax.codecs.containers.common import Part, SoundError, missing, read_at
 from soda_jax.codecs.containers.mpeg import mpeg
 
-_UNKNOWN_32 = 0x7FFF_0000  # writers to a pipe leave a size near 2^31 or 2^32
+_UNKNOWN_32 = 0x7FFF_0000  # programs that write to a pipe leave a size near 2^31 or 2^32
 _UNKNOWN_64 = 1 << 62
-_MPEG = (0x50, 0x55)  # codings of a WAV that contains MPEG frames: layer I or II, layer III
-_FILES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")  # marks of a file of these chunks
-_SLACK = 4096  # two sizes in a header that differ by at most this many bytes (tags, padding) agree
+_MPEG = (0x50, 0x55)  # WAV format tags of MPEG audio: layer I or II, layer III
+_FILES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")  # first bytes of files that have chunks
+_SLACK = 4096  # bytes (tags, padding) by which two sizes in a header may differ
 
 Order = Literal["big", "little"]
 Parsed = tuple[list[Part], int]
@@ -108,7 +108,7 @@ def w64(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def caf(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses an Apple CAF. A size of −1 means: to the end of the file."""
+    """Parses an Apple CAF. If the size is −1, the samples extend to the end of the file."""
     at, found = start + 8, False
     while len(header := read_at(file, at, 12)) == 12 and header[:4] != b"caff":
         length = int.from_bytes(header[4:], "big", signed=True)
@@ -129,7 +129,7 @@ def caf(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def au(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses a Sun AU. A size of 2^32 − 1 means: to the end of the file."""
+    """Parses a Sun AU. If the size is 2^32 − 1, the samples extend to the end of the file."""
     head = read_at(file, start, 12)
     order: Order = "big" if head[:4] == b".snd" else "little"
     first = start + int.from_bytes(head[4:8], order)
@@ -147,7 +147,7 @@ def nist(file: BinaryIO, start: int, size: int) -> Parsed:
     fields = dict(re.findall(rb"(\w+) -(?:i|s\d+) (\d+)\n", lines))
     count, width = fields.get(b"sample_count"), fields.get(b"sample_n_bytes")
     if length is None or count is None or width is None or b"embedded-" in lines:
-        return [Part(start, size)], size  # without a length, or compressed: libsndfile decides
+        return [Part(start, size)], size  # without a length, or compressed: left to libsndfile
     declared = int(count) * int(width) * int(fields.get(b"channel_count", 1))
     stop, after = _samples_end(start + int(length[1]), declared, _UNKNOWN_64, size)
     return [Part(start, stop)], after
@@ -165,10 +165,10 @@ def _samples_end(
 
     Args:
       first: offset of the first sample byte.
-      declared: number of sample bytes in the header.
-      unknown: a declared number of at least this, and beyond the file, was not known to the writer.
-      size: of the file.
-      end: offset of the end by the outermost size in the header.
+      declared: number of sample bytes according to the header.
+      unknown: a declared number that is at least this, and exceeds the file, is a placeholder.
+      size: size of the file in bytes.
+      end: offset of the end according to the outermost size in the header.
       following: returns the end of the chunks that start at an offset, or None if there are none.
     """
     available = size - first
@@ -183,14 +183,14 @@ def _samples_end(
     if after is not None:
         return first + declared, after
     left = available - declared
-    # The number of sample bytes was not written, or the outer size covers more than they do.
+    # The number of sample bytes was not filled in, or the outer size covers more bytes.
     if left and (declared == 0 or (end > first + declared + _SLACK and left > _SLACK)):
         return size, size
     return first + declared, first + declared
 
 
 def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[Chunk]:
-    """Yields the chunks with a 4-byte size at an offset."""
+    """Yields the chunks, with 4-byte sizes, that start at offset `at`."""
     while at + 8 <= size:
         header = read_at(file, at, 8)
         length = int.from_bytes(header[4:], order)
@@ -199,7 +199,7 @@ def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[Chunk]
 
 
 def _w64_chunks(file: BinaryIO, at: int) -> Iterator[Chunk]:
-    """Yields the chunks of a Wave64 at an offset, with the first four bytes of each identifier."""
+    """Yields the chunks of a Wave64 from offset `at`, with 4 bytes of each identifier."""
     while len(header := read_at(file, at, 24)) == 24:
         length = int.from_bytes(header[16:], "little")  # includes the header
         yield header[:4], at + 24, length - 24
@@ -207,7 +207,7 @@ def _w64_chunks(file: BinaryIO, at: int) -> Iterator[Chunk]:
 
 
 def _up_to(name: bytes, chunks: Iterator[Chunk]) -> dict[bytes, tuple[int, int]]:
-    """Returns (offset of the content, length) by identifier of the chunks up to the first `name`."""
+    """Returns identifier -> (content offset, length) of the chunks up to the first `name`."""
     found = {}
     for identifier, first, length in chunks:
         found[identifier] = first, length
@@ -217,7 +217,7 @@ def _up_to(name: bytes, chunks: Iterator[Chunk]) -> dict[bytes, tuple[int, int]]
 
 
 def _end_of_chunks(file: BinaryIO, size: int, order: Order, at: int) -> int | None:
-    """Returns the offset after the chunks at an offset; None if other bytes are there."""
+    """Returns the offset after the chunks that start at `at`; None if there are other bytes."""
     for odd in (at & 1, 0):  # some writers do not pad a chunk of odd length
         end = min(at + odd, size)
         for identifier, first, length in _chunks(file, end, size, order):
@@ -233,9 +233,9 @@ def _end_of_chunks(file: BinaryIO, size: int, order: Order, at: int) -> int | No
 def _corrected(
     file: BinaryIO, start: int, first: int, stop: int, *fields: tuple[int, bytes]
 ) -> Part:
-    """Returns the samples in `[first, stop)` with a copy of their header, which begins at `start`.
+    """Returns the samples in `[first, stop)` with a corrected copy of the header at `start`.
 
-    In the copy each of `fields`, (offset in the file, bytes), is replaced.
+    Each of `fields`, (offset in the file, bytes), is replaced in the copy.
     """
     header = bytearray(read_at(file, start, first - start))
     for offset, value in fields:
@@ -248,7 +248,7 @@ def _size_32(count: int, order: Order) -> bytes:
 
 
 def _no_samples(end: int, size: int) -> SoundError:
-    """Returns the error for a header of a file of `size` bytes, ending at `end`, without samples."""
+    """Returns the error for a sound file without samples that should end at `end`."""
     if end > size:
         return missing(end - size)
     return SoundError("undecodable", "its header is not followed by samples")

@@ -1,4 +1,4 @@
-"""Types and functions that all container parsers share."""
+"""Defines types and functions that all container parsers share."""
 
 import io
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ class Part:
     Attributes:
       start: offset of the first byte.
       stop: offset after the last byte.
-      head: corrected header, decoded before the range; empty if the range starts with a correct one.
+      head: corrected header to put before the range; empty if the range starts with a correct
+        header.
       samples: samples per channel; None if libsndfile reports the correct number.
     """
 
@@ -66,7 +67,7 @@ class PartFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        """Reads as many bytes as are left into `buffer`; returns their number."""
+        """Reads up to `len(buffer)` bytes into `buffer`; returns their number."""
         view, head = memoryview(buffer).cast("B"), self._part.head
         done = 0
         if self._at < len(head):
@@ -81,7 +82,7 @@ class PartFile(io.RawIOBase):
 
 
 def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
-    """Returns up to `length` bytes at an offset; fewer at the end of the file."""
+    """Returns `length` bytes at an offset, or fewer at the end of the file."""
     file.seek(offset)
     return file.read(length)
 
@@ -111,10 +112,10 @@ def without_tags(file: BinaryIO, size: int) -> int:
 
 
 def after_id3(file: BinaryIO, start: int) -> int:
-    """Returns the offset after the ID3v2 tags at an offset."""
+    """Returns the offset after the ID3v2 tags that start at `start`."""
     while (head := read_at(file, start, 10))[:3] == b"ID3" and len(head) == 10:
         length = 0
         for byte in head[6:]:
             length = length << 7 | byte & 0x7F
-        start += 10 + length + (10 if head[5] & 0x10 else 0)  # with a footer
+        start += 10 + length + (10 if head[5] & 0x10 else 0)  # the footer has 10 bytes
     return start

@@ -1,9 +1,10 @@
-"""MPEG audio (MP3): its frames are counted, because no field contains its length reliably.
+"""Counts the frames of MPEG audio (MP3), because no header field contains the length reliably.
 
-Without a Xing, Info or VBRI header libsndfile estimates the length from the sizes of the file and of
-its first frames, and stops there. With one it trusts the header, also if a second file was appended.
-Here the frames are counted by their headers (ISO 11172-3, 2.4.1.3; ISO 13818-3), the file is split at
-each header and change of format, and a stream without a correct header gets one.
+Without a Xing, Info or VBRI header, libsndfile estimates the length from the sizes of the file and
+of its first frames, and stops there. Otherwise it trusts the header, even if a second file was
+appended. Here the frames are counted by their headers (ISO 11172-3, 2.4.1.3; ISO 13818-3), the file
+is split at each Xing, Info or VBRI header and at each change of format, and a stream without a
+correct header gets one.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from soda_jax.codecs.containers.common import (
     without_tags,
 )
 
-_BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 is a free format, 15 is invalid
+_BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 means free format, 15 is invalid
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -29,18 +30,18 @@ _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 
 _BLOCK = 1 << 22  # bytes read at once
 _LONGEST_FRAME = 4096  # bytes, rounded up
 _LONGEST_LEAD = 1 << 16  # bytes before the first frame, as in a recording of a live stream
-_PADDING = 4096  # zero bytes after the last frame that do not mean a damaged file
+_PADDING = 4096  # zero bytes that are allowed after the last frame
 _DECODER_DELAY = 529  # samples that a decoder removes if a header contains an encoder delay
 
 
 @dataclass(frozen=True)
 class _Header:
-    """The meaning of the four bytes of a frame header.
+    """A parsed frame header (four bytes).
 
     Attributes:
-      length: bytes of the frame.
+      length: length of the frame in bytes.
       samples: samples per channel.
-      stream: version, layer, rate in Hz, mono: equal in all frames of a stream.
+      stream: (version, layer, rate in Hz, mono), equal in all frames of a stream.
       tag: offset of a Xing or Info header in the frame.
     """
 
@@ -50,11 +51,11 @@ class _Header:
     tag: int
 
 
-_headers: dict[bytes, _Header | None] = {}  # by the four bytes; a file has a few
+_headers: dict[bytes, _Header | None] = {}  # cache of `_parse`; a file has few different headers
 
 
 def _parse(head: bytes) -> _Header | None:
-    """Returns the meaning of four bytes, or None if they are not a header; caches it in `_headers`."""
+    """Parses a frame header and caches the result in `_headers`; None if it is not a header."""
     result = None
     if len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
         version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -74,7 +75,7 @@ def _parse(head: bytes) -> _Header | None:
 
 @dataclass
 class _Stream:
-    """Consecutive frames of one format; `tag` is the first one if it contains a Xing or VBRI header."""
+    """Consecutive frames of a format; `tag` is the first if it has a Xing, Info or VBRI header."""
 
     start: int
     stop: int
@@ -87,10 +88,10 @@ class _Stream:
 def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
     """Returns the streams from `start` to the end of a file of `size` bytes.
 
-    There are none if no frames begin near `start`; a free format, for example, is not recognized.
+    The list is empty if no frames begin near `start`; free format, for example, is not recognized.
 
     Raises:
-      SoundError: `truncated` if the last frame is incomplete or a header counts more frames;
+      SoundError: `truncated` if the last frame is incomplete or a header declares more frames;
         `undecodable` if there are other bytes between frames.
     """
     end = without_tags(file, size)
@@ -116,7 +117,7 @@ def _walk(file: BinaryIO, at: int, end: int) -> list[_Stream]:
 
 
 def _count(block: bytes, base: int, last: int, streams: list[_Stream]) -> int:
-    """Adds the frames in `block[:last]` to the streams; returns the offset where they end."""
+    """Adds the frames in `block[:last]` to the streams; returns the offset of their end."""
     at, size = 0, len(block)
     known, stream = _headers, streams[-1] if streams else None
     while at < last:
@@ -139,7 +140,7 @@ def _count(block: bytes, base: int, last: int, streams: list[_Stream]) -> int:
 
 
 def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
-    """Returns the offset of the next frame after other bytes; `end` if the stream may end with them.
+    """Returns the offset after a tag between frames; `end` if the stream may end with these bytes.
 
     Raises:
       SoundError: see `mpeg`.
@@ -167,7 +168,7 @@ def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
 
 
 def _next_frame(content: bytes, frames: int) -> int | None:
-    """Returns the offset of the next `frames` consecutive frames of one stream; None without them."""
+    """Returns the offset of the next `frames` consecutive frames of one stream, or None."""
     at = -1
     while (at := content.find(b"\xff", at + 1)) >= 0:
         following, stream = at, None
@@ -184,7 +185,7 @@ def _next_frame(content: bytes, frames: int) -> int | None:
 
 
 def _counts(stream: _Stream) -> tuple[int | None, int | None]:
-    """Returns (frames, bytes) from the header of the stream; None for a number that it lacks."""
+    """Returns (frames, bytes) from the header of the stream; None for a missing number."""
     content = stream.tag
     if content is None:
         return None, None
@@ -199,12 +200,12 @@ def _counts(stream: _Stream) -> tuple[int | None, int | None]:
 
 
 def _part(stream: _Stream) -> Part:
-    """Returns the part of a stream, with a new header if it has none or a wrong one."""
+    """Returns the part of a stream, with a new header if its own is missing or wrong."""
     frames, length = _counts(stream)
     if frames == stream.frames:
         return Part(stream.start, stream.stop)
-    # Some writers count the header frame too. If only the number of frames is larger and the number of
-    # bytes fits, the header is wrong and not the file.
+    # Some encoders count the header frame too. If only the number of frames is too large and the
+    # number of bytes is correct, the header is wrong and the file is complete.
     more = not frames or frames > stream.frames + 1
     longer = (length or 0) > stream.stop - stream.start + stream.header.length
     if more and (longer or (frames and not length)):
@@ -219,10 +220,10 @@ def _part(stream: _Stream) -> Part:
 
 
 def _xing(stream: _Stream) -> bytes:
-    """Returns two frames to put before a stream: a Xing header with its number of frames, and silence.
+    """Returns two frames to put before a stream: a Xing header with the frame count, and silence.
 
-    A decoder removes the encoder's delay and its own, 529 samples, from a stream with such a header.
-    It removes the silent frame in this way and returns all samples of the stream.
+    If a stream has such a header, a decoder removes the encoder delay and its own delay of 529
+    samples. The delay is chosen so that it removes exactly the silent frame.
     """
     header = stream.header
     tag, silence = (_empty_frame(stream, length) for length in (header.tag + 12 + 36, header.tag))
@@ -241,4 +242,4 @@ def _empty_frame(stream: _Stream, length: int) -> bytes:
         header = _parse(head)
         if header is not None and header.length >= length:
             return head.ljust(header.length, b"\0")
-    raise AssertionError("the largest frame of every format is longer")
+    raise AssertionError(f"no frame of this format has {length} bytes")

@@ -1,11 +1,11 @@
-"""FLAC and Ogg: streams of frames and of pages.
+"""Parses FLAC and Ogg.
 
-FLAC: the length in STREAMINFO is compared with the last frame of the file. An encoder that writes to a
-pipe leaves 0 as the length. libFLAC reports no error for a stream that ends early in such a file, nor
-for frames after the length.
+FLAC: the length in STREAMINFO is compared with the last frame of the file. An encoder that writes
+to a pipe leaves 0 as the length. libFLAC reports no error if such a file is truncated, or if a file
+has more frames than its length.
 
-Ogg: a file made with `cat`, and a recording of a radio stream, contain several streams, one after the
-other. libsndfile 1.2 decodes the first and reports no error.
+Ogg: files joined with `cat` and recordings of radio streams contain several consecutive streams.
+libsndfile 1.2 decodes only the first and reports no error.
 """
 
 import itertools
@@ -15,18 +15,18 @@ from typing import BinaryIO
 
 from soda_jax.codecs.containers.common import Part, SoundError, read_at, without_tags
 
-# A stream starts with its mark and a STREAMINFO block of 34 bytes. `re` finds it faster than `bytes`.
+# A stream starts with "fLaC" and a STREAMINFO block of 34 bytes. `re` is faster than `bytes.find`.
 _STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _BLOCK = 1 << 20  # bytes searched at once
 _TAIL = 1 << 15  # bytes at the end of a stream, searched for the header of the last frame
-_LONGEST = 1 << 20  # bytes; a frame of 4,096 samples of 8 channels of 32 bits is shorter
+_LONGEST = 1 << 20  # bytes; a frame of 4,096 samples in 8 channels of 32 bits is shorter
 _COUNT = (1 << 36) - 1  # the field with the number of samples has 36 bits
 _PAGE = b"OggS"
 _FIRST = 2  # flag of the first page of an Ogg stream
 
 
 def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
-    """Returns the part of a FLAC stream at `start` in a file of `size` bytes, and the offset after it.
+    """Returns the part of the FLAC stream at `start` in a file of `size` bytes, and its end.
 
     Raises:
       SoundError: `truncated` if the last frame is incomplete or frames are missing.
@@ -37,7 +37,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
     declared = int.from_bytes(head[18:26], "big") & _COUNT
     blocks = int.from_bytes(head[10:12], "big")  # longest block in samples
     stop = _next_stream(file, start + 42, size)
-    # The quick check: the last frame header in the file ends its block where STREAMINFO does.
+    # Fast path: the last frame header in the file agrees with the length in STREAMINFO.
     tail = read_at(file, max(start + 42, stop - _TAIL), min(_TAIL, stop - start - 42))
     if declared and next(_headers(tail, blocks), (0, 0))[1] == declared:
         return [Part(start, stop)], stop
@@ -47,7 +47,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
         raise SoundError("truncated", "the file ends in the middle of a FLAC frame")
     if samples < declared:
         raise SoundError(
-            "truncated", f"it ends after {samples} of the {declared} samples of its header"
+            "truncated", f"it ends after {samples} of the {declared} samples in its header"
         )
     if samples == declared:
         return [Part(start, stop)], stop
@@ -58,7 +58,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
 def ogg(file: BinaryIO, start: int, size: int) -> list[Part]:
     """Returns the chained streams from `start` to the end of a file of `size` bytes.
 
-    The last page needs no end flag: recordings of live streams have none.
+    The last page needs no end-of-stream flag: recordings of live streams have none.
 
     Raises:
       SoundError: `truncated` if the last page is incomplete, `undecodable` if there are other bytes
@@ -97,7 +97,7 @@ def _next_page(file: BinaryIO, at: int, size: int) -> int:
 
 
 def _next_stream(file: BinaryIO, at: int, size: int) -> int:
-    """Returns the offset of a second FLAC stream that follows this one; `size` if there is none."""
+    """Returns the offset of the next FLAC stream; `size` if there is none."""
     while at < size:
         content = read_at(file, at, min(_BLOCK + 8, size - at))
         if found := _STREAM.search(content):
@@ -107,9 +107,9 @@ def _next_stream(file: BinaryIO, at: int, size: int) -> int:
 
 
 def _complete_frames(file: BinaryIO, first: int, stop: int, blocks: int) -> int | None:
-    """Returns the samples up to the end of the last frame; None if it does not end at `stop`."""
+    """Returns the number of samples up to `stop`; None if no frame ends there."""
     tail = read_at(file, max(first, stop - _LONGEST), min(_LONGEST, stop - first))
-    # A few bytes within a frame may look like a header: the checksum of the frame decides.
+    # Bytes within a frame may look like a header, so the checksum of the frame is compared.
     for at, samples in itertools.islice(_headers(tail, blocks), 4):
         if _crc(tail[at:-2], _CRC16, 16) == int.from_bytes(tail[-2:], "big"):
             return samples
@@ -117,7 +117,7 @@ def _complete_frames(file: BinaryIO, first: int, stop: int, blocks: int) -> int 
 
 
 def _headers(tail: bytes, blocks: int) -> Iterator[tuple[int, int]]:
-    """Yields (offset, samples of the stream up to the end of that frame), the last frame first."""
+    """Yields (offset, samples up to the end of the frame) of the frame headers, last one first."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if (end := _frame_end(tail[at : at + 16], blocks)) is not None:
@@ -125,7 +125,7 @@ def _headers(tail: bytes, blocks: int) -> Iterator[tuple[int, int]]:
 
 
 def _frame_end(header: bytes, blocks: int) -> int | None:
-    """Returns the samples up to the end of a frame by its header (RFC 9639, 9.1); None if not a header."""
+    """Returns the number of samples up to the end of a frame (RFC 9639, 9.1); None if no header."""
     if len(header) < 6 or header[1] & 0xFE != 0xF8 or header[3] & 1:
         return None
     code, rate = header[2] >> 4, header[2] & 15
@@ -147,7 +147,7 @@ def _frame_end(header: bytes, blocks: int) -> int | None:
     at += {12: 1, 13: 2, 14: 2}.get(rate, 0)
     if at >= len(header) or _crc(header[:at], _CRC8, 8) != header[at]:
         return None
-    # If all blocks have the same size, the number counts frames, else samples.
+    # If all blocks have the same size, `number` counts frames, otherwise samples.
     return number * (1 if header[1] & 1 else blocks) + block
 
 

@@ -4,9 +4,9 @@
     codes = codec.encode([clip])[0]          # uint16 [frames, 8]
     sound = codec.decode([codes])[0]
 
-`layers`, `transformer` and `model` define the network, `config` and `weights` read the published files,
-`runner` processes batches on devices, `codec` implements the codec interface, and `streaming` encodes
-and decodes incrementally.
+`layers`, `transformer` and `model` define the network, `config` and `weights` read the published
+files, `runner` processes batches on devices, `codec` implements the codec interface, and
+`streaming` encodes and decodes incrementally.
 """
 
 from soda_jax.codecs.mimi.codec import MimiCodec

@@ -1,4 +1,4 @@
-"""`MimiCodec` loads, downloads and saves a Mimi model, and implements the codec interface."""
+"""Implements the codec interface for a Mimi model, and downloads, loads and saves the model."""
 
 import dataclasses
 import os
@@ -58,9 +58,9 @@ class MimiCodec:
         Args:
           model: the network with its weights.
           dtype: type of the activations; the quantizer always computes in f32.
-          batching: sizes of batches and pieces; None chooses them for the kind of device.
+          batching: sizes of batches and pieces; None chooses defaults for the platform.
           devices: devices to run on; None uses all local devices.
-          source: folder that the weights were read from; `save` may create a hard link to them.
+          source: folder from which the weights were read; `save` may hard-link its files.
         """
         if dtype not in ("float32", "bfloat16"):
             raise UserError(
@@ -78,8 +78,8 @@ class MimiCodec:
     def runner(self) -> Runner:
         """The model on its devices, created on first use.
 
-        A job reads the attributes of a codec before it starts workers. If that claimed the TPU or the
-        memory of the GPU, no worker could use the device.
+        A job reads the attributes of a codec before it starts workers. If this allocated the TPU or
+        the GPU memory, no worker could use the device.
         """
         return Runner(self.model, self.dtype, self._batching, self._given_devices)
 
@@ -90,7 +90,7 @@ class MimiCodec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of weights, settings, number of codebooks and dtype."""
+        """Digest of the weights, settings, number of codebooks and dtype."""
         settings = dataclasses.asdict(self.config)
         del settings["num_quantizers"]  # unused codebooks do not change the codes
         settings |= {"codebooks": self.model.codebooks, "dtype": self.dtype}
@@ -102,9 +102,10 @@ class MimiCodec:
 
         Args:
           path: folder with `config.json` and `model.safetensors`, or the `.safetensors` file in it;
-            or `hf:NAME` or `hf:NAME@REVISION`, a model of the Hugging Face Hub, which is downloaded once
-            into the local cache.
-          changed: `codebooks` (default: the saved number, or 8) and arguments of the constructor.
+            or `hf:NAME` or `hf:NAME@REVISION` for a model on the Hugging Face Hub, which is
+            downloaded once into the local cache.
+          changed: `codebooks` (default: the saved number, or 8) and keyword arguments of
+            `MimiCodec`; they override the saved values.
 
         Raises:
           UserError: if a file is missing, damaged or of another model, or cannot be downloaded.
@@ -161,7 +162,7 @@ class MimiCodec:
         return sounds
 
     def save(self, directory: str | Path) -> None:
-        """Writes the published files and `codec.json`; large weights become a hard link if possible."""
+        """Writes the published files and `codec.json`; the weights are hard-linked if possible."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.model
@@ -180,7 +181,7 @@ class MimiCodec:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Links or copies a file; replaces `target` if it exists."""
+    """Links or copies a file, replacing `target` atomically if it exists."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         name = Path(folder) / target.name
         link_or_copy(source, name)
@@ -188,7 +189,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _download(name: str) -> str:
-    """Returns the folder of a model that is downloaded from the Hugging Face Hub."""
+    """Downloads a model from the Hugging Face Hub; returns its local folder."""
     try:
         import huggingface_hub
     except ImportError:

@@ -1,4 +1,4 @@
-"""Settings of a Mimi model, with the names of its published `config.json`."""
+"""Defines the settings of a Mimi model, with the names in the published `config.json`."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from soda_jax.errors import UserError
 
-# The only supported values of some settings.
+# Settings for which only one value is supported.
 _ONLY = {
     "audio_channels": 1,
     "use_causal_conv": True,
@@ -27,19 +27,19 @@ class MimiConfig:
     hidden_size: int = 512  # width of the transformers and of the latent frames
     num_filters: int = 64  # channels of the first convolution, doubled by each downsampling
     num_residual_layers: int = 1  # residual blocks per time scale
-    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)  # of the decoder; reversed in the encoder
-    kernel_size: int = 7  # of the first convolution of encoder and decoder
-    last_kernel_size: int = 3  # of their last convolution
-    residual_kernel_size: int = 3  # of the first convolution in a residual block
+    upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)  # per decoder stage; reversed in the encoder
+    kernel_size: int = 7  # first convolution of the encoder and the decoder
+    last_kernel_size: int = 3  # last convolution of both
+    residual_kernel_size: int = 3  # first convolution in a residual block
     dilation_growth_rate: int = 2  # residual block j has dilation `dilation_growth_rate ** j`
     compress: int = 2  # divisor of the channels inside a residual block
-    num_hidden_layers: int = 8  # of each transformer
+    num_hidden_layers: int = 8  # layers per transformer
     intermediate_size: int = 2048  # width of the MLPs
     num_attention_heads: int = 8
     head_dim: int = 64
     sliding_window: int = 250  # positions that a position attends to, including itself
-    rope_theta: float = 10_000.0  # base of the rotary positions
-    norm_eps: float = 1e-5  # of the layer norms
+    rope_theta: float = 10_000.0  # base of the rotary position embeddings
+    norm_eps: float = 1e-5  # epsilon of the layer norms
     codebook_size: int = 2048  # entries of each codebook
     codebook_dim: int = 256  # size of an entry
     num_quantizers: int = 32  # codebooks, of which the first is semantic
@@ -47,12 +47,12 @@ class MimiConfig:
 
     @property
     def samples_per_frame(self) -> int:
-        """Audio samples per frame of codes: 1,920."""
+        """Audio samples per frame of codes; 1,920 in kyutai/mimi."""
         return math.prod(self.upsampling_ratios) * self.latent_stride
 
     @property
     def frame_rate(self) -> float:
-        """Frames per second: 12.5."""
+        """Frames per second; 12.5 in kyutai/mimi."""
         return self.sampling_rate / self.samples_per_frame
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class MimiConfig:
         }
 
     def _derived(self) -> dict[str, int]:
-        """Returns the published settings that must have the value of another one."""
+        """Returns the published settings whose values follow from other settings."""
         return {
             "num_key_value_heads": self.num_attention_heads,
             "upsample_groups": self.hidden_size,
@@ -80,21 +80,21 @@ class MimiConfig:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], name: str) -> Self:
-        """Reads the content of `config.json`; settings that it lacks have their defaults.
+        """Returns the settings in `config.json`, with defaults for missing ones.
 
         Args:
           value: the JSON object.
-          name: name of the file in messages.
+          name: name of the file in error messages.
 
         Raises:
-          UserError: for another kind of model, or a setting that is not supported.
+          UserError: if the model is not a Mimi model, or a setting is not supported.
         """
         if value.get("model_type", "mimi") != "mimi":
             raise UserError(f"{name} describes a {value['model_type']!r} model: give a Mimi model")
         known = {field.name for field in dataclasses.fields(cls)} - {"latent_stride"}
         given = {key: value[key] for key in known & value.keys() if value[key] is not None}
         rope = value.get("rope_parameters") or {}
-        # Older files have the base at the top level.
+        # Older files have `rope_theta` at the top level.
         if (theta := rope.get("rope_theta", value.get("rope_theta"))) is not None:
             given["rope_theta"] = float(theta)
         if "upsampling_ratios" in given:
@@ -114,5 +114,5 @@ class MimiConfig:
         if rope.get("rope_type", "default") != "default":
             raise UserError(f"{name}: rope_type {rope['rope_type']!r} is not supported")
         if config.latent_stride < 2:
-            raise UserError(f"{name}: frame_rate {rate} needs no downsampling: not supported")
+            raise UserError(f"{name}: frame_rate {rate} is not supported: it is too high")
         return config

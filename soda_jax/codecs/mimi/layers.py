@@ -1,8 +1,8 @@
-"""Stateful causal convolutions, and the residual networks that consist of them (SEANet).
+"""Defines stateful causal convolutions, and residual networks of them (SEANet).
 
-Activations are `[batch, time, channels]`. A layer maps (input, the past inputs that it depends on) to
-(output, new past inputs), so processing a clip in pieces gives the same numbers as processing it whole.
-Convolutions are written as matrix products, which XLA runs at full speed on every backend; XLA's
+Activations are `[batch, time, channels]`. A layer maps (input, past inputs that it depends on) to
+(output, new past inputs), so processing a clip in pieces gives the same result as processing the
+whole clip. Convolutions are written as matrix products, which are fast on every backend; XLA's
 one-dimensional convolution is several times slower on a CPU.
 """
 
@@ -18,13 +18,16 @@ Past = list[jax.Array]
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns `x` `[…, in]` times `weight` `[in, out]`; f32 keeps full precision on every backend."""
+    """Returns `x` `[…, in]` times `weight` `[in, out]`, f32 in full precision on every backend."""
     highest = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.matmul(x, weight, precision=highest)
 
 
 def elu(x: jax.Array) -> jax.Array:
-    """Returns x for x > 0, else eˣ − 1; `expm1` is slower, and the next sum rounds off its gain."""
+    """Returns x for x > 0, else eˣ − 1.
+
+    `expm1` would be slower, and its extra precision is lost in the next sum.
+    """
     return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
@@ -33,8 +36,8 @@ def weight(shape: tuple[int, ...], fan_in: float = 0, mean: float = 0.0) -> nnx.
 
     Args:
       shape: shape of the array.
-      fan_in: random values are normal with variance 2 / fan_in (He et al., arXiv 1502.01852); 0 means
-        constant values.
+      fan_in: random values are normal with variance 2 / fan_in (He et al., arXiv 1502.01852); with
+        0, all values are `mean`.
       mean: mean of the random values.
     """
     deviation = math.sqrt(2 / fan_in) if fan_in else 0.0
@@ -66,11 +69,11 @@ class Conv(nnx.Module):
         self.bias = weight((outputs,)) if bias else None
 
     def start(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """Returns the state before the first input: zeros."""
+        """Returns the initial state, zeros."""
         return jnp.zeros((batch, self.context, self.inputs), dtype)
 
     def __call__(self, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps `[batch, time, in]` to `[batch, time / stride, out]`; the stride divides time."""
+        """Maps `[batch, time, in]` to `[batch, time / stride, out]`; `stride` divides `time`."""
         whole = jnp.concatenate([past, x], axis=1) if self.context else x
         past = whole[:, whole.shape[1] - self.context :]
         taps = self.weight[...].astype(x.dtype)
@@ -81,14 +84,14 @@ class Conv(nnx.Module):
         return (y if self.bias is None else y + self.bias[...].astype(x.dtype)), past
 
     def _halves(self, whole: jax.Array, weight: jax.Array) -> jax.Array:
-        """Convolves with a kernel of two strides: two products of blocks, without copying the input."""
+        """Convolves if kernel = 2 · stride, as two matrix products without copying the input."""
         batch, time, channels = whole.shape
         blocks = whole.reshape(batch, time // self.stride, self.stride * channels)
         first, second = weight.reshape(2, self.stride * channels, -1)
         return matmul(blocks[:, :-1], first) + matmul(blocks[:, 1:], second)
 
     def _columns(self, whole: jax.Array, weight: jax.Array, steps: int) -> jax.Array:
-        """Convolves by concatenating the inputs of each output, followed by a single product."""
+        """Convolves by im2col: concatenates the inputs of each output for one matrix product."""
         if self.kernel == 1:
             return matmul(whole, weight[0])
         last = (steps - 1) * self.stride + 1
@@ -100,7 +103,7 @@ class Conv(nnx.Module):
 
 
 class UpConv(nnx.Module):
-    """Causal transposed convolution with a kernel of two strides.
+    """Causal transposed convolution with kernel = 2 · stride.
 
     Input t contributes to outputs t·stride to (t + 2)·stride − 1.
 
@@ -124,7 +127,7 @@ class UpConv(nnx.Module):
         self.bias = weight((outputs,)) if bias else None
 
     def start(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """Returns the state before the first input: zeros."""
+        """Returns the initial state, zeros."""
         return jnp.zeros((batch, 1, self.inputs), dtype)
 
     def __call__(self, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +154,7 @@ class ResidualBlock(nnx.Module):
         self.second = Conv(inside, channels, 1)
 
     def start(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """Returns the state of the first convolution; the second has none."""
+        """Returns the initial state of the first convolution; the second has no state."""
         return self.first.start(batch, dtype)
 
     def __call__(self, x: jax.Array, past: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -164,13 +167,13 @@ SeaLayer = Conv | UpConv | ResidualBlock
 
 
 class SeaNet(nnx.Module):
-    """A sequence of convolutions and residual blocks, with an ELU before each convolution but the first."""
+    """Convolutions and residual blocks, with an ELU before each convolution except the first."""
 
     def __init__(self, layers: list[SeaLayer]):
         self.layers = nnx.List(layers)
 
     def start(self, batch: int, dtype: jnp.dtype) -> Past:
-        """Returns the state of each layer before the first input."""
+        """Returns the initial state of each layer."""
         return [layer.start(batch, dtype) for layer in self.layers]
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:

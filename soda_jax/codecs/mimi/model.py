@@ -1,7 +1,7 @@
-"""The network: converts audio to codes and codes to audio, in pieces.
+"""Defines the network, which converts audio to codes and codes to audio in pieces.
 
-Both directions process a piece of some frames, given the state after the previous piece; see `layers`.
-One compiled program therefore processes clips of any length in constant memory.
+Encoder and decoder process a piece of several frames, given the state after the previous piece; see
+`layers`. One compiled program can therefore process clips of any length in constant memory.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class State(NamedTuple):
     Attributes:
       seanet: past inputs of each convolution.
       transformer: past keys and values of each layer.
-      resample: past inputs of the convolution between the two frame rates.
+      resample: past inputs of the convolution that changes the frame rate.
       position: int32, number of past transformer positions, equal for the whole batch.
     """
 
@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 class QuantizerChain(nnx.Module):
-    """Codebooks of which each quantizes the residual of the previous ones, by Euclidean distance.
+    """Codebooks that each quantize the residual of the previous ones, by Euclidean distance.
 
     Attributes:
       codebooks: f32 `[codebooks, size, dim]`.
@@ -108,7 +108,7 @@ class Mimi(nnx.Module):
         self.decoder = decoder(config)
 
     def start_encoding(self, batch: int, dtype: jnp.dtype) -> State:
-        """Returns the state before the first sample."""
+        """Returns the encoder state before the first sample."""
         seanet, memory = (
             self.encoder.start(batch, dtype),
             self.encoder_transformer.start(batch, dtype),
@@ -116,7 +116,7 @@ class Mimi(nnx.Module):
         return State(seanet, memory, self.downsample.start(batch, dtype), jnp.int32(0))
 
     def start_decoding(self, batch: int, dtype: jnp.dtype) -> State:
-        """Returns the state before the first frame."""
+        """Returns the decoder state before the first frame."""
         seanet, memory = (
             self.decoder.start(batch, dtype),
             self.decoder_transformer.start(batch, dtype),
@@ -127,17 +127,17 @@ class Mimi(nnx.Module):
         """Encodes a piece of audio.
 
         Args:
-          audio: `[batch, samples]`, whole frames, in the dtype of the computation.
+          audio: `[batch, samples]`, whole frames, in the dtype of the activations.
           state: state after the previous samples.
-          pieces: number of equal pieces that the convolutions process one after the other; the
-            activations of small pieces fit into a CPU's cache.
+          pieces: number of equal pieces that the convolutions process sequentially; the activations
+            of small pieces fit into the cache of a CPU.
 
         Returns:
           int32 `[batch, frames, codebooks]` and the new state.
         """
         x, seanet = _in_pieces(self.encoder, audio[..., None], state.seanet, pieces)
         x, memory = self.encoder_transformer(x, state.transformer, state.position)
-        # Published models repeat the first position to the left of the first frame.
+        # The published model pads with copies of the first position on the left.
         before = jnp.where(state.position == 0, x[:, :1], state.resample)
         position = state.position + x.shape[1]
         x, resample = self.downsample(x, before)
@@ -156,7 +156,7 @@ class Mimi(nnx.Module):
 
 
 def abstract(config: MimiConfig, codebooks: int) -> Mimi:
-    """Returns a model whose parameters have shapes and no values."""
+    """Returns a model whose parameters are `jax.ShapeDtypeStruct`s."""
     return nnx.eval_shape(lambda: Mimi(config, codebooks))
 
 
@@ -170,7 +170,7 @@ def fill_at_random(model: Mimi, seed: int) -> None:
 
 
 def _in_pieces(net: SeaNet, x: jax.Array, past: Past, pieces: int) -> tuple[jax.Array, Past]:
-    """Applies `net` to `[batch, time, channels]` in equal pieces of time."""
+    """Applies `net` to `[batch, time, channels]`, split into equal pieces along time."""
     if pieces == 1:
         return net(x, past)
     batch, time, channels = x.shape

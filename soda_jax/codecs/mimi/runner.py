@@ -1,7 +1,7 @@
-"""Runs Mimi on many clips: in pieces of fixed sizes, in batches, on all devices of this process.
+"""Runs Mimi on batches of clips, in pieces of fixed sizes, on all devices of this process.
 
-There is one compiled program per size of piece. A new clip length therefore compiles nothing, and the
-codes of a clip do not depend on the rest of its batch: the program and all its rounding are the same.
+There is one compiled program per piece size. A new clip length therefore needs no compilation, and
+the codes of a clip do not depend on its batch: the program and its rounding are always the same.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Batching:
 
     Attributes:
       clips: clips per batch and device.
-      frames: sizes of the pieces of a clip; a program is compiled for each. If a batch has more than one
-        clip, only the smallest is used.
-      inner: number of frames that the convolutions process at a time, a divisor of each size.
+      frames: piece sizes in frames; a program is compiled for each. If a batch has more than one
+        clip, only the smallest size is used.
+      inner: number of frames that the convolutions process at a time; divides all of `frames`.
     """
 
     clips: int
@@ -40,7 +40,7 @@ class Batching:
             raise ValueError(f"{self}: all must be positive, and inner must divide each of frames")
 
     def cut(self, frames: int) -> list[int]:
-        """Returns the sizes of the pieces that cover `frames`: the largest that fit, then the smallest."""
+        """Returns sizes of pieces that cover `frames`, largest first; the last may be padded."""
         sizes, left = [], frames
         for size in sorted(self.frames, reverse=True):
             sizes += [size] * (left // size)
@@ -48,11 +48,11 @@ class Batching:
         return sizes + [min(self.frames)] * (left > 0)
 
 
-# On a CPU a batch is not faster, and activations that stay in its cache are much faster.
+# On a CPU, batches are not faster, and activations that fit into the cache are much faster.
 _CPU = Batching(clips=1, frames=(125, 25), inner=5)
-# Two seconds of 64 clips keep an accelerator busy, and clips are padded by less than that.
+# 64 clips of two seconds keep an accelerator busy, and clips are padded by less than 2 s.
 _ACCELERATOR = Batching(clips=64, frames=(25,), inner=25)
-# The dimension of the clips in each part of the state.
+# The axis over which each part of the state is sharded by clips.
 _STATE = State(P("clips"), P(None, "clips"), P("clips"), P())  # type: ignore[arg-type]
 
 
@@ -62,7 +62,7 @@ class Runner:
     Attributes:
       batching: sizes of batches and pieces.
       dtype: type of the activations.
-      clips: clips per batch, on all devices together.
+      clips: clips per batch, summed over all devices.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Runner:
         self.dtype = jnp.dtype(dtype)
         self._mesh = Mesh(np.array(devices), ("clips",))
         self._by_clip = NamedSharding(self._mesh, P("clips"))
-        # For the first state and every later one: another layout would be compiled again.
+        # Used for the first and all later states: another sharding would trigger a recompilation.
         self._state_layout = jax.tree.map(partial(NamedSharding, self._mesh), _STATE)
         self.clips = self.batching.clips * len(devices)
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
 
     def encode(self, audio: Sequence[np.ndarray], hop: int) -> list[np.ndarray]:
-        """Encodes float32 clips `[samples]` of `hop` samples per frame to int32 `[frames, codebooks]`."""
+        """Encodes float32 clips `[samples]` to int32 `[ceil(samples / hop), codebooks]`."""
         counts = [-(-len(clip) // hop) for clip in audio]
         return self._run(audio, counts, (hop,), *self._encode)
 
@@ -111,12 +111,12 @@ class Runner:
 
     @cached_property
     def encode_one(self) -> Callable:
-        """(audio `[1, frames, hop]`, state) to (codes, state), jitted, on one device."""
+        """Jitted (audio `[1, frames, hop]`, state) -> (codes, state), on one device."""
         return self._on_one_device(self._encode_piece)
 
     @cached_property
     def decode_one(self) -> Callable:
-        """(codes `[1, frames, n]`, state) to (audio `[1, frames, hop]`, state), jitted, on one device."""
+        """Jitted (codes `[1, frames, n]`, state) -> (audio `[1, frames, hop]`, state)."""
         return self._on_one_device(self._decode_piece)
 
     def _encode_piece(
@@ -140,7 +140,7 @@ class Runner:
         return partial(jax.jit(work, donate_argnums=2), params)
 
     def _on_devices(self, work: Callable, start: Callable) -> tuple[Callable, Callable]:
-        """Returns `work` and `start`, jitted, with the clips split over the devices."""
+        """Returns `work` and `start`, jitted, with the clips sharded over the devices."""
         mapped = jax.shard_map(
             partial(work, inner=self.batching.inner),
             mesh=self._mesh,
@@ -164,11 +164,11 @@ class Runner:
         """Runs `work` over clips in batches of similar length.
 
         Args:
-          clips: flat, each `[up to count · prod(frame)]`.
+          clips: flattened clips, each with at most count · prod(frame) values.
           counts: number of frames of each clip, at least one.
           frame: shape of a frame of the input.
-          work: the program of a piece.
-          start: returns the first state of a batch.
+          work: compiled function that processes a piece.
+          start: returns the initial state of a batch.
 
         Returns:
           `[count, …]` for each clip.

@@ -4,7 +4,7 @@
     codes = [stream.push(samples) for samples in microphone]   # [frames, codebooks], frames may be 0
     codes.append(stream.finish())
 
-All streams of a codec share one compiled program per size of step.
+All streams of a codec share one compiled program per number of frames.
 """
 
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from soda_jax.codecs.mimi.codec import MimiCodec
 class StreamingEncoder:
     """Encodes a clip from consecutive parts of its samples.
 
-    The codes equal those of the whole clip: the network and its state are the same. As shapes differ,
-    the last bit of a latent may differ, which changes a code if two entries are equally near.
+    The codes equal those of the whole clip, except for rounding: because the array shapes differ,
+    the last bits of a latent may differ, which changes a code if two entries are equally near.
     """
 
     def __init__(self, codec: MimiCodec, frames: int = 1):
-        """Starts a stream that encodes `frames` frames at a time (80 ms of latency each)."""
+        """Starts a stream that encodes `frames` frames at a time (80 ms of latency per frame)."""
         if frames < 1:
             raise ValueError(f"a stream encodes at least 1 frame at a time, not {frames}")
         self._codec, self._frames, self._finished = codec, frames, False
@@ -30,7 +30,7 @@ class StreamingEncoder:
         self._state = codec.model.start_encoding(1, jnp.dtype(codec.dtype))
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Adds float32 mono `[samples]`; returns the codes of new frames, uint16 `[frames, codebooks]`."""
+        """Adds float32 mono `[samples]`; returns uint16 `[frames, codebooks]` of the new frames."""
         if self._finished:
             raise ValueError("the stream is finished: start another one")
         self._left = np.concatenate([self._left, np.asarray(samples, np.float32)])

@@ -1,6 +1,7 @@
-"""The causal transformer between convolutions and quantizer, with a sliding window and cached keys.
+"""Defines the causal transformer between convolutions and quantizer, with a sliding window.
 
-Pre-norm LayerNorm, rotary positions, GELU, a learned scale on each residual branch (arXiv 2103.17239).
+It has pre-norm LayerNorm, rotary position embeddings, GELU, cached keys and values, and LayerScale
+on each residual branch (arXiv 2103.17239).
 """
 
 import math
@@ -15,7 +16,7 @@ from soda_jax.codecs.mimi.layers import matmul, weight
 
 
 class Memory(NamedTuple):
-    """Keys (rotated) and values of the last `sliding_window − 1` positions, in order.
+    """Keys (after RoPE) and values of the last `sliding_window − 1` positions, in order.
 
     Attributes:
       keys: `[layers, batch, window − 1, heads, head_dim]`.
@@ -77,7 +78,7 @@ class Layer(nnx.Module):
           values: past values, the same shape.
 
         Returns:
-          x, and the past keys and values after the new positions.
+          (x, keys, values), where keys and values now include the new positions.
         """
         shape = (*x.shape[:2], self.heads, self.head_dim)
         normed = self.attention_norm(x)
@@ -100,14 +101,14 @@ class Layer(nnx.Module):
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies rotary positions to `[batch, time, heads, head_dim]`, pairing the two halves."""
+    """Applies RoPE to `[batch, time, heads, head_dim]`, pairing the two halves of `head_dim`."""
     cosine, sine = (angle.astype(x.dtype) for angle in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return x * cosine + jnp.concatenate([-second, first], axis=-1) * sine
 
 
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns softmax(q·k / √d) v over the keys that `mask` allows; probabilities are f32.
+    """Returns softmax(q·k / √d) v over the keys that `mask` allows, with the softmax in f32.
 
     Args:
       query: `[batch, time, heads, head_dim]`.
@@ -123,14 +124,14 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
 
 
 class Transformer(nnx.Module):
-    """A stack of layers with common positions and mask."""
+    """A stack of layers that share positions and mask."""
 
     def __init__(self, config: MimiConfig):
         self.config = config
         self.layers = nnx.List([Layer(config) for _ in range(config.num_hidden_layers)])
 
     def start(self, batch: int, dtype: jnp.dtype) -> Memory:
-        """Returns the state before the first position; its zeros are masked."""
+        """Returns the initial state, whose zeros are masked."""
         c = self.config
         shape = (len(self.layers), batch, c.sliding_window - 1, c.num_attention_heads, c.head_dim)
         return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -138,7 +139,7 @@ class Transformer(nnx.Module):
     def __call__(
         self, x: jax.Array, memory: Memory, position: jax.Array
     ) -> tuple[jax.Array, Memory]:
-        """Applies all layers to `[batch, time, width]`, which begins at `position` (int32)."""
+        """Applies all layers to `[batch, time, width]`, which starts at position `position`."""
         c, time = self.config, x.shape[1]
         query_at = position + jnp.arange(time)
         key_at = position + jnp.arange(1 - c.sliding_window, time)

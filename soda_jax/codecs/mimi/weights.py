@@ -1,6 +1,7 @@
-"""Reads and writes published weights: `config.json` and `model.safetensors`, as at kyutai/mimi.
+"""Reads and writes Mimi weights as published at kyutai/mimi: `config.json`, `model.safetensors`.
 
-Names are those of the published file (`encoder.layers.3.conv.weight`, …), shapes are PyTorch's.
+Tensor names are those of the published file (`encoder.layers.3.conv.weight`, …), and shapes are
+those of PyTorch.
 """
 
 import json
@@ -18,8 +19,8 @@ from soda_jax.codecs.mimi.transformer import Layer
 from soda_jax.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_LEAST_USAGE = 1e-5  # lower bound of the divisor of an entry that was never used in training
-# transformers 5 nests the tensors of the two halves; the published file does not.
+_LEAST_USAGE = 1e-5  # smallest divisor, for entries that were never used in training
+# transformers 5 adds prefixes to the names of encoder and decoder; the published file does not.
 _NESTED = {
     "encoder.encoder_seanet.": "encoder.",
     "encoder.encoder_transformer.": "encoder_transformer.",
@@ -31,12 +32,12 @@ _NESTED = {
 
 
 class Entry(NamedTuple):
-    """A tensor of the file and its parameter.
+    """A tensor in the file and the parameter that it corresponds to.
 
     Attributes:
       name: name of the tensor in the file.
       param: parameter of the model.
-      axes: axes of the parameter in the order of the file.
+      axes: permutation from the axes of the parameter to those of the file.
       shape: shape in the file, which may have an additional axis of size 1.
     """
 
@@ -80,7 +81,7 @@ def codebook_names(codebooks: int) -> list[str]:
 def _entry(
     name: str, param: nnx.Param, axes: tuple[int, ...] = (), one_at: int | None = None
 ) -> Entry:
-    """Returns an entry with an axis of size 1 at `one_at`; without `axes`, in the parameter's order."""
+    """Returns an entry with an extra axis of size 1 at `one_at`; no `axes` is no permutation."""
     axes = axes or tuple(range(len(param.shape)))
     shape = [param.shape[axis] for axis in axes]
     if one_at is not None:
@@ -102,7 +103,7 @@ def _conv(name: str, conv: Conv | UpConv) -> Iterator[Entry]:
 def _seanet(name: str, net: SeaNet) -> Iterator[Entry]:
     number = -2
     for layer in net.layers:
-        # The published list includes the ELU before each convolution but the first.
+        # The published list also counts the ELU before each convolution except the first.
         number += 1 if isinstance(layer, ResidualBlock) else 2
         if isinstance(layer, ResidualBlock):
             yield from _conv(f"{name}.{number}.block.1.conv", layer.first)
@@ -132,7 +133,7 @@ def _layer(name: str, layer: Layer) -> Iterator[Entry]:
 
 
 def read_config(path: Path) -> tuple[MimiConfig, dict[str, Any]]:
-    """Returns the settings of `config.json`, and the JSON object.
+    """Returns the settings in `config.json`, and the JSON object itself.
 
     Raises:
       UserError: if the file is missing, damaged or describes another model.
@@ -152,7 +153,7 @@ def read_config(path: Path) -> tuple[MimiConfig, dict[str, Any]]:
 
 
 def read_weights(path: Path, config: MimiConfig, codebooks: int) -> Mimi:
-    """Returns the model in `model.safetensors`.
+    """Returns the model with the weights in `model.safetensors`.
 
     Args:
       path: the file.
@@ -197,7 +198,7 @@ def read_weights(path: Path, config: MimiConfig, codebooks: int) -> Mimi:
 
 
 def _flat_name(name: str) -> str:
-    """Returns the published name of a tensor that may have a nested name."""
+    """Returns the published name of a tensor, without the prefixes of transformers 5."""
     for nested, flat in _NESTED.items():
         if name.startswith(nested):
             return flat + name.removeprefix(nested)
@@ -205,7 +206,7 @@ def _flat_name(name: str) -> str:
 
 
 def tensors(model: Mimi) -> dict[str, np.ndarray]:
-    """Returns the parameters with the names and the layout of the published file, f32."""
+    """Returns the parameters as f32, with the names and layout of the published file."""
     found = {entry.name: np.ascontiguousarray(entry.to_file()) for entry in entries(model)}
     quantizer = model.quantizer
     books = [np.asarray(quantizer.semantic.codebooks[...])[0]]

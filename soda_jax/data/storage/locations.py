@@ -8,13 +8,9 @@ import os
 from pathlib import Path
 
 from soda_jax.errors import UserError
+from soda_jax.files import is_url
 
 Location = str | os.PathLike[str]
-
-
-def is_url(location: Location) -> bool:
-    """Returns whether a location is a URL rather than a local path."""
-    return "://" in os.fspath(location)
 
 
 def refuse_url(location: Location, what: str) -> None:

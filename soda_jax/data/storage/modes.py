@@ -18,13 +18,13 @@ from soda_jax.data.storage.locations import (
     Location,
     cache_folder,
     default_cache_dir,
-    is_url,
     join,
 )
 from soda_jax.data.storage.ranges import RangeReader, RangeShards
 from soda_jax.data.storage.remote import RemoteFiles
 from soda_jax.data.storage.staging import StagedFile, stage
 from soda_jax.errors import UserError
+from soda_jax.files import is_url
 from soda_jax.schema import DataConfig
 
 

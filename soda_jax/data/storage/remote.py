@@ -16,9 +16,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from soda_jax.data.storage.locations import Location, is_url, join
+from soda_jax.data.storage.locations import Location, join
 from soda_jax.errors import UserError
-from soda_jax.files import write_atomic
+from soda_jax.files import is_url, write_atomic
 
 # About 90 seconds of backoff in total; a run uses `data.read_retries` instead.
 RETRIES = 8
