@@ -18,7 +18,6 @@ def get_config():
         num_kv_heads=8,
         head_dim=64,
     )
-    config.optimizer.peak_lr = base.suite_learning_rate(
-        hidden_size=1024
-    )  # as in the paper's code, not 512
+    # The paper's code computes the learning rate with 1024, not with this model's hidden size.
+    config.optimizer.peak_lr = base.suite_learning_rate(hidden_size=1024)
     return config

@@ -15,7 +15,7 @@ from tokenize_pipeline.readers._corpus import is_mac_metadata
 class TokenizeOptions:
     """The options of `soda tokenize`: the command line is generated from these fields."""
 
-    input: str = setting(doc="a file, or a quoted pattern of files")
+    input: str = setting(doc="a file, or a quoted glob pattern")
     output: str = setting(doc="folder of the data set")
     format: str = setting(
         "manifest",

@@ -1,8 +1,8 @@
 """Tokenizes one shard: reads, encodes and writes its documents.
 
-Documents are processed in windows, so that memory does not grow with the shard. The shard is
-renamed to its final name and its result is written last, so a worker may be killed at any time, and
-tokenizing the shard again gives the same bytes.
+Documents are processed in windows, so that memory does not grow with the shard. Only a complete
+shard is renamed to its final name, and its `ShardResult` is written after that. A worker may
+therefore be killed at any time; tokenizing the shard again gives the same bytes.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from tokenize_pipeline.results import ShardResult, shard_file, write_progress
 from tokenize_pipeline.settings import Job
 from tokenize_pipeline.text_faults import text_fault
 
-# Limits of a window, whose texts and codes are in memory: a day of audio is about 20 MB with eight
-# codebooks. A compressed archive that is not in the order of the documents is read once per window.
-# Memory for sounds is limited by `encoding.HELD_BYTES`.
+# Limits of a window. Its texts and codes are kept in memory: the codes of a day of audio are about
+# 20 MB with eight codebooks. A compressed archive whose order differs from that of the documents is
+# read once per window. `encoding.HELD_BYTES` limits the memory for audio.
 WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
 WINDOW_DOCUMENTS = 100_000
@@ -53,7 +53,7 @@ def tokenize_shard(job: Job, shard: ShardPlan) -> None:
 def write_documents(
     path: Path, layout: VocabularyLayout, documents: Iterable[tuple[str, Sequence[Utterance]]]
 ) -> ShardInfo | None:
-    """Writes a shard of documents, given as (id, utterances), and returns its entry for the manifest.
+    """Writes a shard and returns its manifest entry; `documents` yields (id, utterances).
 
     Documents without utterances are omitted. If no document has utterances, returns None and
     writes no file.
@@ -70,7 +70,7 @@ def write_documents(
 def _encode_documents(
     job: Job, folder: Path, shard: ShardPlan, tokenizer: TextTokenizer, rows: list[QuarantineRow]
 ) -> Iterator[tuple[str, list[Utterance]]]:
-    """Yields id and usable utterances of each document of a shard; adds the unusable ones to `rows`."""
+    """Yields (id, usable utterances) for each document; adds the unusable ones to `rows`."""
     encoder, limit = None, float(WINDOW_TEXT_BYTES)
     if job.before.kind == "speech":
         codec, limit = load_codec_once(str(job.options.codec)), WINDOW_SECONDS
@@ -100,13 +100,13 @@ def _encode_documents(
             source, found = sources[key], bad[key]
             where = (documents[key[0]].id, key[1], source.audio, source.where)
             rows.append(QuarantineRow(*where, found.reason, str(found)))
-        progress.advance(end - progress.done)  # the weight of bad utterances
+        progress.advance(end - progress.done)  # adds the work of the bad utterances
 
 
 def _windows(
     documents: Iterable[DocumentSource], work: Callable[[UtteranceSource], float], limit: float
 ) -> Iterator[tuple[Sequence[DocumentSource], dict[UtteranceKey, float]]]:
-    """Yields windows of documents with about `limit` total work, and the work of each utterance."""
+    """Yields (documents, work of each utterance) for windows of about `limit` total work."""
     window: list[DocumentSource] = []
     weights: dict[UtteranceKey, float] = {}
     total = 0.0

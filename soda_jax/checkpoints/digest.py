@@ -1,8 +1,8 @@
-"""The digest file of a checkpoint: size and crc32c of every file, and the SHA-256 of the list itself.
+"""The digest file of a checkpoint: size and crc32c of every file, and the SHA-256 of this list.
 
-Orbax does not detect a flipped bit in array data; the digest does. The digest is computed after the
-commit from files that are read back from the store, so it detects damage after the save, not an error
-between memory and the store.
+Orbax does not detect a flipped bit in array data; the digest does. It is computed after the commit,
+from files that are read back from storage. It therefore detects damage after the save, but not
+errors while the save was written.
 """
 
 import os
@@ -17,7 +17,7 @@ from soda_jax.file_sums import file_sum
 
 NAME = "digest.json"
 VERSION = 2
-# Timeout of the other processes while process 0 reads whole checkpoints.
+# How long the other processes wait while process 0 reads whole checkpoints.
 TIMEOUT_SECONDS = 4 * 3600.0
 
 

@@ -102,7 +102,7 @@ class Checkpointer:
           step: optimizer steps done.
           state: tree of jax arrays. The parameters, under its key `params`, are stored separately from
             the rest (optimizer state, counters).
-          metadata: a JSON object, or a function that returns it, called only if a save is due.
+          metadata: a JSON object, or a function that returns it, called only if a save starts.
           force: save now, unless this step was just saved or restored.
 
         Returns:
@@ -110,8 +110,7 @@ class Checkpointer:
 
         Raises:
           UserError: if an earlier save failed in the background, this one cannot start, or the
-            folder contains a newer valid checkpoint than `step`: two branches of a run would share a
-            folder.
+            folder contains a valid checkpoint of `step` or a later step that another run saved.
         """
         self.raise_failure()
         if step == self._last_step or not (force or self.due(step)):
@@ -122,7 +121,7 @@ class Checkpointer:
 
         whole = tree.nested(state)
         params = whole.pop(PARAMS)
-        # Chunking costs a copy, so only the parameters are chunked, because parts of them are read.
+        # Only the parameters are read in parts, so only they are chunked, which costs a copy.
         items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(params, chunks.save_arguments(params))}
         if whole:
             items[TRAINING] = ocp.args.PyTreeSave(whole)
@@ -153,7 +152,7 @@ class Checkpointer:
             self._raise_failure()
 
     def _check_not_newer(self, step: int) -> None:
-        """Raises UserError before the first save if the folder has valid steps that are not older."""
+        """Raises UserError before the first save if `step` or a later step is already saved."""
         if self._checked_newer:
             return
         ahead = [n for n in self.reader.steps() if n >= step and n not in self.reader.rejected]
@@ -228,7 +227,7 @@ class Checkpointer:
 
         if hosts.is_primary():
             for path in self.directory.glob(f"*{step_lib.TMP_DIR_SUFFIX}*"):
-                # Other arrays may still be written there; then the next call removes the folder.
+                # Orbax may still be writing there; then the next call removes the folder.
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
@@ -271,9 +270,10 @@ def _open(directory: Any) -> Any:
         max_to_keep=None, cleanup_tmp_directories=True, save_root_metadata=False
     )
     manager = ocp.CheckpointManager(directory, options=options, handler_registry=registry)
-    # Orbax calls the preemption sync point of jax with the step of a save, again when the save has
-    # finished. That overwrites the step of `StopRequest`, and the processes would stop at different
-    # steps (findings/orbax_finished_save_resets_preemption_step.sh).
+    # Orbax calls jax's preemption sync point with the step number of a save, when the save starts
+    # and again when it has finished. These calls overwrite the call count of `StopRequest`, and the
+    # processes would stop at different steps
+    # (findings/orbax_finished_save_resets_preemption_step.sh).
     manager.reached_preemption = lambda step: False
     return manager
 

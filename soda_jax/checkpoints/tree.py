@@ -1,4 +1,4 @@
-"""Converts pytrees to nested dicts of arrays, so that restoring needs no Python classes."""
+"""Converts pytrees to nested dicts of arrays, which can be restored without custom classes."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -56,7 +56,8 @@ class EncoderPair:
             removed. 0 uses the last layer.
 
         Raises:
-          UserError: if a model is missing, damaged, of another kind or too small; names the model.
+          UserError: if a model is missing, damaged or of another kind, or has too few layers or
+            quantizers.
         """
         import torch
         from transformers import EncodecModel, HubertModel
@@ -73,9 +74,9 @@ class EncoderPair:
         config = self._encodec.config
         if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
             raise UserError(
-                f"this EnCodec has {config.audio_channels} channels, normalize={config.normalize}, "
-                f"chunk_length_s={config.chunk_length_s}: its codes do not fully describe its sound; use "
-                "the 24 kHz mono model"
+                f"{encodec} has {config.audio_channels} channels, normalize={config.normalize}, "
+                f"chunk_length_s={config.chunk_length_s}: it needs more than the codes to decode "
+                "audio; use the 24 kHz mono model"
             )
         if not 1 <= quantizers <= config.num_quantizers:
             raise UserError(
@@ -95,7 +96,7 @@ class EncoderPair:
         self.dims: int = self._hubert.config.hidden_size
 
     def features(self, clip: np.ndarray) -> np.ndarray:
-        """Returns the mean HuBERT feature of each frame, float32 `[frames, dims]`; see `Codec.encode`."""
+        """Returns mean HuBERT features, float32 `[frames, dims]`; see `Codec.encode`."""
         import soxr
         import torch
 
@@ -112,12 +113,12 @@ class EncoderPair:
         padded = torch.from_numpy(np.pad(sound, (half, after)).astype(np.float32))
         with torch.inference_mode():
             batch = padded[None].to(self._device)
-            # Not last_hidden_state: large models apply the norm of the top layer to it.
+            # Not last_hidden_state: large models apply to it the norm trained for the last layer.
             found = self._hubert(batch, output_hidden_states=True).hidden_states[-1][0]
         return found.reshape(frames, -1, self.dims).mean(dim=1).cpu().numpy()
 
     def codes(self, clip: np.ndarray) -> np.ndarray:
-        """Returns EnCodec's codes, int64 `[frames, quantizers * steps]`, quantizer by quantizer."""
+        """Returns EnCodec's codes, int64 `[frames, quantizers * steps]`, quantizer-major."""
         import torch
 
         whole = self._whole_frames(clip)
@@ -131,7 +132,10 @@ class EncoderPair:
         return by_frame.reshape(-1, self.quantizers * self.steps)
 
     def sound(self, codes: np.ndarray) -> np.ndarray:
-        """Decodes the first levels, int64 `[frames, levels * steps]`, to float32 in [-1, 1]."""
+        """Decodes int64 `[frames, quantizers * steps]` to float32 `[samples]` in [-1, 1].
+
+        Codes of only the first quantizers are also accepted.
+        """
         import torch
 
         frames, columns = codes.shape

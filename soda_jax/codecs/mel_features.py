@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-# Settings of Griffin-Lim, chosen by the word error rate of a small Whisper.
+# Settings of Griffin-Lim, chosen by the word error rate of a small Whisper model.
 _UPSAMPLING = 2  # a hop of 240 instead of 480: at least four windows must overlap
 _MOMENTUM = 0.99
 _PHASE_SEED = 0

@@ -14,10 +14,11 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
 
     Args:
       file: a path, or the name of an installed experiment ("demo", "configs/demo.py").
-      overrides: arguments that start with `--config.`.
+      overrides: the command-line arguments `--config.key=value`; others are an error.
 
     Raises:
-      UserError: for a missing or invalid file, an unknown key (names the nearest) or a bad value.
+      UserError: if the file is missing or invalid, or an override has an unknown key (the message
+        suggests a similar one) or an invalid value.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -62,7 +63,7 @@ def _find(file: str) -> Path:
 
     folder = Path(soda_jax.configs.__path__[0])
     installed = folder / f"{path.stem}.py"
-    # Only the documented spellings: a missing file of another folder is an error.
+    # Only these spellings refer to an installed config; other paths must exist.
     spellings = (Path(path.stem), Path("configs", path.stem), Path("configs", installed.name))
     if path in spellings and installed.is_file():
         return installed
@@ -71,7 +72,7 @@ def _find(file: str) -> Path:
 
 
 def _check_keys(path: Path, overrides: Sequence[str]) -> None:
-    """Raises UserError for an override of an unknown key, with the nearest known one."""
+    """Raises UserError for an unknown key and suggests a similar key, or lists the known ones."""
     config = _get_config(path)
     for override in overrides:
         dotted = override.removeprefix("--config.").split("=", 1)[0]

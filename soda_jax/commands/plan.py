@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help="data set whose vocabulary to use (default: SODA's 144,644 ids)"
     )
-    parser.add_argument("--price_per_chip_hour", type=float, help="print the cost of the run")
+    parser.add_argument(
+        "--price_per_chip_hour", type=float, help="price of a chip-hour; prints the cost of the run"
+    )
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat and micro-batches; print what fits"
     )

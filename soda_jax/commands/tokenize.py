@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             )
         return print_faults(args.output)
     if args.input is None:
-        raise UserError("--input is missing: give a file, or a quoted pattern of files")
+        raise UserError("--input is missing: give a file, or a quoted glob pattern")
     given = {field.name: getattr(args, field.name) for field in _OPTIONS}
     options = TokenizeOptions(**given, beam_options=tuple(getattr(args, "unknown", ())))
     if args.dry_run:

@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--format",
         default="text",
-        help="format of the corpus: text, or manifest for its transcripts (default text)",
+        help="format of the corpus: text, manifest (its transcripts), or a published corpus such "
+        "as yodas2 (default text)",
     )
     train.add_argument(
         "--vocabulary_size", type=int, required=True, help="number of ids, including BOS and EOS"

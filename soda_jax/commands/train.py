@@ -1,8 +1,8 @@
-"""`soda train`: trains a config, in one process or several."""
+"""`soda train`: trains a model from a config, in one or several processes."""
 
 import argparse
 
-SUMMARY = "train a config; resumes from the newest checkpoint, if any"
+SUMMARY = "train a model from a config; resumes from the newest checkpoint, if any"
 EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.num_layers=6"
 PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
 
@@ -17,13 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow_data_change",
         action="store_true",
-        help="resume although the data differs from the checkpoint's",
+        help="resume even if the data has changed since the checkpoint",
     )
     parser.add_argument(
         "--deterministic", action="store_true", help="use bit-for-bit deterministic kernels on GPU"
     )
     processes = parser.add_argument_group(
-        "processes", "multi-process runs; not needed with Slurm, Open MPI, Cloud TPU and Kubernetes"
+        "processes", "multi-process runs; not needed with Slurm, Open MPI, Cloud TPU or Kubernetes"
     )
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     processes.add_argument(

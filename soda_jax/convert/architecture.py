@@ -30,8 +30,8 @@ _THETA, _LENGTH = "rope_theta", "original_max_position_embeddings"
 _NO_SCALING = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, _LENGTH: 8192}
 # Defaults of Transformers for missing fields, which are also used here.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
-# Defaults of Qwen3Config (Transformers 5.24) that few models have: a missing
-# field is an error here.
+# Defaults of Qwen3Config (Transformers 5.24). Few models have these values, so a missing field is
+# an error here.
 REFUSED_DEFAULTS = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -41,7 +41,7 @@ REFUSED_DEFAULTS = {
     "num_key_value_heads": 32,
     "rope_theta": 10_000,
 }
-# With these fields, Transformers reads weights or layer settings from other files.
+# With these fields, Transformers uses other settings or weights than those that are read here.
 _ELSEWHERE = (
     "per_layer_config", "text_config", "configuration_files", "transformers_weights",
 )  # fmt: skip
@@ -61,7 +61,7 @@ def config_json(
     RoPE is written as `rope_theta` and `rope_scaling`, which Transformers 4 and 5 read.
 
     Args:
-      config: the decoder's shape.
+      config: decoder config.
       bos, eos: ids of the tokens that begin and end a document.
       sequence_length: sequence length in training, in tokens.
       dtype: dtype of the tensors, "float32" or "bfloat16".
@@ -100,7 +100,7 @@ def generation_config_json(bos: int, eos: int) -> dict[str, Any]:
 def integer_field(
     content: Mapping[str, Any], name: str, file: Path, default: int | None = None
 ) -> int:
-    """Returns a field of `config.json`; raises UserError if it is not a positive whole number."""
+    """Returns a field of `config.json`; raises UserError if it is not a positive integer."""
     if name not in content and default is None:
         raise UserError(_missing(name, file))
     return _checked(content.get(name, default), name, int, file)
@@ -146,20 +146,22 @@ def _check_architecture(content: Mapping[str, Any], file: Path) -> None:
     for name, value in _REQUIRED.items():
         if content.get(name, value) != value:
             raise UserError(
-                f"{file}: {name} is {_short(content[name])}, this decoder has {value!r}; {_CANNOT}"
+                f"{file}: {name} is {_short(content[name])}, this decoder supports only {value!r}; "
+                f"{_CANNOT}"
             )
     for name in _ELSEWHERE:
         if content.get(name):
             raise UserError(
-                f"{file}: {name} is {_short(content[name])}: another file describes a part of the model; "
+                f"{file}: {name} is {_short(content[name])}, which replaces other settings "
+                "or weights; "
                 f"{_CANNOT}"
             )
     types = content.get("layer_types") or []
     others = [x for x in types if x != "full_attention"] if isinstance(types, list) else [types]
     if others:
         raise UserError(
-            f"{file}: layer_types has {_short(others[0])}, this decoder has full attention in all layers; "
-            f"{_CANNOT}"
+            f"{file}: layer_types has {_short(others[0])}, this decoder supports only "
+            f"full_attention; {_CANNOT}"
         )
 
 
@@ -168,7 +170,7 @@ def _checked(value: Any, name: str, kind: type, file: Path) -> Any:
     limit = 1 if name == "rms_norm_eps" else 1e12
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (type(value) is kind or (kind is float and number)):
-        kinds = {int: "a whole number", float: "a positive number", bool: "true or false"}
+        kinds = {int: "an integer", float: "a positive number", bool: "true or false"}
         raise UserError(f"{file}: {name} is {_short(value)}; it must be {kinds[kind]}")
     if kind is not bool and not 0 < value < limit:
         raise UserError(
@@ -185,7 +187,7 @@ def _missing(name: str, file: Path) -> str:
 
 
 def _rope(content: Mapping[str, Any], file: Path) -> RopeConfig:
-    """Returns the RoPE settings that Transformers uses; UserError if its releases would differ."""
+    """Returns the RoPE settings that Transformers uses; raises UserError if entries contradict."""
     given = {name: content[name] for name in _ROPE_ENTRIES if content.get(name)}
     found = {name: _rope_entry(value, name, content, file) for name, value in given.items()}
     if not found:
@@ -208,23 +210,25 @@ def _rope_entry(given: Any, entry: str, content: Mapping[str, Any], file: Path) 
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(
-            f"{file}: {entry} is of type {_short(kind)}; this decoder has 'default' and 'llama3'; {_CANNOT}"
+            f"{file}: {entry} is of type {_short(kind)}; this decoder supports 'default' and "
+            f"'llama3'; {_CANNOT}"
         )
     known = {"rope_type", "type", "partial_rotary_factor", *(x[0] for x in _ROPE_FIELDS.values())}
     for name in given:
-        if name not in known:  # it might change the result of the model
+        if name not in known:  # it might change the output of the model
             raise UserError(f"{file}: {_short(name)} of {entry} is unknown; {_CANNOT}")
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
             f"{file}: partial_rotary_factor is {_short(given['partial_rotary_factor'])}, this decoder "
-            f"has 1.0; {_CANNOT}"
+            f"supports only 1.0; {_CANNOT}"
         )
     values = dict(given)
     for name in (_THETA, _LENGTH) if kind == "llama3" else (_THETA,):
         if name in given and name in content and given[name] != content[name]:
             raise UserError(
-                f"{file}: {name} is {_short(given[name])} in {entry} and {_short(content[name])} outside; "
-                "releases of Transformers differ in which one they use: keep the right one"
+                f"{file}: {name} is {_short(given[name])} in {entry} and "
+                f"{_short(content[name])} at the top level; releases of Transformers differ in "
+                "which one they use: keep the right one"
             )
         if name in content:
             values.setdefault(name, content[name])

@@ -51,9 +51,9 @@ class ExtendedWeights(Weights):
 
         Args:
           base: the text model.
-          config: the decoder's shape with the new vocabulary, not tied.
+          config: decoder config with the new vocabulary and untied embeddings.
           old_rows: number of leading ids that keep their rows; later rows of the base are dropped.
-          reused: new id -> old id whose row is copied, for special tokens named like a marker.
+          reused: new id -> old id whose row is copied, for special tokens with a marker's name.
           new: initialization of the other rows.
         """
         self.config, self.base, self._old = config, base, old_rows
@@ -84,7 +84,7 @@ class ExtendedWeights(Weights):
                 old = self._reused[token]
                 found[token - first] = self.base.read(name, old, old + 1)[0]
                 continue
-            # One random stream per row, so rows do not depend on the slices that are read.
+            # One random stream per row, so the result does not depend on how the rows are sliced.
             random = np.random.default_rng((self._new.seed, name == "head", token))
             noise = random.standard_normal(self.config.hidden_size)
             found[token - first] = mean + self._new.spread * deviation * noise
@@ -113,7 +113,8 @@ def extend_vocabulary(
       the text tokenizer, the new vocabulary layout, and the extended weights.
 
     Raises:
-      UserError: if config.json, tokenizer and tensors disagree, or the folder already has all markers.
+      UserError: if config.json, tokenizer and tensors disagree, or the tokenizer already has all
+        markers or contains their names as tokens that cannot be renamed.
     """
     file = source / "config.json"
     text = load_tokenizer(source)
@@ -141,14 +142,14 @@ def extend_vocabulary(
         vocabulary=VocabularyBlocks.of(layout),
         tie_embeddings=False,
     )
-    if reused:  # these names are needed for the markers
+    if reused:  # rename the old tokens: the markers use their names
         for token in added:
             if token["id"] in reused.values():
                 token["content"] = f"<|replaced_{token['id']}|>"
         text = JsonTokenizer(json.dumps(description, ensure_ascii=False))
         if text.vocabulary_size != layout.text_size:
             raise UserError(
-                f"{source / 'tokenizer.json'} has pieces named like the markers {', '.join(MARKERS)}, "
-                "which cannot be renamed; remove them"
+                f"{source / 'tokenizer.json'} has tokens with the names of the markers "
+                f"{', '.join(MARKERS)} that cannot be renamed; remove them"
             )
     return text, layout, ExtendedWeights(base, config, layout.text_size, reused, new)

@@ -33,7 +33,7 @@ def make_mesh(
 
     Raises:
       UserError: if an axis is unknown, a size is not positive, two axes are -1, the product is not
-        the number of devices, or dcn is not the number of (equal) TPU slices.
+        the number of devices, dcn is not the number of TPU slices, or the slices differ in size.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(axes, len(devices), slice_count(devices))

@@ -58,23 +58,23 @@ def without(folder, *names):
         ),
         (
             {"rope_scaling": None, "rope_parameters": {**PLAIN, "rope_theta": 1e6}},
-            ("rope_theta is 1000000.0 in rope_parameters and 10000.0 outside",),
+            ("rope_theta is 1000000.0 in rope_parameters and 10000.0 at the top level",),
         ),
         (
             {"original_max_position_embeddings": 16},
-            ("original_max_position_embeddings is 32 in rope_scaling and 16 outside",),
+            ("original_max_position_embeddings is 32 in rope_scaling and 16 at the top level",),
         ),
         ({"rope_parameters": 5}, ("rope_parameters is 5, not a JSON object",)),
         (
             {"rope_scaling": {**LLAMA3, "partial_rotary_factor": 0.5}},
-            ("partial_rotary_factor is 0.5, this decoder has 1.0",),
+            ("partial_rotary_factor is 0.5, this decoder supports only 1.0",),
         ),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),
         (
             {"per_layer_config": {"0": {"intermediate_size": 8}}},
-            ("per_layer_config", "another file"),
+            ("per_layer_config", "replaces other settings"),
         ),
-        ({"text_config": {"hidden_size": 32}}, ("text_config", "another file")),
+        ({"text_config": {"hidden_size": 32}}, ("text_config", "replaces other settings")),
         ({"configuration_files": ["config.4.0.json"]}, ("configuration_files",)),
         ({"transformers_weights": "other.safetensors"}, ("transformers_weights",)),
         ({"eos_token_id": 3}, ("eos_token_id is 3", "tokenizer.json has 257")),

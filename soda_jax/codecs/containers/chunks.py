@@ -83,7 +83,7 @@ def aiff(file: BinaryIO, start: int, size: int) -> Parsed:
 def w64(file: BinaryIO, start: int, size: int) -> Parsed:
     """Parses a Sony Wave64.
 
-    libsndfile 1.2 decodes everything after the header, so the part ends with its samples.
+    libsndfile 1.2 decodes everything after the header, so the part ends at the last sample.
     """
     end = start + int.from_bytes(read_at(file, start + 16, 8), "little")
     found = _up_to(b"data", _w64_chunks(file, start + 40))
@@ -108,7 +108,7 @@ def w64(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def caf(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses an Apple CAF. If the size is −1, the samples extend to the end of the file."""
+    """Parses an Apple CAF. If the size is −1 or 0, the samples extend to the end of the file."""
     at, found = start + 8, False
     while len(header := read_at(file, at, 12)) == 12 and header[:4] != b"caff":
         length = int.from_bytes(header[4:], "big", signed=True)
@@ -166,7 +166,7 @@ def _samples_end(
     Args:
       first: offset of the first sample byte.
       declared: number of sample bytes according to the header.
-      unknown: a declared number that is at least this, and exceeds the file, is a placeholder.
+      unknown: if `declared` exceeds the file and is at least `unknown`, it is a placeholder.
       size: size of the file in bytes.
       end: offset of the end according to the outermost size in the header.
       following: returns the end of the chunks that start at an offset, or None if there are none.

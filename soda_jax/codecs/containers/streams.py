@@ -2,7 +2,7 @@
 
 FLAC: the length in STREAMINFO is compared with the last frame of the file. An encoder that writes
 to a pipe leaves 0 as the length. libFLAC reports no error if such a file is truncated, or if a file
-has more frames than its length.
+contains more samples than the length in STREAMINFO.
 
 Ogg: files joined with `cat` and recordings of radio streams contain several consecutive streams.
 libsndfile 1.2 decodes only the first and reports no error.
@@ -46,9 +46,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
     if samples is None:
         raise SoundError("truncated", "the file ends in the middle of a FLAC frame")
     if samples < declared:
-        raise SoundError(
-            "truncated", f"it ends after {samples} of the {declared} samples in its header"
-        )
+        raise SoundError("truncated", f"it ends after {samples} of {declared} samples")
     if samples == declared:
         return [Part(start, stop)], stop
     length = int.from_bytes(head[18:26], "big") & ~_COUNT | samples
@@ -58,7 +56,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
 def ogg(file: BinaryIO, start: int, size: int) -> list[Part]:
     """Returns the chained streams from `start` to the end of a file of `size` bytes.
 
-    The last page needs no end-of-stream flag: recordings of live streams have none.
+    An end-of-stream flag on the last page is not required: recordings of live streams have none.
 
     Raises:
       SoundError: `truncated` if the last page is incomplete, `undecodable` if there are other bytes
@@ -73,7 +71,7 @@ def ogg(file: BinaryIO, start: int, size: int) -> list[Part]:
                 break  # a tag at the end
             raise SoundError(
                 "undecodable",
-                f"{after - at} bytes at offset {at} are not an Ogg page: it is damaged",
+                f"{after - at} bytes at offset {at} are not an Ogg page: the file is damaged",
             )
         # Byte 26 is the number of segments; the length of each follows, then the segments.
         length = 27 + header[26] + sum(header[27 : 27 + header[26]]) if len(header) > 26 else 0
@@ -117,7 +115,7 @@ def _complete_frames(file: BinaryIO, first: int, stop: int, blocks: int) -> int 
 
 
 def _headers(tail: bytes, blocks: int) -> Iterator[tuple[int, int]]:
-    """Yields (offset, samples up to the end of the frame) of the frame headers, last one first."""
+    """Yields (offset, samples up to the end of the frame) for each frame header, last first."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if (end := _frame_end(tail[at : at + 16], blocks)) is not None:
@@ -125,7 +123,10 @@ def _headers(tail: bytes, blocks: int) -> Iterator[tuple[int, int]]:
 
 
 def _frame_end(header: bytes, blocks: int) -> int | None:
-    """Returns the number of samples up to the end of a frame (RFC 9639, 9.1); None if no header."""
+    """Returns the number of samples up to the end of a frame (RFC 9639, section 9.1).
+
+    Returns None if `header` does not start with a valid frame header.
+    """
     if len(header) < 6 or header[1] & 0xFE != 0xF8 or header[3] & 1:
         return None
     code, rate = header[2] >> 4, header[2] & 15

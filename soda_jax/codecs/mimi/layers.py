@@ -1,9 +1,9 @@
-"""Defines stateful causal convolutions, and residual networks of them (SEANet).
+"""Defines stateful causal convolutions and SEANet, a residual network of such convolutions.
 
-Activations are `[batch, time, channels]`. A layer maps (input, past inputs that it depends on) to
-(output, new past inputs), so processing a clip in pieces gives the same result as processing the
-whole clip. Convolutions are written as matrix products, which are fast on every backend; XLA's
-one-dimensional convolution is several times slower on a CPU.
+Activations are `[batch, time, channels]`. A layer maps (input, state) to (output, new state). The
+state contains the past inputs that the next outputs depend on, so processing a clip in pieces gives
+the same result as processing the whole clip. Convolutions are written as matrix products, which are
+fast on every backend; XLA's one-dimensional convolution is several times slower on a CPU.
 """
 
 import math
@@ -45,7 +45,9 @@ def weight(shape: tuple[int, ...], fan_in: float = 0, mean: float = 0.0) -> nnx.
 
 
 class Conv(nnx.Module):
-    """Causal convolution: output t depends on the last `(kernel − 1)·dilation + 1` inputs up to t.
+    """Causal convolution.
+
+    Output t depends on the last `(kernel − 1)·dilation + 1` inputs up to `(t + 1)·stride − 1`.
 
     Attributes:
       weight: f32 `[kernel, in, out]`.
@@ -84,14 +86,14 @@ class Conv(nnx.Module):
         return (y if self.bias is None else y + self.bias[...].astype(x.dtype)), past
 
     def _halves(self, whole: jax.Array, weight: jax.Array) -> jax.Array:
-        """Convolves if kernel = 2 · stride, as two matrix products without copying the input."""
+        """Handles kernel = 2 · stride by two matrix products, without copying the input."""
         batch, time, channels = whole.shape
         blocks = whole.reshape(batch, time // self.stride, self.stride * channels)
         first, second = weight.reshape(2, self.stride * channels, -1)
         return matmul(blocks[:, :-1], first) + matmul(blocks[:, 1:], second)
 
     def _columns(self, whole: jax.Array, weight: jax.Array, steps: int) -> jax.Array:
-        """Convolves by im2col: concatenates the inputs of each output for one matrix product."""
+        """Uses im2col: concatenates the inputs of each output, then computes one matrix product."""
         if self.kernel == 1:
             return matmul(whole, weight[0])
         last = (steps - 1) * self.stride + 1
@@ -177,7 +179,7 @@ class SeaNet(nnx.Module):
         return [layer.start(batch, dtype) for layer in self.layers]
 
     def __call__(self, x: jax.Array, past: Past) -> tuple[jax.Array, Past]:
-        """Applies the layers; see `Conv` for the shapes."""
+        """Applies the layers; see `encoder` and `decoder` for the shapes."""
         new = []
         for number, (layer, before) in enumerate(zip(self.layers, past, strict=True)):
             if number and not isinstance(layer, ResidualBlock):
@@ -188,7 +190,7 @@ class SeaNet(nnx.Module):
 
 
 def encoder(config: MimiConfig) -> SeaNet:
-    """Returns the network from audio `[batch, samples, 1]` to `[batch, samples / 960, hidden]`."""
+    """Returns the network that maps `[batch, samples, 1]` to `[batch, samples / 960, hidden]`."""
     channels = config.num_filters
     layers: list[SeaLayer] = [Conv(1, channels, config.kernel_size)]
     for ratio in reversed(config.upsampling_ratios):
@@ -199,7 +201,7 @@ def encoder(config: MimiConfig) -> SeaNet:
 
 
 def decoder(config: MimiConfig) -> SeaNet:
-    """Returns the network from `[batch, positions, hidden]` to audio `[batch, positions · 960, 1]`."""
+    """Returns the network that maps `[batch, time, hidden]` to audio `[batch, time · 960, 1]`."""
     channels = config.num_filters * 2 ** len(config.upsampling_ratios)
     layers: list[SeaLayer] = [Conv(config.hidden_size, channels, config.kernel_size)]
     for ratio in config.upsampling_ratios:

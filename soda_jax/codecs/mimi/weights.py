@@ -20,7 +20,7 @@ from soda_jax.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _LEAST_USAGE = 1e-5  # smallest divisor, for entries that were never used in training
-# transformers 5 adds prefixes to the names of encoder and decoder; the published file does not.
+# Prefixes in files that transformers 5 writes -> prefixes in the published file.
 _NESTED = {
     "encoder.encoder_seanet.": "encoder.",
     "encoder.encoder_transformer.": "encoder_transformer.",
@@ -81,7 +81,9 @@ def codebook_names(codebooks: int) -> list[str]:
 def _entry(
     name: str, param: nnx.Param, axes: tuple[int, ...] = (), one_at: int | None = None
 ) -> Entry:
-    """Returns an entry with an extra axis of size 1 at `one_at`; no `axes` is no permutation."""
+    """Returns an entry; the file has an extra axis of size 1 at `one_at`. By default, `axes` is
+    the identity.
+    """
     axes = axes or tuple(range(len(param.shape)))
     shape = [param.shape[axis] for axis in axes]
     if one_at is not None:
@@ -103,7 +105,7 @@ def _conv(name: str, conv: Conv | UpConv) -> Iterator[Entry]:
 def _seanet(name: str, net: SeaNet) -> Iterator[Entry]:
     number = -2
     for layer in net.layers:
-        # The published list also counts the ELU before each convolution except the first.
+        # The published layer numbers also count the ELU before each convolution except the first.
         number += 1 if isinstance(layer, ResidualBlock) else 2
         if isinstance(layer, ResidualBlock):
             yield from _conv(f"{name}.{number}.block.1.conv", layer.first)

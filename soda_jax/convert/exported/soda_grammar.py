@@ -1,4 +1,6 @@
-"""Restricts Transformers' `generate` to legal SODA documents: codebooks in order, closed spans, whole frames.
+"""Restricts Transformers' `generate` to legal SODA documents.
+
+In a legal document the codebooks are in order, every span is closed and every frame is complete.
 
     import sys
 
@@ -8,8 +10,8 @@
     grammar = SodaGrammar.from_pretrained(folder, max_frames=375)
     model.generate(**inputs, logits_processor=[grammar], max_new_tokens=4000)
 
-Each row of a batch is a legal beginning of a document, with BOS as its first token, and is padded on the
-left. A row whose document has ended continues with EOS or padding.
+Each row of a batch must be the beginning of a legal document, starting with BOS; shorter rows are
+padded on the left. A row whose document has ended continues with EOS or padding.
 
 Requires torch, transformers and the tables in grammar.json in the same folder.
 """
@@ -45,12 +47,13 @@ class SodaGrammar(LogitsProcessor):
         Args:
           tables: the content of grammar.json.
           codebooks: number of codebooks per frame in the document; 0 for all.
-          max_frames: number of new frames after which an audio span is closed; 0 for no limit.
-          padding: id of the padding token; None for that of the tokenizer (EOS).
+          max_frames: maximum number of new frames in all audio spans together. When it is
+            reached, the open span is closed. 0 for no limit.
+          padding: id of the padding token; None uses the id in `tables` (EOS).
 
         Raises:
-          ValueError: for tables of another version, or a number of codebooks or a padding id that the
-            model does not have.
+          ValueError: if the tables have another version, the model does not have this number of
+            codebooks, or the padding id is BOS or outside the vocabulary.
         """
         if tables.get("format_version") != _FORMAT_VERSION:
             raise ValueError(
@@ -80,18 +83,18 @@ class SodaGrammar(LogitsProcessor):
         if not 0 <= self._padding < len(groups):
             raise ValueError(f"padding={self._padding} is not in 0–{len(groups) - 1}")
         if self._allowed_first()[groups[self._padding]]:
-            raise ValueError(f"padding={self._padding} is BOS, with which a document begins")
+            raise ValueError(f"padding={self._padding} is BOS, the first token of every document")
         self._close = self._names.index("audio_end")
         self._before: torch.Tensor | None = None  # the ids of the last call, [batch, tokens]
         self._states = self._frames = torch.zeros(0, dtype=torch.long)  # [batch]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> "SodaGrammar":
-        """Reads the tables of an exported model.
+        """Creates the processor from the `grammar.json` of an exported model.
 
         Args:
           folder: the model's folder, or its name on the hub.
-          options: arguments of the constructor.
+          options: other arguments of the constructor.
         """
         path = Path(cached_file(str(folder), _FILE))
         return cls(json.loads(path.read_text("utf-8")), **options)
@@ -104,14 +107,15 @@ class SodaGrammar(LogitsProcessor):
           scores: logits of the next token `[batch, vocabulary]`; extra columns are illegal.
 
         Raises:
-          ValueError: naming row, position and token, if a prompt is not the beginning of a document.
+          ValueError: if a row is not the beginning of a legal document (the message contains the
+            row, position and token), or the model has fewer ids than grammar.json.
         """
         legal = self.legal(input_ids)
         missing = scores.shape[-1] - legal.shape[-1]
         if missing < 0:
             raise ValueError(
-                f"the model has {scores.shape[-1]} ids, {_FILE} {legal.shape[-1]}: take both from the "
-                "same export"
+                f"the model has {scores.shape[-1]} ids, {_FILE} has {legal.shape[-1]}: "
+                "take both from the same export"
             )
         legal = torch.nn.functional.pad(legal, (0, missing), value=False).to(scores.device)
         return scores.masked_fill(~legal, -torch.inf)
@@ -147,7 +151,10 @@ class SodaGrammar(LogitsProcessor):
         return torch.where(inside, groups[ids.clamp(0, len(groups) - 1)], len(self._names))
 
     def _origins(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """Returns the row of the last call that each row extends by one token; None for a new prompt."""
+        """Returns, for each row, the row of the last call that it extends by one token.
+
+        Returns None for a new prompt.
+        """
         before = self._before
         if before is None or ids.shape != (len(before), before.shape[1] + 1):
             return None
@@ -175,7 +182,7 @@ class SodaGrammar(LogitsProcessor):
         """Updates the states with the last token of each row."""
         states, frames, token = self._states[origins], self._frames[origins], ids[:, -1]
         following = self._tables["transitions"][states, self._groups(token)]
-        # `generate` pads rows after one of its stop tokens, in any state of the document.
+        # After a stop token, `generate` fills the row with padding, even within a document.
         over = (states == self._end) & (token == self._eos)
         over |= (following < 0) & (token == self._padding)
         following = torch.where(over, self._end, following)
