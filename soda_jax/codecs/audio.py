@@ -32,13 +32,14 @@ _SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
 # dB; samples that were not rescaled from an integer type exceed it by at least 40 dB.
 _LOUDEST = 16.0
 _CANCELED = 0.01  # peak of the mean of the channels relative to the loudest channel, −40 dB
-_END_SLACK = 0.5  # seconds by which an end time may exceed the file: players round up
-_RATES = range(1_000, 1_000_001)  # Hz; a header with another rate is damaged
-# Samples decoded before the requested range of an MP3. A frame may use up to 511 bytes of earlier
-# frames (in MPEG 2 up to 255, at 8 kbit/s 85 frames of 3 bytes each); without them it is silent.
+_END_SLACK = 0.5  # seconds by which an end time may exceed the length, because players round up
+_RATES = range(1_000, 1_000_001)  # Hz; a header with another rate is treated as damaged
+# Samples decoded before the requested range of an MP3. A frame may use up to 511 bytes of data in
+# earlier frames (255 in MPEG 2, which at 8 kbit/s is 85 frames with 3 bytes each). Without these
+# bytes, the frame is decoded as silence.
 _MPEG_LEAD = 1 << 16
 _BUFFER = 1 << 16  # bytes
-_LARGE = 1 << 20  # bytes; the parts of larger in-memory sounds are cached for more utterances
+_LARGE = 1 << 20  # bytes; the parts of in-memory sounds of at least this size are cached
 
 
 class AudioError(UserError):
@@ -77,16 +78,16 @@ def read_audio(
       name: name of the sound in error messages; None uses the path.
 
     Raises:
-      AudioError: if the file does not exist or cannot be decoded; if it is shorter than its header
-        or the range; if it has no samples, only silence, NaN, infinity or samples far above full
-        scale; or if its channels cancel each other.
+      AudioError: if the range is not valid; if the file does not exist or cannot be decoded; if it
+        is shorter than its header or the range requires; if it has no samples, only silence, NaN,
+        infinity or samples far above full scale; or if its channels cancel each other.
     """
     start = 0.0 if start is None else start
     name = name or ("sound in memory" if isinstance(source, bytes) else os.fspath(source))
     with _named(name):
         clips, rates, peak, mono_peak = [], [], 0.0, 0.0
         for samples, rate in _read_range(source, start, end):
-            peak = max(_peak(samples), peak)  # in this order, `max` returns NaN
+            peak = max(_peak(samples), peak)  # `max` returns NaN only if it is the first argument
             if not math.isfinite(peak):
                 raise SoundError("not_finite", "it contains NaN or infinite samples")
             mono = _mix(samples)
@@ -115,24 +116,24 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
 
 
 def piece_samples(codec: Codec, max_seconds: float) -> int:
-    """Returns the number of samples in the longest piece of whole frames within `max_seconds`."""
+    """Returns the samples in the whole frames that fit into `max_seconds` (at least one frame)."""
     return max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
 
 
 def encode_long(codec: Codec, audio: np.ndarray, max_seconds: float = 60) -> np.ndarray:
-    """Encodes a clip of any length in pieces (in SODA, pieces of 60 s).
+    """Encodes a clip of any length in pieces (SODA uses pieces of 60 s).
 
     Args:
       codec: any codec.
       audio: float32 mono `[samples]` at the codec's rate.
-      max_seconds: longest piece; each piece except the last consists of whole frames.
+      max_seconds: maximum length of a piece; every piece except the last consists of whole frames.
 
     Returns:
       uint16 `[ceil(samples / samples_per_frame), codebooks]`.
     """
     piece = piece_samples(codec, max_seconds)
     starts = range(0, max(len(audio), 1), piece)
-    # One piece per call: the memory that a codec needs grows with its batch.
+    # One piece per call, because the memory that a codec needs grows with the batch.
     return np.concatenate([codec.encode([audio[at : at + piece]])[0] for at in starts])
 
 
@@ -147,14 +148,14 @@ def sound_seconds(source: Source) -> float | None:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Converts `SoundError` and errors of libsndfile and the file system to `AudioError`."""
+    """Converts `SoundError`, OSError and libsndfile errors to `AudioError`; adds `name`."""
     import soundfile
 
     try:
         yield
     except SoundError as error:
         raise AudioError(error.reason, f"{name}: {error}") from None
-    except OSError as error:  # for example a failing disk: one file must not end a job
+    except OSError as error:  # for example from a failing disk; one file must not end a job
         cause = error.strerror or type(error).__name__
         raise AudioError("undecodable", f"{name}: the file cannot be read ({cause})") from None
     except (soundfile.SoundFileError, RuntimeError) as error:
@@ -165,7 +166,7 @@ def _named(name: str) -> Iterator[None]:
 def _read_range(
     source: Source, start: float, end: float | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (float32 `[samples, channels]`, rate in Hz) of each part in a range in seconds."""
+    """Yields (float32 `[samples, channels]`, rate in Hz) for each part that overlaps the range."""
     if not math.isfinite(start) or start < 0 or not (end is None or end > start):
         raise SoundError("end_before_start", f"{start:g} s to {end} s is not a valid time range")
     if not isinstance(source, bytes) and not os.path.isfile(source):
@@ -185,7 +186,7 @@ def _read_range(
             raise SoundError(
                 "truncated", f"it lasts {total:.2f} s and does not contain {start:g} s to {until}"
             )
-        elapsed, found = 0.0, False  # seconds in the previous parts
+        elapsed, found = 0.0, False  # `elapsed`: seconds in the previous parts
         for file, length in files:
             rate = file.samplerate
             first = max(0, round((start - elapsed) * rate))
@@ -201,7 +202,7 @@ def _read_range(
 def _read(file: "soundfile.SoundFile", first: int, last: int) -> np.ndarray:
     """Returns the samples in `[first, last)` of an open file, float32 `[samples, channels]`."""
     lead = min(first, _MPEG_LEAD) if file.subtype.startswith("MPEG") else 0
-    if not file.seekable():  # GSM 6.10, G.721
+    if not file.seekable():  # for example GSM 6.10 and G.721; decoded from the start
         lead = first
     elif first:
         file.seek(first - lead)
@@ -230,7 +231,7 @@ def _open(
         return
     content = stack.enter_context(_binary(source))
     for part in parts:
-        # Buffered: libmpg123 reads every frame in two pieces.
+        # Buffered, because libmpg123 reads each frame with two small reads.
         buffered = io.BufferedReader(PartFile(content, part), _BUFFER)
         file = stack.enter_context(soundfile.SoundFile(buffered))
         if part.samples is not None and part.samples > file.frames:
@@ -245,7 +246,10 @@ def _binary(source: Source) -> BinaryIO:
 
 
 def _parts(source: Source) -> tuple[tuple[Part, ...], int]:
-    """Returns (parts of a sound file, its size in bytes), cached for the next range of the file."""
+    """Returns (parts of a sound file, its size in bytes).
+
+    The parts are cached, because several ranges of a file are often read one after the other.
+    """
     if isinstance(source, bytes):
         find = _parts_of_bytes if len(source) >= _LARGE else _parts_of_bytes.__wrapped__
         return find(source), len(source)
@@ -267,7 +271,7 @@ def _parts_of_path(path: str, size: int, modified: int) -> tuple[Part, ...]:
 
 
 def _peak(samples: np.ndarray) -> float:
-    """Returns the largest absolute value; NaN if there is one."""
+    """Returns the largest absolute value; NaN if a sample is NaN."""
     return max(float(samples.max()), -float(samples.min()))
 
 

@@ -1,4 +1,4 @@
-"""Runs HuBERT and EnCodec at a common frame rate, with `transformers` in torch.
+"""Runs HuBERT and EnCodec at a common frame rate, with the PyTorch models of `transformers`.
 
 A frame is the shortest duration that contains a whole number of steps of both models. HuBERT has 50
 steps per second and EnCodec at 24 kHz has 75, so a frame lasts 1/25 s and contains 2 HuBERT steps
@@ -34,11 +34,11 @@ _ENCODEC_KEYS = (
 
 
 class EncoderPair:
-    """Two pretrained models and their common frames.
+    """A HuBERT model and an EnCodec model with a common frame rate.
 
     Attributes:
       sample_rate: sample rate of EnCodec in Hz.
-      samples_per_frame: samples per frame at that rate.
+      samples_per_frame: samples per frame at `sample_rate`.
       steps: EnCodec steps per frame.
       quantizers: number of EnCodec quantizers (levels) in use.
       codebook_size: number of entries of each quantizer.
@@ -46,7 +46,7 @@ class EncoderPair:
     """
 
     def __init__(self, hubert: str | Path, encodec: str | Path, quantizers: int, layer: int = 0):
-        """Loads both models, with weights from safetensors only.
+        """Loads both models; reads weights from safetensors files only.
 
         Args:
           hubert: folder or hub name of a HuBERT model.
@@ -96,7 +96,10 @@ class EncoderPair:
         self.dims: int = self._hubert.config.hidden_size
 
     def features(self, clip: np.ndarray) -> np.ndarray:
-        """Returns mean HuBERT features, float32 `[frames, dims]`; see `Codec.encode`."""
+        """Returns the mean of the HuBERT features in each frame, float32 `[frames, dims]`.
+
+        The number of frames is that of `Codec.encode`.
+        """
         import soxr
         import torch
 
@@ -113,7 +116,7 @@ class EncoderPair:
         padded = torch.from_numpy(np.pad(sound, (half, after)).astype(np.float32))
         with torch.inference_mode():
             batch = padded[None].to(self._device)
-            # Not last_hidden_state: large models apply to it the norm trained for the last layer.
+            # Not last_hidden_state, because large models apply the norm of the last layer to it.
             found = self._hubert(batch, output_hidden_states=True).hidden_states[-1][0]
         return found.reshape(frames, -1, self.dims).mean(dim=1).cpu().numpy()
 
@@ -134,7 +137,7 @@ class EncoderPair:
     def sound(self, codes: np.ndarray) -> np.ndarray:
         """Decodes int64 `[frames, quantizers * steps]` to float32 `[samples]` in [-1, 1].
 
-        Codes of only the first quantizers are also accepted.
+        `codes` may contain only the first quantizers.
         """
         import torch
 

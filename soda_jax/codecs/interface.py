@@ -90,7 +90,8 @@ def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarra
     """Returns `codes` as int64 `[frames, n]` if a codec with these codebooks can decode them.
 
     Raises:
-      ValueError: if the shape or dtype is wrong, or with the first code outside its codebook.
+      ValueError: if the shape or dtype is wrong, or a code is outside its codebook. The message
+        contains the first such code.
     """
     codes = np.asarray(codes)
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(codebook_sizes):
@@ -132,8 +133,8 @@ def load_codec(spec: str) -> Codec:
     Args:
       spec: `mel:PATH`, the folder that `soda codec fit` wrote (or the `.safetensors` file in it);
         `mimi:PATH`, a folder with Mimi's published `config.json` and `model.safetensors`;
-        `mimi:hf:NAME`, the same files from the Hugging Face Hub; `two_encoder:PATH`, the folder that
-        `soda codec fit-units` wrote.
+        `mimi:hf:NAME`, the same files from the Hugging Face Hub; `two_encoder:PATH`, the folder
+        that `soda codec fit-units` wrote.
 
     Raises:
       UserError: if the kind is unknown, or if files are missing, damaged or have another
@@ -165,7 +166,7 @@ def saved_codec(directory: str | Path) -> str:
 
 
 def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """Returns 32 hex digits that identify settings (as JSON) and tensors (as f32, sorted by name)."""
+    """Returns 32 hex digits that identify settings (as JSON) and tensors (f32, sorted by name)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].shape}".encode())
@@ -193,7 +194,7 @@ def read_description(
         if it is invalid.
 
     Raises:
-      UserError: if the file is missing, damaged or of another codec or version, with `fix`.
+      UserError: if the file is missing or damaged, or describes another codec or version.
     """
     path = folder / DESCRIPTION
     try:
@@ -217,7 +218,7 @@ def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
     """Returns the tensors of a safetensors file by name.
 
     Raises:
-      UserError: if the file is missing or damaged, with `fix` as in `read_description`.
+      UserError: if the file is missing or damaged. The message contains `fix`.
     """
     import safetensors
     import safetensors.numpy
@@ -231,7 +232,14 @@ def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
 
 
 def check_fingerprint(folder: Path, found: str, expected: str, fix: str) -> None:
-    """Raises UserError if the fingerprint of the files in `folder` is not that of `codec.json`."""
+    """Raises UserError if the fingerprint in `codec.json` does not match the other files.
+
+    Args:
+      folder: the codec's folder.
+      found: fingerprint computed from the files.
+      expected: fingerprint in `codec.json`.
+      fix: see `read_description`.
+    """
     if found != expected:
         raise UserError(
             f"the fingerprint in {folder / DESCRIPTION} does not match the files of this folder; one of "

@@ -1,8 +1,9 @@
 """Defines the mel codec, a residual vector quantizer of log-mel columns fitted on your audio.
 
-It needs no download, runs on a CPU far faster than real time, and by default has Mimi's token rate:
-24 kHz, 12.5 frames per second, eight codebooks. Its quality is far below Mimi's: it keeps a single
-clean voice intelligible, and its first codebook is coarse but not semantic.
+The codec needs no download and runs on a CPU far faster than real time. By default, its sample rate
+and token rate are those of Mimi: 24 kHz, 12.5 frames per second, eight codebooks. The quality is
+far below Mimi's: a single clean voice remains intelligible, and the first codebook is coarse but
+not semantic.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ class MelSettings:
     Attributes:
       grid: parameters of the log-mel columns.
       columns_per_frame: log-mel columns per frame of codes.
-      components: number of principal components of a frame's columns that are quantized.
+      components: number of principal components of a frame that are quantized.
       codebook_sizes: number of entries of each codebook.
       griffin_lim_iterations: iterations of Griffin-Lim phase reconstruction in decoding.
     """
@@ -77,7 +78,8 @@ class MelSettings:
         """Returns settings from the output of `asdict`.
 
         Raises:
-          TypeError, KeyError: if a name is missing or unknown.
+          TypeError, KeyError: if a setting is missing or unknown.
+          UserError: if a value is not valid.
         """
         lists = {"grid": MelGrid(**value["grid"]), "codebook_sizes": tuple(value["codebook_sizes"])}
         return cls(**{**value, **lists})
@@ -107,7 +109,7 @@ class MelCodec:
           audio: float32 mono clips `[samples]` at `settings.grid.sample_rate`. All their frames are
             kept in memory (by default 1.3 kB per frame, 60 MB per hour).
           settings: settings of the codec; None uses the defaults.
-          seed: seed of the k-means; the same audio and seed give the same codec on one machine.
+          seed: seed of the k-means; the same audio and seed produce the same codec on one machine.
 
         Raises:
           UserError: if there are fewer frames than entries in a codebook.
@@ -122,12 +124,12 @@ class MelCodec:
         return cls(settings, quantizer)
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encodes float32 mono clips `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
-        # One clip at a time: in a batched matrix product the last bits would depend on the batch.
+        """Encodes f32 mono `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
+        # One clip at a time, because in a batched product the last bits would depend on the batch.
         return [self._quantizer.encode(_frames(clip, self.settings)) for clip in audio]
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Decodes `[frames, n]` to float32 mono `[frames * samples_per_frame]`; see `Codec.decode`."""
+        """Decodes `[frames, n]` to f32 mono `[frames * samples_per_frame]`; see `Codec.decode`."""
         return [self._decode(check_codes(clip, self.codebook_sizes)) for clip in codes]
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
@@ -136,7 +138,7 @@ class MelCodec:
         return np.clip(audio, -1, 1)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `codec.safetensors` and `codec.json` into `directory`, which is created if missing."""
+        """Writes `codec.safetensors` and `codec.json` to `directory`, and creates it if missing."""
         import safetensors.numpy
 
         folder = Path(directory)
@@ -151,7 +153,7 @@ class MelCodec:
           path: the folder, or the `.safetensors` file in it.
 
         Raises:
-          UserError: if a file is missing, damaged, or of another version or codec.
+          UserError: if a file is missing or damaged, or belongs to another version or codec.
         """
         folder = Path(path).parent if str(path).endswith(".safetensors") else Path(path)
         settings, expected = read_description(

@@ -1,7 +1,7 @@
 """Computes log-mel columns of speech, and reconstructs audio from them with Griffin-Lim.
 
-`n * hop` samples give exactly n columns; column t is centered on the middle of samples
-[t·hop, (t+1)·hop), with zeros before the first and after the last sample.
+`n * hop` samples produce exactly n columns; column t is centered on the middle of samples
+[t·hop, (t+1)·hop), and the audio is padded with zeros at both ends.
 """
 
 import functools
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-# Settings of Griffin-Lim, chosen by the word error rate of a small Whisper model.
-_UPSAMPLING = 2  # a hop of 240 instead of 480: at least four windows must overlap
+# Settings of Griffin-Lim, chosen by the WER of a small Whisper model on the decoded audio.
+_UPSAMPLING = 2  # hop 240 instead of 480, because at least four windows must overlap
 _MOMENTUM = 0.99
 _PHASE_SEED = 0
 
@@ -21,12 +21,12 @@ class MelGrid:
     """Resolution of the columns in time and frequency.
 
     Attributes:
-      sample_rate: Hz.
+      sample_rate: sample rate in Hz.
       hop: samples from one column to the next.
       window: length of the Hann window and of the Fourier transform, in samples.
       mels: number of bands, evenly spaced on the mel scale from 0 Hz to half the sample rate.
-      floor: added to a band's amplitude (1 = a full-scale sine) before the logarithm, so that no
-        codes are spent on inaudible differences.
+      floor: added to a band's amplitude (1 = a full-scale sine) before the logarithm, so that
+        inaudible differences have little effect on the codes.
     """
 
     sample_rate: int = 24_000
@@ -40,7 +40,7 @@ def log_mel(audio: np.ndarray, grid: MelGrid) -> np.ndarray:
     """Returns the natural logarithm of the band amplitudes, float32 `[samples // hop, mels]`.
 
     Args:
-      audio: float32 `[samples]`, a multiple of `grid.hop`.
+      audio: float32 `[samples]`; the number of samples must be a multiple of `grid.hop`.
     """
     spectrum = np.abs(_stft(audio, grid.window, grid.hop))
     return np.log(spectrum @ _filters(grid).T + np.float32(grid.floor))
@@ -54,7 +54,7 @@ def mel_to_audio(columns: np.ndarray, grid: MelGrid, iterations: int) -> np.ndar
     Søndergaard, 2013) from seeded random phases, so the result is deterministic.
 
     Args:
-      columns: float32 `[columns, mels]`, in the scale of `log_mel`.
+      columns: float32 `[columns, mels]`, as returned by `log_mel`.
       grid: resolution of the columns.
       iterations: iterations of Griffin-Lim.
     """
@@ -84,7 +84,7 @@ def _filters(grid: MelGrid) -> np.ndarray:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     filters = np.maximum(0, np.minimum(rising, falling))
-    # A band narrower than a bin would be empty, so it gets the bin nearest to its center.
+    # A band narrower than a bin would be empty, so the bin nearest to its center is used.
     nearest = np.abs(bins - edges[1:-1]).argmin(axis=1)
     empty = filters.sum(axis=1) == 0
     filters[empty, nearest[empty]] = 1
@@ -98,7 +98,7 @@ def _inverse_filters(grid: MelGrid) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _hann(window: int) -> np.ndarray:
-    """Returns a periodic Hann window, scaled so that a full-scale sine has amplitude 1 in its bin."""
+    """Returns a periodic Hann window, scaled so that a full-scale sine has amplitude 1 in a bin."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     return (hann / (hann.sum() / 2)).astype(np.float32)
 
@@ -112,7 +112,7 @@ def _stft(audio: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 
 def _overlap_add(pieces: np.ndarray, hop: int) -> np.ndarray:
-    """Sums pieces `[columns, window]` that are `hop` apart; returns `[columns * hop]`, unpadded."""
+    """Sums pieces `[columns, window]` that are `hop` apart; returns `[columns * hop]`."""
     columns, window = pieces.shape
     layers = -(-window // hop)
     pieces = np.pad(pieces, ((0, 0), (0, layers * hop - window))).reshape(columns, layers, hop)

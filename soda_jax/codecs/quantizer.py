@@ -1,4 +1,4 @@
-"""Residual vector quantization: each codebook quantizes the error of the previous ones."""
+"""Implements residual vector quantization: each codebook quantizes the remaining error."""
 
 import warnings
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ResidualQuantizer:
     """Codebooks for the leading principal components of a vector.
 
     Attributes:
-      mean: float32 `[dims]`.
+      mean: mean of the vectors, float32 `[dims]`.
       basis: float32 `[dims, components]`, orthonormal columns, largest variance first. In the mel
         codec (96 of 320 components) the projection hardly changes the distances in k-means and
         saves two thirds of the arithmetic.
@@ -37,7 +37,7 @@ class ResidualQuantizer:
           vectors: float32 `[n, dims]`.
           sizes: number of entries of each codebook.
           components: number of principal components, at most dims.
-          seed: seed of the k-means; the same vectors and seed give the same codebooks.
+          seed: seed of the k-means; the same vectors and seed produce the same codebooks.
 
         Raises:
           UserError: if there are fewer vectors than entries in a codebook.
@@ -51,8 +51,8 @@ class ResidualQuantizer:
                 f"{len(vectors)} frames of audio cannot fit a codebook of {max(sizes)} entries: "
                 "give more audio or smaller codebooks"
             )
-        # With several threads, the order of the sums and so the last bits would vary, and on a busy
-        # machine the many small products would be several times slower.
+        # With several threads, the summation order and therefore the last bits would vary, and the
+        # many small products would be several times slower on a busy machine.
         with threadpool_limits(1), warnings.catch_warnings():
             mean = vectors.mean(axis=0)
             _, axes = np.linalg.eigh(np.cov(vectors, rowvar=False))
@@ -83,7 +83,7 @@ class ResidualQuantizer:
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the sums of the entries, `[n, dims]`, for codes `[n, m]`, m ≤ codebooks."""
+        """Returns float32 vectors `[n, dims]` for codes `[n, m]`, m ≤ codebooks."""
         total = np.zeros((len(codes), self.basis.shape[1]), np.float32)
         for level in range(codes.shape[1]):
             total += self.codebooks[level][codes[:, level]]
@@ -91,6 +91,11 @@ class ResidualQuantizer:
 
 
 def nearest(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Returns the index of the entry of `[size, dims]` that is nearest to each of `[n, dims]`."""
+    """Returns the index of the nearest entry of a codebook for each vector, int64 `[n]`.
+
+    Args:
+      vectors: float32 `[n, dims]`.
+      codebook: float32 `[size, dims]`.
+    """
     # |v - c|² without |v|², which is the same for every entry.
     return ((codebook**2).sum(axis=1) - 2 * (vectors @ codebook.T)).argmin(axis=1)

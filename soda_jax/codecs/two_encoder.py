@@ -1,7 +1,7 @@
-"""The two-encoder codec: semantic units from HuBERT, acoustic codes from EnCodec.
+"""Defines the two-encoder codec, with semantic units from HuBERT and acoustic codes from EnCodec.
 
-It is an alternative to Mimi, in which one model produces both. A frame lasts 1/25 s (see
-`encoder_pair`) and has these columns:
+The codec is an alternative to Mimi, whose single model produces both. A frame lasts 1/25 s (see
+`encoder_pair`), and its codes have these columns:
 
     column 0                 semantic: the k-means unit nearest to the mean of two HuBERT features
     columns 1, 2, 3          first quantizer of EnCodec, three steps in time order
@@ -11,7 +11,7 @@ It is an alternative to Mimi, in which one model produces both. A frame lasts 1/
 With q quantizers there are 1 + 3q codebooks and 25 · (1 + 3q) tokens per second (175 for the two
 quantizers of EnCodec at 1.5 kbit/s). All EnCodec codes are stored, so decoding returns EnCodec's
 output. Decoding ignores the units and uses the acoustic columns, which are ordered from coarse to
-fine: the first 1 + 3k columns contain the codes of k quantizers.
+fine; the first 1 + 3k columns contain the codes of k quantizers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ class NoSoundError(UserError, ValueError):
 
 
 class TwoEncoderCodec:
-    """Fitted units and the two models; `soda_jax.codecs.interface.Codec` describes the attributes."""
+    """Fitted units and two models; `soda_jax.codecs.interface.Codec` describes the attributes."""
 
     name = "two_encoder"
 
@@ -67,14 +67,14 @@ class TwoEncoderCodec:
         """Fits the units by k-means on the features of all frames.
 
         Args:
-          audio: float32 mono clips `[samples]` at `pair.sample_rate`. All their features are kept in
-            memory (3 kB per frame and 280 MB per hour for 768-dimensional features).
+          audio: float32 mono clips `[samples]` at `pair.sample_rate`. All their features are kept
+            in memory (3 kB per frame and 280 MB per hour for 768-dimensional features).
           pair: the two models.
           units: number of units, at most 65,536.
           seed: seed of the k-means.
 
         Raises:
-          UserError: if there are fewer frames than units.
+          UserError: if `units` is out of range, or there are fewer frames than units.
         """
         if not 1 <= units <= 65_536:
             raise UserError(f"--units={units}: it must be from 1 to 65536")
@@ -86,13 +86,13 @@ class TwoEncoderCodec:
         ]
         if not features:
             raise UserError("there is no audio to fit units on: give at least one clip")
-        # A residual quantizer with a single codebook is k-means; its decoded entries are the centers.
+        # A residual quantizer with one codebook is k-means; its decoded entries are the centers.
         fitted = ResidualQuantizer.fit(np.concatenate(features), (units,), pair.dims, seed)
         return cls(pair, fitted.decode(np.arange(units)[:, None]))
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encodes float32 mono clips `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
-        # A clip per call: padding in a batch would change the HuBERT features of shorter clips.
+        """Encodes f32 mono `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
+        # One clip per call, because padding would change the HuBERT features of shorter clips.
         return [self._encode(clip) for clip in audio]
 
     def _encode(self, clip: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ class TwoEncoderCodec:
         Only complete quantizers are decoded; the columns of an incomplete last one are ignored.
 
         Raises:
-          NoSoundError: if there are fewer than 1 + 3 columns; it is a ValueError.
+          NoSoundError: if there are fewer than 1 + 3 columns; the error is also a ValueError.
         """
         return [self._decode(check_codes(clip, self.codebook_sizes)) for clip in codes]
 
@@ -120,7 +120,7 @@ class TwoEncoderCodec:
         return self._pair.sound(codes[:, 1 : 1 + levels * steps])
 
     def save(self, directory: str | Path) -> None:
-        """Writes everything that the codec needs into `directory`, which is created if missing.
+        """Writes all files of the codec to `directory`, and creates it if missing.
 
         `hubert/` and `encodec/` contain the models as transformers saves them, `units.safetensors`
         contains the centers of the units, and `codec.json`, written last, contains the settings.
@@ -137,7 +137,7 @@ class TwoEncoderCodec:
         """Opens a codec that `save` wrote.
 
         Raises:
-          UserError: if a file is missing, damaged, or of another version or codec.
+          UserError: if a file is missing or damaged, or belongs to another version or codec.
         """
         folder = Path(path)
         quantizers, expected = read_description(

@@ -14,10 +14,10 @@ class TrainedDecoder:
 
     Attributes:
       step: training step of the checkpoint.
-      metadata: metadata of the checkpoint, see `soda_jax.train.run_files.run_metadata`.
+      metadata: metadata of the checkpoint; see `soda_jax.train.run_files.run_metadata`.
       layout: the vocabulary layout.
       model: the decoder as pure functions.
-      params: its parameters.
+      params: parameters of `model`.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""Implements the decoding loop: batched, jitted, with static shapes and a grammar state per row."""
+"""Implements the batched, jitted decoding loop, with static shapes and a grammar state per row."""
 
 import dataclasses
 import functools
@@ -28,9 +28,10 @@ class Generated:
 
     Attributes:
       ids: the new tokens up to and including the stop token or EOS, int32 `[tokens]`.
-      finished: whether the model generated the stop token before the budget or frame limit.
-      log_probability: sum of the log-probabilities of the new tokens, renormalized over the legal
-        tokens, in nats.
+      finished: whether the model generated the stop token before it reached the budget or the
+        frame limit.
+      log_probability: sum of the log-probabilities of the new tokens at temperature 1, each
+        normalized over the legal tokens, in nats.
     """
 
     ids: np.ndarray
@@ -42,17 +43,17 @@ class _State(NamedTuple):
     step: jax.Array
     tokens: jax.Array  # [batch, budget]
     position: jax.Array  # [batch], position of the newest token
-    automaton: jax.Array  # [batch]
-    frames: jax.Array  # [batch], complete frames generated
+    automaton: jax.Array  # [batch], grammar state
+    frames: jax.Array  # [batch], complete new frames
     done: jax.Array  # [batch]
-    forced: jax.Array  # [batch], ended by the frame limit
-    score: jax.Array  # [batch]
+    forced: jax.Array  # [batch], whether the frame limit ended the row
+    score: jax.Array  # [batch], sum of log-probabilities
     logits: jax.Array  # [batch, vocabulary]
     cache: Any
 
 
 class Engine:
-    """Continues prompts of token ids with a decoder, `codebooks` tokens per frame."""
+    """Generates continuations of token prompts; each audio frame has `codebooks` tokens."""
 
     def __init__(
         self, model: ModelFunctions, params: Any, layout: VocabularyLayout, codebooks: int
@@ -75,16 +76,18 @@ class Engine:
         """Continues each prompt until `stop`.
 
         Args:
-          prompts: prefixes of legal documents, int ids `[tokens]`.
+          prompts: nonempty prefixes of legal documents, int ids `[tokens]`.
           stop: the id that ends a row; EOS also ends it.
           budget: maximum number of new tokens, at least 1.
           sampling: sampling settings.
-          max_frames: number of frames after which only `audio_end` is legal; 0 for no limit.
-          seed: random seed, 0 to 2³² − 1; the samples of a row depend only on (seed, row).
+          max_frames: number of new frames after which only `audio_end` is legal; 0 for no limit.
+          seed: random seed, 0 to 2³² − 1; the random numbers of a row depend only on the seed and
+            the row index.
 
         Raises:
-          UserError: if a prompt is not a prefix of a legal document (with its index), or `budget`,
-            `max_frames` or `seed` is out of range.
+          UserError: if a prompt is not a prefix of a legal document or is a complete document (the
+            message contains the index of the prompt), or if `budget`, `max_frames` or `seed` is out
+            of range.
         """
         for name, value, least, most in (
             ("budget", budget, 1, _INT32),
@@ -125,7 +128,7 @@ class Engine:
         return results
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
-        """Returns the grammar state after a prompt; UserError if no token may follow it."""
+        """Returns the grammar state after a prompt; raises UserError if no token may follow."""
         rules, prompt = self._grammar, np.asarray(prompt)
         inside = (prompt >= 0) & (prompt < len(rules.group_of_id))
         state = rules.run(prompt) if inside.all() else ILLEGAL

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from soda_jax.errors import UserError
 
-# Beyond these bounds sampling would be greedy, or uniform over the legal tokens.
+# Below the first bound, sampling would be greedy; above the second, uniform over the legal tokens.
 COLDEST, HOTTEST = 1e-6, 1e6
 
 
@@ -17,7 +17,7 @@ class Sampling:
     """Sampling settings.
 
     Attributes:
-      temperature: divisor of the logits, from `COLDEST` to `HOTTEST`; 0 is greedy decoding.
+      temperature: divisor of the logits, from `COLDEST` to `HOTTEST`; 0 selects greedy decoding.
       top_k: number of most likely tokens to sample from; 0 samples from all.
       top_p: samples from the smallest set of most likely tokens with at least this total
         probability; 1 samples from all.
@@ -25,7 +25,7 @@ class Sampling:
     Ties are broken in favor of lower ids.
 
     Raises:
-      UserError: for values out of range.
+      UserError: if a value is out of range.
     """
 
     temperature: float = 0.9
@@ -43,7 +43,8 @@ class Sampling:
             wrong = "top_p must be above 0 and at most 1, which draws from all tokens"
         if wrong:
             raise UserError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}: {wrong}")
-        # Static argument of the jitted loop: equal settings must not differ in their number types.
+        # This is a static argument of the jitted loop; with Python numbers, equal settings trace
+        # the same program.
         object.__setattr__(self, "temperature", float(temperature))
         object.__setattr__(self, "top_k", int(top_k))
         object.__setattr__(self, "top_p", float(top_p))
@@ -59,16 +60,18 @@ GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 def draw(
     keys: jax.Array, logits: jax.Array, legal: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
-    """Samples one legal token per row, whatever the logits are.
+    """Samples one legal token per row, even if logits are NaN or infinite.
 
     Args:
-      keys: PRNG keys `[batch]`; with a key per row, a token does not depend on the other rows.
-      logits: floats `[batch, vocabulary]`; NaN and −∞ become the lowest f32, +∞ the largest.
-      legal: bool `[batch, vocabulary]`; at least one True per row.
+      keys: PRNG keys `[batch]`, one per row, so that a token does not depend on the other rows.
+      logits: floats `[batch, vocabulary]`; for sampling, NaN and −∞ are replaced by the lowest f32
+        and +∞ by the largest.
+      legal: bool `[batch, vocabulary]`; each row must contain True.
       sampling: temperature, top-k and top-p, which are applied to the legal tokens.
 
     Returns:
-      tokens int32 `[batch]`, and their f32 log-probabilities at temperature 1 over legal tokens.
+      tokens, int32 `[batch]`, and their f32 log-probabilities at temperature 1, normalized over the
+      legal tokens (NaN if a legal logit is NaN or +∞).
     """
     logits = logits.astype(jnp.float32)
     log_probabilities = jax.nn.log_softmax(jnp.where(legal, logits, -jnp.inf))
@@ -78,7 +81,7 @@ def draw(
     if sampling.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1)
     else:
-        # Tokens are ranked by logits, because division by the temperature may create ties.
+        # Rank tokens by unscaled logits, because division by the temperature may create ties.
         if 0 < sampling.top_k < logits.shape[-1]:
             largest = jax.lax.top_k(logits, sampling.top_k)[0]
             logits = _keep(logits, largest, sampling.top_k)
@@ -99,11 +102,11 @@ def _scaled(logits: jax.Array, temperature: float) -> jax.Array:
 
 
 def _keep(logits: jax.Array, ordered: jax.Array, count: jax.Array | int) -> jax.Array:
-    """Replaces all but the `count` largest logits of each row by −∞; keeps the first of equal ones.
+    """Replaces all but the `count` largest logits of each row with −∞; ties keep the lower ids.
 
     Args:
       logits: f32 `[batch, vocabulary]`.
-      ordered: f32 `[batch, at least count]`, the largest logits in descending order.
+      ordered: f32 `[batch, n]`, the n ≥ `count` largest logits in descending order.
       count: an int, or int32 `[batch, 1]`.
     """
     last = jnp.broadcast_to(jnp.asarray(count) - 1, (len(logits), 1))

@@ -1,4 +1,4 @@
-"""Generates speech and text from text and speech with a trained model, tokenizer and codec."""
+"""Synthesizes, transcribes and continues speech with a trained model, tokenizer and codec."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -45,12 +45,12 @@ class Speech:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechModel(TrainedDecoder):
-    """A decoder with its tokenizer and codec; `load` opens the one of a run.
+    """A decoder with its tokenizer and codec; use `load` to open those of a run.
 
     Attributes:
       tokenizer: tokenizer of the training data.
       codec: codec of the training data.
-      codebooks: number of codebooks that the model was trained on.
+      codebooks: number of codebooks per frame that the model was trained on.
     """
 
     tokenizer: TextTokenizer
@@ -59,7 +59,7 @@ class SpeechModel(TrainedDecoder):
 
     @cached_property
     def engine(self) -> Engine:
-        """The decoding loop, for prompts that the methods below do not build."""
+        """The decoding loop; call it directly for prompts that the other methods do not build."""
         return Engine(self.model, self.params, self.layout, self.codebooks)
 
     def speak(
@@ -71,14 +71,18 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Any:
-        """Speaks one text (returns a `Speech`) or several texts (returns a list).
+        """Generates speech for one text (returns a `Speech`) or several texts (returns a list).
 
         Args:
           text: one text or several.
-          voice: (recording of the voice to use, its transcript).
-          max_seconds: maximum length of the utterance, which ends at a frame boundary.
-          sampling: sampling settings, by default temperature 0.9 and top-p 0.8.
+          voice: (recording of the voice to use, transcript of the recording).
+          max_seconds: maximum length of an utterance, rounded down to whole frames (at least one).
+          sampling: sampling settings; by default, temperature 0.9 and top-p 0.8.
           seed: random seed.
+
+        Raises:
+          UserError: if a text or the transcript is empty, the recording cannot be used, or
+            `max_seconds` or `seed` is out of range.
         """
         texts = [text] if isinstance(text, str) else text
         before = []
@@ -97,10 +101,11 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> Any:
-        """Transcribes one sound (returns a string) or several sounds (returns a list).
+        """Transcribes one recording (returns a string) or several recordings (returns a list).
 
         Args:
-          sound: a file in any format that libsndfile reads, or f32 mono at the codec's sample rate.
+          sound: one or several recordings: files in any format that libsndfile reads, or mono f32
+            arrays `[samples]` at the codec's sample rate.
           max_tokens: maximum number of text tokens.
           sampling: sampling settings, greedy by default.
           seed: random seed.
@@ -133,7 +138,7 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Speech:
-        """Continues a sound; returns only the continuation. See `speak` for the arguments."""
+        """Continues a recording and returns only the continuation; see `speak` and `transcribe`."""
         span = audio_span(self._encode([sound])[0], self.layout, self.codebooks, closes=False)
         return self._generate_speech([self._prompt(span)], max_seconds, sampling, seed)[0]
 
@@ -183,15 +188,16 @@ class SpeechModel(TrainedDecoder):
 
 
 def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> SpeechModel:
-    """Loads a run's checkpoint with the tokenizer and the codec in its folder.
+    """Loads a checkpoint, the tokenizer and the codec from a run's folder.
 
     Args:
       workdir: the run's folder.
       step: step of the checkpoint; the newest valid one by default.
-      codec: spec of the codec for `load_codec`; by default the codec in the run's folder.
+      codec: codec spec for `load_codec`; by default, the codec in the run's folder.
 
     Raises:
-      UserError: if there is no valid checkpoint, or the tokenizer or codec differs from training.
+      UserError: if there is no valid checkpoint, the run was trained on text only, or the tokenizer
+        or codec is not the one used in training.
     """
     decoder = load_decoder(workdir, step)
     workdir = Path(workdir)
@@ -227,7 +233,7 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
 
 
 def _codebooks(metadata: dict[str, Any], layout: VocabularyLayout) -> int:
-    """Returns the number of codebooks in the training data: the largest among its sources."""
+    """Returns the largest number of codebooks that a source of the training data contains."""
     sources = [s for s in metadata["data"]["sources"].values() if s["composition"] != "text"]
     shown = [1 if s["composition"] == "S" else s["codebooks"] or layout.codebooks for s in sources]
     return max(shown, default=layout.codebooks)

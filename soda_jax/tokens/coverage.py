@@ -1,12 +1,13 @@
 """Checks that the ids from a `tokenizer.json` represent the complete text.
 
-A tokenizer has three stages, and each of them can lose characters without an error:
+A tokenizer has three stages, and each stage can lose characters without an error:
 
     normalizer      may change the spelling (NFC, case, accents), but not delete letters or digits
     pre-tokenizer   may drop the white space between words, but nothing else
     model           must represent every character of its input words
 
-Decoding is not used: many tokenizers have no decoder, or one that changes the spelling.
+The check does not compare decoded text, because many tokenizers have no decoder, or a decoder that
+changes the spelling.
 """
 
 import unicodedata
@@ -18,14 +19,15 @@ from soda_jax.errors import UserError
 
 # These normalizers may change the spelling or add characters, but delete only white space.
 _NEVER_DELETE = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel")
-# These pre-tokenizers drop only white space, as do Split and Punctuation unless set to "Removed".
+# These pre-tokenizers drop only white space, as do Split and Punctuation unless their behavior is
+# "Removed".
 _KEEP_WORDS = (
     *("BertPreTokenizer", "ByteLevel", "Digits", "FixedLength", "Metaspace", "UnicodeScripts"),
     *("Whitespace", "WhitespaceSplit"),
 )
 _SPACE = "▁"  # the character that SentencePiece uses for a space
 _SHOWN = 40  # characters of a text in an error message
-_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # maximum length and number of cached words
+_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # maximum length and maximum number of cached words
 
 
 class CoverageCheck:
@@ -40,10 +42,10 @@ class CoverageCheck:
         """Determines which stages of a tokenizer may lose text.
 
         Args:
-          description: the JSON object of its `tokenizer.json`.
+          description: the JSON object in the `tokenizer.json`.
           tokenizer: the `tokenizers.Tokenizer` of `description`.
-          refused: True for ids that represent no text (special, unknown), bool
-            `[vocabulary_size]`.
+          refused: bool `[vocabulary_size]`, True for ids that represent no text (special or
+            unknown).
         """
         self._normalizer, self._pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self._model, self._refused = tokenizer.model, refused
@@ -67,11 +69,12 @@ class CoverageCheck:
         """Checks that `ids` represent `text`.
 
         Args:
-          text: the text before the normalizer.
-          ids: the ids from the tokenizer; None if it raised an error.
+          text: the text before normalization.
+          ids: the ids from the tokenizer; None if the tokenizer raised an error.
 
         Raises:
-          UserError: if text is lost; names the first lost characters and the stage that loses them.
+          UserError: if text is lost. The message contains the first lost characters and the stage
+            that loses them.
         """
         if self.may_delete:
             self._check_normalizer(text)
@@ -79,7 +82,7 @@ class CoverageCheck:
         # A text that contains the name of a byte piece may be encoded as that byte.
         if bad or self.may_drop or (self._byte_pieces and "<0x" in text):
             self._check_words(self._normalizer.normalize_str(text) if self._normalizer else text)
-        if bad:  # although each word is represented
+        if bad:  # although each word by itself is represented
             raise _not_represented(text)
 
     def _has_all_bytes(self, steps: list[dict[str, Any]]) -> bool:
@@ -105,7 +108,7 @@ class CoverageCheck:
             self._kept_characters.add(character)
 
     def _check_words(self, text: str) -> None:
-        """Checks a text that the normalizer has already changed."""
+        """Checks each word of a normalized text."""
         end = 0
         for word, (first, last) in [*self._words(text), ("", (len(text), len(text)))]:
             dropped = text[end:first].replace(_SPACE, "").strip()
@@ -116,7 +119,7 @@ class CoverageCheck:
                 raise _not_represented(self._first_lost(text[first:last] or word))
 
     def _words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
-        """Returns the words that the model receives, with the range of each in `text`."""
+        """Returns the words that the model receives, and the range of each word in `text`."""
         if self._pre_tokenizer is None:
             return [(text, (0, len(text)))]
         return self._pre_tokenizer.pre_tokenize_str(text)
@@ -144,7 +147,7 @@ class CoverageCheck:
         return same
 
     def _first_lost(self, word: str) -> str:
-        """Returns the first lost characters of a word; the whole word if no character is lost."""
+        """Returns the first lost characters; the whole word if no single character is lost."""
         if self._kind == "WordLevel":
             return word
         lost = [
@@ -176,7 +179,7 @@ def _steps(description: dict[str, Any], stage: str) -> list[dict[str, Any]]:
 
 def _never_deletes(step: dict[str, Any]) -> bool:
     """Returns whether a normalizer deletes nothing but white space."""
-    if step.get("type") == "Replace":  # the one of SentencePiece replaces spaces
+    if step.get("type") == "Replace":  # SentencePiece tokenizers replace spaces with "▁"
         return step["pattern"].get("String", "").isspace()
     return step.get("type") in _NEVER_DELETE
 
@@ -189,9 +192,9 @@ def _keeps_words(step: dict[str, Any]) -> bool:
 
 
 def _distinguishes_words(character: str) -> bool:
-    """Returns whether deleting a character changes the word: letters, digits and vowel signs.
+    """Returns whether a character is a letter, a digit or a vowel sign, which must not be deleted.
 
-    Accents do not: a normalizer may remove them, whether "é" is one code point or two.
+    Accents may be deleted, both in a single code point ("é" becomes "e") and as combining marks.
     """
     if character.isalnum():
         return True

@@ -1,4 +1,4 @@
-"""Renders documents as token streams (`render`), and parses the streams (`parse`, its inverse).
+"""Renders documents as token streams (`render`) and parses token streams (`parse`, the inverse).
 
 The grammar, with no separators or white space between the symbols:
 
@@ -7,7 +7,7 @@ The grammar, with no separators or white space between the symbols:
     audio only    BOS ( audio_start A audio_end )+ EOS          compositions S+A and S
     text only     BOS T EOS                                     composition text
 
-T is one or more text tokens, A one or more whole frames.
+T is one or more text tokens, and A is one or more whole frames.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a stored document is rendered for the model.
+    """Options for rendering a stored document as a token stream.
 
     Attributes:
       order: "text_first" or "audio_first"; used only for the composition S+A+T.
       composition: "S+A+T", "S+A" (text spans removed), "S" (codebook 0 only) or "text".
-      codebooks: number of codebooks in the stream (0 = all); ignored for S, which has one.
+      codebooks: number of codebooks in the stream (0 = all); ignored for S, which always has one.
     """
 
     order: str = "text_first"
@@ -82,9 +82,10 @@ class Parsed:
     """The result of `parse`.
 
     Attributes:
-      view: the view that renders the stream; `order` is "text_first" unless it is S+A+T.
-      utterances: text ids and codes in document order; `text` is empty, because the stream does not
-        contain it.
+      view: the view with which `render` returns the stream; `order` is "text_first" unless the
+        composition is S+A+T.
+      utterances: text ids and codes in document order. `text` is empty, because the stream does not
+        contain it. A text-only stream is a single utterance.
     """
 
     view: View
@@ -94,7 +95,14 @@ class Parsed:
 def text_span(
     text_ids: np.ndarray, layout: VocabularyLayout, opens: bool = True, closes: bool = True
 ) -> np.ndarray:
-    """Returns `text_start T text_end` as int32 ids; `opens` and `closes` include the markers."""
+    """Returns `text_start T text_end` as int32 ids.
+
+    Args:
+      text_ids: ordinary text ids `[tokens]`.
+      layout: the vocabulary.
+      opens: whether to include `text_start`.
+      closes: whether to include `text_end`.
+    """
     body = np.asarray(text_ids, np.int32)
     return _span(body, layout.text_start, layout.text_end, opens, closes)
 
@@ -106,12 +114,17 @@ def audio_span(
     opens: bool = True,
     closes: bool = True,
 ) -> np.ndarray:
-    """Returns `audio_start A audio_end` as int32 ids, with the first `codebooks` columns of `codes`.
+    """Returns `audio_start A audio_end` as int32 ids.
 
-    `opens` includes the first marker, and `closes` the last one.
+    Args:
+      codes: integers `[frames, n]`.
+      layout: the vocabulary.
+      codebooks: number of columns of `codes` to use.
+      opens: whether to include `audio_start`.
+      closes: whether to include `audio_end`.
 
     Raises:
-      UserError: if `codes` has fewer columns, or an index is outside its codebook.
+      UserError: if `codes` has fewer than `codebooks` columns, or a code is outside its codebook.
     """
     if codes.shape[1] < codebooks:
         raise UserError(f"codes have {codes.shape[1]} codebooks, the view needs {codebooks}")
@@ -133,12 +146,12 @@ def render(utterances: Sequence[Utterance], view: View, layout: VocabularyLayout
     """Returns the token stream of a whole document.
 
     Args:
-      utterances: at least one; for S+A+T each has text and audio.
+      utterances: at least one; each must contain the text and audio that the view shows.
       view: order, composition and codebooks.
       layout: the vocabulary.
 
     Returns:
-      int32 ids `[tokens]`, BOS first and EOS last.
+      int32 ids `[tokens]`, from BOS to EOS.
 
     Raises:
       UserError: if the document or a span is empty, a text contains a special id, or the codes do
@@ -180,7 +193,7 @@ def _check_text(text_ids: np.ndarray, layout: VocabularyLayout, number: int) -> 
 
 
 def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Parsed:
-    """Parses a complete token stream; `render` of the result returns `ids`.
+    """Parses a complete token stream; `render` converts the result back to `ids`.
 
     Args:
       ids: integers `[tokens]`.
@@ -188,8 +201,9 @@ def parse(ids: np.ndarray, layout: VocabularyLayout, codebooks: int = 0) -> Pars
       codebooks: number of codebooks in the stream (0 = all).
 
     Raises:
-      UserError: if the grammar does not allow a token (with its position and the expected ones), if
-        the stream ends inside a document, or if it is a translation, which no view describes.
+      UserError: if the grammar does not allow a token (the message contains its position and what
+        was expected), the stream ends inside a document, or the document is a translation, which no
+        view describes.
     """
     codebooks = codebooks or layout.codebooks
     rules = grammar(layout, codebooks)

@@ -1,7 +1,7 @@
 """Defines the front end of a model or data set: text tokenizer, codec and vocabulary layout.
 
 Token ids have a meaning only together with these three. Data sets, checkpoints and exports store
-their fingerprints. `FrontEnd.check_same` compares them before ids of one are used with another.
+the fingerprints of all three; `FrontEnd.check_same` raises an error if two front ends differ.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Difference:
 
     Attributes:
       part: "tokenizer", "codec" or "vocabulary layout".
-      ours: our value as text, a fingerprint or the differing fields of the layout.
-      theirs: the other value as text.
+      ours: value in the first front end, as text: a fingerprint or the differing layout fields.
+      theirs: value in the second front end, as text.
     """
 
     part: str
@@ -36,8 +36,8 @@ class Difference:
     def looks_damaged(self) -> bool:
         """True if two fingerprints differ in at most two characters.
 
-        The fingerprints of different tokenizers or codecs differ in most characters; a flipped bit
-        changes only one.
+        The fingerprints of different tokenizers or codecs differ in most characters, whereas a
+        flipped bit in a stored fingerprint changes only one.
         """
         if len(self.ours) != len(self.theirs) or len(self.ours) < 16:
             return False
@@ -61,7 +61,7 @@ class FrontEnd:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "FrontEnd":
-        """Returns the front end of a checkpoint; the inverse of `to_metadata`."""
+        """Returns the front end in the metadata of a checkpoint; the inverse of `to_metadata`."""
         layout = VocabularyLayout.from_json(metadata["layout"])
         return cls(layout, metadata["tokenizer_fingerprint"], metadata["codec_fingerprint"])
 
@@ -77,7 +77,7 @@ class FrontEnd:
     def differences(self, other: "FrontEnd") -> list[Difference]:
         """Returns the parts in which two front ends differ; a missing codec is ignored.
 
-        The layout is last: it usually differs because the tokenizer or the codec differs.
+        The layout is the last element, because it usually differs only as a result of the others.
         """
         found = []
         if self.tokenizer != other.tokenizer:
@@ -108,7 +108,7 @@ class FrontEnd:
           other: the expected front end.
           name: what this front end belongs to, for the error message.
           other_name: what `other` belongs to.
-          fixes: fixes in the error message by `Difference.part`, instead of the default ones.
+          fixes: `Difference.part` -> fix in the error message, instead of the default fix.
           otherwise: alternative fix, appended to the error message.
           repair: data set for `soda checkpoints --repair`, named if a fingerprint looks damaged.
         """

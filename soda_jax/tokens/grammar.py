@@ -1,7 +1,7 @@
 """Determines which tokens may come next, with one automaton for all document types.
 
-Legality depends only on the state and the *group* of a token (text, a marker, a codebook …). The
-automaton therefore consists of two small tables that can be used in a jitted loop:
+Whether a token is legal depends only on the state and the *group* of the token (text, a marker, a
+codebook …). The automaton therefore consists of two small tables that can be used in a jitted loop:
 `transitions[state, group]` and `group_of_id[id]`.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# A document type is a sequence of spans (T text, A audio). The sequences in LOOPS may be repeated.
+# A document type is a sequence of spans (T = text, A = audio). Sequences in LOOPS may be repeated.
 LOOPS = {"text_first": "TA", "audio_first": "AT", "audio_only": "A"}
 ONCE = {"translation": "ATTA"}
 
@@ -33,7 +33,7 @@ class Grammar:
       transitions: int32 `[states, groups]`, the next state, or −1 if the group is not legal.
       group_of_id: int32 `[vocabulary]`, the group of each id.
       group_names: names of the groups, for messages.
-      frame_boundary: bool `[states]`, True inside an audio span after a whole frame.
+      frame_boundary: bool `[states]`, True in an audio span after a complete frame.
       start: the state before BOS.
       end: the state after EOS, in which nothing is legal.
     """
@@ -51,16 +51,21 @@ class Grammar:
         return [[*row, ILLEGAL] for row in self.transitions.tolist()]
 
     def groups_of(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the column of each id in `rows`, int32 of the same shape; ids may be any integers."""
+        """Returns the column in `rows` for each id (any integer), int32 of the same shape."""
         inside = (ids >= 0) & (ids < len(self.group_of_id))
         return np.where(inside, self.group_of_id[np.where(inside, ids, 0)], len(self.group_names))
 
     def step(self, state: int, token: int) -> int:
-        """Returns the state after `token`, or −1 if it is not legal in `state`."""
+        """Returns the state after `token`, or −1 if `token` is not legal in `state`."""
         return int(self.transitions[state, self.group_of_id[token]])
 
     def run(self, ids: np.ndarray, state: int | None = None) -> int:
-        """Returns the state after all of `ids`, or −1 if one of them is not legal."""
+        """Returns the state after all `ids`, or −1 if an id is not legal.
+
+        Args:
+          ids: token ids `[tokens]`.
+          state: state before the first id; None is `start`.
+        """
         state = self.start if state is None else state
         for token in np.asarray(ids).tolist():
             state = self.step(state, token)
@@ -83,7 +88,7 @@ class Grammar:
 
 @functools.lru_cache(maxsize=32)
 def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
-    """Returns the automaton of all document types with `codebooks` codebooks (0 = all)."""
+    """Returns the automaton for all document types with `codebooks` codebooks (0 = all)."""
     codebooks = codebooks or layout.codebooks
     spans = _span_states(codebooks > 0)
     # States of the token automaton: start, end, between spans, raw text without markers, and the
@@ -112,7 +117,7 @@ def grammar(layout: VocabularyLayout, codebooks: int = 0) -> Grammar:
                 edges.append((filled, TEXT_END, between[target]))
                 continue
             edges.append((here, AUDIO_START, opened))
-            # `filled` is the state after a whole frame, `inside[k]` after codebook k of a frame.
+            # `filled` is the state after a whole frame, `inside[k]` the state after codebook k.
             inside = [number((kind, target, k)) for k in range(codebooks - 1)] + [filled]
             edges += [(origin, FIRST_CODEBOOK, inside[0]) for origin in (opened, filled)]
             edges += [(inside[k - 1], FIRST_CODEBOOK + k, inside[k]) for k in range(1, codebooks)]
@@ -139,7 +144,7 @@ def _group_of_id(layout: VocabularyLayout) -> np.ndarray:
 
 
 def _span_states(with_audio: bool) -> dict[frozenset, tuple[dict[str, frozenset], bool]]:
-    """Returns the automaton over spans for all document types, by the subset construction.
+    """Builds the automaton over spans for all document types, by the subset construction.
 
     A position is (document type, number of spans read), and a state is a set of possible positions.
     The result maps each state, starting with the initial one, to (next states for T and A, whether
@@ -158,7 +163,7 @@ def _span_states(with_audio: bool) -> dict[frozenset, tuple[dict[str, frozenset]
         complete = False
         for name, read in state:
             pattern = patterns[name]
-            done = read == len(pattern)  # the document may end; a loop may begin again
+            done = read == len(pattern)  # the document may end, and a loop may start again
             complete |= done
             if done and name in ONCE:
                 continue

@@ -1,8 +1,8 @@
 """Defines text tokenizers that return only ordinary text ids, whatever the text contains.
 
 There are tokenizers for UTF-8 bytes and for any Hugging Face `tokenizer.json` (read by the library
-`tokenizers`); `train_bpe` (`soda tokenizer train`) fits a byte-level BPE. The vocabularies of seqio
-are in `tokenize_pipeline.seqio_support`.
+`tokenizers`); `train_bpe` (`soda tokenizer train`) fits a byte-level BPE. seqio vocabularies are
+supported by `tokenize_pipeline.seqio_support`.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def utf8(text: str) -> bytes:
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0–255, BOS 256, EOS 257."""
+    """A tokenizer for UTF-8 bytes, which are the ids 0–255; BOS is 256 and EOS is 257."""
 
     vocabulary_size = 258
     specials: tuple[int, ...] = (256, 257)
@@ -77,7 +77,7 @@ class ByteTokenizer:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of bytes; invalid UTF-8 becomes U+FFFD."""
+        """Returns the text of byte ids; other ids are ignored, invalid UTF-8 becomes U+FFFD."""
         return bytes(i for i in np.asarray(ids).tolist() if 0 <= i < 256).decode("utf-8", "replace")
 
     def save(self, directory: str | Path) -> None:
@@ -89,7 +89,7 @@ class JsonTokenizer:
     """A Hugging Face `tokenizer.json`, with the special tokens removed from the encoder.
 
     A literal `<|audio_start|>` or `</s>` in a transcript is therefore split like any other text. A
-    text that the ids would not represent completely is rejected; see `coverage`.
+    text that the ids do not represent completely is rejected; see `coverage`.
 
     Attributes:
       content: the JSON text.
@@ -99,7 +99,8 @@ class JsonTokenizer:
         """Parses the JSON text `content`; `source` is its name in error messages.
 
         Raises:
-          UserError: if it is not a tokenizer, or its added tokens include no BOS or EOS.
+          UserError: if `content` is not a `tokenizer.json`, or its added tokens include no BOS or
+            EOS.
         """
         from tokenizers import Tokenizer
 
@@ -113,7 +114,7 @@ class JsonTokenizer:
             model = _without_pieces(description["model"], apart, self.fingerprint)
             plain = {**description, "added_tokens": [], "post_processor": None, "model": model}
             plain["truncation"] = plain["padding"] = None
-            if model.get("dropout"):  # BPE dropout, for training: ids would differ between calls
+            if model.get("dropout"):  # BPE dropout would change the ids between calls
                 plain["model"] = {**model, "dropout": None}
             self._plain = Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exceptions
@@ -135,7 +136,7 @@ class JsonTokenizer:
         """Returns the ordinary ids of `text`, int32 `[tokens]`.
 
         Raises:
-          UserError: if `text` has a lone surrogate, or characters that the ids do not represent.
+          UserError: if `text` contains a lone surrogate, or the ids do not represent all of it.
         """
         utf8(text)
         ids = None
@@ -157,7 +158,7 @@ class JsonTokenizer:
 
 
 def _unknown_ids(model: dict[str, Any]) -> set[int]:
-    """Returns the id for unknown text as a set, which is empty if the model has none."""
+    """Returns a set with the id for unknown text; the set is empty if the model has no such id."""
     if isinstance(model["vocab"], dict):
         number = model["vocab"].get(model.get("unk_token"))
     else:
@@ -205,16 +206,16 @@ def _named(by_name: dict[str, int], names: Sequence[str], role: str, source: str
 def load_tokenizer(spec: str | Path) -> TextTokenizer:
     """Loads a text tokenizer.
 
-    A registered tokenizer is a function of two arguments: the text after the colon, and the folder
-    of the saved `tokenizer.json` or None. It returns a tokenizer whose `save` writes a
-    `tokenizer.json` with `{"soda": "NAME:ARGUMENT"}`.
+    A registered tokenizer is a function with two arguments: the text after the colon, and the
+    folder of the saved `tokenizer.json` (None if `spec` is a registered name). The function returns
+    a tokenizer whose `save` writes a `tokenizer.json` with `{"soda": "NAME:ARGUMENT"}`.
 
     Args:
       spec: "bytes", a `tokenizer.json` or its folder, or NAME:ARGUMENT of a registered tokenizer,
-        such as "seqio:bytes" and "seqio:sentencepiece:MODEL" (with the extra `seqio`).
+        such as "seqio:bytes" and "seqio:sentencepiece:MODEL" (these need the extra `seqio`).
 
     Raises:
-      UserError: if a file is missing or is not a tokenizer.
+      UserError: if a file is missing or is not a `tokenizer.json`.
     """
     name, _, argument = str(spec).partition(":")
     if name in TEXT_TOKENIZERS:
@@ -250,11 +251,15 @@ def _load_seqio(argument: str, folder: Path | None) -> TextTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
-    """Returns a byte-level BPE fitted to `texts`, which encodes every text without loss.
+    """Trains a byte-level BPE on `texts`; the tokenizer encodes every text without loss.
 
     Args:
       texts: the training texts.
-      vocabulary_size: number of ids, including BOS and EOS (the last two); at least 258.
+      vocabulary_size: number of ids, at least 258, including BOS and EOS (the last two); the result
+        is smaller if `texts` contain too few pairs to merge.
+
+    Raises:
+      UserError: if `vocabulary_size` is less than 258.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -276,7 +281,7 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
 
 
 def make_layout(tokenizer: TextTokenizer, codebook_sizes: Sequence[int]) -> VocabularyLayout:
-    """Returns the vocabulary layout of a text tokenizer and a codec."""
+    """Returns the vocabulary layout for a text tokenizer and the codebooks of a codec."""
     return VocabularyLayout(
         tokenizer.vocabulary_size,
         tuple(tokenizer.specials),

@@ -1,7 +1,7 @@
-"""Defines the vocabulary layout, and with it every token id.
+"""Defines the vocabulary layout, which determines all token ids.
 
-The ids are, in order: the text vocabulary (including its special tokens), four markers, and the codes
-of each codebook. `VocabularyLayout.soda()` is the layout of the paper, 144,644 ids.
+The ids are, in order: the text vocabulary (including its special tokens), four markers, and the
+codes of each codebook. `VocabularyLayout.soda()` is the layout of the paper, with 144,644 ids.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ class VocabularyLayout:
       codebook_sizes: number of entries of each codebook; the first is the semantic one.
 
     Raises:
-      UserError: if the sizes are not positive, or BOS or EOS is not a special text id.
+      UserError: if a size is not positive, `specials` are not ascending text ids, or `bos` and
+        `eos` are not two different special ids.
     """
 
     text_size: int
@@ -52,7 +53,7 @@ class VocabularyLayout:
 
     @classmethod
     def soda(cls) -> "VocabularyLayout":
-        """Returns the layout of the paper: Llama-3 text (0–128255), markers, 8 codebooks of 2,048."""
+        """Returns the layout of the paper: Llama-3 text (0–128255), markers, 8 × 2,048 codes."""
         return cls(128_256, tuple(range(128_000, 128_256)), 128_000, 128_001, (2048,) * 8)
 
     @property
@@ -104,9 +105,10 @@ class VocabularyLayout:
 
     @functools.cached_property
     def class_of_id(self) -> np.ndarray:
-        """The target class of every id, int8 `[size]`: 0 text, 1 … codebooks audio, then marker.
+        """Target class of each id, int8 `[size]`.
 
-        Markers, BOS and EOS are in the marker class; other special text ids are in the text class.
+        Class 0 is text, class k + 1 is codebook k, and class codebooks + 1 is for markers, BOS and
+        EOS. Other special text ids are in the text class.
         """
         classes = np.full(self.size, TEXT_CLASS, np.int8)
         marker = self.codebooks + 1
@@ -128,13 +130,14 @@ class VocabularyLayout:
         """Returns the token ids of codes, frame by frame.
 
         Args:
-          codes: integers `[frames, n]`, n ≤ codebooks; column k is an index into codebook k.
+          codes: integers `[frames, n]`, 0 < n ≤ codebooks; column k indexes codebook k.
 
         Returns:
           int32 ids `[frames · n]`: codebooks 0, 1, …, n−1 of frame 0, then of frame 1, and so on.
 
         Raises:
-          UserError: if an index is outside its codebook; names its position.
+          UserError: if n is out of range, or an index is outside its codebook. The message contains
+            the position of the index.
         """
         codes = np.asarray(codes)
         count = codes.shape[1]
@@ -151,10 +154,11 @@ class VocabularyLayout:
         return (codes + self.codebook_offsets[:count]).astype(np.int32).reshape(-1)
 
     def ids_to_codes(self, ids: np.ndarray, codebooks: int) -> np.ndarray:
-        """Returns the codes of token ids, uint16 `[frames, codebooks]`; the inverse of `codes_to_ids`.
+        """Returns the codes of token ids, uint16 `[frames, codebooks]`; inverts `codes_to_ids`.
 
         Raises:
-          UserError: if a frame is incomplete or an id is in another codebook; names the position.
+          UserError: if a frame is incomplete, or an id is not in the codebook of its column. The
+            message contains the position.
         """
         ids = np.asarray(ids, np.int64)
         if len(ids) % codebooks:

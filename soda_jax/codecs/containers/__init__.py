@@ -1,9 +1,9 @@
 """Finds the samples of a sound file by checking its header against its bytes.
 
 libsndfile trusts the header of a file. If the header is wrong, libsndfile returns only part of the
-samples and no error. `find_parts` finds the true end of a file in each container format and returns
-what libsndfile has to decode: the whole file, a range of it, several consecutive streams, or a
-range with a corrected header.
+samples and reports no error. `find_parts` finds the true end of a file in each container format and
+returns what libsndfile must decode: the whole file, a range of it, several consecutive streams, or
+a range with a corrected header.
 """
 
 import os
@@ -33,12 +33,13 @@ _PARSERS = {  # by the first four bytes
     b"fLaC": flac,
 }
 _TRAILER = 4096  # bytes of tags or padding that may follow the samples
-# libsndfile's names. IRCAM, PAF and PVF headers contain no length; libsndfile checks HTK's.
+# Format names of libsndfile. IRCAM, PAF and PVF headers contain no length that could be wrong, and
+# libsndfile checks the length in an HTK header.
 _CHECKED = {"HTK", "IRCAM", "PAF", "PVF"}
 
 
 def find_parts(file: BinaryIO) -> list[Part]:
-    """Returns the parts that libsndfile has to decode, in order.
+    """Returns the parts that libsndfile must decode, in order.
 
     Returns:
       The parts. A single part that covers the whole file means that libsndfile reads the file
@@ -73,5 +74,5 @@ def find_parts(file: BinaryIO) -> list[Part]:
 
 
 def is_checked(format: str) -> bool:
-    """Returns whether libsndfile checks the length of a format that has no parser here."""
+    """Returns whether libsndfile finds the true end of files in a format without a parser here."""
     return format in _CHECKED

@@ -2,10 +2,12 @@
 
 Their headers contain the number of sample bytes. A program that writes to a pipe cannot fill in
 this number at the end and leaves 0 or a huge number; then the samples extend to the end of the
-file. libsndfile decodes part of a truncated file, and nothing if the number is 0, without an error.
+file. libsndfile reports no error if a file is truncated or if the number is 0; it decodes the
+available part of a truncated file, and nothing if the number is 0.
 
-Each parser takes the offset of a header in a file of `size` bytes, and returns the parts of one sound
-file and the offset after it. It raises a `SoundError` (`truncated` or `undecodable`).
+For the header at offset `start` in a file of `size` bytes, each parser returns the parts of one
+sound file and the offset after this sound file. A parser raises `SoundError` (`truncated` or
+`undecodable`).
 """
 
 import re
@@ -28,7 +30,7 @@ Chunk = tuple[bytes, int, int]  # identifier, offset of the content, length in b
 
 
 def wav(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses a WAV (little- or big-endian), RF64 or BW64."""
+    """Parses a WAV (little- or big-endian), RF64 or BW64 file."""
     head = read_at(file, start, 12)
     order: Order = "big" if head[:4] == b"RIFX" else "little"
     wide = head[:4] in (b"RF64", b"BW64")
@@ -60,7 +62,7 @@ def wav(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def aiff(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses an AIFF, AIFF-C or 8SVX."""
+    """Parses an AIFF, AIFF-C or 8SVX file."""
     head = read_at(file, start, 12)
     end = start + 8 + int.from_bytes(head[4:8], "big")
     name, lead = (b"BODY", 0) if head[8:12] in (b"8SVX", b"16SV") else (b"SSND", 8)
@@ -81,7 +83,7 @@ def aiff(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def w64(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses a Sony Wave64.
+    """Parses a Sony Wave64 file.
 
     libsndfile 1.2 decodes everything after the header, so the part ends at the last sample.
     """
@@ -108,7 +110,10 @@ def w64(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def caf(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses an Apple CAF. If the size is −1 or 0, the samples extend to the end of the file."""
+    """Parses an Apple CAF file.
+
+    If the size of the data chunk is −1 or 0, the samples extend to the end of the file.
+    """
     at, found = start + 8, False
     while len(header := read_at(file, at, 12)) == 12 and header[:4] != b"caff":
         length = int.from_bytes(header[4:], "big", signed=True)
@@ -129,7 +134,10 @@ def caf(file: BinaryIO, start: int, size: int) -> Parsed:
 
 
 def au(file: BinaryIO, start: int, size: int) -> Parsed:
-    """Parses a Sun AU. If the size is 2^32 − 1, the samples extend to the end of the file."""
+    """Parses a Sun AU file.
+
+    If the number of sample bytes is 2^32 − 1 or 0, the samples extend to the end of the file.
+    """
     head = read_at(file, start, 12)
     order: Order = "big" if head[:4] == b".snd" else "little"
     first = start + int.from_bytes(head[4:8], order)
@@ -147,7 +155,7 @@ def nist(file: BinaryIO, start: int, size: int) -> Parsed:
     fields = dict(re.findall(rb"(\w+) -(?:i|s\d+) (\d+)\n", lines))
     count, width = fields.get(b"sample_count"), fields.get(b"sample_n_bytes")
     if length is None or count is None or width is None or b"embedded-" in lines:
-        return [Part(start, size)], size  # without a length, or compressed: left to libsndfile
+        return [Part(start, size)], size  # unknown length or compressed samples; not checked
     declared = int(count) * int(width) * int(fields.get(b"channel_count", 1))
     stop, after = _samples_end(start + int(length[1]), declared, _UNKNOWN_64, size)
     return [Part(start, stop)], after
@@ -166,10 +174,10 @@ def _samples_end(
     Args:
       first: offset of the first sample byte.
       declared: number of sample bytes according to the header.
-      unknown: if `declared` exceeds the file and is at least `unknown`, it is a placeholder.
+      unknown: `declared` is a placeholder if it exceeds the file and is at least `unknown`.
       size: size of the file in bytes.
       end: offset of the end according to the outermost size in the header.
-      following: returns the end of the chunks that start at an offset, or None if there are none.
+      following: returns the end of the chunks that start at an offset, or None if no chunk does.
     """
     available = size - first
     if available < 0:
@@ -199,7 +207,7 @@ def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[Chunk]
 
 
 def _w64_chunks(file: BinaryIO, at: int) -> Iterator[Chunk]:
-    """Yields the chunks of a Wave64 from offset `at`, with 4 bytes of each identifier."""
+    """Yields the chunks of a Wave64 file from offset `at`, with the first 4 bytes of each ID."""
     while len(header := read_at(file, at, 24)) == 24:
         length = int.from_bytes(header[16:], "little")  # includes the header
         yield header[:4], at + 24, length - 24
@@ -217,7 +225,7 @@ def _up_to(name: bytes, chunks: Iterator[Chunk]) -> dict[bytes, tuple[int, int]]
 
 
 def _end_of_chunks(file: BinaryIO, size: int, order: Order, at: int) -> int | None:
-    """Returns the offset after the chunks that start at `at`; None if there are other bytes."""
+    """Returns the offset after the chunks that start at `at`; None if other bytes follow."""
     for odd in (at & 1, 0):  # some writers do not pad a chunk of odd length
         end = min(at + odd, size)
         for identifier, first, length in _chunks(file, end, size, order):
@@ -233,9 +241,14 @@ def _end_of_chunks(file: BinaryIO, size: int, order: Order, at: int) -> int | No
 def _corrected(
     file: BinaryIO, start: int, first: int, stop: int, *fields: tuple[int, bytes]
 ) -> Part:
-    """Returns the samples in `[first, stop)` with a corrected copy of the header at `start`.
+    """Returns a part with the samples in `[first, stop)` and a corrected copy of the header.
 
-    Each of `fields`, (offset in the file, bytes), is replaced in the copy.
+    Args:
+      file: the sound file.
+      start: offset of the header, which ends at `first`.
+      first: offset of the first sample byte.
+      stop: offset after the last sample byte.
+      fields: (offset in the file, bytes) of each header field to replace in the copy.
     """
     header = bytearray(read_at(file, start, first - start))
     for offset, value in fields:

@@ -67,7 +67,7 @@ class PartFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        """Reads up to `len(buffer)` bytes into `buffer`; returns their number."""
+        """Reads up to `len(buffer)` bytes into `buffer`; returns the number of bytes."""
         view, head = memoryview(buffer).cast("B"), self._part.head
         done = 0
         if self._at < len(head):

@@ -1,10 +1,10 @@
 """Counts the frames of MPEG audio (MP3), because no header field contains the length reliably.
 
 Without a Xing, Info or VBRI header, libsndfile estimates the length from the sizes of the file and
-of its first frames, and stops there. Otherwise it trusts the header, even if a second file was
-appended. Here the frames are counted by their headers (ISO 11172-3, 2.4.1.3; ISO 13818-3), the file
-is split at each Xing, Info or VBRI header and at each change of format, and a stream without a
-correct header gets one.
+of its first frames, and stops decoding at this length. Otherwise, libsndfile trusts the header,
+even if a second file was appended. This module counts the frames by parsing their headers (ISO
+11172-3, 2.4.1.3; ISO 13818-3), splits the file at each Xing, Info or VBRI header and at each change
+of format, and adds a correct header to each stream that has none.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from soda_jax.codecs.containers.common import (
     without_tags,
 )
 
-_BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 means free format, 15 is invalid
+_BITRATES = {  # kbit/s for the indices 1 to 14, by (MPEG 1, layer); 0 is free format, 15 is invalid
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -28,8 +28,8 @@ _BITRATES = {  # kbit/s by (MPEG 1, layer); index 0 means free format, 15 is inv
 }
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _BLOCK = 1 << 22  # bytes read at once
-_LONGEST_FRAME = 4096  # bytes, rounded up
-_LONGEST_LEAD = 1 << 16  # bytes before the first frame, as in a recording of a live stream
+_LONGEST_FRAME = 4096  # bytes; an upper bound
+_LONGEST_LEAD = 1 << 16  # bytes before the first frame; a live stream may be cut within a frame
 _PADDING = 4096  # zero bytes that are allowed after the last frame
 _DECODER_DELAY = 529  # samples that a decoder removes if a header contains an encoder delay
 
@@ -55,7 +55,7 @@ _headers: dict[bytes, _Header | None] = {}  # cache of `_parse`; a file has few 
 
 
 def _parse(head: bytes) -> _Header | None:
-    """Parses a frame header and caches the result in `_headers`; None if it is not a header."""
+    """Parses a frame header and caches the result; returns None if `head` is not a header."""
     result = None
     if len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
         version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -75,7 +75,16 @@ def _parse(head: bytes) -> _Header | None:
 
 @dataclass
 class _Stream:
-    """Consecutive frames of a format; `tag` is the first if it has a Xing, Info or VBRI header."""
+    """Consecutive frames of one format.
+
+    Attributes:
+      start: offset of the first frame.
+      stop: offset after the last frame.
+      head: first frame header, four bytes.
+      header: the parsed `head`.
+      frames: number of frames, not counting `tag`.
+      tag: the first frame if it contains a Xing, Info or VBRI header.
+    """
 
     start: int
     stop: int
@@ -104,11 +113,11 @@ def mpeg(file: BinaryIO, start: int, size: int) -> list[Part]:
 
 
 def _walk(file: BinaryIO, at: int, end: int) -> list[_Stream]:
-    """Returns the streams from an offset to `end`, with their frames counted."""
+    """Returns the streams from offset `at` to `end`."""
     streams: list[_Stream] = []
     while at < end:
         block = read_at(file, at, min(_BLOCK, end - at))
-        # A frame near the end of the block is left for the next one.
+        # Frames near the end of the block are processed with the next block.
         last = len(block) - (_LONGEST_FRAME if at + len(block) < end else 0)
         base, at = at, at + _count(block, at, last, streams)
         if at < base + last:
@@ -117,7 +126,17 @@ def _walk(file: BinaryIO, at: int, end: int) -> list[_Stream]:
 
 
 def _count(block: bytes, base: int, last: int, streams: list[_Stream]) -> int:
-    """Adds the frames in `block[:last]` to the streams; returns the offset of their end."""
+    """Adds the frames that start in `block[:last]` to `streams`, and counts them.
+
+    Args:
+      block: bytes of the file.
+      base: offset of `block` in the file.
+      last: offset in `block` at which to stop.
+      streams: the streams so far; changed in place.
+
+    Returns:
+      The offset in `block` after the last added frame.
+    """
     at, size = 0, len(block)
     known, stream = _headers, streams[-1] if streams else None
     while at < last:
@@ -204,8 +223,8 @@ def _part(stream: _Stream) -> Part:
     frames, length = _counts(stream)
     if frames == stream.frames:
         return Part(stream.start, stream.stop)
-    # Some encoders count the header frame too. If only the number of frames is too large and the
-    # number of bytes is correct, the header is wrong and the file is complete.
+    # Some encoders also count the frame that contains the header. If the number of frames is too
+    # large but the number of bytes is correct, the header is wrong and the file is complete.
     more = not frames or frames > stream.frames + 1
     longer = (length or 0) > stream.stop - stream.start + stream.header.length
     if more and (longer or (frames and not length)):
@@ -222,8 +241,8 @@ def _part(stream: _Stream) -> Part:
 def _xing(stream: _Stream) -> bytes:
     """Returns two frames to put before a stream: a Xing header with the frame count, and silence.
 
-    If a stream has such a header, a decoder removes the encoder delay and its own delay of 529
-    samples. The delay is chosen so that it removes exactly the silent frame.
+    If a stream has such a header, a decoder removes the encoder delay given in the header and the
+    decoder delay of 529 samples. The encoder delay is chosen so that their sum is one frame.
     """
     header = stream.header
     tag, silence = (_empty_frame(stream, length) for length in (header.tag + 12 + 36, header.tag))

@@ -1,6 +1,6 @@
 """Parses FLAC and Ogg.
 
-FLAC: the length in STREAMINFO is compared with the last frame of the file. An encoder that writes
+FLAC: the parser compares the length in STREAMINFO with the last frame. An encoder that writes
 to a pipe leaves 0 as the length. libFLAC reports no error if such a file is truncated, or if a file
 contains more samples than the length in STREAMINFO.
 
@@ -15,18 +15,24 @@ from typing import BinaryIO
 
 from soda_jax.codecs.containers.common import Part, SoundError, read_at, without_tags
 
-# A stream starts with "fLaC" and a STREAMINFO block of 34 bytes. `re` is faster than `bytes.find`.
+# A stream starts with "fLaC" and a STREAMINFO block of 34 bytes. `re` is faster here than
+# `bytes.find`.
 _STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _BLOCK = 1 << 20  # bytes searched at once
 _TAIL = 1 << 15  # bytes at the end of a stream, searched for the header of the last frame
-_LONGEST = 1 << 20  # bytes; a frame of 4,096 samples in 8 channels of 32 bits is shorter
+_LONGEST = 1 << 20  # bytes; longer than a frame with 4,096 samples, 8 channels and 32 bits
 _COUNT = (1 << 36) - 1  # the field with the number of samples has 36 bits
 _PAGE = b"OggS"
 _FIRST = 2  # flag of the first page of an Ogg stream
 
 
 def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
-    """Returns the part of the FLAC stream at `start` in a file of `size` bytes, and its end.
+    """Returns ([part], offset after the stream) for the FLAC stream at `start`.
+
+    Args:
+      file: the sound file.
+      start: offset of the stream.
+      size: size of the file in bytes.
 
     Raises:
       SoundError: `truncated` if the last frame is incomplete or frames are missing.
@@ -56,7 +62,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
 def ogg(file: BinaryIO, start: int, size: int) -> list[Part]:
     """Returns the chained streams from `start` to the end of a file of `size` bytes.
 
-    An end-of-stream flag on the last page is not required: recordings of live streams have none.
+    The last page need not have an end-of-stream flag, because recordings of live streams have none.
 
     Raises:
       SoundError: `truncated` if the last page is incomplete, `undecodable` if there are other bytes
@@ -105,7 +111,7 @@ def _next_stream(file: BinaryIO, at: int, size: int) -> int:
 
 
 def _complete_frames(file: BinaryIO, first: int, stop: int, blocks: int) -> int | None:
-    """Returns the number of samples up to `stop`; None if no frame ends there."""
+    """Returns the number of samples up to `stop`; None if no frame ends at `stop`."""
     tail = read_at(file, max(first, stop - _LONGEST), min(_LONGEST, stop - first))
     # Bytes within a frame may look like a header, so the checksum of the frame is compared.
     for at, samples in itertools.islice(_headers(tail, blocks), 4):
@@ -115,7 +121,7 @@ def _complete_frames(file: BinaryIO, first: int, stop: int, blocks: int) -> int 
 
 
 def _headers(tail: bytes, blocks: int) -> Iterator[tuple[int, int]]:
-    """Yields (offset, samples up to the end of the frame) for each frame header, last first."""
+    """Yields (offset, samples up to the end of the frame) for each frame header, in reverse."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if (end := _frame_end(tail[at : at + 16], blocks)) is not None:

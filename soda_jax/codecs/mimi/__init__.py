@@ -1,4 +1,4 @@
-"""Mimi (Kyutai, arXiv 2410.00037), the codec of SODA, in Flax without torch.
+"""Mimi (Kyutai, arXiv 2410.00037), SODA's codec, implemented in Flax without torch.
 
     codec = MimiCodec.load("path/to/mimi")   # config.json and model.safetensors, as published
     codes = codec.encode([clip])[0]          # uint16 [frames, 8]

@@ -39,7 +39,7 @@ class MimiCodec:
 
     Attributes:
       model: the network with its weights, in host memory.
-      dtype: type of the activations.
+      dtype: dtype of the activations.
     """
 
     name = "mimi"
@@ -57,7 +57,7 @@ class MimiCodec:
 
         Args:
           model: the network with its weights.
-          dtype: type of the activations; the quantizer always computes in f32.
+          dtype: dtype of the activations; the distances to codebook entries are always f32.
           batching: sizes of batches and pieces; None chooses defaults for the platform.
           devices: devices to run on; None uses all local devices.
           source: folder from which the weights were read; `save` may hard-link its files.
@@ -78,8 +78,8 @@ class MimiCodec:
     def runner(self) -> Runner:
         """The model on its devices, created on first use.
 
-        A job reads the attributes of a codec before it starts workers. If this allocated the TPU or
-        the GPU memory, no worker could use the device.
+        A job reads attributes such as `codebook_sizes` before it starts workers. If reading them
+        allocated the TPU or the GPU memory, no worker could use the device.
         """
         return Runner(self.model, self.dtype, self._batching, self._given_devices)
 
@@ -108,7 +108,8 @@ class MimiCodec:
             `MimiCodec`; they override the saved values.
 
         Raises:
-          UserError: if a file is missing, damaged or of another model, or cannot be downloaded.
+          UserError: if a file is missing or damaged, belongs to another model or cannot be
+            downloaded.
         """
         if str(path).startswith("hf:"):
             path = _download(str(path).removeprefix("hf:"))
@@ -144,14 +145,14 @@ class MimiCodec:
         return cls(model, **changed)
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encodes float32 mono clips `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
+        """Encodes f32 mono `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
         clips = [check_clip(clip) for clip in audio]
         codes = self.runner.encode([clip for clip in clips if len(clip)], self.samples_per_frame)
         encoded, empty = iter(codes), np.zeros((0, len(self.codebook_sizes)), np.uint16)
         return [next(encoded).astype(np.uint16) if len(clip) else empty for clip in clips]
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Decodes `[frames, n]` to float32 mono `[frames * samples_per_frame]`; see `Codec.decode`."""
+        """Decodes `[frames, n]` to f32 mono `[frames * samples_per_frame]`; see `Codec.decode`."""
         checked = [check_codes(clip, self.codebook_sizes).astype(np.int32) for clip in codes]
         sounds = [np.zeros(0, np.float32) for _ in checked]
         for books in sorted({clip.shape[1] for clip in checked}):

@@ -29,7 +29,7 @@ class MimiConfig:
     num_residual_layers: int = 1  # residual blocks per time scale
     upsampling_ratios: tuple[int, ...] = (8, 6, 5, 4)  # per decoder stage; reversed in the encoder
     kernel_size: int = 7  # first convolution of the encoder and the decoder
-    last_kernel_size: int = 3  # last convolution of both
+    last_kernel_size: int = 3  # last convolution of the encoder and the decoder
     residual_kernel_size: int = 3  # first convolution in a residual block
     dilation_growth_rate: int = 2  # residual block j has dilation `dilation_growth_rate ** j`
     compress: int = 2  # divisor of the channels inside a residual block
@@ -42,7 +42,7 @@ class MimiConfig:
     norm_eps: float = 1e-5  # epsilon of the layer norms
     codebook_size: int = 2048  # entries of each codebook
     codebook_dim: int = 256  # size of an entry
-    num_quantizers: int = 32  # codebooks, of which the first is semantic
+    num_quantizers: int = 32  # number of codebooks; the first is semantic
     latent_stride: int = 2  # transformer positions per frame of codes
 
     @property
@@ -87,7 +87,7 @@ class MimiConfig:
           name: name of the file in error messages.
 
         Raises:
-          UserError: if the model is not a Mimi model, or a setting is not supported.
+          UserError: if the file describes another type of model, or a setting is not supported.
         """
         if value.get("model_type", "mimi") != "mimi":
             raise UserError(f"{name} describes a {value['model_type']!r} model: give a Mimi model")

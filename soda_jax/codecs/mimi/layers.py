@@ -1,7 +1,7 @@
 """Defines stateful causal convolutions and SEANet, a residual network of such convolutions.
 
 Activations are `[batch, time, channels]`. A layer maps (input, state) to (output, new state). The
-state contains the past inputs that the next outputs depend on, so processing a clip in pieces gives
+state contains the past inputs that the next outputs depend on, so processing a clip in pieces has
 the same result as processing the whole clip. Convolutions are written as matrix products, which are
 fast on every backend; XLA's one-dimensional convolution is several times slower on a CPU.
 """
@@ -18,7 +18,7 @@ Past = list[jax.Array]
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns `x` `[…, in]` times `weight` `[in, out]`, f32 in full precision on every backend."""
+    """Returns `x` `[…, in]` times `weight` `[in, out]`; f32 has full precision on every backend."""
     highest = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.matmul(x, weight, precision=highest)
 
@@ -32,7 +32,7 @@ def elu(x: jax.Array) -> jax.Array:
 
 
 def weight(shape: tuple[int, ...], fan_in: float = 0, mean: float = 0.0) -> nnx.Param:
-    """Returns an f32 parameter whose values are read from a file or set by `fill_at_random`.
+    """Returns an f32 parameter of zeros; values are read from a file or set by `fill_at_random`.
 
     Args:
       shape: shape of the array.
@@ -86,7 +86,7 @@ class Conv(nnx.Module):
         return (y if self.bias is None else y + self.bias[...].astype(x.dtype)), past
 
     def _halves(self, whole: jax.Array, weight: jax.Array) -> jax.Array:
-        """Handles kernel = 2 · stride by two matrix products, without copying the input."""
+        """Handles kernel = 2 · stride with two matrix products, without copying the input."""
         batch, time, channels = whole.shape
         blocks = whole.reshape(batch, time // self.stride, self.stride * channels)
         first, second = weight.reshape(2, self.stride * channels, -1)
@@ -190,7 +190,10 @@ class SeaNet(nnx.Module):
 
 
 def encoder(config: MimiConfig) -> SeaNet:
-    """Returns the network that maps `[batch, samples, 1]` to `[batch, samples / 960, hidden]`."""
+    """Returns the network that maps `[batch, samples, 1]` to `[batch, samples / n, hidden]`.
+
+    n is the product of `upsampling_ratios`, 960 in kyutai/mimi.
+    """
     channels = config.num_filters
     layers: list[SeaLayer] = [Conv(1, channels, config.kernel_size)]
     for ratio in reversed(config.upsampling_ratios):
@@ -201,7 +204,10 @@ def encoder(config: MimiConfig) -> SeaNet:
 
 
 def decoder(config: MimiConfig) -> SeaNet:
-    """Returns the network that maps `[batch, time, hidden]` to audio `[batch, time · 960, 1]`."""
+    """Returns the network that maps `[batch, time, hidden]` to audio `[batch, time · n, 1]`.
+
+    n is as in `encoder`.
+    """
     channels = config.num_filters * 2 ** len(config.upsampling_ratios)
     layers: list[SeaLayer] = [Conv(config.hidden_size, channels, config.kernel_size)]
     for ratio in config.upsampling_ratios:

@@ -1,7 +1,8 @@
-"""Defines the network, which converts audio to codes and codes to audio in pieces.
+"""Defines the Mimi network, which encodes audio and decodes codes in pieces.
 
-Encoder and decoder process a piece of several frames, given the state after the previous piece; see
-`layers`. One compiled program can therefore process clips of any length in constant memory.
+The encoder and the decoder process a piece of several frames, given the state after the previous
+piece; see `layers`. One compiled program can therefore process clips of any length in constant
+memory.
 """
 
 from typing import NamedTuple
@@ -48,7 +49,10 @@ class QuantizerChain(nnx.Module):
         self.outward = weight((dim, hidden), 2 * dim)
 
     def encode(self, latents: jax.Array) -> jax.Array:
-        """Maps `[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`; computed in f32."""
+        """Maps `[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`.
+
+        The projection has the dtype of `latents`; residuals and distances are f32.
+        """
         residual = matmul(latents, self.inward[...].astype(latents.dtype)).astype(jnp.float32)
         codes = []
         for number in range(self.codebooks.shape[0]):
@@ -61,7 +65,7 @@ class QuantizerChain(nnx.Module):
         return jnp.stack(codes, axis=-1).astype(jnp.int32)
 
     def decode(self, codes: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Maps int32 `[batch, frames, n]`, n ≤ codebooks, to `[batch, frames, hidden]` in `dtype`."""
+        """Maps int32 `[batch, frames, n]`, n ≤ codebooks, to `dtype` `[batch, frames, hidden]`."""
         total = self.codebooks[0][codes[..., 0]]
         for number in range(1, codes.shape[-1]):
             total = total + self.codebooks[number][codes[..., number]]
@@ -69,14 +73,14 @@ class QuantizerChain(nnx.Module):
 
 
 class SplitQuantizer(nnx.Module):
-    """A semantic codebook and a parallel chain of acoustic codebooks; decoding adds their outputs."""
+    """A semantic codebook and a parallel chain of acoustic codebooks, whose outputs are added."""
 
     def __init__(self, config: MimiConfig, codebooks: int):
         self.semantic = QuantizerChain(config, 1)
         self.acoustic = QuantizerChain(config, codebooks - 1) if codebooks > 1 else None
 
     def encode(self, latents: jax.Array) -> jax.Array:
-        """Maps `[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`, semantic codes first."""
+        """Maps `[batch, frames, hidden]` to int32 `[batch, frames, codebooks]`, semantic first."""
         parts = [part.encode(latents) for part in (self.semantic, self.acoustic) if part]
         return jnp.concatenate(parts, axis=-1)
 
@@ -93,7 +97,7 @@ class Mimi(nnx.Module):
 
     Attributes:
       config: dimensions of the model.
-      codebooks: number of codebooks that are used.
+      codebooks: number of codebooks in use.
     """
 
     def __init__(self, config: MimiConfig, codebooks: int):
@@ -137,7 +141,7 @@ class Mimi(nnx.Module):
         """
         x, seanet = _in_pieces(self.encoder, audio[..., None], state.seanet, pieces)
         x, memory = self.encoder_transformer(x, state.transformer, state.position)
-        # The published model pads with copies of the first position on the left.
+        # Like the published model, pad on the left with copies of the first position.
         before = jnp.where(state.position == 0, x[:, :1], state.resample)
         position = state.position + x.shape[1]
         x, resample = self.downsample(x, before)
@@ -161,7 +165,7 @@ def abstract(config: MimiConfig, codebooks: int) -> Mimi:
 
 
 def fill_at_random(model: Mimi, seed: int) -> None:
-    """Sets every parameter to a random value; see `layers.weight`."""
+    """Sets every parameter to random values; see `layers.weight`."""
     rng = np.random.default_rng(seed)
     for _, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         noise = rng.standard_normal(param.shape, np.float32) if param.deviation else np.float32(0)

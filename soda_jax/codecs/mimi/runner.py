@@ -1,7 +1,8 @@
 """Runs Mimi on batches of clips, in pieces of fixed sizes, on all devices of this process.
 
-There is one compiled program per piece size. A new clip length therefore needs no compilation, and
-the codes of a clip do not depend on its batch: the program and its rounding are always the same.
+Encoding and decoding each have one compiled program per piece size. A new clip length therefore
+needs no compilation. The codes of a clip do not depend on the other clips of its batch, because the
+same programs, with the same rounding, process every batch.
 """
 
 import dataclasses
@@ -23,10 +24,10 @@ class Batching:
     """Sizes of batches and pieces.
 
     Attributes:
-      clips: clips per batch and device.
+      clips: clips per device in a batch.
       frames: piece sizes in frames; a program is compiled for each. If a batch has more than one
         clip, only the smallest size is used.
-      inner: number of frames that the convolutions process at a time; divides all of `frames`.
+      inner: number of frames that the convolutions process at a time; must divide all of `frames`.
     """
 
     clips: int
@@ -40,7 +41,10 @@ class Batching:
             raise ValueError(f"{self}: all must be positive, and inner must divide each of frames")
 
     def cut(self, frames: int) -> list[int]:
-        """Returns sizes of pieces that cover `frames`, largest first; the last may be padded."""
+        """Returns sizes of pieces that cover `frames` frames, in descending order.
+
+        The last piece may exceed `frames`; its input is padded.
+        """
         sizes, left = [], frames
         for size in sorted(self.frames, reverse=True):
             sizes += [size] * (left // size)
@@ -50,9 +54,9 @@ class Batching:
 
 # On a CPU, batches are not faster, and activations that fit into the cache are much faster.
 _CPU = Batching(clips=1, frames=(125, 25), inner=5)
-# 64 clips of two seconds keep an accelerator busy, and clips are padded by less than 2 s.
+# 64 clips of 2 s saturate an accelerator, and the longest clip is padded by less than 2 s.
 _ACCELERATOR = Batching(clips=64, frames=(25,), inner=25)
-# The axis over which each part of the state is sharded by clips.
+# Partition spec of each part of the state, which is sharded by clips.
 _STATE = State(P("clips"), P(None, "clips"), P("clips"), P())  # type: ignore[arg-type]
 
 
@@ -61,7 +65,7 @@ class Runner:
 
     Attributes:
       batching: sizes of batches and pieces.
-      dtype: type of the activations.
+      dtype: dtype of the activations.
       clips: clips per batch, summed over all devices.
     """
 
@@ -77,25 +81,28 @@ class Runner:
         on_cpu = devices[0].platform == "cpu"
         batching = batching or (_CPU if on_cpu else _ACCELERATOR)
         if batching.clips * len(devices) > 1:
-            # With a single size, the pieces of a clip do not depend on the longest clip of its batch.
+            # With a single size, the pieces do not depend on the longest clip of the batch.
             batching = dataclasses.replace(batching, frames=(min(batching.frames),))
         self.batching = batching
         self.dtype = jnp.dtype(dtype)
         self._mesh = Mesh(np.array(devices), ("clips",))
         self._by_clip = NamedSharding(self._mesh, P("clips"))
-        # Used for the first and all later states: another sharding would trigger a recompilation.
+        # Used for the first and all later states, because another sharding would recompile.
         self._state_layout = jax.tree.map(partial(NamedSharding, self._mesh), _STATE)
         self.clips = self.batching.clips * len(devices)
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, P()))
 
     def encode(self, audio: Sequence[np.ndarray], hop: int) -> list[np.ndarray]:
-        """Encodes float32 clips `[samples]` to int32 `[ceil(samples / hop), codebooks]`."""
+        """Encodes float32 clips `[samples]` to int32 `[ceil(samples / hop), codebooks]`.
+
+        `hop` is the number of samples per frame.
+        """
         counts = [-(-len(clip) // hop) for clip in audio]
         return self._run(audio, counts, (hop,), *self._encode)
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Decodes int32 `[frames, n]`, with the same n for all, to float32 `[frames, hop]`."""
+        """Decodes int32 `[frames, n]`, the same n for all clips, to float32 `[frames, hop]`."""
         counts = [len(clip) for clip in codes]
         books = codes[0].shape[1] if codes else 0
         flat = [clip.reshape(-1) for clip in codes]
@@ -122,7 +129,7 @@ class Runner:
     def _encode_piece(
         self, params: nnx.State, audio: jax.Array, state: State, inner: int | None = None
     ) -> tuple[jax.Array, State]:
-        """Encodes `[batch, frames, hop]`, `inner` frames at a time in the convolutions (None: all)."""
+        """Encodes `[batch, frames, hop]`; see `Batching` for `inner` (None = all frames)."""
         flat = audio.reshape(len(audio), -1).astype(self.dtype)
         pieces = audio.shape[1] // inner if inner else 1
         return nnx.merge(self._graph, params).encode(flat, state, pieces)
@@ -140,7 +147,7 @@ class Runner:
         return partial(jax.jit(work, donate_argnums=2), params)
 
     def _on_devices(self, work: Callable, start: Callable) -> tuple[Callable, Callable]:
-        """Returns `work` and `start`, jitted, with the clips sharded over the devices."""
+        """Returns jitted `work` and `start`, with the clips sharded over the devices."""
         mapped = jax.shard_map(
             partial(work, inner=self.batching.inner),
             mesh=self._mesh,
@@ -167,7 +174,7 @@ class Runner:
           clips: flattened clips, each with at most count · prod(frame) values.
           counts: number of frames of each clip, at least one.
           frame: shape of a frame of the input.
-          work: compiled function that processes a piece.
+          work: jitted function that processes a piece.
           start: returns the initial state of a batch.
 
         Returns:
@@ -185,7 +192,7 @@ class Runner:
             whole = padded.reshape(self.clips, -1, *frame)
             results, state = [], start()
             for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
-                # Asynchronous: the next piece is copied to the device while this one is processed.
+                # Asynchronous, so the next piece is copied while this one is processed.
                 sent = jax.device_put(
                     np.ascontiguousarray(whole[:, end - size : end]), self._by_clip
                 )

@@ -1,7 +1,7 @@
 """Encodes audio and decodes codes incrementally.
 
     stream = StreamingEncoder(codec)
-    codes = [stream.push(samples) for samples in microphone]   # [frames, codebooks], frames may be 0
+    codes = [stream.push(samples) for samples in microphone]  # [frames, codebooks]; frames ≥ 0
     codes.append(stream.finish())
 
 All streams of a codec share one compiled program per number of frames.
@@ -17,12 +17,13 @@ from soda_jax.codecs.mimi.codec import MimiCodec
 class StreamingEncoder:
     """Encodes a clip from consecutive parts of its samples.
 
-    The codes equal those of the whole clip, except for rounding: because the array shapes differ,
-    the last bits of a latent may differ, which changes a code if two entries are equally near.
+    The codes equal those of the whole clip except for rounding. Because the array shapes differ,
+    the last bits of a latent may differ, which changes a code if two entries are almost equally
+    near.
     """
 
     def __init__(self, codec: MimiCodec, frames: int = 1):
-        """Starts a stream that encodes `frames` frames at a time (80 ms of latency per frame)."""
+        """Starts a stream that encodes `frames` frames at a time (each 80 ms in kyutai/mimi)."""
         if frames < 1:
             raise ValueError(f"a stream encodes at least 1 frame at a time, not {frames}")
         self._codec, self._frames, self._finished = codec, frames, False

@@ -1,7 +1,7 @@
-"""Defines the causal transformer between convolutions and quantizer, with a sliding window.
+"""Defines the causal sliding-window transformer between the convolutions and the quantizer.
 
-It has pre-norm LayerNorm, rotary position embeddings, GELU, cached keys and values, and LayerScale
-on each residual branch (arXiv 2103.17239).
+The layers use pre-norm LayerNorm, rotary position embeddings (RoPE), GELU, and LayerScale on each
+residual branch (arXiv 2103.17239). Past keys and values are cached.
 """
 
 import math
@@ -78,7 +78,7 @@ class Layer(nnx.Module):
           values: past values, the same shape.
 
         Returns:
-          (x, keys, values), where keys and values now include the new positions.
+          (x, keys, values); keys and values are those of the last window − 1 positions.
         """
         shape = (*x.shape[:2], self.heads, self.head_dim)
         normed = self.attention_norm(x)
@@ -124,7 +124,7 @@ def attend(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
 
 
 class Transformer(nnx.Module):
-    """A stack of layers that share positions and mask."""
+    """A stack of layers that share the RoPE angles and the mask."""
 
     def __init__(self, config: MimiConfig):
         self.config = config

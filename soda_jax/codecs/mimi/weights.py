@@ -1,7 +1,7 @@
-"""Reads and writes Mimi weights as published at kyutai/mimi: `config.json`, `model.safetensors`.
+"""Reads and writes `config.json` and `model.safetensors` in the format of kyutai/mimi.
 
 Tensor names are those of the published file (`encoder.layers.3.conv.weight`, …), and shapes are
-those of PyTorch.
+those of the PyTorch model.
 """
 
 import json
@@ -19,7 +19,7 @@ from soda_jax.codecs.mimi.transformer import Layer
 from soda_jax.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_LEAST_USAGE = 1e-5  # smallest divisor, for entries that were never used in training
+_LEAST_USAGE = 1e-5  # lower bound of the divisor; entries never used in training have usage 0
 # Prefixes in files that transformers 5 writes -> prefixes in the published file.
 _NESTED = {
     "encoder.encoder_seanet.": "encoder.",
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     Attributes:
       name: name of the tensor in the file.
       param: parameter of the model.
-      axes: permutation from the axes of the parameter to those of the file.
+      axes: permutation that transposes the parameter to the axis order of the file.
       shape: shape in the file, which may have an additional axis of size 1.
     """
 
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
 
 
 def entries(model: Mimi) -> Iterator[Entry]:
-    """Yields all tensors of the file except the codebooks; see `codebook_names`."""
+    """Yields all tensors in the file except the codebooks; see `codebook_names`."""
     for half in ("encoder", "decoder"):
         yield from _seanet(f"{half}.layers", getattr(model, half))
         for number, layer in enumerate(getattr(model, f"{half}_transformer").layers):
@@ -72,7 +72,7 @@ def entries(model: Mimi) -> Iterator[Entry]:
 
 
 def codebook_names(codebooks: int) -> list[str]:
-    """Returns the name of each codebook, the prefix of its `.embed_sum` and `.cluster_usage`."""
+    """Returns the name of each codebook, to which `.embed_sum` or `.cluster_usage` is appended."""
     name = "quantizer.{}_residual_vector_quantizer.layers.{}.codebook"
     acoustic = [name.format("acoustic", number) for number in range(codebooks - 1)]
     return [name.format("semantic", 0), *acoustic]
@@ -81,8 +81,13 @@ def codebook_names(codebooks: int) -> list[str]:
 def _entry(
     name: str, param: nnx.Param, axes: tuple[int, ...] = (), one_at: int | None = None
 ) -> Entry:
-    """Returns an entry; the file has an extra axis of size 1 at `one_at`. By default, `axes` is
-    the identity.
+    """Returns the entry of a parameter.
+
+    Args:
+      name: see `Entry`.
+      param: see `Entry`.
+      axes: see `Entry`; the identity by default.
+      one_at: position of the additional axis of size 1 in the file, if it has one.
     """
     axes = axes or tuple(range(len(param.shape)))
     shape = [param.shape[axis] for axis in axes]
