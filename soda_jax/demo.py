@@ -1,6 +1,6 @@
-"""Runs all stages of the project on synthetic speech: `soda demo`.
+"""Runs all stages of the project on synthetic speech, as the command `soda demo`.
 
-`stages.json` lists the finished stages, which are skipped: a second run continues an interrupted one.
+`stages.json` lists the finished stages. They are skipped, so an interrupted demo can be continued.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _CLI = (sys.executable, "-m", "soda_jax.cli")
 
 
 def run_demo(folder: str | Path, clips: int, steps: int = 0) -> Path:
-    """Synthesizes speech, fits the codec, tokenizes, trains, evaluates, generates, and writes a report.
+    """Runs all stages that are not finished, from synthesis to evaluation, and writes the report.
 
     Args:
       folder: folder for all output files.
@@ -135,7 +135,7 @@ def _train_command(home: Path, steps: int) -> list[str]:
 
 
 def _train(home: Path, steps: int) -> None:
-    """Trains in two processes; the first one is preempted half-way, and the second one resumes."""
+    """Trains in a process that is preempted half-way, then resumes in a second process."""
     from soda_jax.checkpoints import CheckpointReader
     from soda_jax.train.loop import PREEMPTED
 
@@ -155,7 +155,7 @@ def _train(home: Path, steps: int) -> None:
 
 
 def _stop_half_way(process: "subprocess.Popen[bytes]", run: Path) -> None:
-    """Sends SIGTERM when half of the steps are logged."""
+    """Sends SIGTERM to the training process when half of the steps are logged."""
     from soda_jax.train.metric_logs import FILE
 
     while process.poll() is None:
@@ -179,7 +179,7 @@ def _evaluate(home: Path) -> None:
 
 
 def _report(home: Path, seconds: dict[str, float]) -> None:
-    """Generates samples and writes `report.html`; `seconds` is the duration of each stage."""
+    """Generates samples and writes `report.html`; `seconds` has the duration of each stage."""
     import soda_jax
     from soda_jax.data.format.manifest import Manifest
     from soda_jax.report.content import ReportContent
@@ -234,14 +234,14 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
 
 
 def _samples(home: Path, model: Any) -> list[Any]:
-    """Returns generated speech, transcripts of held-out clips, and the continuation of a clip."""
+    """Returns samples for the report: speech, transcripts of held-out clips, and a continuation."""
     from soda_jax.evaluate.recognizer import NAME, Recognizer
     from soda_jax.evaluate.speech import held_out_utterances
     from soda_jax.report.content import Clip, Sample
 
     rate, judge = model.codec.sample_rate, Recognizer()
     held_out = held_out_utterances(model.metadata["data"], EVALUATED)
-    # The longest ones, because the short ones are single words.
+    # The longest utterances, because short ones are single words.
     chosen = sorted(held_out, key=lambda item: -len(item.utterance.text))[:SHOWN]
     clips = [model.codec.decode([item.utterance.codes])[0] for item in chosen]
     samples = []

@@ -1,1 +1,1 @@
-"""From recordings and text to shards of interleaved token documents, offline."""
+"""Turns recordings and text into shards of interleaved token documents, offline."""

@@ -30,14 +30,15 @@ ArchiveMember = tuple[str, str]  # (path of the archive, member)
 
 
 def is_archive(path: str) -> bool:
-    """Returns whether the suffix is that of a supported archive."""
+    """Returns whether `path` has the suffix of a supported archive."""
     return path.lower().endswith(SUFFIXES)
 
 
 class ArchiveReader:
-    """Reads members of any number of archives; reuse it for consecutive requests in archive order.
+    """Reads members of any number of archives.
 
-    The order of the results depends only on the requests to this reader.
+    The most recently used archives stay open, so use one reader for consecutive requests. The order
+    of the results depends only on the requests to this reader.
     """
 
     def __init__(self) -> None:
@@ -47,10 +48,12 @@ class ArchiveReader:
     def read(
         self, wanted: Iterable[ArchiveMember]
     ) -> Iterator[tuple[ArchiveMember, bytes | BadInputError]]:
-        """Yields each distinct (path, member) of `wanted` once, archive by archive, in archive order.
+        """Yields the content of each distinct (path, member) of `wanted`.
+
+        Results are grouped by archive; the members of an archive are in archive order.
 
         If a member cannot be read, a `BadInputError` (`missing`, `truncated` or `undecodable`) that
-        names the archive and the member is yielded instead of the content.
+        names the archive and the member is yielded instead of its content.
 
         The checksum of a compressed archive is stored after its last member. If it is wrong, an
         error is yielded instead of the last member; the other members have already been yielded.
@@ -88,7 +91,7 @@ class _Tar:
             self._complete = True
 
     def read(self, members: Sequence[str]) -> Iterator[MemberContent]:
-        """Yields each distinct member of `members` (as returned by `member_name`) once, in archive order."""
+        """Yields each distinct member of `members` (normalized names) once, in archive order."""
         wanted = set(members)
         known = [self._index[name] for name in wanted if name in self._index]
         known.sort(key=lambda member: member.offset)
@@ -108,7 +111,7 @@ class _Tar:
                 yield name, _lost(name, self._damage)
 
     def _following(self) -> Iterator[Member]:
-        """Yields the members after the last one in the index, and adds them to it."""
+        """Yields the members after the last one in the index, and adds them to the index."""
         while not self._complete:
             try:
                 member = self._opened().next()
@@ -136,7 +139,7 @@ class _Tar:
             return _lost(member.name, error)
 
     def _checked(self, member: Member, content: bytes | BadInputError) -> bytes | BadInputError:
-        """Returns the content, or the checksum error if `member` is the last of a bad archive."""
+        """Returns the content, or the checksum error of the archive for its last member."""
         is_last = next(reversed(self._index)) == member.name and not any(self._following())
         return self._damage if is_last and isinstance(self._damage, ChecksumError) else content
 
@@ -152,7 +155,7 @@ def _lost(name: str, damage: BadInputError) -> BadInputError:
 
 
 def _version(path: str) -> tuple[int, int] | None:
-    """Returns (size, mtime), a key that changes with the file; None if there is no file."""
+    """Returns (size, mtime in ns), which changes with the file; None if there is no file."""
     try:
         state = os.stat(path)
     except OSError:
@@ -164,7 +167,10 @@ def _version(path: str) -> tuple[int, int] | None:
 def _plain_index(
     path: str, version: tuple[int, int] | None
 ) -> tuple[dict[str, Member], BadInputError | None]:
-    """Returns the members of a plain tar by name, and the error that ended the index, if any."""
+    """Returns the members of a plain tar by name, and the error that ended the index, if any.
+
+    `version` is part of the cache key, so that a changed archive is indexed again.
+    """
     members: dict[str, Member] = {}
     try:
         with contextlib.closing(TarStream(path)) as stream:

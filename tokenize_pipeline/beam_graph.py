@@ -1,7 +1,7 @@
 """The Beam graph for clusters: shards of the plan → reshuffle → `tokenize_shard`.
 
-The elements are descriptions of shards, so any runner may distribute and repeat them. Workers write the
-shards to the folder of the data set, which must be visible to all of them.
+The elements are small descriptions of shards, which any runner may distribute and repeat. Workers
+write the shards to the folder of the data set, which must be on a file system that all share.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
     Args:
       job: the job, from `for_workers`.
       shards: the unfinished shards of the plan.
-      runner: "dask", or a runner of Beam by its name or the import path of its class.
+      runner: "dask", or the name or import path of a Beam runner.
       flags: options for Beam, as on a command line.
 
     Raises:
@@ -36,7 +36,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
     """
     flags = [*flags, f"--runner={_RUNNERS.get(runner, runner)}"]
     if runner == "dask" and not any(f.startswith(("--dask_npart", "--dask_part")) for f in flags):
-        # The default is 128 elements per task: for most jobs, one worker would tokenize all shards.
+        # With the default of 128 elements per task, one worker would get all shards of most jobs.
         flags.append("--dask_partition_size=1")
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
     _ = (
@@ -82,7 +82,7 @@ def check_options(runner: str, flags: Sequence[str]) -> None:
 
 
 def _quiet_dask() -> None:
-    """Limits Dask's log to errors, here and in the workers that it starts; call it before using Dask."""
+    """Limits the log of Dask and its workers to errors; call it before using Dask."""
     import dask
 
     dask.config.set({"logging.distributed": "error"})

@@ -1,7 +1,7 @@
 """Encodes the sounds of a window of documents, in batches of similar length.
 
-Sounds are read in the order of the archives. They are collected until the window is complete or
-their bytes reach a limit, and are then encoded in order of length. A codec on an accelerator
+Sounds are read in archive order. They are collected until the window is complete or the collected
+bytes reach a limit, and are then encoded in order of length. A codec on an accelerator
 encodes `clips_at_once` clips per call, while threads read and resample the next clips.
 """
 
@@ -23,9 +23,9 @@ from tokenize_pipeline.sound import Sound, resolve, with_corpus_path
 
 BATCH_CLIPS = 32
 BATCH_SECONDS = 240.0
-SECONDS_PER_CLIP = 15.0  # a large batch has at most `clips_at_once` times as many seconds
+SECONDS_PER_CLIP = 15.0  # limit of the mean length in a full batch of `clips_at_once` clips
 PIECE_SECONDS = 60.0
-HELD_BYTES = 2**28  # limit of the sounds from archives that wait for the codec
+HELD_BYTES = 2**28  # limit of the archive members in memory that are not encoded yet
 _CODEC_LOCK = threading.Lock()
 
 UtteranceKey = tuple[int, int]  # (document in the window, utterance in the document)
@@ -35,14 +35,14 @@ Reads = list[Callable[[], np.ndarray]]
 
 
 def load_codec_once(spec: str) -> Codec:
-    """Returns the codec of a spec, loaded once per process even if threads call this together."""
+    """Returns the codec of a spec; concurrent calls with the same spec load it only once."""
     with _CODEC_LOCK:
         return cached_codec(spec)
 
 
 @functools.lru_cache(maxsize=1)
 def cached_codec(spec: str) -> Codec:
-    """Returns the codec of a spec and caches the last one; threads must call `load_codec_once`."""
+    """Returns the codec of a spec and caches it; concurrent callers must use `load_codec_once`."""
     return load_codec(spec)
 
 
@@ -64,11 +64,11 @@ class SpeechEncoder:
     def encode(
         self, utterances: Mapping[UtteranceKey, UtteranceSource], bad: Errors
     ) -> Iterator[dict[UtteranceKey, np.ndarray]]:
-        """Yields the codes of the usable sounds in batches, uint16 `[frames, codebooks]`.
+        """Yields the codes of usable sounds, uint16 `[frames, codebooks]`, in one dict per batch.
 
         Args:
           utterances: the utterances of one window.
-          bad: receives the errors of unusable utterances.
+          bad: dict to which the errors of unusable utterances are added.
         """
         waiting: dict[UtteranceKey, Sound] = {}
         held = 0
@@ -83,7 +83,7 @@ class SpeechEncoder:
     def _find(
         self, utterances: Mapping[UtteranceKey, UtteranceSource], bad: Errors
     ) -> Iterator[tuple[UtteranceKey, Sound, int]]:
-        """Yields (utterance key, its sound, bytes that it adds to memory), plain files first."""
+        """Yields (utterance key, sound, bytes held in memory); sounds in plain files come first."""
         members: dict[ArchiveMember, list[UtteranceKey]] = {}
         for key, utterance in utterances.items():
             try:
@@ -121,7 +121,7 @@ class SpeechEncoder:
         reads: Iterable[Reads] = (
             [functools.partial(read, key) for key in batch] for batch in batched
         )
-        if self._clips > 1:  # otherwise the codec itself uses all cores
+        if self._clips > 1:  # a codec that encodes single clips already uses all cores
             reads = _read_ahead(read, batched)
         for batch, results in zip(batched, reads, strict=True):
             clips: dict[UtteranceKey, np.ndarray] = {}
@@ -137,7 +137,7 @@ class SpeechEncoder:
 def _read_ahead(
     read: Callable[[UtteranceKey], np.ndarray], batched: Iterable[Keys]
 ) -> Iterator[Reads]:
-    """Yields functions that return `read(key)` for each batch; threads read the next batch meanwhile."""
+    """Yields functions that return `read(key)`, batch by batch; threads read one batch ahead."""
     waiting: deque[Reads] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batched:
@@ -148,7 +148,7 @@ def _read_ahead(
 
 
 def batches(seconds: Mapping[UtteranceKey, float], clips: int = 1) -> list[Keys]:
-    """Returns utterance keys sorted by length, in batches of limited total length.
+    """Returns utterance keys sorted by length, in batches of limited size and total length.
 
     Args:
       seconds: length of each utterance, in seconds.

@@ -1,9 +1,9 @@
 """Estimates a job by timing one shard, without writing the data set.
 
-The plan is made in a temporary folder, where the first utterances of the corpus are tokenized as one
-shard: once to load libraries and compile the codec, then with more utterances
-each time until it takes `TIMED_SECONDS`. Tokens, bytes and time are scaled to the expected work of
-all shards, which the plan contains.
+The plan is made in a temporary folder. The first utterances of the plan are tokenized there as one
+shard: first untimed, to load libraries and compile the codec, then timed. The shard is made larger
+until it takes `TIMED_SECONDS`. Its tokens, bytes and time are scaled by the ratio of the expected
+work of all shards to its own.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from tokenize_pipeline.settings import Job, load_text_tokenizer, read_job
 from tokenize_pipeline.worker import tokenize_shard
 
 TIMED_SECONDS = 2.0  # the timed shard takes at least this long, unless the corpus is too small
-MOST_UTTERANCES = 2**14  # limit of the timed shard, in case millions of files are missing
-FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # seconds of audio, or bytes of text
-_LONGEST_SECONDS = 30.0  # limit of an utterance in the timed shard
-_BLOCK_BYTES = 65_536  # an ArrayRecord file consists of whole blocks, and one more for its footer
+MOST_UTTERANCES = 2**14  # limit of the timed shard; missing files count as no work
+FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # size of the first shard, in seconds or bytes
+_LONGEST_SECONDS = 30.0  # longer utterances with an end time are cut in the timed shard
+_BLOCK_BYTES = 65_536  # an ArrayRecord file has whole blocks, plus one for the footer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Estimate:
     Attributes:
       plan: the plan of the job.
       manifest: manifest of the previous generation, or an empty one.
-      rejected: input rows that describe no utterance, by reason.
+      rejected: number of rejected input rows, by reason.
       timed: the timed shard, with one utterance per document; None if there is nothing to tokenize.
       result: result of the timed shard.
       elapsed: duration of the timed shard, in seconds.
-      stored: size of its records, in bytes.
+      stored: size of the records of the timed shard, in bytes.
     """
 
     plan: Plan
@@ -65,8 +65,8 @@ class Estimate:
     def totals(self, split: str) -> dict[str, int]:
         """Returns the number of shards, documents and utterances of a split.
 
-        If an utterance of the timed shard was usable, also returns text_tokens, frames and
-        bytes on disk.
+        If an utterance of the timed shard was usable, also returns estimates of text_tokens, frames
+        and bytes (on disk).
         """
         shards = [shard for shard in self.plan.shards if shard.split == split]
         totals = {"shards": len(shards)}
@@ -141,7 +141,7 @@ def estimate(options: TokenizeOptions) -> Estimate:
 
 
 def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimate:
-    """Tokenizes the first utterances of the plan in `folder` as a shard of the data set `output`."""
+    """Times the first utterances of the plan in `folder` as a shard of the data set `output`."""
     workers_job = job.for_workers(made.plan, output)
     load_text_tokenizer(job.options).save(output / "tokenizer")
     timed_folder = plan_folder(output, made.plan.generation)
@@ -176,7 +176,7 @@ def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimat
 def _first_utterances(job: Job, plan: Plan, folder: Path) -> Iterator[tuple[DocumentSource, float]]:
     """Yields each utterance of the plan as a separate document, with its expected work.
 
-    An utterance with an end time is shortened to its first 30 seconds and the same part of its text.
+    A longer utterance with an end time is cut to its first 30 seconds, and its text in proportion.
     """
     work_of_utterance = work_of(job.before.kind, job.data_root)
     for shard in plan.shards:

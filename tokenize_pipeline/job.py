@@ -43,7 +43,9 @@ _UPDATE_SECONDS = 0.5
 
 
 def tokenize(options: TokenizeOptions) -> Summary:
-    """Creates a data set, appends to it, or resumes a stopped job: finished shards are skipped.
+    """Creates a data set, appends to it, or resumes a stopped job.
+
+    A resumed job skips finished shards.
 
     Raises:
       UserError: for invalid settings or inputs, settings that differ from those of an unfinished
@@ -65,11 +67,11 @@ def tokenize(options: TokenizeOptions) -> Summary:
         if not generation:
             load_text_tokenizer(options).save(dataset / "tokenizer")
             if options.codec:
-                # Training copies the codec from here.
+                # Training copies the codec from this folder.
                 load_codec_once(options.codec).save(dataset / "codec")
             before = dataclasses.replace(before, front_end_files=folder_sums(dataset, *FRONT_END))
         _run(job, plan)
-        sweep(dataset)  # again: workers of a killed job may have written after the first sweep
+        sweep(dataset)  # again, because workers of a killed job may have written after `_plan`
         return merge(dataset, plan, before, options.max_bad_fraction)
 
 
@@ -88,9 +90,9 @@ def _lock(dataset: Path) -> Iterator[None]:
 
 
 def _finished_append(job: Job) -> Plan | None:
-    """Returns the plan of the newest generation if it was this same append, else None.
+    """Returns the plan of the newest generation if this same append wrote it, else None.
 
-    An append may be killed after its last rename and repeated by the user. A new plan would then retry
+    A user may repeat an append that was killed after its last rename. A new plan would then retry
     the documents that were bad the first time.
     """
     newest = job.before
@@ -98,7 +100,7 @@ def _finished_append(job: Job) -> Plan | None:
         return None
     try:
         plan = Plan.load(plan_folder(job.dataset, newest.generation))
-    except UserError:  # removed, damaged or another version; a finished data set does not need it
+    except UserError:  # a finished data set needs no plan; it may be removed or damaged
         return None
     settings = {**job.settings(newest.generation), "after": plan.settings.get("after")}
     same = plan.settings == settings and plan.digest == newest.settings_digest
@@ -106,7 +108,12 @@ def _finished_append(job: Job) -> Plan | None:
 
 
 def _plan(job: Job) -> Plan:
-    """Returns the plan of this generation: the saved one if it is the same, else a new one."""
+    """Returns the saved plan of this generation, or makes a plan if none is saved.
+
+    Raises:
+      UserError: if settings or inputs differ from those of the saved plan, or the data set is
+        already finished.
+    """
     dataset, generation = job.dataset, job.generation
     folder = plan_folder(dataset, generation)
     sweep(dataset)
@@ -121,7 +128,7 @@ def _plan(job: Job) -> Plan:
 
 
 def _run(job: Job, plan: Plan) -> None:
-    """Tokenizes the shards that are not finished yet, and shows the progress."""
+    """Tokenizes the shards of `plan` that are not finished yet; shows progress."""
     dataset, options = job.dataset, job.options
     folder = plan_folder(dataset, plan.generation)
     pending = [shard for shard in plan.shards if not is_finished(dataset, plan, shard)]
@@ -146,7 +153,7 @@ def _run(job: Job, plan: Plan) -> None:
 def _progress_reader(
     folder: Path, pending: Sequence[ShardPlan], bar: Progress
 ) -> Callable[[], None]:
-    """Returns a function that advances `bar` by the progress that workers wrote since its last call."""
+    """Returns a function that adds to `bar` the progress since its previous call."""
     waiting = list(pending)
     counted = dict.fromkeys((shard.name for shard in pending), 0)
 
@@ -157,7 +164,7 @@ def _progress_reader(
             if has_result(folder, shard):
                 waiting.remove(shard)
                 part = 1.0
-            # A shard that another worker restarted does not move the bar back.
+            # The progress of a shard is smaller after a restart; the bar must not move back.
             counted[shard.name] = max(round(part * round(shard.weight)), counted[shard.name])
         finished = f"{len(pending) - len(waiting)} of {len(pending)} shards"
         bar.advance(sum(counted.values()) - before, finished)

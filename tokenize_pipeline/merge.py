@@ -1,6 +1,6 @@
 """Merges the results of all shards into quarantine.jsonl and the next manifest.
 
-The order is that of the plan, so the bytes do not depend on which worker was faster.
+Results are merged in plan order, so the bytes do not depend on which worker was faster.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ NOTHING = "nothing to add"
 
 
 class TooManyBadInputsError(UserError):
-    """More inputs are bad than --max_bad_fraction allows."""
+    """Raised if more inputs are bad than --max_bad_fraction allows, or no input is usable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Summary:
       counts: counts of the plan: documents, utterances, rejected_rows, repeated_in_input,
         already_in_dataset.
       dropped_documents: documents without a usable utterance.
-      bad: number of quarantined inputs of this generation, by reason.
+      bad: number of bad inputs of this job, by reason.
     """
 
     manifest: Manifest
@@ -64,7 +64,7 @@ class Summary:
             lines.append(f"  {split}: {', '.join(parts)}")
         lines += [f"  {line}" for line in skipped_lines(self.counts)]
         if self.state == NOTHING and self.bad:
-            # No generation was added, so quarantine.jsonl does not list them.
+            # No generation was added, so quarantine.jsonl does not contain these inputs.
             lines.append(f"  bad inputs, skipped: {list_reasons(self.bad)}")
         elif self.state == NOTHING and self.counts["rejected_rows"]:
             lines.append(f"  rejected rows, skipped: {self.counts['rejected_rows']:,}")
@@ -86,7 +86,8 @@ def skipped_lines(counts: dict[str, int]) -> list[str]:
 def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
     """Returns the bytes of `quarantine.jsonl` up to the generation of `manifest`.
 
-    Later rows are ignored: a job that was killed or had too many bad inputs may have added them.
+    Later rows are ignored, because a job that was killed or had too many bad inputs may have added
+    them.
 
     Raises:
       UserError: if the rows do not match the checksum of the manifest.
@@ -104,7 +105,7 @@ def quarantine_of(dataset: Path, manifest: Manifest) -> bytes:
 def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) -> Summary:
     """Writes quarantine.jsonl and, unless too many inputs are bad, the manifest of the generation.
 
-    If an append has no usable input, its plan is removed and nothing is written.
+    If an append has no usable input, nothing is written, and its plan is removed.
 
     Args:
       dataset: folder of the data set; every shard of the plan is finished.
@@ -113,8 +114,8 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
       max_bad_fraction: share of bad inputs above which no manifest is written.
 
     Raises:
-      TooManyBadInputsError: if the share of bad inputs is larger, or no input of a new data set is
-        usable.
+      TooManyBadInputsError: if the share of bad inputs is larger than `max_bad_fraction`, or no
+        input of a new data set is usable.
       UserError: if an existing quarantine.jsonl or a file of the plan is damaged.
     """
     folder = plan_folder(dataset, plan.generation)

@@ -13,7 +13,7 @@ from tokenize_pipeline.readers._corpus import is_mac_metadata
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeOptions:
-    """The options of `soda tokenize`: the command line is generated from these fields."""
+    """The options of `soda tokenize`, whose command line is generated from these fields."""
 
     input: str = setting(doc="a file, or a quoted glob pattern")
     output: str = setting(doc="folder of the data set")
@@ -46,7 +46,7 @@ class TokenizeOptions:
     runner: str | None = setting(
         None, "run on a cluster: dask, or a runner of Beam such as FlinkRunner"
     )
-    beam_options: tuple[str, ...] = ()  # further options for Beam; only with a runner
+    beam_options: tuple[str, ...] = ()  # further options for Beam; they need a runner
 
     def __post_init__(self) -> None:
         for name in ("validation_fraction", "max_bad_fraction"):
@@ -69,11 +69,13 @@ class TokenizeOptions:
 
 
 def unknown_option(option: str, to: str, others: Iterable[str] = ()) -> UserError:
-    """Returns the error for an option that `to` does not have, with the most similar option.
+    """Returns the error for an option that `to` does not have.
+
+    The message suggests the most similar option.
 
     Args:
       option: the option as given, with or without its value.
-      to: name of the program.
+      to: name of the program in the message.
       others: known options besides those of `TokenizeOptions`.
     """
     name = option.split("=")[0]
@@ -89,7 +91,7 @@ def find_inputs(pattern: str) -> list[Path]:
     Files that macOS adds to folders (`._NAME`, `.DS_Store`) are ignored.
 
     Raises:
-      UserError: if there is no file.
+      UserError: if no file matches.
     """
     paths = [Path(pattern)] if Path(pattern).exists() else map(Path, sorted(glob.glob(pattern)))
     files = [path for path in paths if path.is_file() and not is_mac_metadata(path.name)]

@@ -2,8 +2,8 @@
 
 The layout is that of Hugging Face `datasets`: a column of bytes, or of structs of `bytes` and
 `path`. If a cell has no bytes (`Dataset.to_parquet` of datasets 5.1.0 writes only paths), the file
-at its path is read, provided that it is below the folder of the Parquet file. The last row group of
-one column is cached.
+at its path is read, provided that it is below the folder of the Parquet file. The cells that
+were read last (one column of one row group) are cached.
 """
 
 import os
@@ -107,7 +107,10 @@ class ParquetCells:
         )
 
     def _read_file(self, path: str) -> bytes | None:
-        """Returns the content of the file at `path`, if it is below the folder of the Parquet file."""
+        """Returns the content of the file at `path`, relative to the folder of the Parquet file.
+
+        Returns None if the file is outside that folder, cannot be read or is too large.
+        """
         name = PurePosixPath(path)
         if name.is_absolute() or ".." in name.parts:
             return None
@@ -120,7 +123,7 @@ class ParquetCells:
 
 
 def _is_truncated(path: str) -> bool:
-    """Returns whether a file starts like Parquet but does not end like it."""
+    """Returns whether a file has the magic bytes of Parquet at its start but not at its end."""
     try:
         with open(path, "rb") as file:
             begins = file.read(4) == b"PAR1"

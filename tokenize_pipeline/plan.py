@@ -2,12 +2,12 @@
 
     DATASET/plan/0000/plan.json             settings, digests of the inputs, shards, counts
     DATASET/plan/0000/train-00003.jsonl     the documents of one shard, in order
-    DATASET/plan/0000/rejected.jsonl        input rows that describe no utterance
-    DATASET/plan/0000/results/              result of each shard, see `results`
+    DATASET/plan/0000/rejected.jsonl        input rows that cannot be used
+    DATASET/plan/0000/results/              results of the shards, see `results.py`
 
-Each generation of the data set has a numbered folder: 0000, plus one for each `--append`. `plan.json`
-is written last; a folder without it is ignored. The plan is a pure function of the inputs and
-settings: no clock, no host name, no Python `hash()`.
+Each generation of the data set has a numbered folder: 0000 for the first one, then one for each
+`--append`. `plan.json` is written last; a folder without it is ignored. The plan is a pure function
+of the inputs and settings: it does not depend on the clock, the host or Python's `hash()`.
 """
 
 import dataclasses
@@ -29,11 +29,15 @@ REJECTED = "rejected.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its number in the split, over all generations, and the counts of its documents.
+    """The plan of one shard.
 
     Attributes:
+      split: "train" or "validation".
+      number: number of the shard in the split; each generation continues the numbering.
+      documents: number of documents.
+      utterances: number of utterances.
       weight: expected work, in seconds of audio or bytes of text.
-      sha256: digest of its `.jsonl` file.
+      sha256: digest of the `.jsonl` file with the documents.
     """
 
     split: str
@@ -60,10 +64,11 @@ class Plan:
 
     Attributes:
       generation: 0 for the first plan of a data set, plus one for each append.
-      settings: settings that determine the bytes of the shards, by name of the option.
+      settings: settings that determine the bytes of the shards, by name; see `Job.settings`.
       inputs: name, size and digest of each input file; see `planner.describe_inputs`.
       shards: shards in order, train first.
-      counts: number of documents, utterances, rejected rows, repeated and already stored documents.
+      counts: numbers of documents, utterances, rejected rows, repeated documents, and documents
+        that the data set already contains.
       rejected_sha256: digest of `rejected.jsonl`.
     """
 
@@ -76,7 +81,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan, 64 hexadecimal digits; the results of shards contain it."""
+        """SHA-256 of the plan as 64 hexadecimal digits; each `ShardResult` contains it."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
@@ -126,13 +131,13 @@ def plan_folder(dataset: Path, generation: int) -> Path:
 
 
 def remove_plan(folder: Path) -> None:
-    """Removes a plan: `plan.json` first, so that the rest is ignored if the process is killed."""
+    """Removes a plan, `plan.json` first, so that an interrupted removal leaves no valid plan."""
     (folder / "plan.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def check_file(path: Path, sha256: str) -> None:
-    """Raises UserError unless a file of a plan has this digest."""
+    """Raises UserError if a file of a plan cannot be read or does not have the digest `sha256`."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,13 @@
 
 The first pass computes the expected work of each document, the second assigns documents to shards.
 
-A shard contains consecutive documents of the corpus; all shards have nearly equal expected work. A
-compressed archive is read sequentially by one worker, so all its documents are in one shard.
+A shard contains consecutive documents of a split; the shards of a split have nearly equal expected
+work. A compressed archive can only be read sequentially, so its documents of a split are in one
+shard.
 
-Each document id is used once. The first pass finds repeated ids; the second pass keeps the content of the
-first document for these ids only, so that memory does not grow with the corpus.
+Each document id is used once. The first pass finds repeated ids, and the second pass compares the
+contents of the documents with these ids only. So the planner needs memory for a hash and a weight
+per document, not for a digest of each content.
 """
 
 import functools
@@ -32,7 +34,7 @@ from tokenize_pipeline.tar_stream import is_compressed
 
 MAX_ID_BYTES = 65_535
 MIN_SHARDS = 8
-SHARD_SECONDS = 36_000.0  # ten hours: minutes of work for a fast codec
+SHARD_SECONDS = 36_000.0  # ten hours, which a fast codec encodes in minutes
 SHARD_TEXT_BYTES = 64 * 2**20
 FULL_DIGEST_BYTES = 256 * 2**20
 DIGEST_PART_BYTES = 2**20
@@ -41,8 +43,8 @@ DIGEST_PART_BYTES = 2**20
 def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns name, size in bytes and digest of each input file.
 
-    The digest of a file over 256 MiB covers only its first, middle and last MiB, because reading archives
-    of terabytes would delay the job.
+    The digest of a file larger than 256 MiB covers only the first, middle and last MiB, because
+    reading terabytes of archives would delay the job.
     """
     described = []
     for path in inputs:
@@ -62,7 +64,7 @@ def describe_inputs(inputs: Sequence[Path]) -> list[dict[str, Any]]:
 def work_of(kind: str, data_root: str) -> Callable[[UtteranceSource], float]:
     """Returns a function that computes the expected work of an utterance.
 
-    The unit is seconds of audio for the kind "speech", and bytes for "text".
+    The unit is seconds of audio if `kind` is "speech", and bytes of text if it is "text".
     """
     if kind == "speech":
         return functools.partial(expected_seconds, data_root=data_root)
@@ -70,7 +72,7 @@ def work_of(kind: str, data_root: str) -> Callable[[UtteranceSource], float]:
 
 
 def split_of(document_id: str, validation_fraction: float) -> str:
-    """Returns the split of a document. It depends only on a hash of the id."""
+    """Returns the split of a document, which depends only on its id and `validation_fraction`."""
     value = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
     return "validation" if value < validation_fraction * 2**64 else "train"
 
@@ -93,10 +95,11 @@ def make_plan(
       generation: generation of the data set.
       reader: yields the documents of `inputs`.
       inputs: files of the corpus.
-      settings: settings to record in the plan; "kind", "shards" and "validation_fraction" are used.
+      settings: settings to record in the plan. The planner itself uses "kind", "shards" and
+        "validation_fraction".
       data_root: absolute folder that audio paths are relative to.
       known: `document_hash` of documents that the data set already contains; they are skipped.
-      first_numbers: number of the first shard of each split.
+      first_numbers: number of the first new shard of each split.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -147,7 +150,7 @@ class Admission:
     def first_pass(self, counts: Counter[str]) -> Iterator[DocumentSource | Rejected]:
         """Yields the documents and rejected rows, without repeated and known documents.
 
-        Counts the known documents in `already_in_dataset`.
+        Adds the number of known documents to `counts` as `already_in_dataset`.
         """
         seen: set[int] = set()
         for item in self._reader.read(self._inputs):
@@ -167,10 +170,11 @@ class Admission:
             yield item
 
     def second_pass(self, counts: Counter[str]) -> Iterator[DocumentSource | Rejected]:
-        """Yields the same documents, and a rejected row for each repeated one.
+        """Yields the same documents as `first_pass`, and a rejected row for each repeated document.
 
-        An exact repeat is a `duplicate`, counted in `repeated_in_input`. In a corpus of text it is only
-        counted: a text without an id gets one from its content, and repeats are common.
+        Exact repeats have the reason `duplicate` and are counted as `repeated_in_input`. In a text
+        corpus, they are only counted, because repeats are common: a text without an id is named
+        after its content.
         """
         firsts: dict[int, tuple[bytes, str]] = {}
         for item in self._reader.read(self._inputs):
@@ -193,13 +197,13 @@ class Admission:
 
 
 def _content(document: DocumentSource) -> bytes:
-    """Returns a digest of texts and times, without paths: the same input may have two names."""
+    """Returns a digest of texts and times; it excludes paths, which copies may have changed."""
     content = [(u.text.strip(), u.start, u.end) for u in document.utterances]
     return hashlib.sha256(json.dumps(content).encode()).digest()
 
 
 def shard_count(weights: Sequence[float], split: str, settings: dict[str, Any]) -> int:
-    """Returns the number of shards of a split: from --shards, or by the amount of work."""
+    """Returns the number of shards of a split, from --shards or from the amount of work."""
     if settings["shards"]:
         share = settings["validation_fraction"] if split == "validation" else 1.0
         wanted = round(settings["shards"] * share)
@@ -218,7 +222,8 @@ def assign_shards(
     Args:
       weights: positive weight of each document.
       shards: maximum number of shards.
-      starts: 1 if a shard may begin with the document, 0 if it is in the shard of the previous one.
+      starts: for each document, 1 if a shard may begin with it, 0 if it must be in the
+        shard of the previous document.
     """
     total, before, first = sum(weights), 0.0, 0
     while first < len(weights):
@@ -241,7 +246,10 @@ class ShardLines:
         self._utterances, self._weight = 0, 0.0
 
     def add(self, document: DocumentSource, weight: float) -> None:
-        """Adds the next document as a line of ASCII; the worker rejects escaped invalid UTF-8."""
+        """Adds the next document as a line of ASCII.
+
+        Bytes that are not UTF-8 are stored as escaped surrogates; the worker rejects such texts.
+        """
         utterances = [
             {name: value for name, value in vars(utterance).items() if value is not None}
             for utterance in document.utterances
@@ -264,15 +272,15 @@ class SplitPlan:
     """Collects the weights of a split in the first pass and writes its shards in the second one."""
 
     def __init__(self, folder: Path, split: str, first_number: int):
-        """Creates an empty split; `first_number` is the number of its first shard."""
+        """Creates an empty split; its shards are numbered from `first_number`."""
         self._folder, self._split, self._first = folder, split, first_number
         self._weights = array("d")
-        self._spans: dict[str, tuple[int, int]] = {}  # first and last document of each archive
+        self._spans: dict[str, tuple[int, int]] = {}  # archive -> first and last document index
         self._shards: list[ShardPlan] = []
         self._current: tuple[int, ShardLines] | None = None
 
     def weigh(self, document: DocumentSource, work: float) -> None:
-        """Adds the next document of the first pass."""
+        """Adds the next document of the first pass and its expected work."""
         number = len(self._weights)
         for utterance in document.utterances:
             audio = utterance.audio
@@ -282,14 +290,17 @@ class SplitPlan:
         self._weights.append(max(work, 0.1))
 
     def starts(self) -> bytearray:
-        """Returns for each document 1 if a shard may begin with it, 0 if it would split an archive."""
+        """Returns 1 for each document that a shard may begin with, else 0.
+
+        A shard must not begin within the documents of a compressed archive.
+        """
         free = bytearray(b"\x01") * len(self._weights)
         for first, last in self._spans.values():
             free[first + 1 : last + 1] = bytes(last - first)
         return free
 
     def assign(self, settings: dict[str, Any]) -> None:
-        """Ends the first pass: assigns each document to a shard."""
+        """Assigns each document to a shard; call it between the passes."""
         total = shard_count(self._weights, self._split, settings)
         self._assigned = assign_shards(self._weights, total, self.starts())
 
@@ -302,7 +313,7 @@ class SplitPlan:
         self._current[1].add(document, weight)
 
     def close(self) -> list[ShardPlan]:
-        """Writes the last shard and returns all of them."""
+        """Writes the current shard, if any, and returns all shards written so far."""
         if self._current is not None:
             number = self._first + len(self._shards)
             self._shards.append(self._current[1].write(self._folder, self._split, number))

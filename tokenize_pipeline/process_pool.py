@@ -1,7 +1,7 @@
 """Runs the shards of a job on this machine, in this process or in a pool of worker processes.
 
-`concurrent.futures.ProcessPoolExecutor` does not report which task a killed process was running. So each
-worker of this pool has its own pipe and receives one shard at a time.
+`concurrent.futures.ProcessPoolExecutor` does not report which task a killed process was running.
+Therefore, each worker of this pool has a separate pipe and receives one shard at a time.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
-    """Tokenizes `shards`.
+    """Tokenizes `shards` and returns when all are finished.
 
     Args:
       job: the job, from `for_workers`.
@@ -46,7 +46,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
     def start_next(connection: Connection) -> None:
         if (shard := next(pending, None)) is not None:
             running[connection] = shard
-            # If the pipe is broken, `recv` raises below.
+            # If the worker has died, `recv` raises below.
             with contextlib.suppress(OSError):
                 connection.send(shard)
 
@@ -73,7 +73,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
 
 
 def _start_processes(job: Job, workers: int) -> dict[Connection, BaseProcess]:
-    """Starts daemon processes that share the cores, and returns them by their connection."""
+    """Starts daemon processes that share the cores; returns them by the connection to each."""
     context = multiprocessing.get_context("spawn")  # a fork copies locks held by other threads
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Numerical libraries read these variables when they are loaded. The user's values are kept.
@@ -94,8 +94,8 @@ def _start_processes(job: Job, workers: int) -> dict[Connection, BaseProcess]:
 
 
 def _work(job: Job, connection: Connection) -> None:
-    """Tokenizes each shard received from the job, and sends back None or the exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job gets Ctrl-C and ends its workers
+    """Tokenizes each shard received from `connection`, and sends back None or the exception."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent kills its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while True:

@@ -1,4 +1,4 @@
-"""Bad inputs: their reasons, and the rows of `quarantine.jsonl`."""
+"""Defines the reasons for bad inputs, and reads and writes rows of `quarantine.jsonl`."""
 
 import json
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# The reasons of `soda_jax.codecs.audio.AudioError`, and those of the pipeline.
+# Includes all reasons of `soda_jax.codecs.audio.AudioError`.
 REASONS = {
     "missing": "no such sound file",
     "undecodable": "libsndfile cannot read the file",
@@ -33,7 +33,12 @@ class BadInputError(Exception):
     """Raised for an unusable utterance, which is then quarantined."""
 
     def __init__(self, reason: str, message: str):
-        """Creates the error; `reason` is a key of `REASONS`, `message` is one line with the value."""
+        """Creates the error.
+
+        Args:
+          reason: a key of `REASONS`.
+          message: one line, which contains the bad value.
+        """
         super().__init__(message)
         self.reason = reason
 
@@ -45,7 +50,7 @@ class QuarantineRow:
     Attributes:
       document: document id; None if it could not be read.
       utterance: index of the utterance in its document; None for a rejected row.
-      file: path of the sound file in the corpus.
+      file: path of the sound file or archive in the corpus; None for text and rejected rows.
       where: position in the input, such as `manifest.jsonl:17`.
       reason: a key of `REASONS`.
       message: one line that describes the error.
@@ -71,13 +76,13 @@ def read_rows(path: Path) -> list[QuarantineRow]:
 
 
 def count_by_reason(rows: Iterable[QuarantineRow]) -> dict[str, int]:
-    """Returns the count of each reason, the most frequent first, ties by name."""
+    """Returns the count of each reason, sorted by decreasing count, then by name."""
     counts = Counter(row.reason for row in rows)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def lost_count(counts: dict[str, int]) -> int:
-    """Returns the number of lost inputs, from counts by reason; exact repeats are not lost."""
+    """Returns the number of lost inputs, from counts by reason; exact repeats are not counted."""
     return sum(count for reason, count in counts.items() if reason != "duplicate")
 
 

@@ -1,7 +1,7 @@
-"""The files of a shard: its result, its progress, and the temporary files of killed workers.
+"""Reads and writes the result and progress of a shard; removes files of killed workers.
 
 DATASET/train/shard-00003.array_record          the shard, with its index
-DATASET/plan/0000/results/train-00003.json      its result, written last: the shard is finished
+DATASET/plan/0000/results/train-00003.json      its result, written last
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class ShardResult:
     """The outcome of one shard of the plan.
 
     Attributes:
-      plan_digest: digest of its plan.
-      info: the shard in the data set; None if all its documents were bad.
+      plan_digest: digest of the plan that contains the shard.
+      info: manifest entry of the shard; None if the shard has no usable utterance.
       dropped_documents: documents without a usable utterance.
       quarantine: one row for each bad utterance, in plan order.
     """
@@ -73,11 +73,11 @@ def write_progress(folder: Path, shard: ShardPlan, part: float) -> None:
     """Records that the fraction `part` (0 to 1) of the shard's work is done."""
     path = _progress_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{part:.4f}")  # not atomic: an incomplete file is ignored
+    path.write_text(f"{part:.4f}")  # not atomic, because the number is only displayed
 
 
 def read_progress(folder: Path, shard: ShardPlan) -> float:
-    """Returns the fraction (0 to 1) of the shard's work that was recorded last, or 0."""
+    """Returns the fraction (0 to 1) of the shard's work that is recorded as done; 0 if none is."""
     try:
         return min(float(_progress_path(folder, shard).read_text()), 1.0)
     except (OSError, ValueError):
@@ -107,7 +107,7 @@ def is_finished(dataset: Path, plan: Plan, shard: ShardPlan) -> bool:
 
 
 def remove_result(folder: Path, shard: ShardPlan) -> None:
-    """Removes an invalid result, so that it does not count as progress."""
+    """Removes the result and progress of an unfinished shard, which would count as progress."""
     _path(folder, shard).unlink(missing_ok=True)
     _progress_path(folder, shard).unlink(missing_ok=True)
 
@@ -130,7 +130,7 @@ def sweep(dataset: Path) -> None:
 
 
 def remove_shards(dataset: Path, first_numbers: Mapping[str, int]) -> None:
-    """Removes shards and indexes numbered `first_numbers[split]` or higher, left by an abandoned plan."""
+    """Removes the shards of an abandoned plan: those numbered `first_numbers[split]` or higher."""
     for split, first in first_numbers.items():
         for path in (dataset / split).glob("shard-*.*"):
             if shard_number(path.name) >= first:

@@ -1,7 +1,7 @@
-"""Copies a finished data set with another text tokenizer: new text ids and index, the same codes.
+"""Copies a finished data set with another text tokenizer; the codes stay the same.
 
-Documents, their order and their shards stay the same. A long document may be split into records at other
-positions, because this depends on the number of tokens. An utterance that the new tokenizer cannot
+Documents, their order and their shards stay the same. A long document may be split into records at
+other positions, which depend on the number of tokens. An utterance that the new tokenizer cannot
 represent is quarantined, as in `soda tokenize`.
 """
 
@@ -27,7 +27,7 @@ from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError, quarantin
 from tokenize_pipeline.quarantine import BadInputError, QuarantineRow, count_by_reason, json_lines
 from tokenize_pipeline.worker import text_ids, write_documents
 
-_FOLDERS = ("tokenizer", "codec", "manifests", *SPLITS)  # left by a stopped `retext`; replaced
+_FOLDERS = ("tokenizer", "codec", "manifests", *SPLITS)  # replaced if a stopped `retext` left them
 
 
 def retext(
@@ -40,15 +40,16 @@ def retext(
     Args:
       source: folder of a finished data set.
       tokenizer: spec of the new text tokenizer.
-      output: folder of the new data set: missing, empty, or from a stopped `retext`.
+      output: folder of the new data set. It may be missing, empty, or left by a stopped `retext`.
       max_bad_fraction: share of quarantined utterances above which no manifest is written.
 
     Returns:
-      The manifest of the new data set, generation 0. Its `quarantined` and its quarantine.jsonl include
+      The manifest of the new data set (generation 0). `quarantined` and quarantine.jsonl include
       the entries of `source`.
 
     Raises:
-      TooManyBadInputsError: if the tokenizer cannot represent a larger share of the utterances.
+      TooManyBadInputsError: if the share of utterances that the tokenizer cannot represent is
+        larger than `max_bad_fraction`, or 1.
       UserError: if `output` contains other files, or a file of `source` is damaged.
     """
     source, folder = Path(source), Path(output)
@@ -117,7 +118,7 @@ def _encode(
     where: str,
     rows: list[QuarantineRow],
 ) -> Iterator[Utterance]:
-    """Yields the utterances with their new ids; adds those without ids to `rows`."""
+    """Yields the utterances with new ids; adds those that cannot be encoded to `rows`."""
     for number, utterance in enumerate(utterances):
         try:
             yield Utterance(*text_ids(utterance.text, encoder), utterance.codes)

@@ -5,16 +5,17 @@
     from soda_jax.configs import soda_135m
     from tokenize_pipeline.seqio_support import register
 
-    register(soda_135m.get_config().data)  # the mixture "soda" of the tasks "soda.yodas2", …
+    register(soda_135m.get_config().data)  # the mixture "soda" with tasks "soda.yodas2", …
 
-The vocabularies are those of ByT5 (bytes) and of T5, mT5 and others (SentencePiece). seqio reserves id 0
-for padding and usually 1 for EOS. If a vocabulary has no BOS, the id after its last one is BOS, because
-seqio masks the loss of id 0.
+Supported are the byte vocabulary of ByT5 and the SentencePiece vocabularies of T5, mT5 and others.
+seqio reserves id 0 for padding and usually 1 for EOS. If a vocabulary has no BOS, the id after its
+last one is BOS, because seqio masks the loss of id 0.
 
-An example of a Task is a whole document: `targets`, int32 ids with BOS first and EOS last. seqio has no
-reader for ArrayRecord, so a FunctionDataSource reads through `soda_jax.data`.
+Each example of a Task is a document whose `targets` are int32 ids from BOS to EOS;
+`split_documents` splits long ones. seqio has no reader for ArrayRecord, so a FunctionDataSource
+reads the data with `soda_jax.data`.
 
-Functions import seqio when they are called, because it imports TensorFlow.
+seqio is imported inside functions, because it imports TensorFlow.
 """
 
 import dataclasses
@@ -109,7 +110,7 @@ def load_seqio(spec: str, folder: Path | None = None) -> SeqioTokenizer:
 
     Args:
       spec: "seqio:bytes" or "seqio:sentencepiece:MODEL"; a saved tokenizer omits MODEL.
-      folder: folder of the saved tokenizer, if it is one.
+      folder: folder of a saved tokenizer; None for other specs.
 
     Raises:
       UserError: if the spec is unknown, or its model is missing or damaged.
@@ -139,12 +140,14 @@ def load_seqio(spec: str, folder: Path | None = None) -> SeqioTokenizer:
 def register(config: Mapping[str, Any], name: str = "soda") -> "seqio.Mixture":
     """Registers a Task for each source of a training config, and their Mixture.
 
-    The rates are the normalized weights of the config. They apply to examples, which are documents: tokens
-    have the same shares only if the documents of all sources have the same mean length.
+    The rates are the normalized weights of the config, but seqio applies them to examples
+    (documents). The shares of tokens are the same only if the documents of all sources have the
+    same mean length.
 
     Args:
-      config: the `data` part of a training config; see `soda_jax.schema.DataConfig`.
-      name: name of the mixture. Its tasks are NAME.SOURCE, with _ for characters that seqio rejects.
+      config: `config.data` of a training config; see `soda_jax.schema.DataConfig`.
+      name: name of the mixture. Its tasks are named NAME.SOURCE, with _ instead of characters that
+        seqio rejects.
 
     Raises:
       UserError: if the config or a data set is invalid, or the name is already registered.
@@ -203,10 +206,11 @@ def split_documents(
 def _reader(
     splits: Mapping[str, Split], document_views: Sequence[View]
 ) -> Callable[..., "tf.data.Dataset"]:
-    """Returns the function for a FunctionDataSource, which yields every document in each view.
+    """Returns the `dataset_fn` of a FunctionDataSource, which yields every document in each view.
 
-    The order is view by view in stored order, or a new permutation at each iteration. Documents with a
-    masked or damaged record are skipped: seqio has no mask for their tokens.
+    Without shuffling, the examples are ordered by view, then in stored order; with shuffling, each
+    iteration has a new permutation. Documents with a masked or damaged record are skipped, because
+    the Tasks have no loss mask.
     """
 
     def read(split: str, shuffle_files: bool, seed: int | None = None) -> "tf.data.Dataset":

@@ -27,15 +27,15 @@ from tokenize_pipeline.results import shard_number
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job: the options and what they resolve to. `for_workers` returns a copy for the workers.
+    """The options of a job, and the values derived from them.
 
     Attributes:
       options: the user's options.
       inputs: the files of the corpus.
-      generation: generation that the job writes: 0, or the newest plus one when appending.
+      generation: generation that the job writes; 0, or the newest one plus 1 when appending.
       before: manifest of the previous generation, or an empty one.
       data_root: absolute folder that audio paths are relative to and must not leave.
-      plan_digest: digest of the plan; "" before it is made.
+      plan_digest: digest of the plan, set by `for_workers`; "" in other jobs.
     """
 
     options: TokenizeOptions
@@ -57,7 +57,7 @@ class Job:
         return {split: max(numbers, default=-1) + 1 for split, numbers in taken.items()}
 
     def settings(self, generation: int) -> dict[str, Any]:
-        """Returns the settings that the plan of `generation` records, under the names of the options.
+        """Returns the settings to record in the plan of `generation`, by name.
 
         Options that do not change the bytes (runner, workers, --max_bad_fraction) are not recorded.
         """
@@ -68,7 +68,7 @@ class Job:
             "codec": f"{codec['name']} {codec['fingerprint']}" if codec else None,
             "tokenizer": self.before.tokenizer_fingerprint,
             "layout": self.before.layout.fingerprint,
-            # Relative to the inputs: the data set must not depend on the location of the corpus.
+            # Relative to the inputs, so that a data set does not depend on where its corpus is.
             "data_root": os.path.relpath(self.data_root, self.inputs[0].parent),
             "shards": options.shards,
             "validation_fraction": options.validation_fraction,
@@ -98,7 +98,10 @@ class Job:
         return plan
 
     def for_workers(self, plan: Plan, dataset: Path) -> "Job":
-        """Returns the job for workers of `plan`, without long lists; they write to `dataset`."""
+        """Returns a copy of the job for workers, which write the shards of `plan` to `dataset`.
+
+        `inputs` and the splits of `before` are empty, because the copy is sent to each worker.
+        """
         return dataclasses.replace(
             self,
             options=dataclasses.replace(self.options, output=str(dataset.absolute())),
@@ -130,7 +133,7 @@ def read_job(options: TokenizeOptions) -> Job:
         generation = newest_generation(dataset) + 1
         if not generation:
             raise UserError(f"--append needs a finished data set: {dataset} has no manifest")
-        # The workers read the tokenizer.
+        # The workers load the saved tokenizer.
         check_folder(dataset, Manifest.load(dataset).front_end_files, "tokenizer")
     before = _empty_manifest(options, reader, load_text_tokenizer(options))
     if generation:
@@ -139,7 +142,10 @@ def read_job(options: TokenizeOptions) -> Job:
 
 
 def load_text_tokenizer(options: TokenizeOptions) -> TextTokenizer:
-    """Returns the text tokenizer of the options; by default bytes, or that of the data set when appending."""
+    """Returns the text tokenizer of the options.
+
+    The default is bytes, or the tokenizer of the data set when appending.
+    """
     default = Path(options.output) / "tokenizer" if options.append else "bytes"
     return load_tokenizer(options.tokenizer or default)
 
@@ -147,7 +153,7 @@ def load_text_tokenizer(options: TokenizeOptions) -> TextTokenizer:
 def import_beam() -> ModuleType:
     """Imports the module `beam_graph`, without Beam's warnings about missing cloud libraries.
 
-    Local jobs do not import it, because apache_beam takes seconds.
+    Local jobs do not call this, because importing apache_beam takes seconds.
     """
     logging.disable(logging.WARNING)
     try:
@@ -157,15 +163,16 @@ def import_beam() -> ModuleType:
 
 
 def newest_generation(dataset: Path) -> int:
-    """Returns the newest finished generation of a data set, or -1."""
+    """Returns the newest finished generation of a data set, or -1 if there is none."""
     return Manifest.load(dataset).generation if (dataset / "manifest.json").exists() else -1
 
 
 def _find_data_root(options: TokenizeOptions, reader: Reader, inputs: Sequence[Path]) -> str:
     """Returns the absolute folder that audio paths are relative to.
 
-    It is --data_root, or the folder of the first input. A reader of a corpus with a fixed layout
-    derives it from the inputs with a function `data_root(inputs) -> Path`.
+    The folder is --data_root, by default the folder of the first input. A reader of a corpus with a
+    fixed layout derives it from the inputs with a function `data_root(inputs) -> Path`; --data_root
+    must then be omitted or the same.
     """
     root = os.path.abspath(options.data_root or inputs[0].parent)
     if (of_corpus := getattr(reader, "data_root", None)) is not None:
@@ -197,7 +204,11 @@ def _empty_manifest(options: TokenizeOptions, reader: Reader, tokenizer: TextTok
 
 
 def _check_append(options: TokenizeOptions, dataset: Path, empty: Manifest) -> Manifest:
-    """Returns the newest manifest of a data set; UserError if `empty` has another kind or front end."""
+    """Returns the newest manifest of a data set.
+
+    Raises:
+      UserError: if its kind, tokenizer, codec or vocabulary layout differs from that of `empty`.
+    """
     newest = Manifest.load(dataset)
     if newest.kind != empty.kind:
         raise UserError(
@@ -215,7 +226,7 @@ def _check_append(options: TokenizeOptions, dataset: Path, empty: Manifest) -> M
 
 
 class _KnownDocuments(Container[int]):
-    """Hashes of the documents of a data set, sorted: a tenth of the memory of a `set`."""
+    """The document hashes of a data set in a sorted array, a tenth of the size of a `set`."""
 
     def __init__(self, dataset: Path, manifest: Manifest):
         hashes = [

@@ -11,10 +11,10 @@ from tokenize_pipeline.archives import is_archive
 from tokenize_pipeline.quarantine import BadInputError
 from tokenize_pipeline.readers import UtteranceSource
 
-# The length of a sound file is estimated from its size as 16-bit mono at 16 kHz: slightly uneven
-# shards cost less than opening every header of a large corpus.
+# The length of a sound file is estimated from its size as 16-bit mono at 16 kHz, because slightly
+# uneven shards cost less than opening every file of a large corpus.
 _BYTES_PER_SECOND = 32_000
-_MEMBER_SECONDS = 10.0  # if its length is unknown: its size is stored only in the archive
+_MEMBER_SECONDS = 10.0  # assumed length of an archive member without metadata
 
 
 def resolve(utterance: UtteranceSource, data_root: str) -> str:
@@ -40,7 +40,8 @@ def expected_seconds(utterance: UtteranceSource, data_root: str) -> float:
     """Returns the expected length of an utterance in seconds, without opening its file.
 
     The length is used for planning only. It is taken from the times of the utterance, the metadata
-    of the corpus, or the size of the file, in this order.
+    of the corpus, or the size of the file, in this order. For an archive member without times and
+    metadata it is a constant, because its size is stored only in the archive.
     """
     start, end = utterance.start or 0.0, utterance.end
     if end is None and utterance.seconds is not None:
@@ -74,7 +75,7 @@ class Sound:
     content: bytes | None = None
 
     def seconds(self, longest: float) -> float:
-        """Returns the length in seconds by the times and the header; 0 if they are inconsistent.
+        """Returns the length in seconds, from the times and the header; 0 if unknown or negative.
 
         Raises:
           BadInputError: if the length exceeds `longest`.
@@ -92,7 +93,7 @@ class Sound:
         """Returns the samples, float32 mono `[samples]` at `sample_rate` Hz.
 
         Raises:
-          BadInputError: with the reason of `read_audio`.
+          BadInputError: if `read_audio` raises AudioError; the reason is the same.
         """
         source = self.path if self.content is None else self.content
         name = self.path if self.content is None else f"{self.path}: {self.utterance.member}"
@@ -106,5 +107,5 @@ class Sound:
 
 
 def with_corpus_path(utterance: UtteranceSource, path: str, message: str) -> str:
-    """Returns the message with the path in the corpus, so that it is the same on every machine."""
+    """Replaces `path` by the path in the corpus, so that messages are the same on every machine."""
     return message.replace(path, utterance.audio or "")

@@ -1,4 +1,4 @@
-"""Writes a corpus of synthetic speech with exact transcripts and a small vocabulary, for toy models.
+"""Synthesizes a speech corpus with exact transcripts and a small vocabulary, for toy models.
 
     DIR/manifest.jsonl   speech: one utterance per row, one to three per document
     DIR/audio/000000.wav
@@ -54,7 +54,7 @@ _PLAYER = ["start", "stop", "pause", "open", "close", "play"]
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance of the corpus, before it is spoken.
+    """One utterance of the corpus, before synthesis.
 
     Attributes:
       text: the transcript, in lower-case words.
@@ -89,7 +89,7 @@ def words(task: Task) -> frozenset[str]:
 
 
 def clips(task: Task, seed: int) -> Iterator[Clip]:
-    """Yields the clips of a corpus, without end."""
+    """Yields the clips of a corpus; the iterator is infinite."""
     for number in itertools.count():
         generator = random.Random(f"{task} {seed} {number}")
         for order in range(generator.randint(1, _LONGEST_DOCUMENT)):
@@ -112,7 +112,7 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
 
     Raises:
       UserError: if the directory contains a corpus of another task or seed.
-      ModuleNotFoundError: if hibari-tts, which is in the extra `demo`, is not installed.
+      ModuleNotFoundError: if hibari-tts (extra `demo`) is not installed.
     """
     folder = Path(directory)
     _claim(folder, {"task": task, "seed": seed, "voice": _VOICE})
@@ -142,7 +142,7 @@ def synthesize(directory: str | Path, task: Task, count: int, texts: int, seed: 
 
 
 def trim(audio: np.ndarray) -> np.ndarray:
-    """Removes the silence before the first and after the last word; float32 `[samples]` at 24 kHz."""
+    """Shortens the silence at both ends to 0.03 s; float32 `[samples]` at 24 kHz."""
     loudness = np.abs(audio)
     loud = np.flatnonzero(loudness > _QUIET * loudness.max(initial=0))
     if len(loud) == 0:
@@ -226,10 +226,10 @@ def _claim(folder: Path, settings: dict[str, str | int]) -> None:
 
 
 def _voice() -> Callable[[str, float, int], np.ndarray]:
-    """Returns a function from (text, speed, seed) to synthesized float32 audio at 24 kHz."""
+    """Returns a function from (text, speed, seed) to audio, float32 `[samples]` at 24 kHz."""
     import hibari
 
-    # One thread: more do not speed up clips of about one second (measured).
+    # More threads do not speed up clips of about one second (measured).
     engine = hibari.Hibari(voice=_VOICE, threads=1)
     if engine.sample_rate != SAMPLE_RATE:
         raise UserError(

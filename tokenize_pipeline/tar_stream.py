@@ -4,7 +4,7 @@ In a plain archive, unread data is skipped by seeking. A compressed archive is o
 file before the current position decompresses it again from the beginning.
 
 The checksum of a compressed archive is at its end. Files in damaged data may look intact, so the
-files are verified only after `next` has returned None. A caller that stops earlier gets no check.
+files are verified only after `next` has returned None, not if the caller stops earlier.
 """
 
 import gzip
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from tokenize_pipeline.quarantine import BadInputError
 
 COMPRESSED = (".tar.gz", ".tgz")
-LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound; the limit of one `read` call
+LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound, within the limit of one `read` call
 # Exceptions of tarfile, gzip and zlib for damaged bytes.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 _BLOCK = 512
-_TAIL_BYTES = 2**20  # bytes per read, from the end mark to the checksum
+_TAIL_BYTES = 2**20  # bytes per read between the end mark and the checksum
 
 
 class ChecksumError(BadInputError):
@@ -48,8 +48,8 @@ class TarStream:
     """Iterates over the files of one tar: `next`, then `read` if the content is needed.
 
     Raises (all methods):
-      BadInputError: `missing`, `truncated` or `undecodable`, with the path of the archive. Files read
-        earlier are intact; no more can be read.
+      BadInputError: `missing`, `truncated` or `undecodable`, with the path of the archive. After
+        this error, no more files can be read.
     """
 
     def __init__(self, path: str):
@@ -68,7 +68,7 @@ class TarStream:
         self._offset = -1
 
     def next(self) -> Member | None:
-        """Returns the next regular file; None at the end, after the checksum was verified.
+        """Returns the next regular file; None at the end, if the checksum is correct.
 
         Raises:
           ChecksumError: if a compressed archive has an end mark, but its checksum is wrong or
@@ -111,7 +111,7 @@ class TarStream:
         return info
 
     def _check_end(self) -> None:
-        """Checks the checksum and the end mark of zeros: tarfile also stops at damaged headers."""
+        """Checks the checksum and the end mark, because tarfile also stops at damaged headers."""
         last = self._file.last
         if len(last) < _BLOCK:
             raise BadInputError("truncated", f"{self._path}: the archive ends without its end mark")
@@ -144,6 +144,6 @@ class _LastReadFile:
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int) -> bytes:
-        # Do not allocate the size in a damaged header, which may be any number.
+        # The size in a damaged header may be any number, so it must not be allocated.
         self.last = self._file.read(min(size, LARGEST_MEMBER))
         return self.last

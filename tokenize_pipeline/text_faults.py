@@ -1,13 +1,13 @@
-"""Decodes the text of files, and finds errors of a text that do not depend on the corpus.
+"""Decodes the text of files, and finds errors in a text that do not depend on the corpus.
 
-A byte that is not UTF-8 becomes a lone surrogate, as with `surrogateescape`, and NUL becomes `NUL_MARK`, so
-that only the row that contains it is rejected. A NUL that is escaped in a JSON string (as \\u0000) is a
-character of the text.
+A byte that is not UTF-8 becomes a lone surrogate, as with `surrogateescape`, and NUL becomes
+`NUL_MARK`, so that only the row that contains it is rejected. A NUL that is escaped in a JSON
+string (as \\u0000) is kept as a character.
 """
 
 from typing import NamedTuple
 
-NUL_MARK = "\udc00"  # the surrogate that `surrogateescape` would use for byte 0
+NUL_MARK = "\udc00"  # the code point that `surrogateescape` would use for byte 0
 
 
 class TextFault(NamedTuple):
@@ -15,7 +15,7 @@ class TextFault(NamedTuple):
 
     Attributes:
       reason: a key of `tokenize_pipeline.quarantine.REASONS`.
-      message: the error without its subject; offsets are in bytes of UTF-8.
+      message: error message without a subject, such as "is empty"; offsets are in bytes of UTF-8.
     """
 
     reason: str

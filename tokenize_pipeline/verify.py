@@ -1,4 +1,4 @@
-"""Checks a finished data set: damaged files, and texts whose spelling the tokenizer changes."""
+"""Finds damaged files of a finished data set, and texts that the tokenizer changes."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from tokenize_pipeline.plan import REJECTED, Plan, check_file
 from tokenize_pipeline.results import ShardResult, has_result
 
 _TEXTS = 100  # number of texts that `read_back` compares
-_SHOWN = 40  # number of characters of a text in its message
+_SHOWN = 40  # maximum characters of a text in the warning
 
 
 def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
-    """Yields the defects of a data set, its plans, codec and quarantine. Shows progress.
+    """Yields the errors in a data set, its plans, codec and quarantine.jsonl; shows progress.
 
     Args:
       dataset: folder of the data set.
@@ -60,7 +60,7 @@ def verify(dataset: str | Path, generation: int = -1) -> Iterator[Fault]:
 
 
 def _file_faults(folder: Path, plan: Plan) -> Iterator[Fault]:
-    """Checks the `.jsonl` files that exist; those of a finished data set may be removed."""
+    """Checks the existing `.jsonl` files of a plan; a finished data set does not need them."""
     sums = {shard.file: shard.sha256 for shard in plan.shards} | {REJECTED: plan.rejected_sha256}
     for name, sha256 in sums.items():
         try:
@@ -117,10 +117,10 @@ def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def read_back(dataset: str | Path, manifest: Manifest) -> str:
-    """Returns a line about the first texts that change when they are encoded and decoded, or "".
+    """Returns a warning if any of the first 100 texts differs from its decoded ids, else "".
 
-    A tokenizer may change the spelling (lower case, for example, or white space), and the model learns the
-    changed one. Texts that are canonically equivalent in Unicode (equal in NFC) count as equal.
+    A tokenizer may change case or white space, for example, and a model then learns the changed
+    spelling. Texts that are canonically equivalent in Unicode (equal in NFC) count as equal.
     """
     tokenizer = load_tokenizer(Path(dataset) / "tokenizer")
     utterances = islice(_whole_utterances(Path(dataset), manifest), _TEXTS)
@@ -136,7 +136,7 @@ def read_back(dataset: str | Path, manifest: Manifest) -> str:
 
 
 def _whole_utterances(dataset: Path, manifest: Manifest) -> Iterator[Utterance]:
-    """Yields utterances stored in one record; if one is split, its texts and ids do not match."""
+    """Yields only unsplit utterances, because the text of a piece may not match its ids."""
     for split in SPLITS:
         for info in manifest.splits.get(split, ()):
             for record in read_records(dataset / split / info.file, manifest.layout):

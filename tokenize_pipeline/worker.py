@@ -2,7 +2,7 @@
 
 Documents are processed in windows, so that memory does not grow with the shard. Only a complete
 shard is renamed to its final name, and its `ShardResult` is written after that. A worker may
-therefore be killed at any time; tokenizing the shard again gives the same bytes.
+therefore be killed at any time; tokenizing the shard again writes the same bytes.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from tokenize_pipeline.results import ShardResult, shard_file, write_progress
 from tokenize_pipeline.settings import Job
 from tokenize_pipeline.text_faults import text_fault
 
-# Limits of a window. Its texts and codes are kept in memory: the codes of a day of audio are about
-# 20 MB with eight codebooks. A compressed archive whose order differs from that of the documents is
-# read once per window. `encoding.HELD_BYTES` limits the memory for audio.
+# Limits of a window. Its texts and codes are kept in memory; with eight codebooks, the codes of a
+# day of audio are about 20 MB. If the documents are not in the order of their compressed archive,
+# the archive is read once per window. `encoding.HELD_BYTES` limits the memory for audio.
 WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
 WINDOW_DOCUMENTS = 100_000
@@ -37,7 +37,7 @@ _PROGRESS_SECONDS = 2.0
 
 
 def tokenize_shard(job: Job, shard: ShardPlan) -> None:
-    """Writes one shard of the data set, then its result, each atomically."""
+    """Writes one shard of the data set atomically, then its result."""
     folder = plan_folder(job.dataset, job.generation)
     tokenizer = load_tokenizer(job.dataset / "tokenizer")
     rows: list[QuarantineRow] = []
@@ -70,7 +70,7 @@ def write_documents(
 def _encode_documents(
     job: Job, folder: Path, shard: ShardPlan, tokenizer: TextTokenizer, rows: list[QuarantineRow]
 ) -> Iterator[tuple[str, list[Utterance]]]:
-    """Yields (id, usable utterances) for each document; adds the unusable ones to `rows`."""
+    """Yields (id, usable utterances) for each document; adds unusable utterances to `rows`."""
     encoder, limit = None, float(WINDOW_TEXT_BYTES)
     if job.before.kind == "speech":
         codec, limit = load_codec_once(str(job.options.codec)), WINDOW_SECONDS
@@ -123,7 +123,7 @@ def _windows(
 
 
 def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
-    """Returns the stripped text and its ids, int32 `[tokens]`; BadInputError if it is unusable."""
+    """Returns the stripped text and its ids, int32 `[tokens]`; BadInputError if unusable."""
     text = text.strip()
     if (fault := text_fault(text)) is not None:
         raise BadInputError(fault.reason, f"the text {fault.message}")
@@ -137,7 +137,7 @@ def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
 
 
 class _ShardProgress:
-    """Records every few seconds which fraction of the shard's work is done.
+    """Writes the completed fraction of the shard's work to a file every few seconds.
 
     Attributes:
       done: completed work, in seconds of audio or bytes of text.
@@ -148,7 +148,7 @@ class _ShardProgress:
         self._written, self.done = time.monotonic(), 0.0
 
     def advance(self, work: float) -> None:
-        """Adds completed work, and records the progress if the last record is old enough."""
+        """Adds completed work, and writes the fraction if the last write was at least 2 s ago."""
         self.done += work
         if time.monotonic() - self._written >= _PROGRESS_SECONDS:
             self._written = time.monotonic()

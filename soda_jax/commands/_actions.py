@@ -16,5 +16,5 @@ def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.
 
 
 def add_number(parser: argparse.ArgumentParser, name: str, default: float, meaning: str) -> None:
-    """Adds an option with the type of `default`, which is appended to its help."""
+    """Adds an option with the value and type of `default`; its help shows the default."""
     parser.add_argument(name, type=type(default), default=default, help=f"{meaning} (%(default)s)")

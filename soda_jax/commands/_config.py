@@ -14,7 +14,7 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
 
     Args:
       file: a path, or the name of an installed experiment ("demo", "configs/demo.py").
-      overrides: the command-line arguments `--config.key=value`; others are an error.
+      overrides: command-line arguments, which must be `--config.key=value`.
 
     Raises:
       UserError: if the file is missing or invalid, or an override has an unknown key (the message
@@ -72,7 +72,7 @@ def _find(file: str) -> Path:
 
 
 def _check_keys(path: Path, overrides: Sequence[str]) -> None:
-    """Raises UserError for an unknown key and suggests a similar key, or lists the known ones."""
+    """Raises UserError for an unknown key; the message has a similar key or the known keys."""
     config = _get_config(path)
     for override in overrides:
         dotted = override.removeprefix("--config.").split("=", 1)[0]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from soda_jax.data.checks.contamination import Contamination
     from soda_jax.data.checks.ngram_search import Found
 
-_SHOWN = 50  # number of printed utterances; the report contains all
+_SHOWN = 50  # maximum printed utterances; the report contains all matches
 _WIDTH = 60  # printed characters of a text
 
 

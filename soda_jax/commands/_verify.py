@@ -2,7 +2,7 @@
 
 
 def print_faults(dataset: str, generation: int = -1) -> int:
-    """Prints the errors of a data set in the format of `mask_records`; returns 1 if any."""
+    """Prints the errors in a data set as lines of a `mask_records` file; returns 1 if any."""
     from tokenize_pipeline.verify import verify
 
     count = 0

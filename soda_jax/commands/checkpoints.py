@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints one line per step; returns 1 if a step is not intact.
 
     Raises:
-      UserError: if the run has no checkpoints, or `--repair` names a data set that it did not use.
+      UserError: if the run has no checkpoints, or did not use the data set that `--repair` names.
     """
     from soda_jax.checkpoints import CheckpointReader, folder
     from soda_jax.errors import UserError

@@ -1,4 +1,4 @@
-"""`soda codec` fits codecs, encodes a sound file and decodes codes."""
+"""`soda codec`: fits codecs, encodes sound files and decodes codes."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ EXAMPLE = "soda codec fit corpus/manifest.jsonl --output=codec"
 
 # Suffixes that differ from the name of the format in soundfile.
 _OTHER_SUFFIXES = {".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
-_FRAMES_PER_ENTRY = 20  # minimum for k-means; measured in docs/codec.md
+_FRAMES_PER_ENTRY = 20  # minimum for k-means, from measurements in docs/codec.md
 Clip = tuple[Path, float | None, float | None]  # path, start and end in seconds
 
 
@@ -185,7 +185,10 @@ def _clips(args: argparse.Namespace) -> list[Clip]:
 
 
 def _read(clips: list[Clip], seconds: float, rate: int) -> "Iterator[np.ndarray]":
-    """Yields up to `seconds` of audio at `rate` Hz; prints the number of skipped clips."""
+    """Yields clips, float32 `[samples]` at `rate` Hz, `seconds` at most in total.
+
+    Prints the number of skipped clips.
+    """
     from soda_jax.codecs.audio import AudioError, read_audio
     from soda_jax.progress import progress
 

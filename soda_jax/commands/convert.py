@@ -89,7 +89,7 @@ def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, verifies and prints a summary."""
+    """Converts and verifies a checkpoint, prints a summary and returns 0."""
     with _exit_on_signals():
         if args.action == "to-hf":
             _to_huggingface(args)
@@ -176,7 +176,7 @@ def _from_huggingface(args: argparse.Namespace) -> None:
 
 
 def _settings(config: "DecoderConfig", workdir: str) -> str:
-    """Returns the config overrides that start a run from this model."""
+    """Returns the config overrides with which a run starts from the checkpoint in `workdir`."""
     from soda_jax.schema import MODEL_SHAPE, ROPE_SHAPE
 
     words = [f"--config.start_from={workdir}"]
@@ -201,7 +201,7 @@ def _print_summary(path: str, done: "Converted") -> None:
 
 
 def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
-    """Returns a check that compares the held-out loss before and after."""
+    """Returns a function that compares the held-out loss before and after the conversion."""
     from soda_jax.convert.weights import Weights, whole
     from soda_jax.errors import UserError
     from soda_jax.evaluate.loss import held_out_sums
@@ -239,7 +239,7 @@ def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
 
 
 def _data(args: argparse.Namespace, workdir: str | None) -> dict[str, Any]:
-    """Returns the data settings of the validation split."""
+    """Returns the data config for the held-out loss, from --data or from the run in `workdir`."""
     from soda_jax.configs import base
     from soda_jax.errors import UserError
 

@@ -4,11 +4,11 @@ import argparse
 
 SUMMARY = "check this machine, or all hosts of a pod, before a run (about a minute)"
 EXAMPLE = "soda doctor --config=configs/demo.py --workdir=runs/demo"
-PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
+PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `soda doctor`; they have the same meaning as in `soda train`."""
+    """Adds the options of `soda doctor`, a subset of those of `soda train`."""
     parser.add_argument("--config", help="config of the run: checks its mesh and data")
     parser.add_argument(
         "--workdir", help="workdir of the run: saves a small checkpoint there and removes it"

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates, prints the scores and writes them as JSON."""
+    """Evaluates a checkpoint, prints the scores and writes them as JSON."""
     from soda_jax.errors import UserError
 
     paths = {}

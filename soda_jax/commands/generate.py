@@ -1,4 +1,4 @@
-"""`soda generate` speaks a text, transcribes sound files, or continues one."""
+"""`soda generate`: speaks a text, transcribes sound files or continues a sound file."""
 
 import argparse
 from typing import Any

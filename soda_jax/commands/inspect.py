@@ -1,4 +1,4 @@
-"""`soda inspect`: prints a summary of a data set, single records, and the results of checks."""
+"""`soda inspect`: prints a data set's summary or records, or checks it."""
 
 import argparse
 from collections.abc import Iterator
@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the requested parts; returns 1 if `--verify` or `--contamination` finds something."""
+    """Prints the requested parts.
+
+    Returns:
+      1 if --verify finds errors or --contamination finds documents to exclude, else 0.
+    """
     if bool(args.contamination) == bool(args.dataset):
         raise UserError("give one data set, or two with --contamination TRAIN EVAL")
     if args.contamination:

@@ -4,7 +4,7 @@ import argparse
 
 SUMMARY = "compile the training step for other machines: memory, speed and duration of the run"
 EXAMPLE = "soda plan --config=configs/soda_4b.py --topology=v5p:4x4x8 --price_per_chip_hour=2.0"
-PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
+PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

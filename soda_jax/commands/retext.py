@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the new data set; returns 1 if more than --max_bad_fraction of utterances are lost."""
+    """Writes the new data set; returns 1 if too many utterances are lost, else 0."""
     from soda_jax.data.format.manifest import SPLITS, Manifest
     from tokenize_pipeline.merge import QUARANTINE, TooManyBadInputsError
     from tokenize_pipeline.retext import retext

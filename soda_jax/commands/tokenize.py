@@ -9,12 +9,12 @@ from tokenize_pipeline.options import TokenizeOptions
 
 SUMMARY = "turn a corpus of speech or text into a data set"
 EXAMPLE = "soda tokenize --input=corpus/manifest.jsonl --output=data/speech --codec=mel:codec"
-PASSES_UNKNOWN_OPTIONS = True  # they are in args.unknown and are passed to Beam
+PASSES_UNKNOWN_OPTIONS = True  # unknown options are in args.unknown and are passed to Beam
 _OPTIONS = [field for field in dataclasses.fields(TokenizeOptions) if field.name != "beam_options"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `TokenizeOptions`, and --verify and --dry_run."""
+    """Adds an option for each field of `TokenizeOptions`, and --verify and --dry_run."""
     for field in _OPTIONS:
         name, text = f"--{field.name}", field.metadata["doc"]
         if field.type is bool:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name,
             type=field.type if field.type in (int, float) else str,
             default=None if required else field.default,
-            required=required and field.name != "input",  # --verify has no input
+            required=required and field.name != "input",  # --verify needs no input
             help=text,
         )
     parser.add_argument(

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and saves a tokenizer."""
+    """Trains a tokenizer, saves it and returns 0."""
     from soda_jax.tokens.text import train_bpe
     from tokenize_pipeline.options import find_inputs
     from tokenize_pipeline.readers import find_reader, texts

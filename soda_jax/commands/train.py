@@ -4,7 +4,7 @@ import argparse
 
 SUMMARY = "train a model from a config; resumes from the newest checkpoint, if any"
 EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.num_layers=6"
-PASSES_UNKNOWN_OPTIONS = True  # --config.key=value, as args.unknown
+PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0 when done, 75 if preempted."""
+    """Trains the model; returns 0 when training is finished, 75 if it was preempted."""
     from soda_jax.commands._config import load_config
     from soda_jax.errors import UserError
     from soda_jax.schema import run_config

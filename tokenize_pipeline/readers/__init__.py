@@ -5,9 +5,10 @@ A reader is a module of this package, selected by its name (`--format`). It defi
     KIND = "speech" | "text"
     def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]
 
-`read` reads only metadata, not audio, and yields the same documents in the same order each time; it
-is called twice. Errors that do not depend on the format (empty text, invalid times, missing files,
-paths outside the data root) are detected later, by code that all readers share.
+`read` reads only metadata, not audio. It is called twice and must yield the same documents in the
+same order. A module may also define `data_root(inputs: Sequence[Path]) -> Path`, the folder that
+audio paths are relative to. Errors that do not depend on the format (empty text, invalid times,
+missing files, paths outside the data root) are detected later, by code that all readers share.
 """
 
 import importlib
@@ -27,16 +28,16 @@ class UtteranceSource:
 
     Attributes:
       text: the transcript; surrounding white space is removed later.
-      audio: path of a sound file or of the archive that contains it, absolute or relative to the data
-        root; None for text without audio.
+      audio: path of a sound file, or of the archive that contains it, absolute or relative to the
+        data root; None for text without audio.
       start: start of the utterance in the file, in seconds; None for the beginning.
       end: end of the utterance in the file, in seconds; None for the end.
       speaker: name of the speaker, if known.
       language: language code, if known.
-      member: position of the sound in the archive `audio`: the name of a member of a `.tar`, `.tar.gz`
-        or `.tgz`, or "COLUMN/ROWGROUP/ROW" of a `.parquet`. None if `audio` is the sound file.
+      member: the sound in the archive `audio`, as the name of a member of a `.tar`, `.tar.gz` or
+        `.tgz`, or as "COLUMN/ROWGROUP/ROW" of a `.parquet`. None if `audio` is a sound file.
       seconds: length according to the metadata of the corpus; used for planning only.
-      where: position of its row in the corpus, such as `manifest.jsonl:17`.
+      where: position of the row with this utterance, such as `manifest.jsonl:17`.
     """
 
     text: str
@@ -60,7 +61,7 @@ class DocumentSource:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that describes no utterance; it is quarantined.
+    """A row that cannot be used and is quarantined, such as a malformed or repeated row.
 
     Attributes:
       reason: a key of `tokenize_pipeline.quarantine.REASONS`.
@@ -76,12 +77,12 @@ class Rejected:
 
 
 class Reader(Protocol):
-    """The two names that a reader module defines."""
+    """The names that every reader module defines."""
 
     KIND: str
 
     def read(self, inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-        """Yields descriptions of documents in a stable order."""
+        """Yields descriptions of documents, in the same order at each call."""
 
 
 def reader_names() -> list[str]:
@@ -98,7 +99,7 @@ def find_reader(name: str) -> Reader:
 
 
 def texts(items: Iterable[DocumentSource | Rejected]) -> Iterator[str]:
-    """Yields the stripped texts of a reader's documents, without rejected rows and unusable texts."""
+    """Yields the stripped texts of a reader's documents; skips rejected rows and unusable texts."""
     for item in items:
         for utterance in item.utterances if isinstance(item, DocumentSource) else ():
             text = utterance.text.strip()

@@ -1,4 +1,4 @@
-"""Opens corpora in their published layout, as folders or tars: data root, metadata and sounds."""
+"""Finds the data root, metadata and sounds of corpora in published layouts (folders or tars)."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from tokenize_pipeline.readers import UtteranceSource
 from tokenize_pipeline.readers._lines import content_lines, lines
 from tokenize_pipeline.tar_stream import COMPRESSED, TarStream
 
-_LARGEST_METADATA = 2**30  # bytes of a member of an archive
+_LARGEST_METADATA = 2**30  # maximum bytes of a metadata file in an archive
 _WAV_HEADER = 44  # bytes, for 16-bit PCM without further chunks
 # Bytes per second of compressed speech, from published totals. FLAC: the training subsets of
 # LibriSpeech (openslr.org/12) have 59.3 GB for 960.9 h, about half of 16-bit audio at 16 kHz. MP3:
@@ -26,7 +26,7 @@ class TextFile(NamedTuple):
     """A metadata file.
 
     Attributes:
-      name: path relative to the data root, or in the archive.
+      name: path relative to the data root, or name of the member of an archive.
       label: name in error messages.
       lines: (number from 1, line) of each line.
     """
@@ -42,7 +42,7 @@ class Sounds(NamedTuple):
     Attributes:
       root: the data root.
       archive: path of the archive relative to `root`; None for an unpacked corpus.
-      sizes: sizes of its members in bytes, in archive order; may be empty.
+      sizes: sizes of the sounds in the archive, in bytes, in archive order; may be empty.
       wav_rate: sample rate of 16-bit WAV files in Hz.
     """
 
@@ -70,10 +70,10 @@ class Layout:
     Attributes:
       corpus: name of the corpus in error messages.
       example: path of a metadata file relative to the data root, for error messages.
-      pattern: regular expression of that path.
-      metadata: suffixes of the paths of the metadata files in a tar; a leading "/" matches only
+      pattern: regular expression for paths of metadata files.
+      metadata: suffixes of the metadata files in a tar. A suffix with a leading "/" matches only
         complete file names.
-      tar_pattern: regular expression of the name of a tar.
+      tar_pattern: regular expression for names of tars.
       wav_rate: sample rate of 16-bit WAV files in Hz; for planning only.
     """
 
@@ -129,7 +129,7 @@ def read_tar(
       is_sound: selects the other members whose sizes are returned.
 
     Raises:
-      UserError: if a suffix matches no file, or as in `members`.
+      UserError: if a suffix matches no file, or the archive is missing or damaged.
     """
     files, sizes = [], dict[str, int]()
     for name, size, content in members(path, lambda name: f"/{name}".endswith(suffixes)):
@@ -150,12 +150,12 @@ def members(
 ) -> Iterator[tuple[str, int, bytes | None]]:
     """Yields (name, size in bytes, content) of the files in a `.tar`, `.tar.gz` or `.tgz`, in order.
 
-    The content is None unless `wanted(name)`, which should select only metadata. A leading "./" of
-    a name is removed. Files that macOS adds (see `is_mac_metadata`) are skipped.
+    The content is None unless `wanted(name)` is true; it should select only metadata. A leading
+    "./" of a name is removed. Files that macOS adds (see `is_mac_metadata`) are skipped.
 
     Raises:
-      UserError: if the archive is missing or damaged, because a single row in the quarantine would
-        not show that most of an archive is lost.
+      UserError: if the archive is missing or damaged. A single row in the quarantine would not show
+        that most of an archive is lost.
     """
     try:
         with contextlib.closing(TarStream(str(path))) as stream:
@@ -178,7 +178,7 @@ def is_tar(path: Path) -> bool:
 
 
 def is_mac_metadata(name: str) -> bool:
-    """Returns whether macOS adds such files to folders: `._NAME`, `__MACOSX/…`, `.DS_Store`.
+    """Returns whether macOS added the file: `._NAME`, `__MACOSX/…` or `.DS_Store`.
 
     Args:
       name: path relative to the folder or archive.

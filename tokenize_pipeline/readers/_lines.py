@@ -5,7 +5,7 @@ U+2028, U+2029) are part of the text, so `str.splitlines` must not be used here.
 
 UTF-16 and UTF-32 are recognized by their byte order mark or by the positions of their NUL bytes,
 and are rejected with the name of the encoding. They are not converted, because a file may contain
-several encodings (if a shell appended UTF-16 to UTF-8).
+several encodings, for example if a shell appended UTF-16 to UTF-8.
 """
 
 import bz2
@@ -23,8 +23,8 @@ from typing import IO, Any
 from soda_jax.errors import UserError
 from tokenize_pipeline.text_faults import NUL_MARK
 
-HEAD_BYTES = 4096  # at the beginning of a file, used to detect its encoding
-_MARKS = {  # UTF-32 first: the mark of UTF-32-LE starts with the mark of UTF-16-LE
+HEAD_BYTES = 4096  # size of the beginning of a file from which its encoding is detected
+_MARKS = {  # UTF-32 first, because the mark of UTF-32-LE starts with that of UTF-16-LE
     "UTF-32-LE": codecs.BOM_UTF32_LE,
     "UTF-32-BE": codecs.BOM_UTF32_BE,
     "UTF-16-LE": codecs.BOM_UTF16_LE,
@@ -34,9 +34,9 @@ _SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line with its line end) of a UTF-8 file, decompressed by its suffix.
+    """Yields (number from 1, line with its line end) of a UTF-8 file, which may be compressed.
 
-    Bytes that are not UTF-8 and NULs become lone surrogates, so that only the rows that contain
+    NULs and bytes that are not UTF-8 become lone surrogates, so that only the rows that contain
     them are rejected (see `text_faults`). A byte order mark is removed.
 
     Raises:
@@ -53,7 +53,7 @@ def content_lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
     """Yields the lines of `content`, as `lines` does for a file; `name` is for error messages.
 
     Raises:
-      UserError: if it is UTF-16 or UTF-32.
+      UserError: if the content is UTF-16 or UTF-32.
     """
     return _lines(io.BytesIO(content), name)
 
@@ -81,7 +81,7 @@ _OPENERS: dict[str, Callable[[Path, str], Any]] = {
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     head = file.read(HEAD_BYTES)
     check_encoding(head, name)
-    first = io.BytesIO(head.removeprefix(codecs.BOM_UTF8) + file.readline())  # whole lines
+    first = io.BytesIO(head.removeprefix(codecs.BOM_UTF8) + file.readline())  # complete lines
     for number, line in enumerate(chain(first, file), 1):
         text = line.decode("utf-8", "surrogateescape")
         yield number, text.replace("\0", NUL_MARK) if "\0" in text else text
@@ -114,7 +114,7 @@ def other_encoding(head: bytes) -> str | None:
 
 
 def _may_be(head: bytes, name: str) -> bool:
-    """Returns whether bytes with NULs are text in this encoding, not UTF-8 with stray NULs."""
+    """Returns whether `head`, which contains NULs, is in this encoding and not UTF-8 with NULs."""
     unit = 4 if "32" in name else 2
     head = head[: len(head) // unit * unit]
     try:
@@ -124,10 +124,9 @@ def _may_be(head: bytes, name: str) -> bool:
         return False
     if not text or "\0" in text:
         return False
-    if unit == 4:  # a quarter of the bytes is NUL, and no character is beyond U+10FFFF
+    if unit == 4:  # every fourth byte is NUL, and all characters are valid
         return True
-    # In UTF-16, a space or line end has a NUL next to it; in UTF-8, it has other characters on both
-    # sides.
+    # In UTF-16, a space or line end is next to a NUL; in UTF-8 with stray NULs, it usually is not.
     spaces, spaces_of_utf8 = text.count(" ") + text.count("\n"), len(_SPACE_OF_UTF8.findall(head))
     if spaces or spaces_of_utf8:
         return spaces > spaces_of_utf8

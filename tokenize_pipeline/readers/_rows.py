@@ -1,9 +1,9 @@
 """Parses rows of text files (CSV, TSV, JSON objects), and detects repeated and split rows.
 
 In CSV, a quoted field may contain separators and line ends. In TSV, quotes are text: a row is a
-line, and its fields are separated by tabs, as in Common Voice (csv.QUOTE_NONE). A tab or line end
-in a TSV field gives rows whose number of fields differs from the header. Such rows are malformed;
-rows are never padded or truncated.
+line, and its fields are separated by tabs, as in Common Voice (csv.QUOTE_NONE). If a TSV field
+contains a tab or line end, the number of fields in a row differs from the header. Such rows are
+malformed; they are never padded or truncated.
 """
 
 import csv
@@ -49,9 +49,9 @@ def no_row(line: str, message: str, *, attempt: bool = False, row: Any = None) -
     """Returns the error for a line that is not a row.
 
     Args:
-      line: the line; if it contains NUL, the error reports this.
-      message: error message otherwise.
-      attempt: whether the line is certainly a malformed row, not the rest of a text.
+      line: the line. If it contains NUL, the error is about the NUL.
+      message: error message if the line contains no NUL.
+      attempt: whether the line must be a malformed row and cannot be the rest of a text.
       row: the readable part of the row.
     """
     if NUL_MARK in line and (fault := text_fault(line)) is not None:
@@ -84,10 +84,10 @@ def parse_rows(
 def reject_split_rows(
     rows: Iterable[tuple[int, Row | RowError]],
 ) -> Iterator[tuple[int, Row | RowError]]:
-    """Yields rows whose last field is text, with an error for each row that may be split.
+    """Yields `rows`, whose last field is text, with an error instead of each row that may be split.
 
-    A line end in a text gives a row that looks complete, followed by a line that is not a row. The
-    audio contains the whole text, so the row must not be used.
+    If a text contains a line end, its first part looks like a complete row, and the next line is
+    not a row. The audio contains the whole text, so the row must not be used.
     """
     held: tuple[int, Row | RowError] | None = None
     for item in rows:
@@ -105,7 +105,7 @@ class Repeats:
     """Detects repeated rows in a document or file; the first row of an utterance is used."""
 
     def __init__(self) -> None:
-        """Creates an empty set of rows."""
+        """Creates a detector without rows."""
         self._first: dict[Hashable, tuple[Hashable, str]] = {}
 
     def check(self, identity: Hashable, content: Hashable, where: str, name: str) -> None:
@@ -134,7 +134,11 @@ def repeat_error(name: str, first: str, *, same: bool) -> RowError:
 
 
 class RepeatedFields(dict[str, Any]):
-    """A JSON object with a repeated field: the last value of each field, and `pairs` in order."""
+    """A JSON object with a repeated field; as a dict, it has the last value of each field.
+
+    Attributes:
+      pairs: all (field, value) pairs in order.
+    """
 
     pairs: list[tuple[str, Any]]
 
@@ -168,7 +172,7 @@ def json_value(text: str) -> Any:
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """Parses a line as a JSON object; raises RowError if it is not, or if a field is repeated."""
+    """Parses a line as a JSON object; raises RowError if it is not one or repeats a field."""
     try:
         value = json_value(line)
     except (ValueError, RecursionError) as error:
@@ -184,7 +188,7 @@ def optional_string(row: dict[str, Any], name: str) -> str | None:
     """Returns field `name` as a string; None if it is absent, null or empty. Integers are converted.
 
     Raises:
-      RowError: if it has another type, is not valid UTF-8 or contains NUL.
+      RowError: if the field has another type, is not valid UTF-8 or contains NUL.
     """
     value = row.get(name)
     if value is None or value == "":
@@ -208,7 +212,7 @@ def required_text(row: dict[str, Any]) -> str:
 def csv_rows(
     lines: Iterator[Line], name: str, required: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Reads CSV with a header; a malformed row of several lines gives one error per line.
+    """Reads CSV with a header; yields one error per line of a malformed row.
 
     Args:
       lines: lines from `_lines.lines`.
@@ -221,7 +225,7 @@ def csv_rows(
 
     Raises:
       UserError: if the header is wrong, or (from the iterator) if a quote is still open at the end
-        of the file, because the number of rows in it is unknown.
+        of the file, because it may contain any number of rows.
     """
     return _named_fields(_csv_fields(lines, name), name, required)
 
@@ -286,12 +290,13 @@ def _csv_fields(lines: Iterator[Line], name: str) -> Iterator[tuple[int, list[st
                     f"{name}: the row that begins in line {first} has a quote that is never closed: "
                     'close it with ", or write "" for a quote inside a field'
                 ) from None
-            # For a stray line end, the message of `csv` is advice on opening a file in Python.
+            # For a CR outside quotes, the message of `csv` is advice on opening files in Python.
             is_line_end = str(error).startswith("new-line character")
             cause = "a CR without LF is outside quotes" if is_line_end else str(error)
             if not has_header:
                 raise UserError(f"{name} has no readable header in line {first}: {cause}") from None
-            # A stray quote extends to the next quote, and each line between them may be a row.
+            # After a stray quote, everything up to the next quote is one field, so each line in
+            # between may be a row.
             for number in range(first, reader.line_num + 1):
                 yield number, RowError(f"not a CSV row: {cause}")
             continue

@@ -43,17 +43,17 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
     """Yields the documents of each archive in the order of their first utterances.
 
     If a prefix already occurred in an earlier archive, its utterances form another document, named
-    PREFIX+ARCHIVE. If its first utterance was also in that archive, the archives are copies and the
-    document gets the same id. The reader keeps the metadata of one archive in memory, and two
-    8-byte hashes per document (about 200 MB per million).
+    PREFIX+ARCHIVE. If an earlier document has the same first utterance, the archives are copies,
+    and both documents get the same id. The reader keeps the metadata of one archive
+    in memory, and two hashes per document (about 200 MB per million documents).
 
     Args:
       inputs: `.tar` files.
-      identity: JSON field with the id of the utterance, which must be the stem of its files.
+      identity: JSON field with the utterance id, which must equal the stem of the files.
     """
     root = data_root(inputs)
     before: set[int] = set()
-    archives: dict[int, str | None] = {}  # first utterance -> archive in the id, if any
+    archives: dict[int, str | None] = {}  # hash of first utterance -> archive in the id, or None
     for path in inputs:
         audio = relative_path(root, path)
         groups: dict[str, list[tuple[str, UtteranceSource]]] = {}
@@ -72,7 +72,7 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
 
 
 def _key(prefix: str) -> int:
-    """Returns an 8-byte hash that is the same in all processes."""
+    """Returns an 8-byte hash of a prefix or stem, which is the same in all processes."""
     digest = hashlib.blake2b(prefix.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -80,13 +80,13 @@ def _key(prefix: str) -> int:
 def _utterances(
     path: Path, audio: str, identity: str
 ) -> Iterator[tuple[str, UtteranceSource] | Rejected]:
-    """Yields (stem, utterance) of each pair of files, and finally the files without a pair."""
+    """Yields (stem, utterance) of each pair of files, and finally rejects files without a pair."""
     if path.suffix != ".tar":
         raise UserError(f"{path} is not a .tar file: give the archives as published")
     sounds: dict[str, str] = {}
     rows: dict[str, bytes] = {}
-    # (stem, whether it is a sound) -> (number of the member, hash of the content). For a sound, the
-    # hash is that of its name and size.
+    # (stem, whether it is a sound) -> (number of the member, hash). The hash is of the content, or
+    # of the name and size of a sound.
     firsts: dict[tuple[str, bool], tuple[int, int]] = {}
     files = members(path, lambda name: name.endswith(".json"))
     for number, (name, size, content) in enumerate(files, 1):

@@ -7,15 +7,16 @@ https://github.com/google-research-datasets/cvss
     cv-corpus-4-2019-12-10/de/validated.tsv    with a header; columns client_id, path, sentence, …
     cv-corpus-4-2019-12-10/de/clips/common_voice_de_1.mp3
 
-The source speech is release 4 of Common Voice (https://commonvoice.mozilla.org/datasets), which is not part of
-CVSS. The inputs are `.tsv` files of CVSS-T, or its archives (`cvss_t_de_en_v1.0.tar.gz`), of which the split
-`train` is read. The folder of `cvss_t_…` must also contain `cv-corpus-4-2019-12-10` with the language, as a
-folder or as `de.tar`: the published `de.tar.gz` after `gunzip`, because its clips are read in the order of
-CVSS-T. Reference: Jia et al., "CVSS corpus and massively multilingual speech-to-speech
-translation", arXiv 2201.03713.
+The source speech is release 4 of Common Voice (https://commonvoice.mozilla.org/datasets), which is
+not part of CVSS. The inputs are `.tsv` files of CVSS-T, or its archives
+(`cvss_t_de_en_v1.0.tar.gz`), of which the split `train` is read. The folder that contains the
+archive or `cvss_t_de_en_v1.0` must also contain `cv-corpus-4-2019-12-10` with the folder `de` or
+with `de.tar`. The published `de.tar.gz` must be decompressed with `gunzip`, because its clips are
+not read in archive order. Reference: Jia et al., "CVSS corpus and massively multilingual
+speech-to-speech translation", arXiv 2201.03713.
 
 A document is a pair: the source speech with its sentence from Common Voice (`language` "de", for
-example), then the translation with its text (`language` "en"). The texts are unchanged; the view
+example), then the translation with its text (`language` "en"). The texts are unchanged. The view
 determines how a model is trained on the pair (in SODA: source speech, both texts with language
 tags, target speech). Ids are `cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that
 contains both corpora.
@@ -43,7 +44,7 @@ _LAYOUT = Layout(
     tar_pattern=rf"{_NAME}\.(tar|tar\.gz|tgz)",
     wav_rate=24_000,  # sample rate of the translations
 )
-_COMMON_VOICE_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # where they differ from the codes of CVSS
+_COMMON_VOICE_CODES = {"sv": "sv-SE", "zh": "zh-CN"}  # codes that differ from those of CVSS
 _CLIP = re.compile(r"common_voice_[\w-]+\.mp3", re.ASCII)
 
 data_root = _LAYOUT.data_root
@@ -103,7 +104,7 @@ def _name(documents: str, clip: str) -> str:
 
 
 def _common_voice(folder: Path, root: Path, wanted: set[str]) -> tuple[TextFile, Sounds]:
-    """Returns the Common Voice table in `folder` or its tar, and sounds with the `wanted` clips."""
+    """Returns the table and the `wanted` sounds of Common Voice, from `folder` or its tar."""
     table = folder / "validated.tsv"
     archive = folder.with_name(f"{folder.name}.tar")
     if table.is_file():
@@ -129,8 +130,8 @@ def _sentences(
 ) -> tuple[dict[str, tuple[str, str | None]], list[tuple[str, Rejected]]]:
     """Returns (sentence, speaker) of the wanted clips, and their unusable rows.
 
-    A tab or line end in a sentence gives several malformed rows. The first row contains the name of
-    the clip, whose pair is rejected; the others contain no clip name and are not counted.
+    If a sentence contains a tab or line end, one or more rows are malformed. The first one contains
+    the name of the clip, whose pair is rejected; the others contain no name and are not counted.
     """
     found: dict[str, tuple[str, str | None]] = {}
     numbers: dict[str, int] = {}

@@ -8,8 +8,8 @@ https://huggingface.co/datasets/amphion/Emilia-Dataset
      "duration": 6.264, "speaker": "EN_B00000_S00000", "language": "en", "dnsmos": 3.2927}
 
 The inputs are the archives. A document contains all utterances of one shard and speaker
-(`EN_B00000_S00000`) in the order of their numbers (SODA, arXiv 2602.16687). `wav` is not used. The
-data root is the deepest folder that contains all inputs.
+(`EN_B00000_S00000`) in the order of their numbers (SODA, arXiv 2602.16687). The field
+`wav` is not used. The data root is the deepest folder that contains all inputs.
 """
 
 import functools

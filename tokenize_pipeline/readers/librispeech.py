@@ -11,7 +11,7 @@ of the utterances are estimated from the file sizes. README.TXT in each archive 
 layout. Reference: Panayotov et al., "LibriSpeech: an ASR corpus based on public domain audio
 books", ICASSP 2015.
 
-Text is lower-cased, as in the validation of SODA, because the capitals carry no information. Ids
+Text is lower-cased, as in SODA's validation data, because all transcripts are in capitals. Ids
 are `librispeech/SUBSET/SPEAKER-CHAPTER`. The data root is the folder that contains `LibriSpeech` or
 the archives.
 """

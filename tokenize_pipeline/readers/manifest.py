@@ -1,4 +1,4 @@
-"""Reads speech from a manifest: JSONL, or CSV or TSV with a header, with one utterance per row.
+"""Reads speech from a manifest (JSONL, or CSV or TSV with a header), one utterance per row.
 
     {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
 
@@ -36,9 +36,9 @@ REQUIRED = ("audio", "text")
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     """Yields the unusable rows, then the documents in the order of the first row of each.
 
-    Repeated rows of a document are yielded before it.
+    A repeated row is yielded as a `Rejected` before its document.
     """
-    # For each document id, or each row without one: (order, number of the row, utterance).
+    # Document id, or number of a row without one -> (order, row number, utterance) of each row.
     documents: dict[str | int, list[tuple[float, int, UtteranceSource]]] = {}
     count = 0
     for path in inputs:

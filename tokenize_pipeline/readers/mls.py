@@ -17,7 +17,7 @@ more than 0.2 s (SODA, arXiv 2602.16687). It is named after its first utterance,
 archives.
 
 Both text files list the utterances book by book, so only one book is in memory at a time. For an
-archive, both files are in memory, and the documents are in the order of the books in the archive.
+archive, the rows of both files are in memory, and the books are in archive order.
 """
 
 import itertools
@@ -60,7 +60,14 @@ data_root = _LAYOUT.data_root
 
 
 class _Row(NamedTuple):
-    """A line of a text file: UTTERANCE, other fields, position, and the error if it is unusable."""
+    """A line of a text file.
+
+    Attributes:
+      utterance: the field UTTERANCE.
+      rest: the other fields.
+      where: position of the line.
+      error: why the line is unusable; None if it is usable.
+    """
 
     utterance: str
     rest: str
@@ -70,7 +77,7 @@ class _Row(NamedTuple):
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
     """Yields the documents book by book."""
-    order: dict[Book, int] = {}  # index of each book in an archive, by its first sound
+    order: dict[Book, int] = {}  # rank of each book in an archive, by its first sound
 
     def is_sound(name: str) -> bool:
         if matched := _SOUND.fullmatch(name):
@@ -97,7 +104,7 @@ def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
 
 
 def _books(file: TextFile) -> Iterator[tuple[Book, list[_Row]]]:
-    """Yields (book, rows) of a text file; a malformed line belongs to the previous book."""
+    """Yields (book, rows) of a text file; unreadable lines are added to the previous book."""
     path = "/".join(file.name.split("/")[-3:])
     is_text = file.name.endswith("transcripts.txt")
     book, rows = Book(), list[_Row]()
@@ -130,7 +137,7 @@ def _pairs(
     """Yields each book with its rows in both files.
 
     Raises:
-      UserError: if the files do not list the same books in the same order, each book once.
+      UserError: if the books or their order differ, or the rows of a book are not consecutive.
     """
     seen: set[Book] = set()
     for one, two in itertools.zip_longest(transcripts, segments):
@@ -148,13 +155,13 @@ def _documents(
     folder: str, sounds: Sounds, book: Book, transcripts: list[_Row], segments: list[_Row]
 ) -> Iterator[DocumentSource | Rejected]:
     """Yields the rejected rows of a book, then its documents."""
-    times: dict[str, tuple[tuple[str, float, float], str]] = {}  # (segment, its position)
+    times: dict[str, tuple[tuple[str, float, float], str]] = {}  # UTTERANCE -> (segment, position)
     reported: set[str] = set()  # utterances whose segment is unusable
     for row in segments:
         try:
             segment = _segment(row)
             first, where = times.setdefault(row.utterance, (segment, row.where))
-            # Exact repeats of a segment are ignored: the transcript describes the utterance.
+            # An exact repeat is ignored, because the transcript describes the utterance.
             if first != segment:
                 raise repeat_error(row.utterance, where, same=False)
         except RowError as error:

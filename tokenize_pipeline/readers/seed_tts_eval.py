@@ -1,4 +1,4 @@
-"""Reads Seed-TTS-eval: prompts, and texts to be spoken in the voice of the prompts.
+"""Reads Seed-TTS-eval: voice prompts, and texts to be spoken in the voice of each prompt.
 
 https://github.com/BytedanceSpeech/seed-tts-eval
 
@@ -12,7 +12,7 @@ of the text to be spoken, as in `non_para_reconstruct_meta.lst`; without it, the
 (1,088 items). The data root is the folder that contains `seedtts_testset` or the archive.
 
 A document consists of the prompt, then the text to be spoken with its recording. Without a
-recording, it consists of only the prompt, because a speech data set has no text without audio.
+recording, the document has only the prompt, because a speech data set has no text without audio.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _LAYOUT = Layout(
     "seedtts_testset/LANGUAGE/*.lst",
     r"[^/]+/[^/]+/[^/]+\.lst",
     ("/en/meta.lst",),
-    wav_rate=24_000,  # assumed, not published
+    wav_rate=24_000,  # assumed; the rate is not documented
 )
 
 data_root = _LAYOUT.data_root

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 KIND = "text"
 TEXT_FIELDS = ("text", "content", "raw_content")
 ID_FIELDS = ("id", "uuid", "warc_record_id")
-_ROWS = 64  # rows of a Parquet file that are in memory, with their pages
+_ROWS = 64  # rows of a Parquet file that are read at a time
 _BUFFER_BYTES = 1 << 20
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document with one utterance per line or row, in the order of the files."""
+    """Yields a document with one utterance for each line or row, in the order of the files."""
     for path in inputs:
         for number, row in _rows(path):
             where = f"{path.name}:{number}"
@@ -87,7 +87,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (number from 1, row) of a Parquet file, with memory independent of the file size.
 
     A row has the first existing column of `TEXT_FIELDS`, and all existing columns of `ID_FIELDS`.
-    Bytes that are not UTF-8 and NULs become lone surrogates, as in `_lines.lines`.
+    NULs and bytes that are not UTF-8 become lone surrogates, as in `_lines.lines`.
 
     Raises:
       UserError: if the file is missing, damaged or not Parquet, or has no text column.
@@ -97,7 +97,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     number = 0
     try:
-        # Without pre-buffering, a column is read page by page, not a whole row group at once.
+        # Without pre-buffering, columns are read page by page instead of a whole row group.
         with parquet.ParquetFile(
             path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         ) as file:
@@ -140,7 +140,10 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def _values(column: "pyarrow.Array") -> list[Any]:
-    """Returns the cells of a column; decodes text, because Arrow rejects batches for one byte."""
+    """Returns the cells of a column.
+
+    Text is decoded here, because Arrow rejects a whole batch for one byte that is not UTF-8.
+    """
     import pyarrow
     from pyarrow import types
 

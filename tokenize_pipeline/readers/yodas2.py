@@ -6,8 +6,8 @@ https://huggingface.co/datasets/espnet/yodas2
     data/en000/audio/00000000.tar.gz    VIDEO.wav, 24 kHz
     data/en000/duration/00000000.txt    not needed: captions contain their times
 
-UTTERANCE is VIDEO-NUMBER-START-END with 5, 8 and 8 digits; START and END are hundredths of a
-second. The subsets `en000` … have manual captions, `en100` … have automatic ones.
+UTTERANCE is VIDEO-NUMBER-START-END; NUMBER has 5 digits, START and END have 8 and are in hundredths
+of a second. The subsets `en000` … have manual captions, `en100` … have automatic captions.
 
 The inputs are the files in `text/`; the archive of each file is in `audio/` of the same subset. A
 document is a video with all captions in time order (SODA, arXiv 2602.16687). Captions without text
@@ -50,7 +50,7 @@ def data_root(inputs: Sequence[Path]) -> Path:
 
 
 def read(inputs: Sequence[Path]) -> Iterator[DocumentSource | Rejected]:
-    """Yields one document per video, in the order of the files, with one file in memory."""
+    """Yields one document per video, in the order of the files, and keeps one file in memory."""
     root = data_root(inputs)
     for path in inputs:
         subset = path.absolute().parents[1].name
@@ -108,7 +108,7 @@ def _document(
     pairs = captions.pairs if isinstance(captions, RepeatedFields) else list(captions.items())
     for index, (name, text) in enumerate(pairs, 1):
         position = f"{where}:{name}"
-        if len(pairs) > len(captions):  # the name is not unique
+        if len(pairs) > len(captions):  # some name is repeated
             position += f" (caption {index})"
         try:
             times = _TIMES.fullmatch(name)
