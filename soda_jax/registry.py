@@ -1,4 +1,4 @@
-"""Registries of user extensions: each maps names to functions with one small protocol.
+"""Registries of user extensions; each maps names to functions with the same signature.
 
 A file outside the package registers a function with a decorator and is loaded by `soda --plugin=FILE …`:
 
@@ -38,11 +38,11 @@ class Registry:
     """Functions by name.
 
     Attributes:
-      kind: what is registered, for messages.
+      kind: what the functions are, for error messages.
     """
 
     def __init__(self, kind: str):
-        """Creates an empty registry; `kind` is what it registers, for messages."""
+        """Creates an empty registry; `kind` is what the functions are, for error messages."""
         self.kind = kind
         self._functions: dict[str, Callable[..., Any]] = {}
 
@@ -50,7 +50,7 @@ class Registry:
         """Returns a decorator that registers a function under `name`.
 
         Raises:
-          UserError: if another function has the name.
+          UserError: if another function is registered under this name.
         """
 
         def add(function: F) -> F:
@@ -83,8 +83,8 @@ class Registry:
         """Returns the function registered under `name`.
 
         Args:
-          name: its name.
-          key: the setting or option that gave the name, for the message.
+          name: name of the function.
+          key: the setting or option that contained the name, for the error message.
 
         Raises:
           UserError: if the name is not registered; the message suggests the nearest name.
@@ -111,10 +111,10 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def load_plugin(file: str) -> None:
-    """Imports a Python file once to register its functions; child processes import it as well.
+    """Imports a Python file that registers functions, once; child processes import the file too.
 
     Raises:
-      UserError: if the file is missing or fails on import.
+      UserError: if the file is missing, is not a Python file, or raises an exception on import.
     """
     path = Path(file).absolute()
     if path in _loaded:

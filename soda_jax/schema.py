@@ -1,7 +1,8 @@
 """The settings of a run: every key of a config with its type, default, bounds and meaning.
 
-`configs/base.py` makes the ml_collections defaults from `RunConfig`, `parse` checks a finished config
-against it, and docs/config.md is generated from it. Each component receives its own section.
+`configs/base.py` makes the ml_collections defaults from `RunConfig`, `parse` checks a finished
+config against `RunConfig`, and docs/config.md is generated from it. Each component receives only
+its section.
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Settings that determine the shapes and the meaning of the parameters. The other `model` settings only
-# affect how the model is executed.
+# `model` settings that determine the shapes and the meaning of the parameters. All other `model`
+# settings affect only how the model is executed.
 MODEL_SIZES = (
     "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim",
 )  # fmt: skip
@@ -134,7 +135,7 @@ class DataConfig:
     sources: Mapping[str, SourceConfig] = named_parts("a data set of the mixture")
 
     def __post_init__(self) -> None:
-        # Sources are sorted, so that equal mixtures compare equal.
+        # Sources are sorted, so that their order in the config does not affect the mixture.
         object.__setattr__(self, "sources", dict(sorted(self.sources.items())))
 
 

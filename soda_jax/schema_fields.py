@@ -1,4 +1,4 @@
-"""Typed settings: frozen dataclasses whose fields have a description and allowed values.
+"""Typed settings as frozen dataclasses whose fields have a description and allowed values.
 
 `soda_jax.schema` declares the settings of a run with `setting`, `part` and `named_parts`. Defaults,
 validation and the reference page are derived from these declarations, so a new setting is one line.
@@ -32,7 +32,7 @@ def setting(
       doc: description with the unit, for the reference page.
       minimum, maximum: inclusive bounds of a number.
       greater_than: exclusive lower bound of a number.
-      choices: the allowed strings; any string if empty.
+      choices: the allowed strings; if empty, any string is allowed.
     """
     metadata = {
         "doc": doc,
@@ -68,8 +68,8 @@ def parse(cls: type[T], values: Any, path: str = "") -> T:
       path: dotted name of the group, for error messages.
 
     Raises:
-      UserError: for an unknown key (with the nearest name), a missing one, a value of another type or
-        outside its bounds.
+      UserError: for an unknown key (the message suggests the nearest name), a missing required key,
+        or a value that has the wrong type or is out of bounds.
     """
     if isinstance(values, cls):
         return values
@@ -111,7 +111,7 @@ def unknown_key(dotted: str, key: str, known: Iterable[str]) -> UserError:
 def describe(cls: type, path: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yields (dotted name, default, allowed values, description) of each setting, group by group.
 
-    A group has an empty default and empty allowed values; the name of a user-named group is `NAME`.
+    A group has an empty default and empty allowed values. `NAME` is a name chosen by the user.
     """
     types = typing.get_type_hints(cls)
     groups = []
@@ -164,7 +164,7 @@ def _allowed(kind: type, limits: Mapping[str, Any]) -> str:
 
 
 def _checked(dotted: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:
-    """Returns `value` as `kind`; UserError if it has another type or is out of bounds."""
+    """Returns `value` as `kind`; raises UserError if the type is wrong or it is out of bounds."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     right_type = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""Checkpoints: saved in the background, sealed with a digest, verified before use."""
+"""Saves checkpoints in the background with a digest file, and verifies them before use."""
 
 from soda_jax.checkpoints.manager import Checkpointer
 from soda_jax.checkpoints.restore import FORMAT_VERSION, CheckpointReader, RestoreReport

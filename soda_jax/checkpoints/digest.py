@@ -1,8 +1,8 @@
 """The digest file of a checkpoint: size and crc32c of every file, and the SHA-256 of this list.
 
-Orbax does not detect a flipped bit in array data; the digest does. It is computed after the commit,
-from files that are read back from storage. It therefore detects damage after the save, but not
-errors while the save was written.
+Orbax does not detect a flipped bit in array data; the digest does. The digest is computed after the
+commit, from files that are read back from storage. It therefore detects damage that occurs after
+the save, but not errors that occurred while the files were written.
 """
 
 import os
@@ -17,7 +17,7 @@ from soda_jax.file_sums import file_sum
 
 NAME = "digest.json"
 VERSION = 2
-# How long the other processes wait while process 0 reads whole checkpoints.
+# Timeout of the other processes while process 0 reads whole checkpoints.
 TIMEOUT_SECONDS = 4 * 3600.0
 
 
@@ -53,12 +53,12 @@ def _write(step_directory: epath.Path, name: str, content: bytes) -> None:
 
 
 def has_digest(step_directory: epath.Path) -> bool:
-    """Returns whether the checkpoint has a digest file; the file is not checked."""
+    """Returns whether the checkpoint has a digest file, without reading the file."""
     return (step_directory / NAME).exists()
 
 
 def replace_file(step_directory: epath.Path, name: str, content: bytes) -> None:
-    """Replaces a file of a valid checkpoint and its entry in the digest.
+    """Replaces a file of a valid checkpoint, and the entry of the file in the digest.
 
     The digest is written before the file. If the process is killed in between, the checkpoint is
     invalid until the same call is repeated.
@@ -85,7 +85,7 @@ def verify_digest(step_directory: epath.Path, items: Collection[str] | None = No
     """Compares the files of a checkpoint with its digest.
 
     Args:
-      step_directory: folder of one step, with a digest.
+      step_directory: folder of one step, which must contain a digest.
       items: names of the subfolders to check; files at the top level are always checked. None
         checks everything.
 
@@ -101,7 +101,7 @@ def verify_digest(step_directory: epath.Path, items: Collection[str] | None = No
 
 
 def _read(step_directory: epath.Path) -> tuple[dict[str, tuple[int, str]], str | None]:
-    """Returns the checksums in a digest, and the reason why the digest is invalid or None."""
+    """Returns the checksums in a digest, and why the digest is invalid (None if it is valid)."""
     try:
         record = parse_checked_json((step_directory / NAME).read_bytes())
     except DamagedError as error:

@@ -14,7 +14,7 @@ from soda_jax.files import is_url
 
 DEFAULT = "checkpoints"  # in the workdir
 RUN_CONFIG = "config.json"
-# Orbax reads bucket properties with google.cloud.storage.
+# Orbax needs both for gs:// URLs; it reads bucket properties with google.cloud.storage.
 _GCS_MODULES = ("gcsfs", "google.cloud.storage")
 
 
@@ -23,11 +23,12 @@ def of_run(workdir: str | PathLike[str], directory: str | None = None) -> str:
 
     Args:
       workdir: workdir of the run, or the URL of a folder that contains `checkpoints`.
-      directory: `config.checkpoint.directory`: a path in the workdir, an absolute path, or gs://….
-        None reads it from config.json in the workdir.
+      directory: value of `config.checkpoint.directory`, which is a path in the workdir, an absolute
+        path, or gs://…. If None, the value is read from config.json in the workdir; it is
+        `checkpoints` if there is no such file or the workdir is a URL.
 
     Raises:
-      UserError: if that config cannot be read.
+      UserError: if config.json is needed and invalid.
     """
     if directory is None:
         directory = DEFAULT if is_url(workdir) else _saved_directory(Path(workdir) / RUN_CONFIG)
@@ -67,7 +68,7 @@ def opened(directory: str | PathLike[str]) -> epath.Path:
 
 @contextlib.contextmanager
 def reaching(directory: epath.Path) -> Iterator[None]:
-    """Converts the errors of a store into a UserError that names the folder."""
+    """Converts exceptions for a remote `directory` into a UserError that names the folder."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Saves checkpoints in the background, writes a digest for each and removes older ones."""
+"""Saves checkpoints in the background, writes a digest for each and removes old checkpoints."""
 
 import contextlib
 import logging
@@ -20,16 +20,18 @@ from soda_jax.checkpoints.restore import (
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
-# With several processes, process 0 checks its clock and broadcasts the result.
+# In a multi-process run, process 0 checks its clock every this many steps and broadcasts the
+# result.
 _CHECK_CLOCK_EVERY_STEPS = 10
 
 
 class Checkpointer:
-    """Saves and restores the state of one run; every process of the run makes the same calls.
+    """Saves and restores the state of one run; every process of the run must make the same calls.
 
-    A save has three stages: the arrays are copied from the devices (then `maybe_save` returns), Orbax
-    renames the folder of the step atomically (commit), and its digest is written (seal). An older step
-    is removed only after the digest of a newer one is written.
+    A save has three stages. The arrays are copied from the devices, and `maybe_save` returns. Orbax
+    writes the folder of the step and commits it (an atomic rename, or a commit marker in an object
+    store). The digest of the step is written (seal). An older step is removed only after the digest
+    of a newer one is written.
     """
 
     def __init__(
@@ -48,11 +50,12 @@ class Checkpointer:
         Args:
           directory: parent of the step folders. Only one run may write to it.
           every_steps: save at multiples of this number of steps; None or 0 disables it.
-          every_minutes: save this number of minutes after the last save or the start.
-          keep: number of steps with a digest to keep, at least 1.
+          every_minutes: save this number of minutes after the last save or the start; None or 0
+            disables it.
+          keep: number of newest steps with a digest to keep, at least 1.
           keep_period: steps that are multiples of `keep_period` are never removed.
           reader: reader of the same folder, which caches verified steps; by default a new one.
-          clock: returns seconds; replaced in tests.
+          clock: function that returns seconds; replaced in tests.
 
         Raises:
           UserError: if `keep` is below 1 or the folder cannot be created.
@@ -102,15 +105,16 @@ class Checkpointer:
           step: optimizer steps done.
           state: tree of jax arrays. The parameters, under its key `params`, are stored separately from
             the rest (optimizer state, counters).
-          metadata: a JSON object, or a function that returns it, called only if a save starts.
+          metadata: a JSON object, or a function that returns one; called only if a save starts.
           force: save now, unless this step was just saved or restored.
 
         Returns:
           True if a save was started.
 
         Raises:
-          UserError: if an earlier save failed in the background, this one cannot start, or the
-            folder contains a valid checkpoint of `step` or a later step that another run saved.
+          UserError: if an earlier save failed in the background, this save cannot start, or, at the
+            first save, the folder already contains `step` or a later step that `reader` did not
+            reject.
         """
         self.raise_failure()
         if step == self._last_step or not (force or self.due(step)):
@@ -121,7 +125,7 @@ class Checkpointer:
 
         whole = tree.nested(state)
         params = whole.pop(PARAMS)
-        # Only the parameters are read in parts, so only they are chunked, which costs a copy.
+        # Only the parameters are read in parts. Chunking needs a copy, so the rest is not chunked.
         items: dict[str, Any] = {PARAMS: ocp.args.PyTreeSave(params, chunks.save_arguments(params))}
         if whole:
             items[TRAINING] = ocp.args.PyTreeSave(whole)
@@ -130,7 +134,7 @@ class Checkpointer:
         try:
             if (
                 step in self._manager.all_steps()
-            ):  # it is invalid, or _check_not_newer would have raised
+            ):  # an invalid step; for a valid one _check_not_newer raises
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except OSError as error:
@@ -146,7 +150,7 @@ class Checkpointer:
     def raise_failure(self) -> None:
         """Raises the error of a background save in a single-process run.
 
-        With several processes the next save raises it in all of them.
+        In a multi-process run, the next save or `wait` raises the error in all processes.
         """
         if hosts.is_single_process():
             self._raise_failure()
@@ -172,7 +176,7 @@ class Checkpointer:
             if hosts.is_primary():
                 digest.write_digest(self.reader.path(step))
                 self._remove_old()
-        except Exception as error:  # raised by the next call from the main thread
+        except Exception as error:  # raised later in the main thread, see `raise_failure`
             self._failure = _failure_line(step, error)
 
     def _remove_old(self) -> None:
@@ -227,7 +231,7 @@ class Checkpointer:
 
         if hosts.is_primary():
             for path in self.directory.glob(f"*{step_lib.TMP_DIR_SUFFIX}*"):
-                # Orbax may still be writing there; then the next call removes the folder.
+                # If Orbax is still writing to the folder, rmtree fails; the next call repeats it.
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
@@ -260,8 +264,8 @@ def _open(directory: Any) -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(_DROP_ORBAX_ERRORS)
-    # No compression: weights and moments hardly shrink, and on a small machine saves and restores are a few
-    # times slower with it (benchmarks/checkpoint.py measures both).
+    # Compression is off: it hardly reduces the size of weights and moments, and makes saves and
+    # restores a few times slower on a small machine (benchmarks/checkpoint.py measures both).
     registry = ocp.DefaultCheckpointHandlerRegistry()
     for item in (PARAMS, TRAINING):
         registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
@@ -281,6 +285,6 @@ def _open(directory: Any) -> Any:
 def _failure_line(step: int, error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    if len(reason) > 240:  # the start contains the operation, the end contains the reason
+    if len(reason) > 240:  # the operation is at the start, the reason at the end
         reason = f"{reason[:60]} … {reason[-160:]}"
     return f"saving step {step} failed: {reason}"

@@ -1,4 +1,4 @@
-"""Reads checkpoints and chooses the newest valid one, also while a run writes new ones."""
+"""Reads checkpoints and chooses the newest valid one, even while a run writes new ones."""
 
 import json
 import sys
@@ -14,14 +14,14 @@ from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
 FORMAT_VERSION = 2
-# Folders in a step. Parameters are separate, so that generation reads and verifies only them.
+# Folders in a step. Parameters are separate, so that generation reads and verifies no other arrays.
 PARAMS, TRAINING, METADATA = "params", "training", "metadata"
 _DIFFERENCES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """The chosen step, and the newer steps that were skipped, with reasons."""
+    """The chosen step, and the newer steps that were skipped, each with the reason."""
 
     step: int
     verified: bool
@@ -38,17 +38,17 @@ class RestoreReport:
 
 
 class CheckpointReader:
-    """Reads the checkpoints of one folder; every process of a run makes the same calls.
+    """Reads the checkpoints of one folder; every process of a run must make the same calls.
 
     Attributes:
-      rejected: reason by step, for the steps that were found unusable.
+      rejected: the steps that were found unusable, as a dict from step to reason.
     """
 
     def __init__(self, directory: str | PathLike[str]):
-        """Takes the parent of the step folders, which need not exist.
+        """Sets the checkpoint folder, which need not exist.
 
         Args:
-          directory: a path such as WORKDIR/checkpoints, or gs://…
+          directory: parent of the step folders, a path such as WORKDIR/checkpoints, or gs://…
 
         Raises:
           UserError: for a URL other than gs://, or if a package for gs:// is missing.
@@ -58,7 +58,7 @@ class CheckpointReader:
         self._verified: dict[int, bool] = {}  # step -> True: whole step, False: only parameters
 
     def steps(self) -> list[int]:
-        """Returns the committed steps in ascending order, not verified, without unfinished saves."""
+        """Returns the committed steps in ascending order; the steps are not verified."""
         from orbax.checkpoint.path import step as step_lib
 
         with folder.reaching(self.directory):
@@ -73,7 +73,7 @@ class CheckpointReader:
         return self.directory / str(step)
 
     def has_training(self, step: int) -> bool:
-        """Returns whether a step has optimizer state and counters besides the parameters."""
+        """Returns whether a step contains optimizer state and counters."""
         with folder.reaching(self.directory):
             return (self.path(step) / TRAINING).exists()
 
@@ -84,19 +84,20 @@ class CheckpointReader:
         accept_unverified: bool = False,
         params_only: bool = False,
     ) -> RestoreReport:
-        """Returns the newest valid step, or `step` if it is valid; process 0 chooses for all.
+        """Returns the newest valid step, or `step` if it is valid; chosen by process 0.
 
-        Compares every file with the digest. An invalid step is reported on stderr and the next older one
-        is tried. Files are verified once per reader.
+        Files are compared with the digest, once per reader. An invalid step is reported on stderr,
+        and the next older step is tried.
 
         Args:
           step: the only step to consider; None for all, newest first.
-          accept_unverified: accept a step without a digest, which exists if a run was killed between
-            the commit and the digest. A step that does not match its digest is never accepted.
+          accept_unverified: accept a step without a digest. A step has no digest if the run was
+            killed after the commit and before the digest was written. A step that does not match
+            its digest is never accepted.
           params_only: verify only the files that `restore_params` reads.
 
         Raises:
-          UserError: if no step is valid, with the reason for each.
+          UserError: if no step is valid; the message contains the reason for each step.
         """
         found: dict[str, Any] = {}
         if hosts.is_primary():
@@ -154,7 +155,7 @@ class CheckpointReader:
         """Returns the metadata of a step: config, layout, fingerprints, windows consumed.
 
         Raises:
-          UserError: if it cannot be read or has another format version.
+          UserError: if the metadata cannot be read or has another format version.
         """
         path = self.path(step) / METADATA / METADATA
         try:
@@ -180,7 +181,7 @@ class CheckpointReader:
           step, accept_unverified: see `choose`.
 
         Returns:
-          (state in the structure of `abstract_state`, metadata, report of the chosen and skipped steps)
+          The state in the structure of `abstract_state`, the metadata, and the report of `choose`.
 
         Raises:
           UserError: if no step is valid, or names, shapes or dtypes differ; the message lists them.
@@ -198,11 +199,12 @@ class CheckpointReader:
     ) -> tuple[Any, dict[str, Any], RestoreReport]:
         """Reads and verifies only the parameters, cast to the dtypes of `abstract_params`.
 
-        Casts floats to floats without checking the range: 1e5 becomes infinite in float16. Arguments,
-        result and errors are otherwise those of `restore`.
+        Any float dtype is cast to any other without a range check: 1e5 becomes infinite in float16.
+        Arguments and result are as for `restore`.
 
         Raises:
-          UserError: also if two dtypes differ and one of them is not a float.
+          UserError: as for `restore`, except that two different dtypes are accepted if both are
+            floats.
         """
         report = self.choose(step, accept_unverified=accept_unverified, params_only=True)
         metadata = self.metadata(report.step)

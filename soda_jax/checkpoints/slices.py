@@ -2,7 +2,7 @@
 
 Orbax stores each parameter as a zarr array in an OCDBT store. `SliceReader` reads parts of these arrays
 with TensorStore. `new_step` lets Orbax save a tree of the same structure with one element per array, so
-that Orbax writes all descriptive files, and then replaces each array by one of the full size.
+that Orbax writes all metadata files, and then replaces each array with one of the full size.
 """
 
 import json
@@ -20,7 +20,7 @@ from soda_jax.checkpoints.restore import PARAMS
 from soda_jax.errors import UserError
 from soda_jax.files import to_disk
 
-# A chunk may contain several layers, which are read one after the other.
+# Size of the chunk cache. A chunk may contain several layers, and one layer is read at a time.
 _CACHE_BYTES = 64 << 20
 # OCDBT collects data up to this size before it writes a file.
 _FILE_BYTES = 64 << 20
@@ -43,11 +43,11 @@ class SliceReader:
     """Reads parts of the parameters of one step.
 
     Attributes:
-      shapes: shape of every parameter by its name, such as `layers/query`.
+      shapes: shape of every parameter by name, such as `layers/query`.
     """
 
     def __init__(self, step_directory: epath.Path):
-        """Opens a step that `CheckpointReader.choose` has verified."""
+        """Opens a step, which must have been verified by `CheckpointReader.choose`."""
         import orbax.checkpoint as ocp
         import tensorstore as ts
 
@@ -58,7 +58,7 @@ class SliceReader:
         self._open: dict[str, Any] = {}
 
     def read(self, name: str, index: tuple[Index, ...]) -> np.ndarray:
-        """Returns `parameter[index]`; raises UserError if a part of it cannot be read."""
+        """Returns `parameter[index]`; raises UserError if the data cannot be read."""
         import tensorstore as ts
 
         try:
@@ -66,7 +66,7 @@ class SliceReader:
                 opening = ts.open(_spec(self._item, name), open=True, context=self._context)
                 self._open[name] = opening.result()
             return self._open[name][index].read().result()
-        except ValueError as error:  # TensorStore has no other error class
+        except ValueError as error:  # TensorStore raises ValueError for every error
             reason = " ".join(str(error).split())[:240]
             raise UserError(
                 f"{self._item}: {name} cannot be read ({reason}); restore a copy"
@@ -80,15 +80,15 @@ def new_step(
     arrays: Mapping[str, tuple[Shape, Shape]],
     metadata: Mapping[str, Any],
 ) -> Iterator[Write]:
-    """Yields a function that writes parts of the arrays of a new checkpoint without training state.
+    """Yields a function that writes slices of the parameters of a new checkpoint.
 
-    The digest is written at the end, after fsync, so an unfinished checkpoint is never valid.
+    The checkpoint has no training state. Its digest is written last, after fsync, so an unfinished
+    checkpoint is never valid.
 
     Args:
-      directory: a local folder, in which the folder of the step is created; only one process may
-        write to it.
+      directory: local parent of the step folder; only one process may write to it at a time.
       step: number of the checkpoint.
-      arrays: shape and chunk shape of every parameter by its name, such as `layers/query`; all are f32.
+      arrays: shape and chunk shape of every parameter by name, such as `layers/query`; all are f32.
       metadata: JSON object, as for `Checkpointer.maybe_save`.
     """
     import jax.numpy as jnp
@@ -122,7 +122,7 @@ def new_step(
         name = "/".join(part["key"] for part in leaf["key_metadata"])
         leaf["value_metadata"]["write_shape"] = list(arrays[name][0])
     (item / _TREE).write_text(json.dumps(about))
-    # This folder also contains the one-element shapes; restoring does not need it.
+    # This folder contains the one-element shapes too; Orbax does not need it to restore.
     (item / "array_metadatas").rmtree()
     to_disk(path)
     digest.write_digest(path)

@@ -10,7 +10,7 @@ def nested(tree: Any) -> dict[str, Any]:
     NamedTuples, lists and registered classes become dicts; nodes without leaves are removed.
 
     Raises:
-      ValueError: if two leaves have the same name (a dict with the keys 0 and "0").
+      ValueError: if two leaves have the same name, for example in a dict with the keys 0 and "0".
     """
     import jax
 
@@ -38,7 +38,7 @@ def flatten(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def like(template: Any, stored: dict[str, Any]) -> Any:
-    """Returns the leaves of `stored`, a result of `nested`, in the structure of `template`."""
+    """Returns the leaves of `stored` in the structure of `template`; the inverse of `nested`."""
     import jax
 
     def find(path: Sequence[Any], _: Any) -> Any:
@@ -54,8 +54,8 @@ def differences(wanted: dict[str, Any], stored: dict[str, Any], *, dtypes: bool)
     """Returns a message for each leaf that is missing on one side or differs in shape or dtype.
 
     Args:
-      wanted: nested dicts of leaves with `.shape` and `.dtype`, expected by the program.
-      stored: nested dicts of the same kind, found in the checkpoint.
+      wanted: what the program expects, nested dicts of leaves with `.shape` and `.dtype`.
+      stored: what the checkpoint contains, in the same form.
       dtypes: whether dtypes must be equal; if not, any two float dtypes are accepted.
     """
     import jax.numpy as jnp

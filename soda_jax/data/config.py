@@ -12,7 +12,7 @@ def views(source: SourceConfig, manifest: Manifest, name: str) -> tuple[View, ..
     """Returns the views of a source; only S+A+T has two orders.
 
     Raises:
-      UserError: if the composition has audio and the data set does not.
+      UserError: if the composition contains audio and the data set does not.
     """
     composition = source.composition
     if manifest.kind == "text" and composition != "text":
@@ -28,14 +28,14 @@ def views(source: SourceConfig, manifest: Manifest, name: str) -> tuple[View, ..
 
 
 def split_options(source: SourceConfig, name: str, on_corrupt_record: str) -> SplitOptions:
-    """Reads the files that `exclude_documents` and `mask_records` name.
+    """Reads the files given by `exclude_documents` and `mask_records`.
 
     Raises:
       UserError: if a file cannot be read or a line is malformed.
     """
     masked = set()
     for line in _lines(source.mask_records, f"data.sources.{name}.mask_records"):
-        if line.startswith("#"):  # the comments of `soda tokenize --verify`
+        if line.startswith("#"):  # comments that `soda tokenize --verify` writes
             continue
         file, _, number = line.rpartition(" ")
         if not number.isdecimal() or not file:

@@ -1,4 +1,4 @@
-"""Random access to the windows and batches of the data mixture of a config."""
+"""Opens the data mixture of a config, with random access to its windows and batches."""
 
 import collections
 import dataclasses
@@ -26,9 +26,9 @@ class Document:
     """A complete stored document.
 
     Attributes:
-      source: name of its source.
-      document_id: its id.
-      utterances: its utterances in order, with text, text ids and codes.
+      source: name of the source that contains the document.
+      document_id: id of the document.
+      utterances: utterances in order, with text, text ids and codes.
     """
 
     source: str
@@ -37,25 +37,25 @@ class Document:
 
 
 class Dataset:
-    """Random access to the windows of a mixture; window k depends only on (config, seed, k).
+    """Random access to the windows of a mixture; window k depends only on data, config and k.
 
     Attributes:
       config: the config with every generation filled in, so that a resumed run reads the same data after
         an append.
       source_names: names of the sources, in the order of `Batch.source`.
-      sources: one `Source` per name.
-      weights: weight of each source by name; their sum is 1.
-      layout: the vocabulary of all sources.
-      codec: the codec entry in the manifests of the speech sources; None if all are text.
-      front_end: tokenizer, codec and layout of all sources.
+      sources: one `Source` per name, in the same order.
+      weights: weight of each source by name; the weights sum to 1.
+      layout: the vocabulary layout, which all sources share.
+      codec: the codec entry in the manifests of the speech sources; None without speech.
+      front_end: tokenizer, codec and layout, which all sources share.
       sequence_length: tokens per window.
-      windows: number of windows of one pass; None for the endless mixture.
+      windows: number of windows in one pass; None for the endless mixture.
       digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
       storage: reads the shards; does not affect the windows.
     """
 
     def __init__(self, config: DataConfig, split: str, *, one_pass: bool, shorten: bool = False):
-        """See `make_dataset`."""
+        """Opens the data sets; see `make_dataset` for the arguments."""
         self.split = split
         self.weights = normalized_weights({n: s.weight for n, s in config.sources.items()})
         self.source_names: tuple[str, ...] = tuple(config.sources)
@@ -132,7 +132,7 @@ class Dataset:
                 holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
-        del prefetched  # keeps the records in memory until here, even if the cache is too small
+        del prefetched  # referenced until here, so that the records stay in memory
         return batch
 
     def damage(self) -> list[str]:
@@ -144,7 +144,7 @@ class Dataset:
         ]
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Returns, by source, its counts (see `Source`) and its weight."""
+        """Returns the counts (see `Source`) and the weight of each source, by name."""
         return {
             source.name: {
                 "windows": source.windows,
@@ -158,7 +158,7 @@ class Dataset:
         }
 
     def _make_digest(self) -> str:
-        """Hashes everything that the windows depend on, but no paths and no `on_corrupt_record`."""
+        """Returns a hash of all inputs of the windows, without paths and `on_corrupt_record`."""
         sources = {
             source.name: {
                 "manifest": source.manifest.digest,
@@ -193,7 +193,8 @@ def make_dataset(
       split: "train" or "validation".
       one_pass: False for the endless, shuffled, weighted mixture of training; True for every window
         of every source once, in stored order, for evaluation.
-      shorten: reduce the sequence length to the shortest source instead of raising an error.
+      shorten: reduce the sequence length to the length of the shortest source instead of raising an
+        error.
 
     Raises:
       UserError: if the config, a weight, a manifest or an index is invalid, sources differ in layout
@@ -208,7 +209,7 @@ def open_splits(
     """Opens a split of every source of a config, for reading whole documents.
 
     Raises:
-      UserError: as `make_dataset`.
+      UserError: as `make_dataset`, except that sources may be shorter than a window.
     """
     config, manifests = _pin_generations(parse(DataConfig, config, "data"))
     _check_agreement(manifests)
@@ -227,10 +228,11 @@ def open_splits(
 
 
 def documents(splits: Sequence[Split]) -> Iterator[Document]:
-    """Yields whole documents, split by split, in stored order, without the excluded ones.
+    """Yields whole documents, split by split, in stored order.
 
-    A document that several sources read from one data set is yielded once. A document with a damaged
-    record raises DamagedRecordError; if `on_corrupt_record` is "mask", it is skipped with a warning.
+    Excluded documents and documents with a record in `mask_records` are skipped. A document that
+    several sources read from one data set is yielded once. A document with a damaged record raises
+    DamagedRecordError or, if `on_corrupt_record` is "mask", is skipped with a warning.
     """
     digests = collections.Counter(split.manifest.digest for split in splits)
     yielded: set[tuple[str, int]] = set()

@@ -11,11 +11,11 @@ from soda_jax.data.dataset import Dataset
 
 
 class Loader(Iterator[dict[str, np.ndarray]]):
-    """An endless iterator over batches; close it, or use it as a context manager.
+    """An endless iterator over batches; call `close`, or use it as a context manager.
 
     Attributes:
-      windows: number of windows consumed. This is the complete iterator state: a new loader
-        with this `start` continues with the same windows, for any batch size and rows.
+      windows: number of windows consumed, which is the complete iterator state. A new loader with
+        this number as `start` continues with the same windows, for any batch size and rows.
       waited: seconds spent waiting for data.
     """
 
@@ -37,7 +37,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
           start: number of windows consumed already.
           rows: rows of the global batch that this process reads, in this order; None for all.
           prefetch: number of batches to prefetch.
-          threads: number of batches that are read at the same time.
+          threads: number of batches to read at the same time.
         """
         self.windows, self.waited = start, 0.0
         self._dataset, self._batch_size = dataset, batch_size
@@ -58,10 +58,11 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         return self._dataset.batch(k, self._rows)._asdict()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Returns the next batch by name: the arrays of `windows.Batch` with one row for each of `rows`.
+        """Returns the arrays of the next `windows.Batch` by name, with only the rows `rows`.
 
         Raises:
           DamagedRecordError: if a record cannot be read and `on_corrupt_record` is "fatal".
+          StoreError: if a remote store cannot be read.
         """
         began = time.perf_counter()
         batch = self._ahead[0].result()

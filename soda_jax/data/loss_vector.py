@@ -1,4 +1,4 @@
-"""The loss vector: mean loss by token class and by source."""
+"""Computes the loss vector: the mean loss by token class and by source."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ def loss_vector(
     """Returns the mean loss in nats per token, by class and by source.
 
     Args:
-      nll, count: f32 `[sources, classes]`, the sums that `class_sums` returns.
-      class_names, source_names: names of the columns and rows.
+      nll, count: sums of the loss and of the targets, f32 `[sources, classes]`, from `class_sums`.
+      class_names, source_names: names of the columns and of the rows of these arrays.
 
     Returns:
       `loss/<class>`, `loss/all`, `loss/<source>/all`, `loss/<source>/<class>`; a class or source

@@ -1,7 +1,7 @@
-"""The order of windows: which window of which source is at index k of the training stream.
+"""Maps index k of the training stream to a window of a source.
 
 Grain's MapDataset permutes each source (differently in each epoch), repeats it and mixes the sources by
-weight. Everything is a function of the index; there is no state to save.
+weight. The result is a function of the index, so there is no state to save.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ def normalized_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 class Mixture:
-    """An endless stream of (source, window) with random access; thread-safe."""
+    """An endless stream of pairs (source, window) with random access; thread-safe."""
 
     def __init__(
         self, names: Sequence[str], windows: Sequence[int], weights: Sequence[float], seed: int
@@ -33,9 +33,11 @@ class Mixture:
         """Sets up the permutation of each source.
 
         Args:
-          names: names of the sources; a permutation depends only on the name and the seed.
+          names: names of the sources. The permutation of a source depends only on its name, its
+            number of windows and the seed.
           windows: number of windows of each source.
-          weights: weight of each source; Grain rounds them to multiples of 1% of the smallest.
+          weights: weight of each source; Grain rounds them to multiples of 1% of the smallest
+            weight.
           seed: seed of the stream.
 
         Raises:
@@ -59,10 +61,10 @@ class Mixture:
 
 
 class InOrder:
-    """All windows once, source by source, in stored order; None after the last."""
+    """All windows once, source by source, in stored order; None after the last window."""
 
     def __init__(self, windows: Sequence[int]):
-        """Takes the number of windows of each source."""
+        """Stores `windows`, the number of windows of each source."""
         self._windows = list(windows)
 
     def __getitem__(self, index: int) -> tuple[int, int] | None:

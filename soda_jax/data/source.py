@@ -1,4 +1,4 @@
-"""A source: a split of a data set, rendered under its views and cut into windows."""
+"""Reads a source, which is a split of a data set rendered under views and cut into windows."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from soda_jax.tokens.documents import View
 
 
 class Source:
-    """The tokens of a split under its views, as one sequence.
+    """The tokens of a split under one or two views, as one sequence.
 
     Attributes:
-      name: name in the config.
+      name: name of the source in the config.
       manifest: manifest of the generation that is read.
       split: the records and documents.
-      record_starts: index of the first token of each record in rendered order, for one view after the
-        other, then the length of the sequence, int64 `[views · records + 1]`.
+      record_starts: index of the first token of each record in rendered order, view by view,
+        followed by the length of the sequence, int64 `[views · records + 1]`.
       tokens: length of the sequence.
       windows: number of whole windows.
       tail_tokens: number of tokens after the last whole window, which are dropped.
     """
 
     def __init__(self, split: Split, views: Sequence[View], sequence_length: int):
-        """Computes the order and the position of all records.
+        """Computes the order of the records and the positions of their tokens.
 
         Args:
           split: the records and documents.
@@ -50,7 +50,7 @@ class Source:
         order = rendered_order(part, index.flags, renderer.view.order)
         columns = (part, index.flags, index.utterances, index.text_tokens, index.frames)
         lengths = renderer.lengths(*columns)[order]
-        # The order changes only within a document: BOS and EOS keep their positions.
+        # The order changes only within a document, so BOS and EOS keep their positions.
         lengths += ((index.flags & FIRST) > 0).astype(np.int64) + ((index.flags & LAST) > 0)
         return order, lengths * self.split.kept_records
 
@@ -58,11 +58,12 @@ class Source:
         """Writes tokens [start, start + len(out)) of the source into `out`, int32.
 
         Returns:
-          The ranges (first, last) of `out` that belong to masked or damaged records. They are filled
-          with EOS, so that no other token attends to them.
+          The ranges [first, last) of `out` that belong to masked or damaged records, as pairs.
+          These ranges are filled with EOS, so that no later token attends to them.
 
         Raises:
-          DamagedRecordError: if a record cannot be read, unless `on_corrupt_record` is "mask".
+          DamagedRecordError: if a record cannot be read and `on_corrupt_record` is "fatal".
+          StoreError: if a remote store cannot be read.
         """
         holes: list[tuple[int, int]] = []
         stop = start + len(out)
@@ -80,7 +81,7 @@ class Source:
         return holes
 
     def prefetch(self, start: int, stop: int) -> Sequence[object]:
-        """Requests the records of tokens [start, stop); keep the result until they are read."""
+        """Requests the records of tokens [start, stop); keep the result until `read` returns."""
         first = int(np.searchsorted(self.record_starts, start, side="right")) - 1
         last = int(np.searchsorted(self.record_starts, stop, side="left"))
         positions = np.arange(first, last)
@@ -115,9 +116,10 @@ class Source:
 
 
 def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarray:
-    """Returns the record number at each position, for an order of text and audio.
+    """Returns the record number at each position of the rendered split.
 
-    "audio_first" moves only utterances stored in pieces: their audio records before their text records.
+    The order "audio_first" affects only utterances that are stored in pieces: their audio records
+    are moved before their text records.
 
     Args:
       part: kind of each record, `[records]`.
@@ -131,7 +133,8 @@ def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarra
     pieces = np.flatnonzero(part != 0)
     if order == "text_first" or not len(pieces):
         return records
-    # An utterance starts where its text opens; a text-only document has no audio to move.
+    # An utterance starts at its first text record. In a text-only document there is no audio to
+    # move.
     is_text = part[pieces] == TEXT
     opens = is_text & ((flags[pieces] & (OPENS | FIRST)) > 0)
     records[pieces] = pieces[np.lexsort((is_text, np.cumsum(opens)))]

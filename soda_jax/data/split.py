@@ -1,4 +1,4 @@
-"""One split of a data set: its records and documents, found through the shard indexes."""
+"""Reads the records and documents of one split of a data set, using the shard indexes."""
 
 import dataclasses
 import logging
@@ -27,10 +27,10 @@ class SplitOptions:
 
     Attributes:
       exclude_documents: ids of the excluded documents.
-      mask_records: (shard file, record) of records whose loss is masked without reading them; the file is
-        "train/shard-…", "validation/shard-…", or the file name without a split, which applies to the
-        split that is read.
-      on_corrupt_record: "fatal" or "mask", for a record that cannot be read.
+      mask_records: (shard file, record number) of the records that are not read and whose loss is
+        masked. The file is "train/shard-…", "validation/shard-…", or a file name without a split,
+        which applies to the split that is read.
+      on_corrupt_record: "fatal" or "mask", the policy for a record that cannot be read.
     """
 
     exclude_documents: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class Split:
       index: the joined indexes of all shards.
       masked: numbers of the records masked by the config.
       excluded_documents: number of documents excluded by the config.
-      damage: message by (shard file, record) for the records that were found damaged and masked.
+      damage: messages about the damaged records that were masked, by (shard file, record number).
       prefetches: whether `prefetch` has an effect.
     """
 
@@ -63,8 +63,8 @@ class Split:
         """Opens the shards of the split and reads their indexes.
 
         Raises:
-          UserError: if the split is empty, a masked record is not in it, or an index is damaged or does
-            not match the manifest.
+          UserError: if the split is empty or lacks a record of `mask_records`, or an index is
+            damaged or does not match the manifest.
         """
         self.name, self.manifest, self.directory, self.split = name, manifest, directory, split
         self._options = options
@@ -113,7 +113,7 @@ class Split:
         """Returns the bytes of a record.
 
         Raises:
-          DamagedRecordError: if it cannot be read.
+          DamagedRecordError: if the shard is missing or the record is damaged.
           StoreError: if the remote store cannot be read, whatever `on_corrupt_record` is.
         """
         return self._store.read(*self._in_shard(number))
@@ -124,7 +124,10 @@ class Split:
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """(first record, last record + 1) of documents without excluded or masked records, `[n, 2]`."""
+        """First record and last record + 1 of each document to read, int64 `[n, 2]`.
+
+        Excluded documents and documents with masked records are omitted.
+        """
         firsts = np.flatnonzero(self.index.flags & FIRST)
         lasts = np.flatnonzero(self.index.flags & LAST) + 1
         kept = self.kept_records[firsts]
@@ -136,7 +139,7 @@ class Split:
         """Reads the document of records [first, last), see `documents`.
 
         Returns:
-          Its id and utterances; None if a record is damaged and `on_corrupt_record` is "mask".
+          The id and the utterances; None if a record is damaged and `on_corrupt_record` is "mask".
 
         Raises:
           DamagedRecordError: if a record is damaged and `on_corrupt_record` is "fatal".
@@ -152,7 +155,7 @@ class Split:
         return records[0].document_id, join_records(records)
 
     def prefetched_documents(self) -> Iterator[tuple[int, int]]:
-        """Yields the rows of `documents`; requests the records of a group of documents at once."""
+        """Yields the rows of `documents`; prefetches the records of several documents at once."""
         rows = self.documents.tolist()
         for begin in range(0, len(rows), _PREFETCHED_DOCUMENTS):
             group = rows[begin : begin + _PREFETCHED_DOCUMENTS]
@@ -161,7 +164,7 @@ class Split:
             del prefetched
 
     def report_damage(self, number: int, error: DamagedRecordError) -> None:
-        """Applies the policy to a damaged record: raises an error, or stores and logs it once."""
+        """Applies `on_corrupt_record`: raises the error, or stores it and logs it once."""
         shard, in_shard = self._in_shard(number)
         file, path = self._shards[shard].file, self._store.location(shard)
         message = str(error)
@@ -174,6 +177,6 @@ class Split:
             _LOG.warning("masked a damaged record: %s", message)
 
     def _in_shard(self, number: int) -> tuple[int, int]:
-        """Returns the shard of a record, and its number in the shard."""
+        """Returns the number of the shard, and the number of the record in that shard."""
         shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
         return shard, number - int(self._shard_starts[shard])

@@ -1,4 +1,4 @@
-"""Batches of windows: tokens with segments, positions, target classes and loss mask."""
+"""Makes batches of windows: tokens, segment ids, positions, target classes and loss mask."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,9 @@ class Batch(NamedTuple):
     """Windows as arrays.
 
     Attributes:
-      tokens: ids, int32 `[rows, sequence]`.
-      segment_ids: index of the document in the window, from 1, int32 `[rows, sequence]`.
+      tokens: token ids, int32 `[rows, sequence]`.
+      segment_ids: number of the segment in the window, from 1, int32 `[rows, sequence]`; a segment
+        is a document or a part of one.
       positions: position in the segment, from 0, int32 `[rows, sequence]`.
       target_class: class of the *next* token (`VocabularyLayout.class_of_id`), int8
         `[rows, sequence]`; 0 at the last position, which has no target.
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
 
 
 def empty_batch(rows: int, sequence_length: int) -> Batch:
-    """Returns an empty batch: each row is one segment of id 0 without loss."""
+    """Returns a batch in which each row is one segment of token id 0 with loss mask 0."""
     shape = (rows, sequence_length)
     return Batch(
         tokens=np.zeros(shape, np.int32),
@@ -44,10 +45,11 @@ def empty_batch(rows: int, sequence_length: int) -> Batch:
 def annotate(
     batch: Batch, row: int, layout: VocabularyLayout, damaged: list[tuple[int, int]]
 ) -> None:
-    """Computes all other arrays of a row from its tokens; they must be as in `empty_batch`.
+    """Computes segment ids, positions, target classes and loss mask of a row from its tokens.
 
-    A segment ends after EOS. The BOS after an EOS is a target like any other. The targets in the
-    `damaged` ranges (first, last) and the first one after each range have no loss.
+    Before the call, these arrays must contain the values of `empty_batch`. A segment ends after
+    EOS. The BOS after an EOS is a target like any other token. The tokens in the `damaged` ranges
+    [first, last) and the first token after each range are not targets.
     """
     tokens, segments = batch.tokens[row], batch.segment_ids[row]
     length = len(tokens)

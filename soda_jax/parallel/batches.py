@@ -1,4 +1,4 @@
-"""Rows of the global batch: which ones a process reads, and how they become global arrays."""
+"""Finds the rows of the global batch that a process reads, and makes global arrays of them."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from soda_jax.parallel import rules
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
-    """Returns the rows of the global batch that the devices of this process hold, ascending."""
+    """Returns the rows of the global batch on the devices of this process, ascending."""
     sharding = rules.batch_sharding(mesh, (batch_size,))
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     covered: set[int] = set()

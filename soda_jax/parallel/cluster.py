@@ -1,7 +1,8 @@
-"""Finds the processes of a run: from flags, environment variables, or jax's cluster detection.
+"""Finds the processes of a run from flags, environment variables, or jax's cluster detection.
 
-jax reads the environment of each cluster. This module adds what `jax.distributed.initialize` lacks: it
-falls back to a single process instead of failing, and reports incomplete settings in one line.
+The classes in `jax._src.clusters` read the environment of each kind of cluster. Unlike
+`jax.distributed.initialize`, this module falls back to a single process instead of failing, and it
+reports incomplete settings in one line.
 """
 
 import importlib.util
@@ -29,7 +30,8 @@ class ProcessInfo:
       coordinator: `host:port` of process 0.
       count: number of processes.
       index: index of this process, from 0.
-      local_devices: the GPUs of this process if several processes share a machine; None: all visible ones.
+      local_devices: indices of the GPUs of this process if several processes share a machine; None
+        for all visible GPUs.
     """
 
     method: str
@@ -93,7 +95,7 @@ def _checked(method: str, values: Mapping[str, Any], fix: str) -> ProcessInfo:
 
 
 def _read_variables() -> dict[str, Any]:
-    """Returns the values of the environment variables; the index may come from an indexed Job."""
+    """Reads the environment variables, with the index of an indexed Kubernetes Job as fallback."""
     address, count, index = os.environ.get(ADDRESS), _integer(COUNT), _integer(INDEX)
     if index is None and address and count is not None:
         index = _integer(POD_INDEX)
@@ -110,7 +112,7 @@ def _integer(variable: str) -> int | None:
 
 
 def _from_cluster(variables: Mapping[str, Any], timeout: float) -> ProcessInfo | None:
-    """Returns what jax detects, with `variables` taking precedence; None without a cluster."""
+    """Returns what jax detects, overridden by `variables`; None for a single process."""
     name, cluster = _detect()
     if cluster is None:
         return None
@@ -122,7 +124,7 @@ def _from_cluster(variables: Mapping[str, Any], timeout: float) -> ProcessInfo |
         address = variables[ADDRESS] or cluster.get_coordinator_address(
             timeout_secs=timeout, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
         )
-    except Exception as error:  # any type: the environment is not what jax expects
+    except Exception as error:  # jax raises several types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name} was detected, but its processes were not ({reason}): {_FIX}"
@@ -143,8 +145,8 @@ def _detect() -> tuple[str, Any]:
             f"SLURM_NTASKS={tasks}, but {missing[0]} is not set: this is not a task of a Slurm "
             "step. Start it with srun, or pass --processes=1 for a single process"
         )
-    # GKE precedes Cloud TPU, whose detection waits for a metadata server. A Slurm job of one task on a
-    # TPU host is not a cluster.
+    # GKE is tried before Cloud TPU, whose detection waits for a metadata server. A Slurm job with
+    # one task is not treated as a Slurm cluster, for example on a TPU host.
     candidates: dict[str, Any] = {"Open MPI": clusters.OmpiCluster}
     if tasks > 1:
         candidates["Slurm"] = clusters.SlurmCluster
@@ -157,7 +159,7 @@ def _detect() -> tuple[str, Any]:
         try:
             if cluster.is_env_present():
                 return name, cluster
-        except Exception as error:  # the metadata server or the API does not answer
+        except Exception as error:  # the metadata server or the Kubernetes API failed
             raise UserError(f"{name}: its metadata cannot be read ({error}); {_FIX}") from error
     if POD_INDEX in os.environ:
         raise UserError(
@@ -169,12 +171,13 @@ def _detect() -> tuple[str, Any]:
 
 
 def _local_gpus(cluster: str) -> tuple[int, ...] | None:
-    """Returns the GPUs of a task that shares a machine with other tasks; None: all visible ones.
+    """Returns the GPUs of a task that shares a machine with other tasks; None for all visible GPUs.
 
-    jax would give each task one GPU. Here a machine's GPUs are divided equally among its tasks: a
-    machine's only task uses all of them, and a task that sees a single GPU uses that one.
+    jax would assign one GPU to each task. Here the GPUs in CUDA_VISIBLE_DEVICES are divided equally
+    among the tasks of a machine; if the variable is not set, each task uses one GPU. The only task
+    of a machine uses all GPUs, and a task that sees a single GPU uses that GPU.
     """
-    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # jax reads it
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # jax reads this variable
         return None
     if cluster == "Slurm":
         local_index, tasks = _integer("SLURM_LOCALID"), _slurm_tasks_on_this_node()
@@ -191,7 +194,7 @@ def _local_gpus(cluster: str) -> tuple[int, ...] | None:
 
 
 def _slurm_tasks_on_this_node() -> int:
-    """Reads SLURM_STEP_TASKS_PER_NODE, for example "8(x3),1"."""
+    """Returns the task count of this node from SLURM_STEP_TASKS_PER_NODE, such as "8(x3),1"."""
     tasks: list[int] = []
     for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)

@@ -1,11 +1,12 @@
-"""Ends all processes of a run when one of them fails or disappears, with one line that names it.
+"""Ends all processes of a run when one of them fails, and prints one line that names it.
 
 Without this, the other processes hang in a collective, which cannot be canceled, until jax's heartbeat
-aborts them with a stack trace and status 134. jax's own hook, `missed_heartbeat_callback`, cannot
-replace it: in jaxlib 0.10.2 it raises std::bad_cast, which aborts the process as well. Three threads
-run in each process: one writes a heartbeat and reads those of the other processes, one waits for a
-message that ends the run, and one keeps a connection to process 0 open. They use `os._exit`, because
-the main thread may hang forever. Committed checkpoints are safe; an unfinished save is discarded.
+aborts them with a stack trace and status 134. jax's own hook, `missed_heartbeat_callback`, is not
+a replacement: in jaxlib 0.10.2 it raises std::bad_cast, which aborts the process as well. Three
+threads run in each process: one writes a heartbeat and reads the heartbeats of the other processes,
+one waits for a message that ends the run, and one keeps a connection to process 0 open. The threads
+exit with `os._exit`, because the main thread may hang forever. Committed checkpoints are not
+affected; an unfinished save is discarded.
 """
 
 import contextlib
@@ -17,12 +18,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Exit status after another process failed: restart the run. (EX_PROTOCOL of sysexits.h.)
+# Exit status after another process failed (EX_PROTOCOL in sysexits.h); launchers restart the run.
 LOST = 76
 RESTART = "restart the run; it resumes from its last checkpoint"
 _LEFT = "left"
-_DAY = 24 * 3600 * 1000  # milliseconds; timeout of one call, which is then repeated
-_GRACE = 2.0  # seconds that process 0 stays alive to deliver messages
+_DAY = 24 * 3600 * 1000  # milliseconds; timeout of one call, after which it is repeated
+_GRACE = 2.0  # seconds that process 0 waits before it exits, so that messages are delivered
 
 
 class Heartbeat:
@@ -42,13 +43,13 @@ class Heartbeat:
         """Prepares the threads; `start` starts them.
 
         Args:
-          client: client of the coordination service.
+          client: jax's client of the coordination service.
           index: index of this process.
           count: number of processes.
           timeout: seconds without a heartbeat after which a process is considered failed.
           coordinator: `host:port` of process 0; "" opens no connection.
-          clock: returns seconds; replaced in tests.
-          exit_process: exits with a status; replaced in tests.
+          clock: function that returns seconds; replaced in tests.
+          exit_process: function that exits with a status; replaced in tests.
         """
         self._client, self._index, self._count = client, index, count
         self._timeout, self._clock, self._exit_process = timeout, clock, exit_process
@@ -67,7 +68,7 @@ class Heartbeat:
 
     @property
     def detection_time(self) -> float:
-        """Seconds after which a process that has died is certain to be detected."""
+        """Upper bound of the time until a failed process is detected, in seconds."""
         return self._timeout + 3 * self._interval
 
     def start(self) -> None:
@@ -78,7 +79,7 @@ class Heartbeat:
     def stop(self) -> None:
         """Announces a normal exit, so that the other processes do not wait for heartbeats."""
         self._stopped.set()
-        with contextlib.suppress(Exception):  # the run is over, other processes may have exited
+        with contextlib.suppress(Exception):  # process 0 may have exited
             self._client.key_value_set(f"soda/alive/{self._index}", _LEFT, allow_overwrite=True)
             self._client.key_value_set(f"soda/end/{self._index}", "")
         for thread in self._threads:
@@ -87,18 +88,18 @@ class Heartbeat:
 
     def end_all(self, message: str, status: int = LOST) -> None:
         """Prints `message`, sends it to the other processes so that they exit too, and exits."""
-        with self._exit_lock:  # never released: one message is enough
+        with self._exit_lock:  # never released, so that only one message is sent
             self._print(message)
             content = json.dumps([message, status])
-            for other in reversed(range(self._count)):  # process 0 last: it delivers the messages
+            for other in reversed(range(self._count)):  # process 0 last, as it delivers messages
                 if other != self._index:
-                    with contextlib.suppress(Exception):  # already set, or no service
+                    with contextlib.suppress(Exception):  # key exists, or no service
                         self._client.key_value_set(f"soda/end/{other}", content)
             self._exit(status)
 
     def _print(self, message: str) -> None:
         line = f"soda: process {self._index} of {self._count}: {' '.join(message.split())}\n"
-        os.write(2, line.encode())  # one write: lines of several processes do not mix
+        os.write(2, line.encode())  # one write, so that lines do not mix
 
     def _exit(self, status: int) -> None:
         if self._index == 0:
@@ -112,7 +113,7 @@ class Heartbeat:
             except Exception as error:
                 if "DEADLINE_EXCEEDED" in str(error):
                     continue
-                return  # process 0 is gone: _hold_connection reports it
+                return  # process 0 has exited; _hold_connection reports it
             if content and not self._stopped.is_set():
                 message, status = json.loads(content)
                 with self._exit_lock:
@@ -135,10 +136,10 @@ class Heartbeat:
             )
             beats = dict(self._client.key_value_dir_get("soda/alive/"))
         except Exception:
-            return  # process 0 does not answer: _hold_connection reports it
+            return  # process 0 does not answer; _hold_connection reports it
         previous, self._last_answer = self._last_answer, self._clock()
         now = self._last_answer
-        if now - previous > self._timeout / 2:  # this process was suspended, perhaps all were
+        if now - previous > self._timeout / 2:  # this process was suspended, perhaps others too
             self._last_seen = dict.fromkeys(self._last_seen, now)
         for other in range(self._count):
             beat = beats.get(f"soda/alive/{other}")
@@ -189,7 +190,7 @@ class Heartbeat:
                 raise OSError(f"no answer for {silent:.0f} s")
 
     def _exit_without_process_0(self, reason: str) -> None:
-        with self._exit_lock:  # no message can be sent without process 0, and trying is slow
+        with self._exit_lock:  # sends no message, because process 0 delivers them
             if self._stopped.is_set():
                 return
             self._print(f"process 0 failed: no connection to its coordinator ({reason}); {RESTART}")
@@ -197,11 +198,11 @@ class Heartbeat:
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
-    """Opens a connection; tries twice unless it is refused, which means that the process has exited."""
+    """Opens a connection; tries twice, unless it is refused because process 0 has exited."""
     try:
         return socket.create_connection(address, timeout=1)
     except ConnectionRefusedError:
-        raise  # at once: jax aborts this process 0.1 s after the death of process 0
+        raise  # no second try, because jax aborts this process 0.1 s after process 0 exits
     except OSError:
         time.sleep(0.5)
         return socket.create_connection(address, timeout=2)

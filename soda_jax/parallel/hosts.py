@@ -1,7 +1,8 @@
 """Communication between the processes of a run; does nothing in a single-process run.
 
-Every process calls these functions in the same order. They use the coordination service of process 0
-and not device collectives, which cannot be canceled and do not report which process is missing.
+All processes must call the functions that communicate in the same order. These functions use the
+coordination service of process 0 instead of device collectives, which cannot be canceled and do not
+report which process is missing.
 """
 
 import atexit
@@ -24,7 +25,8 @@ from soda_jax.parallel.heartbeat import LOST, Heartbeat
 JOIN = ("SODA_JOIN_SECONDS", 300)
 BARRIER = ("SODA_BARRIER_SECONDS", 1800)
 HEARTBEAT = ("SODA_LOST_SECONDS", 60)
-# jax's own heartbeat is the fallback: longer than ours, and within the two minutes that docs/hosts.md states.
+# jax's own heartbeat is the fallback. Its timeout is longer than ours and less than the two minutes
+# that docs/hosts.md states.
 _JAX_HEARTBEAT, _JAX_SHUTDOWN = 100, 60
 
 _heartbeat: Heartbeat | None = None
@@ -34,7 +36,7 @@ _rounds: Counter[str] = Counter()
 def start(
     coordinator: str | None = None, process_count: int | None = None, process_id: int | None = None
 ) -> cluster.ProcessInfo | None:
-    """Connects the processes of a run, before any other use of jax; see `cluster.find_processes`.
+    """Connects the processes of a run; must be called before any other use of jax.
 
     Process 0 prints on stderr how the processes were found. After this call, if a process fails, the
     other processes exit too (`heartbeat.py`).
@@ -87,7 +89,7 @@ def start(
         _client(), found.index, found.count, timeout, coordinator=found.coordinator
     )
     _heartbeat.start()
-    atexit.register(_heartbeat.stop)  # runs before jax's own exit function, registered earlier
+    atexit.register(_heartbeat.stop)  # runs before jax's function, registered earlier
     return found
 
 
@@ -126,25 +128,25 @@ def is_primary() -> bool:
 def barrier(name: str, timeout: float | None = None) -> None:
     """Waits until every process has called `barrier` with the same name.
 
-    After the timeout, the processes that called it report which ones are missing and exit with status
-    `LOST`.
+    After the timeout, the processes that have reached the barrier report which processes are
+    missing and exit with status `LOST`.
 
     Args:
-      name: name of the barrier for the message.
+      name: name of the barrier, also used in the error message.
       timeout: seconds; 1800 by default. `SODA_BARRIER_SECONDS` overrides both.
     """
     if is_single_process():
         return
     seconds = _seconds(BARRIER[0], BARRIER[1] if timeout is None else timeout)
     try:
-        # The id is reused: the service never frees the memory of an id.
+        # The id is reused, because the service never frees the memory of an id.
         _client().wait_at_barrier(f"soda/{name}", int(1000 * seconds))
     except Exception as error:
         end_all(_barrier_failure(name, seconds, error))
 
 
 def _barrier_failure(name: str, seconds: float, error: Exception) -> str:
-    """Returns one line about a failed barrier; every process that reached it sets a key."""
+    """Returns a message about a failed barrier; sets a key to find the missing processes."""
     import jax
 
     reason = str(error).partition("\n")[0]
@@ -162,7 +164,7 @@ def _barrier_failure(name: str, seconds: float, error: Exception) -> str:
 
 
 def gather_json(value: Any, name: str = "gather", timeout: float | None = None) -> list[Any]:
-    """Returns the values (plain JSON) of all processes, by process index, in every process.
+    """Returns the values (plain JSON) of all processes, ordered by process index, in every process.
 
     See `barrier` for the other arguments.
     """
@@ -176,28 +178,29 @@ def gather_json(value: Any, name: str = "gather", timeout: float | None = None) 
     client.key_value_set(f"{prefix}{index}", json.dumps(value))
     barrier(name, timeout)
     values = dict(client.key_value_dir_get(prefix))
-    if number:  # all processes have reached this round, so all have read the previous one
+    if number:  # all processes are in this round, so all have read the previous one
         client.key_value_delete(f"soda/gather/{name}/{number - 1}/{index}")
     return [json.loads(values[f"{prefix}{process}"]) for process in range(jax.process_count())]
 
 
 def any_process(flag: bool, name: str = "any process", timeout: float | None = None) -> bool:
-    """Returns True in every process if `flag` is True in any; see `barrier` for the arguments."""
+    """Returns, in every process, whether `flag` is True in any process; see also `barrier`."""
     return any(gather_json(bool(flag), name, timeout))
 
 
 def broadcast_json(value: Any, name: str = "broadcast", timeout: float | None = None) -> Any:
-    """Returns the value of process 0 (plain JSON) in every process; see `barrier` for the arguments."""
+    """Returns the value of process 0 (plain JSON) in every process; see also `barrier`."""
     return gather_json(value if is_primary() else None, name, timeout)[0]
 
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Ends all processes if the body raises in one of them; in a single-process run it only propagates.
+    """Ends all processes if the body raises an exception in one of them.
 
-    Otherwise the others would wait in a collective forever. The error is printed in the process that
-    raised it and sent to the other ones. All exit with status 2 for a `UserError`, 130 for an interrupt,
-    and 1 for anything else.
+    Otherwise the other processes would wait in a collective forever. The error is printed in the
+    process that raised it and sent to the other processes. All exit with status 2 for a
+    `UserError`, 130 for a `KeyboardInterrupt`, and 1 for other exceptions. In a single-process run
+    the exception propagates.
     """
     if is_single_process():
         yield
@@ -219,8 +222,8 @@ def _end_with(error: BaseException) -> None:
     elif _heartbeat is not None and (
         isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
     ):
-        # XLA and Gloo raise these errors after another process has died. Wait, so that the heartbeat
-        # can name that process and end this one.
+        # XLA and Gloo raise these errors after another process has failed. Wait, so that the
+        # heartbeat can report that process and end this one.
         print(f"soda: process {jax.process_index()}: {message[:300]}", file=sys.stderr, flush=True)
         time.sleep(_heartbeat.detection_time)
     if status == 1:
@@ -229,7 +232,7 @@ def _end_with(error: BaseException) -> None:
 
 
 def end_all(message: str, status: int = LOST) -> None:
-    """Prints `message` in all processes and ends them at once; see `heartbeat.py`."""
+    """Prints `message` in all processes and ends them immediately; see `heartbeat.py`."""
     if _heartbeat is not None:
         _heartbeat.end_all(message, status)
     print(f"soda: {message}", file=sys.stderr, flush=True)

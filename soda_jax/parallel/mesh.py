@@ -1,4 +1,4 @@
-"""The device mesh: the sizes of its axes and the order of the devices."""
+"""Builds the device mesh: chooses the sizes of its axes and the order of the devices."""
 
 import collections
 import functools
@@ -20,15 +20,16 @@ TILE = 128  # side of a TPU tile, in elements
 def make_mesh(
     axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Arranges devices along the axes (dcn, data, fsdp, sequence, tensor).
+    """Returns a mesh with the axes (dcn, data, fsdp, sequence, tensor).
 
-    The axes are `AxisType.Auto`: XLA propagates shardings from the constraints (the default of
-    `jax.make_mesh` is Explicit). Neighboring devices are on the last axis, tensor, which communicates
-    most. The first axis, dcn, is the only one that crosses TPU slices.
+    The axes have the type `AxisType.Auto` (the default of `jax.make_mesh` is Explicit), so XLA
+    propagates shardings from the constraints. Neighboring devices are on the last axis, tensor,
+    which communicates most. The first axis, dcn, is the only one that crosses TPU slices.
 
     Args:
-      axes: devices along each axis; the default size is 1. dcn = -1 is the number of slices. One other
-        axis may be -1 to use the remaining devices. The default is `data=-1`.
+      axes: number of devices along each axis; 1 for an axis that is not given. -1 for dcn means the
+        number of slices. One other axis may be -1 to use the remaining devices. The default is
+        `data=-1`.
       devices: by default all devices of all processes.
 
     Raises:
@@ -46,19 +47,20 @@ def mesh_sizes(
 ) -> dict[str, int]:
     """Returns the number of devices along each axis, with every -1 replaced.
 
-    `data` and `fsdp` may both be -1 if `width` is given: fsdp becomes the largest divisor that leaves at
-    least 128 columns per device, and data uses the remaining devices. Narrower shards are padded to a
-    tile, and on a TPU XLA gathers them with an all-reduce (docs/plan.md compares both).
+    `data` and `fsdp` may both be -1 if `width` is given. fsdp is then the largest common divisor of
+    `width` and the remaining devices that leaves at least 128 columns per device, and data uses the
+    rest. On a TPU, narrower shards are padded to a tile, and XLA gathers them with an all-reduce
+    (docs/plan.md compares such meshes).
 
     Args:
       axes: see `make_mesh`.
       devices: number of devices.
-      slices: number of slices that they form.
-      width: hidden size of the model.
+      slices: number of slices that the devices form.
+      width: hidden size of the model, in columns.
 
     Raises:
-      UserError: if an axis is unknown, a size is not positive, too many axes are -1, or the product is
-        not the number of devices. The message contains the given sizes.
+      UserError: if an axis is unknown, a size is neither positive nor -1, too many axes are -1, or
+        the product is not the number of devices.
     """
     sizes = dict.fromkeys(AXES, 1) | dict(axes or {"data": -1})
     unknown = [name for name in sizes if name not in AXES]
@@ -93,12 +95,12 @@ def mesh_sizes(
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of slices (TPU), NVLink domains (GPU) or processes of the devices."""
+    """Returns the number of TPU slices, of NVLink domains (GPU), or else of processes."""
     return len({_slice(device) for device in devices})
 
 
 def _slice(device: jax.Device) -> int:
-    """Returns the slice of a TPU, the NVLink domain of a GPU, or else the process of the device."""
+    """Returns the index of the TPU slice, of the NVLink domain (GPU), or else of the process."""
     number = getattr(device, "slice_index", None)
     if number is None:  # a TPU of a single-slice run has no slice index
         return 0 if device.platform == "tpu" else device.process_index
@@ -112,8 +114,8 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
       UserError: if an axis other than dcn would cross TPU slices, or if slices differ in size.
     """
     if devices[0].platform != "tpu":
-        # GPUs or simulated devices: sorted by slice and process, so that the outer axes cross hosts
-        # first. Any axis may cross them.
+        # GPUs and simulated devices are sorted by slice and process, so that the outer axes cross
+        # hosts before the inner ones do. Any axis may cross hosts.
         ordered = sorted(devices, key=lambda d: (_slice(d), d.process_index, d.id))
         return np.array(ordered, dtype=object).reshape(shape)
     chips = collections.Counter(map(_slice, devices))

@@ -1,4 +1,4 @@
-"""Implements `Placement` for a device mesh with the sharding rules."""
+"""Implements `soda_jax.model.placement.Placement` with the sharding rules."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from soda_jax.parallel import rules
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """Implements `soda_jax.model.placement.Placement` for a mesh.
+    """Implements `Placement` for a mesh.
 
     Attributes:
       mesh: the device mesh.
@@ -35,17 +35,17 @@ class OnMesh:
         return size // local[0]
 
     def sharding(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding | None:
-        """Returns the sharding of an array; None on one device."""
+        """Returns the sharding of an array; None if the mesh has one device."""
         return None if self.mesh.size == 1 else self._sharding(axes, shape)
 
     def _sharding(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
         return rules.sharding(self.mesh, axes, shape)
 
     def on_shards(self, function: Callable[..., jax.Array], inputs: Any, output: Any) -> Any:
-        """Returns `function` wrapped in `shard_map`, or unchanged on one device."""
+        """Returns `function` wrapped in `shard_map`, or unchanged if the mesh has one device."""
         if self.mesh.size == 1:
             return function
-        # check_vma is off because the kernels do not annotate the axes over which their values vary.
+        # check_vma is off because the kernels do not annotate the mesh axes over which values vary.
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=inputs, out_specs=output, check_vma=False
         )

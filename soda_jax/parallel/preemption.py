@@ -1,8 +1,8 @@
-"""SIGTERM as a request to stop: all processes of a run stop at the same step.
+"""Handles SIGTERM: all processes of a run stop at the same step.
 
-With several processes this is jax's preemption sync point. Its notifier receives SIGTERM in any process,
-and the processes agree in the background on a step that none of them has reached. A call is a local
-comparison; a barrier at each step would cost a round trip through process 0.
+A multi-process run uses jax's preemption sync point. jax receives SIGTERM in any process, and the
+processes agree in the background on a call count that none of them has reached. Each call is a
+local comparison; a barrier at each step would cost a round trip to process 0.
 """
 
 import signal
@@ -25,7 +25,8 @@ class StopRequest(AbstractContextManager["StopRequest", None]):
         self._calls = 0
 
     def __enter__(self) -> Self:
-        # jax.distributed has installed its own handler, which a Python handler would replace.
+        # In a multi-process run, a Python handler would replace the one that jax.distributed
+        # installed.
         if hosts.is_single_process() and threading.current_thread() is threading.main_thread():
             handler = signal.signal(signal.SIGTERM, lambda *_: self._received.set())
             self._previous = signal.SIG_DFL if handler is None else handler
@@ -36,12 +37,12 @@ class StopRequest(AbstractContextManager["StopRequest", None]):
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self) -> bool:
-        """Returns True, in the same call of every process, after one of them received SIGTERM.
+        """Returns True, from the same call on in every process, after a process received SIGTERM.
 
-        All processes must call this method equally often. jax returns True at exactly one count: the
-        largest count of any process plus 1. This class counts calls and not steps: if SIGTERM arrives
-        before the first call, jax agrees on 1, and a run that resumes at step 1000 would never stop
-        (findings/jax_preemption_before_first_step.sh).
+        All processes must call this method equally often. jax returns True at exactly one count:
+        the largest count of any process plus 1. This class counts calls instead of steps, because
+        jax chooses count 1 if SIGTERM arrives before the first call, and a run that resumes at step
+        1000 would then never stop (findings/jax_preemption_before_first_step.sh).
         """
         if hosts.is_single_process():
             return self._received.is_set()

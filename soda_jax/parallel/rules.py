@@ -1,7 +1,7 @@
-"""Sharding rules: from logical axis names to mesh axes.
+"""Sharding rules, which map logical axis names to mesh axes.
 
 The model names the dimensions of its arrays ("embed", "mlp", …) and is independent of the mesh.
-A new mesh axis is one line in `MESH_AXES`.
+A new mesh axis needs one line in `MESH_AXES` and a field in `MeshConfig`.
 """
 
 import math
@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # Mesh axis -> the logical axes that it splits, in the order of the mesh.
 MESH_AXES: Mapping[str, tuple[str, ...]] = {
     "dcn": ("batch", "rows"),  # the only axis that crosses TPU slices, see mesh.py
-    "data": ("batch", "rows"),  # rows: batch rows if fsdp splits the hidden size
+    "data": ("batch", "rows"),  # rows: batch axis of arrays that fsdp splits by "embed"
     "fsdp": ("batch", "embed"),
     "sequence": ("sequence",),
     "tensor": ("heads", "kv_heads", "mlp", "vocabulary", "codebook_size"),
@@ -36,9 +36,10 @@ def spec(
 ) -> PartitionSpec:
     """Returns the `PartitionSpec` of an array with dimensions `logical_axes` (None: replicated).
 
-    A mesh axis splits the first dimension whose rule contains it. With `shape`, a mesh axis that does
-    not divide the dimension is skipped, and the dimension is replicated along it: 3 KV heads on
-    tensor=2 are replicated, a batch of 2 on data=2 × fsdp=2 is split over data only.
+    A mesh axis splits only the first dimension whose rule contains it. If `shape` is given, a mesh
+    axis that does not divide the dimension is skipped, and the dimension is replicated along that
+    axis. For example, 3 KV heads are replicated on tensor=2, and a batch of 2 on data=2 × fsdp=2 is
+    split over data only.
 
     Raises:
       KeyError: for a logical axis that is not in `rules`.
@@ -78,7 +79,7 @@ def constrain(
     mesh: Mesh | None,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> jax.Array:
-    """Constrains the sharding of `x` inside jit; returns `x` on one device or without a mesh."""
+    """Constrains the sharding of `x` inside jit; does nothing on one device or without a mesh."""
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, sharding(mesh, logical_axes, x.shape, rules))
@@ -92,7 +93,7 @@ def ways(sizes: Mapping[str, int], logical_axis: str) -> int:
 def batch_sharding(mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:
     """Returns the sharding of a batch [batch, sequence], or [batch] if `shape` has one dimension.
 
-    Rows are split over dcn, data and fsdp, positions over sequence.
+    Rows are split over dcn, data and fsdp, and positions are split over sequence.
     """
     rank = 2 if shape is None else len(shape)
     return sharding(mesh, ("batch", "sequence")[:rank], shape)

@@ -1,19 +1,19 @@
 """XLA compiler options for each platform.
 
-They are arguments of `jax.jit` and not environment variables, so that all hosts and `soda plan` use the
-same ones without setup. `XLA_FLAGS` and `LIBTPU_INIT_ARGS` still apply.
+The options are passed to `jax.jit` instead of being set in environment variables, so that all hosts
+and `soda plan` use the same options without setup. `XLA_FLAGS` and `LIBTPU_INIT_ARGS` still apply.
 """
 
 from collections.abc import Mapping
 
 Options = Mapping[str, bool | int | str]
 
-# Without these options, the schedule of the compiled step overlaps no all-gather of weights and no
-# reduction of gradients with computation.
+# Without these options, the compiled step does not overlap all-gathers of weights or reductions of
+# gradients with computation.
 TPU: Options = {
     # Splits a collective into steps that run inside the surrounding matrix products.
     "xla_tpu_enable_async_collective_fusion": True,
-    # Includes all-gathers of weights, which fsdp needs in every layer.
+    # Applies the option above to all-gathers of weights, which fsdp needs in every layer.
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     # A collective may overlap several products: one matmul is too short to hide the all-gather.
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
@@ -29,11 +29,12 @@ GPU: Options = {
     "xla_gpu_enable_pipelined_all_gather": True,
     # Reduces the gradients of the previous layer during this one.
     "xla_gpu_enable_pipelined_reduce_scatter": True,
-    # Consecutive iterations of the scan use different buffers, so that the two above need no copies.
+    # Consecutive iterations of the scan use different buffers, so that the two options above need
+    # no copies.
     "xla_gpu_enable_while_loop_double_buffering": True,
 }
 CPU: Options = {
-    # Updates the optimizer moments in place. By default XLA copies each of them first, because the
+    # Updates the optimizer moments in place. By default XLA copies each moment first, because the
     # update also reads the old value.
     "xla_cpu_copy_insertion_use_region_analysis": True,
 }

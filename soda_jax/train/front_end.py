@@ -23,16 +23,17 @@ def check_front_end(
     checkpoint: str | os.PathLike[str],
     otherwise: str = "use another --workdir",
 ) -> None:
-    """Raises UserError if token ids mean different things in the data and in a checkpoint.
+    """Raises UserError if the data and a checkpoint assign different meanings to token ids.
 
-    No option skips this check: the run would continue without an error and train on noise. A text model
-    may continue on speech and a speech model on text, so a missing codec is not an error.
+    No option disables this check, because without it a run would train on noise and report no
+    error. A text model may continue on speech and a speech model on text, so a missing codec is not
+    an error.
 
     Args:
       dataset: the data of the run.
       metadata: metadata of the checkpoint.
-      checkpoint: name of the checkpoint, for the message.
-      otherwise: an alternative to converting the data, for the message.
+      checkpoint: name of the checkpoint, for the error message.
+      otherwise: alternative fix, appended to the error message.
 
     Raises:
       UserError: the message names the data, both fingerprints and the fix.
@@ -54,8 +55,9 @@ def front_end_sums(
 ) -> dict[str, tuple[int, str]]:
     """Returns the size and crc32c of the tokenizer and codec files that a run stores.
 
-    They are read from the manifests of the data. If the data has no tokenizer or codec folder, they are
-    read from `earlier`, the metadata of the checkpoint that the run resumed or started from.
+    They are read from the manifests of the data. If no manifest lists files of the tokenizer or the
+    codec, they are read from `earlier`, the metadata of the checkpoint that the run resumed or
+    started from.
     """
     before = (earlier or {}).get("front_end", {})
     speech = [s.manifest.front_end_files for s in dataset.sources if s.manifest.codec]
@@ -72,17 +74,18 @@ def front_end_sums(
 def copy_front_end(
     folders: Sequence[Location], workdir: Path, sums: Mapping[str, tuple[int, str]]
 ) -> None:
-    """Copies the tokenizer and codec into the workdir, so that it can be used without the data sets.
+    """Copies the tokenizer and codec into the workdir, so that the data sets are not needed later.
 
     An existing copy is compared with `sums` and replaced if it is damaged.
 
     Args:
       folders: paths or URLs of the data sets and runs to copy from, tried in this order.
       workdir: workdir of the run.
-      sums: see `front_end_sums`.
+      sums: size and crc32c of every file, see `front_end_sums`.
 
     Raises:
-      UserError: if every copy of a folder is damaged, or no manifest or checkpoint lists its files.
+      UserError: if every copy of the tokenizer or codec folder is damaged, or a copy exists but no
+        manifest or checkpoint lists its files.
     """
     for name in FRONT_END:
         if not _entries_of(sums, name):

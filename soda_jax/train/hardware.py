@@ -12,9 +12,10 @@ from soda_jax.hardware import chip_of
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
     """Returns the total peak FLOP/s of `devices` and the source of the figure.
 
-    For known accelerators it is the bf16 figure of the data sheet, divided by the number of devices that JAX
-    shows per chip. For other devices, mainly CPUs, it is the measured rate of a 1,024³ f32 matrix product;
-    simulated CPU devices share one processor.
+    For known accelerators, the figure per device is the bf16 rate of the data sheet divided by the
+    number of devices that JAX shows per chip. For other devices, mainly CPUs, the total is the
+    measured rate of one 1,024³ f32 matrix product, because simulated CPU devices share one
+    processor.
     """
     kind = devices[0].device_kind
     chip = chip_of(kind)
@@ -26,7 +27,7 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
 
 
 def measure_matmul(size: int = 1024, repeats: int = 7, dtype: str = "float32") -> float:
-    """Returns the FLOP/s of a `size`³ product of `dtype` matrices on the default device, best of `repeats`."""
+    """Returns the best FLOP/s of `repeats` matrix products of `size`³ on the default device."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -1,4 +1,4 @@
-"""Hooks of a run: evaluators, exporters, further loggers."""
+"""The protocol for hooks that run between steps: evaluators, exporters, further loggers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,10 +21,11 @@ class RunView:
       workdir: the run's folder.
       mesh: device mesh of the run.
       model: the decoder, see `ModelFunctions`.
-      params: its parameters on the devices; donated to the next step, so do not keep them.
+      params: the parameters, on the devices; they are donated to the next step, so do not keep
+        them.
       dataset: the training mixture.
       metrics: metrics of this step as Python floats.
-      metadata: returns the metadata that a checkpoint of this step would have.
+      metadata: function that returns the metadata of a checkpoint at this step.
     """
 
     step: int
@@ -39,10 +40,10 @@ class RunView:
 
 
 class Hook(Protocol):
-    """Is called every `every` steps and after the last step, in all processes at the same step."""
+    """A function that all processes call every `every` steps and after the last step."""
 
     every: int
 
     def __call__(self, run: RunView) -> Mapping[str, float]:
-        """Returns metrics, which are logged with those of the step."""
+        """Returns metrics, which are logged with the metrics of the step."""
         ...

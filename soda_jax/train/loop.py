@@ -1,4 +1,4 @@
-"""A training run from top to bottom: open, restore, step, log, save, stop."""
+"""The training loop: opens the data, restores a checkpoint, runs the steps, logs and saves."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,8 @@ def train(
         `config.checkpoint.directory` is an absolute path or URL.
       hooks: evaluators, exporters and other observers.
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
-      allow_data_change: resume even if the data differs from that of the checkpoint; tokenizer, codec
-        and vocabulary layout must still match.
+      allow_data_change: resume even if the data differs from the data of the checkpoint; tokenizer,
+        codec and vocabulary layout must still match.
 
     Returns:
       `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM and a final checkpoint.
@@ -123,7 +123,7 @@ def train(
 def _check_skipped(
     safety: SafetyConfig, checkpointer: Checkpointer, step: int, values: Mapping[str, float]
 ) -> None:
-    """Raises UserError after `safety.max_skipped_in_a_row` skipped updates; every process calls it."""
+    """Raises UserError after `safety.max_skipped_in_a_row` skipped updates, in every process."""
     limit = safety.max_skipped_in_a_row
     if limit and values["skipped_in_a_row"] >= limit:
         checkpointer.wait()

@@ -18,10 +18,10 @@ class Log(Protocol):
     """A destination for the metrics of a run."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics of `step`; called in the order of the steps."""
+        """Writes the metrics of `step`; steps must be written in ascending order."""
 
     def close(self, failed: bool = False) -> None:
-        """Closes the log after the last step; `failed` if an error ended the run."""
+        """Closes the log; `failed` is True if an error ended the run."""
 
 
 def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
@@ -29,8 +29,8 @@ def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
 
     Args:
       config: settings of the run.
-      workdir: folder of the run.
-      start_step: steps done so far.
+      workdir: workdir of the run.
+      start_step: optimizer steps done before this start.
     """
     logs: list[Log] = [MetricsLog(workdir, start_step, config.log.tensorboard)]
     if config.log.wandb_project and start_step < config.steps:
@@ -41,16 +41,16 @@ def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
 class MetricsLog:
     """Appends one line per step to `metrics.jsonl` and mirrors it to TensorBoard.
 
-    A resumed run repeats the steps after its checkpoint. Their old lines are removed first, so that the
-    file contains each step once.
+    A resumed run repeats the steps after its checkpoint. The old lines of these steps are removed
+    first, so that the file contains each step once.
     """
 
     def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
         """Opens the files.
 
         Args:
-          workdir: folder of the run.
-          start_step: steps done so far.
+          workdir: workdir of the run.
+          start_step: optimizer steps done before this start.
           tensorboard: whether to mirror to TensorBoard.
         """
         workdir.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def log_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
-    """Appends a line to `starts.jsonl`: the first step, the model size and the devices."""
+    """Appends a line to `starts.jsonl`: the number of steps already done, and `about`."""
     with (workdir / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **about}) + "\n")
 

@@ -1,7 +1,7 @@
 """Cautious AdamW with AdamC weight decay, as small optax transformations.
 
-`update` takes the training step as the keyword `step` and computes the learning rate from it, so a
-skipped update does not change the optimizer state but still advances the schedule.
+`update` has a keyword argument `step`, the training step, from which it computes the learning rate.
+A skipped update therefore leaves the optimizer state unchanged but still advances the schedule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,16 @@ Matrix = Mapping[str, np.ndarray]
 def cautious(
     inner: optax.GradientTransformation, eps: float, matrices: Sequence[Matrix] = ()
 ) -> optax.GradientTransformation:
-    """Keeps only the parts of an update that agree in sign with the gradient.
+    """Keeps only the elements of an update that agree in sign with the gradient.
 
     u ← u · mask / (mean(mask) + eps), mask = (g · u > 0) (SODA, section on training; Cautious
-    Optimizers, 2411.16085). The mean is over a matrix as the paper stores it: the scanned layers are
-    stacked in one matrix, and the two vocabulary blocks have one mean over their valid rows.
+    Optimizers, 2411.16085). The mean is taken over each matrix as the paper stores it: the
+    scanned layers are stacked in one matrix, and the two vocabulary blocks share one mean over
+    their valid rows.
 
     Args:
-      inner: computes the update.
-      eps: added to the mean.
+      inner: the transformation that computes the update u.
+      eps: constant added to the mean.
       matrices: top-level parameters that form one matrix; every other array has a separate mean.
     """
 
@@ -51,7 +52,7 @@ def cautious(
 
 
 def _fractions(agrees: Any, matrices: Sequence[Matrix]) -> Any:
-    """Returns the fraction of True values in each array's matrix, a tree of f32 scalars."""
+    """Returns, for each array, the fraction of True values in its matrix: a tree of f32 scalars."""
     shares = jax.tree.map(lambda x: _count(x) / max(x.size, 1), agrees)
     for matrix in matrices:
         parts = [agrees[name] & valid[..., None] for name, valid in matrix.items()]
@@ -79,9 +80,9 @@ def add_corrected_decay(
     """Adds wd_t · θ with wd_t = weight_decay · lr_t / lr_max (AdamC, 2506.02285).
 
     Args:
-      weight_decay: the decay at the peak of the schedule.
+      weight_decay: weight decay at the peak learning rate.
       schedule: learning rate as a function of the step.
-      peak: the largest learning rate.
+      peak: peak learning rate, lr_max.
       decayed: pytree of bools like the parameters, True where decay applies.
     """
 
@@ -106,7 +107,7 @@ def scale_by_step_schedule(schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for all parameters except norms and the token embedding; the head is decayed."""
+    """Returns a tree of bools that is False for norms and token embedding, True for the rest."""
 
     def applies(path, _):
         names = [entry.key for entry in path]
@@ -125,7 +126,7 @@ def adamw(
     """Returns (cautious) AdamW with AdamC weight decay.
 
     Args:
-      config: betas, epsilon, weight decay, `cautious`.
+      config: the `optimizer` settings of a run.
       schedule: learning rate as a function of the step.
       params: the parameters or their abstract shapes, for the decay mask.
       matrices: parameters that form one matrix, see `ModelFunctions.matrices`.
@@ -141,7 +142,7 @@ def adamw(
 def make_optimizer(
     config: OptimizerConfig, steps: int, params: Any, matrices: Sequence[Matrix] = ()
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
-    """Returns the registered optimizer `config.name` and its schedule; clipping happens in the step.
+    """Returns the registered optimizer `config.name` and its schedule, without gradient clipping.
 
     Args:
       config: the `optimizer` settings of a run.

@@ -53,7 +53,7 @@ class Program:
 
 
 def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> None:
-    """Checks that a config fits a mesh, before anything is compiled.
+    """Checks that a config fits a mesh; called before anything is compiled.
 
     Args:
       config: settings of the run.
@@ -61,7 +61,7 @@ def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> No
       platform: platform of the devices.
 
     Raises:
-      UserError: if micro-batches, sequence or attention do not fit the mesh or the platform.
+      UserError: if the micro-batch, the sequence length or the attention backend does not fit.
     """
     backend_for(config.model.attention, platform)
     micro_batch = config.batch_size // config.gradient_accumulation
@@ -81,10 +81,10 @@ def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> No
 
 
 def check_attention(config: RunConfig, chip: Chip | None) -> None:
-    """Checks that the attention kernel compiles for `chip`; None skips the check.
+    """Checks that the attention kernel compiles for `chip`; does nothing if `chip` is None.
 
     Raises:
-      UserError: for splash on TPU v2 and v3.
+      UserError: for the splash kernel on TPU v2 or v3.
     """
     if chip is not None and not chip.kernels:
         name = config.model.attention
@@ -107,10 +107,10 @@ def make_program(
       config: settings of the run.
       layout: vocabulary layout of the data.
       sources: number of data sources.
-      devices: the devices to compile for, by default all; may be those of a topology description.
+      devices: the devices to compile for; by default all. They may be from a topology description.
 
     Raises:
-      UserError: if batch, sequence, mesh, model and devices do not fit.
+      UserError: if batch size, sequence length, mesh, model and devices do not fit together.
     """
     devices = list(jax.devices() if devices is None else devices)
     axes = dataclasses.asdict(config.mesh)
@@ -126,7 +126,8 @@ def make_program(
     )
     abstract = abstract_state(model, optimizer, mesh)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # The optimizer state is created inside jit with its shardings, or the first steps recompile.
+    # The optimizer state is created inside jit with its shardings; otherwise the first steps
+    # recompile.
     init = jax.jit(
         functools.partial(make_state, model, optimizer, config.seed), out_shardings=state_shardings
     )

@@ -1,7 +1,8 @@
-"""Repair of a run whose tokenizer, codec or fingerprints were damaged.
+"""Repairs a run whose tokenizer, codec or fingerprints were damaged.
 
-If a bit of a data set's manifest was flipped while a run was trained, all its checkpoints contain the
-wrong fingerprint and match no data set. `repair` copies the right fingerprint from an intact data set.
+If the run was trained from a manifest with a flipped bit, all checkpoints of the run contain the
+wrong fingerprint and match no data set. `repair` copies the correct fingerprint from an intact data
+set.
 """
 
 import json
@@ -20,18 +21,19 @@ from soda_jax.train.front_end import copy_front_end
 
 
 def repair(workdir: Path, data: str) -> list[str]:
-    """Replaces the tokenizer, codec and fingerprints of a run by those of an intact data set.
+    """Replaces the tokenizer, codec and fingerprints of a run with those of an intact data set.
 
     Args:
       workdir: workdir of the run; no other process may write to it.
-      data: folder of a data set that the run was trained on.
+      data: local folder of a data set that the run was trained on.
 
     Returns:
       One line for each change.
 
     Raises:
-      UserError: if the data set is damaged or the run was not trained on it (nothing is changed), or if
-        a checkpoint is damaged (older checkpoints are already repaired).
+      UserError: if the data set is damaged, the run was not trained on it or has no checkpoints (in
+        these cases nothing is changed), or if a checkpoint is damaged (the checkpoints of earlier
+        steps have been repaired by then).
     """
     refuse_url(data, "--repair reads")
     manifest = Manifest.load(data)
@@ -76,7 +78,7 @@ def _manifest_entries(metadata: Mapping[str, Any], manifest: Manifest) -> dict[s
 def _check_same_front_end(
     metadata: Mapping[str, Any], manifest: Manifest, step: Any, data: str
 ) -> None:
-    """Raises UserError for a difference of more than two characters."""
+    """Raises UserError unless all differences look like damage, see `Difference.looks_damaged`."""
     for difference in FrontEnd.from_metadata(metadata).differences(manifest.front_end):
         if not difference.looks_damaged:
             raise UserError(

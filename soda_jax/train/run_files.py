@@ -1,4 +1,4 @@
-"""Opens the data and checkpoints of a run, and writes the other files of the workdir."""
+"""Opens the data and checkpoints of a run, and writes config, data summary and front end."""
 
 import dataclasses
 import sys
@@ -29,8 +29,8 @@ def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
       allow_change: accept other data with the same tokenizer, codec and layout.
 
     Raises:
-      UserError: if tokenizer, codec or layout differ from the checkpoint, or if the data differs in any
-        other way and `allow_change` is False.
+      UserError: if the tokenizer, codec or layout differs from the checkpoint, or if the data
+        differs in any other way and `allow_change` is False.
     """
     sources = {
         name: dataclasses.replace(source, generation=start.generations.get(name, -1))
@@ -46,14 +46,14 @@ def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
 def run_metadata(
     config: RunConfig, dataset: Dataset, windows: int, earlier: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Returns the metadata of a checkpoint: enough to resume, to check and to generate.
+    """Returns the metadata of a checkpoint, which resuming, verification and generation read.
 
     Args:
       config: settings of the run.
       dataset: the training mixture.
       windows: number of windows consumed.
-      earlier: metadata of the checkpoint that the run resumed or started from. Its `started_from` is
-        copied, and its codec fingerprint too if the data has no codec.
+      earlier: metadata of the checkpoint that the run resumed or started from. `started_from` is
+        copied from it, and so is the codec fingerprint if the data has no codec.
     """
     front_end = dataset.front_end
     if front_end.codec is None and earlier is not None:
@@ -61,7 +61,8 @@ def run_metadata(
     origin = {key: value for key, value in (earlier or {}).items() if key == "started_from"}
     data = to_dict(dataset.config)
     for source in data["sources"].values():
-        # Absolute, so that any working directory works; the digest does not include the path.
+        # The path is absolute, so that it is valid in any working directory. It is not in the
+        # digest.
         source["path"] = absolute(source["path"])
     return {
         "soda_jax": soda_jax.__version__,
@@ -91,7 +92,7 @@ def open_checkpoints(config: CheckpointConfig, reader: CheckpointReader) -> Chec
 def write_run_files(
     config: RunConfig, dataset: Dataset, workdir: Path, earlier: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes the resolved config, the data summary and the front end; process 0 only.
+    """Writes the resolved config, the data summary and the front end; only process 0 writes.
 
     Args:
       config: settings of the run.
@@ -100,7 +101,7 @@ def write_run_files(
       earlier: metadata of the checkpoint that the run resumed or started from.
 
     Raises:
-      UserError: if tokenizer or codec are damaged and no intact copy is known.
+      UserError: if the tokenizer or codec is damaged and no intact copy is found.
     """
     if not hosts.is_primary():
         return

@@ -21,7 +21,7 @@ def warmup_stable_decay(
       decay_fraction: fraction of `steps` spent decaying, at the end.
 
     Raises:
-      UserError: if warmup and decay overlap.
+      UserError: if warmup and decay overlap, or a fraction is negative.
     """
     if warmup_fraction < 0 or decay_fraction < 0 or warmup_fraction + decay_fraction > 1:
         raise UserError(
@@ -43,7 +43,7 @@ def warmup_cosine(peak_lr: float, steps: int, *, warmup_fraction: float = 0.03) 
     """Returns linear warmup, then half a cosine to zero (SODA, speech-to-speech translation).
 
     Raises:
-      UserError: if the warmup takes all steps.
+      UserError: if `warmup_fraction` is negative or leaves no step after the warmup.
     """
     rise = round(warmup_fraction * steps)
     if not 0 <= rise < steps:

@@ -1,7 +1,7 @@
-"""Initial state of a run: its newest checkpoint, the parameters of another run, or the seed.
+"""Initial state of a run: its newest checkpoint, another run's parameters, or random parameters.
 
-Checkpoints of `soda convert from-hf` have parameters and no optimizer state: a run can start from them, but
-it cannot resume them.
+Checkpoints of `soda convert from-hf` have parameters but no optimizer state. A run can start from
+the parameters of such a checkpoint, but it cannot resume from it.
 """
 
 import abc
@@ -30,8 +30,9 @@ class Start(abc.ABC):
     Attributes:
       step: optimizer steps done.
       windows: windows consumed.
-      generations: generation of each data set to read, by source.
-      earlier: metadata to copy into new checkpoints, see `run_files.run_metadata`.
+      generations: generation of the data set to read, by source name.
+      earlier: metadata of an earlier checkpoint, of which new checkpoints copy some entries; see
+        `run_files.run_metadata`.
     """
 
     step: int = 0
@@ -49,7 +50,7 @@ class Start(abc.ABC):
 
 
 class FreshStart(Start):
-    """Random parameters from the seed."""
+    """Random parameters, initialized from the seed of the config."""
 
     def check_data(self, dataset: Dataset, allow_change: bool) -> None:
         """Accepts any data."""
@@ -63,7 +64,7 @@ class Resume(Start):
     """The newest valid checkpoint of the run itself."""
 
     def __init__(self, step: int, metadata: Mapping[str, Any], directory: os.PathLike[str]):
-        """Takes the step, its metadata, and the folder of the checkpoints."""
+        """Stores the step and its metadata; `directory` is the folder of the checkpoints."""
         self.step, self._directory = step, directory
         self._metadata = self.earlier = metadata
         self.windows = int(self._metadata["windows"])
@@ -71,7 +72,7 @@ class Resume(Start):
         self.generations = {name: source["generation"] for name, source in sources.items()}
 
     def check_data(self, dataset: Dataset, allow_change: bool) -> None:
-        """Raises UserError if the front end differs, or any other data and not `allow_change`."""
+        """Raises UserError if the front end differs, or the data digest without `allow_change`."""
         check_front_end(dataset, self._metadata, self._directory)
         expected = self._metadata["data_digest"]
         if not allow_change and dataset.digest != expected:
@@ -92,7 +93,7 @@ class WarmStart(Start):
     """The parameters of another run's checkpoint, with a new optimizer state at step 0."""
 
     def __init__(self, path: str, reader: CheckpointReader, step: int, metadata: Mapping[str, Any]):
-        """Takes a checkpoint of the other run.
+        """Stores the checkpoint of the other run.
 
         Args:
           path: value of `config.start_from`.
@@ -138,8 +139,9 @@ def find_start(config: RunConfig, workdir: Path, reader: CheckpointReader) -> St
       reader: reader of the run's checkpoints.
 
     Raises:
-      UserError: if no checkpoint is valid, `start_from` has no checkpoint or another model shape, or
-        `workdir` is a Hugging Face export.
+      UserError: if checkpoints exist but none is valid, the chosen one has no optimizer state,
+        `start_from` has no valid checkpoint or another model shape, or `workdir` or `start_from` is
+        a Hugging Face export.
     """
     if reader.steps():
         step = reader.choose().step
@@ -183,7 +185,7 @@ def _refuse_export(path: Path, given: str, option: str) -> None:
 
 
 def _open_reader(path: str) -> CheckpointReader:
-    """Opens the checkpoints of the workdir `path`, or `path` itself if it is a checkpoint folder."""
+    """Opens the checkpoints in the workdir `path`, or in `path` itself if it has step folders."""
     reader = CheckpointReader(folder.of_run(path))
     if reader.steps():
         return reader
@@ -210,7 +212,7 @@ def _check_model(model: Mapping[str, Any], theirs: Mapping[str, Any], checkpoint
 
 
 def _fields(model: Mapping[str, Any], scaled: bool) -> dict[str, Any]:
-    """Returns the settings that must be equal, by dotted name."""
+    """Returns the settings that must be equal in both models, by dotted name."""
     rope = {
         f"rope.{name}": model["rope"][name] for name in (ROPE_SHAPE if scaled else _ROPE_UNSCALED)
     }

@@ -15,8 +15,9 @@ State = dict[str, Any]
 def shardings(tree: Any, axes: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
     """Returns the sharding of every leaf of a training state.
 
-    A leaf inside a copy of the parameter tree (parameters, Adam's moments) is sharded like its
-    parameter; all other leaves (counters) are replicated.
+    `axes` contains the logical axes of every parameter. A leaf inside a copy of the parameter tree
+    (parameters, Adam's moments) is sharded like its parameter; all other leaves (counters) are
+    replicated.
     """
 
     def choose(path, leaf):
@@ -35,12 +36,12 @@ def shardings(tree: Any, axes: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
 def make_state(
     model: ModelFunctions, optimizer: optax.GradientTransformationExtraArgs, seed: int
 ) -> State:
-    """Returns a new state; call it inside jit with `shardings`, so that no device holds a whole array."""
+    """Returns a new state; call it in jit with `shardings`, so that no device holds full arrays."""
     return state_from_params(model.init(seed), optimizer)
 
 
 def state_from_params(params: Any, optimizer: optax.GradientTransformationExtraArgs) -> State:
-    """Returns the state at step 0 with the given parameters; call it inside jit as well."""
+    """Returns the state at step 0 with the given parameters; call it in jit, like `make_state`."""
     return {
         "params": params,
         "optimizer": optimizer.init(params),

@@ -25,10 +25,10 @@ class StepResult:
 
     Attributes:
       params: parameters before the update.
-      gradients: mean gradients, before clipping.
-      updates: what the optimizer adds to the parameters.
+      gradients: gradients of the mean loss, before clipping.
+      updates: updates computed by the optimizer, even if the step skips them.
       batch: the batch, see `token_losses`.
-      sums: sums of the loss vector, see `token_losses`.
+      sums: the sums returned by `token_losses`, and `loss`, the mean loss per token.
     """
 
     params: Any
@@ -46,10 +46,10 @@ def make_gradients(
     classes: int,
     sources: int,
 ) -> GradientFunction:
-    """Returns the function (params, batch) → (gradients of the mean loss, sums).
+    """Returns the function (params, batch) → (gradients of the mean loss, sums with `loss`).
 
     Args:
-      model: the decoder as functions.
+      model: the decoder, see `ModelFunctions`.
       config: settings of the run.
       mesh: the device mesh.
       classes, sources: number of target classes and number of data sources.
@@ -89,7 +89,7 @@ def _accumulate(value_and_grad, params, batch, count):
     """Sums `value_and_grad` over `count` micro-batches."""
 
     def split(x):
-        # Micro-batch i takes rows i, i + count, …: each device keeps the rows that it holds.
+        # Micro-batch i consists of rows i, i + count, …, so that no row moves between devices.
         return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
 
     micro_batches = jax.tree.map(split, batch)
@@ -115,10 +115,11 @@ def make_train_step(
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the training step (state, batch) → (state, metrics), not jitted.
 
-    If the gradient norm is not finite, or exceeds `safety.spike_factor` times its running mean, the
-    update is skipped and only `step` advances. Metrics: the sums of `token_losses`, `loss`,
-    `gradient_norm`, `parameter_norm`, `learning_rate`, `skipped`, `skipped_in_a_row`, and the registered
-    metrics that `log.metrics` names.
+    The update is skipped if the gradient norm is not finite or, after `safety.spike_after` accepted
+    steps, exceeds `safety.spike_factor` times its running mean. A skipped update changes only
+    `step` and `skipped_in_a_row` in the state. The metrics are the sums of `token_losses`, `loss`,
+    `gradient_norm`, `parameter_norm`, `learning_rate`, `skipped`, `skipped_in_a_row`, and the
+    registered metrics listed in `log.metrics`.
     """
     gradients_of = make_gradients(model, config, mesh, classes=classes, sources=sources)
     safety, max_norm = config.safety, config.optimizer.max_grad_norm

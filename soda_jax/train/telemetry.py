@@ -21,16 +21,16 @@ from soda_jax.train.hardware import peak_flops
 from soda_jax.train.metric_logs import log_start, open_logs
 from soda_jax.train.program import Program
 
-# The step returns these for `loss_vector` and `z_loss`; every other value is logged under its own name.
+# `loss_vector` and `z_loss` are computed from these; all other values are logged under their names.
 _SUMS = ("nll", "count", "log_z_squared")
 _SECONDS_BETWEEN_LINES = 1.0
 
 
 class Telemetry:
-    """Logs metrics on process 0, and prints a step to stderr at most once per second.
+    """Logs metrics in process 0 and prints some steps to stderr, at most one per second.
 
-    The metrics of a step are fetched while the next step runs, so that the devices never wait for the
-    host: `submit` stores the device arrays, `flush` fetches and logs them.
+    The metrics of a step are fetched while the next step runs, so that the devices do not wait for
+    the host. `submit` stores the device arrays, and `flush` fetches and logs them.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Telemetry:
           workdir: folder of the run.
           dataset: the training mixture.
           program: the training program.
-          start_step: optimizer steps done.
-          skipped: number of updates skipped in these steps.
+          start_step: optimizer steps done before this start.
+          skipped: number of updates that were skipped in these steps.
           check: called with the step and its metrics; raises UserError to end the run.
         """
         self._config, self._dataset, self._check, self._skipped = config, dataset, check, skipped
@@ -93,13 +93,13 @@ class Telemetry:
 
         Args:
           step: number of the step.
-          metrics: what the step returned.
+          metrics: metrics returned by the step, on the devices.
           waited: total seconds spent waiting for the loader so far.
         """
         self._pending = (step, metrics, waited)
 
     def flush(self) -> None:
-        """Waits for the pending step, if there is one, and writes its numbers."""
+        """Waits for the pending step, if there is one, and logs its metrics."""
         if self._pending is not None:
             step = self._pending[0]
             self.write(step, self.read())
@@ -170,7 +170,8 @@ class Telemetry:
             "mfu": self._flops / seconds / self._peak,
             "data_wait_seconds": data_wait,
         }
-        # Logged only if not 0: damaged records under data.on_corrupt_record=mask, and retried reads.
+        # Damaged records (with data.on_corrupt_record=mask) and retried reads are logged only if
+        # not 0.
         if damaged := len(dataset.damage()):
             values["masked_records"] = float(damaged)
         if repeated := dataset.storage.remote.repeated_reads:

@@ -11,13 +11,13 @@ class Trace:
     """Profiles some steps of a run; leaving the context stops a running trace."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path, done: int, total: int):
-        """Prepares a trace; prints a message if the run does not execute the first step of the trace.
+        """Sets the steps to trace; prints a message if this run does not execute the first of them.
 
         Args:
           steps: first and last step of the trace, None for no trace.
-          folder: where the trace is written.
-          done: steps done so far.
-          total: steps of the run.
+          folder: folder for the trace.
+          done: optimizer steps done before this start.
+          total: number of steps of the run.
         """
         self._steps, self._folder, self._running = steps, folder, False
         if steps and not done < steps[0] <= total:
@@ -51,7 +51,7 @@ class Trace:
         self._stop()
 
     def _stop(self) -> None:
-        # Set first, so that `__exit__` does not call stop_trace again if it raises.
+        # Set first, so that `__exit__` does not call stop_trace again if stop_trace raises.
         self._running = False
         jax.profiler.stop_trace()
 

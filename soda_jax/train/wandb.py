@@ -26,7 +26,7 @@ def package() -> Any:
 class WandbLog:
     """A Weights & Biases run that receives the lines of `metrics.jsonl`.
 
-    Its id is stored in the workdir, so that a resumed run continues the same curves.
+    The id of the W&B run is stored in the workdir, so that a resumed run continues the same curves.
     """
 
     def __init__(self, project: str, workdir: Path, config: RunConfig):
@@ -34,7 +34,7 @@ class WandbLog:
 
         Args:
           project: name of the W&B project.
-          workdir: the run's folder.
+          workdir: workdir of the training run.
           config: settings of the run.
 
         Raises:

@@ -1,7 +1,7 @@
 """Writes the stacks of all threads when a step does not finish, and ends the run if it still hangs.
 
-A collective or a file system that hangs raises nothing, so the run would wait for days. After twice the
-limit the run ends, so that a launcher restarts it from its last checkpoint.
+A collective or a file system that hangs raises no exception, so the run would wait for days. After
+twice the limit the run exits, so that a launcher can restart it from its last checkpoint.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ FIRST_STEP = 4.0
 
 
 class Watchdog:
-    """Monitors the main thread of a run from another thread; `now` starts an activity."""
+    """Monitors the main thread of a run from another thread; `now` sets the current activity."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class Watchdog:
         """Creates the thread; entering the context starts it.
 
         Args:
-          workdir: the stacks are written to `stacks-PROCESS.txt` in it, and to stderr.
+          workdir: folder for `stacks-PROCESS.txt`; the stacks are also printed to stderr.
           minutes: limit for one step, hook or save; 0 disables the watchdog.
-          clock: returns seconds; replaced in tests.
-          end: ends the run with a message; replaced in tests.
+          clock: function that returns seconds; replaced in tests.
+          end: function that ends the run with a message; replaced in tests.
         """
         self._minutes, self._clock, self._end = minutes, clock, end
         self._process = jax.process_index()
@@ -83,13 +83,13 @@ class Watchdog:
             f"{time.strftime('%F %T')} process {self._process}: {message}; all stacks:\n{stacks()}"
         )
         print(text, file=sys.stderr, flush=True)
-        # Last, because the disk may be what hangs.
+        # The file is written last, because the disk may be what hangs.
         with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
             file.write(text)
 
 
 def stacks() -> str:
-    """Returns the stacks of all Python threads of this process, each below the name of its thread."""
+    """Returns the stacks of all Python threads of this process, each after its thread's name."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"

@@ -1,12 +1,14 @@
 """Finds utterances of an evaluation set in the training data, by document id and transcript.
 
-LibriSpeech, MLS and LibriVox share recordings, and captions of one talk are published more than once. An
-utterance is contaminated if one training document contains at least 70% of its 8-grams of words. Both
-numbers are those of PaLM (arXiv 2204.02311, section 8), which counts n-grams over all documents; the
-share over all documents is reported separately. Utterances of fewer than 8 words must match completely
-and exclude no document, because many documents contain "thank you".
+LibriSpeech, MLS and LibriVox share recordings, and captions of one talk are published more than
+once. An utterance is contaminated if one training document contains at least 70% of its 8-grams of
+words. Both numbers are from PaLM (arXiv 2204.02311, section 8), which counts n-grams over all
+documents; the share over all documents is reported separately. An utterance of fewer than 8 words
+is contaminated if it is equal to a whole training utterance. Such a match excludes no document,
+because many documents contain "thank you".
 
-The training data is read once, document by document; only the n-grams of the evaluation set are in memory.
+The training data is read once, document by document; only the n-grams of the evaluation set are
+kept in memory.
 """
 
 import dataclasses
@@ -30,14 +32,14 @@ class Contamination:
 
     Attributes:
       ngram: words per n-gram.
-      share: minimum share of the n-grams of an utterance in one document.
+      share: minimum share of an utterance's n-grams that one training document must contain.
       utterances: all utterances of the evaluation set, in stored order.
-      same_ids: ids of documents that are in both sets.
-      excluded: ids of the training documents to exclude: `same_ids`, and documents that contain at least
-        `share` of the n-grams of an utterance.
+      same_ids: ids of the documents that are in both sets.
+      excluded: ids of the training documents to exclude, which are `same_ids` and the documents
+        that contain at least `share` of the n-grams of an utterance.
       train_documents: number of training documents.
       train_utterances: number of utterances in the training documents.
-      damaged_records: number of unreadable records of both sets.
+      damaged_records: number of unreadable records in both sets.
     """
 
     ngram: int
@@ -50,11 +52,11 @@ class Contamination:
     damaged_records: int
 
     def long(self) -> list[Found]:
-        """Returns the utterances that have n-grams."""
+        """Returns the utterances of at least `ngram` words."""
         return [found for found in self.utterances if found.words >= self.ngram]
 
     def short(self) -> list[Found]:
-        """Returns the utterances with fewer words than an n-gram, but at least one."""
+        """Returns the utterances of at least one and fewer than `ngram` words."""
         return [found for found in self.utterances if 0 < found.words < self.ngram]
 
     def matches(self) -> list[Found]:
@@ -75,14 +77,16 @@ def find_contamination(
 
     Args:
       train: data set whose train split is searched; codec and tokenizer may differ from `evaluation`.
-      evaluation: data set whose utterances are searched for; only validation if equal to `train`.
+      evaluation: data set whose utterances are searched for; only its validation split if it is the
+        same folder as `train`.
       ngram: words per n-gram.
-      share: minimum share of the n-grams of an utterance in one document, above 0 and at most 1.
+      share: minimum share of an utterance's n-grams that one training document must contain, above
+        0 and at most 1.
       generation: generation of `train`, -1 for the newest.
 
     Raises:
-      UserError: for a value out of range, a folder without a data set, or an evaluation set without
-        utterances.
+      UserError: if an argument is out of range, a folder contains no data set, or the evaluation
+        set has no utterances.
       DamagedRecordError: if a shard cannot be opened.
     """
     if ngram < 1:

@@ -1,4 +1,4 @@
-"""Search for transcripts in training documents by n-grams of words."""
+"""Searches training documents for transcripts by n-grams of words."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of a transcript: lower case, without apostrophes, split at other punctuation."""
+    """Returns the words in lower case; removes apostrophes and splits at other punctuation."""
     return _WORD.findall(_APOSTROPHES.sub("", text.lower()))
 
 
@@ -21,16 +21,16 @@ class Found:
     """An utterance of the evaluation set and its matches in the training data.
 
     Attributes:
-      document: id of its document.
-      utterance: its index in the document.
-      text: its transcript.
+      document: id of the document that contains the utterance.
+      utterance: index of the utterance in the document.
+      text: transcript of the utterance.
       words: number of words of the transcript.
-      share: largest share of its n-grams in one training document; 1 if a shorter utterance occurs as a
-        whole.
-      share_anywhere: share of its n-grams in all training documents together.
-      train_document: id of the training document that has this share; None without a match.
-      train_utterance: index of the utterance in that document in which the match begins.
-      train_documents: number of training documents that reach the threshold.
+      share: largest share of the utterance's n-grams that one training document contains. For an
+        utterance without n-grams, 1 if it is equal to a training utterance.
+      share_anywhere: share of the utterance's n-grams that all training documents together contain.
+      train_document: id of the training document for which `share` was found; None without a match.
+      train_utterance: index of the utterance of `train_document` in which the match begins.
+      train_documents: number of training documents whose share reaches the threshold.
     """
 
     document: str
@@ -48,9 +48,9 @@ class NgramSearch:
     """An index of the n-grams of the evaluation set, with the matches found so far.
 
     Attributes:
-      same_ids: ids of documents that are in both sets, as keys.
+      same_ids: ids of the documents that are in both sets, as keys.
       excluded: ids of the training documents to exclude, as keys.
-      documents: number of training documents so far.
+      documents: number of training documents compared so far.
       train_utterances: number of utterances in these documents.
     """
 
@@ -95,7 +95,7 @@ class NgramSearch:
             self.same_ids[name] = self.excluded[name] = None
         lines = [words(text) for text in texts]
         self._compare_short(name, lines)
-        # N-grams may cross utterances: the two sets may segment a recording differently.
+        # N-grams may cross utterances, because the two sets may segment a recording differently.
         windows, keys = self._grams(self._ids(list(itertools.chain(*lines))))
         if len(self._keys) and len(keys):
             at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -121,7 +121,7 @@ class NgramSearch:
     def _count(self, name: str, keys: np.ndarray, windows: np.ndarray, starts: np.ndarray) -> None:
         found_keys, first = np.unique(keys, return_index=True)
         self._seen[found_keys] = True
-        matched: dict[int, tuple[int, int]] = {}  # utterance: (n-grams, first word)
+        matched: dict[int, tuple[int, int]] = {}  # utterance -> (n-grams, first word)
         for key, window in zip(found_keys.tolist(), windows[first].tolist(), strict=True):
             for number in self._holders[key]:
                 count, begins = matched.get(number, (0, window))
@@ -149,7 +149,7 @@ class NgramSearch:
         return np.fromiter((self._vocabulary.get(word, 0) for word in line), np.int64, len(line))
 
     def _grams(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the first word (int64) and hash (uint64) of each n-gram without unknown words."""
+        """Returns first-word index (int64) and hash (uint64) of n-grams without unknown words."""
         count = len(ids) - self._ngram + 1
         if count <= 0:
             return np.zeros(0, np.int64), np.zeros(0, np.uint64)

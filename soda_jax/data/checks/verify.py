@@ -1,4 +1,4 @@
-"""Verification of a data set: manifests, tokenizer, codec files, shards, indexes, records and documents.
+"""Verifies all files of a data set: manifests, tokenizer, codec, shards, indexes and documents.
 
 Every checksum is recomputed and every value that is stored twice is compared, so a flipped byte in a shard,
 an index or a manifest is found. Each document is also rendered with the training code and parsed again.
@@ -57,9 +57,9 @@ _VIEWS = {
     ),
     "text": (View(composition="text"),),
 }
-# Equal in all generations of a data set.
+# Fields of the manifest that are equal in all generations of a data set.
 _CONSTANT = ("kind", "layout", "codec", "tokenizer_fingerprint", "front_end_files")
-# Errors of reading a record whose bytes have changed.
+# Exceptions that reading a record with changed bytes may raise.
 _UNREADABLE = (UserError, RuntimeError, ValueError, IndexError, struct.error, zlib.error)
 _COLUMNS = ("flags", "utterances", "text_tokens", "frames")
 _COUNTED = ("documents", "utterances", "text_tokens", "frames")
@@ -71,7 +71,7 @@ class Fault:
 
     Attributes:
       file: path of the file relative to the data set, with "/".
-      message: what is wrong with it.
+      message: what is wrong with the file.
       records: indices of the unusable records of the shard `file`.
     """
 
@@ -86,7 +86,7 @@ class Fault:
 
 
 def verify(directory: str | Path, generation: int = -1) -> Iterator[Fault]:
-    """Yields the defects of a data set, none if it is intact. Shows progress.
+    """Yields the defects of a data set and shows progress; an intact data set has none.
 
     Args:
       directory: folder of the data set.
@@ -126,7 +126,7 @@ def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], li
         faults.append(Fault("manifest.json", str(error)))
     paths = sorted((directory / "manifests").glob("[0-9]*.json"))
     numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]
-    # An append that was killed between two renames leaves a later generation; it is not an error.
+    # A later generation is not an error: an append that was killed between two renames leaves one.
     for number in range(last + 1) if last >= 0 else numbers:
         file = generation_path(directory, number)
         name = f"manifests/{file.name}"
@@ -150,7 +150,7 @@ def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], li
 
 
 def _newest_faults(newest: Manifest, copy: Manifest | None) -> Iterator[Fault]:
-    """Compares manifest.json with the file of its generation."""
+    """Compares manifest.json with the manifest file of its generation."""
     if copy is None or copy.digest == newest.digest:
         return
     ours, theirs = newest.to_json(), copy.to_json()
@@ -160,7 +160,7 @@ def _newest_faults(newest: Manifest, copy: Manifest | None) -> Iterator[Fault]:
 
 
 def _succession_faults(manifests: dict[int, Manifest]) -> Iterator[Fault]:
-    """Checks that each generation contains the shards of the previous one and is of the same kind."""
+    """Checks that each generation has the shards and the constant fields of the previous one."""
     for number, manifest in manifests.items():
         previous = manifests.get(number - 1)
         if previous is None:
@@ -176,7 +176,7 @@ def _succession_faults(manifests: dict[int, Manifest]) -> Iterator[Fault]:
 
 
 def _front_end_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
-    """Compares the files of tokenizer and codec with the manifest, and the tokenizer's fingerprint."""
+    """Compares the tokenizer and codec files, fingerprint and layout with the manifest."""
     damaged = [
         Fault(name, message)
         for folder in FRONT_END
@@ -203,7 +203,7 @@ def _front_end_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def _repeated_documents(hashes: dict[str, np.ndarray]) -> Iterator[Fault]:
-    """Finds documents that are stored twice, in one split or in two."""
+    """Yields a defect for each document that is stored twice, in the same split or in both."""
     if not hashes:
         return
     names, every = list(hashes), np.concatenate(list(hashes.values()))
@@ -229,11 +229,11 @@ class _ShardVerifier:
     """Checks the shards of one data set.
 
     Attributes:
-      hashes: uint64 hashes of the documents of each shard whose index is intact, by name of the shard.
+      hashes: document hashes of each shard whose index is intact, uint64, by name of the shard.
     """
 
     def __init__(self, directory: Path, manifest: Manifest):
-        """Takes the folder and the manifest of the data set."""
+        """Sets up a renderer for each view of the data set."""
         self._directory, self._layout = directory, manifest.layout
         self._renderers = [Renderer(manifest.layout, view) for view in _VIEWS[manifest.kind]]
         self.hashes: dict[str, np.ndarray] = {}
@@ -242,8 +242,8 @@ class _ShardVerifier:
         """Yields the defects of a shard and its index.
 
         Args:
-          split: its split.
-          shard: its entry in the manifest.
+          split: split that contains the shard.
+          shard: entry of the shard in the manifest.
           advance: called once for each record that the manifest counts.
         """
         path = self._directory / split / shard.file
@@ -278,7 +278,7 @@ class _ShardVerifier:
                 advance()
 
     def _read_index(self, path: Path, shard: ShardInfo) -> ShardIndex:
-        """Returns the index of a shard; UserError if it does not match the manifest or the shard."""
+        """Returns a shard's index; raises UserError if it does not match manifest or shard."""
         index = read_index(index_path(path), shard.index_crc32c)
         lengths = {len(getattr(index, name)) for name in _COLUMNS}
         if lengths != {shard.records}:
@@ -307,7 +307,7 @@ class _ShardVerifier:
         """Yields the defects of the records and documents of a shard, and wrong totals."""
         counts: Counter[str] = Counter()
         document: list[_Record] = []
-        lost = False  # True after an unreadable record until the next document begins
+        lost = False  # True from an unreadable record to the next document
         for number in range(shard.records):
             advance()
             try:
@@ -337,7 +337,7 @@ class _ShardVerifier:
         if document:
             yield _document_fault(file, document, "it has no last record")
         if counts["lost"]:
-            return  # all counts are wrong, for the reason reported above
+            return  # all counts are wrong because of the errors above
         for name in _COUNTED:
             if counts[name] != (expected := getattr(shard, name)):
                 label = name.replace("_", " ")
@@ -351,13 +351,13 @@ class _ShardVerifier:
         return _Record(number, content, header, data)
 
     def _document_message(self, records: list[_Record], index: ShardIndex | None) -> str:
-        """Returns the defect of a document, "" if it is intact."""
+        """Returns the defect of a document, or "" if it is intact."""
         names = {record.data.document_id for record in records}
         if len(names) > 1:
             return f"its records belong to several documents: {', '.join(sorted(names))}"
         if index is not None:
             position = int(np.count_nonzero(index.flags[: records[0].number + 1] & FIRST)) - 1
-            # -1: the index lacks this first record, which is reported already.
+            # -1 if the index lacks this first record, which has already been reported.
             if position >= 0 and index.document_hashes[position] != np.uint64(
                 document_hash(*names)
             ):
@@ -384,7 +384,7 @@ def _document_fault(file: str, records: list[_Record], message: str) -> Fault:
 
 
 def _index_difference(index: ShardIndex, header: Header, number: int) -> str:
-    """Returns the columns in which a record and its row of the index differ, "" if there are none."""
+    """Returns a message with the columns in which a record and the index differ, or ""."""
     pairs = {name: (getattr(header, name), int(getattr(index, name)[number])) for name in _COLUMNS}
     differing = [
         f"{found} {name.replace('_', ' ')}, the index has {expected}"
@@ -405,7 +405,7 @@ def _count(counts: Counter[str], record: _Record) -> None:
 
 
 def _rendered(records: Sequence[_Record], renderer: Renderer) -> np.ndarray:
-    """Returns the token ids of a document, int32 `[tokens]`, using the renderer of training windows."""
+    """Returns the token ids of a document, int32 `[tokens]`, as training windows contain them."""
     flags, *counts = (np.array([getattr(r.header, name) for r in records]) for name in _COLUMNS)
     part = np.array([PARTS.index(record.data.part) for record in records])
     order = rendered_order(part, flags, renderer.view.order)

@@ -1,4 +1,4 @@
-"""Integers of fixed width, packed without gaps, with fast access to any range of rows.
+"""Packs integers of fixed width without gaps, with fast access to any range of rows.
 
 A row is one frame (a value per codebook) or one text id. The bits of row r, column k begin at bit
 r · row_bits + offset_k, least significant bit first.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Any 8 rows fill whole bytes, whatever the widths: unpacking starts at a multiple of 8 rows.
+# 8 rows fill whole bytes for any column widths, so unpacking starts at a multiple of 8 rows.
 _ROWS = 8
 # A value spans at most 7 + 25 bits, so one unaligned 32-bit read contains it.
 MAX_WIDTH = 25
@@ -28,7 +28,7 @@ class BitPacking:
     """Packs and unpacks rows of unsigned integers.
 
     Attributes:
-      widths: bits of each column, 1 to 25.
+      widths: number of bits of each column, 1 to 25.
     """
 
     widths: Sequence[int]
@@ -64,7 +64,7 @@ class BitPacking:
         At least `SLACK` bytes must follow the packed rows in `buffer`.
 
         Returns:
-          uint32 `[last − first, columns]`, the first `columns` columns (None: all).
+          uint32 `[last − first, columns]`, the first `columns` columns, or all if it is None.
         """
         skip = first % _ROWS
         rows = last - first + skip
@@ -81,12 +81,12 @@ class BitPacking:
         return values
 
     def _make_pattern(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns byte offset and bit shift of the values of the first `rows` rows, `[rows, columns]` each."""
+        """Returns byte offsets and bit shifts of the values in `rows` rows, `[rows, columns]`."""
         bits = np.arange(rows)[:, None] * self.row_bits + self._offsets
         return bits >> 3, (bits & 7).astype(np.uint32)
 
 
 @functools.lru_cache(maxsize=64)
 def packing(sizes: tuple[int, ...]) -> BitPacking:
-    """Returns the packing whose column k has the values 0 … sizes[k] − 1."""
+    """Returns the packing for rows whose column k contains values in 0 … sizes[k] − 1."""
     return BitPacking(tuple(width_of(size) for size in sizes))

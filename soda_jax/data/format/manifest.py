@@ -1,7 +1,7 @@
 """The manifest of a data set: its shards, vocabulary, tokenizer and codec.
 
     DATASET/manifest.json            the newest generation
-    DATASET/manifests/0000.json …    every generation; none ever changes
+    DATASET/manifests/0000.json …    every generation; these files never change
 
 Appending writes new shards and the next generation; a reader of an older generation still reads the same
 data. Each file contains a SHA-256 of its own bytes (`soda_jax.checked_json`). All commands read
@@ -43,13 +43,13 @@ class Manifest:
 
     Attributes:
       kind: "speech" or "text".
-      layout: the vocabulary of its records.
-      codec: the codec of the codes: at least "name", "fingerprint", "sample_rate" (Hz) and
-        "frame_rate" (frames per second); None for text.
+      layout: vocabulary layout of the records.
+      codec: the codec that made the codes, with at least "name", "fingerprint", "sample_rate" (Hz)
+        and "frame_rate" (frames per second); None for text.
       tokenizer_fingerprint: fingerprint of the text tokenizer in DATASET/tokenizer.
       splits: shards of "train" and "validation", in order.
       settings_digest: hash of the settings that the data set was tokenized with.
-      generation: 0 for the first, incremented by each append.
+      generation: number of the generation, from 0; each append increments it.
       quarantined: number of quarantined inputs by reason, over all generations.
       front_end_files: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; equal in
         all generations.
@@ -70,7 +70,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the manifest as a JSON object with totals."""
-        # The codec may contain tuples, which are lists after reading from a file.
+        # The codec may contain tuples; they are converted to lists, as in a manifest read from a
+        # file.
         return {
             "format_version": FORMAT_VERSION,
             "generation": self.generation,
@@ -112,7 +113,7 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the generation, then manifest.json.
+        """Writes the file of the generation, then manifest.json.
 
         Raises:
           UserError: if this generation exists with different content; a generation never changes.
@@ -167,7 +168,9 @@ class Manifest:
 
 
 def tokens_by_view(kind: str, codebooks: int, totals: Mapping[str, int]) -> dict[str, int]:
-    """Returns the number of tokens by composition, including BOS and EOS; equal for both orders of S+A+T.
+    """Returns the number of tokens by composition, including BOS and EOS.
+
+    Both orders of S+A+T have the same number of tokens.
 
     Args:
       kind: "speech" or "text".
@@ -192,7 +195,7 @@ def generation_path(directory: str | os.PathLike[str], generation: int) -> Path:
 
 
 def _read(path: Location) -> dict[str, Any]:
-    """Returns the JSON object of a manifest; UserError with the file, the problem and the fix."""
+    """Returns the JSON object of a manifest; raises UserError if it is missing or damaged."""
     try:
         content = read_bytes(path)
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from soda_jax.data.format.records import DamagedRecordError, RecordData, decode_record
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# Without read-ahead and threads, reading a record from the page cache takes 7 µs, not 1 ms.
+# Without read-ahead and threads, reading a record from the page cache takes 7 µs instead of 1 ms.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
 
@@ -31,8 +31,8 @@ class ShardReaders:
         """Returns the bytes of record `number`; `records` is the record count in the shard's index.
 
         Raises:
-          DamagedRecordError: if the shard is missing or truncated, the record is damaged, or the number
-            of records differs; the message names the shard and the record.
+          DamagedRecordError: if the shard is missing or truncated, the record is damaged, or the
+            shard does not have `records` records; the message names the shard and the record.
         """
         with self._lock:
             reader = self._readers.get(shard)
@@ -60,7 +60,8 @@ class ShardReaders:
             raise damaged(shard, number, reason)
         with self._lock:
             reader = self._readers.setdefault(shard, reader)
-            # Not closed here, because another thread may be reading; the last reference closes the file.
+            # The removed reader is not closed here, because another thread may use it. Its file is
+            # closed when the last reference is dropped.
             while len(self._readers) > self._max_open:
                 self._readers.popitem(last=False)
         return reader
@@ -69,7 +70,7 @@ class ShardReaders:
 def read_records(
     shard: str | os.PathLike[str], layout: VocabularyLayout
 ) -> Iterator[RecordData | DamagedRecordError]:
-    """Yields all records of a shard in stored order, and an error instead of each damaged one.
+    """Yields all records of a shard in stored order, with an error in place of each damaged record.
 
     Raises:
       DamagedRecordError: if the shard cannot be opened.

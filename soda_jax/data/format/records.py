@@ -1,6 +1,6 @@
-"""Records of a shard: a part of a document with its text, text ids and codes.
+"""Encodes and decodes records: parts of a document with text, text ids and codes.
 
-Bytes of a record, integers little-endian:
+The bytes of a record are as follows; integers are little-endian:
 
     header        version, flags (uint8), bytes of the id (uint16), utterances, text ids, frames,
                   bytes of the compressed text (uint32 each)
@@ -28,7 +28,7 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 RECORD_VERSION = 1
 PARTS = ("whole", "text", "audio")
 WHOLE, TEXT, AUDIO = range(3)
-# Bits of the flags of records and indexes (_WIDE only of records).
+# Bits of the flags in records and indexes; _WIDE is used only in records.
 FIRST, LAST, OPENS, CLOSES, _WIDE = 1, 2, 16, 32, 64
 PART_SHIFT, PART_MASK = 2, 3
 INDEX_FLAGS = 63
@@ -47,8 +47,9 @@ class RecordData:
     """The content of a record.
 
     Attributes:
-      document_id: the same in all records of a document.
-      utterances: in time order. A "text" part has no frames, an "audio" part no text.
+      document_id: id of the document, equal in all of its records.
+      utterances: utterances in time order. They have no frames in a "text" part and no text in an
+        "audio" part.
       part: "whole" (utterances with text and audio), or a piece of an utterance too long for one
         record: "text" or "audio". The records of a text-only document are "text".
       opens: whether the start marker of the span belongs to this piece (text and audio parts).
@@ -67,13 +68,13 @@ class RecordData:
 
     @property
     def flags(self) -> int:
-        """The flags as the index stores them, uint8."""
+        """Part, `opens`, `closes`, `first` and `last` as a bit mask, uint8."""
         marks = FIRST * self.first | LAST * self.last | OPENS * self.opens | CLOSES * self.closes
         return marks | PARTS.index(self.part) << PART_SHIFT
 
 
 class Header(NamedTuple):
-    """Counts of a record and the byte offsets of its columns."""
+    """Counts of a record, and the byte offsets of its sections."""
 
     flags: int
     utterances: int
@@ -131,7 +132,7 @@ def checksum_matches(record: bytes) -> bool:
 
 
 def read_header(record: bytes, layout: VocabularyLayout) -> Header:
-    """Checks the bytes of a record and returns its counts and the offsets of its columns.
+    """Checks the bytes of a record and returns its counts and the offsets of its sections.
 
     Raises:
       DamagedRecordError: if the checksum, the lengths or the version are wrong.
@@ -171,7 +172,7 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
       The record; text_ids are int32 `[tokens]`, codes uint16 `[frames, codebooks]`.
 
     Raises:
-      DamagedRecordError: if the checksum, the lengths or the text are wrong.
+      DamagedRecordError: if the checksum, the version, the lengths or the counts are wrong.
     """
     header = read_header(record, layout)
     counts = read_counts(record, header).astype(np.int64)
@@ -214,7 +215,7 @@ def _utf8(text: str, name: str) -> bytes:
 
 
 def check_record(record: RecordData, layout: VocabularyLayout) -> None:
-    """Raises UserError for ids or codes outside `layout`, or an utterance without text or codes."""
+    """Raises UserError for ids or codes outside `layout`, or for missing utterances or content."""
     name = record.document_id
     if not record.utterances:
         raise UserError(f"document {name} has no utterances; remove it")

@@ -1,8 +1,9 @@
 """Renders a range of a packed record under a view as token ids.
 
-A rendered record is a sequence of *pieces*: markers, text ids of one utterance, audio ids of one
-utterance. All pieces are slices of one pool (markers, then text, then audio). Their offsets and lengths are
-computed for all utterances at once, and one `take` gathers the tokens.
+A rendered record is a sequence of *pieces*: markers, the text ids of one utterance, or the audio
+ids of one utterance. All pieces are slices of one pool (markers, then text, then audio). The
+offsets and lengths of the pieces are computed for all utterances at once, and one `take` gathers
+the tokens.
 """
 
 from typing import Any
@@ -68,10 +69,10 @@ class Renderer:
           record: bytes of the record.
           header: header of the record.
           begins: whether BOS precedes the record in rendered order.
-          ends: whether EOS follows it.
+          ends: whether EOS follows the record in rendered order.
           first: index of the first token in the rendered record.
           last: index of the last token + 1.
-          out: receives the tokens.
+          out: output array.
         """
         audio_start = _MARKERS + header.text_tokens * self.view.has_text
         sources, lengths = self._pieces(record, header, begins, ends, audio_start)
@@ -119,7 +120,7 @@ class Renderer:
         text, audio = counts[:, 1], counts[:, 2] * self.codebooks
         text_offsets = text.cumsum() - text + _MARKERS
         audio_offsets = audio.cumsum() - audio + audio_start
-        columns: list[tuple[Any, Any]]  # arrays [utterances], or one number for all
+        columns: list[tuple[Any, Any]]  # arrays [utterances], or a number for all utterances
         if not self.view.has_text:
             columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 1)]
         elif self.view.order == "text_first":
@@ -152,7 +153,7 @@ class Renderer:
         sources: np.ndarray,
         lengths: np.ndarray,
     ) -> tuple[np.ndarray, int]:
-        """Returns the pool with the needed frames, and the number of audio tokens before them."""
+        """Returns the pool with the needed frames, and the number of audio tokens skipped."""
         first = last = 0
         audio = np.flatnonzero(sources >= audio_start)
         if len(audio) and self.codebooks:

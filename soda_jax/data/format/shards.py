@@ -1,9 +1,9 @@
-"""A shard: an ArrayRecord file of records, and its index.
+"""Writes and reads shards; a shard is an ArrayRecord file with an index.
 
 `shard-00000.array_record` holds one record per chunk (group_size 1), uncompressed, because packed codes do
 not compress. `shard-00000.index.npz` holds the counts of every record, so that a window is found without
-reading the shard, and the offset of every record, so that it can be read by byte range. The index is renamed
-to its final name first and the shard last: a shard that exists is complete.
+reading the shard, and the offset of every record, so that it can be read by byte range. The index
+is renamed to its final name first and the shard last, so a shard that exists is complete.
 """
 
 import dataclasses
@@ -90,11 +90,11 @@ class ShardInfo:
     Attributes:
       file: name of the shard in the folder of its split.
       records: number of records.
-      documents: number of documents; each is in one shard.
-      utterances: number of utterances; one that is stored in pieces counts once.
+      documents: number of documents; a document is never split over shards.
+      utterances: number of utterances; an utterance that is stored in pieces counts once.
       text_tokens: number of text ids, without markers.
       frames: number of codec frames.
-      bytes: size of the shard.
+      bytes: size of the shard in bytes.
       crc32c: checksum of the shard, 8 hexadecimal digits.
       index_crc32c: checksum of the index, 8 hexadecimal digits.
     """
@@ -124,7 +124,8 @@ def index_path(shard: str | os.PathLike[str]) -> Path:
 class ShardWriter:
     """Writes one shard; the files get their final names in `close`.
 
-    As a context manager it calls `close` at the end of the block, or `discard` after an exception.
+    As a context manager, the writer calls `close` at the end of the block, or `discard` after an
+    exception.
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: VocabularyLayout):
@@ -132,7 +133,7 @@ class ShardWriter:
 
         Args:
           path: final path of the shard, ending in `.array_record`.
-          layout: the vocabulary of its records.
+          layout: vocabulary layout of the records.
         """
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -147,7 +148,7 @@ class ShardWriter:
         self._in_document = False
 
     def write(self, record: RecordData) -> None:
-        """Appends a record; the records of a document are consecutive and in order."""
+        """Appends a record; the records of a document must be consecutive and in order."""
         if record.first == self._in_document:
             raise ValueError(f"records of {record.document_id} are out of order")
         self._writer.write(encode_record(record, self._layout))
@@ -230,7 +231,7 @@ def read_index(path: str | os.PathLike[str], crc32c: str | None = None) -> Shard
 
 
 def read_shard_info(path: str | os.PathLike[str]) -> ShardInfo:
-    """Computes the manifest's entry of a finished shard from its two files.
+    """Computes the manifest entry of a finished shard from the shard and its index.
 
     Raises:
       UserError: if the shard or its index is missing or the index is damaged.
@@ -254,7 +255,11 @@ def read_shard_info(path: str | os.PathLike[str]) -> ShardInfo:
 
 
 def file_crc32c(path: str | os.PathLike[str]) -> tuple[int, str]:
-    """Returns size in bytes and crc32c (8 hexadecimal digits) of a file; UserError if unreadable."""
+    """Returns the size in bytes and the crc32c (8 hexadecimal digits) of a file.
+
+    Raises:
+      UserError: if the file cannot be read.
+    """
     try:
         return file_sum(Path(path))
     except OSError as error:

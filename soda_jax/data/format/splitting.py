@@ -1,7 +1,7 @@
 """Splits documents into records and joins them again.
 
 A document is split at utterance boundaries into records of at most `limit` tokens. A longer utterance
-becomes a *run* of records: its text in pieces, then its audio in pieces.
+becomes a *run* of records: first its text in pieces, then its audio in pieces.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,20 @@ def split_document(
     layout: VocabularyLayout,
     limit: int = RECORD_TOKENS,
 ) -> list[RecordData]:
-    """Splits a document into records of at most `limit` tokens; pieces are counted without markers.
+    """Splits a document into records of at most `limit` tokens.
+
+    Markers count as tokens for whole utterances but not for pieces.
 
     Args:
       document_id: id of the document, unique in its data set.
-      utterances: utterances in order: all with text and audio, or one without audio.
-      layout: the vocabulary, which has the number of codebooks per frame.
-      limit: maximum tokens per record; an audio record has at least one frame regardless.
+      utterances: utterances in order; all have text and audio, or there is one without audio.
+      layout: the vocabulary layout, which defines the number of codebooks per frame.
+      limit: maximum tokens per record; an audio record has at least one frame even if that is more.
 
     Returns:
-      At least one record; `first` is set on the first one and `last` on the last. The text of an
-      utterance in pieces is split in proportion to its ids; join the pieces before using the text.
+      At least one record; `first` is set on the first record and `last` on the last one. The text
+      of an utterance in pieces is split in proportion to its ids, so a piece may start inside a
+      word; join the pieces before using the text.
 
     Raises:
       UserError: if there is no utterance, or text-only utterances are mixed with speech.
@@ -111,7 +114,8 @@ def join_records(records: Sequence[RecordData]) -> list[Utterance]:
             texts += record.utterances
         else:
             audio += [utterance.codes for utterance in record.utterances]
-        # A run ends where its audio closes; a document of text ends with its last record.
+        # A run ends with the record that closes its audio; a text document ends with its last
+        # record.
         if texts and ((record.part == "audio" and record.closes) or (record.last and not audio)):
             utterances.append(
                 Utterance(

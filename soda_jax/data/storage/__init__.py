@@ -1,1 +1,1 @@
-"""Where the shards of a data set are read from: a mounted folder, staged copies, or byte ranges."""
+"""Reads the shards of a data set from a mounted folder, from staged copies, or by byte range."""

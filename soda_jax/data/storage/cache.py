@@ -9,7 +9,7 @@ class ByteCache:
     """Keeps the most recently used byte strings, up to a total size; thread-safe."""
 
     def __init__(self, limit: int):
-        """Makes an empty cache that keeps at most `limit` bytes."""
+        """Creates an empty cache that keeps at most `limit` bytes."""
         self._limit = limit
         self._values: OrderedDict[Hashable, bytes] = OrderedDict()
         self._lock = threading.Lock()

@@ -41,7 +41,12 @@ class Shards(Protocol):
         """Returns the path or URL of a shard, for messages."""
 
     def read(self, shard: int, number: int) -> bytes:
-        """Returns the bytes of a record; raises DamagedRecordError, or StoreError for a remote store."""
+        """Returns the bytes of a record.
+
+        Raises:
+          DamagedRecordError: if the shard is missing or the record is damaged.
+          StoreError: if the remote store cannot be read.
+        """
 
     def prefetch(self, records: Iterable[tuple[int, int]]) -> Sequence[Any]:
         """Requests records (shard, number); they stay in memory while the result is referenced."""
@@ -53,7 +58,7 @@ class DirectShards:
     prefetches = False
 
     def __init__(self, folder: Path, shards: Sequence[ShardInfo], readers: ShardReaders):
-        """Takes the folder of the split, its entries in the manifest, and the open files to share."""
+        """Sets the paths of `shards`, the manifest entries; `readers` may be shared by splits."""
         self._paths = [(folder / shard.file, shard.records) for shard in shards]
         self._readers = readers
 
@@ -67,7 +72,7 @@ class DirectShards:
         return self._readers.read(path, number, records)
 
     def prefetch(self, records: Iterable[tuple[int, int]]) -> Sequence[Any]:
-        """Does nothing: the operating system reads ahead."""
+        """Does nothing, because the operating system reads ahead."""
         return ()
 
 
@@ -75,11 +80,11 @@ class Storage:
     """Opens the splits of the data sets of a config.
 
     Attributes:
-      remote: reads the remote files; counts the retried requests.
+      remote: reads remote files and counts retried requests.
     """
 
     def __init__(self, config: DataConfig):
-        """Takes the `data` settings of a run."""
+        """Creates the readers and the cache for the `data` settings of a run; opens no file."""
         self._config = config
         self.remote = RemoteFiles(config.read_retries, config.read_concurrency)
         self._readers = ShardReaders()
@@ -88,17 +93,18 @@ class Storage:
     def open(
         self, name: str, directory: Location, split: str, shards: Sequence[ShardInfo]
     ) -> tuple[Shards, list[ShardIndex]]:
-        """Opens the shards of a split and reads their indexes; in the mode `stage` copies them first.
+        """Opens the shards of a split and reads their indexes; the mode `stage` copies them first.
 
         Args:
           name: name of the source, for messages.
           directory: path or URL of the data set.
           split: "train" or "validation".
-          shards: the entries of the split in the manifest.
+          shards: manifest entries of the shards of the split.
 
         Raises:
-          UserError: if the mode is `direct` for a URL, staging fails, or an index is missing, damaged or
-            has another checksum than in the manifest.
+          UserError: if the mode is `direct` for a URL, or `stage` without `data.cache_dir`; if
+            staging fails; or if an index is missing, damaged or does not match its checksum in the
+            manifest.
         """
         storage = self._config.storage
         if storage == "auto":

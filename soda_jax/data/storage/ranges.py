@@ -17,21 +17,21 @@ class RangeReader:
     """Reads records through one cache for the shards of all sources; thread-safe.
 
     Attributes:
-      remote: reads the store.
+      remote: reads the files.
       cache: records with a valid checksum, by shard URL and record number.
     """
 
     def __init__(self, remote: RemoteFiles, cache_bytes: int):
-        """Makes an empty cache of at most `cache_bytes` bytes for what `remote` reads."""
+        """Creates an empty cache of at most `cache_bytes` bytes for the records that are read."""
         self.remote, self.cache = remote, ByteCache(cache_bytes)
         # Records that are pending or still referenced; the cache may be too small for all of them.
         self._pending: WeakValueDictionary[tuple[str, int], PendingRecord] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def request(self, url: str, number: int, start: int, stop: int) -> "PendingRecord":
-        """Returns record `number` of a shard, whose chunk is in the bytes [start, stop).
+        """Returns record `number` of a shard; its chunk must be in the bytes [start, stop).
 
-        A request is sent only if the record is neither pending nor in the cache.
+        A read is started only if the record is neither pending nor in the cache.
         """
         with self._lock:
             record = self._pending.get((url, number))
@@ -45,7 +45,7 @@ class PendingRecord:
     """A record that has been requested; see `RangeReader.request`."""
 
     def __init__(self, reader: RangeReader, url: str, number: int, start: int, stop: int):
-        """Takes the record from the cache or sends the request."""
+        """Looks up the record in the cache; starts a read if it is not there."""
         self._reader, self._key, self._range = reader, (url, number), (start, stop)
         self._lock = threading.Lock()
         self._bytes = reader.cache.get(self._key)
@@ -88,7 +88,7 @@ class RangeShards:
     prefetches = True
 
     def __init__(self, urls: Sequence[str], offsets: Sequence[np.ndarray], reader: RangeReader):
-        """Takes the URL and the record offsets of each shard, and the store with its cache."""
+        """Stores the URL and the record offsets of each shard; `reader` may be shared by splits."""
         self._urls, self._offsets, self._reader = urls, offsets, reader
 
     def location(self, shard: int) -> str:
@@ -96,15 +96,15 @@ class RangeShards:
         return self._urls[shard]
 
     def prefetch(self, records: Iterable[tuple[int, int]]) -> list[PendingRecord]:
-        """Requests records (shard, number) at once; keep the result until they have been read."""
+        """Requests several records (shard, number); keep the result until they have been read."""
         return [self._request(shard, number) for shard, number in records]
 
     def read(self, shard: int, number: int) -> bytes:
         """Returns the bytes of a record.
 
         Raises:
-          DamagedRecordError: if the shard is missing or truncated, or if two reads return a
-            record with a wrong checksum.
+          DamagedRecordError: if the shard is missing or truncated, or if the record is damaged in
+            two reads.
           StoreError: if the store cannot be read.
         """
         return self._request(shard, number).result()

@@ -1,4 +1,4 @@
-"""Byte offsets of the records in a shard file, so that a single record can be read by byte range.
+"""Reads the byte offsets of the records in a shard, to read a single record by byte range.
 
 An ArrayRecord file is a Riegeli/records file: a sequence of chunks, with a block header of 24 bytes at every
 multiple of 64 KiB. A chunk starts with a header of 40 bytes. Our shards hold one uncompressed record in each
@@ -19,9 +19,9 @@ _CHUNK_HEADER = struct.Struct(
     "<QQQQQ"
 )  # hash, data size, data hash, type and number of records, decoded size
 _RECORDS = ord("r")
-_MAGIC = 0x71930E704FDAE05E  # of the postscript
+_MAGIC = 0x71930E704FDAE05E  # magic number in the postscript
 _UNCOMPRESSED = 0
-_POSTSCRIPT_BYTES = 256  # an upper bound for the postscript's chunk
+_POSTSCRIPT_BYTES = 256  # an upper bound for the size of the postscript's chunk
 
 
 def read_record_offsets(path: str | os.PathLike[str]) -> np.ndarray:
@@ -34,7 +34,8 @@ def read_record_offsets(path: str | os.PathLike[str]) -> np.ndarray:
       uint64 `[records + 1]`; record n is in the bytes [offsets[n], offsets[n + 1]).
 
     Raises:
-      ValueError: if the footer or postscript is invalid, or a chunk holds several records.
+      ValueError: if the footer or postscript is invalid, or a chunk does not hold exactly one
+        record.
     """
     size = os.path.getsize(path)
     if size < 2 * BLOCK or size % BLOCK:
@@ -75,7 +76,7 @@ def unpack_record(chunk: bytes, start: int) -> bytes:
 
 
 def _records(chunk: bytes, start: int) -> list[bytes]:
-    """Returns the records of a chunk that starts at byte `start`; ignores the bytes after the chunk."""
+    """Returns the records of a chunk at byte `start` of the file; ignores bytes after the chunk."""
     data = _remove_block_headers(chunk, start)
     if len(data) < _CHUNK_HEADER.size:
         raise ValueError("there is no chunk at the offset in the index")
@@ -124,7 +125,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> dict[int, int]:
-    """Returns the fields of a Protocol Buffers message by number; all are integers here."""
+    """Returns the fields of a Protocol Buffers message by number; all fields must be integers."""
     return dict(_field_pairs(message))
 
 

@@ -46,7 +46,7 @@ class Read:
 
     Attributes:
       future: TensorStore's future of the result.
-      what: file and byte range, for messages.
+      what: file and byte range, for error messages.
     """
 
     future: Any
@@ -60,7 +60,8 @@ class Read:
           ShortReadError: if the file ends before the last byte of the range.
           StoreError: if the store refused the read or every attempt failed.
 
-        Do not call this in a daemon thread: TensorStore aborts the process if it exits during the wait.
+        If the process exits during the wait, TensorStore aborts it. Do not call this in a daemon
+        thread.
         """
         try:
             found = self._wait()
@@ -105,12 +106,13 @@ class RemoteFiles:
     def repeated_reads(self) -> int:
         """Number of requests that this process has retried since the first read of this object.
 
-        TensorStore counts them for `gs://` and `s3://`, including those for checkpoints.
+        TensorStore counts the retries for `gs://` and `s3://` in the whole process, including
+        retries for checkpoints.
         """
         return _count_repeats() - self._repeated_before if self._context is not None else 0
 
     def start(self, location: Location, start: int = 0, stop: int | None = None) -> Read:
-        """Starts to read bytes [start, stop) of a file, or the whole file without a range.
+        """Starts reading bytes [start, stop) of a file; by default the whole file.
 
         Raises:
           UserError: if the URL is invalid or its scheme is not supported.
@@ -121,7 +123,7 @@ class RemoteFiles:
         return Read(future, what)
 
     def read(self, location: Location, start: int = 0, stop: int | None = None) -> bytes:
-        """Reads like `start` and waits for the bytes; raises the errors of `start` and `Read.result`."""
+        """Calls `start` and returns the bytes; raises the errors of `start` and `Read.result`."""
         return self.start(location, start, stop).result()
 
     def list_files(self, folder: Location) -> list[str]:
@@ -145,7 +147,7 @@ class RemoteFiles:
             raise _store_error(error, str(folder)) from None
 
     def _open(self, folder: str) -> Any:
-        """Returns the KvStore of a folder's URL, which ends with a slash."""
+        """Returns the KvStore of a folder; `folder` must be a URL that ends with a slash."""
         import tensorstore as ts
 
         with self._lock:
@@ -180,7 +182,7 @@ class RemoteFiles:
 
 @functools.cache
 def shared() -> RemoteFiles:
-    """Returns the reader for manifests and other small files."""
+    """Returns the reader that all functions for manifests and other small files share."""
     return RemoteFiles()
 
 
@@ -188,7 +190,7 @@ def read_bytes(location: Location) -> bytes:
     """Reads a small file, local or remote.
 
     Raises:
-      OSError: if a local file cannot be read, or there is no such file.
+      OSError: if a local file cannot be read, or a local or remote file does not exist.
       UserError: if the URL is invalid or the store cannot be read.
     """
     return shared().read(location) if is_url(location) else Path(location).read_bytes()
@@ -198,7 +200,7 @@ def download_folder(folder: Location, target: Path) -> bool:
     """Copies the files of a remote folder into `target`; returns False if there are none.
 
     Raises:
-      UserError: if the store cannot be read.
+      UserError: if the store cannot be read, or the path of a file contains "..".
     """
     names = shared().list_files(folder)
     for name in names:

@@ -34,7 +34,7 @@ class StagedFile:
     """A file to copy.
 
     Attributes:
-      origin: path or URL of the file.
+      origin: path or URL of the file to copy.
       target: path of the copy.
       crc32c: checksum in the manifest, 8 hexadecimal digits.
       bytes: size of the file; None for a small file that is read in one request.
@@ -47,9 +47,10 @@ class StagedFile:
 
 
 def stage(files: Sequence[StagedFile], remote: RemoteFiles, label: str, threads: int) -> None:
-    """Copies the files that are missing, in parallel; shows progress and the time left on stderr.
+    """Copies the files that have no valid copy, in parallel; shows progress on stderr.
 
-    The checksum of an existing copy is computed again only if its size or modification time has changed.
+    The checksum of an existing copy is computed again only if its size or modification time has
+    changed since it was verified.
 
     Raises:
       UserError: if a file is missing or damaged, the store cannot be read, or the disk is full or not
@@ -78,7 +79,7 @@ def stage(files: Sequence[StagedFile], remote: RemoteFiles, label: str, threads:
 
 
 class _Stager:
-    """Copies files in several threads; setting `stopped` ends the copies in progress."""
+    """Copies files in several threads; setting `stopped` stops the copies in progress."""
 
     def __init__(self, remote: RemoteFiles, bar: Progress, by_bytes: bool):
         self._remote, self._bar, self._by_bytes = remote, bar, by_bytes
@@ -119,7 +120,7 @@ class _Stager:
             for _ in range(2):
                 found = self._download(file, partial)
                 if found == file.crc32c:
-                    # Written before the rename: a note that does not match the file has no effect.
+                    # The note is written before the rename; a note that does not match is ignored.
                     _write_note(file, partial)
                     os.replace(partial, file.target)
                     return
@@ -157,7 +158,7 @@ def _note_path(file: StagedFile) -> Path:
 
 
 def _note(file: StagedFile, path: Path) -> dict[str, str | int]:
-    """Returns the note about a checked copy at `path`."""
+    """Returns the contents of the note that records a verified copy at `path`."""
     status = path.stat()
     return {"crc32c": file.crc32c, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -167,7 +168,7 @@ def _write_note(file: StagedFile, path: Path) -> None:
 
 
 def _is_staged(file: StagedFile) -> bool:
-    """Returns whether there is a copy with the right checksum; reads it if its note is out of date."""
+    """Returns whether a valid copy exists; reads the copy if its note is missing or outdated."""
     try:
         note = _note(file, file.target)
     except OSError:
@@ -186,7 +187,7 @@ def _is_staged(file: StagedFile) -> bool:
 
 @contextlib.contextmanager
 def _lock(target: Path, wait: bool) -> Iterator[bool]:
-    """Locks a file for this process; yields False if another process has locked it."""
+    """Locks a file for this process; yields False if `wait` is False and the file is locked."""
     with open(target.with_name(f".{target.name}.lock"), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -197,7 +198,7 @@ def _lock(target: Path, wait: bool) -> Iterator[bool]:
 
 
 def _check_space(files: Sequence[StagedFile]) -> None:
-    """Raises UserError if the disk has no room for the files."""
+    """Raises UserError if the disk has too little free space for the files."""
     folder = files[0].target.parent
     while not folder.exists():
         folder = folder.parent
