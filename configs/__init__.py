@@ -1,1 +1,1 @@
-"""Experiments, one file each: `get_config()` returns an ml_collections ConfigDict."""
+"""Experiments, one per file; `get_config()` of a file returns an ml_collections ConfigDict."""

@@ -1,4 +1,4 @@
-"""The default settings of all experiments, and the recipe of the SODA suite.
+"""Makes the default settings of all experiments, and the recipe of the SODA suite.
 
 `soda_jax/schema.py` declares all keys with their defaults and meanings; see docs/config.md.
 """
@@ -15,19 +15,19 @@ from soda_jax.schema import RunConfig, SourceConfig, to_dict
 def default() -> ConfigDict:
     """Returns all settings of a run with their defaults.
 
-    An experiment changes values. It adds no keys except data sources: the ConfigDict is locked, so a
+    An experiment may only change values and add data sources. The ConfigDict is locked, so a
     misspelled key is an error.
     """
     return ConfigDict(to_dict(RunConfig())).lock()
 
 
 def source(path: str, weight: float, **view: Any) -> ConfigDict:
-    """Returns a data source: a tokenized data set, its weight, and other fields of `SourceConfig`."""
+    """Returns the config of a data source; `view` are further fields of `SourceConfig`."""
     return ConfigDict(dataclasses.asdict(SourceConfig(path, weight, **view)))
 
 
 def suite_sources() -> dict[str, ConfigDict]:
-    """Returns the suite's mixture (SODA, data table): 95% speech tokens in both orders, 5% text."""
+    """Returns the suite's data mixture: 95% speech in both orders, 5% text (SODA, data table)."""
     speech = {"yodas2": 131, "emilia_yodas": 73, "emilia": 37}  # billions of tokens
     sources = {
         name: source(f"data/{name}", 0.95 * tokens / sum(speech.values()))

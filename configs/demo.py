@@ -1,4 +1,4 @@
-"""The demo: spoken digits and short commands, a toy that trains in minutes on two CPU cores.
+"""The demo: a toy model of spoken digits and short commands, trained in minutes on two CPU cores.
 
     soda demo                                                        # all steps, with a report
     soda train --config=configs/demo.py --workdir=demo/run           # only the training

@@ -1,4 +1,6 @@
-"""Spoken numbers, dates and commands: a larger vocabulary than the demo's and more training, still a toy.
+"""A toy model of spoken numbers, dates and commands.
+
+It has a larger vocabulary of words and is trained for longer than the demo.
 
     soda synth --output=numbers/corpus --task=numbers --clips=36000 --texts=6000
     soda codec fit numbers/corpus --output=numbers/codec
@@ -37,7 +39,7 @@ def get_config():
         {
             "speak": base.source("numbers/speech", 0.42, order="text_first"),
             "listen": base.source("numbers/speech", 0.15, order="audio_first"),
-            # Text and semantic tokens only: an utterance has 25 tokens instead of 125, and the model
+            # Text and semantic tokens only. An utterance has 25 tokens instead of 125, so the model
             # learns the next word in far fewer steps than from whole frames.
             "semantic": base.source("numbers/speech", 0.40, codebooks=1),
             "text": base.source("numbers/text", 0.03, order="text_first", composition="text"),

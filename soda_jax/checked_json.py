@@ -1,7 +1,7 @@
-"""JSON files that contain a SHA-256 of their own bytes, so that every changed byte is detected.
+"""Reads and writes JSON files with a SHA-256 of their own bytes, to detect every changed byte.
 
-The last entry of the object is `"sha256"`, the hash of the file with 64 zeros as that entry. It covers the
-bytes of the file and not the parsed values, so changes of spaces and of the order of keys are detected.
+The last entry of the object is `"sha256"`. The hash is computed over the bytes of the file with 64
+zeros in place of the hash. Changes of whitespace or of the order of keys are therefore detected.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ _KEY, _ZEROS, _END = "sha256", b"0" * 64, b'"\n}\n'
 
 
 class DamagedError(ValueError):
-    """The bytes of a file are not the ones that were written."""
+    """The bytes of a file differ from those that were written."""
 
 
 def checked_json(value: Mapping[str, Any]) -> str:
-    """Returns `value` as indented ASCII JSON with the entry `sha256` at its end."""
+    """Returns `value` as indented ASCII JSON with `sha256` as the last entry."""
     content = (json.dumps({**value, _KEY: _ZEROS.decode()}, indent=2) + "\n").encode("ascii")
     return content[: -len(_ZEROS + _END)].decode() + _digest(content) + _END.decode()
 
@@ -31,10 +31,10 @@ def write_checked_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -
 
 
 def parse_checked_json(content: bytes) -> dict[str, Any]:
-    """Returns the object in a file without its `sha256`.
+    """Returns the JSON object in `content`, without the entry `sha256`.
 
     Raises:
-      DamagedError: if the file was changed, or was not made by `checked_json`.
+      DamagedError: if the file was changed, or not written by `write_checked_json`.
     """
     start = max(len(content) - len(_ZEROS + _END), 0)
     stored, end = content[start : -len(_END)], content[-len(_END) :]

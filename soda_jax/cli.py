@@ -30,10 +30,10 @@ COMMANDS = (
     "generate",
 )
 
-# Commands that run long enough on a CPU for the settings of the allocator to matter.
+# Commands that benefit from the allocator settings in `memory`, because they run long on a CPU.
 TUNED = ("train",)
 
-# Optional modules that commands import, and the extra of setup.py that installs each.
+# Optional module that commands import -> the extra in setup.py that installs it.
 EXTRAS = {
     "apache_beam": "beam",
     "dask": "dask",
@@ -56,7 +56,7 @@ EXTRAS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser with all sub-commands, whose modules import nothing heavy."""
+    """Returns the parser with all sub-commands; importing their modules is fast."""
     parser = argparse.ArgumentParser(
         prog="soda", description="Pretraining of native audio language models in JAX."
     )
@@ -86,7 +86,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def script() -> int:
-    """Runs `main` as the `soda` program, with its allocator settings; returns 141 if a pipe was closed."""
+    """Runs `main` as the entry point of the `soda` program.
+
+    Commands in `TUNED` are restarted with other allocator settings. If the reader of the output has
+    closed the pipe, the exit status is 141, as after SIGPIPE.
+    """
     if len(sys.argv) > 1 and sys.argv[1] in TUNED:
         memory.restart_with_huge_pages()
     try:
@@ -104,14 +108,18 @@ def script() -> int:
 
 
 def _reader_closed(stream: TextIO) -> bool:
-    """Returns whether the process that read this pipe has exited, as in `soda plan … | head`."""
+    """Returns whether the reading end of this pipe is closed, as in `soda plan … | head`."""
     poll = select.poll()
     poll.register(stream, 0)  # errors are always reported
     return bool(poll.poll(0))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `soda ARGUMENTS`; returns the exit status: 0 done, 1 failed, 2 bad input, 75 preempted."""
+    """Runs `soda ARGUMENTS` and returns the exit status.
+
+    The status is 0 for success, 1 for a failure, 2 for bad input, 75 after preemption and 130
+    after an interrupt.
+    """
     parser = make_parser()
     args, unknown = parser.parse_known_args(arguments)
     if unknown and not args.passes_unknown:

@@ -1,4 +1,4 @@
-"""The one exception that users see as a single line."""
+"""Defines the exception that the command line prints as a single line."""
 
 
 class UserError(Exception):

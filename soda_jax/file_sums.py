@@ -1,4 +1,4 @@
-"""Size and crc32c of files, which manifests, checkpoints and exports store to detect damage."""
+"""Computes and checks sizes and crc32c of files, for manifests, checkpoints and exports."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ import google_crc32c
 
 from soda_jax.errors import UserError
 
-# Folders of the tokenizer and the codec in a data set, a run and an export.
+# Names of the tokenizer and codec folders in a data set, a workdir and an export.
 FRONT_END = ("tokenizer", "codec")
 FileSums = Mapping[str, tuple[int, str]]
 _BLOCK_BYTES = 8 << 20
@@ -33,20 +33,23 @@ def file_sum(path: Any) -> tuple[int, str]:
 
 
 def folder_sums(root: str | os.PathLike[str], *folders: str) -> dict[str, tuple[int, str]]:
-    """Returns `file_sum` of every file in the given folders of `root`, by names such as `codec/codec.json`."""
+    """Returns `file_sum` of every file in the given folders of `root`.
+
+    The keys are paths relative to `root`, such as `codec/codec.json`.
+    """
     return {name: file_sum(Path(root, name)) for folder in folders for name in _names(root, folder)}
 
 
 def differences(
     root: str | os.PathLike[str], sums: FileSums, folder: str, prefix: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields (name, message) of every file of `folder` that differs from `sums`.
+    """Yields (name, message) for every file in `folder` that differs from `sums`.
 
     Args:
       root: the folder that contains `folder`.
-      sums: result of `folder_sums`; entries of other folders are ignored.
+      sums: result of `folder_sums`; entries for other folders are ignored.
       folder: name of the folder in `root`.
-      prefix: name of the folder in `sums`, by default the same.
+      prefix: name of the folder in `sums`; `folder` by default.
     """
     prefix = folder if prefix is None else prefix
     wanted = {
@@ -74,7 +77,7 @@ def differences(
 def check_folder(
     root: str | os.PathLike[str], sums: FileSums, folder: str, prefix: str | None = None
 ) -> None:
-    """Raises UserError for the first of `differences`; the arguments are the same."""
+    """Raises UserError for the first of the `differences` with the same arguments."""
     for name, message in differences(root, sums, folder, prefix):
         raise UserError(f"{Path(root, name)} {message}; restore the folder {Path(root, folder)}")
 

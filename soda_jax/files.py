@@ -1,4 +1,4 @@
-"""Atomic and durable writes of files."""
+"""Writes files atomically and durably."""
 
 import json
 import os
@@ -11,10 +11,10 @@ _LARGE = 16 * 2**20  # bytes
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Writes `content` to `path` so that a reader sees the old file or the complete new one.
+    """Writes `content` to `path` so that a reader sees either the old file or the complete new one.
 
-    The bytes are written to a temporary file in the same folder, synced to the disk (fsync), and the file
-    is renamed. A missing folder is created.
+    The bytes are written to a temporary file in the same folder, which is synced to disk (fsync)
+    and then renamed. A missing folder is created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,14 +41,14 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Creates a hard link to a large file (weights), or a copy of a small one.
 
-    Small files are copied because a user may edit them, which would change both names. A large file is
-    copied if the file system does not support the link.
+    Small files are copied because a user may edit them, which with a hard link would change
+    the other file too. A large file is copied if it cannot be linked.
     """
     if os.path.getsize(source) >= _LARGE:
         try:
             os.link(os.path.realpath(source), target)
             return
-        except OSError:  # another file system, or one without links
+        except OSError:  # another file system, or one without hard links
             pass
     shutil.copyfile(source, target)
 
@@ -64,14 +64,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def to_disk(folder: str | os.PathLike[str]) -> None:
-    """Syncs a folder to the disk (fsync), with all files and folders in it."""
+    """Syncs a folder, and all files and folders in it, to disk (fsync)."""
     root = Path(folder)
     for path in (*root.rglob("*"), root):
         sync(path)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Syncs one file, or the names in one folder, to the disk."""
+    """Syncs the content of a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

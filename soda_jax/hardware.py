@@ -1,7 +1,7 @@
 """Peak rates, memory and slice sizes of accelerators, with the source of each number.
 
-`soda plan` and the model FLOP utilization use this table. Numbers are per chip; if JAX shows a chip
-as two devices (TPU v2, v3 and TPU7x), each has half.
+`soda plan` and the model FLOP utilization (MFU) use this table. Numbers are per chip. JAX shows a
+chip of TPU v2, v3 or TPU7x as two devices, each of which has half of the rates and of the memory.
 """
 
 import dataclasses
@@ -20,21 +20,22 @@ class Chip:
     """One kind of accelerator.
 
     Attributes:
-      name: its name in `soda plan --topology=NAME:SHAPE`.
+      name: name in `soda plan --topology=NAME:SHAPE`.
       kinds: prefixes of `jax.Device.device_kind`.
       flops: dense bf16 FLOP/s.
-      memory: bytes on the chip.
-      usable: bytes of one device that a program may use. TPUs: the limit that the compiler reports for a
-        program that is too large. GPUs: the total that the driver reports, of which JAX uses a fraction.
-      bandwidth: bytes/s of the memory.
-      link: bytes/s that the chip sends within its slice or node, all links together, one way.
-      network: bytes/s that it sends over the network of the data center.
-      host_link: bytes/s between its memory and the memory of the host, one way.
+      memory: bytes of memory.
+      usable: bytes of one device that a program may use. For TPUs, the limit that the compiler
+        reports for a program that is too large. For GPUs, the total that the driver reports, of
+        which JAX uses a fraction.
+      bandwidth: memory bandwidth in bytes/s.
+      link: bytes/s that the chip sends within its slice or node, over all links, one way.
+      network: bytes/s that the chip sends over the data-center network.
+      host_link: bytes/s between device memory and host memory, one way.
       host: chips of one host along each dimension.
       largest: shape of the largest slice; None for GPUs.
-      devices: devices that JAX shows for one chip.
-      config: name of the chip configuration that the TPU compiler needs for that number of devices.
-      kernels: whether the attention kernel of its platform compiles for it.
+      devices: number of JAX devices per chip.
+      config: name of the chip configuration with which the TPU compiler has this number of devices.
+      kernels: whether the platform's attention kernel compiles for this chip.
     """
 
     name: str
@@ -59,26 +60,26 @@ class Chip:
 
     @property
     def largest_chips(self) -> int:
-        """Chips of the largest slice; 0 for GPUs."""
+        """Number of chips in the largest slice; 0 for GPUs."""
         return math.prod(self.largest) if self.largest else 0
 
 
 # TPU: flops, memory, bandwidth, link (half of the bidirectional bandwidth) and the largest slice are from
 # cloud.google.com/tpu/docs (v2, v3, v4, v5p, v5e, v6e, tpu7x), "key specifications" and "configurations". The
-# largest v5p slice is that of the largest job, not the whole pod (8,960 chips). The links of v2 and v3 are
-# four of 496 and 656 Gbit/s each way (Jouppi et al., CACM 63(7), 2020, table 3).
-# usable: "available HBM" in the error of libtpu 0.0.42.1 for a program of 300 GiB.
-# network: bandwidth of a pod divided by its chips (v5e, v6e) or of a chip (v5p, tpu7x), from the docs; v4 as
-# v5p. No figure is published for v2 and v3: 25 Gbit/s is an assumption.
+# largest v5p slice is that of the largest job, not the whole pod (8,960 chips). v2 and v3 have four
+# links per chip, of 496 and 656 Gbit/s each way (Jouppi et al., CACM 63(7), 2020, table 3).
+# usable: "available HBM" in the error message of libtpu 0.0.42.1 for a program of 300 GiB.
+# network: from the docs, the bandwidth of a pod divided by its chips (v5e, v6e) or that of a chip
+# (v5p, tpu7x). v4 has the value of v5p. No figure is published for v2 and v3; 25 Gbit/s is assumed.
 # kernels: Mosaic, the compiler of the splash kernel, has no bf16 matmul for v2 and v3.
 # host_link: jax-ml.github.io/scaling-book/tpus has 16 GB/s each way for v4 and 32 for v6e. No figure is
-# published for v2, v3, v5e, v5p and tpu7x: 15 (tpu7x: 32) is an assumption.
+# published for the other TPUs; 15 GB/s, and 32 for tpu7x, is assumed.
 _TPUS = (
     Chip("v2", ("TPU v2",), 46e12, 16 * GIB, 7.48 * GIB, 700 * GB, 4 * 496 * GBIT,
          25 * GBIT, 15 * GB, (2, 2), (16, 16), 2, kernels=False),
     Chip("v3", ("TPU v3",), 123e12, 32 * GIB, 15.48 * GIB, 900 * GB, 4 * 656 * GBIT,
          25 * GBIT, 15 * GB, (2, 2), (32, 32), 2, kernels=False),
-    # Without "megacore" the compiler makes two devices of a v4 chip; JAX shows one on a real machine.
+    # Without "megacore", the compiler creates two devices per v4 chip; JAX on a TPU has one.
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 30.75 * GIB, 1200 * GB, 300 * GB,
          50 * GBIT, 16 * GB, (2, 2, 1), (16, 16, 16), 1, "megacore"),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 15.75 * GIB, 819 * GB, 200 * GB,
@@ -93,7 +94,7 @@ _TPUS = (
 
 # GPU: flops (half of the figure "with sparsity"), memory, bandwidth, link (NVLink one way; PCIe cards: PCIe)
 # and host_link (PCIe one way) are from NVIDIA's data sheets of A100, H100, H200 and HGX B200. network: one
-# port per GPU, 200 Gbit/s in DGX A100, 400 later. usable: the total that CUDA reports.
+# port per GPU, of 200 Gbit/s in DGX A100 and 400 later. usable: the total that CUDA reports.
 _GPUS = (
     Chip("a100", ("NVIDIA A100",), 312e12, 40 * GB, 39.4 * GIB, 1555 * GB, 300 * GB,
          200 * GBIT, 32 * GB, (8,)),
@@ -117,9 +118,9 @@ CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """Returns the chip of a `jax.Device.device_kind`, None if it is unknown.
+    """Returns the chip of a `jax.Device.device_kind`; None if the kind is unknown.
 
-    The longest matching prefix is used: "TPU v5 lite" is a v5e, "TPU v5" a v5p.
+    The longest matching prefix is used, so "TPU v5 lite" is a v5e and "TPU v5" is a v5p.
     """
     kinds = {kind: chip for chip in CHIPS.values() for kind in chip.kinds}
     known = [kind for kind in kinds if device_kind.startswith(kind)]

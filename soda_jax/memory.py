@@ -1,4 +1,4 @@
-"""Settings of the C allocator for training on a CPU.
+"""Sets options of the C allocator for training on a CPU.
 
 XLA allocates the temporaries of a step, hundreds of MB, at once. By default glibc maps this memory at each
 step and unmaps it afterwards, so every step has a page fault for each 4 KiB that it touches.
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 TUNABLES = "GLIBC_TUNABLES"
-# Huge pages; no separate mapping of large allocations; freed memory is kept by the process.
+# Use huge pages, do not mmap large allocations, and keep freed memory in the process.
 SETTINGS = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 )
@@ -21,11 +21,11 @@ _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def restart_with_huge_pages(environment: dict[str, str] | None = None) -> None:
     """Restarts this process with `SETTINGS`, which glibc reads only at the start of a program.
 
-    Does nothing without glibc 2.35 or later, if huge pages are disabled, or if the user has configured the
-    allocator with GLIBC_TUNABLES or a MALLOC_ variable.
+    Does nothing if glibc is older than 2.35 or not used, if huge pages are disabled, or if the user
+    has configured the allocator with GLIBC_TUNABLES or a MALLOC_ variable.
 
     Args:
-      environment: environment variables to read and to pass on; `os.environ` by default.
+      environment: environment variables of the restarted process; `os.environ` by default.
     """
     environment = dict(os.environ) if environment is None else environment
     if not _helps(environment):

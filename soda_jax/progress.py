@@ -1,4 +1,4 @@
-"""Progress bars on a terminal and progress lines in a log, with the estimated time left."""
+"""Shows progress as a bar on a terminal or as lines in a log, with the estimated time left."""
 
 import sys
 import time
@@ -11,15 +11,15 @@ _LOG_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Shows a bar on a terminal, and prints a line every ten seconds elsewhere."""
+    """Shows a bar on a terminal; otherwise prints a line every ten seconds."""
 
     def __init__(self, label: str, total: float | None, *, start: float = 0):
         """Starts the clock and, on a terminal, the bar.
 
         Args:
           label: name of the work.
-          total: units of work, None if unknown.
-          start: units that were done earlier.
+          total: number of units of work; None if unknown.
+          start: number of units that were done earlier, for example before a resume.
         """
         self.label, self.total, self.done, self._start = label, total, start, start
         self._began = self._logged = time.monotonic()
@@ -36,14 +36,14 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
-                # Output that is redirected to a file or a pipe is not printed above the bar.
+                # If stdout is a file or a pipe, it must not be printed above the bar.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._task = self._bar.add_task(label, total=total, completed=int(start), note="")
             self._bar.start()
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Counts `amount` more units as done and shows `note`, a short text, next to the bar."""
+        """Counts `amount` more units as done, and shows the short text `note` next to the bar."""
         self.done += amount
         if self._bar is not None:
             self._bar.update(self._task, advance=amount, note=note)
@@ -72,7 +72,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: float | None, *, start: float = 0) -> Iterator[Progress]:
-    """Opens a `Progress` and closes it at the end, also after an exception."""
+    """Yields a `Progress` and closes it at the end, also after an exception."""
     bar = Progress(label, total, start=start)
     try:
         yield bar
@@ -81,7 +81,7 @@ def progress(label: str, total: float | None, *, start: float = 0) -> Iterator[P
 
 
 def track(items: Iterable[Item], label: str, total: float | None = None) -> Iterator[Item]:
-    """Yields `items` and shows the progress of the loop; `total` defaults to their number."""
+    """Yields `items` and shows the progress; `total` defaults to `len(items)`, if possible."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     with progress(label, total) as bar:

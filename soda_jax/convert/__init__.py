@@ -1,1 +1,1 @@
-"""Conversion of checkpoints to and from the Hugging Face format of Qwen3, one slice at a time."""
+"""Converts checkpoints to and from the Hugging Face format of Qwen3, one slice at a time."""

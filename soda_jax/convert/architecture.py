@@ -1,4 +1,4 @@
-"""Translates `config.json` of Transformers' Qwen3ForCausalLM to a decoder's config and back."""
+"""Translates between `config.json` of Transformers' Qwen3ForCausalLM and `DecoderConfig`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +28,10 @@ _ROPE_FIELDS: dict[str, tuple[str, type]] = {
 }
 _THETA, _LENGTH = "rope_theta", "original_max_position_embeddings"
 _NO_SCALING = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, _LENGTH: 8192}
-# Defaults of Transformers for missing fields, which are also used here.
+# Values of missing fields, the same as in Transformers.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
-# Defaults of Qwen3Config (Transformers 5.24). Few models have these values, so a missing field is
-# an error here.
+# Defaults of Qwen3Config (Transformers 5.24) that are not used here: few models have these values,
+# so it is an error if one of these fields is missing.
 REFUSED_DEFAULTS = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -41,11 +41,12 @@ REFUSED_DEFAULTS = {
     "num_key_value_heads": 32,
     "rope_theta": 10_000,
 }
-# With these fields, Transformers uses other settings or weights than those that are read here.
+# If one of these fields is set, Transformers uses settings or weights that are not read here.
 _ELSEWHERE = (
     "per_layer_config", "text_config", "configuration_files", "transformers_weights",
 )  # fmt: skip
-# Fields for which this decoder supports only this value, which is the default of Transformers.
+# Fields of which this decoder supports only one value, the default of Transformers. Those in
+# `_WRITTEN` are also exported.
 _WRITTEN = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 _REQUIRED = {**_WRITTEN, "partial_rotary_factor": 1.0, "quantization_config": None}
 # Transformers 5 uses the first entry that is not empty, Transformers 4 only `rope_scaling`.
@@ -93,14 +94,18 @@ def config_json(
 
 
 def generation_config_json(bos: int, eos: int) -> dict[str, Any]:
-    """Returns the content of `generation_config.json`: greedy, until the document ends."""
+    """Returns the content of `generation_config.json`, for greedy decoding until EOS."""
     return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False}
 
 
 def integer_field(
     content: Mapping[str, Any], name: str, file: Path, default: int | None = None
 ) -> int:
-    """Returns a field of `config.json`; raises UserError if it is not a positive integer."""
+    """Returns the value of a field of `config.json`, or `default` if the field is missing.
+
+    Raises:
+      UserError: if the value is not a positive integer, or the field is missing without a default.
+    """
     if name not in content and default is None:
         raise UserError(_missing(name, file))
     return _checked(content.get(name, default), name, int, file)
@@ -113,11 +118,11 @@ def decoder_of(
 
     Args:
       content: content of `config.json`.
-      vocabulary: vocabulary of the decoder; `vocab_size` of the file is not used.
+      vocabulary: vocabulary of the decoder; `vocab_size` in the file is ignored.
       file: path of `config.json`, for error messages.
 
     Raises:
-      UserError: for another architecture, a missing field, or an unsupported value.
+      UserError: if the architecture is not Qwen3, a field is missing, or a value is not supported.
     """
     _check_architecture(content, file)
     fields: dict[str, Any] = {}
@@ -166,7 +171,7 @@ def _check_architecture(content: Mapping[str, Any], file: Path) -> None:
 
 
 def _checked(value: Any, name: str, kind: type, file: Path) -> Any:
-    """Returns `value` if it is of type `kind` and, unless it is a bool, positive."""
+    """Returns `value` as `kind`; raises UserError for another type or a number out of range."""
     limit = 1 if name == "rms_norm_eps" else 1e12
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (type(value) is kind or (kind is float and number)):
@@ -187,7 +192,7 @@ def _missing(name: str, file: Path) -> str:
 
 
 def _rope(content: Mapping[str, Any], file: Path) -> RopeConfig:
-    """Returns the RoPE settings that Transformers uses; raises UserError if entries contradict."""
+    """Returns the RoPE settings that Transformers uses; raises UserError if two entries differ."""
     given = {name: content[name] for name in _ROPE_ENTRIES if content.get(name)}
     found = {name: _rope_entry(value, name, content, file) for name, value in given.items()}
     if not found:

@@ -1,7 +1,7 @@
 """Writes the model card of an export: the template exported/card.md with facts from a run's files.
 
-The front matter states no license, because the publisher of the weights chooses it. A fact that no file
-contains is stated as "not known".
+The front matter has no license, because the publisher of the weights chooses it. A fact that no
+file contains is written as "not known".
 """
 
 import json
@@ -19,7 +19,7 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 
 SOURCE_KEYS = ("name", "weight", "view", "tokens", "excluded_list", "excluded_documents")
 _UNKNOWN = "not known"
-# Characters of audio ids that are common in real text.
+# Characters that stand for audio ids and are also common in real text.
 _FREQUENT_CHARACTERS = {
     0xFE0F: "U+FE0F after an emoji",
     0xFF0C: "the full-width comma U+FF0C",
@@ -48,11 +48,12 @@ def model_card(
       name: name of the model.
       parameters: number of parameters.
       dtype: dtype of the exported tensors.
-      contamination: a report of `soda inspect --contamination … --report=FILE.jsonl`, or a text file.
+      contamination: report file written by `soda inspect --contamination … --report=FILE.jsonl`, or
+        any text file.
 
     Raises:
-      UserError: if `contamination` cannot be read, a file of the run is damaged, or the run has no
-        tokenizer.
+      UserError: if `contamination` or the tokenizer cannot be read, or a file of the run is
+        damaged.
     """
     layout = VocabularyLayout.from_json(metadata["layout"])
     bos = special_names(load_tokenizer(workdir / "tokenizer"))[0]
@@ -116,8 +117,8 @@ def _filled(template: str, **values: Any) -> str:
 def data_sources(workdir: Path, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the sources of a run's data, sorted by name, with the keys `SOURCE_KEYS`.
 
-    Their weight is a fraction of the windows, 0–1. Numbers of tokens and of excluded documents are None
-    if data.json does not contain them.
+    "weight" is the fraction of the windows, 0–1. "tokens" and "excluded_documents" are None if
+    data.json does not contain them.
 
     Raises:
       UserError: if data.json is damaged.
@@ -206,7 +207,7 @@ def _contamination(file: str | Path | None, sources: list[dict[str, Any]]) -> st
 
 
 def _losses(label: str, metrics: list[dict[str, Any]], prefix: str, names: Iterable[str]) -> str:
-    """Returns a table of the newest losses whose metric names begin with `prefix`."""
+    """Returns a Markdown table of the newest losses whose metric names begin with `prefix`."""
     for row in metrics:
         losses = _with_prefix(row, prefix)
         if not losses:
@@ -247,7 +248,7 @@ def _count(value: int | None) -> str:
 
 
 def _read_counts(path: Path, digest: str | None) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the counts by source; empty unless `path` describes the data of the checkpoint."""
+    """Returns the counts by source; empty if `path` is missing or has another data digest."""
     if not path.is_file():
         return {}
     try:
@@ -260,7 +261,7 @@ def _read_counts(path: Path, digest: str | None) -> Mapping[str, Mapping[str, An
 
 
 def _read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
-    """Returns the rows up to `step`, newest first, without lines that a killed run truncated."""
+    """Returns the rows up to `step`, newest first, skipping lines that a killed run truncated."""
     rows: dict[int, dict[str, Any]] = {}
     for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:

@@ -21,11 +21,12 @@ from soda_jax.tokens.vocabulary import MARKERS
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """Initialization of the rows of new ids, from a normal distribution per column.
+    """Distribution of the rows of new ids, which is a normal distribution for each column.
 
     Attributes:
       seed: seed of the random numbers.
-      spread: standard deviation relative to that of the old rows; 0 sets new rows to their mean.
+      spread: standard deviation relative to that of the old rows; with 0, every new row is the mean
+        of the old rows.
     """
 
     seed: int = 0
@@ -33,7 +34,7 @@ class NewRows:
 
 
 class ExtendedWeights(Weights):
-    """A text model with new rows for markers and audio; its embedding and head are no longer tied.
+    """A text model with new rows for markers and audio, and with untied embedding and head.
 
     Attributes:
       base: the text model.
@@ -53,7 +54,8 @@ class ExtendedWeights(Weights):
           base: the text model.
           config: decoder config with the new vocabulary and untied embeddings.
           old_rows: number of leading ids that keep their rows; later rows of the base are dropped.
-          reused: new id -> old id whose row is copied, for special tokens with a marker's name.
+          reused: new id -> old id whose row is copied; for markers that the base already has as
+            special tokens.
           new: initialization of the other rows.
         """
         self.config, self.base, self._old = config, base, old_rows
@@ -84,7 +86,7 @@ class ExtendedWeights(Weights):
                 old = self._reused[token]
                 found[token - first] = self.base.read(name, old, old + 1)[0]
                 continue
-            # One random stream per row, so the result does not depend on how the rows are sliced.
+            # One random stream per row makes the result independent of how the rows are sliced.
             random = np.random.default_rng((self._new.seed, name == "head", token))
             noise = random.standard_normal(self.config.hidden_size)
             found[token - first] = mean + self._new.spread * deviation * noise
@@ -102,11 +104,11 @@ def extend_vocabulary(
     """Adds markers and audio ids to the text model of a folder.
 
     Args:
-      source: the folder.
-      content: content of its config.json.
-      vocabulary: number of rows of its embedding.
+      source: folder of the text model.
+      content: content of the folder's config.json.
+      vocabulary: number of rows of the text model's embedding.
       tensors: tensors of the folder.
-      codebook_sizes: entries of each codebook.
+      codebook_sizes: number of entries of each codebook.
       new: initialization of the new rows.
 
     Returns:
@@ -114,7 +116,7 @@ def extend_vocabulary(
 
     Raises:
       UserError: if config.json, tokenizer and tensors disagree, or the tokenizer already has all
-        markers or contains their names as tokens that cannot be renamed.
+        markers, or has tokens with the names of markers that cannot be renamed.
     """
     file = source / "config.json"
     text = load_tokenizer(source)
@@ -142,7 +144,7 @@ def extend_vocabulary(
         vocabulary=VocabularyBlocks.of(layout),
         tie_embeddings=False,
     )
-    if reused:  # rename the old tokens: the markers use their names
+    if reused:  # the markers need these names, so the old tokens are renamed
         for token in added:
             if token["id"] in reused.values():
                 token["content"] = f"<|replaced_{token['id']}|>"

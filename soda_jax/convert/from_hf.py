@@ -1,4 +1,4 @@
-"""Converts a Qwen3 folder of Transformers to a checkpoint that a run can start from."""
+"""Converts a Hugging Face folder of a Qwen3 model to a checkpoint that a run can start from."""
 
 import dataclasses
 import importlib.metadata
@@ -57,22 +57,26 @@ def from_huggingface(
     Args:
       source: a folder with config.json, safetensors and tokenizer.json.
       workdir: a new or empty folder.
-      extend: adds rows for markers and codebooks to a text model; None if the model has them.
-      codebook_sizes: entries of each codebook; by default those of `codec`, else of the export,
-        else SODA's.
-      tokenizer: text tokenizer of the data, for a folder that is not an export of soda.
+      extend: initialization of the rows for markers and codebooks that are added to a text model;
+        None if the model already has them.
+      codebook_sizes: number of entries of each codebook. The default is taken from `codec`, else
+        from an export of soda, else it is SODA's.
+      tokenizer: text tokenizer of the data, see `read_front_end`; not needed for an export of
+        soda.
       codec: the codec of the audio ids (`soda_jax.codecs.interface.Codec`), copied to the workdir.
       codec_spec: name of the codec in error messages.
-      changed: the model was trained after soda exported it, so the recorded checksums do not apply.
-      compare: also compare logits before and after.
-      further: an additional check; if it raises, `workdir` is not created.
+      changed: True if the model was trained after soda exported it; the recorded checksums are then
+        not compared.
+      compare: whether to compare the logits of source and checkpoint.
+      further: an additional check of the weights; if it raises, `workdir` is not created.
 
     Returns:
-      a summary, and the config of the decoder.
+      a summary of the conversion, and the decoder config.
 
     Raises:
-      UserError: naming file and tensor, if the folder is damaged or not a Qwen3 model, its vocabulary
-        disagrees with the tokenizer, or the workdir is not empty; nothing remains in that case.
+      UserError: if the folder is damaged or not a Qwen3 model, its vocabulary differs from the
+        tokenizer's, or the workdir is not empty. The message contains file and tensor; no partial
+        workdir remains.
     """
     began = time.monotonic()
     source, workdir = Path(source), check_new(workdir)
@@ -152,7 +156,7 @@ def from_huggingface(
     return Converted(config.parameters, 4 * config.parameters, seconds, result), config
 
 
-# Types of the entries of soda.json.
+# Required entries of soda.json and their types.
 _ABOUT: dict[str, Any] = {
     "step": int,
     "windows": (int, NoneType),
@@ -163,11 +167,11 @@ _ABOUT: dict[str, Any] = {
 
 
 def _read_about(source: Path) -> dict[str, Any] | None:
-    """Returns the content of `soda.json`; None if soda did not export the folder.
+    """Returns the content of `soda.json`; None if the folder is not an export of soda.
 
     Raises:
-      UserError: if the file, or the tokenizer or codec that it lists, was changed, or the file has
-        another format version.
+      UserError: if `soda.json`, or a tokenizer or codec file whose checksum it contains, was
+        changed, or the format version is not supported.
     """
     file = source / ABOUT
     if not file.exists():
@@ -203,7 +207,7 @@ def _is_view(view: dict[str, Any]) -> bool:
 
 
 def _check_recorded(config: DecoderConfig, about: Mapping[str, Any], file: Path) -> None:
-    """Raises UserError if `config.json` describes another model than soda exported."""
+    """Raises UserError if `config.json` differs from the model that soda exported."""
     if not about["config"].get("model"):
         return
     exported = decoder_config(about["config"]["model"], config.vocabulary)
@@ -229,10 +233,10 @@ def _metadata(
     """Returns the metadata of the checkpoint, with the same keys as in a training run."""
     fields = dataclasses.asdict(config)
     del fields["vocabulary"]
-    fields["compute_dtype"] = "bfloat16"  # default of a run, not a property of the model
+    fields["compute_dtype"] = "bfloat16"  # the default of a run; `config` has float32
     data = base.default()
     views = about.get("views") or {"data": {"weight": 1.0}}
-    # The paths of the data are unknown here.
+    # The paths of the data sets are not exported, so they are unknown.
     data.data.sources = {name: base.source("", **view) for name, view in views.items()}
     return {
         "soda_jax": about.get("trained_with"),

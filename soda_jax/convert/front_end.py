@@ -1,4 +1,4 @@
-"""Reads the text tokenizer and the vocabulary of a Hugging Face folder with markers and audio ids."""
+"""Reads the text tokenizer and the vocabulary layout of a Hugging Face folder."""
 
 import json
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def read_object(file: Path, required: bool = False) -> dict[str, Any]:
-    """Returns the JSON object of a file, `{}` if the file is missing and not required.
+    """Returns the JSON object in a file, or `{}` if the file is missing and not required.
 
     Raises:
-      UserError: naming the file, if it is not a JSON object.
+      UserError: if the file is not a JSON object, or is missing and required.
     """
     try:
         content = json.loads(file.read_text("utf-8"))
@@ -48,21 +48,21 @@ def read_front_end(
     codebook_sizes: tuple[int, ...] | None = None,
     tokenizer: str | Path | None = None,
 ) -> tuple[TextTokenizer, VocabularyLayout]:
-    """Returns the text tokenizer and the vocabulary of a folder.
+    """Returns the text tokenizer and the vocabulary layout of a folder.
 
-    An export of soda stores both. In any other folder the layout is derived from the added tokens
+    An export of soda contains both. In any other folder the layout is derived from the added tokens
     of its tokenizer.json: ids below the markers are text, ids above them are audio.
 
     Args:
       folder: a folder with a tokenizer.json.
-      codebook_sizes: entries of each codebook. None is allowed for an export of soda, a model
-        without audio ids, and SODA's 16,384 audio ids (8 codebooks of 2,048).
+      codebook_sizes: number of entries of each codebook. It may be None for an export of soda,
+        a model without audio ids, or one with SODA's 16,384 audio ids (8 codebooks of 2,048).
       tokenizer: text tokenizer of the data, as a spec of `load_tokenizer`. It must have the same
-        pieces, merges, special ids and encodings as that of the folder, and is returned instead,
-        because the data contains its fingerprint.
+        pieces, merges, special ids and encodings as the folder's tokenizer. This tokenizer is
+        then returned, because the data contains its fingerprint and not that of the folder's.
 
     Raises:
-      UserError: naming the file and the difference.
+      UserError: if a file cannot be read, or files or tokenizers disagree.
     """
     if (folder / _ABOUT).is_file() and (folder / _TOKENIZER).is_dir():
         found, layout = _recorded(folder)
@@ -81,7 +81,11 @@ def read_front_end(
 
 
 def _recorded(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
-    """Returns what an export of soda records, compared with its tokenizer.json."""
+    """Returns the tokenizer and the layout that an export of soda contains.
+
+    Raises:
+      UserError: if they disagree with each other or with the tokenizer.json.
+    """
     text = load_tokenizer(folder / _TOKENIZER)
     file = folder / _ABOUT
     try:
@@ -99,7 +103,10 @@ def _recorded(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
 def _derived(
     file: Path, codebook_sizes: tuple[int, ...] | None
 ) -> tuple[TextTokenizer, VocabularyLayout]:
-    """Returns the tokenizer without markers and audio characters, and the layout with them."""
+    """Derives the text tokenizer and the vocabulary layout from a tokenizer.json.
+
+    The tokenizer that is returned has no markers and audio characters; the layout contains them.
+    """
     from tokenizers import Tokenizer
 
     content = _read_text(file)
@@ -119,7 +126,7 @@ def _derived(
     text_size = ids[MARKERS[0]]
     count = sum(number >= text_size + len(MARKERS) for number in ids.values())
     for wanted, name in enumerate((*MARKERS, *audio_characters(max(count, 1))), text_size):
-        # The library numbers added tokens consecutively, whatever ids the file gives.
+        # The tokenizers library ignores the ids of added tokens and numbers them consecutively.
         found = ids.get(name), loaded.token_to_id(name)
         if found != (wanted, wanted):
             shown = f"U+{ord(name):X}" if len(name) == 1 else name
@@ -169,24 +176,27 @@ def _check_same(given: TextTokenizer, found: TextTokenizer, name: str, other: st
 
 
 def _entries(value: Any) -> list[Any]:
-    """Returns pieces in order of id, or merges, which releases write as "a b" or as ["a", "b"]."""
+    """Returns the pieces sorted by id, or the merges as tuples.
+
+    Releases of tokenizers write a merge as "a b" or as ["a", "b"].
+    """
     if isinstance(value, dict):
         return sorted(value.items(), key=lambda item: item[1])
     return [tuple(each.split(" ") if isinstance(each, str) else each) for each in value]
 
 
 def check_token_files(folder: Path) -> None:
-    """Compares the tokens in other tokenizer files with `tokenizer.json`, the only one soda reads.
+    """Compares `tokenizer.json` with the tokenizer files that only Transformers reads.
 
-    Transformers also reads `tokenizer_config.json`, `special_tokens_map.json` and
-    `added_tokens.json`. It takes the names of BOS and EOS from them. It adds their tokens that
-    `tokenizer.json` lacks with the next free ids, whatever ids the files give.
+    These are `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
+    Transformers reads the names of BOS and EOS from them. If they have tokens that `tokenizer.json`
+    lacks, it adds them with the next free ids, even if the files have other ids.
 
     Args:
       folder: folder of a Hugging Face model; all files except `tokenizer.json` are optional.
 
     Raises:
-      UserError: naming the file and the token that `tokenizer.json` lacks or has under another id.
+      UserError: if a file has a token that `tokenizer.json` lacks or has with another id.
     """
     from tokenizers import Tokenizer
 
@@ -207,7 +217,7 @@ def check_token_files(folder: Path) -> None:
 
 
 def _named_tokens(file: Path) -> Iterator[tuple[str, int | None]]:
-    """Yields the tokens that a file names, with their ids if the file gives any."""
+    """Yields (token, id) for every token named in a file; the id is None if the file has none."""
     content = read_object(file)
     if file.name == _ADDED:
         yield from content.items()
@@ -233,18 +243,18 @@ def check_ends(folder: Path, content: dict[str, Any], layout: VocabularyLayout) 
 
     Args:
       folder: folder of the model.
-      content: content of its `config.json`.
-      layout: vocabulary layout of its tokenizer.
+      content: content of the folder's `config.json`.
+      layout: vocabulary layout of the folder's tokenizer.
 
     Raises:
-      UserError: if the files give only other ids, which means that the model's documents begin or
-        end with another token.
+      UserError: if the config files have ids for BOS or EOS but not the tokenizer's; documents of
+        the model then begin or end with another token.
     """
     generation = read_object(folder / "generation_config.json")
     for key, wanted in (("bos_token_id", layout.bos), ("eos_token_id", layout.eos)):
         ids: list[Any] = []
         for value in (content.get(key), generation.get(key)):
-            # A list may contain markers, which end a generation too.
+            # `eos_token_id` may be a list that also contains markers at which generation stops.
             ids += value if isinstance(value, list) else [] if value is None else [value]
         if ids and wanted not in ids:
             raise UserError(

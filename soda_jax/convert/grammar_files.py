@@ -1,7 +1,7 @@
-"""The document grammar as files of an export, so that Transformers generates legal documents.
+"""Adds the document grammar to an export, so that Transformers generates legal documents.
 
 `grammar.json` contains the tables of `soda_jax.tokens.grammar`. `soda_grammar.py` (in `exported/`, never
-imported here) reads them and does not need soda_jax.
+imported here) reads these tables and does not depend on soda_jax.
 """
 
 import json
@@ -19,10 +19,10 @@ _TABLES, _PROCESSOR = "grammar.json", "soda_grammar.py"
 def grammar_files(layout: VocabularyLayout) -> dict[str, str]:
     """Returns the contents of `grammar.json` and `soda_grammar.py` by file name.
 
-    The keys of `grammar.json` are `vocabulary`, the number of ids; `padding`, the id that fills rows
-    (EOS); `eos`; `illegal`, the transition that is not allowed; `group_names`; `group_runs`, a list of
-    [first id, last id, group]; and `automata`, for each number of codebooks per frame:
-    `transitions` [states, groups], `frame_boundary`, `start` and `end` of
+    The keys of `grammar.json` are `vocabulary`, the number of ids; `padding`, the id of the padding
+    token (EOS); `eos`; `illegal`, the value of an illegal transition; `group_names`; `group_runs`,
+    a list of [first id, last id, group]; and `automata`. This last one contains, for each number of
+    codebooks per frame, `transitions` [states, groups], `frame_boundary`, `start` and `end` of
     `soda_jax.tokens.grammar.Grammar`.
     """
     automata = {}

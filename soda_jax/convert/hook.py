@@ -1,4 +1,4 @@
-"""A training hook that exports the parameters as Hugging Face folders."""
+"""Defines a training hook that exports the parameters as Hugging Face folders."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ _SECONDS = 4 * 3600.0
 
 
 class LiveWeights(Weights):
-    """Reads parameters that are sharded over a mesh of one or several processes.
+    """Reads parameters that are sharded over the mesh of one or more processes.
 
     A read replicates a slice on all devices and copies it to the host. All processes must make the
-    same reads in the same order; each of them receives the values.
+    same reads in the same order, and all of them receive the values.
     """
 
     def __init__(self, params: Any, config: DecoderConfig, mesh: jax.sharding.Mesh):
@@ -31,7 +31,7 @@ class LiveWeights(Weights):
         Args:
           params: parameters of `ModelFunctions`, sharded over `mesh`; they must not be donated
             while they are read.
-          config: the decoder's shape.
+          config: decoder config.
           mesh: the mesh of the run.
         """
         self.config, self._params = config, params
@@ -57,7 +57,7 @@ class LiveWeights(Weights):
         return np.concatenate([text, self._gather(self._params[f"{name}_groups"], *index)])
 
     def _gather(self, table: Any, *index: np.ndarray) -> np.ndarray:
-        """Returns `table[index]`, gathered `ROWS` rows at a time, so that it compiles once."""
+        """Returns `table[index]`, gathered `ROWS` rows at a time to compile only one program."""
         count = len(index[0])
         found = np.empty((count, *table.shape[len(index) :]), table.dtype)
         for start in range(0, count, ROWS):
@@ -69,8 +69,8 @@ class LiveWeights(Weights):
 
 
 def _take_rows(table: jax.Array, *index: jax.Array) -> jax.Array:
-    # If the rows are sharded, XLA adds zeros from the other devices to a row. The sum is over
-    # integers, because −0.0 + 0.0 is +0.0.
+    # If the table is sharded, XLA sums the row of one device and zeros of the other devices. The
+    # sum is over integers, because in floats −0.0 + 0.0 is +0.0.
     bits = jax.lax.bitcast_convert_type(table, f"uint{8 * table.dtype.itemsize}")
     return jax.lax.bitcast_convert_type(bits[index], table.dtype)
 
@@ -81,9 +81,9 @@ def _local(array: jax.Array) -> np.ndarray:
 
 
 class ExportHook:
-    """Writes `WORKDIR/exports/step-N` after every `every` steps and after the last one.
+    """Writes `WORKDIR/exports/step-N` after every `every` steps and after the last step.
 
-    All processes fetch the parameters; process 0 writes. The folder appears after it is verified. An
+    All processes fetch the parameters; process 0 writes. The folder appears once it is verified. An
     existing folder, for example after resuming from an earlier step, is not changed.
     """
 
@@ -93,10 +93,10 @@ class ExportHook:
         Args:
           every: steps between exports.
           dtype: dtype of the exported tensors, "float32" or "bfloat16".
-          export: replaces `soda_jax.convert.to_hf.export`, for tests.
+          export: function to call instead of `soda_jax.convert.to_hf.export`, for tests.
 
         Raises:
-          UserError: if `dtype` has another value.
+          UserError: if `dtype` is unknown.
         """
         if dtype not in DTYPES:
             raise UserError(f"export.dtype = {dtype!r} is unknown: {' or '.join(DTYPES)}")
@@ -113,7 +113,8 @@ class ExportHook:
           UserError: if the folder cannot be written; no partial folder remains.
         """
         folder = run.workdir / FOLDER / f"step-{run.step}"
-        # Only process 0 checks: on another host, `workdir` may be a different local folder.
+        # Only the result of process 0 is used, because on other hosts `workdir` may be another
+        # local folder.
         if hosts.broadcast_json(folder.exists(), "export there"):
             return {}
         write = hosts.is_primary()
@@ -128,6 +129,6 @@ class ExportHook:
         )
         if write:
             print(f"exported step {run.step} to {folder}", file=sys.stderr, flush=True)
-        # The other processes wait here: in a collective of the next step they would time out.
+        # The other processes wait here, because a collective of the next step would time out.
         hosts.barrier("export", _SECONDS)
         return {}

@@ -1,4 +1,4 @@
-"""Output folders that appear only when they are complete and synced to disk."""
+"""Creates output folders that appear only when they are complete and synced to disk."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from soda_jax.files import is_url, sync, to_disk
 
 
 def check_new(out: str | os.PathLike[str]) -> Path:
-    """Returns `out` as a path; raises UserError unless it is local and absent or an empty folder."""
+    """Returns `out` as a path; raises UserError unless it is a new or empty local folder."""
     if is_url(out):
         raise UserError(f"{out} is a URL; name a local folder, and copy it to the URL afterwards")
     path = Path(out)
@@ -35,7 +35,7 @@ def atomic_directory(out: Path) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `out` at the end, or removed after an error.
 
     Raises:
-      UserError: for errors of the file system.
+      UserError: if the folder cannot be written.
     """
     made = [folder for folder in out.absolute().parents if not folder.exists()]
     partial = out.parent / f".{out.name}.partial"
@@ -57,5 +57,5 @@ def atomic_directory(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in made if not done else ():
-            with suppress(OSError):  # another process has written into it
+            with suppress(OSError):  # not empty: another process has written into it
                 folder.rmdir()

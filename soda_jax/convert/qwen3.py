@@ -1,8 +1,8 @@
-"""Names and layouts of the tensors of Transformers' Qwen3, for import, export and verification.
+"""Maps parameters to the tensor names and layouts of Transformers' Qwen3, for import and export.
 
 Transformers stores a linear layer as `[outputs, inputs]`, with heads × head_dim as one axis; this
-package stores `[inputs…, outputs…]`. Both pair dimension i of queries and keys with
-i + head_dim / 2, so rotary embeddings need no permutation.
+package stores `[inputs…, outputs…]`. In both, the rotary embedding pairs dimension i
+of a head with i + head_dim / 2, so nothing has to be permuted.
 """
 
 import math
@@ -17,8 +17,8 @@ from soda_jax.model import DecoderConfig
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _TABLES = dict(zip(TABLES, (EMBEDDING, HEAD), strict=True))
-# Name here -> name in Transformers after `model.layers.N.`, and the number of leading input axes
-# here (0 for a norm, which has the same layout).
+# Name here -> name in Transformers after `model.layers.N.`, and the number of leading input axes of
+# the array here. It is 0 for norms, which have the same layout in both.
 _LAYER = {
     "attention_norm": ("input_layernorm.weight", 0),
     "query": ("self_attn.q_proj.weight", 1),
@@ -38,7 +38,7 @@ def tensor_shapes(config: DecoderConfig, vocabulary: int) -> dict[str, tuple[int
     """Returns the shape of every tensor of a folder, in the order of the forward pass.
 
     Args:
-      config: the decoder's shape; its vocabulary is not used.
+      config: decoder config; its vocabulary is not used.
       vocabulary: number of rows of embedding and head.
     """
     found: dict[str, tuple[int, ...]] = {EMBEDDING: (vocabulary, config.hidden_size)}
@@ -55,7 +55,7 @@ def tensor_shapes(config: DecoderConfig, vocabulary: int) -> dict[str, tuple[int
 
 
 def exported_tensors(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields name and f32 values of every tensor of a folder, in the order of `tensor_shapes`."""
+    """Yields (name, f32 values) of every exported tensor, in the order of `tensor_shapes`."""
     config = weights.config
 
     def table(name: str) -> np.ndarray:
@@ -80,19 +80,20 @@ def exported_tensors(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class HuggingFaceWeights(Weights):
-    """Reads the parameters of a Qwen3 folder of Transformers."""
+    """Reads the parameters of a Hugging Face folder of a Qwen3 model."""
 
     def __init__(self, folder: TensorFolder, config: DecoderConfig, vocabulary: int):
-        """Checks names and shapes.
+        """Checks the names and shapes of the tensors.
 
         Args:
           folder: the tensors of the folder.
-          config: the decoder's shape from its `config.json`; the size of its vocabulary may differ.
+          config: decoder config from the folder's `config.json`; its vocabulary size may differ
+            from `vocabulary`.
           vocabulary: number of rows of the folder's embedding and head.
 
         Raises:
-          UserError: naming the tensor that is missing, unknown, or of another shape; or if a tied model
-            has a head that differs from its embedding.
+          UserError: if a tensor is missing, unknown, or of another shape, or a tied model has a
+            head that differs from its embedding.
         """
         self.config, self._folder = config, folder
         if config.num_layers > len(folder.tensors):  # before a huge list of names is built

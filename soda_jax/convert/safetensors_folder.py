@@ -27,7 +27,12 @@ _CHECKSUM_VALUES = 16 << 20
 
 
 def checksum(tensor: np.ndarray, crc: int = 0) -> str:
-    """Returns the crc32c of a tensor's bytes as 8 hexadecimal digits; `crc` is that of earlier rows."""
+    """Returns the crc32c of a tensor's bytes as 8 hexadecimal digits.
+
+    Args:
+      tensor: the values.
+      crc: crc32c of the preceding rows, to continue their checksum.
+    """
     data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
     for start in range(0, len(data), _CHECKSUM_BYTES):
         crc = google_crc32c.extend(crc, data[start : start + _CHECKSUM_BYTES].tobytes())
@@ -53,8 +58,8 @@ class TensorFolder:
         """Opens the folder.
 
         Raises:
-          UserError: naming the file, if there are no safetensors, the index disagrees with the files, a
-            file is truncated or damaged, or a dtype is not f32, f16 or bf16.
+          UserError: if there are no safetensors, the index disagrees with the files, a file is
+            truncated or damaged, a dtype is not f32, f16 or bf16, or the model has an adapter.
         """
         self.path = Path(path)
         self.tensors: dict[str, _Tensor] = {}
@@ -91,7 +96,7 @@ class TensorFolder:
                 )
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Compares names and shapes with `expected`; raises UserError for the first difference."""
+        """Compares names and shapes with `expected`; raises UserError at the first difference."""
         for name, shape in expected.items():
             if name not in self.tensors:
                 raise UserError(f"{self.path}: tensor {name} is missing; get the folder again")
@@ -115,8 +120,8 @@ class TensorFolder:
         row = math.prod(tensor.shape[1:])
         offset = tensor.offset + first * row * tensor.dtype.itemsize
         try:
-            # A slice of the safetensors library reads the whole tensor, or maps the file, and the
-            # mapped pages count as memory of this process.
+            # Slicing with the safetensors library reads the whole tensor, or maps the file into
+            # memory, where the mapped pages count as memory of this process.
             values = np.fromfile(tensor.file, tensor.dtype, (last - first) * row, offset=offset)
             return values.reshape(last - first, *tensor.shape[1:])
         except (OSError, ValueError) as error:
@@ -125,7 +130,7 @@ class TensorFolder:
             ) from None
 
     def read_f32(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Returns the same rows as `read`, as f32."""
+        """Returns the rows that `read` returns, converted to f32."""
         return self.read(name, first, last).astype(np.float32, copy=False)
 
     def check_sums(
@@ -140,7 +145,7 @@ class TensorFolder:
           fix: hint for the error message.
 
         Raises:
-          UserError: naming the file and the tensor that differs.
+          UserError: if names, a dtype or a checksum differ.
         """
         if differing := sorted(self.tensors.keys() ^ sums.keys()):
             problem = "has no checksum" if differing[0] in self.tensors else "is missing"
@@ -175,9 +180,9 @@ def write_tensors(
     Args:
       path: an existing folder.
       shapes: shape of every tensor, in the order of `tensors`.
-      tensors: names and values; the tensors of one file are in memory at a time.
+      tensors: names and values. The tensors of one file are in memory at the same time.
       dtype: "float32" or "bfloat16".
-      shard_bytes: maximum size of a file with more than one tensor.
+      shard_bytes: maximum size of a file; a larger tensor is written to a separate file.
       bar: progress bar in megabytes.
 
     Returns:
@@ -221,7 +226,7 @@ def write_tensors(
 
 
 def _read_header(path: Path) -> dict[str, _Tensor]:
-    """Returns the tensors of a file; the safetensors library checks its header and size."""
+    """Returns the tensors of a file, after the safetensors library has checked header and size."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,9 +1,9 @@
-"""Reads a Hugging Face folder by the rules of Transformers with independent code, for verification.
+"""Verifies a conversion with a second, independent implementation of the rules of Transformers.
 
 The logits before and after a conversion are computed with the same parsed `config.json`, so they
-cannot reveal a misread setting. This module shares no code with that parser: it reads the raw files
-again and compares shapes, settings and rotary frequencies with those of the decoder. `make parity`
-compares it with Transformers.
+cannot reveal a misread setting. This module shares no code with that parser. It reads the raw files
+again and compares settings, tensor files and rotary frequencies with those that the conversion
+used. `make parity` compares this module with Transformers.
 """
 
 import json
@@ -17,7 +17,7 @@ from soda_jax.convert.safetensors_folder import TensorFolder
 from soda_jax.errors import UserError
 from soda_jax.model import DecoderConfig, rope
 
-# Allows for another order of the f32 operations; a wrong setting has a far larger effect.
+# Allows for a different order of f32 operations; a wrong setting has a far larger effect.
 _TOLERANCE = 1e-5
 
 
@@ -29,7 +29,7 @@ def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
     10,000; a top-level `original_max_position_embeddings` overrides the one in the entry.
 
     Raises:
-      ValueError: for another rope type.
+      ValueError: if the rope type is neither "default" nor "llama3".
     """
     entry = dict(content.get("rope_scaling") or content.get("rope_parameters") or {})
     theta = float(entry.get("rope_theta", content.get("rope_theta", 10_000.0)))
@@ -59,7 +59,7 @@ def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Returns the file of every tensor; as in Transformers, a single file overrides an index."""
+    """Returns the file of every tensor; a single file overrides an index, as in Transformers."""
     from safetensors import safe_open
 
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -74,14 +74,14 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def check(tensors: TensorFolder, config: DecoderConfig) -> None:
-    """Compares a folder with the decoder and the tensors of a conversion.
+    """Compares a folder with the decoder config and the tensors that a conversion used.
 
     Args:
-      tensors: the tensors that were read or written.
-      config: the decoder; its vocabulary is not compared.
+      tensors: the tensors of the folder, as the conversion read or wrote them.
+      config: decoder config that the conversion used; its vocabulary is not compared.
 
     Raises:
-      UserError: if they differ, which is a bug in soda.
+      UserError: if the two readings differ, which is a bug in soda.
     """
     content = json.loads((tensors.path / "config.json").read_text(encoding="utf-8"))
     heads = content["num_attention_heads"]

@@ -37,10 +37,10 @@ FORMAT_VERSION = 2
 ABOUT, OURS = "soda.json", "soda"
 # Exported fields of a data source and their types; paths are not exported.
 VIEW: dict[str, Any] = {"weight": (int, float), "order": str, "composition": str, "codebooks": int}
-# A larger codec is a published model: only its fingerprint is exported.
+# A codec above this size is a published model, so only its fingerprint is exported.
 _CODEC_BYTES = 32 << 20
 
-# Compares the weights before and after the conversion; raises UserError if they differ.
+# Compares the weights before (first) and after a conversion; raises UserError if they differ.
 Check = Callable[[Weights, Weights], None]
 
 
@@ -51,8 +51,8 @@ class Converted:
     Attributes:
       parameters: number of parameters without padding.
       bytes: size of the tensors written.
-      seconds: duration, verification included.
-      logits: result of the comparison; None if it was not made.
+      seconds: duration, including verification.
+      logits: result of the comparison of logits; None if they were not compared.
     """
 
     parameters: int
@@ -108,25 +108,25 @@ def export(
 ) -> Converted:
     """Writes `weights` as a folder, which appears after it is complete and verified.
 
-    All processes that share `weights` must call it with the same arguments, except that
-    `write` is True in only one of them.
+    All processes that share `weights` must call this function with the same arguments, except that
+    `write` must be True in exactly one of them.
 
     Args:
-      weights: read once for writing and once for each comparison.
+      weights: the parameters, which are read once for writing and again for each comparison.
       out: an absent or empty folder.
       step: optimizer steps of the weights.
-      metadata: metadata of a checkpoint, see `soda_jax.train.run_files.run_metadata`.
+      metadata: metadata of the checkpoint, see `soda_jax.train.run_files.run_metadata`.
       workdir: workdir of the run, with its tokenizer, codec and metrics.
       dtype: dtype of the tensors, "float32" or "bfloat16".
-      shard_bytes: maximum size of a file; the tensors of one file are in memory at a time.
-      compare: also compare logits before and after.
-      contamination: report of `soda inspect --contamination`, for the model card.
-      further: an additional check; if it raises, `out` is not created.
-      write: False to read `weights` in the same order without writing.
+      shard_bytes: maximum size of a file, see `write_tensors`.
+      compare: whether to compare the logits of source and export.
+      contamination: report file written by `soda inspect --contamination`, for the model card.
+      further: an additional check of the weights; if it raises, `out` is not created.
+      write: False to make the same reads of `weights` without writing anything.
 
     Raises:
-      UserError: if the tokenizer is not the run's, a file cannot be written, or a check fails; nothing
-        remains in that case.
+      UserError: if the tokenizer is not the run's, a file cannot be written, or a check fails; no
+        partial folder remains.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown: {' or '.join(DTYPES)}")
@@ -138,7 +138,7 @@ def export(
         if compare:
             verify.logits_of_source(weights, dtype)
         return Converted(config.parameters, 0, time.monotonic() - began, None)
-    # The weights take long, so everything that can fail without them is done first.
+    # Writing the weights takes long, so everything that can fail without them is done first.
     card = model_card(
         workdir,
         metadata,
@@ -205,7 +205,7 @@ def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) 
     files = {**tokenizer_files(tokenizer, layout), **grammar_files(layout)}
     for name, content in files.items():
         write_atomic(partial / name, content)
-    # The original file, so that converting back gives a tokenizer of the same fingerprint.
+    # The original tokenizer is needed to convert back to one with the same fingerprint.
     tokenizer.save(partial / OURS / "tokenizer")
     codec = workdir / "codec"
     size = sum(path.stat().st_size for path in codec.rglob("*") if path.is_file())

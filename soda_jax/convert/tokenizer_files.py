@@ -1,12 +1,12 @@
-"""The tokenizer of an export: the text tokenizer, the four markers and one character per audio id.
+"""Makes the tokenizer of an export from text tokenizer, four markers and a character per audio id.
 
 Audio id `audio_base + i` is written as the character U+E000 + i, as in the released models. SODA's 16,384
-audio ids are U+E000–U+11FFF. Real text contains some of these characters: U+FE0F in an emoji, the
-full-width comma U+FF0C, U+FFFD. The exported tokenizer converts them to audio ids, because a prompt is one
-string; our encoders keep text and audio apart and are not affected. Remove these characters from text
-before prompting an exported model.
+audio ids are U+E000–U+11FFF. Real text contains some of these characters, such as U+FE0F in an
+emoji, the full-width comma U+FF0C, and U+FFFD. The exported tokenizer converts them to audio ids,
+because a prompt is one string. The encoders of soda_jax are not affected, because they receive text
+and audio separately. Remove these characters from text before prompting an exported model.
 
-The tokenizer adds no special tokens. A prompt contains all of them, without spaces between
+The tokenizer adds no special tokens. A prompt must contain all of them, without spaces between
 its parts:
 `<|begin_of_text|><|text_start|>Hello there.<|text_end|><|audio_start|>`.
 """
@@ -30,12 +30,12 @@ from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 FILE = "tokenizer.json"
 FIRST_CHARACTER = 0xE000
 _END_OF_UNICODE = 0x110000
-# Test texts without characters of audio ids.
+# Texts to compare encodings with; they contain no characters of audio ids.
 PROBES = ("a", "Hello there, 12 tokens", "  two  spaces,\n a line\t", "Zwölf 漢字 и مرحبا हिन्दी")
 
 
 def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[str, str]:
-    """Returns files for `AutoTokenizer` of Transformers that encode prompts as ids of `layout`.
+    """Returns files with which Transformers' `AutoTokenizer` encodes prompts as ids of `layout`.
 
     Args:
       tokenizer: text tokenizer of the run.
@@ -76,7 +76,7 @@ def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[
 
 
 def audio_characters(count: int) -> str:
-    """Returns the characters of the first `count` audio ids; UserError if Unicode has fewer."""
+    """Returns the characters of `count` audio ids; raises UserError if Unicode has fewer."""
     if FIRST_CHARACTER + count > _END_OF_UNICODE:
         raise UserError(
             f"{count:,} audio ids have no characters: Unicode has "
@@ -86,14 +86,14 @@ def audio_characters(count: int) -> str:
 
 
 def special_names(tokenizer: TextTokenizer) -> tuple[str, str]:
-    """Returns the strings of BOS and EOS in a prompt."""
+    """Returns the strings that encode BOS and EOS in a prompt."""
     added = text_description(tokenizer).get("added_tokens") or []
     names = {int(token["id"]): token["content"] for token in added}
     return names[tokenizer.bos], names[tokenizer.eos]
 
 
 def text_description(tokenizer: TextTokenizer) -> dict[str, Any]:
-    """Returns the content of a text tokenizer's tokenizer.json; UserError for seqio tokenizers."""
+    """Returns the content of a tokenizer.json; raises UserError for a seqio tokenizer."""
     if isinstance(tokenizer, JsonTokenizer):
         return json.loads(tokenizer.content)
     if not isinstance(tokenizer, ByteTokenizer):
@@ -101,8 +101,8 @@ def text_description(tokenizer: TextTokenizer) -> dict[str, Any]:
             "the run's text tokenizer is from seqio and has no tokenizer.json for Transformers: train on "
             "data that `soda retext` has converted to another tokenizer"
         )
-    # A byte-level BPE without merges, whose ids are the bytes. A byte-level vocabulary (GPT-2,
-    # encoder.py) writes printable bytes as themselves and the others as U+0100 and following.
+    # The tokenizer is a byte-level BPE without merges, whose ids are the bytes. As in encoder.py of
+    # GPT-2, printable bytes are written as themselves and the others as U+0100 and following.
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     letters = {
@@ -121,14 +121,15 @@ def text_description(tokenizer: TextTokenizer) -> dict[str, Any]:
 
 
 def _added(content: str, number: int, special: bool = True) -> dict[str, Any]:
-    # Not normalized: NFC would replace characters of U+F900–U+FAFF, which are audio ids here.
+    # `normalized` is False because NFC would replace characters of U+F900–U+FAFF, which are audio
+    # ids here.
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, **flags, "special": special}
 
 
 def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str, Any]:
-    """Returns the description with markers and audio characters after its text ids."""
-    # Spaces next to a special token are text.
+    """Returns a tokenizer.json with markers and audio characters added after the text ids."""
+    # lstrip and rstrip are off, because spaces next to a special token are part of the text.
     added = description.get("added_tokens") or []
     text = [{**token, "lstrip": False, "rstrip": False} for token in added]
     taken = {token["content"]: token["id"] for token in text}
@@ -139,8 +140,8 @@ def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str
                 "tokenizer without it"
             )
     # Ids without a piece become added tokens. Those below the largest id of a piece also become
-    # pieces, because the library numbers added tokens consecutively after the pieces, whatever
-    # ids the file gives.
+    # pieces, because the tokenizers library ignores the ids of added tokens in the file and
+    # numbers them consecutively after the pieces.
     model = description["model"]
     pieces = model["vocab"]
     used = set(pieces.values()) if isinstance(pieces, dict) else set(range(len(pieces)))
@@ -165,12 +166,12 @@ def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str
 def check_ids(
     content: str, tokenizer: TextTokenizer, layout: VocabularyLayout, source: str
 ) -> None:
-    """Compares the ids that a tokenizer.json gives with those of `tokenizer` and `layout`.
+    """Checks that a tokenizer.json encodes to the ids of `tokenizer` and `layout`.
 
-    Checks BOS, EOS, all markers, all audio characters and some texts.
+    BOS, EOS, all markers, all audio characters and some texts are encoded.
 
     Raises:
-      UserError: naming `source`, the difference and both ids.
+      UserError: at the first difference; the message contains `source` and the ids.
     """
     from tokenizers import Tokenizer
 

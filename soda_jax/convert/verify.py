@@ -1,4 +1,4 @@
-"""Compares a converted model with its source by the logits of a short prompt."""
+"""Compares the logits of a converted model and its source for a short prompt."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ class RoundedWeights(Weights):
     """Rounds weights to another dtype and returns them as f32."""
 
     def __init__(self, weights: Weights, dtype: str):
-        """Wraps `weights`; `dtype` is "float32", which changes nothing, or "bfloat16"."""
+        """Wraps `weights`; `dtype` is "float32" (no rounding) or "bfloat16"."""
         self.config, self._weights, self._dtype = weights.config, weights, DTYPES[dtype]
 
     def read(self, name: str, first: int, last: int) -> np.ndarray:
@@ -44,14 +44,14 @@ class Logits(NamedTuple):
 
 
 def random_prompt(config: DecoderConfig, length: int = 16) -> np.ndarray:
-    """Returns int32 `[length]`: the first and the last id of the vocabulary, then random ids."""
+    """Returns the first and the last id of the vocabulary, then random ids, int32 `[length]`."""
     size = config.vocabulary.size
     drawn = np.random.default_rng(0).integers(0, size, max(length - 2, 0))
     return np.concatenate([[0, size - 1], drawn]).astype(np.int32)
 
 
 def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
-    """Returns the logits of every position of a prompt, f32 `[length, vocabulary]`, computed in f32.
+    """Returns the logits at every position of a prompt, computed in f32 `[length, vocabulary]`.
 
     Args:
       weights: the parameters, read one layer or block of rows at a time.
@@ -88,7 +88,7 @@ def _layer(config: DecoderConfig, layer: dict[str, jax.Array], x: jax.Array) -> 
 
 
 def logits_of_source(weights: Weights, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the logits of `random_prompt` with `weights`, and those expected after rounding to `dtype`."""
+    """Returns the logits of `random_prompt` with `weights` and with the rounded weights."""
     tokens = random_prompt(weights.config)
     before = logits(weights, tokens)
     if dtype == "float32":
@@ -105,7 +105,7 @@ def compare_logits(before: Weights, after: Weights, dtype: str = "float32") -> L
       dtype: dtype in which `after` is stored.
 
     Returns:
-      the difference, which includes the rounding to `dtype`.
+      the difference of the logits, including the effect of rounding to `dtype`.
 
     Raises:
       UserError: if the logits of `after` differ from those of `before` rounded to `dtype`, or are not

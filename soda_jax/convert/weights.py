@@ -21,10 +21,12 @@ TABLES = ("embedding", "head")
 
 
 class Weights(abc.ABC):
-    """Interface to the f32 parameters of a decoder: in a checkpoint, in safetensors, or on devices.
+    """Interface for reading the f32 parameters of a decoder.
+
+    The subclasses read them from checkpoints, from safetensors or from devices.
 
     Attributes:
-      config: the decoder's shape.
+      config: decoder config.
     """
 
     config: DecoderConfig
@@ -34,9 +36,10 @@ class Weights(abc.ABC):
         """Returns the rows `first … last − 1` of the leading axis of a parameter.
 
         Args:
-          name: "embedding" or "head", `[vocabulary, hidden_size]`, indexed by token id, without
-            padding rows (for a tied model, "head" returns the embedding); "final_norm",
-            `[hidden_size]`; or "layers/query" and so on, whose leading axis is the layer.
+          name: "embedding" or "head", `[vocabulary, hidden_size]`, with one row per token id and no
+            padding (for a tied model, "head" returns the embedding); "final_norm",
+            `[hidden_size]`; or a parameter of `Layer`, such as "layers/query", whose leading axis
+            is the layer.
           first, last: range of rows; `last` is excluded.
         """
 
@@ -47,7 +50,7 @@ class Weights(abc.ABC):
 
 
 def tables(config: DecoderConfig) -> tuple[str, ...]:
-    """Returns the tables with separate parameters: a tied model has only the embedding."""
+    """Returns the names of the tables that are stored; a tied model has only the embedding."""
     return TABLES[:1] if config.tie_embeddings else TABLES
 
 
@@ -59,13 +62,13 @@ def row_blocks(size: int) -> Iterator[tuple[int, int]]:
 
 @functools.cache
 def shapes(config: DecoderConfig) -> dict[str, Shape]:
-    """Returns the stored shape of every parameter by its name, such as `layers/query`."""
+    """Returns the stored shape of every parameter, by names such as `layers/query`."""
     leaves = flatten(ModelFunctions(config).abstract)
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def layer_shapes(config: DecoderConfig) -> dict[str, Shape]:
-    """Returns the shape of every parameter of one layer by its name in the layer."""
+    """Returns the shape of every parameter of one layer, by names such as `query`."""
     return {
         name.removeprefix("layers/"): shape[1:]
         for name, shape in shapes(config).items()
@@ -77,7 +80,7 @@ class StoredWeights(Weights):
     """Reads the parameters of a checkpoint."""
 
     def __init__(self, reader: SliceReader, config: DecoderConfig):
-        """Compares the shapes; raises UserError if they differ from those of `config`."""
+        """Opens a checkpoint; raises UserError if its shapes differ from those of `config`."""
         self.config, self._reader = config, reader
         wanted, found = shapes(config), reader.shapes
         for name in sorted(wanted.keys() | found.keys()):
@@ -120,7 +123,7 @@ def _blocks(config: DecoderConfig, table: str) -> Iterator[_Block]:
 
 
 def _write_slices(weights: Weights, write: Write, bar: Progress | None = None) -> dict[str, str]:
-    """Writes all parameters, with zero padding rows; returns the same as `checksums`."""
+    """Writes all parameters, with zeros in padding rows; returns the `checksums`."""
     sums: dict[str, str] = {}
 
     def read(name: str, first: int, last: int) -> np.ndarray:
@@ -134,7 +137,7 @@ def _write_slices(weights: Weights, write: Write, bar: Progress | None = None) -
         for block in _blocks(weights.config, table):
             for start, end in row_blocks(block.last - block.first):
                 values = read(table, block.first + start, block.first + end)
-                # The last slice of a block covers its padding, so every chunk is written once.
+                # The last slice of a block includes its padding, so every chunk is written once.
                 stop = block.rows if block.first + end == block.last else end
                 padded = np.pad(values, ((0, stop - end), (0, 0))) if stop > end else values
                 write(block.array, (*block.at, slice(start, stop)), padded)
@@ -148,12 +151,12 @@ def _write_slices(weights: Weights, write: Write, bar: Progress | None = None) -
 
 
 def checksums(weights: Weights, bar: Progress) -> dict[str, str]:
-    """Returns the crc32c of every slice that `write_checkpoint` writes, by its name and first row."""
+    """Returns the crc32c of every slice that `write_checkpoint` writes, by `NAME/FIRST_ROW`."""
     return _write_slices(weights, lambda *_: None, bar)
 
 
 def whole(weights: Weights) -> dict[str, Any]:
-    """Returns the parameter dict of `ModelFunctions` in memory, f32; padding rows are zero."""
+    """Reads all parameters into the dict of `ModelFunctions`, f32; padding rows are zero."""
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes(weights.config).items()}
 
     def write(name: str, index: tuple[Index, ...], values: np.ndarray) -> None:
@@ -180,16 +183,16 @@ def write_checkpoint(
       weights: the parameters; each slice is read once.
       directory: folder of the checkpoints.
       step: step number of the checkpoint.
-      metadata: JSON object that is stored in the checkpoint.
+      metadata: JSON object to store in the checkpoint.
       bar: progress bar in megabytes.
 
     Returns:
       the `checksums` of the slices that were written.
     """
-    # One chunk per slice that is written and read: a layer or a block of rows.
+    # A chunk is one slice that is written and read, which is a layer or a block of rows.
     arrays: dict[str, tuple[Shape, Shape]] = {}
     for name, shape in shapes(weights.config).items():
-        rows = 1 if name.endswith("_groups") else 0  # the axis of rows
+        rows = 1 if name.endswith("_groups") else 0  # index of the axis of rows
         chunk = [max(1, size) for size in shape]
         if name.startswith("layers/"):
             chunk[0] = 1

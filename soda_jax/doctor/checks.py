@@ -1,7 +1,8 @@
-"""The checks of `soda doctor`, a few seconds each; all hosts run them in the same order.
+"""Implements the checks of `soda doctor`, which take a few seconds each.
 
-A check `x` returns plain JSON. If a function `judge_x` exists, it turns the values of all processes (None
-for one that failed) into the findings of the process `index`.
+All processes must run the same checks in the same order. A check `x` returns JSON-able values. If a
+function `judge_x` exists, it receives the values of all processes (None for a process in which the
+check failed) and returns the findings of the process `index`.
 """
 
 import functools
@@ -24,7 +25,7 @@ from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import measure_matmul
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
-REDUCED_BYTES = 64 << 20  # per device; large enough to measure bandwidth, not latency
+REDUCED_BYTES = 64 << 20  # per device; large enough that bandwidth, not latency, limits
 CLOCK_WARNING, CLOCK_FAILURE = 5.0, 300.0  # seconds; stores reject signatures older than 5 min
 SLOW_DEVICE = 0.8  # fraction of the median rate
 READ_SECONDS = 5.0
@@ -33,7 +34,7 @@ Results = list[tuple[str, str]]  # level and message of each finding
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and the packages of this host; "none" if not installed."""
+    """Returns the versions of Python and of the packages on this host; "none" if not installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -44,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def judge_versions(values: list[Any], index: int) -> Iterator[Finding]:
-    """Requires the same versions on all hosts."""
+    """Reports a failure for each version that differs from that of process 0."""
     mine, first = values[index], values[0] or values[index]
     for name, version in mine.items():
         if version != first[name]:
@@ -55,7 +56,7 @@ def judge_versions(values: list[Any], index: int) -> Iterator[Finding]:
 
 
 def devices() -> dict[str, Any]:
-    """Returns number, kind and memory of the devices of this host."""
+    """Returns the number, kind, memory limit and memory use of the devices of this host."""
     local = jax.local_devices()
     stats = [device.memory_stats() or {} for device in local]
     used = [
@@ -73,7 +74,7 @@ def devices() -> dict[str, Any]:
 
 
 def judge_devices(values: list[Any], index: int) -> Iterator[Finding]:
-    """Requires the same devices on all hosts, and that no other program uses them."""
+    """Reports a failure if the devices differ from those of process 0; warns about used memory."""
     mine, first = values[index], values[0] or values[index]
     memory = f", {mine['limit'] / 1e9:.1f} GB each" if mine["limit"] else ""
     total = sum(value["count"] for value in values if value)
@@ -101,7 +102,7 @@ def arithmetic(size: int = 4096, repeats: int = 5) -> dict[str, Any]:
 
 
 def judge_arithmetic(values: list[Any], index: int) -> Iterator[Finding]:
-    """Warns about a device that is slower than the median, because all devices wait for it."""
+    """Warns about devices below `SLOW_DEVICE` × the median rate; all others wait for them."""
     mine = values[index]
     rates = mine["rates"]
     low, high = min(rates.values()) / 1e12, max(rates.values()) / 1e12
@@ -118,7 +119,7 @@ def judge_arithmetic(values: list[Any], index: int) -> Iterator[Finding]:
 
 
 def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Results:
-    """Checks and times a sum over each axis of the mesh; `size` is in bytes per device."""
+    """Checks and times an all-reduce over each mesh axis; `size`: bytes per device, 0 = default."""
     if mesh.size == 1:
         return [(OK, "one device, no all-reduce")]
     axes = [(axis, count) for axis, count in mesh.shape.items() if count > 1]
@@ -158,7 +159,7 @@ def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> t
 
 
 def data(config: RunConfig, dataset: Any, rows: Sequence[int]) -> Results:
-    """Measures for a few seconds how fast this host reads the batches of the run."""
+    """Reads batches of the run for a few seconds and reports the tokens per second of this host."""
     from soda_jax.data.loader import Loader
 
     batches, start = 0, time.perf_counter()
@@ -173,7 +174,7 @@ def data(config: RunConfig, dataset: Any, rows: Sequence[int]) -> Results:
 
 
 def disk(folder: Path, state_bytes: float, keep: int) -> Results:
-    """Checks that a local folder has room for the checkpoints that the run keeps."""
+    """Checks that a local folder has room for the kept checkpoints and one unfinished save."""
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(existing).free
     needed = (keep + 1) * state_bytes
@@ -185,11 +186,11 @@ def disk(folder: Path, state_bytes: float, keep: int) -> Results:
 
 
 def checkpoint(mesh: jax.sharding.Mesh, folder: str, size: int = 32 << 20) -> Results:
-    """Saves a sharded array as a run does, restores it and compares all bytes.
+    """Saves a sharded array as in a run, restores it and compares all bytes.
 
     Args:
       mesh: mesh of the run.
-      folder: folder or gs://… address of its checkpoints; the test checkpoint is removed.
+      folder: folder or gs://… URL of the checkpoints of the run; the test checkpoint is removed.
       size: bytes per device.
     """
     from etils import epath
@@ -235,13 +236,13 @@ def checkpoint(mesh: jax.sharding.Mesh, folder: str, size: int = 32 << 20) -> Re
 
 
 def clocks() -> float:
-    """Returns the time of this host in seconds, read right after a barrier."""
+    """Returns the time on this host in seconds, read right after a barrier."""
     hosts.barrier("doctor: clocks", TIMEOUT)
     return time.time()
 
 
 def judge_clocks(values: list[Any], index: int) -> Iterator[Finding]:
-    """Compares the clocks of all hosts."""
+    """Warns, or reports a failure, if the clocks of all hosts differ too much."""
     times = [value for value in values if value is not None]
     spread = max(times) - min(times)
     level = FAILURE if spread > CLOCK_FAILURE else WARNING if spread > CLOCK_WARNING else OK
@@ -250,7 +251,7 @@ def judge_clocks(values: list[Any], index: int) -> Iterator[Finding]:
 
 
 def layout(mesh: jax.sharding.Mesh) -> Results:
-    """Reports how the mesh splits batch, hidden size, sequence and heads."""
+    """Reports the mesh axes and how they split batch, hidden size, sequence and heads."""
     split = {name: rules.RULES[name] for name in ("batch", "embed", "sequence", "heads")}
     sizes = {
         name: int(np.prod([mesh.shape[axis] for axis in axes])) for name, axes in split.items()

@@ -1,4 +1,4 @@
-"""Findings of `soda doctor`, gathered from all hosts and merged."""
+"""Runs a check of `soda doctor` on all hosts, and gathers and merges the findings."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import jax
 from soda_jax.parallel import hosts
 
 OK, WARNING, FAILURE = "ok", "warning", "FAILS"
-TIMEOUT = 180.0  # seconds that hosts wait for the slowest one at the end of a check
+TIMEOUT = 180.0  # seconds that hosts wait for the slowest host at the end of a check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Finding:
     Attributes:
       level: `OK`, `WARNING` (the run works, but needs attention) or `FAILURE` (the run would fail).
       check: name of the check.
-      message: the result and, if it is not ok, the fix.
+      message: the result and, if the level is not `OK`, the fix.
       process: index of the process that reports it; -1 for all processes.
     """
 
@@ -38,21 +38,22 @@ def run_check(
     measure: Callable[[], Any],
     judge: Callable[[list[Any], int], Iterable[Finding]] | None = None,
 ) -> list[Finding]:
-    """Runs one check on all hosts and returns their findings, the same list in every process.
+    """Runs one check in all processes and returns their findings, the same list in every process.
 
-    Every process measures, the results are gathered once, and every process judges all of them. An
-    exception in `measure` becomes a finding of that process, because the other processes are waiting.
+    Every process measures, the results are gathered once, and every process judges all results. An
+    exception in `measure` becomes a finding, so that the other processes do not wait in vain.
 
     Args:
       check: name of the check.
-      measure: returns plain JSON; without `judge` a list of [level, message].
-      judge: receives the values of all processes (None for one that failed) and the index of one of
-        them, and returns the findings of that process. It must not use collectives.
+      measure: returns JSON-able values; without `judge`, a list of [level, message].
+      judge: receives the values of all processes (None for a process in which `measure` failed) and
+        the index of one process, and returns the findings of this process. It must not use
+        collectives.
     """
     value, error = None, ""
     try:
         value = measure()
-    except Exception as caught:  # any type: the other processes are waiting
+    except Exception as caught:  # any type, because the other processes are waiting
         error = (str(caught).strip().splitlines() or [""])[0] or type(caught).__name__
     results = hosts.gather_json([value, error], f"doctor: {check}", TIMEOUT)
     values: list[Any] = [None if error else value for value, error in results]
@@ -69,7 +70,7 @@ def run_check(
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:
-    """Replaces a finding that all processes report by one without a process."""
+    """Merges equal findings of all processes into one finding with process −1."""
     by_text: dict[Finding, list[int]] = {}
     for finding in findings:
         key = dataclasses.replace(finding, process=-1)

@@ -20,8 +20,8 @@ def examine(config: RunConfig | None, workdir: Path | None) -> int:
     """Runs the checks on all hosts and prints the findings in process 0.
 
     Args:
-      config: config of the planned run; without it, data and mesh are not checked.
-      workdir: workdir of that run; without it, disk and checkpoints are not checked.
+      config: config of the planned run; if None, data and mesh of the run are not checked.
+      workdir: workdir of the planned run; if None, disk and checkpoints are not checked.
 
     Returns:
       1 if the run would fail, else 0.
@@ -50,7 +50,7 @@ def _examine(config: RunConfig | None, workdir: Path | None) -> int:
     check("arithmetic", checks.arithmetic, checks.judge_arithmetic)
     run: dict[str, Any] = {}
     if not check("mesh", functools.partial(_open, config, run)):
-        run = {"mesh": make_mesh()}  # in all processes, even if `_open` succeeded here
+        run = {"mesh": make_mesh()}  # in all processes, also if `_open` succeeded in this one
     check("all-reduce", functools.partial(checks.all_reduce, run["mesh"]))
     if config is not None and "dataset" in run:
         check("data", functools.partial(checks.data, config, run["dataset"], run["rows"]))
@@ -70,7 +70,10 @@ def _examine(config: RunConfig | None, workdir: Path | None) -> int:
 
 
 def _open(config: RunConfig | None, run: dict[str, Any]) -> checks.Results:
-    """Opens data and program of the config as `soda train` does, and reports how the mesh splits them."""
+    """Opens the data and makes the training program as `soda train` does; reports the mesh.
+
+    Mesh, data set, rows and the size of the training state are stored in `run`.
+    """
     if config is None:
         run["mesh"] = make_mesh()
         return checks.layout(run["mesh"])

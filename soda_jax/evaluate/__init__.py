@@ -1,1 +1,1 @@
-"""Scores checkpoints: held-out loss by class, baselines, word error rates."""
+"""Scores checkpoints by held-out loss per class, baselines and word error rates."""

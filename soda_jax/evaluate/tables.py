@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-    """Held-out losses of one class in nats per token; a baseline is None if it was not measured."""
+    """Held-out losses of a class in nats per token; a baseline that was not measured is None."""
 
     name: str
     model: float
@@ -16,13 +16,13 @@ class ClassRow:
 
     @property
     def margin(self) -> float | None:
-        """Loss of the better baseline minus that of the model, in nats; None without baselines."""
+        """Loss of the better baseline minus loss of the model, in nats; None without baselines."""
         baselines = [value for value in (self.unigram, self.bigram) if value is not None]
         return min(baselines) - self.model if baselines else None
 
 
 def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
-    """Returns a row for each class of the held-out windows, then one for all tokens."""
+    """Returns a row for each token class in the held-out windows, and a last row for all tokens."""
     loss, baselines = evaluation["loss"], evaluation.get("baselines", {})
     rows = []
     for name in [*loss["classes"], "all"]:
@@ -34,7 +34,7 @@ def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
 
 
 def not_below(rows: list[ClassRow]) -> list[str]:
-    """Returns the classes in which the loss of the model is not below both baselines."""
+    """Returns the classes for which the loss of the model is not below both baselines."""
     return [row.name for row in rows if row.margin is not None and row.margin <= 0]
 
 
@@ -60,7 +60,7 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
 
 
 def _score_lines(scores: Mapping[str, Any]) -> list[str]:
-    """Returns one line per number or string of an evaluator without a table."""
+    """Returns one line per number or string in the scores of an evaluator that has no table."""
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
     return [
         f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}"

@@ -1,4 +1,4 @@
-"""Word error rates, and the normalization of the compared texts."""
+"""Computes word error rates of normalized texts."""
 
 import dataclasses
 import re
@@ -48,7 +48,7 @@ _HOMOPHONES = {"oh": "zero", "won": "one", "to": "two", "too": "two", "for": "fo
 
 
 def number_normalizer(references: Sequence[str]) -> Normalizer:
-    """Returns a normalizer for speech with many numbers, to apply to references and transcripts.
+    """Returns a normalizer for texts with many numbers, to use for references and transcripts.
 
     A recognizer writes the spoken "two eight" as `two eight`, `2-8` or `28`. Every number is replaced by its
     digits, one per word, and ordinals by plain numbers: `twenty-eight`, `28th` and `two eight` all become
@@ -81,7 +81,7 @@ def _digits(words: Sequence[str]) -> list[str]:
 
 
 def _number(words: Sequence[str]) -> tuple[int, int]:
-    """Returns value and length in words of the number at the start of `words`; length 0 if none."""
+    """Returns value and length in words of the number at the start of `words`; (0, 0) if none."""
     if words[1:2] == ["hundred"] and 0 < _VALUES.get(words[0], 0) < 10:
         joined = 3 if words[2:3] == ["and"] else 2
         value, used = _below_hundred(words[joined:])
@@ -103,7 +103,7 @@ class WordErrors:
 
     Attributes:
       corpus: errors of all utterances divided by all reference words.
-      mean: mean of the rates of the utterances.
+      mean: mean of the rates of the single utterances.
       utterances: number of utterances.
     """
 
@@ -115,7 +115,9 @@ class WordErrors:
 def word_errors(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer = normalize
 ) -> WordErrors:
-    """Compares normalized hypotheses with normalized references; insertions can give a rate above 1.
+    """Compares normalized hypotheses with normalized references.
+
+    A rate can be above 1, because of insertions.
 
     Raises:
       UserError: if there is no utterance, a normalized reference is empty, or jiwer is missing.

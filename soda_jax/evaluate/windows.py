@@ -1,4 +1,4 @@
-"""Reads the windows of a split, one source after the other, with the views used in training."""
+"""Reads the windows of a split, one source after another, with the views used in training."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ Sums = dict[str, np.ndarray]  # "nll" and "count" of the targets, f64 `[sources,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """All whole windows of a split, each read once.
+    """All whole windows of a split.
 
-    A source that is shorter than one training window is read as one shorter window.
+    A source that is shorter than a training window is read as one shorter window.
 
     Attributes:
       layout: the vocabulary.
-      source_names: all sources of the config.
-      datasets: one data set for each source that has the split, by its index in `source_names`.
+      source_names: names of all sources in the config.
+      datasets: the sources that have the split, by index in `source_names`.
       left_out: names of the sources that lack the split.
     """
 
@@ -47,7 +47,7 @@ class Windows:
         Args:
           size: windows per batch; the last batch of a source is padded with masked rows.
           rows: the rows of each batch to read, all by default.
-          limit: approximate number of batches, spread evenly with at least one per source; 0 for all.
+          limit: approximate number of batches, evenly spaced, at least one per source; 0 = all.
         """
         rows = range(size) if rows is None else rows
         for number, start in self._batch_starts(size, limit):
@@ -79,9 +79,9 @@ class Windows:
 def with_split(
     config: DataConfig | Mapping[str, Any], split: str
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """Returns the `data` settings without sources that lack the split, and the names of those.
+    """Returns the `data` settings without the sources that lack the split, and their names.
 
-    `mask_records` lists records of the training split, so it is removed for other splits.
+    `mask_records` lists records of the training split, so it is cleared for other splits.
 
     Raises:
       UserError: if a manifest cannot be read, or no source has the split.

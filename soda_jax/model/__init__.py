@@ -1,4 +1,4 @@
-"""The decoder. It receives its vocabulary blocks as data and does not depend on audio."""
+"""The Qwen3 decoder. Its config contains the vocabulary blocks; no code here depends on audio."""
 
 from soda_jax.model.config import (
     DecoderConfig,

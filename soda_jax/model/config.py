@@ -9,12 +9,13 @@ import numpy as np
 
 from soda_jax.schema import ModelConfig, parse
 
-# The largest power of two that pads SODA by less than 0.2%: 128,260 text and marker rows become 128,512.
+# A power of two, so that the rows can be sharded. SODA's 128,260 text and marker rows become
+# 128,512, which is 0.2% of padding.
 ROW_MULTIPLE = 256
 
 
 class Layout(Protocol):
-    """The part of `soda_jax.tokens.VocabularyLayout` that determines the vocabulary rows."""
+    """The properties of `soda_jax.tokens.VocabularyLayout` that determine the vocabulary rows."""
 
     @property
     def audio_base(self) -> int:
@@ -29,9 +30,9 @@ class Layout(Protocol):
 class VocabularyBlocks:
     """The two blocks of rows of the embedding and of the head.
 
-    Block 0 has ids `0 … first_rows − 1` and padding. Block 1 has the remaining ids in groups, as
-    `[groups, largest group, d]`. Row numbers run through block 0 including its padding, then
-    through the flattened block 1; padding rows have no id.
+    Block 0 has a row for each of the ids `0 … first_rows − 1`, then padding. Block 1, of shape
+    `[groups, largest group, d]`, has the rows of the remaining ids. Rows are numbered through block
+    0 including its padding, then through the flattened block 1. Padding rows have no id.
 
     Attributes:
       first_rows: number of ids of block 0 (text and markers).
@@ -53,13 +54,13 @@ class VocabularyBlocks:
 
     @property
     def padded_first(self) -> int:
-        """Rows of block 0 with padding: a multiple of 256, or of 8 below 1,024 rows."""
+        """Rows of block 0 including padding, a multiple of 256, or of 8 below 1,024 ids."""
         multiple = ROW_MULTIPLE if self.first_rows >= 1024 else 8
         return -(-self.first_rows // multiple) * multiple
 
     @property
     def group_rows(self) -> int:
-        """Rows of a group with padding: the size of the largest group."""
+        """Rows of each group including padding, which is the size of the largest group."""
         return max(self.groups, default=0)
 
     @property
@@ -122,15 +123,16 @@ class DecoderConfig(ModelConfig):
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters in matrix products: layers and head, without norms and embedding gather."""
+        """Parameters in matrix products, which are the head and the layers without norms."""
         layer = self.layer_parameters - self._norm_parameters
         return self.num_layers * layer + self.vocabulary.size * self.hidden_size
 
     def training_flops_per_token(self, sequence: int) -> float:
         """Returns the training FLOPs per token without recomputation, as used for the MFU.
 
-        6 · matmul parameters (head included, embedding gather not), plus attention over the causal half of
-        the window: 4 · heads · head_dim · S / 2 per layer forward, three times that with the backward pass.
+        The matrix products have 6 · `matmul_parameters`. The forward pass of attention has
+        4 · heads · head_dim · S / 2 per layer, for the causal half of the scores of a window of S
+        tokens; forward and backward pass together have three times as many.
         """
         attention = self.num_layers * 4 * self.num_heads * self.head_dim * sequence / 2
         return 6.0 * self.matmul_parameters + 3.0 * attention
@@ -155,9 +157,9 @@ def decoder_from_metadata(metadata: Mapping[str, Any], layout: Layout) -> Decode
 
     Args:
       metadata: metadata of the checkpoint.
-      layout: its vocabulary layout.
+      layout: vocabulary layout of the checkpoint.
 
     Raises:
-      UserError: for an unknown key or an invalid value of its `model` settings.
+      UserError: if the `model` settings have an unknown key or an invalid value.
     """
     return decoder_config(metadata["config"]["model"], VocabularyBlocks.of(layout))

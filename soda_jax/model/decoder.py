@@ -1,7 +1,8 @@
-"""Qwen3 decoder in Flax NNX, layers stacked and scanned.
+"""Qwen3 decoder in Flax NNX, with a scan over stacked layers.
 
-Pre-norm RMSNorm, SwiGLU, no biases, per-head RMSNorm of queries and keys, grouped-query attention, rotary
-positions. Every parameter has logical axes, from which its sharding is derived.
+The architecture has pre-norm RMSNorm, SwiGLU, no biases, RMSNorm of each query and key head,
+grouped-query attention and rotary positions. Every parameter has logical axes, from which its
+sharding is derived.
 """
 
 import math
@@ -24,7 +25,7 @@ Cache = dict[str, jax.Array]
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
     """Returns a parameter drawn from a normal truncated at ±3σ.
 
-    This follows SODA's code, not its exported config.
+    The initialization is that of SODA's code, which differs from its exported config.
     """
     return nnx.Param(_normal(rngs, shape, deviation), logical_axes=axes)
 
@@ -44,9 +45,10 @@ def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = Tr
       x: activations.
       weight: its first `inputs` dimensions are contracted with the last ones of `x`.
       inputs: number of contracted dimensions.
-      flatten: merge batch and sequence before the product. For the gradient of the weight, XLA
-        copies the transpose of three-dimensional operands (on a CPU with one core), but not of
-        matrices. Must be False if the sequence is split over devices: it cannot be merged then.
+      flatten: merge batch and sequence before the product. This avoids a copy on a CPU with one
+        core, where XLA transposes three-dimensional operands, but not matrices, for the gradient
+        of the weight. Must be False if the sequence is split over devices, because a split
+        sequence cannot be merged with the batch.
 
     Returns:
       `[batch, sequence, outputs…]`.
@@ -67,7 +69,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 class Layer(nnx.Module):
-    """The parameters of one decoder layer; stacked for the scan they have a leading `layers` axis."""
+    """The parameters of one decoder layer. In `Decoder` they have a leading `layers` axis."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c, d, hd = config, config.hidden_size, config.head_dim
@@ -103,22 +105,22 @@ def apply_layer(
     """Applies one layer.
 
     Args:
-      layer: its parameters, in `config.compute_dtype` except the norms.
+      layer: parameters of the layer; the norms are f32, the others have `config.compute_dtype`.
       x: `[batch, sequence, d]`.
-      config: shape of the decoder.
-      angles: cosine and sine of the positions.
+      config: decoder config.
+      angles: cosine and sine of the rotary angles, see `rope.angles`.
       attention: function of query, key and value, see `packed_attention`.
       placement: sharding of activations.
       cache: keys and values `[batch, length, kv_heads, head_dim]` of this layer, for generation.
       write_at: int32 `[batch]`, index of the first new key of each row in the cache.
 
     Returns:
-      the new `x` and the new cache (None without one).
+      the new `x` and the updated cache (None if `cache` is None).
     """
     constrain = placement.constrain
     flatten = placement.ways("sequence", x.shape[1]) == 1  # see `project`
     normed = rms_norm(x, layer["attention_norm"], config.rms_norm_eps)
-    # Keys and values are gathered over the sequence axis; queries remain sharded.
+    # The constraints below gather keys and values over the sequence axis; queries remain sharded.
     query = project(normed, layer["query"], flatten=flatten)
     key = project(normed, layer["key"], flatten=flatten)
     value = project(normed, layer["value"], flatten=flatten)
@@ -154,8 +156,8 @@ def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
 def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
     """Returns the matrices of the decoder that are stored as several arrays.
 
-    Each entry maps the names of the arrays of one matrix to masks of their valid (not padding)
-    rows, bool `array.shape[:-1]`.
+    Each dict is one matrix. It maps the name of each array to a mask of the rows that are not
+    padding, bool `array.shape[:-1]`.
     """
     first, groups = config.vocabulary.valid_blocks
     matrices = ("embedding",) if config.tie_embeddings else ("embedding", "head")
@@ -177,7 +179,8 @@ class Decoder(nnx.Module):
         rows = ("vocabulary", "embed")
 
         def block(valid: np.ndarray, axes: tuple, deviation: float) -> nnx.Param:
-            # Padding is 0 and remains 0 because its gradient is 0, so it does not change norms.
+            # Padding rows are 0 and remain 0 because their gradient is 0, so they do not affect the
+            # norms of parameters and gradients.
             weight = _normal(rngs, (*valid.shape, d), deviation)
             return nnx.Param(jnp.where(valid[..., None], weight, 0.0), logical_axes=axes)
 
@@ -216,9 +219,9 @@ class Decoder(nnx.Module):
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
         first = first.astype(self.config.compute_dtype)
-        # Each device reads its columns for all batch rows of its fsdp group; the second constraint
-        # exchanges them for all columns of its own rows. Without the first, XLA gathers all rows on
-        # every device.
+        # With the first constraint, each device reads its columns for all batch rows of its fsdp
+        # group. The second constraint exchanges them, so that each device has all columns of its
+        # own batch rows. Without the first constraint, XLA gathers all rows on every device.
         first = placement.constrain(first, ("rows", "sequence", "embed"))
         return placement.constrain(first, ("batch", "sequence", None))
 
@@ -233,7 +236,8 @@ class Decoder(nnx.Module):
         """Returns the final hidden states of packed windows.
 
         Args:
-          tokens, segment_ids, positions: int32 `[batch, sequence]`; positions are below `sequence`.
+          tokens, segment_ids, positions: int32 `[batch, sequence]`; positions must
+            be below `sequence`.
           placement: sharding of activations; its platform selects the attention kernel.
 
         Returns:
@@ -251,8 +255,8 @@ class Decoder(nnx.Module):
         Args:
           tokens, positions: int32 `[batch, new]`, the new tokens and their positions.
           cache: keys and values `[layers, batch, length, kv_heads, head_dim]`.
-          lengths: int32 `[batch]`, number of cached tokens of each row, which is the index of its
-            first new key. A query at position p attends to cache entries up to p.
+          lengths: int32 `[batch]`, number of cached tokens of each row; the new keys are written
+            from this index on. A query at position p attends to the cache entries 0 … p.
 
         Returns:
           hidden `[batch, new, d]` and the new cache.
@@ -277,7 +281,8 @@ class Decoder(nnx.Module):
         length = tokens.shape[1] if cache is None else cache["key"].shape[2]
         angles = rope.angles(positions, length, c.head_dim, c.rope)
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
-        # Cast before the scan: inside it, the backward pass would repeat the cast for every layer.
+        # The cast is before the scan, because inside the scan the backward pass would repeat it for
+        # every layer.
         stacked = {
             name: array if name.endswith("norm") else array.astype(c.compute_dtype)
             for name, array in stacked.items()
@@ -302,7 +307,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.final_norm[...], c.rms_norm_eps), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns the logits of all ids, f32 `[…, vocabulary]`, for generation only."""
+        """Returns the logits of all ids, f32 `[…, vocabulary]`; training uses `loss.py` instead."""
         vocabulary = self.config.vocabulary
         first, *groups = (
             block.reshape(-1, self.config.hidden_size).astype(hidden.dtype)

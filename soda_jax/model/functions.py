@@ -1,4 +1,4 @@
-"""A decoder as pure functions of a dict of parameters, for jit, sharding and checkpoints."""
+"""Makes pure functions of a parameter dict from a decoder, for jit, sharding and checkpoints."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from soda_jax.model.decoder import Decoder, stored_matrices
 
 
 def logical_axes(params: nnx.State) -> dict[str, Any]:
-    """Returns the logical axes of every parameter as a dict with the structure of the parameters."""
+    """Returns the logical axes of every parameter, as a nested dict with the same structure."""
 
     def axes(variable: nnx.Variable) -> tuple:
         named = variable.get_metadata("logical_axes")
@@ -27,10 +27,10 @@ class ModelFunctions:
     """A decoder as pure functions of a parameter dict.
 
     Attributes:
-      config: shape of the decoder.
+      config: decoder config.
       abstract: the parameters as `jax.ShapeDtypeStruct`s, a nested dict.
-      axes: their logical axes, a dict with the same structure.
-      matrices: the parameters that form one matrix, see `decoder.stored_matrices`.
+      axes: logical axes of the parameters, a dict with the same structure.
+      matrices: which parameters together form one matrix, see `decoder.stored_matrices`.
     """
 
     def __init__(self, config: DecoderConfig):

@@ -1,9 +1,10 @@
-"""Cross-entropy over a large vocabulary, without materializing all logits.
+"""Computes the cross-entropy over a large vocabulary without materializing all logits.
 
-Tokens are processed in chunks, the last one padded, so only the logits of one chunk exist at a time. The
-gradients are computed in the forward pass (they are linear in the cotangent of the summed loss): the head is
-multiplied three times, as in the plain loss, and nothing is recomputed. This file has the arithmetic of one
-device; `loss_sharding` combines the devices.
+Tokens are processed in chunks of equal length, the last one padded, so only the logits of one chunk
+exist at a time. The gradients are computed in the forward pass, which is possible because they are
+linear in the cotangent of the summed loss. Each chunk therefore needs three matrix
+products with the head, as without chunks, and nothing is recomputed. This file contains the
+computation on one device; `loss_sharding` combines the results of all devices.
 """
 
 import functools
@@ -25,9 +26,9 @@ Batch = Mapping[str, jax.Array]
 LossTerm = Callable[[Decoder, jax.Array, Batch], jax.Array]
 _MASKED = -1e30
 
-# Tokens per chunk by platform, see docs/performance.md. CPU: the logits of a chunk stay in the caches. TPU:
-# each chunk reads and writes the gradient of the head; with fewer tokens that traffic, not arithmetic, limits
-# the step. GPU: not tuned yet.
+# Tokens per chunk by platform, see docs/performance.md. On a CPU, the logits of a chunk remain in
+# the caches. On a TPU, each chunk reads and writes the gradient of the head, and with smaller
+# chunks this traffic would limit the step. The value for GPUs is not tuned yet.
 CHUNKS: Mapping[str, int] = {"cpu": 512, "tpu": 2048, "gpu": 2048}
 
 
@@ -35,7 +36,7 @@ class LossSettings(NamedTuple):
     """Static settings of the loss.
 
     Attributes:
-      vocabulary: rows of the head.
+      vocabulary: blocks of rows of the head.
       z_weight: weight of the z-loss, log²Z.
       chunk: tokens whose logits exist at a time, on each device; 0 = by the platform of `placement`.
       placement: sharding of the arrays.
@@ -48,7 +49,7 @@ class LossSettings(NamedTuple):
 
 
 def chunk_tokens(chunk: int, platform: str) -> int:
-    """Returns the tokens per chunk: `chunk` itself, or the entry of `CHUNKS` for 0."""
+    """Returns the number of tokens per chunk; 0 selects the default of the platform."""
     return chunk or CHUNKS.get(platform, CHUNKS["gpu"])
 
 
@@ -63,12 +64,12 @@ def token_losses(
     placement: Placement = ONE_DEVICE,
     terms: Sequence[LossTerm] = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the summed loss of a batch and the sums of its loss vector, for training and evaluation.
+    """Returns the summed loss of a batch, and the sums from which its loss vector is computed.
 
     Args:
       decoder: the bound model.
       batch: `tokens`, `segment_ids`, `positions`, `target_class` int `[batch, sequence]`,
-        `loss_mask` bool `[batch, sequence]`, `source` int `[batch]`.
+        `loss_mask` f32 `[batch, sequence]`, `source` int `[batch]`.
       classes, sources: number of target classes and of data sources.
       z_loss: weight of log²Z.
       loss_chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
@@ -81,7 +82,8 @@ def token_losses(
     """
     vocabulary = decoder.config.vocabulary
     hidden = decoder(batch["tokens"], batch["segment_ids"], batch["positions"], placement=placement)
-    # The last position of a window has no target; its mask is 0, so the value rolled in is not used.
+    # The last position of a window has no target. Its mask is 0, so the token that `roll` puts
+    # there does not affect the loss.
     targets = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
     weights = batch["loss_mask"].astype(jnp.float32)
     blocks = decoder.head_blocks()
@@ -102,13 +104,13 @@ def linear_cross_entropy(
     target_rows: jax.Array,
     weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the cross-entropy of the logits `hidden` · head against `target_rows`.
+    """Returns the cross-entropy between the logits `hidden` · head and the targets.
 
     Args:
       settings: static settings.
       hidden: `[batch, sequence, d]`.
-      blocks: parts of the head `[groups, rows, d]`; `target_rows` count through them in order.
-      target_rows: int32 `[batch, sequence]`.
+      blocks: blocks of the head `[groups, rows, d]`.
+      target_rows: row number of each target, see `VocabularyBlocks`, int32 `[batch, sequence]`.
       weights: f32 `[batch, sequence]`, 0 where there is no loss.
 
     Returns:
@@ -162,10 +164,13 @@ def _local_loss(
     target_rows: jax.Array,
     weights: jax.Array,
 ) -> Any:
-    """Returns (nll, log_z, d_hidden, d_blocks) of local tokens; the gradients are sums over all tokens."""
+    """Returns (nll, log_z, d_hidden, d_blocks).
+
+    The first three are for the local tokens; d_blocks is summed over the tokens of all devices.
+    """
     shape, tokens = target_rows.shape, target_rows.size
     chunk = chunk_tokens(settings.chunk, settings.placement.platform)
-    # The smallest number of chunks of at most `chunk` tokens, then the smallest length for it.
+    # The smallest number of chunks of at most `chunk` tokens, and the smallest equal chunk length.
     count = -(-tokens // max(1, chunk))
     length = -(-tokens // count)
     flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)
@@ -173,7 +178,7 @@ def _local_loss(
 
     def split_chunks(x):
         x = x.reshape(tokens, *x.shape[2:])
-        if padding := count * length - tokens:  # zeros have weight 0, so no loss and no gradient
+        if padding := count * length - tokens:  # padding has weight 0: no loss, no gradient
             x = jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:])))
         return x.reshape(count, length, *x.shape[1:])
 
@@ -229,11 +234,12 @@ def _local_loss(
 def _local_rows(
     vocabulary: VocabularyBlocks, reduction: Reduction, head: Blocks, target_rows: jax.Array
 ) -> tuple[list[jax.Array], list[jax.Array | None]]:
-    """Returns two lists with an entry for each block of the head.
+    """Returns the local indices of the targets and the valid local rows, as two lists by block.
 
     Returns:
-      the index of each target among the rows of this device, −1 if it is on another one, and which of
-      these rows are valid, bool `[rows]`, or None if all are.
+      for each block of the head, the index of each target in the flattened rows of the block on
+      this device, −1 if the target is elsewhere; and a mask of the rows that are not padding, bool
+      `[rows]`, None if the block has no padding.
     """
     targets: list[jax.Array] = []
     masks: list[jax.Array | None] = []
@@ -256,7 +262,7 @@ def _local_rows(
 
 
 def _logit_at(logits: jax.Array, indices: jax.Array) -> jax.Array:
-    """Returns the logit at each index, 0 for −1."""
+    """Returns the logit at each index; 0 if the index is −1."""
     picked = jnp.take_along_axis(logits, jnp.maximum(indices, 0)[:, None], axis=-1)[:, 0]
     return jnp.where(indices >= 0, picked, 0.0)
 
@@ -278,7 +284,7 @@ def class_sums(
       class_count, source_count: number of classes and sources.
 
     Returns:
-      `nll` and `count`, f32 `[source_count, class_count]`: Σ weight · nll and Σ weight.
+      `nll` = Σ weight · nll and `count` = Σ weight, both f32 `[source_count, class_count]`.
     """
     hits = (classes[..., None] == jnp.arange(class_count)) * weights[..., None]
     of_source = jax.nn.one_hot(sources, source_count, dtype=jnp.float32)

@@ -1,7 +1,7 @@
-"""Shards the vocabulary loss: splits the rows of the head and combines results over mesh axes.
+"""Shards the vocabulary loss over a mesh, which may split the tokens and the rows of the head.
 
-`loss.py` has the arithmetic of one device. It calls a `Reduction` wherever a result depends on rows of the
-head, or on tokens, of other devices.
+`loss.py` contains the computation on one device. It calls a `Reduction` wherever a result depends
+on tokens, or on rows of the head, that are on other devices.
 """
 
 import functools
@@ -18,11 +18,11 @@ AxisNames = tuple[str, ...]
 
 
 class Reduction(NamedTuple):
-    """Mesh axes over which a device combines its partial results; all empty on one device.
+    """Mesh axes over which partial results are combined; all are empty on one device.
 
     Attributes:
       tokens: axes that split the tokens.
-      width: those of `tokens` that also split the hidden size of the head's gradient.
+      width: the axes in `tokens` that also split the hidden size of the head's gradient.
       rows: for each block of the head, the axes that split its rows.
     """
 
@@ -31,7 +31,7 @@ class Reduction(NamedTuple):
     rows: tuple[AxisNames, ...]
 
     def max(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Returns the maximum over blocks and over the devices that split their rows."""
+        """Returns the maximum over the blocks and over the devices that hold their rows."""
         over = [
             jax.lax.pmax(part, axes) if axes else part
             for part, axes in zip(parts, self.rows, strict=True)
@@ -39,7 +39,7 @@ class Reduction(NamedTuple):
         return functools.reduce(jnp.maximum, over)
 
     def sum(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Returns the sum over blocks and over the devices that split their rows."""
+        """Returns the sum over the blocks and over the devices that hold their rows."""
         split = [part for part, axes in zip(parts, self.rows, strict=True) if axes]
         whole = [part for part, axes in zip(parts, self.rows, strict=True) if not axes]
         axes = next((axes for axes in self.rows if axes), ())
@@ -48,12 +48,12 @@ class Reduction(NamedTuple):
         return functools.reduce(jnp.add, whole)
 
     def first_row(self, block: int, local_rows: int) -> Any:
-        """Returns the index of the device's first row within each group of a block."""
+        """Returns the index, within each group of a block, of the first row on this device."""
         axes = self.rows[block]
         return jax.lax.axis_index(axes) * local_rows if axes else 0
 
     def head_gradient(self, gradient: jax.Array) -> jax.Array:
-        """Sums a local gradient `[groups, rows, d]` over all tokens; splits d over `width`."""
+        """Sums a local gradient `[groups, rows, d]` over all tokens and splits d over `width`."""
         for axis in self.width:
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=2, tiled=True)
         axes = tuple(axis for axis in self.tokens if axis not in self.width)
@@ -71,8 +71,8 @@ def run_sharded(
 ) -> Any:
     """Runs `local_loss(reduction, hidden, head, target_rows, weights)` on every device's shards.
 
-    Each device processes its tokens with all columns of its rows of the head and accumulates the gradient of
-    these rows. The gradients of the devices are summed once, at the end.
+    Each device uses its tokens and all columns of its rows of the head, and accumulates the
+    gradient of these rows. The gradients of the devices are summed once, after the last chunk.
 
     Args:
       local_loss: returns (nll, log_z, d_hidden, d_blocks) of local arrays.
@@ -80,7 +80,7 @@ def run_sharded(
       hidden: `[batch, sequence, d]`.
       head: blocks `[groups, rows, d]`.
       target_rows, weights: `[batch, sequence]`.
-      with_gradients: whether d_hidden and d_blocks are computed; otherwise they are None.
+      with_gradients: whether to compute d_hidden and d_blocks; they are None otherwise.
     """
     sharding = placement.sharding(("batch", "sequence", None), hidden.shape)
     if sharding is None:

@@ -1,4 +1,4 @@
-"""The interface between a model and the devices that it runs on."""
+"""Defines the interface between a model and the devices that it runs on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -9,13 +9,16 @@ Axes = tuple[str | None, ...]
 
 
 class Placement(Protocol):
-    """Sharding of arrays by logical axes; `soda_jax.parallel.placement.OnMesh` implements it for a mesh."""
+    """Interface for sharding arrays by their logical axes.
+
+    `soda_jax.parallel.placement.OnMesh` implements it for a mesh, `OneDevice` for one device.
+    """
 
     @property
     def platform(self) -> str:
         """Platform of the devices, "cpu", "gpu" or "tpu", which selects the kernels.
 
-        The devices need not exist on this machine: programs can be compiled for others.
+        The devices need not exist on this machine, because programs can be compiled for others.
         """
         ...
 
@@ -32,20 +35,20 @@ class Placement(Protocol):
         ...
 
     def on_shards(self, function: Callable[..., jax.Array], inputs: Any, output: Any) -> Any:
-        """Returns `function` mapped over the shards of each device, as `jax.shard_map` does.
+        """Returns `function` mapped over the local shards of each device, as `jax.shard_map` does.
 
-        It is used for kernels that XLA cannot split.
+        Attention kernels, which XLA cannot partition, and the loss use it.
 
         Args:
           function: function of local arrays.
-          inputs: PartitionSpecs of its arguments, pytree prefixes.
-          output: PartitionSpec of its result.
+          inputs: PartitionSpecs of the arguments, or pytree prefixes of them.
+          output: PartitionSpec of the result.
         """
         ...
 
 
 class OneDevice:
-    """Implements `Placement` for one device; the default kernels ("cpu") run everywhere."""
+    """Implements `Placement` for one device; the default platform's kernels run anywhere."""
 
     def __init__(self, platform: str = "cpu"):
         self.platform = platform

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-# Names of values in the policies: the input of a layer and the result of attention.
+# Names, for `checkpoint_name`, of the input of a layer and of the result of attention.
 CARRY, ATTENTION = "carry", "attention"
 
 POLICIES = ("none", "full", "attention", "dots", "offload")
@@ -17,10 +17,11 @@ def checkpointed(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:
 
     Args:
       layer: function of the residual stream `[batch, sequence, d]` and other arguments.
-      policy: "none" keeps all activations. "full" keeps the inputs of the layers and recomputes the rest.
-        "attention" also keeps the result of attention, which is the most expensive to recompute. "dots"
-        keeps the results of all matrix products. "offload" is "full" with the inputs of the layers in the
-        memory of the host (the "carry offload" of SODA's runs).
+      policy: "none" keeps all activations. "full" keeps the inputs of the layers and recomputes
+        the rest. "attention" also keeps the result of attention, which is the most expensive to
+        recompute. "dots" keeps the inputs of the layers and the results of all matrix products and
+        of attention. "offload" keeps the inputs of the layers in host memory and recomputes the
+        rest (the "carry offload" of SODA's runs).
     """
     if policy == "none":
         return layer

@@ -8,11 +8,11 @@ from soda_jax.schema import RopeConfig
 
 
 def frequencies(head_dim: int, rope: RopeConfig) -> np.ndarray:
-    """Returns the angular frequency of each rotated pair, f32 `[head_dim / 2]`, in radians per position.
+    """Returns the angular frequency of each pair in radians per position, f32 `[head_dim / 2]`.
 
-    Llama 3.1: wavelengths above original_max_position / low_freq_factor are stretched by `factor`, those
-    below original_max_position / high_freq_factor are unchanged. In between, the frequencies are
-    interpolated linearly in original_max_position / wavelength.
+    The scaling is that of Llama 3.1. Wavelengths above original_max_position / low_freq_factor are
+    multiplied by `factor`, those below original_max_position / high_freq_factor are unchanged. In
+    between, the frequencies are interpolated linearly in original_max_position / wavelength.
     """
     base = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.factor == 1.0:
@@ -27,10 +27,16 @@ def frequencies(head_dim: int, rope: RopeConfig) -> np.ndarray:
 def angles(
     positions: jax.Array, length: int, head_dim: int, rope: RopeConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns cosine and sine, f32 `[batch, sequence, 1, head_dim / 2]`, of int positions `[batch, sequence]`.
+    """Returns cosine and sine of the rotary angles, f32 `[batch, sequence, 1, head_dim / 2]`.
 
-    They are read from a table of `length` rows, because XLA would fuse their computation into every head
-    of every layer. A position outside the table gives NaN.
+    They are read from a table of `length` rows, because XLA would otherwise fuse their computation
+    into every head of every layer. For a position of `length` or more they are NaN.
+
+    Args:
+      positions: int `[batch, sequence]`, not negative.
+      length: number of positions in the table.
+      head_dim: width of a head.
+      rope: RoPE settings.
     """
     table = np.arange(length, dtype=np.float32)[:, None, None] * frequencies(head_dim, rope)
 
@@ -41,7 +47,7 @@ def angles(
 
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Rotates `x` `[batch, sequence, heads, head_dim]`; dimension i is paired with i + head_dim / 2."""
+    """Rotates the pairs (i, i + head_dim / 2) of `x` `[batch, sequence, heads, head_dim]`."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cosine - second * sine, second * cosine + first * sine]
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

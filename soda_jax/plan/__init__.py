@@ -1,1 +1,1 @@
-"""Predicts memory, speed and duration of a run on a topology that need not be available."""
+"""Predicts memory, speed and duration of a run, also for topologies that are not available."""

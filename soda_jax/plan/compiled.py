@@ -1,4 +1,4 @@
-"""Compiles the training step of a config for devices that this machine need not have."""
+"""Compiles the training step of a config, also for devices that this machine does not have."""
 
 import dataclasses
 import math
@@ -19,9 +19,10 @@ from soda_jax.schema import RunConfig
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.train.program import Program, make_program
 
-# Matrix products in each kernel of splash attention; the backward pass recomputes the scores.
+# Number of matrix products in each splash attention kernel; both backward kernels recompute the
+# scores.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-# Out-of-memory errors of the TPU compiler. Its K, M, G and T are powers of 1,024.
+# Out-of-memory errors of the TPU compiler, which uses K, M, G and T for powers of 1,024.
 _TOO_MUCH = (
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
     re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
@@ -35,10 +36,10 @@ class Memory:
 
     Attributes:
       parameters: f32 parameters.
-      optimizer: moments and counters of the optimizer.
-      batch: token ids and the other arrays of a batch.
-      temporaries: activations, gradients, gathered weights.
-      code: the program.
+      optimizer: moments and step counters of the optimizer.
+      batch: all arrays of a batch.
+      temporaries: activations, gradients, gathered weights and other temporary buffers.
+      code: machine code of the program.
       host: bytes offloaded to host memory; not part of `total`.
     """
 
@@ -51,7 +52,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All bytes on the device."""
+        """Sum of all parts in device memory."""
         return self.parameters + self.optimizer + self.batch + self.temporaries + self.code
 
 
@@ -61,10 +62,11 @@ class Step:
 
     Attributes:
       memory: peak memory.
-      costs: work of one step.
+      costs: FLOPs, memory traffic and collectives.
       source: how the numbers were obtained.
-      compile_seconds: time of the compilation; 0 for an estimate.
-      xla_flops, xla_bytes: XLA's own analysis, which counts each loop once; 0 for an estimate.
+      compile_seconds: duration of the compilation; 0 for an estimate.
+      xla_flops, xla_bytes: FLOPs and bytes by XLA's cost analysis, which counts each loop body
+        once; 0 for an estimate.
     """
 
     memory: Memory
@@ -76,7 +78,7 @@ class Step:
 
 
 class DoesNotFitError(UserError):
-    """The step needs more memory than a program can use on a device.
+    """The training step needs more memory than a program can use on a device.
 
     Attributes:
       needed: bytes that the step needs per device.
@@ -88,12 +90,12 @@ class DoesNotFitError(UserError):
 
 
 def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[Any]) -> Step:
-    """Compiles the step that `soda train` runs.
+    """Compiles the training step that `soda train` runs.
 
     Args:
       config: settings of the run.
       layout: vocabulary layout of the data sets.
-      devices: devices of a topology or of this process.
+      devices: abstract devices of a topology, or devices of this process.
 
     Raises:
       DoesNotFitError: if the step needs more memory than a device has.
@@ -148,10 +150,10 @@ def _compiler_error(error: Exception) -> UserError:
 
 
 def _kernels(config: RunConfig, program: Program) -> dict[str, float]:
-    """Returns the FLOPs of each attention kernel for the causal half of the scores.
+    """Returns the FLOPs of each attention kernel for the causal half of the scores, by kernel name.
 
-    If the sequence is split, they are those of the device with the last shard, which has the most
-    keys.
+    If the sequence is split, they are for the device with the last shard, whose queries attend to
+    the most keys.
     """
     mesh, length = program.mesh, config.data.sequence_length
     rows = config.batch_size // config.gradient_accumulation
@@ -172,8 +174,8 @@ def _memory(program: Program, batch: Any, stats: Any) -> Memory:
     unaliased = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
     temporaries = stats.temp_size_in_bytes + unaliased
     if program.mesh.devices.flat[0].platform == "tpu":
-        # The compiler compares the peak with the memory of a device. On a TPU temp_size counts buffers that
-        # never exist at the same time, and can exceed that memory in a program that fits.
+        # On a TPU, temp_size counts buffers that never exist at the same time, so it can exceed the
+        # device memory although the program fits. The compiler's own check uses the peak.
         temporaries = stats.peak_memory_in_bytes - state - inputs
     return Memory(
         parameters=params,
@@ -186,7 +188,7 @@ def _memory(program: Program, batch: Any, stats: Any) -> Memory:
 
 
 def _local_bytes(tree: Any) -> float:
-    """Returns the bytes of all arrays on one device."""
+    """Returns the total size of all arrays of a pytree on one device, in bytes."""
     return float(
         sum(
             jax.numpy.dtype(leaf.dtype).itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))

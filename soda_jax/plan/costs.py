@@ -19,10 +19,10 @@ class Collective:
 
     Attributes:
       kind: "all-gather", "all-reduce", …
-      axes: mesh axes over which it communicates.
-      devices: number of devices in a group.
-      bytes: bytes that one device sends, by the ring algorithm.
-      times: number of executions per step.
+      axes: mesh axes along which devices communicate.
+      devices: number of devices in a replica group.
+      bytes: bytes that one device sends per execution, if it uses a ring algorithm.
+      times: number of executions per run of the program.
     """
 
     kind: str
@@ -39,11 +39,11 @@ class Costs:
     Attributes:
       flops: FLOPs of matrix products and kernels.
       flops_once: FLOPs of matrix products with every loop body counted once, as XLA's analysis does.
-      kernel_flops: the part of `flops` in kernels, from the `kernels` of `count_costs`.
+      kernel_flops: the FLOPs of custom kernels, which `flops` includes.
       bytes: bytes read from and written to the main memory of the device (HBM).
       host_bytes: bytes moved to and from host memory.
       collectives: the collective operations.
-      open_loops: loops of unknown length, counted once.
+      open_loops: number of loops whose trip count is unknown; they are counted once.
     """
 
     flops: float = 0.0
@@ -55,7 +55,7 @@ class Costs:
     open_loops: int = 0
 
     def sent(self) -> dict[tuple[str, ...], float]:
-        """Returns the bytes that one device sends in a step, by mesh axes."""
+        """Returns the bytes that one device sends per run of the program, by mesh axes."""
         total: dict[tuple[str, ...], float] = {}
         for one in self.collectives:
             total[one.axes] = total.get(one.axes, 0.0) + one.bytes * one.times
@@ -68,7 +68,7 @@ def count_costs(module: Module, mesh: Mapping[str, int], kernels: Mapping[str, f
     Args:
       module: the parsed program.
       mesh: sizes of the mesh axes in order; device n of the program is device n of the mesh.
-      kernels: FLOPs of each kernel, by a substring of its name.
+      kernels: FLOPs per call of each custom kernel, by a substring of the instruction's name.
     """
     costs = Costs()
     _walk(module, module.entry, 1, costs, mesh, kernels, set())
@@ -86,8 +86,8 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
             branches = []
             for branch in _branches(line):
                 branches.append(Costs())
-                # Channel ids are separate for each branch. A collective that started before the
-                # conditional may end in it.
+                # A collective that started before the conditional may end in a branch, so each
+                # branch gets a copy of the channel ids seen so far. New ids are not shared.
                 _walk(module, branch, times, branches[-1], mesh, kernels, set(seen))
             _add_largest(costs, branches)
         elif line.opcode == "call":
@@ -105,21 +105,25 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
                 costs.host_bytes += host_bytes(one, its_lines) * times
             costs.bytes += main_bytes(module, line, lines) * times
             for channel, found in _collectives(module, line, lines, mesh):
-                # A collective that overlaps with other work is split over several fusions.
+                # A collective that overlaps with other work is split over several fusions with the
+                # same channel id, and is counted once.
                 if channel is None or channel not in seen:
                     costs.collectives.append(dataclasses.replace(found, times=times))
                     seen.add(channel)
 
 
 def _branches(line: Instruction) -> list[str]:
-    """Returns the branch computations of a conditional, a list or one each for true and false."""
+    """Returns the names of the branch computations of a conditional.
+
+    The text has a list of branches, or one attribute each for true and false.
+    """
     if listed := re.search(r"branch_computations=\{([^}]*)\}", line.text):
         return re.findall(r"%([\w.\-]+)", listed[1])
     return re.findall(r"\b(?:true|false)_computation=%([\w.\-]+)", line.text)
 
 
 def _add_largest(costs: Costs, branches: list[Costs]) -> None:
-    """Adds the most expensive branch for each kind of cost, as XLA's analysis does."""
+    """Adds, for each kind of cost, that of the most expensive branch, as XLA's analysis does."""
     if not branches:
         return
     most = max(branches, key=lambda one: one.flops)
@@ -135,7 +139,7 @@ def _add_largest(costs: Costs, branches: list[Costs]) -> None:
 def _inside(
     module: Module, line: Instruction, lines: Mapping[str, Instruction]
 ) -> Iterator[tuple[Instruction, Mapping[str, Instruction]]]:
-    """Yields (instruction, computation) of `line`, or of each one in a fusion or async call."""
+    """Yields (instruction, computation) for `line`, or for each one in a fusion or async call."""
     if line.opcode.removesuffix("-start") not in ("fusion", "async"):
         yield line, lines
         return
@@ -150,11 +154,11 @@ def _collectives(
     lines: Mapping[str, Instruction],
     mesh: Mapping[str, int],
 ) -> Iterator[tuple[str | None, Collective]]:
-    """Yields (channel, collective) of an instruction; a fusion may contain several."""
+    """Yields (channel id, collective) of an instruction; a fusion may contain several."""
     opcode = line.opcode.removesuffix("-start")
     if opcode == "fusion" or opcode == "async":
         inner = module.fused(line)
-        # A fused all-reduce and slice: each device keeps only its part of the sum.
+        # A fused all-reduce and slice is a reduce-scatter: each device keeps its part of the sum.
         scatters = "all-reduce-scatter" in (line.called("calls") or "") and any(
             other.opcode == "dynamic-slice" for other in inner.values()
         )
@@ -164,7 +168,7 @@ def _collectives(
                     found = dataclasses.replace(found, kind="reduce-scatter", bytes=found.bytes / 2)
                 yield channel, found
     elif opcode == "send" and (sent := re.search(r'megascale_transfer_type="(\w+)"', line.text)):
-        # Slices communicate through their hosts, to which the devices send the data.
+        # TPU slices communicate through their hosts, to which the devices send the data.
         kind = sent[1].lower().replace("_", "-")
         yield None, _between_slices(kind, lines[line.operands[0]].arrays[0].bytes, mesh["dcn"])
     elif opcode in _COLLECTIVES and (exchange := _collective(opcode, line, lines, mesh)):
@@ -198,7 +202,7 @@ def _collective(
 
 
 def _partners(line: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-    """Returns the mesh axes along which the devices of a group differ, and the size of a group."""
+    """Returns the mesh axes along which devices of a replica group differ, and the group size."""
     group = _first_group(line.text)
     if group is None and "replica_groups={}" not in line.text and "replica_groups=" in line.text:
         raise ValueError(f"replica groups in an unknown notation: {line.text[:200]}")
@@ -210,7 +214,7 @@ def _partners(line: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[str, ..
 
 
 def _first_group(text: str) -> Any:
-    """Returns the devices of the first group of a collective, from any of XLA's notations."""
+    """Returns the devices of the first replica group; None if the text does not list the groups."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
         return np.array([int(pairs[1]), int(pairs[2])])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):

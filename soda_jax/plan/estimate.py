@@ -1,8 +1,8 @@
-"""Estimates memory, FLOPs and traffic of a training step from the sizes of its arrays, without a compiler.
+"""Estimates memory, FLOPs and traffic of a training step without compiling it.
 
-The estimate counts the arrays that must exist and the bytes that must be moved; the compiler may
-add more. The search sorts its candidates by these estimates. docs/plan.md compares them with
-compiled steps.
+The estimate counts the arrays that must exist and the bytes that must be moved, to which the
+compiler may add more. `soda plan --search` sorts its candidates by these estimates. docs/plan.md
+compares them with compiled steps.
 """
 
 import math
@@ -17,14 +17,15 @@ from soda_jax.plan.costs import Collective, Costs
 from soda_jax.schema import RunConfig
 
 F32, BF16 = 4, 2
-# Coefficients of the memory traffic, fitted to the suite's steps as compiled for v5p (the table of
-# docs/plan.md, which a test compares with). _PASSES: how often the activations of a layer are read or
-# written, by remat ("none" is taken to be like "dots", "offload" like "full"). _LOGIT: bytes per logit.
-# _HEAD: bytes per head parameter for each chunk of the loss, which reads the head and accumulates
-# its gradient.
+# Coefficients of the memory traffic, fitted to the steps of the SODA suite compiled for v5p (the
+# table in docs/plan.md, which a test checks). _PASSES: how often the activations of a layer are
+# read or written, by remat policy ("none" uses the value of "dots", "offload" that of "full").
+# _LOGIT: bytes per logit. _HEAD: bytes per head parameter for each chunk of the loss, which reads
+# the head and accumulates its gradient.
 _PASSES = {"none": 22.0, "dots": 22.0, "attention": 13.0, "full": 14.0, "offload": 14.0}
 _LOGIT, _HEAD = 18.5, 16.0
-# FLOPs that remat adds, as a fraction of the FLOPs of the layers, of which the forward pass is a third.
+# FLOPs that remat adds, as a fraction of the training FLOPs of the layers. Recomputing the whole
+# forward pass adds 1/3.
 _RECOMPUTED = {"none": 0.0, "dots": 0.0, "attention": 0.3, "full": 1 / 3, "offload": 1 / 3}
 
 
@@ -36,7 +37,7 @@ def estimate_step(
     Args:
       config: settings of the run.
       decoder: config of the decoder.
-      mesh: number of devices along each axis; the sharding rules define what each axis splits.
+      mesh: number of devices along each axis; `rules.MESH_AXES` defines what each axis splits.
       platform: platform of the devices.
     """
     sequence, tensor = ways(mesh, "sequence"), ways(mesh, "mlp")
@@ -50,18 +51,18 @@ def estimate_step(
     attention = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
     inner = (attention + 3 * decoder.intermediate_size) / tensor + 4 * decoder.hidden_size
     kept = _kept(decoder, tensor, platform, inner)
-    # The peak is in the backward pass of a layer or in the loss, never in both at once.
+    # Memory peaks either in the backward pass of a layer or in the loss, never in both at once.
     steady = F32 * size / split + wide * size / split + decoder.num_layers * micro * kept * wide
     gathered = 2 * layer * (1 / split + 1 / tensor)  # weights of two layers
     backward = wide * (gathered + micro * _working(decoder, tensor, platform))
     loss = vocabulary * (wide + F32)  # the head and its gradient, gathered over `embed`
     loss += 2 * F32 * chunk * decoder.vocabulary.rows / tensor
     loss += 2 * micro * decoder.hidden_size * wide
-    inputs = decoder.num_layers * decoder.hidden_size * wide  # of all layers, bytes per token
+    inputs = decoder.num_layers * decoder.hidden_size * wide  # bytes per token, all layers
     memory = Memory(
         parameters=F32 * size / split,
         optimizer=2 * F32 * size / split,
-        batch=tokens * 17,
+        batch=tokens * 17,  # in a Batch, a token has four 4-byte fields and one of 1 byte
         temporaries=steady + max(backward, loss),
         code=0.0,
         host=inputs * micro if decoder.remat == "offload" else 0.0,
@@ -74,7 +75,7 @@ def estimate_step(
     flops = whole + late + _RECOMPUTED[decoder.remat] * (whole + late - head)
     flops = flops * all_tokens / math.prod(mesh.values())
     costs = Costs(flops=flops, flops_once=flops)
-    # Weights are read at each use; the state is read and written once.
+    # Weights are read at each use. The training state is read and written once per step.
     costs.bytes = config.gradient_accumulation * 3 * wide * size / tensor + 7 * F32 * size / split
     costs.bytes += decoder.num_layers * tokens * inner * wide * _PASSES[decoder.remat]
     costs.bytes += tokens * decoder.vocabulary.rows / tensor * _LOGIT
@@ -86,7 +87,7 @@ def estimate_step(
 
 
 def _head_columns(decoder: DecoderConfig, platform: str) -> int:
-    """Returns head_dim in the attention kernel; on a TPU it is padded to a multiple of 128."""
+    """Returns head_dim as in the attention kernel, which on a TPU pads it to a multiple of 128."""
     tile = 128 if platform == "tpu" else 1
     return -(-decoder.head_dim // tile) * tile
 
@@ -95,7 +96,7 @@ def _kept(decoder: DecoderConfig, tensor: int, platform: str, inner: float) -> f
     """Returns the number of elements per token and layer that are saved for the backward pass."""
     results = decoder.num_heads * decoder.head_dim
     if platform == "tpu":
-        # Splash saves its result and the logsumexp in f32; the model saves the result once more.
+        # Splash saves its result, and the logsumexp in f32. The model saves the result again.
         results += decoder.num_heads * (_head_columns(decoder, platform) + 2)
     inputs = (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
     dots = (results + inputs + 2 * decoder.intermediate_size) / tensor
@@ -111,9 +112,9 @@ def _kept(decoder: DecoderConfig, tensor: int, platform: str, inner: float) -> f
 def _working(decoder: DecoderConfig, tensor: int, platform: str) -> float:
     """Returns the number of elements per token that are live in the backward pass of one layer.
 
-    They are queries, keys, values and attention results, half of them in two layouts; gate, up and
-    their gradients; and five vectors of hidden_size, with "offload" eight more for copies in flight
-    (measured on one compiled step).
+    The sum has queries, keys, values and attention results, half of which exist in two layouts;
+    gate, up and their gradients; and five vectors of hidden_size. "offload" adds eight such vectors
+    for copies in flight (measured on one compiled step).
     """
     heads = decoder.num_heads + decoder.num_kv_heads
     attention = 1.5 * 2 * heads * _head_columns(decoder, platform)
@@ -124,7 +125,7 @@ def _working(decoder: DecoderConfig, tensor: int, platform: str) -> float:
 def _collectives(
     config: RunConfig, decoder: DecoderConfig, mesh: Mapping[str, int], wide: int, tokens: float
 ) -> Iterator[Collective]:
-    """Yields the collectives of a step over each mesh axis, derived from what the axis splits."""
+    """Yields the collectives that a step needs over each mesh axis, given what the axis splits."""
     sequence, tensor, layers = ways(mesh, "sequence"), ways(mesh, "mlp"), decoder.num_layers
     weights = wide * decoder.parameters / tensor
     gradients = 2 * weights / ways(mesh, "embed")

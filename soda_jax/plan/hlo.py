@@ -1,11 +1,12 @@
 """Parses the text of a compiled program (HLO), and counts the FLOPs of its matrix products.
 
-XLA's own cost analysis counts the body of a loop once, and a Pallas kernel by its `cost_estimate`,
-if it has one. `costs.py` walks the parsed program instead, multiplies each loop by its trip count,
-and counts each kernel by FLOPs that the caller passes.
+XLA's own cost analysis counts the body of a loop once, and a Pallas kernel only if the kernel has a
+`cost_estimate`. Instead, `costs.py` walks the parsed program, multiplies the costs of a loop
+body by the trip count, and uses FLOPs of kernels that the caller passes.
 
-The conventions are those of XLA's analysis: a product has 2 · m · n · k FLOPs, an instruction reads its
-operands and writes its result, and the instructions inside a fusion move no bytes.
+The conventions are otherwise those of XLA's analysis: a matrix product has 2 · m · n · k FLOPs, an
+instruction reads its operands and writes its result, and the instructions inside a fusion move no
+bytes.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-HOST = 5  # the memory space of the host, `kHostMemorySpace` in XLA's layouts
+HOST = 5  # memory space of the host, XLA's `kHostMemorySpace`
 _BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
     "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1,
@@ -27,11 +28,11 @@ _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of the program, or its shard on one device.
+    """An array of the program, with the shape that it has on one device.
 
     Attributes:
       type: element type, such as "bf16".
-      shape: its dimensions.
+      shape: size of each dimension.
       space: memory space; 0 is the main memory of the device (HBM), `HOST` the memory of the host;
         other spaces are on the chip (VMEM, …).
     """
@@ -51,12 +52,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name, opcode: as in the text.
-      arrays: arrays of its result, several for a tuple.
-      operands: names of its operands.
+      name, opcode: as in the text of the program.
+      arrays: the array that it computes, or several for a tuple.
+      operands: names of the operands.
       text: the attributes after the operands.
-      arguments: text in parentheses, such as the number of a parameter or the value of a constant.
-      root: whether it is the result of its computation.
+      arguments: text in the parentheses, such as operands or the value of a constant.
+      root: whether its result is that of the computation.
     """
 
     name: str
@@ -68,14 +69,14 @@ class Instruction:
     root: bool
 
     def called(self, key: str) -> str | None:
-        """Returns the computation that an attribute (`calls`, `body`, …) names."""
+        """Returns the name of the computation in an attribute such as `calls` or `body`."""
         found = re.search(rf"\b{key}=%([\w.\-]+)", self.text)
         return found[1] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """The computations of a program by name; each maps names to instructions, in order."""
+    """A program: its computations by name, each a mapping from names to instructions, in order."""
 
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
@@ -89,7 +90,7 @@ def parse_module(text: str) -> Module:
     """Parses the text of a compiled program (`Compiled.as_text()`).
 
     Raises:
-      ValueError: if it has no entry computation.
+      ValueError: if the text has no entry computation.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
@@ -122,7 +123,7 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Returns the index after the parenthesis that closes the one at `start`."""
+    """Returns the index after the parenthesis that closes the parenthesis at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -142,8 +143,9 @@ def _arrays(text: str) -> Iterator[Array]:
 def trip_count(module: Module, loop: Instruction) -> int | None:
     """Returns the trip count of a `while`; None if the text does not contain it.
 
-    XLA for CPU and GPU writes the number into the text. For TPU it is read from the condition, which
-    compares a counter that starts at 0 with a constant.
+    XLA for CPU and GPU writes the trip count into the text. For a TPU, the trip count is read from
+    the condition, which must compare a counter with a constant; the counter is assumed to start at
+    0 and to increase by 1.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
         return int(known[1])
@@ -158,7 +160,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 
 def product_flops(line: Instruction, lines: Mapping[str, Instruction]) -> int:
-    """Returns the FLOPs of a `dot` or `convolution`; `lines` is its computation."""
+    """Returns the FLOPs of a `dot` or `convolution` in the computation `lines`."""
     out = line.arrays[0]
     left, right = (lines[name].arrays[0] for name in line.operands[:2])
     if line.opcode == "dot":
@@ -195,7 +197,7 @@ def _windows(text: str, count: int) -> list[tuple[int, ...]]:
 def _window_pairs(
     length: int, out: int, size: int, stride: int, before: int, base: int, dilation: int
 ) -> int:
-    """Returns the number of pairs of output and window positions that read an input and not padding."""
+    """Returns the number of (output, window) positions that read an input and not padding."""
     if size == 1 and stride == 1 and before == 0 and base == 1:
         return min(out, length)
     pairs, last = 0, (length - 1) * base

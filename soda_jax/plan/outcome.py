@@ -1,4 +1,4 @@
-"""The result of `soda plan` for one training step, as text and as JSON."""
+"""Formats the result of `soda plan` for one training step as text and as JSON."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ _MEMORY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome(Step):
-    """The training step of a config on a topology.
+    """A planned training step, with the config and topology that it was planned for.
 
     Attributes:
-      topology: the chips.
+      topology: the chips and their connections.
       mesh: number of devices along each axis.
       config: settings of the run.
       decoder: config of the decoder.
-      price: price of one chip for one hour, None if unknown.
+      price: price per chip hour; None if unknown.
     """
 
     topology: Topology
@@ -51,19 +51,19 @@ class Outcome(Step):
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Number of tokens per step."""
         return self.config.batch_size * self.config.data.sequence_length
 
     @property
     def model_flops(self) -> float:
-        """FLOPs of a step by the definition of MFU, summed over all devices."""
+        """Model FLOPs of a step, as the MFU counts them, summed over all devices."""
         sequence = self.config.data.sequence_length
         return self.decoder.training_flops_per_token(sequence) * self.tokens
 
     def bounds(self) -> dict[str, float]:
         """Returns a lower bound of the step time in seconds for each resource."""
         chip = self.topology.chip
-        parts = chip.devices  # devices per chip, which share its rates
+        parts = chip.devices  # the devices of a chip share its rates
         found = {
             "arithmetic": self.costs.flops * parts / chip.flops,
             "memory": self.costs.bytes * parts / chip.bandwidth,
@@ -80,7 +80,7 @@ class Outcome(Step):
         return found
 
     def _leaves_node(self, axes: tuple[str, ...]) -> bool:
-        """Returns whether a group of GPUs along these axes spans several nodes."""
+        """Returns whether GPUs that communicate along these axes are in several nodes."""
         node = self.topology.devices // self.topology.domains
         inner, spans = 1, False
         for name in reversed(list(self.mesh)):
@@ -91,24 +91,24 @@ class Outcome(Step):
 
     @property
     def seconds(self) -> float:
-        """The roofline: the largest bound, which assumes that all other work overlaps with it."""
+        """Roofline in seconds: the largest bound, assuming that all other work overlaps with it."""
         return max(self.bounds().values())
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """Sort key, lowest first: the roofline, then the sum of all bounds, then the memory."""
+        """Sort key, best first: the roofline, then the sum of all bounds, then the memory."""
         return round(self.seconds, 3), round(sum(self.bounds().values()), 3), self.memory.total
 
     @property
     def micro_batch(self) -> tuple[float, float]:
-        """Windows per micro-batch of a device, and positions of each window on that device."""
+        """Windows per micro-batch on one device, and positions of each window on that device."""
         shards = ways(self.mesh, "batch") * self.config.gradient_accumulation
         positions = self.config.data.sequence_length / ways(self.mesh, "sequence")
         return self.config.batch_size / shards, positions
 
     @property
     def mfu_bound(self) -> float:
-        """Upper bound of the MFU: the value for a step that takes exactly the roofline."""
+        """Upper bound of the MFU, reached if a step takes exactly as long as the roofline."""
         return self.model_flops / self.seconds / (self.topology.chip.flops * self.topology.chips)
 
     @property
@@ -117,7 +117,7 @@ class Outcome(Step):
         return self.memory.total <= self.topology.memory
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all numbers, in bytes, seconds and FLOPs."""
+        """Returns all results as JSON, in bytes, seconds and FLOPs."""
         days = self.config.steps * self.seconds / 86_400
         hours = days * 24 * self.topology.chips
         return {
@@ -156,7 +156,7 @@ class Outcome(Step):
         }
 
     def _collectives(self) -> list[dict[str, Any]]:
-        """Returns one row per kind and axes of the collectives, sorted by bytes, largest first."""
+        """Returns one row per kind and mesh axes of collectives, the most bytes first."""
         rows: dict[Any, dict[str, Any]] = {}
         for one in self.costs.collectives:
             row: dict[str, Any] = {"axes": list(one.axes), "kind": one.kind}
@@ -227,7 +227,7 @@ class Outcome(Step):
 
 
 def table(outcomes: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> str:
-    """Returns the outcomes of a search as a table, and a line per candidate that does not fit."""
+    """Returns a table of the outcomes of a search, and a line for each candidate that failed."""
     rows = [
         "| mesh | micro-batch per device | accumulate | remat | memory, GiB | step, ms | limited "
         "by | MFU at most | days |",
@@ -246,5 +246,5 @@ def table(outcomes: Sequence[Outcome], failed: Sequence[tuple[str, str]]) -> str
 
 
 def mesh_name(mesh: Mapping[str, int]) -> str:
-    """Returns the mesh axes that have more than one device, such as `data=2 × fsdp=4`."""
+    """Returns the mesh axes with more than one device as text, such as `data=2 × fsdp=4`."""
     return " × ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "1 device"

@@ -19,7 +19,7 @@ from soda_jax.train.program import check_attention, check_sizes
 
 
 class Planner:
-    """Plans one config, and variants of it, for one topology.
+    """Plans a config, and variants of this config, for one topology.
 
     Attributes:
       config: settings of the run.
@@ -40,9 +40,9 @@ class Planner:
           config: settings of the run.
           layout: vocabulary layout of the data sets.
           topology: the chips to plan for.
-          price: price of one chip for one hour, None if unknown.
-          estimate: estimate instead of compiling. GPUs that this machine does not have are
-            always estimated.
+          price: price per chip hour; None if unknown.
+          estimate: whether to estimate instead of compiling. Steps on GPUs that this machine does
+            not have are always estimated.
         """
         self.config, self.topology = run_config(config), topology
         self._layout, self._price = layout, price

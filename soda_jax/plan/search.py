@@ -1,7 +1,8 @@
 """`soda plan --search`: finds the fastest mesh, micro-batch and remat that fit.
 
-The global batch is part of the recipe, so the search does not change it; `gradient_accumulation`
-varies the micro-batch per device. All candidates are estimated, and only the best are compiled.
+The search does not change the global batch size, which is part of the recipe, but varies the
+micro-batch per device with `gradient_accumulation`. All candidates are estimated, and only the best
+are compiled.
 """
 
 import dataclasses
@@ -24,8 +25,8 @@ from soda_jax.plan.topologies import Topology
 from soda_jax.progress import progress
 from soda_jax.schema import RunConfig, to_dict
 
-# Sizes to try for a mesh axis besides that of the config. For axes that split `embed`, all divisors
-# of the devices per slice are tried.
+# Sizes to try for a mesh axis in addition to the size in the config. For axes that split `embed`,
+# all divisors of the number of devices per slice are tried instead.
 SPLITS = (1, 2, 4, 8)
 # A candidate whose estimated memory exceeds the device memory by this factor is not compiled.
 HOPELESS = 1.5
@@ -35,7 +36,7 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
     """Compiles at most `count` candidates and prints those that fit; returns 0 if one fits, else 1.
 
     Raises:
-      UserError: if the batch cannot be split over the devices, or no candidate is a valid config.
+      UserError: if no mesh can split the batch, or no candidate is a valid config.
     """
     config, topology = planner.config, planner.topology
     families = _families(planner)
@@ -66,8 +67,8 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
 def candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
     """Yields variants of the config with every valid mesh, remat policy and accumulation.
 
-    dcn is the number of slices, and data takes the remaining devices. The compiler pads a parameter
-    to a tile of columns per device, so narrower shards are tried only if the config has them.
+    dcn is the number of slices, and the size of data follows from the other axes. Shards of fewer
+    than `TILE` columns, which the compiler would pad, are tried only if the config has them.
     """
     own = {name: max(1, size) for name, size in to_dict(config.mesh).items()}
     within = topology.devices // topology.slices
@@ -111,18 +112,18 @@ def _splits_model(
 
 
 def _divisions(windows: int, own: int) -> list[int]:
-    """Returns the divisors of `windows` that are powers of two or `own`: micro-batches to try."""
+    """Returns divisors of `windows` to try as gradient_accumulation: powers of two and `own`."""
     doubled = itertools.takewhile(lambda n: n <= windows, (2**n for n in itertools.count()))
     return [n for n in sorted({*doubled, own}) if n >= 1 and windows % n == 0]
 
 
 def _families(planner: Planner) -> list[list[Outcome]]:
-    """Estimates all candidates and groups them by mesh and remat policy, each group in `_order`.
+    """Estimates all candidates and groups them by mesh and remat policy, sorted by `_order`.
 
     Candidates that need more than `HOPELESS` times the memory of a device are dropped.
 
     Raises:
-      UserError: if no candidate splits the batch, or none is a valid config.
+      UserError: if no mesh can split the batch, or no candidate is a valid config.
     """
     families: dict[tuple[str, str], list[Outcome]] = {}
     tried, estimated, refused = 0, 0, None
@@ -148,7 +149,7 @@ def _families(planner: Planner) -> list[list[Outcome]]:
 
 
 def _order(estimate: Outcome) -> tuple[float, ...]:
-    """Returns the sort key of an estimate: those that fit by rank, then the others by memory."""
+    """Returns a sort key: estimates that fit come first, by rank, then the others, by memory."""
     if estimate.fits:
         return (0.0, *estimate.rank)
     return (1.0, estimate.memory.total, *estimate.rank)
@@ -157,11 +158,14 @@ def _order(estimate: Outcome) -> tuple[float, ...]:
 def _compile_best(
     planner: Planner, families: list[list[Outcome]], count: int
 ) -> tuple[list[Outcome], list[tuple[str, str]]]:
-    """Compiles at most `count` candidates; returns those that fit, and why the others do not.
+    """Compiles at most `count` candidates, the best estimates first.
 
-    For each mesh and remat policy, the fastest micro-batch is compiled first, and smaller ones only
-    if it does not fit. The ratio of compiled to estimated memory is kept per remat policy, to skip
+    For each mesh and remat policy, the next micro-batch is compiled only if the one before does not
+    fit. The last ratio of compiled to estimated memory is kept for each remat policy, to skip
     candidates that would not fit.
+
+    Returns:
+      the candidates that fit, and (name, reason) of those that failed.
     """
     room = planner.topology.memory
     ratios: dict[str, float] = {}
@@ -199,7 +203,7 @@ def _compile_best(
 
 
 def _name(outcome: Outcome) -> str:
-    """Returns mesh, micro-batch and remat as one line."""
+    """Returns mesh, micro-batch, accumulation and remat policy as one line."""
     config = outcome.config
     return (
         f"{mesh_name(outcome.mesh)}, {outcome.micro_batch[0]:g} windows per device, "

@@ -1,4 +1,4 @@
-"""Topologies that `soda plan` accepts: their names on the command line, and devices to compile for."""
+"""Parses the topologies of `soda plan`, and creates the abstract TPU devices to compile for."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ from soda_jax.errors import UserError
 from soda_jax.hardware import CHIPS, GPU_MEMORY_FRACTION, Chip
 
 EXAMPLES = "v4:2x2x4, v5e:4x8, v5p:4x4x8, v6e:8x8, tpu7x:2x2x1, h100:8"
-CUBE = 4  # side in chips of the cubes that slices of v4, v5p and tpu7x consist of
+CUBE = 4  # large slices of v4, v5p and tpu7x consist of cubes of 4 × 4 × 4 chips
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A number of chips of one kind and how they are connected.
+    """Chips of one kind, and how they are connected.
 
     Attributes:
       chip: the kind of chip.
       shape: chips along each dimension of a slice; `(n,)` for GPUs.
-      slices: number of slices, which the data-center network connects.
+      slices: number of slices, which are connected by the data-center network.
     """
 
     chip: Chip
@@ -30,12 +30,12 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Chips of all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """Devices as JAX counts them, the size of a mesh."""
+        """Number of JAX devices, which is the size of the mesh."""
         return self.chips * self.chip.devices
 
     @property
@@ -56,16 +56,16 @@ class Topology:
 
     @property
     def memory(self) -> float:
-        """Bytes of a device that the training step may use.
+        """Bytes of device memory that the training step may use.
 
         Raises:
-          UserError: if XLA_PYTHON_CLIENT_MEM_FRACTION, which applies to GPUs, is not a fraction.
+          UserError: if XLA_PYTHON_CLIENT_MEM_FRACTION, which is used for GPUs, is not in (0, 1].
         """
         return self.chip.usable * (1.0 if self.is_tpu else _gpu_fraction())
 
     @property
     def size(self) -> str:
-        """Number of chips, and of devices if they differ, as text."""
+        """Number of chips as text, with the number of devices if it differs."""
         chips = f"{self.chips} chip{'s' * (self.chips > 1)}"
         return chips if self.devices == self.chips else f"{chips} ({self.devices} devices)"
 
@@ -78,8 +78,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     """Parses the topology `CHIP:SHAPE`, such as v5p:4x4x8 or h100:8.
 
     Raises:
-      UserError: for an unknown chip, a shape that no slice has, GPUs that do not fill whole nodes, or
-        slices below 1.
+      UserError: if the chip is unknown, no slice has this shape, the GPUs do not fill whole nodes,
+        or `slices` is below 1.
     """
     name, _, size = text.lower().partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", size):
@@ -108,10 +108,13 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 
 def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
-    """Raises UserError for a shape that no slice has; the compiler can abort the process on such a shape."""
+    """Raises UserError if no slice has this shape.
+
+    The check is needed because such a shape can make the TPU compiler abort the process.
+    """
     assert chip.largest is not None
     if len(shape) == 2:
-        # Slices of a square pod: powers of two, and no side more than twice the other.
+        # Both sides are powers of two, and the longer one is at most twice the shorter one.
         sides = [2**n for n in range(chip.largest[0].bit_length())]
         slices = [(a, b) for a in sides for b in sides if a <= b <= 2 * a]
         if tuple(sorted(shape)) not in slices:
@@ -153,13 +156,13 @@ def _gpu_fraction() -> float:
 
 
 def set_compiler_environment() -> None:
-    """Sets the environment variables of the TPU compiler; must run before the first import of jax."""
+    """Sets environment variables of the TPU compiler; call it before the first import of jax."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     settings = {
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server
+        "TPU_SKIP_MDS_QUERY": "1",  # this machine has no metadata server
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans may run at once
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any known type: each compilation names its topology
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any known type; each compilation passes a topology
         "TPU_MIN_LOG_LEVEL": "3",
         "TPU_STDERR_LOG_LEVEL": "3",
     }
@@ -183,7 +186,7 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     chip = topology.chip
-    # The compiler expects the shape of a host; a slice smaller than a host is the host.
+    # The compiler needs the shape of a host; a slice smaller than a host is treated as one host.
     bounds = tuple(map(min, topology.shape, chip.host))
     name = f"{chip.name}:{_shape(topology.shape)}"
     settings: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}

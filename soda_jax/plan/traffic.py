@@ -1,11 +1,11 @@
-"""Counts the bytes that an instruction moves in the main memory (HBM), and to or from the host."""
+"""Counts the bytes that an instruction moves in main memory (HBM), and to or from the host."""
 
 import re
 from collections.abc import Mapping
 
 from soda_jax.plan.hlo import HOST, Array, Instruction, Module
 
-# Instructions that move no bytes; neither does the end of an asynchronous one (…-done).
+# Instructions that move no bytes. The …-done half of an asynchronous instruction moves none either.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "add-dependency", "async-update",
@@ -13,7 +13,7 @@ _FREE = {
 
 
 def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instruction]) -> float:
-    """Returns the bytes that an instruction reads from and writes to the main memory.
+    """Returns the bytes that an instruction reads from and writes to main memory.
 
     Args:
       module: the program.
@@ -32,7 +32,8 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
     if line.opcode != "fusion":
         read = sum(_main(a) for name in line.operands for a in lines[name].arrays)
         return float(read + sum(map(_main, line.arrays)))
-    # An output aliased to an operand moves no bytes, as in fusions that continue a collective.
+    # An output that is aliased to an operand moves no bytes, for example in fusions that continue
+    # a collective.
     kept = _aliased(line)
     inner = module.fused(line)
     result = float(sum(size for n, size in enumerate(_written(line, inner)) if n not in kept))
@@ -51,9 +52,9 @@ def main_bytes(module: Module, line: Instruction, lines: Mapping[str, Instructio
 
 
 def _written(line: Instruction, inner: Mapping[str, Instruction]) -> list[int]:
-    """Returns the bytes that each output of a fusion writes to the main memory.
+    """Returns, for each output of a fusion, the bytes written to main memory.
 
-    For an output of a dynamic-update-slice, only the update counts.
+    For the output of a dynamic-update-slice, only the update is counted.
     """
     root = next((one for one in inner.values() if one.root), None)
     names = root.operands if root is not None and root.opcode == "tuple" else ()
@@ -66,7 +67,10 @@ def _written(line: Instruction, inner: Mapping[str, Instruction]) -> list[int]:
 
 
 def _update(one: Instruction | None, inner: Mapping[str, Instruction]) -> int | None:
-    """Returns the bytes that a dynamic-update-slice writes, also through bitcasts, else None."""
+    """Returns the bytes that a dynamic-update-slice writes; None for another instruction.
+
+    Bitcasts of the result are skipped.
+    """
     while one is not None and one.opcode == "bitcast":
         one = inner.get(one.operands[0])
     if one is None or one.opcode != "dynamic-update-slice":
@@ -86,24 +90,27 @@ def host_bytes(line: Instruction, lines: Mapping[str, Instruction]) -> float:
 
 
 def _ends(line: Instruction, lines: Mapping[str, Instruction]) -> tuple[Array, Array]:
-    """Returns source and target of a copy, slice or update; their shapes may be those of the whole array."""
+    """Returns source and target of a copy, slice or update.
+
+    The source of a slice and the target of an update have the shape of the whole array.
+    """
     operands = [lines[name].arrays[0] for name in line.operands if lines[name].arrays]
     if line.opcode.startswith("dynamic-update-slice"):
         return operands[1], operands[0]
     if line.opcode == "dynamic-slice-start":  # ((operands …), target, context)
         return operands[0], line.arrays[len(operands)]
-    return operands[0], line.arrays[0]  # of a copy-start: (target, source, context)
+    return operands[0], line.arrays[0]  # the result of a copy-start is (target, source, context)
 
 
 def _aliased(line: Instruction) -> dict[int, int]:
-    """Returns the aliased outputs of a fusion: index of the output → index of the operand."""
+    """Returns the aliased outputs of a fusion, as index of the output → index of the operand."""
     found = re.search(r"output_to_operand_aliasing=\{(.*?)\}(?:, [a-z]|$)", line.text)
     pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", found[1]) if found else []
     return {int(output): int(operand) for output, operand in pairs}
 
 
 def _read(user: Instruction, parameter: str | None) -> float:
-    """Returns the bytes of a fusion's parameter that `user` reads; infinity if it reads all."""
+    """Returns how many bytes of a fusion's parameter `user` reads; infinity if it reads all."""
     if user.operands[0] == parameter:
         if user.opcode in ("dynamic-slice", "slice", "gather"):
             return float(user.arrays[0].bytes)

@@ -1,4 +1,4 @@
-"""The content of a report."""
+"""Dataclasses for the content of a report."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """Audio with a caption, f32 mono `[samples]` in −1 … 1."""
+    """Audio, f32 mono `[samples]` in −1 … 1, with a caption."""
 
     caption: str
     audio: np.ndarray
@@ -18,7 +18,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """One output of the model.
+    """One output of the model, with its input.
 
     Attributes:
       kind: the task.
@@ -27,7 +27,7 @@ class Sample:
       clips: input and output audio, in this order.
       prompt_text: input text, if any.
       reference: correct transcript, if there is one.
-      result: output text: the transcript of the model, or of a recognizer.
+      result: output text, which is a transcript by the model or by a recognizer.
       note: a remark, for example that the utterance reached the length limit.
     """
 
@@ -52,10 +52,10 @@ class ReportContent:
       metrics: path of the run's `metrics.jsonl`.
       evaluation: result of `soda_jax.evaluate.evaluators.evaluate`.
       samples: outputs of the model.
-      facts: properties of the run, such as parameters and hours of audio, shown as given.
+      facts: properties of the run by name, such as the number of parameters; shown unchanged.
       commands: (description, command line) of next steps.
       resumed_at: steps from which the run was resumed.
-      peak: the peak rate that the MFU is relative to, as text.
+      peak: the peak FLOP/s that the MFU is relative to, as text.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Draws figures of a run with matplotlib; exports them as SVG in the colors of the page, or PNG."""
+"""Draws figures of a run with matplotlib, and exports them as SVG for the page or as PNG."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-# A color that no figure uses; in SVG it is replaced by the text color of the page.
+# A placeholder color; in SVG it is replaced by the text color of the page.
 _INK = "#010203"
 _TRAINING, _VALIDATION, _BIGRAM, _UNIGRAM = "#5b8fd1", "#e0782f", "#3f9a6b", "#9a86c9"
 _STYLE: Any = {  # matplotlib rcParams
@@ -44,7 +44,7 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 def _styled(draw: Drawing) -> Drawing:
-    """Decorates a function that draws in `_STYLE` without a display; imports matplotlib late."""
+    """Returns a drawing function that uses `_STYLE` and no display; matplotlib is imported late."""
 
     @functools.wraps(draw)
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -65,11 +65,11 @@ def loss_figure(
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     resumed_at: Sequence[int] = (),
 ) -> "Figure":
-    """Returns training and held-out loss in nats per token over the steps, one panel per class.
+    """Returns a figure of training and held-out loss over the steps, with one panel per class.
 
     Args:
       rows: rows of `metrics.jsonl`.
-      classes: names of the classes, `loss/<name>` in the rows.
+      classes: names of the token classes; the rows have their losses as `loss/<name>`.
       baselines: held-out loss vectors of "unigram" and "bigram", drawn as horizontal lines.
       resumed_at: steps from which the run was resumed.
     """
@@ -101,7 +101,7 @@ def loss_figure(
 
 @_styled
 def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure":
-    """Returns tokens per second, MFU and data wait over the steps.
+    """Returns a figure of tokens per second, MFU and data wait over the steps.
 
     Args:
       rows: rows of `metrics.jsonl`.
@@ -127,7 +127,7 @@ def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure"
 
 @_styled
 def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
-    """Returns waveform and log-mel spectrogram of a clip.
+    """Returns a figure of the waveform and the log-mel spectrogram of a clip.
 
     Args:
       audio: f32 mono `[samples]` in −1 … 1.
@@ -157,7 +157,7 @@ def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
 
 
 def svg(figure: "Figure", label: str) -> str:
-    """Returns a figure as an inline `<svg>` element in the text color of the page, and closes it.
+    """Closes a figure and returns it as an inline `<svg>` element in the text color of the page.
 
     Args:
       figure: the figure.
@@ -177,12 +177,12 @@ def svg(figure: "Figure", label: str) -> str:
     start, rest = text.split(">", 1)
     named = f'{start} role="img" aria-label="{html.escape(label)}">'
     body = rest.partition("</metadata>")[2] or rest
-    # Groups have the same ids in every figure, and nothing refers to them.
+    # Groups have the same ids in every figure; they are removed, because nothing refers to them.
     return named + re.sub(r'<g id="[^"]*"', "<g", body)
 
 
 def png(figure: "Figure", dots_per_inch: int = 150) -> bytes:
-    """Returns a figure as PNG on white, for documents, and closes it."""
+    """Closes a figure and returns it as PNG with a white background, for documents."""
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
@@ -208,7 +208,7 @@ def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Returns the centered moving average over a thirtieth of the run."""
+    """Returns the centered moving average over a thirtieth of the values."""
     reach = len(values) // 60
     if not reach:
         return values
@@ -219,7 +219,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _envelope(audio: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns lowest and highest sample of about `columns` consecutive parts."""
+    """Returns the lowest and the highest sample of each of about `columns` consecutive parts."""
     if not len(audio):
         return np.zeros(1), np.zeros(1)
     starts = np.unique(np.linspace(0, len(audio), columns, endpoint=False).astype(np.int64))

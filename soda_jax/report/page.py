@@ -1,6 +1,7 @@
 """Writes a report as one HTML file.
 
-Each section is a function from the content to HTML, empty if there is nothing to show.
+A function from `ReportContent` to HTML makes each section; the result is empty if the content has
+nothing to show.
 """
 
 import base64
@@ -22,11 +23,11 @@ from soda_jax.report import figures
 from soda_jax.report.content import Clip, ReportContent, Sample
 from soda_jax.train.metric_logs import read_metrics
 
-_EXAMPLES = 12  # examples shown; the rest is collapsed in <details>
+_EXAMPLES = 12  # examples shown; further ones are collapsed in <details>
 
 
 def write_report(path: str | PathLike[str], content: ReportContent) -> None:
-    """Writes a report as one HTML file that contains its figures and audio and needs no network.
+    """Writes a report as one HTML file with embedded figures and audio, readable offline.
 
     Raises:
       UserError: if matplotlib is not installed.
@@ -50,7 +51,7 @@ def render(content: ReportContent) -> str:
 
 
 def facts(content: ReportContent) -> str:
-    """Returns the properties of the run."""
+    """Returns the section with the properties of the run."""
     rows = "".join(
         f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in content.facts.items()
     )
@@ -58,7 +59,7 @@ def facts(content: ReportContent) -> str:
 
 
 def stages(content: ReportContent) -> str:
-    """Returns the time of each stage, with bars."""
+    """Returns the section with the duration of each stage, as a table with bars."""
     if not content.stages:
         return ""
     total = sum(seconds for _, seconds in content.stages)
@@ -74,7 +75,7 @@ def stages(content: ReportContent) -> str:
 
 
 def curves(content: ReportContent) -> str:
-    """Returns loss curves and throughput."""
+    """Returns the sections with loss curves and throughput."""
     rows = read_metrics(content.metrics) if content.metrics else []
     if not rows:
         return ""
@@ -107,7 +108,7 @@ def curves(content: ReportContent) -> str:
 
 
 def held_out(content: ReportContent) -> str:
-    """Returns the table of losses by class: model, unigram, bigram."""
+    """Returns the section with the held-out losses of model, unigram and bigram by token class."""
     evaluation = content.evaluation
     if "loss" not in evaluation:
         return ""
@@ -145,7 +146,7 @@ def held_out(content: ReportContent) -> str:
 
 
 def word_errors(content: ReportContent) -> str:
-    """Returns ASR and TTS word error rates, with transcripts and references."""
+    """Returns the section with ASR and TTS word error rates, transcripts and references."""
     cards = []
     if asr := content.evaluation.get("asr"):
         examples = [(row["reference"], row["hypothesis"]) for row in asr["examples"]]
@@ -181,13 +182,13 @@ def word_errors(content: ReportContent) -> str:
 
 
 def samples(content: ReportContent) -> str:
-    """Returns the samples, with spectrograms and players."""
+    """Returns the section with the samples, their spectrograms and audio players."""
     body = "".join(_sample(sample, number) for number, sample in enumerate(content.samples, 1))
     return _section("Samples", f'<div class="grid">{body}</div>') if body else ""
 
 
 def commands(content: ReportContent) -> str:
-    """Returns the commands of next steps."""
+    """Returns the section with the commands for next steps."""
     body = "".join(
         f"<div>{_text(what)}</div><pre>{_text(line)}</pre>" for what, line in content.commands
     )

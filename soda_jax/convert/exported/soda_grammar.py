@@ -10,8 +10,8 @@ In a legal document the codebooks are in order, every span is closed and every f
     grammar = SodaGrammar.from_pretrained(folder, max_frames=375)
     model.generate(**inputs, logits_processor=[grammar], max_new_tokens=4000)
 
-Each row of a batch must be the beginning of a legal document, starting with BOS; shorter rows are
-padded on the left. A row whose document has ended continues with EOS or padding.
+Each row of a batch must be the beginning of a legal document, starting with BOS. Shorter rows must
+be padded on the left. A row whose document has ended continues with EOS or padding.
 
 Requires torch, transformers and the tables in grammar.json in the same folder.
 """
@@ -31,8 +31,9 @@ _FORMAT_VERSION = 1
 class SodaGrammar(LogitsProcessor):
     """A logits processor that allows only legal next tokens.
 
-    It stores the state of each row, so the cost of a step does not grow with the length; rows may
-    be reordered between steps, as in beam search. Any other input is treated as a new prompt.
+    The state of each row is stored between calls, so the cost of a step does not grow with the
+    length. Rows may be reordered between steps, as in beam search. If a row does not extend a row
+    of the last call by one token, all rows are treated as new prompts.
     """
 
     def __init__(
@@ -42,18 +43,18 @@ class SodaGrammar(LogitsProcessor):
         max_frames: int = 0,
         padding: int | None = None,
     ):
-        """Sets up the automaton.
+        """Builds the automaton from its tables.
 
         Args:
           tables: the content of grammar.json.
-          codebooks: number of codebooks per frame in the document; 0 for all.
-          max_frames: maximum number of new frames in all audio spans together. When it is
-            reached, the open span is closed. 0 for no limit.
+          codebooks: number of codebooks per frame in the document; 0 = all.
+          max_frames: maximum total number of new frames in all audio spans; 0 = no limit. At the
+            limit, only the token that closes the span is legal.
           padding: id of the padding token; None uses the id in `tables` (EOS).
 
         Raises:
-          ValueError: if the tables have another version, the model does not have this number of
-            codebooks, or the padding id is BOS or outside the vocabulary.
+          ValueError: if the tables have another format version, the model has fewer codebooks than
+            `codebooks`, or the padding id is BOS or outside the vocabulary.
         """
         if tables.get("format_version") != _FORMAT_VERSION:
             raise ValueError(
@@ -72,7 +73,7 @@ class SodaGrammar(LogitsProcessor):
         groups = torch.zeros(tables["vocabulary"], dtype=torch.long)
         for first, last, group in tables["group_runs"]:
             groups[first : last + 1] = group
-        # An extra group for ids outside the vocabulary, which is never legal.
+        # An extra group, which is never legal, is used for ids outside the vocabulary.
         legal = torch.tensor(rules["transitions"])
         beyond = torch.full_like(legal[:, :1], tables["illegal"])
         self._tables = {
@@ -100,7 +101,7 @@ class SodaGrammar(LogitsProcessor):
         return cls(json.loads(path.read_text("utf-8")), **options)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Returns the scores with −∞ for every illegal token.
+        """Returns the scores with the illegal tokens set to −∞.
 
         Args:
           input_ids: the tokens so far `[batch, tokens]`.
@@ -121,7 +122,11 @@ class SodaGrammar(LogitsProcessor):
         return scores.masked_fill(~legal, -torch.inf)
 
     def legal(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Returns the legal next tokens of `input_ids` `[batch, tokens]`, bool `[batch, vocabulary]`."""
+        """Returns the legal next tokens, bool `[batch, vocabulary]`.
+
+        Args:
+          input_ids: the tokens so far `[batch, tokens]`.
+        """
         self._tables = {name: t.to(input_ids.device) for name, t in self._tables.items()}
         origins = self._origins(input_ids)
         if origins is None:
@@ -144,16 +149,16 @@ class SodaGrammar(LogitsProcessor):
         return self._tables["transitions"][self._start] >= 0
 
     def _groups(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns the group of each id; the extra group for ids outside the vocabulary."""
+        """Returns the group of each id; ids outside the vocabulary are in the extra group."""
         groups = self._tables["group_of_id"]
         ids = ids.to(groups.device)
         inside = (ids >= 0) & (ids < len(groups))
         return torch.where(inside, groups[ids.clamp(0, len(groups) - 1)], len(self._names))
 
     def _origins(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """Returns, for each row, the row of the last call that it extends by one token.
+        """Returns, for each row, which row of the last call it extends by one token.
 
-        Returns None for a new prompt.
+        Returns None if a row does not extend any of them, as for a new prompt.
         """
         before = self._before
         if before is None or ids.shape != (len(before), before.shape[1] + 1):
@@ -179,7 +184,7 @@ class SodaGrammar(LogitsProcessor):
         return states.to(ids.device)
 
     def _advance(self, origins: torch.Tensor, ids: torch.Tensor) -> None:
-        """Updates the states with the last token of each row."""
+        """Updates the states and frame counts with the last token of each row."""
         states, frames, token = self._states[origins], self._frames[origins], ids[:, -1]
         following = self._tables["transitions"][states, self._groups(token)]
         # After a stop token, `generate` fills the row with padding, even within a document.

@@ -1,4 +1,4 @@
-"""Attention over packed windows; no backend attends across a segment boundary."""
+"""Attention over packed windows. No backend attends across segment boundaries."""
 
 from collections.abc import Callable
 
@@ -63,10 +63,12 @@ def backend_for(name: str, platform: str) -> str:
 
 
 def packed_attention(segment_ids: jax.Array, backend: str, placement: Placement) -> Attention:
-    """Returns causal grouped-query attention within segments, prepared once for all layers.
+    """Returns a function that computes causal grouped-query attention within segments.
+
+    The mask or the kernel arguments are computed once and used by all layers.
 
     Args:
-      segment_ids: int32 `[batch, sequence]`, ascending along the sequence.
+      segment_ids: int32 `[batch, sequence]`; must not decrease along the sequence.
       backend: "auto" or a registered backend.
       placement: sharding of the arrays.
 

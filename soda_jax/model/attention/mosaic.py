@@ -1,9 +1,9 @@
 """Attention on Hopper and Blackwell GPUs with the Mosaic kernels of tokamax.
 
-The kernel receives a range of keys for each query, from the start of its segment to itself.
-No mask is materialized, blocks outside the range are skipped, and keys are not repeated for the
-query heads that share them. The public function of tokamax does not accept such ranges, so
-`_kernel` imports the kernels from private modules; nothing else in this project does that.
+The kernel receives a range of keys for each query, from the start of the query's segment up to
+the query's own position. No mask is materialized, blocks outside the range are skipped, and keys
+are not repeated for the query heads that share them. tokamax's public function does not accept
+such ranges, so `_kernel` imports the kernels from private modules; no other module does.
 """
 
 import functools
@@ -17,7 +17,7 @@ from soda_jax.errors import UserError
 from soda_jax.model.attention.parts import run_on_parts
 from soda_jax.model.placement import Placement
 
-MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # names in tokamax; tests use its reference on any platform
+MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # names in tokamax; REFERENCE is for tests
 
 
 def ranged_attention(
@@ -27,8 +27,8 @@ def ranged_attention(
 
     Args:
       segment_ids: int32 `[batch, sequence]`.
-      placement: sharding of the arrays. Heads are split if query and kv heads can be; queries are split
-        over the sequence axis, keys and values are not.
+      placement: sharding of the arrays. Heads are split only if query heads and kv heads can be
+        split by the same factor. Queries are split over the sequence axis, keys and values are not.
       kernel: name of an implementation in tokamax.
 
     Raises:
@@ -46,7 +46,7 @@ def ranged_attention(
 
 
 def key_ranges(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns start and end (exclusive) of the keys of each query, both int32 `[batch, sequence]`."""
+    """Returns first key and last key + 1 of each query, both int32 `[batch, sequence]`."""
     positions = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     positions = jnp.broadcast_to(positions, segment_ids.shape)
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
@@ -65,7 +65,7 @@ def _kernel(name: str) -> Callable[..., jax.Array]:
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        # Otherwise tokamax parses the command line of the process.
+        # Otherwise tokamax would parse the command line of the process.
         flags.FLAGS.mark_as_parsed()
     return functools.partial(_run, api.IMPLEMENTATIONS[name], base.Mask)
 

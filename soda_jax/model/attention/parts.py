@@ -1,4 +1,4 @@
-"""Runs attention kernels, which XLA cannot split, on the shards of each device."""
+"""Runs attention kernels, which XLA cannot partition, on the local shards of each device."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from soda_jax.model.placement import Axes, Placement
 
 
 def splits_heads(placement: Placement, query: jax.Array, key: jax.Array) -> bool:
-    """Returns whether heads can be split: each device must have the kv heads of its query heads."""
+    """Returns whether each device can have the kv heads of its query heads if heads are split."""
     heads, groups = query.shape[2], key.shape[2]
     return placement.ways("kv_heads", groups) == placement.ways("heads", heads)
 
@@ -29,14 +29,14 @@ def run_on_parts(
     others: Sequence[Axes],
     sequence: str | None,
 ) -> jax.Array:
-    """Returns `kernel(*arrays)`, computed on the shards of each device and sharded like the query.
+    """Returns `kernel(*arrays)`, computed on local shards; the result is sharded like the query.
 
     Args:
       kernel: function of local arrays.
       placement: sharding of the arrays.
       arrays: query, key, value and further arguments of the kernel.
       others: logical axes of the further arguments.
-      sequence: logical axis of the sequence of the queries; None if it is not split.
+      sequence: logical axis that splits the queries along the sequence; None to leave them whole.
     """
     axes = (*array_axes(placement, arrays[0], arrays[1], sequence), *others)
     shardings = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]

@@ -1,4 +1,4 @@
-"""Attention as plain array operations: the reference implementation and the CPU backend."""
+"""Attention in plain array operations, the reference implementation and the CPU backend."""
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,13 @@ def attend(
 
 @jax.custom_vjp
 def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns softmax(q kᵀ) v for q `[batch, groups, shared · queries, head_dim]`, k and v `[…, keys, …]`.
+    """Returns softmax(q kᵀ) v, `[batch, groups, shared · queries, head_dim]`.
 
-    The custom gradient needs only the weights: a masked weight is 0, so the mask is not applied again. The
-    sum Σ_k w dw of the softmax gradient equals Σ_d out d_out (FlashAttention, 2205.14135), which is
-    computed from `head_dim` numbers per query instead of `keys`.
+    The shapes are q `[batch, groups, shared · queries, head_dim]`, k and v `[batch, groups, keys,
+    head_dim]` and mask `[batch, queries, keys]`. The custom gradient uses the saved softmax
+    weights and not the mask, because masked weights are 0. The sum Σ_k w dw in the softmax
+    gradient equals Σ_d out d_out (FlashAttention, arXiv:2205.14135), which needs only `head_dim`
+    numbers per query instead of `keys`.
     """
     return _mix_fwd(q, k, v, mask)[0]
 
@@ -69,7 +71,8 @@ _mix.defvjp(_mix_fwd, _mix_bwd)
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the softmax over the last axis of f32 `scores` `[batch, groups, shared · queries, keys]`.
 
-    It is 0 where `mask` `[batch, queries, keys]` is False.
+    The result is 0 where `mask` `[batch, queries, keys]` is False. Each row of the mask must have
+    at least one True; the softmax of a row without one is uniform.
     """
     batch, groups, _, keys = scores.shape
     by_query = scores.reshape(batch, groups, -1, mask.shape[1], keys)
@@ -79,6 +82,10 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def packed_mask(segment_ids: jax.Array) -> jax.Array:
-    """Returns the causal mask within segments, bool `[batch, sequence, sequence]`, of int `[batch, sequence]`."""
+    """Returns the causal mask within segments, bool `[batch, sequence, sequence]`.
+
+    Args:
+      segment_ids: int `[batch, sequence]`.
+    """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return same & jnp.tri(segment_ids.shape[1], dtype=bool)

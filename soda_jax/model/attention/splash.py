@@ -1,4 +1,4 @@
-"""Splash attention, the Pallas kernel of jax for TPUs; it skips blocks above the diagonal."""
+"""Splash attention, JAX's Pallas kernel for TPUs, which skips blocks above the diagonal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,8 @@ from soda_jax.model.attention.parts import array_axes, splits_heads
 from soda_jax.model.placement import Placement
 from soda_jax.model.remat import ATTENTION
 
-# Side of a tile of scores, a multiple of `LANES`. Two tiles of 512 × 512 f32 fit in the vector memory of every
-# TPU generation.
+# Side of a square tile of scores, a multiple of `LANES`. Two f32 tiles of 512 × 512 fit in the
+# vector memory (VMEM) of every TPU generation.
 BLOCK = 512
 LANES = 128
 
@@ -25,12 +25,12 @@ def splash_attention(
 
     Args:
       segment_ids: int32 `[batch, sequence]`.
-      placement: sharding of the arrays. Heads are split if query and kv heads can be; queries are split
-        over the sequence axis, keys and values are not.
+      placement: sharding of the arrays. Heads are split only if query heads and kv heads can be
+        split by the same factor. Queries are split over the sequence axis, keys and values are not.
       interpret: run the kernel in Pallas interpret mode, on any platform, for tests.
 
     Raises:
-      UserError: if the shards of the sequence are not a multiple of 128.
+      UserError: if the length of a sequence shard is not a multiple of 128.
     """
     length = segment_ids.shape[1]
     shards = placement.ways("sequence", length)
@@ -69,7 +69,7 @@ def splash_attention(
 
 
 def _block(length: int, shards: int) -> int:
-    """Returns the largest tile up to `BLOCK` that divides the shards of the sequence."""
+    """Returns the largest tile size up to `BLOCK` that divides the length of a sequence shard."""
     part = length // shards
     block = next((size for size in range(BLOCK, 0, -LANES) if part % size == 0), 0)
     if not block:

@@ -1,4 +1,7 @@
-"""Attention on GPUs with the Triton kernel of jax; keys are not repeated for the heads that share them."""
+"""Attention on GPUs with JAX's Triton kernel.
+
+Keys are not repeated for the query heads that share them.
+"""
 
 from collections.abc import Callable
 
@@ -23,7 +26,8 @@ def triton_attention(
 
     Args:
       segment_ids: int32 `[batch, sequence]`.
-      placement: sharding of the arrays. Heads are split if query and kv heads can be; sequences are not.
+      placement: sharding of the arrays. Heads are split only if query heads and kv heads can be
+        split by the same factor; sequences are never split.
       interpret: run the kernel in Pallas interpret mode, on any platform, for tests.
 
     Raises:
