@@ -312,7 +312,10 @@ def test_every_memory_error_of_the_compiler_is_recognized(message):
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        ("HLO temporaries (980.00M) exceeds available HBM (0.50G).", "0.96 GiB of the 0.50 GiB of"),
+        (
+            "HLO temporaries (980.00M) exceeds available HBM (0.50G).",
+            "0.96 GiB, but a device has 0.50 GiB",
+        ),
         ("Ran out of vmem: 16.5M of 16.00M, %fusion.3K", "16.5 MiB of 16.00 MiB, %fusion.3K"),
         ("INTERNAL: x\nand more", "failed to compile the training step: INTERNAL: x"),
     ],

@@ -121,7 +121,7 @@ def test_invariant_8_retext_quarantines_what_the_tokenizer_cannot_represent(
     assert len(quarantine_of(tmp_path / "new")) == 11
 
     assert command(retext_command, *options, "--max_bad_fraction=0.6") == 0
-    assert "in quarantine.jsonl: 10 utterances" in capsys.readouterr().out
+    assert "quarantine.jsonl: 10 utterances that" in capsys.readouterr().out
     new = Manifest.load(tmp_path / "new")
     assert new.quarantined == {"missing": 1, "not_in_tokenizer": 10}
     rows = [r for r in quarantine_of(tmp_path / "new") if r["reason"] == "not_in_tokenizer"]

@@ -79,7 +79,7 @@ def test_a_stuck_step_writes_all_stacks_once_and_ends_the_run_after_twice_the_li
         assert f"thread {name}:\n" in text
     assert "in test_a_stuck_step_writes_all_stacks" in text
     (message,) = ended
-    assert message.startswith("step 7 has not finished for 0.0217 minutes, the stacks are in")
+    assert message.startswith("step 7 has not finished for 0.0217 minutes; the stacks are in")
     assert str(file) in message
 
 
