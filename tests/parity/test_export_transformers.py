@@ -194,7 +194,7 @@ def test_options_that_do_not_fit_the_model_are_refused(tmp_path):
     for options, match in (
         ({"codebooks": 3}, "codebooks=3: the model has 1 to 2"),
         ({"padding": 8}, "padding=8 is BOS"),
-        ({"padding": 19}, "padding=19 is no id of 0–18"),
+        ({"padding": 19}, "padding=19 is not in 0–18"),
     ):
         with pytest.raises(ValueError, match=match):
             soda_grammar.from_pretrained(tmp_path, **options)
