@@ -148,7 +148,9 @@ def test_a_killed_process_ends_the_other_with_status_76_and_one_line_that_names_
             one.wait()
     assert running[1 - victim].returncode == LOST == 76, output
     lines = [
-        line for line in output.splitlines() if line.startswith("soda: ") and "failed: " in line
+        line
+        for line in output.splitlines()
+        if line.startswith("soda: ") and f"process {victim} failed: " in line
     ]
     assert len(lines) == 1, output
     assert lines[0].startswith(f"soda: process {1 - victim} of 2: process {victim} failed: ")
