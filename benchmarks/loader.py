@@ -94,7 +94,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
     rng = np.random.default_rng(0)
     starts = (rng.integers(0, source.windows, count) * length).tolist()
     numbers = rng.integers(0, source.manifest.totals("train")["records"], count).tolist()
-    records = [source.read_record(0, number) for number in numbers]
+    records = [source.split.read_record(number) for number in numbers]
     batch = empty_batch(count, length)
     for row, start in enumerate(starts):
         source.read(start, batch.tokens[row])
@@ -105,7 +105,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
 
     def read(_: int) -> None:
         for number in numbers:
-            source.read_record(0, number)
+            source.split.read_record(number)
 
     def check(_: int) -> None:
         for record in records:
