@@ -1,6 +1,8 @@
 """Reads the records and documents of one split of a data set, using the shard indexes."""
 
+import bisect
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -75,7 +77,8 @@ class Split:
         self._check(indexes)
         self.index = ShardIndex.joined(indexes)
         self.prefetches = self._store.prefetches
-        self._shard_starts = np.cumsum([0, *(shard.records for shard in self._shards)])
+        counts = (shard.records for shard in self._shards)
+        self._shard_starts = list(itertools.accumulate(counts, initial=0))
         self.masked = self._find_masked()
         self.damage: dict[tuple[str, int], str] = {}
         hashes = {document_hash(identifier) for identifier in options.exclude_documents}
@@ -100,7 +103,7 @@ class Split:
             known = split in ("", self.split) and name in numbers
             if not known or not 0 <= record < self._shards[numbers[name]].records:
                 raise UserError(f"source {self.name}: no record {file} {record} (mask_records)")
-            found.add(int(self._shard_starts[numbers[name]]) + record)
+            found.add(self._shard_starts[numbers[name]] + record)
         return frozenset(found)
 
     @cached_property
@@ -178,5 +181,6 @@ class Split:
 
     def _in_shard(self, number: int) -> tuple[int, int]:
         """Returns the number of the shard, and the number of the record in that shard."""
-        shard = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
-        return shard, number - int(self._shard_starts[shard])
+        # Called for every record: bisect takes a tenth of the time of np.searchsorted.
+        shard = bisect.bisect_right(self._shard_starts, number) - 1
+        return shard, number - self._shard_starts[shard]
