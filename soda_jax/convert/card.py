@@ -19,7 +19,7 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 
 SOURCE_KEYS = ("name", "weight", "view", "tokens", "excluded_list", "excluded_documents")
 _UNKNOWN = "not known"
-# Characters that stand for audio ids and are also common in real text.
+# Characters that represent audio ids and are also common in real text.
 _FREQUENT_CHARACTERS = {
     0xFE0F: "U+FE0F after an emoji",
     0xFF0C: "the full-width comma U+FF0C",

@@ -82,7 +82,7 @@ def another_front_end(datasets, folder, **fields):
 
 
 @pytest.mark.parametrize(
-    ("what", "fields", "ours", "theirs", "mend"),
+    ("what", "fields", "ours", "theirs", "fix"),
     [
         ("codec", {"codec": {**CODEC, "fingerprint": "new"}}, "new", "toy", "tokenize the data ag"),
         ("tokenizer", {"tokenizer_fingerprint": "new"}, "new", "toy", "with soda retext"),
@@ -96,7 +96,7 @@ def another_front_end(datasets, folder, **fields):
     ],
 )
 def test_data_of_another_front_end_is_refused_even_if_other_data_is_allowed(
-    whole, config, datasets, tmp_path, what, fields, ours, theirs, mend
+    whole, config, datasets, tmp_path, what, fields, ours, theirs, fix
 ):
     workdir, _ = whole
     other = config(**another_front_end(datasets, tmp_path, **fields), steps=9)
@@ -105,7 +105,7 @@ def test_data_of_another_front_end_is_refused_even_if_other_data_is_allowed(
             train(other, workdir, allow_data_change=allowed)
         message = str(error.value)
         assert f"has the {what} {ours}," in message and "\n" not in message
-        assert f"{workdir / 'checkpoints'} has {theirs};" in message and mend in message
+        assert f"{workdir / 'checkpoints'} has {theirs};" in message and fix in message
         # A text data set has no codec to be blamed for.
         assert str(tmp_path / "speech") in message
         assert (str(tmp_path / "text") in message) == (what != "codec")

@@ -124,18 +124,12 @@ class Renderer:
         if not self.view.has_text:
             columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 1)]
         elif self.view.order == "text_first":
-            columns = [
-                (_TEXT_START, 1),
-                (text_offsets, text),
-                (_TEXT_END, 2),
-            ]  # 2: also audio_start
+            # Length 2: the end marker and audio_start.
+            columns = [(_TEXT_START, 1), (text_offsets, text), (_TEXT_END, 2)]
             columns += [(audio_offsets, audio), (_AUDIO_END, 1)]
         else:
-            columns = [
-                (_AUDIO_START, 1),
-                (audio_offsets, audio),
-                (_AUDIO_END, 2),
-            ]  # 2: also text_start
+            # Length 2: the end marker and text_start.
+            columns = [(_AUDIO_START, 1), (audio_offsets, audio), (_AUDIO_END, 2)]
             columns += [(text_offsets, text), (_TEXT_END, 1)]
         width = len(columns)
         pieces = np.empty((2, header.utterances * width + 2), np.int64)
