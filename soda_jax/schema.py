@@ -60,7 +60,7 @@ class ModelConfig:
     intermediate_size: int = setting(768, "width of the SwiGLU MLP", minimum=1)
     num_heads: int = setting(4, "query heads; a multiple of num_kv_heads", minimum=1)
     num_kv_heads: int = setting(4, "key and value heads", minimum=1)
-    head_dim: int = setting(64, "width of a head; even, for rotary positions", minimum=1)
+    head_dim: int = setting(64, "width of a head; even, for the rotary embedding", minimum=1)
     tie_embeddings: bool = setting(False, "share the weights of the embedding and the output head")
     rms_norm_eps: float = setting(1e-5, "epsilon of every RMSNorm", greater_than=0)
     rope: RopeConfig = part(RopeConfig, "rotary position embedding")
@@ -74,7 +74,7 @@ class ModelConfig:
     )
     attention: str = setting(
         "auto",
-        "attention backend: auto (best for the platform), xla (no kernel), or a registered name",
+        "attention backend: auto (platform default), xla (no custom kernel), or a registered name",
     )
     unroll: int = setting(1, "layers per iteration of the scan over layers", minimum=1)
 
@@ -85,7 +85,7 @@ class ModelConfig:
                 f"{self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim = {self.head_dim} must be even, for rotary positions")
+            raise UserError(f"model.head_dim = {self.head_dim} must be even, for rotary embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class SourceConfig:
     )
     codebooks: int = setting(0, "codebooks per frame; 0 = all", minimum=0)
     exclude_documents: str = setting("", "file of document ids to exclude, one per line")
-    mask_records: str = setting("", "file of `SHARD RECORD` lines to mask in the loss")
+    mask_records: str = setting("", "file of records to mask in the loss, lines of `SHARD RECORD`")
     generation: int = setting(-1, "generation of the data set; -1 = newest", minimum=-1)
 
 
@@ -170,14 +170,18 @@ class SafetyConfig:
     """Handling of loss spikes, skipped updates and hangs."""
 
     spike_factor: float = setting(
-        20.0, "skip updates with a gradient norm above this times its mean; 0 = never", minimum=0
+        20.0,
+        "skip updates whose gradient norm exceeds this factor times its running mean; 0 = never",
+        minimum=0,
     )
     spike_after: int = setting(100, "accepted steps before spikes are detected", minimum=0)
     max_skipped_in_a_row: int = setting(
         20, "stop after this many consecutive skipped updates; 0 = never", minimum=0
     )
     stuck_minutes: float = setting(
-        30.0, "write all stacks if a step takes longer than this many minutes; 0 = never", minimum=0
+        30.0,
+        "minutes until the stacks are dumped in a hung step; exit after twice that; 0 = never",
+        minimum=0,
     )
 
 
@@ -186,10 +190,10 @@ class MeshConfig:
     """Devices along each mesh axis; -1 = all that remain, see `soda_jax.parallel.mesh.mesh_sizes`."""
 
     dcn: int = setting(1, "slices joined by the data-center network; -1 = all", minimum=-1)
-    data: int = setting(-1, "copies of the model that split the batch", minimum=-1)
-    fsdp: int = setting(1, "devices that split parameters and batch", minimum=-1)
-    sequence: int = setting(1, "devices that split the sequence", minimum=-1)
-    tensor: int = setting(1, "devices that split heads, MLP and vocabulary", minimum=-1)
+    data: int = setting(-1, "data-parallel replicas of the model", minimum=-1)
+    fsdp: int = setting(1, "devices over which parameters and batch are sharded", minimum=-1)
+    sequence: int = setting(1, "devices over which the sequence is sharded", minimum=-1)
+    tensor: int = setting(1, "devices over which heads, MLP and vocabulary are sharded", minimum=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +259,7 @@ class RunConfig:
         1, "micro-batches per step; the loss is weighted by tokens", minimum=1
     )
     loss_chunk: int = setting(
-        0, "tokens per device and chunk of the cross-entropy; 0 = by platform", minimum=0
+        0, "tokens per device in each chunk of the cross-entropy; 0 = platform default", minimum=0
     )
     loss_terms: str = setting("", "registered loss terms to add, comma-separated")
     model: ModelConfig = part(ModelConfig, "decoder")

@@ -1,4 +1,4 @@
-"""Reads sounds from archives without unpacking them: `.tar`, `.tar.gz`, `.tgz` and `.parquet`.
+"""Reads audio from archives without unpacking them: `.tar`, `.tar.gz`, `.tgz` and `.parquet`.
 
 The headers of a plain tar are indexed once. The headers of a compressed tar are indexed while it is
 read; reading an earlier member decompresses the archive again. Nothing is written to disk.
@@ -167,7 +167,7 @@ def _version(path: str) -> tuple[int, int] | None:
 def _plain_index(
     path: str, version: tuple[int, int] | None
 ) -> tuple[dict[str, Member], BadInputError | None]:
-    """Returns the members of a plain tar by name, and the error that ended the index, if any.
+    """Returns the members of a plain tar by name, and the error that stopped the indexing, if any.
 
     `version` is part of the cache key, so that a changed archive is indexed again.
     """

@@ -1,4 +1,4 @@
-"""Runs the shards of a job on this machine, in this process or in a pool of worker processes.
+"""Tokenizes the shards of a job on this machine, in this process or in a pool of worker processes.
 
 `concurrent.futures.ProcessPoolExecutor` does not report which task a killed process was running.
 Therefore, each worker of this pool has a separate pipe and receives one shard at a time.
@@ -27,12 +27,13 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
     """Tokenizes `shards` and returns when all are finished.
 
     Args:
-      job: the job, from `for_workers`.
+      job: the job; a result of `Job.for_workers`.
       shards: the unfinished shards of the plan.
-      workers: number of processes; 1 = in this process, 0 = one per core.
+      workers: number of processes; 1 = in this process, 0 = one per core; at most one per shard.
 
     Raises:
       UserError: if a worker process died. Finished shards are kept.
+      Exception: any exception that a worker raised.
     """
     workers = min(workers or os.cpu_count() or 1, len(shards))
     if workers == 1:
@@ -73,7 +74,7 @@ def run_shards(job: Job, shards: Sequence[ShardPlan], workers: int) -> None:
 
 
 def _start_processes(job: Job, workers: int) -> dict[Connection, BaseProcess]:
-    """Starts daemon processes that share the cores; returns them by the connection to each."""
+    """Starts daemon processes that share the cores; returns a dict from connection to process."""
     context = multiprocessing.get_context("spawn")  # a fork copies locks held by other threads
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Numerical libraries read these variables when they are loaded. The user's values are kept.
@@ -109,7 +110,7 @@ def _work(job: Job, connection: Connection) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when its parent ends, because a killed job cannot end its workers."""
+    """Ends this process when its parent ends, because a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

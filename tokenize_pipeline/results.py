@@ -107,7 +107,7 @@ def is_finished(dataset: Path, plan: Plan, shard: ShardPlan) -> bool:
 
 
 def remove_result(folder: Path, shard: ShardPlan) -> None:
-    """Removes the result and progress of an unfinished shard, which would count as progress."""
+    """Removes a stale result and progress file of a shard, so that neither counts as progress."""
     _path(folder, shard).unlink(missing_ok=True)
     _progress_path(folder, shard).unlink(missing_ok=True)
 

@@ -34,7 +34,7 @@ class Job:
       inputs: the files of the corpus.
       generation: generation that the job writes; 0, or the newest one plus 1 when appending.
       before: manifest of the previous generation, or an empty one.
-      data_root: absolute folder that audio paths are relative to and must not leave.
+      data_root: absolute path of the folder that contains all audio; the base of audio paths.
       plan_digest: digest of the plan, set by `for_workers`; "" in other jobs.
     """
 
@@ -192,7 +192,7 @@ def _empty_manifest(options: TokenizeOptions, reader: Reader, tokenizer: TextTok
     """Returns the manifest of an empty data set with the tokenizer and codec of the options."""
     if reader.KIND == "speech" and not options.codec:
         raise UserError(
-            f"--format={options.format} is speech: give a codec, as in --codec=mel:DIR or mimi:DIR"
+            f"--format={options.format} needs a codec: add --codec=mel:DIR or --codec=mimi:DIR"
         )
     codec = load_codec_once(options.codec) if options.codec else None
     layout = make_layout(tokenizer, codec.codebook_sizes if codec else ())

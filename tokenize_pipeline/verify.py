@@ -96,7 +96,7 @@ def _digest_faults(name: str, plan: Plan, manifests: dict[int, Manifest]) -> Ite
         yield Fault(file, f"settings_digest does not match {name}")
     if before and plan.settings.get("after") != before.digest:
         file = f"manifests/{before.generation:04d}.json"
-        yield Fault(file, f"its digest is {before.digest[:16]}…, {name} was made for another")
+        yield Fault(file, f"its digest is {before.digest[:16]}…, which is not the one in {name}")
 
 
 def _codec_faults(dataset: Path, manifest: Manifest) -> Iterator[Fault]:

@@ -1,6 +1,6 @@
 """Tokenizes one shard: reads, encodes and writes its documents.
 
-Documents are processed in windows, so that memory does not grow with the shard. Only a complete
+Documents are processed in groups, so that memory does not grow with the shard. Only a complete
 shard is renamed to its final name, and its `ShardResult` is written after that. A worker may
 therefore be killed at any time; tokenizing the shard again writes the same bytes.
 """
@@ -29,7 +29,7 @@ from tokenize_pipeline.text_faults import text_fault
 
 # Limits of a window. Its texts and codes are kept in memory; with eight codebooks, the codes of a
 # day of audio are about 20 MB. If the documents are not in the order of their compressed archive,
-# the archive is read once per window. `encoding.HELD_BYTES` limits the memory for audio.
+# the archive is read once per group. `encoding.HELD_BYTES` limits the memory for audio.
 WINDOW_SECONDS = 24 * 3600.0
 WINDOW_TEXT_BYTES = 2**24
 WINDOW_DOCUMENTS = 100_000
@@ -123,7 +123,7 @@ def _windows(
 
 
 def text_ids(text: str, tokenizer: TextTokenizer) -> tuple[str, np.ndarray]:
-    """Returns the stripped text and its ids, int32 `[tokens]`; BadInputError if unusable."""
+    """Returns stripped text and ids, int32 `[tokens]`; raises BadInputError for unusable text."""
     text = text.strip()
     if (fault := text_fault(text)) is not None:
         raise BadInputError(fault.reason, f"the text {fault.message}")

@@ -14,7 +14,7 @@ from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
 FORMAT_VERSION = 2
-# Folders in a step. Parameters are separate, so that generation reads and verifies no other arrays.
+# Folders in a step. Parameters are separate, so that inference reads only these.
 PARAMS, TRAINING, METADATA = "params", "training", "metadata"
 _DIFFERENCES_SHOWN = 5
 
@@ -55,7 +55,7 @@ class CheckpointReader:
         """
         self.directory = folder.opened(directory)
         self.rejected: dict[int, str] = {}
-        self._verified: dict[int, bool] = {}  # step -> True: whole step, False: only parameters
+        self._verified: dict[int, bool] = {}  # step -> whether all files were verified
 
     def steps(self) -> list[int]:
         """Returns the committed steps in ascending order; the steps are not verified."""
@@ -86,7 +86,8 @@ class CheckpointReader:
     ) -> RestoreReport:
         """Returns the newest valid step, or `step` if it is valid; chosen by process 0.
 
-        Files are compared with the digest, once per reader. An invalid step is reported on stderr,
+        A `CheckpointReader` verifies the files of each step once, against the digest.
+        An invalid step is reported on stderr,
         and the next older step is tried.
 
         Args:
@@ -148,8 +149,8 @@ class CheckpointReader:
         if not skipped:
             return f"no checkpoints in {self.directory}; is it the checkpoint folder of a run?"
         reasons = "; ".join(f"{number}: {reason}" for number, reason in skipped)
-        what = "no valid checkpoint" if step is None else "the checkpoint is invalid"
-        return f"{what} in {self.directory} ({reasons}); restore a copy or choose another step"
+        what = "no valid checkpoint" if step is None else f"no valid checkpoint {step}"
+        return f"{what} in {self.directory} ({reasons}); restore a backup or choose another step"
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns the metadata of a step: config, layout, fingerprints, windows consumed.
@@ -162,7 +163,7 @@ class CheckpointReader:
             content = json.loads(path.read_text())
             version = content["format_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: invalid checkpoint metadata ({error}); restore it") from None
+            raise UserError(f"{path}: invalid metadata ({error}); copy it from a backup") from None
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{path}: checkpoint format {version}, this program reads {FORMAT_VERSION}; "

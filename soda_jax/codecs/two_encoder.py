@@ -34,17 +34,17 @@ from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
 FORMAT_VERSION = 3
-_PIECE_SECONDS = 60  # longest input of HuBERT, whose attention is quadratic
+_PIECE_SECONDS = 60  # longest input of HuBERT in `fit`, because its attention is quadratic
 _UNITS = "units.safetensors"
 _FIX = "run `soda codec fit-units`"
 
 
 class NoSoundError(UserError, ValueError):
-    """Raised for codes that have no complete EnCodec quantizer and so cannot be decoded."""
+    """Raised if codes do not include a complete EnCodec quantizer and cannot be decoded."""
 
 
 class TwoEncoderCodec:
-    """Fitted units and two models; `soda_jax.codecs.interface.Codec` describes the attributes."""
+    """A codec of two models and fitted units; `codecs.interface.Codec` describes the attributes."""
 
     name = "two_encoder"
 
@@ -91,7 +91,7 @@ class TwoEncoderCodec:
         return cls(pair, fitted.decode(np.arange(units)[:, None]))
 
     def encode(self, audio: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encodes f32 mono `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
+        """Encodes float32 mono `[samples]` to uint16 `[frames, codebooks]`; see `Codec.encode`."""
         # One clip per call, because padding would change the HuBERT features of shorter clips.
         return [self._encode(clip) for clip in audio]
 
@@ -151,7 +151,7 @@ class TwoEncoderCodec:
         for name in FOLDERS:  # transformers would search the hub for a missing folder
             if not (folder / name).is_dir():
                 raise UserError(
-                    f"{folder / name} is missing: copy the folder of `soda codec fit-units` again"
+                    f"{folder / name} is missing: copy the output of `soda codec fit-units` again"
                 )
         pair = EncoderPair(folder / "hubert", folder / "encodec", quantizers)
         codec = cls(pair, units)

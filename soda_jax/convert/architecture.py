@@ -28,10 +28,10 @@ _ROPE_FIELDS: dict[str, tuple[str, type]] = {
 }
 _THETA, _LENGTH = "rope_theta", "original_max_position_embeddings"
 _NO_SCALING = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, _LENGTH: 8192}
-# Values of missing fields, the same as in Transformers.
+# Defaults of optional fields, the same as in Transformers.
 _DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "head_dim": 128}
-# Defaults of Qwen3Config (Transformers 5.24) that are not used here: few models have these values,
-# so it is an error if one of these fields is missing.
+# Defaults of Qwen3Config (Transformers 5.24). Few models have these values, so it is an error if
+# one of these fields is missing. Only rope_theta is used, if the other RoPE entry contains it.
 REFUSED_DEFAULTS = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -144,9 +144,9 @@ def _check_architecture(content: Mapping[str, Any], file: Path) -> None:
     architectures = content.get("architectures") or [_ARCHITECTURE]
     if content.get("model_type") != _MODEL_TYPE or architectures != [_ARCHITECTURE]:
         raise UserError(
-            f"{file}: architectures {_short(architectures)} of model_type "
-            f"{_short(content.get('model_type'))} is unknown; only {_ARCHITECTURE} of {_MODEL_TYPE!r} can "
-            "be converted"
+            f"{file}: architectures {_short(architectures)} with model_type "
+            f"{_short(content.get('model_type'))} is not supported; only [{_ARCHITECTURE!r}] with "
+            f"model_type {_MODEL_TYPE!r} can be converted"
         )
     for name, value in _REQUIRED.items():
         if content.get(name, value) != value:

@@ -21,7 +21,7 @@ from soda_jax.tokens.vocabulary import MARKERS
 
 @dataclasses.dataclass(frozen=True)
 class NewRows:
-    """Distribution of the rows of new ids, which is a normal distribution for each column.
+    """Normal distribution, one per column, from which the rows of new ids are sampled.
 
     Attributes:
       seed: seed of the random numbers.

@@ -38,9 +38,9 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         if not required:
             return {}
-        raise UserError(f"{file} is missing; name the folder of a Hugging Face model") from None
+        raise UserError(f"{file} is missing; pass the folder of a Hugging Face model") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}); get it again") from None
+        raise UserError(f"{file} cannot be read ({error}); download it again") from None
 
 
 def read_front_end(
@@ -50,19 +50,21 @@ def read_front_end(
 ) -> tuple[TextTokenizer, VocabularyLayout]:
     """Returns the text tokenizer and the vocabulary layout of a folder.
 
-    An export of soda contains both. In any other folder the layout is derived from the added tokens
-    of its tokenizer.json: ids below the markers are text, ids above them are audio.
+    A folder written by `soda convert to-hf` contains both. In any other folder, the layout is
+    derived from the added tokens of tokenizer.json: ids below the markers are text, ids above
+    them are audio.
 
     Args:
       folder: a folder with a tokenizer.json.
-      codebook_sizes: number of entries of each codebook. It may be None for an export of soda,
-        a model without audio ids, or one with SODA's 16,384 audio ids (8 codebooks of 2,048).
+      codebook_sizes: number of entries of each codebook. It may be None for a folder
+        written by `soda convert to-hf`, a model without audio ids, or one
+        with SODA's 16,384 audio ids (8 codebooks of 2,048).
       tokenizer: text tokenizer of the data, as a spec of `load_tokenizer`. It must have the same
-        pieces, merges, special ids and encodings as the folder's tokenizer. This tokenizer is
-        then returned, because the data contains its fingerprint and not that of the folder's.
+        pieces, merges, special ids and encodings as the folder's tokenizer. It is then
+        the one returned, because the data contains its fingerprint, not the folder's.
 
     Raises:
-      UserError: if a file cannot be read, or files or tokenizers disagree.
+      UserError: if a file cannot be read, or if the files or the tokenizers do not match.
     """
     if (folder / _ABOUT).is_file() and (folder / _TOKENIZER).is_dir():
         found, layout = _recorded(folder)
@@ -81,7 +83,7 @@ def read_front_end(
 
 
 def _recorded(folder: Path) -> tuple[TextTokenizer, VocabularyLayout]:
-    """Returns the tokenizer and the layout that an export of soda contains.
+    """Returns the tokenizer and the layout of a folder written by `soda convert to-hf`.
 
     Raises:
       UserError: if they disagree with each other or with the tokenizer.json.
@@ -105,7 +107,7 @@ def _derived(
 ) -> tuple[TextTokenizer, VocabularyLayout]:
     """Derives the text tokenizer and the vocabulary layout from a tokenizer.json.
 
-    The tokenizer that is returned has no markers and audio characters; the layout contains them.
+    The returned tokenizer has no markers or audio characters; only the layout contains them.
     """
     from tokenizers import Tokenizer
 
@@ -132,7 +134,7 @@ def _derived(
             shown = f"U+{ord(name):X}" if len(name) == 1 else name
             raise UserError(
                 f"{file}: {shown} has id {found[0]} in the file and {found[1]} when loaded, expected "
-                f"{wanted}: text ids, {', '.join(MARKERS)} and audio characters must follow each other"
+                f"{wanted}: the ids of text, {', '.join(MARKERS)} and audio must be consecutive"
             )
     below = [token for token in added if int(token["id"]) < text_size]
     text = JsonTokenizer(
@@ -141,12 +143,12 @@ def _derived(
     if text.vocabulary_size != text_size:
         raise UserError(
             f"{file}: {MARKERS[0]} has id {text_size}, but the last text id is "
-            f"{text.vocabulary_size - 1}: they must follow each other"
+            f"{text.vocabulary_size - 1}: they must be consecutive"
         )
     soda = VocabularyLayout.soda().codebook_sizes
     sizes = codebook_sizes or (soda if count == sum(soda) else ())
     if sum(sizes) != count:
-        given = f", --codebook_sizes={_comma(sizes)} are {sum(sizes):,}" if sizes else ""
+        given = f", --codebook_sizes={_comma(sizes)} sum to {sum(sizes):,}" if sizes else ""
         raise UserError(
             f"{file} has {count:,} audio characters{given}: give the sizes of its codebooks with "
             "--codebook_sizes=SIZE,SIZE,…"
@@ -178,7 +180,7 @@ def _check_same(given: TextTokenizer, found: TextTokenizer, name: str, other: st
 def _entries(value: Any) -> list[Any]:
     """Returns the pieces sorted by id, or the merges as tuples.
 
-    Releases of tokenizers write a merge as "a b" or as ["a", "b"].
+    A merge is "a b" or ["a", "b"], depending on the version of the tokenizers library.
     """
     if isinstance(value, dict):
         return sorted(value.items(), key=lambda item: item[1])
@@ -247,8 +249,8 @@ def check_ends(folder: Path, content: dict[str, Any], layout: VocabularyLayout) 
       layout: vocabulary layout of the folder's tokenizer.
 
     Raises:
-      UserError: if the config files have ids for BOS or EOS but not the tokenizer's; documents of
-        the model then begin or end with another token.
+      UserError: if the config files set BOS or EOS to other ids than the tokenizer's; the model
+        was then trained on documents that begin or end with another token.
     """
     generation = read_object(folder / "generation_config.json")
     for key, wanted in (("bos_token_id", layout.bos), ("eos_token_id", layout.eos)):
@@ -272,5 +274,5 @@ def _read_text(file: Path) -> str:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{file} cannot be read ({error}): give a folder with a valid one"
+            f"{file} cannot be read ({error}): give a folder with a valid tokenizer.json"
         ) from None

@@ -99,7 +99,7 @@ class ExportHook:
           UserError: if `dtype` is unknown.
         """
         if dtype not in DTYPES:
-            raise UserError(f"export.dtype = {dtype!r} is unknown: {' or '.join(DTYPES)}")
+            raise UserError(f"export.dtype = {dtype!r} is unknown: use {' or '.join(DTYPES)}")
         if export is None:
             from soda_jax.convert.to_hf import export as to_hf
 

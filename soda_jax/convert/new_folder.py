@@ -14,18 +14,18 @@ from soda_jax.files import is_url, sync, to_disk
 def check_new(out: str | os.PathLike[str]) -> Path:
     """Returns `out` as a path; raises UserError unless it is a new or empty local folder."""
     if is_url(out):
-        raise UserError(f"{out} is a URL; name a local folder, and copy it to the URL afterwards")
+        raise UserError(f"{out} is a URL; give a local folder, and copy it to the URL afterwards")
     path = Path(out)
     try:
         if path.is_symlink():
-            raise UserError(f"{path} is a link; name the folder itself")
+            raise UserError(f"{path} is a link; give the path of the folder itself")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists and is not an empty folder; name a new one")
+            raise UserError(f"{path} exists and is not an empty folder; give a new path")
         if os.path.ismount(path):
-            raise UserError(f"{path} is a mount point; name a new folder in it")
+            raise UserError(f"{path} is a mount point; give a new folder in it")
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be a folder ({error.strerror}); use another name"
+            f"{path} cannot be used as the output folder ({error.strerror}); give another path"
         ) from None
     return path
 
@@ -52,7 +52,7 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         sync(out.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = "free some space" if full else "name a folder with write permission"
+        fix = "free some space" if full else "give a folder with write permission"
         raise UserError(f"{out}: cannot be written ({error}); {fix}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Makes the tokenizer of an export from text tokenizer, four markers and a character per audio id.
+"""Builds an export's tokenizer: the text tokenizer, four markers and a character per audio id.
 
 Audio id `audio_base + i` is written as the character U+E000 + i, as in the released models. SODA's 16,384
 audio ids are U+E000–U+11FFF. Real text contains some of these characters, such as U+FE0F in an
@@ -6,8 +6,8 @@ emoji, the full-width comma U+FF0C, and U+FFFD. The exported tokenizer converts 
 because a prompt is one string. The encoders of soda_jax are not affected, because they receive text
 and audio separately. Remove these characters from text before prompting an exported model.
 
-The tokenizer adds no special tokens. A prompt must contain all of them, without spaces between
-its parts:
+The tokenizer adds no special tokens. A prompt must contain those that it needs, without spaces
+between its parts:
 `<|begin_of_text|><|text_start|>Hello there.<|text_end|><|audio_start|>`.
 """
 
@@ -30,7 +30,7 @@ from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 FILE = "tokenizer.json"
 FIRST_CHARACTER = 0xE000
 _END_OF_UNICODE = 0x110000
-# Texts to compare encodings with; they contain no characters of audio ids.
+# Texts that are encoded for comparison; they contain no character that stands for an audio id.
 PROBES = ("a", "Hello there, 12 tokens", "  two  spaces,\n a line\t", "Zwölf 漢字 и مرحبا हिन्दी")
 
 
@@ -52,7 +52,7 @@ def tokenizer_files(tokenizer: TextTokenizer, layout: VocabularyLayout) -> dict[
         raise UserError(
             f"the vocabulary layout has {layout.text_size} text ids, BOS {layout.bos} and EOS {layout.eos}, "
             f"the tokenizer {tokenizer.fingerprint} has {tokenizer.vocabulary_size}, {tokenizer.bos} and "
-            f"{tokenizer.eos}: give the run's own tokenizer"
+            f"{tokenizer.eos}: pass the tokenizer that the run used"
         )
     bos, eos = special_names(tokenizer)
     content = json.dumps(_extended(description, layout), ensure_ascii=False) + "\n"
@@ -79,7 +79,7 @@ def audio_characters(count: int) -> str:
     """Returns the characters of `count` audio ids; raises UserError if Unicode has fewer."""
     if FIRST_CHARACTER + count > _END_OF_UNICODE:
         raise UserError(
-            f"{count:,} audio ids have no characters: Unicode has "
+            f"{count:,} audio ids need a character each, and Unicode has only "
             f"{_END_OF_UNICODE - FIRST_CHARACTER:,} from U+{FIRST_CHARACTER:X}; use smaller codebooks"
         )
     return "".join(map(chr, range(FIRST_CHARACTER, FIRST_CHARACTER + count)))
@@ -136,8 +136,8 @@ def _extended(description: dict[str, Any], layout: VocabularyLayout) -> dict[str
     for number, name in enumerate(MARKERS, layout.text_size):
         if name in taken:
             raise UserError(
-                f"the text tokenizer already has {name}, as id {taken[name]}, and ours is {number}: use a "
-                "tokenizer without it"
+                f"the text tokenizer already has {name} as id {taken[name]}, but the layout "
+                f"assigns it id {number}: use a tokenizer without it"
             )
     # Ids without a piece become added tokens. Those below the largest id of a piece also become
     # pieces, because the tokenizers library ignores the ids of added tokens in the file and
@@ -201,8 +201,8 @@ def check_ids(
     differ = found ^ set(range(layout.size))
     if differ:
         raise UserError(
-            f"{source} has {len(found):,} ids, the vocabulary layout {layout.size:,}: only one of them has "
-            f"id {min(differ)}"
+            f"{source} has {len(found):,} ids, the vocabulary layout has {layout.size:,}: only one "
+            f"of the two has id {min(differ)}"
         )
     start, end = MARKERS[:2]
     for text in probes(tokenizer):

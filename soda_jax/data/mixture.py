@@ -36,8 +36,8 @@ class Mixture:
           names: names of the sources. The permutation of a source depends only on its name, its
             number of windows and the seed.
           windows: number of windows of each source.
-          weights: weight of each source; Grain rounds them to multiples of 1% of the smallest
-            weight.
+          weights: weight of each source; Grain rounds them down to multiples of 1% of the
+            smallest weight.
           seed: seed of the stream.
 
         Raises:

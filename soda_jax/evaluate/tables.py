@@ -1,4 +1,4 @@
-"""Formats the scores as text tables."""
+"""Formats the results of `soda evaluate` as text tables."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
         text = " ".join(f"{'–' if cell is None else format(cell, '.3f'):>8}" for cell in cells)
         lines.append(f"{row.name:12} {text}")
     if missed := not_below(rows):
-        lines.append(f"NOT below both baselines: {', '.join(missed)}")
+        lines.append(f"model loss NOT below both baselines: {', '.join(missed)}")
     if loss["left_out"]:
         lines.append(f"no validation split: {', '.join(loss['left_out'])}")
     return lines
@@ -96,8 +96,9 @@ def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
     return [
         f"\nTTS: {tts['mean_word_error_rate']:.1%} mean WER by {tts['recognizer']} over "
         f"{tts['utterances']} texts of held-out documents ({tts['word_error_rate']:.1%} corpus), "
-        f"{tts['complete_share']:.1%} of them finished",
-        f"recordings encoded and decoded by the codec: "
-        f"{tts['codec_mean_word_error_rate']:.1%} mean, {tts['codec_word_error_rate']:.1%} corpus",
+        f"{tts['complete_share']:.1%} of them generated completely",
+        "codec reconstructions of the recordings: "
+        f"{tts['codec_mean_word_error_rate']:.1%} mean WER, "
+        f"{tts['codec_word_error_rate']:.1%} corpus",
         *(f"  {row['reference']!r} → {row['heard']!r}" for row in tts["examples"][:5]),
     ]

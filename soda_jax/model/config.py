@@ -9,8 +9,8 @@ import numpy as np
 
 from soda_jax.schema import ModelConfig, parse
 
-# A power of two, so that the rows can be sharded. SODA's 128,260 text and marker rows become
-# 128,512, which is 0.2% of padding.
+# A power of two, so that the rows can be sharded. SODA's 128,260 text and marker rows are padded
+# to 128,512, an increase of 0.2%.
 ROW_MULTIPLE = 256
 
 
@@ -31,8 +31,8 @@ class VocabularyBlocks:
     """The two blocks of rows of the embedding and of the head.
 
     Block 0 has a row for each of the ids `0 … first_rows − 1`, then padding. Block 1, of shape
-    `[groups, largest group, d]`, has the rows of the remaining ids. Rows are numbered through block
-    0 including its padding, then through the flattened block 1. Padding rows have no id.
+    `[groups, largest group, d]`, has the rows of the remaining ids. Row numbers count the
+    padded rows of block 0 first, then those of the flattened block 1. Padding rows have no id.
 
     Attributes:
       first_rows: number of ids of block 0 (text and markers).
@@ -123,16 +123,16 @@ class DecoderConfig(ModelConfig):
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters in matrix products, which are the head and the layers without norms."""
+        """Parameters in matrix products: those of the head and of the layers, without norms."""
         layer = self.layer_parameters - self._norm_parameters
         return self.num_layers * layer + self.vocabulary.size * self.hidden_size
 
     def training_flops_per_token(self, sequence: int) -> float:
         """Returns the training FLOPs per token without recomputation, as used for the MFU.
 
-        The matrix products have 6 · `matmul_parameters`. The forward pass of attention has
-        4 · heads · head_dim · S / 2 per layer, for the causal half of the scores of a window of S
-        tokens; forward and backward pass together have three times as many.
+        The matrix products take 6 · `matmul_parameters` FLOPs. The forward pass of attention takes
+        4 · heads · head_dim · S / 2 FLOPs per layer, for the causal half of the scores of a window
+        of S tokens; forward and backward pass together take three times as many.
         """
         attention = self.num_layers * 4 * self.num_heads * self.head_dim * sequence / 2
         return 6.0 * self.matmul_parameters + 3.0 * attention

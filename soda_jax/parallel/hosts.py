@@ -25,8 +25,8 @@ from soda_jax.parallel.heartbeat import LOST, Heartbeat
 JOIN = ("SODA_JOIN_SECONDS", 300)
 BARRIER = ("SODA_BARRIER_SECONDS", 1800)
 HEARTBEAT = ("SODA_LOST_SECONDS", 60)
-# jax's own heartbeat is the fallback. Its timeout is longer than ours and less than the two minutes
-# that docs/hosts.md states.
+# jax's own heartbeat is the fallback. Its timeout is longer than ours, so that ours
+# fires first.
 _JAX_HEARTBEAT, _JAX_SHUTDOWN = 100, 60
 
 _heartbeat: Heartbeat | None = None
@@ -89,7 +89,7 @@ def start(
         _client(), found.index, found.count, timeout, coordinator=found.coordinator
     )
     _heartbeat.start()
-    atexit.register(_heartbeat.stop)  # runs before jax's function, registered earlier
+    atexit.register(_heartbeat.stop)  # atexit is LIFO: runs before jax's shutdown
     return found
 
 
@@ -107,7 +107,7 @@ def _seconds(variable: str, default: float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UserError(f"{variable}={text} must be a number of seconds above 0")
+        raise UserError(f"{variable}={text} must be a number of seconds in (0, 1e6)")
     return seconds
 
 
@@ -119,7 +119,7 @@ def is_single_process() -> bool:
 
 
 def is_primary() -> bool:
-    """Returns True in process 0, which writes the files that exist once per run."""
+    """Returns True in process 0, which writes the shared files."""
     import jax
 
     return jax.process_index() == 0

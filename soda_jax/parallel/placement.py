@@ -30,7 +30,7 @@ class OnMesh:
         return rules.constrain(x, axes, self.mesh)
 
     def ways(self, axis: str, size: int) -> int:
-        """Returns the number of shards of a dimension of `size` along logical `axis`."""
+        """Returns the number of shards of a dimension of length `size` with logical axis `axis`."""
         local = self._sharding((axis,), (size,)).shard_shape((size,))
         return size // local[0]
 

@@ -115,7 +115,7 @@ def _walk(module, name, times, costs, mesh, kernels, seen):
 def _branches(line: Instruction) -> list[str]:
     """Returns the names of the branch computations of a conditional.
 
-    The text has a list of branches, or one attribute each for true and false.
+    The HLO text contains either a list of branches or one attribute each for true and false.
     """
     if listed := re.search(r"branch_computations=\{([^}]*)\}", line.text):
         return re.findall(r"%([\w.\-]+)", listed[1])
@@ -139,7 +139,7 @@ def _add_largest(costs: Costs, branches: list[Costs]) -> None:
 def _inside(
     module: Module, line: Instruction, lines: Mapping[str, Instruction]
 ) -> Iterator[tuple[Instruction, Mapping[str, Instruction]]]:
-    """Yields (instruction, computation) for `line`, or for each one in a fusion or async call."""
+    """Yields (instruction, computation) for `line`, or for those inside a fusion or async call."""
     if line.opcode.removesuffix("-start") not in ("fusion", "async"):
         yield line, lines
         return

@@ -1,8 +1,9 @@
 """Estimates memory, FLOPs and traffic of a training step without compiling it.
 
-The estimate counts the arrays that must exist and the bytes that must be moved, to which the
-compiler may add more. `soda plan --search` sorts its candidates by these estimates. docs/plan.md
-compares them with compiled steps.
+The estimate counts the arrays that any implementation needs in memory and the bytes that it moves;
+the compiled program may use more. The coefficients of the memory traffic are fitted to compiled
+steps. `soda plan --search` sorts its candidates by the estimates; docs/plan.md compares them with
+compiled steps.
 """
 
 import math
@@ -83,7 +84,7 @@ def estimate_step(
     if decoder.remat == "offload":  # the inputs of the layers are written to the host and read back
         costs.host_bytes = 2 * inputs * tokens
     costs.collectives = list(_collectives(config, decoder, mesh, wide, tokens))
-    return Step(memory=memory, costs=costs, source="estimated by arithmetic, nothing was compiled")
+    return Step(memory=memory, costs=costs, source="analytical estimate, not compiled")
 
 
 def _head_columns(decoder: DecoderConfig, platform: str) -> int:
@@ -112,7 +113,7 @@ def _kept(decoder: DecoderConfig, tensor: int, platform: str, inner: float) -> f
 def _working(decoder: DecoderConfig, tensor: int, platform: str) -> float:
     """Returns the number of elements per token that are live in the backward pass of one layer.
 
-    The sum has queries, keys, values and attention results, half of which exist in two layouts;
+    Counts queries, keys, values and attention results, half of which exist in two layouts;
     gate, up and their gradients; and five vectors of hidden_size. "offload" adds eight such vectors
     for copies in flight (measured on one compiled step).
     """

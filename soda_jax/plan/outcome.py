@@ -14,7 +14,7 @@ from soda_jax.schema import RunConfig
 
 _MEMORY = (
     ("parameters", "parameters, f32"),
-    ("optimizer", "moments of the optimizer, f32"),
+    ("optimizer", "optimizer moments, f32"),
     ("batch", "batch"),
     ("temporaries", "temporaries: activations, gradients, gathered weights"),
     ("code", "program"),
@@ -156,7 +156,7 @@ class Outcome(Step):
         }
 
     def _collectives(self) -> list[dict[str, Any]]:
-        """Returns one row per kind and mesh axes of collectives, the most bytes first."""
+        """Returns one row per kind, mesh axes and group size, sorted by descending bytes."""
         rows: dict[Any, dict[str, Any]] = {}
         for one in self.costs.collectives:
             row: dict[str, Any] = {"axes": list(one.axes), "kind": one.kind}
@@ -179,7 +179,7 @@ class Outcome(Step):
             f"batch           {self.config.batch_size:,} × {self.config.data.sequence_length:,} = "
             f"{self.tokens:,} tokens per step",
             "",
-            f"memory per device, of {topology.memory / GIB:.2f} GiB that a program can use",
+            f"memory per device ({topology.memory / GIB:.2f} GiB usable)",
         ]
         for key, kind in _MEMORY:
             lines.append(f"  {getattr(self.memory, key) / GIB:8.2f} GiB  {kind}")
@@ -189,19 +189,22 @@ class Outcome(Step):
             lines.append(f"  {self.memory.host / GIB:8.2f} GiB  in host memory")
         lines += [
             "",
-            f"FLOPs           {self.model_flops:.3g} of the model, {costs.flops * topology.devices:.3g} "
-            f"computed ({costs.kernel_flops * topology.devices:.3g} in kernels)",
+            f"FLOPs           {self.model_flops:.3g} model FLOPs, "
+            f"{costs.flops * topology.devices:.3g} executed "
+            f"({costs.kernel_flops * topology.devices:.3g} in kernels)",
         ]
         if self.xla_flops:
             lines.append(
-                f"                per device, each loop once: {costs.flops_once:.4g} here, "
-                f"{self.xla_flops:.4g} by XLA"
+                f"                per device, loop bodies counted once: {costs.flops_once:.4g} "
+                f"(XLA: {self.xla_flops:.4g})"
             )
         if costs.open_loops:
             lines.append(
-                f"                {costs.open_loops} loops of unknown length, counted once"
+                f"                {costs.open_loops} loops of unknown trip count, counted once"
             )
-        by_xla = f" ({self.xla_bytes / GIB:,.1f} by XLA, each loop once)" if self.xla_bytes else ""
+        by_xla = ""
+        if self.xla_bytes:
+            by_xla = f" (XLA: {self.xla_bytes / GIB:,.1f}, loop bodies counted once)"
         lines.append(f"memory traffic  {costs.bytes / GIB:,.1f} GiB per device{by_xla}")
         if costs.host_bytes:
             lines.append(f"host traffic    {costs.host_bytes / GIB:,.2f} GiB per device, both ways")

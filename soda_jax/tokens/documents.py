@@ -54,10 +54,10 @@ class View:
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
-            raise UserError(f"order {self.order!r} is unknown: one of {', '.join(ORDERS)}")
+            raise UserError(f"order {self.order!r} is unknown: use one of {', '.join(ORDERS)}")
         if self.composition not in COMPOSITIONS:
             names = ", ".join(COMPOSITIONS)
-            raise UserError(f"composition {self.composition!r} is unknown: one of {names}")
+            raise UserError(f"composition {self.composition!r} is unknown: use one of {names}")
 
     @property
     def has_text(self) -> bool:

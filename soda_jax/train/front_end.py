@@ -26,8 +26,8 @@ def check_front_end(
     """Raises UserError if the data and a checkpoint assign different meanings to token ids.
 
     No option disables this check, because without it a run would train on noise and report no
-    error. A text model may continue on speech and a speech model on text, so a missing codec is not
-    an error.
+    error. A text model may be trained further on speech, and a speech model on text, so a missing
+    codec is not an error.
 
     Args:
       dataset: the data of the run.

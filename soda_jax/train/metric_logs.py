@@ -30,7 +30,7 @@ def open_logs(config: RunConfig, workdir: Path, start_step: int) -> list[Log]:
     Args:
       config: settings of the run.
       workdir: workdir of the run.
-      start_step: optimizer steps done before this start.
+      start_step: number of optimizer steps that earlier starts of the run completed.
     """
     logs: list[Log] = [MetricsLog(workdir, start_step, config.log.tensorboard)]
     if config.log.wandb_project and start_step < config.steps:
@@ -50,7 +50,7 @@ class MetricsLog:
 
         Args:
           workdir: workdir of the run.
-          start_step: optimizer steps done before this start.
+          start_step: number of optimizer steps that earlier starts of the run completed.
           tensorboard: whether to mirror to TensorBoard.
         """
         workdir.mkdir(parents=True, exist_ok=True)

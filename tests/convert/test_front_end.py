@@ -167,7 +167,7 @@ def shift(number, by):
         (shift(3, 1), r"<\|audio_end\|> has id 262 in the file .*, expected 261"),
         (lambda d: d["added_tokens"].__delitem__(slice(6, None)), r"U[+]E000 has id None in the file .*, expected 262"),
         (drop(14), r"U[+]E00A has id None in the file .*, expected 272"),
-        (drop(69), "has 65 audio characters, --codebook_sizes=40,7,19 are 66"),
+        (drop(69), "has 65 audio characters, --codebook_sizes=40,7,19 sum to 66"),
         (swap(10, 11), r"U[+]E006 has id 269 in the file .*, expected 268"),
         (shift(0, 7), "has id 265 in the file and 258 when loaded"),
         (lambda d: d["model"]["vocab"].update({"ab": 300}), "when loaded|last text id is 300"),

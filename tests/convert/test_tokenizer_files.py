@@ -171,10 +171,10 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(tokenizers):
     trained = tokenizers["trained"]
     tokens = json.loads(trained.content)["added_tokens"]
     taken = changed(trained, added_tokens=[*tokens, added("<|audio_start|>", trained.eos + 1)])
-    refused(taken, rf"already has <\|audio_start\|>, as id {trained.eos + 1}, and ours is")
+    refused(taken, rf"already has <\|audio_start\|> as id {trained.eos + 1}, but the layout")
     tokenizer_files(unigram([]), make_layout(unigram([]), SIZES))
     piece = chr(0xE000 + 45)
     refused(unigram([piece]), "U[+]E02D as .*: a text vocabulary with this character")
     refused(unigram([], "first"), "expected .*: its treatment of spaces depends on their position")
-    refused(trained, "give the run's own tokenizer", make_layout(ByteTokenizer(), SIZES))
-    refused(trained, "audio ids have no characters", make_layout(trained, (2048,) * 600))
+    refused(trained, "pass the tokenizer that the run used", make_layout(ByteTokenizer(), SIZES))
+    refused(trained, "audio ids need a character each", make_layout(trained, (2048,) * 600))

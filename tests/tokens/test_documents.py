@@ -158,7 +158,7 @@ def test_a_document_that_cannot_be_rendered_is_rejected(utterances, view, messag
 
 
 def test_views_of_unknown_order_or_composition_are_rejected():
-    with pytest.raises(UserError, match="'both' is unknown: one of text_first, audio_first"):
+    with pytest.raises(UserError, match="'both' is unknown: use one of text_first, audio_first"):
         View("both")
     with pytest.raises(UserError, match="'A' is unknown"):
         View("text_first", "A")

@@ -1,6 +1,6 @@
 """Reads lines of UTF-8 from plain and compressed text files, and from members of archives.
 
-In all readers, a line ends with LF or CRLF. Other Unicode line ends (a CR without LF, VT, FF, NEL,
+In all readers, a line ends with LF or CRLF. Unicode's other line breaks (CR alone, VT, FF, NEL,
 U+2028, U+2029) are part of the text, so `str.splitlines` must not be used here.
 
 UTF-16 and UTF-32 are recognized by their byte order mark or by the positions of their NUL bytes,
@@ -23,7 +23,7 @@ from typing import IO, Any
 from soda_jax.errors import UserError
 from tokenize_pipeline.text_faults import NUL_MARK
 
-HEAD_BYTES = 4096  # size of the beginning of a file from which its encoding is detected
+HEAD_BYTES = 4096  # number of leading bytes from which the encoding is detected
 _MARKS = {  # UTF-32 first, because the mark of UTF-32-LE starts with that of UTF-16-LE
     "UTF-32-LE": codecs.BOM_UTF32_LE,
     "UTF-32-BE": codecs.BOM_UTF32_BE,
@@ -34,7 +34,7 @@ _SPACE_OF_UTF8 = re.compile(rb"(?<=[\t\n\r -~\x80-\xff])[ \n](?=[\t\n\r -~\x80-\
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line with its line end) of a UTF-8 file, which may be compressed.
+    """Yields (line number from 1, line with newline) of a UTF-8 file, which may be compressed.
 
     NULs and bytes that are not UTF-8 become lone surrogates, so that only the rows that contain
     them are rejected (see `text_faults`). A byte order mark is removed.
@@ -81,14 +81,14 @@ _OPENERS: dict[str, Callable[[Path, str], Any]] = {
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     head = file.read(HEAD_BYTES)
     check_encoding(head, name)
-    first = io.BytesIO(head.removeprefix(codecs.BOM_UTF8) + file.readline())  # complete lines
+    first = io.BytesIO(head.removeprefix(codecs.BOM_UTF8) + file.readline())  # ends at a newline
     for number, line in enumerate(chain(first, file), 1):
         text = line.decode("utf-8", "surrogateescape")
         yield number, text.replace("\0", NUL_MARK) if "\0" in text else text
 
 
 def check_encoding(head: bytes, name: str) -> None:
-    """Raises UserError with the name of the encoding if text that begins with `head` is not UTF-8.
+    """Raises UserError with the name of the encoding if text that begins with `head` is UTF-16/32.
 
     Args:
       head: see `other_encoding`.

@@ -47,7 +47,8 @@ def weight(shape: tuple[int, ...], fan_in: float = 0, mean: float = 0.0) -> nnx.
 class Conv(nnx.Module):
     """Causal convolution.
 
-    Output t depends on the last `(kernel − 1)·dilation + 1` inputs up to `(t + 1)·stride − 1`.
+    The receptive field of output t is `(kernel − 1)·dilation + 1` inputs and ends at input
+    `(t + 1)·stride − 1`.
 
     Attributes:
       weight: f32 `[kernel, in, out]`.

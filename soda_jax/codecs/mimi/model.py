@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 class QuantizerChain(nnx.Module):
-    """Codebooks that each quantize the residual of the previous ones, by Euclidean distance.
+    """Residual vector quantizer (RVQ): each codebook quantizes the residual of the previous ones.
 
     Attributes:
       codebooks: f32 `[codebooks, size, dim]`.
@@ -73,7 +73,7 @@ class QuantizerChain(nnx.Module):
 
 
 class SplitQuantizer(nnx.Module):
-    """A semantic codebook and a parallel chain of acoustic codebooks, whose outputs are added."""
+    """Split RVQ: a semantic quantizer in parallel with an acoustic RVQ; their outputs are added."""
 
     def __init__(self, config: MimiConfig, codebooks: int):
         self.semantic = QuantizerChain(config, 1)
@@ -133,8 +133,8 @@ class Mimi(nnx.Module):
         Args:
           audio: `[batch, samples]`, whole frames, in the dtype of the activations.
           state: state after the previous samples.
-          pieces: number of equal pieces that the convolutions process sequentially; the activations
-            of small pieces fit into the cache of a CPU.
+          pieces: number of equal parts into which `audio` is split for the convolutions, which
+            process them sequentially; activations of small parts fit into the CPU cache.
 
         Returns:
           int32 `[batch, frames, codebooks]` and the new state.

@@ -183,7 +183,8 @@ def read_weights(path: Path, config: MimiConfig, codebooks: int) -> Mimi:
                 tensor = file.get_tensor(names[name])
                 if tensor.shape != shape:
                     raise UserError(
-                        f"{path}: {name} is {list(tensor.shape)}, {CONFIG} requires {list(shape)}"
+                        f"{path}: {name} has shape {list(tensor.shape)}, "
+                        f"{CONFIG} requires {list(shape)}"
                     )
                 return tensor.astype(np.float32)
 

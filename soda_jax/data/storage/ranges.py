@@ -29,7 +29,7 @@ class RangeReader:
         self._lock = threading.Lock()
 
     def request(self, url: str, number: int, start: int, stop: int) -> "PendingRecord":
-        """Returns record `number` of a shard; its chunk must be in the bytes [start, stop).
+        """Requests record `number` of a shard; its ArrayRecord chunk is in bytes [start, stop).
 
         A read is started only if the record is neither pending nor in the cache.
         """
@@ -96,7 +96,7 @@ class RangeShards:
         return self._urls[shard]
 
     def prefetch(self, records: Iterable[tuple[int, int]]) -> list[PendingRecord]:
-        """Requests several records (shard, number); keep the result until they have been read."""
+        """Requests records (shard, number); they stay in memory while the result is referenced."""
         return [self._request(shard, number) for shard, number in records]
 
     def read(self, shard: int, number: int) -> bytes:

@@ -1,9 +1,9 @@
-"""Reads the byte offsets of the records in a shard, to read a single record by byte range.
+"""Reads the byte offsets of the records in a shard, for reading single records by byte range.
 
-An ArrayRecord file is a Riegeli/records file: a sequence of chunks, with a block header of 24 bytes at every
-multiple of 64 KiB. A chunk starts with a header of 40 bytes. Our shards hold one uncompressed record in each
-chunk (see `shards.py`). The last chunk is the footer, which lists the offsets of all other chunks. The file
-ends with a block of 64 KiB, the postscript, which contains the offset of the footer
+An ArrayRecord file is a Riegeli/records file: a sequence of chunks, with a block header of 24 bytes
+at every multiple of 64 KiB. A chunk starts with a header of 40 bytes. In our shards, a data chunk
+contains one uncompressed record (see `shards.py`). The chunk after them is the footer, which lists
+their offsets. The last block of 64 KiB is the postscript, which contains the offset of the footer
 (doc/riegeli_records_file_format.md of google/riegeli; cpp/layout.proto of google/array_record).
 """
 
@@ -39,7 +39,7 @@ def read_record_offsets(path: str | os.PathLike[str]) -> np.ndarray:
     """
     size = os.path.getsize(path)
     if size < 2 * BLOCK or size % BLOCK:
-        raise ValueError(f"its size, {size} bytes, is not a multiple of {BLOCK}")
+        raise ValueError(f"its size, {size} bytes, is not n × {BLOCK}, n at least 2")
     tail = size - BLOCK
     with open(path, "rb") as file:
         file.seek(tail)
@@ -114,13 +114,13 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if position >= len(data) or shift > 63:
-            raise ValueError("a varint in it is truncated")
+            raise ValueError("the chunk contains a truncated varint")
         byte = data[position]
         value |= (byte & 127) << shift
         position, shift = position + 1, shift + 7
         if byte < 128:
             if value >= 1 << 64:
-                raise ValueError("a varint in it exceeds 64 bits")
+                raise ValueError("the chunk contains a varint of more than 64 bits")
             return value, position
 
 
