@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/soda demo --output=demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 parity: .parity/extras
 	JAX_PLATFORMS=cpu .parity/bin/python -m pytest tests/parity
@@ -59,7 +59,7 @@ $(STAMP) $(PARITY): requirements.lock setup.py
 	@test -e $@ || $(PYTHON) -m venv --clear $(@D)
 	@echo "installing requirements.lock into $(@D)"
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv \
-	  && $(@D)/bin/uv pip install $(QUIET) --system-certs --python $(@D)/bin/python -r requirements.lock \
+	  && $(@D)/bin/uv pip install $(QUIET) --compile-bytecode --system-certs --python $(@D)/bin/python -r requirements.lock \
 	  || $(@D)/bin/python -m pip install $(QUIET) --disable-pip-version-check -r requirements.lock
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,8 +1,16 @@
-"""Settings that must be made before JAX is imported: eight simulated devices, no leftover cache."""
+"""Settings made before JAX is imported: eight simulated devices, one compilation cache for all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The workers of pytest-xdist and the processes that tests start inherit the folder, so that each
+# program is compiled once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["SODA_CACHE"] = tempfile.mkdtemp(prefix="soda-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["SODA_CACHE"], ignore_errors=True)

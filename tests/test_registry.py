@@ -35,7 +35,7 @@ def get_config():
 
 def soda(folder, *arguments):
     command = [sys.executable, "-m", "soda_jax.cli", f"--plugin={PLUGIN}", *arguments]
-    environment = {**os.environ, "XLA_FLAGS": "", "SODA_CACHE": str(folder / "cache")}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )

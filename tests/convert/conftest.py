@@ -23,11 +23,3 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "toy"
     to_huggingface(run, folder, shard_bytes=8_000)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def compilation_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Keeps compiled programs in the temporary folder of the tests."""
-    monkeypatch.setenv("SODA_CACHE", str(tmp_path_factory.getbasetemp() / "xla"))

@@ -40,9 +40,8 @@ def test_the_import_diagram_in_the_docs_is_that_of_the_code():
 
 
 @pytest.fixture
-def quick_compilation(tmp_path, monkeypatch):
-    """Compiles programs without optimization, outside the cache of the user."""
-    monkeypatch.setenv("SODA_CACHE", str(tmp_path))
+def quick_compilation():
+    """Compiles programs without optimization."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

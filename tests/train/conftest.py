@@ -1,4 +1,4 @@
-"""A tiny data set on disk, a tiny config for it, and one compilation cache for all runs."""
+"""A tiny data set on disk and a tiny config for it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +15,9 @@ from soda_jax.train.loop import DONE, train
 
 
 @pytest.fixture(autouse=True, scope="package")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """`train` keeps its programs here and not in the user's folder; equal runs compile once."""
-    folder = tmp_path_factory.mktemp("xla")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SODA_CACHE", str(folder))
-        yield folder
+def compilation_cache() -> Iterator[None]:
+    """Disables the compilation cache, which `train` enables, for the tests of other packages."""
+    yield
     jax.config.update("jax_compilation_cache_dir", None)
 
 
