@@ -1,4 +1,4 @@
-"""Describes the machine; every table is printed with it."""
+"""Describes the machine; every benchmark prints this description with its table."""
 
 import os
 import platform

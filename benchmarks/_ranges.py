@@ -1,4 +1,4 @@
-"""Times a batch that is read by byte range from a slow web server, and the same batch read in place."""
+"""Times a batch that is read by byte range from a slow web server, or from local files."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def range_server(folder: Path) -> Iterator[str]:
     )
     try:
         cores = set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0)
-        with contextlib.suppress(OSError):  # this process may be limited to its cores
+        with contextlib.suppress(OSError):  # a container may forbid other cores
             os.sched_setaffinity(process.pid, cores or {0})
         assert process.stdout is not None
         yield f"http://localhost:{int(process.stdout.readline())}"
@@ -36,11 +36,11 @@ def range_server(folder: Path) -> Iterator[str]:
 
 
 def print_ranges(config: Mapping[str, Any], folder: Path, latency: float, repeats: int) -> None:
-    """Prints the time of a host's batch in place, by range without and with latency.
+    """Prints the time to read a batch from local files, and by range without and with latency.
 
     Args:
       config: data part of a config with local paths, all below `folder`.
-      folder: the folder to serve; indexes are cached in a folder in it.
+      folder: the folder to serve; indexes are cached in its subfolder `cache`.
       latency: seconds that the server waits before it answers.
       repeats: batches of each kind; the kinds alternate, and each batch is read once.
     """

@@ -55,7 +55,7 @@ def parse(
     Args:
       parser: the benchmark's own options.
       one_round: values of its options for a short run, which `compare.py` repeats.
-      arguments: the command line; None for that of the process.
+      arguments: command-line arguments; None uses `sys.argv[1:]`.
     """
     parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
     short = ", ".join(f"{name} {value}" for name, value in one_round.items())
@@ -67,7 +67,7 @@ def parse(
 
 @contextlib.contextmanager
 def written(path: str | None) -> Iterator[Results]:
-    """Yields the rows to fill, and writes them as a JSON list when the benchmark has succeeded."""
+    """Yields empty `Results`, and writes their rows as a JSON list if the body succeeds."""
     if path and not Path(path).resolve().parent.is_dir():
         sys.exit(f"error: --json={path}: the folder does not exist: create it first")
     results = Results()

@@ -1,8 +1,8 @@
-"""Runs the sides of a comparison as processes in turn, so that a slow phase of the machine affects all.
+"""Runs the sides of a comparison in turn, so that a slow phase of the machine affects all of them.
 
-A side is a worker script (`_worker.py` has the protocol) with a separate interpreter. On a CPU all sides
-stay in memory and run one after the other, round by round; the others sleep. On an accelerator they would
-not fit into memory together, so each is started anew for each of its turns.
+A side is a worker script (`_worker.py` has the protocol) with a separate interpreter. On a CPU all
+sides stay in memory and run one after another, round by round; a side sleeps while another runs. On
+an accelerator they would not fit into memory together, so a side is started anew for each turn.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 
 
 class SideError(Exception):
-    """A side that cannot run, has exited or hangs; the message is one line."""
+    """Raised if a side cannot run, has exited or hangs; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Turns:
     """The results of a side.
 
     Attributes:
-      ready: its facts, None if it never became ready.
+      ready: the worker's `ready` message, see `_worker.py`; None if it was never sent.
       answers: one for each round, with `steps` and `seconds`.
-      missing: why it has no (further) answers.
+      missing: why there are no (more) answers; empty if the side has not failed.
     """
 
     ready: dict[str, Any] | None = None
@@ -92,7 +92,7 @@ class Worker:
         self._lines.put(None)
 
     def ready(self) -> dict[str, Any]:
-        """Returns the facts of the side after its first steps; raises SideError if it cannot run."""
+        """Waits for the first steps; returns the `ready` message, or raises SideError."""
         answer = self._answer(START_LIMIT)
         if "missing" in answer:
             raise SideError(answer["missing"])
@@ -138,8 +138,8 @@ def take_turns(
     Args:
       commands: the sides by name; the first round runs them in this order, the next in reverse.
       rounds: turns of each side.
-      seconds: length of a turn; a side runs as many whole steps as fit, at least one.
-      resident: keep the workers in memory; otherwise there is one at a time.
+      seconds: approximate length of a turn, which has a whole number of steps, at least one.
+      resident: keep all workers in memory; otherwise only one exists at a time.
       what: description for the progress bar.
     """
     turns = {name: Turns() for name in commands}
@@ -166,7 +166,7 @@ def _turn(
         if name not in workers:
             if (
                 turns.ready is not None
-            ):  # another search would leave its failures in the peak of memory
+            ):  # failed attempts of a new search would count in the peak memory
                 setting = turns.ready["setting"]
                 command = dataclasses.replace(command, order={**command.order, "setting": setting})
             workers[name] = Worker(command)
@@ -179,7 +179,7 @@ def _turn(
 
 
 def platform_here() -> str:
-    """Returns `cpu`, `gpu` or `tpu`, from a child process: this one must not allocate the memory of a GPU."""
+    """Returns `cpu`, `gpu` or `tpu`; jax runs in a child process, so no GPU memory is used here."""
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     answer = subprocess.run(ask, capture_output=True, text=True, timeout=START_LIMIT)
     if answer.returncode:

@@ -7,7 +7,7 @@ from _worker import MissingError, Step, jax_peak_bytes, serve
 
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Returns the settings to try: keep all activations, then the layer inputs; whole logits or blocks."""
+    """Returns the settings to try: without and with remat on whole logits, then on blocks."""
     if order["platform"] == "cpu":
         return [{"recompute": False, "loss_block": None}]
     return [
@@ -65,11 +65,11 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
             require_accelerator=False,
         ),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4, weight_decay=0.033)),
-        # The trainer computes the mean: the current jax refuses haliax's weighted mean.
+        # The trainer computes the mean, because haliax's weighted mean fails with the current jax.
         functools.partial(compute_next_token_loss, reduction=None),
         add_default_hooks=False,
     )
-    trainer.__enter__()  # until the process ends
+    trainer.__enter__()  # stays entered until the process ends
     vocabulary = haliax.Axis("vocab", shape["vocabulary"])
     seed, training_seed = jax.random.split(jax.random.PRNGKey(0))
     first = trainer.initial_state(

@@ -8,15 +8,15 @@ from typing import Any
 from _worker import MissingError, Step, jax_peak_bytes, serve
 
 INSTALL = (
-    "MaxText needs Python 3.12, jax below 0.12 and what docs/performance.md lists; then give "
-    "--maxtext_python=PATH"
+    "MaxText needs Python 3.12, jax below 0.12 and the packages in docs/performance.md; give its "
+    "interpreter with --maxtext_python=PATH"
 )
 
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Returns the policies to try: keep all results of products, then fewer; whole logits, then parts.
+    """Returns the settings to try: policies that keep ever less, on whole logits, then on parts.
 
-    No policy of MaxText keeps more: "none" recomputes everything, as "full" does.
+    No policy of MaxText keeps more than the first: "none" recomputes everything, as "full" does.
     """
     if order["platform"] == "cpu":
         return [{"remat": "minimal_with_context", "parts": 1}]
@@ -90,7 +90,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
 
 
 def options(order: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
-    """Returns the changes to MaxText's base config: those of its `qwen3-0.6b`, with untied tables."""
+    """Returns the changes to MaxText's base config: its Qwen3, untied, in the sizes of `order`."""
     shape, platform = order["shape"], order["platform"]
     on_cpu = platform == "cpu"
     return {

@@ -80,7 +80,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
 
 
 def vocabulary(shape: dict[str, Any]) -> Any:
-    """Returns a layout of the shape's size: text, markers and codebooks."""
+    """Returns a vocabulary layout of `shape["vocabulary"]` ids: text, markers and codebooks."""
     from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 
     codebooks = (shape["codebook_size"],) * shape["codebooks"]

@@ -7,16 +7,16 @@ from _worker import MissingError, Step, resident_bytes, serve
 
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Returns the settings to try: whole batches, then recomputed layers, then the batch in parts."""
+    """Returns the settings to try: without and with remat on the whole batch, then on parts."""
     if order["platform"] == "cpu":
         return [{"recompute": False, "parts": 1}]
     parts = [p for p in (1, 2, 4, 8, 16) if order["shape"]["batch"] % p == 0]
-    # If the logits do not fit, recomputing layers does not help: vary the parts first.
+    # Recomputing layers does not shrink the logits, so smaller parts of the batch are next.
     return [{"recompute": again, "parts": p} for p in parts for again in (False, True)]
 
 
 def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
-    """Builds the step: f32 parameters; on a GPU bf16 by autocast and the fused AdamW."""
+    """Builds the step: f32 parameters, fused AdamW; on a GPU also bf16 by autocast."""
     import torch
     import transformers
 

@@ -1,9 +1,11 @@
 """The worker side of `_sides`: builds a training step, then runs it on request.
 
-Uses the standard library only, because a peer's interpreter need not have this package. A worker is a
-script `WORKER.py ORDER` with a JSON object ORDER; it writes one JSON object per line to standard output:
+Uses the standard library only, because the interpreter of another trainer need not have this
+package. A worker is a script `WORKER.py ORDER` with a JSON object ORDER; it writes one JSON object
+per line to standard output:
 
-    {"ready": …}      once, after a first step: facts of the side, as `Step.facts`, and `first_step`
+    {"ready": …}      once, after the first steps: `Step.facts`, the `setting` in use, and
+                      `first_step`, the seconds of a step
     {"missing": …}    instead, if the side cannot run here: the reason
     {"seconds": …}    for every line {"steps": N} on its standard input, with `core_seconds` (of all
                       threads) and `peak_bytes`
@@ -22,7 +24,7 @@ from typing import Any
 
 
 class MissingError(Exception):
-    """The side cannot run in this interpreter or on this device; the message is the reason."""
+    """Raised if the side cannot run in this interpreter or on this device; gives the reason."""
 
 
 @dataclasses.dataclass
@@ -33,7 +35,7 @@ class Step:
       run: trains the given number of steps and returns when the device has finished them.
       facts: `parameters` and `device`, and further facts of the side.
       peak_bytes: returns the peak memory so far.
-      after: returns further facts for the answer to a turn, measured after its time.
+      after: called after the timed steps; returns further facts for the answer.
     """
 
     run: Callable[[int], None]
@@ -82,7 +84,7 @@ def _first_that_fits(
         try:
             step = build(order, setting)
             step.run(1)  # compiles
-            step.run(1)  # the allocator's first growth
+            step.run(1)  # lets the allocator grow
             began = time.perf_counter()
             step.run(1)
             seconds = time.perf_counter() - began

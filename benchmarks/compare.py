@@ -11,7 +11,7 @@ baseline's script has `--json`, that script is run, because it fits the baseline
 current script is run. Every process reports where it imported `soda_jax` from, and a wrong folder is an error.
 
 A ratio above 1 means that this build is faster, or needs less: rates are divided new by old, costs old
-by new. The spread is the range of the middle half of the ratios per round.
+by new. The spread is the interquartile range of the per-round ratios.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from soda_jax.progress import track
 
 HERE = Path(__file__).resolve().parent
 FEWEST_ROUNDS = 7
-NOT_A_SPEED = ("share_of_time",)  # units without a better direction
+NOT_A_SPEED = ("share_of_time",)  # units of which neither more nor less is better
 _LOCATE = """
 import importlib, json
 names = ("soda_jax", "soda_jax.configs.base", "tokenize_pipeline")
@@ -67,7 +67,7 @@ class Build:
         output = folder / "rows.json"
         output.unlink(missing_ok=True)
         command = [sys.executable, str(script), f"--json={output}", *options]
-        # Not in the repository: `python -m` would import from the current folder.
+        # Not run in the repository, because `python -m` would import from the current folder.
         done = subprocess.run(
             command, env=self.environment, cwd=folder, capture_output=True, text=True
         )
@@ -126,13 +126,13 @@ def copy_working_tree(target: Path) -> None:
         "ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", str(top)
     )
     for name in filter(None, listed.split("\0")):
-        if (top / name).is_file():  # a deleted file is listed until it is committed
+        if (top / name).is_file():  # git lists a deleted file until its deletion is staged
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes((top / name).read_bytes())
 
 
 def install(name: str, tree: Path, folder: Path) -> Build:
-    """Installs a tree without its dependencies into a separate folder, and checks what it imports."""
+    """Installs a tree without dependencies into a folder; checks that it is imported from there."""
     site = folder / f"{tree.name}-site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command = [*pip, "--no-deps", "--no-build-isolation", "--target", str(site), str(tree)]
@@ -155,7 +155,7 @@ def install(name: str, tree: Path, folder: Path) -> Build:
 def script_of(build: Build, name: str, today: Path) -> Path:
     """Returns the build's own script if it writes rows, else the one in the folder `today`."""
     own = build.scripts / f"{name}.py"
-    # Scripts of older builds have no rows: neither the option nor the module that adds it.
+    # Scripts of older commits do not use `_results`, so they have no --json.
     if own.exists() and "_results" in own.read_text():
         return own
     return today / f"{name}.py"
@@ -218,9 +218,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="+", metavar="NAME", help="benchmarks, as in benchmarks/NAME.py"
     )
-    parser.add_argument("--baseline", required=True, metavar="COMMIT", help="any name git resolves")
+    parser.add_argument("--baseline", required=True, metavar="COMMIT", help="commit, branch or tag")
     parser.add_argument(
-        "--rounds", type=int, default=FEWEST_ROUNDS, help="of both builds (%(default)s)"
+        "--rounds", type=int, default=FEWEST_ROUNDS, help="runs of each build (%(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
     args = parser.parse_args(arguments[:end])

@@ -32,7 +32,7 @@ from soda_jax.tokens.text import load_tokenizer, make_layout
 
 
 class NoiseWeights(Weights):
-    """Random parameters, made when they are read."""
+    """Random parameters that are generated when they are read."""
 
     def __init__(self, config: DecoderConfig):
         self.config, self._shapes = config, layer_shapes(config)
@@ -53,7 +53,7 @@ class NoiseWeights(Weights):
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Writes a byte-level BPE of the size of Llama 3's, most of whose pieces occur in no text."""
+    """Writes a byte-level BPE with as many pieces as Llama 3's; most of them are placeholders."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -113,7 +113,7 @@ def measured(*command: str) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+        sys.exit(f"{' '.join(command)} failed with exit status {process.returncode}")
     return time.perf_counter() - began, usage.ru_maxrss / 1e3
 
 

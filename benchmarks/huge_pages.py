@@ -2,8 +2,8 @@
 
     python benchmarks/huge_pages.py
 
-Both sides run the step of `soda train` on random tokens, in one process each, and alternate within a
-round. With the settings, glibc keeps the memory of a step's temporaries in huge pages.
+Both sides run the step of `soda train` on random tokens, each in one process, and alternate within
+a round. With the settings, glibc keeps the memory of a step's temporaries in huge pages.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from _results import parse, written
 from _sides import Command, SideError, take_turns
 from train_step import shape_of
 
-# Any setting of the user makes `soda train` keep the default allocator.
+# If GLIBC_TUNABLES sets a glibc.malloc option, `soda train` does not change the allocator.
 DEFAULT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
 
 

@@ -8,8 +8,9 @@ are read from the page cache. Random codes are the worst case for the disk, beca
 compressed. Prints one table: medians over repeats with their spread, the time of each step, random whole
 records for comparison, and the bytes per token on disk, index included.
 
-A second table reads the batch of one host of 32 by byte range from a web server on this machine that answers
-after `--latency` milliseconds, like an object store, with an increasing number of simultaneous requests.
+A second table has the time to read the batch of one host of 32 by byte range from a web server on
+this machine that answers after `--latency` milliseconds, like an object store, with an increasing
+number of simultaneous requests.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def write_dataset(directory: Path, layout: VocabularyLayout, tokens: int, seed: 
 
 
 def measure(work: Callable[[int], None], repeats: int) -> tuple[float, float]:
-    """Returns the median seconds of `work(repeat)` and half the range between the quartiles."""
+    """Returns the median seconds of `work(repeat)` and half the interquartile range."""
     seconds = []
     for repeat in range(repeats):
         began = time.perf_counter()
@@ -132,7 +133,7 @@ def steps(dataset: Dataset, repeats: int) -> list[tuple[str, float]]:
 
 
 def whole_records(dataset: Dataset, repeats: int) -> tuple[float, float]:
-    """Returns the tokens per second of random whole records, and half the range between the quartiles."""
+    """Returns the tokens per second of random whole records, and half the interquartile range."""
     count = 200
     source = dataset.sources[0]
     records = np.random.default_rng(0).integers(0, len(source.record_starts) - 1, (repeats, count))
@@ -157,10 +158,10 @@ def stored_bytes(directory: Path) -> int:
 def main() -> None:
     """Writes the data, measures, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=8_000_000, help="of each source, one order")
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="per source, in one order")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument(
-        "--latency", type=float, default=30, help="of a read by range, in ms; 0 skips it"
+        "--latency", type=float, default=30, help="ms per read by range; 0 skips the second table"
     )
     args = parse(parser, {"tokens": 2_000_000, "repeats": 9, "latency": 0.0})
     core = max(os.sched_getaffinity(0))

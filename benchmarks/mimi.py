@@ -4,8 +4,8 @@
     python benchmarks/mimi.py --dtype=bfloat16     # only ours if torch is not installed
 
 Both sides have the same random weights in the published shape. The clips are noise, because the time does
-not depend on the sound. The sides alternate within a repeat. transformers gets as many clips at once as
-fit into memory. On a GPU both use it, and neither rounds f32 to TF32.
+not depend on the sound. The sides alternate within a repeat. transformers encodes as many clips at
+once as fit into memory. On a GPU both use it, and neither rounds f32 to TF32.
 """
 
 import argparse
@@ -98,10 +98,10 @@ def measure(
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="%(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
     parser.add_argument("--seconds", default="10,60", help="lengths of the clips (%(default)s)")
     parser.add_argument("--batches", default="1,16", help="clips at once (%(default)s)")
-    parser.add_argument("--dtype", default="float32", help="of ours: float32 or bfloat16")
+    parser.add_argument("--dtype", default="float32", help="dtype of ours: float32, bfloat16")
     args = parse(parser, {"repeats": 2, "seconds": "10", "batches": "1"})
 
     codec = MimiCodec.random(MimiConfig(), dtype=args.dtype)

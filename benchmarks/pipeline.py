@@ -2,16 +2,17 @@
 
     python benchmarks/pipeline.py [--minutes 120] [--hours 36] [--repeats 3]
 
-The corpus is noise in clips of 3 to 12 seconds (the codec's speed does not depend on the sound). The
-same clips are stored as 16-bit WAV at 24 kHz, which needs no resampling, as WAV at 44.1 kHz, which
-does, as FLAC, as MP3, and as MP3 without its Xing/Info frame, whose frames must be counted. The
-last has a constant bitrate, because only then does its size give nearly the right length.
+The corpus is noise in clips of 3 to 12 seconds (the codec's speed does not depend on the sound). It
+is stored as 16-bit WAV at 24 kHz, which needs no resampling, as WAV at 44.1 kHz, which does, as
+FLAC, as MP3, and as MP3 without its Xing/Info frame, so that the reader must count the frames. MP3
+files have a constant bitrate, because only then is a length estimated from the size nearly right.
 
 The first table measures jobs with default options: one process, whose numerical libraries use
 all cores. The second compares one process of one thread with two processes of one thread each: the
 whole command, from start to end, on `--hours` of audio, in which the clips are repeated with other
 document ids. Each round runs every job once, so that a slow phase of the machine affects all of them.
-"Start and end" is a job on one minute of audio: imports, plan, start of the workers, merge.
+"Start and end" is the time of a job on one minute of audio: plan, merge and, for the whole command,
+imports and the start of the workers. The third table has the speed of the parts of a job.
 """
 
 import argparse
@@ -111,7 +112,7 @@ def write_manifest(path: Path, clips: list[tuple[str, float]], seconds: float = 
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Returns the wall-clock seconds of one call; hides its progress."""
+    """Returns the wall-clock seconds of one call; hides its progress bar."""
     begin = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
         work()
@@ -235,13 +236,13 @@ def main() -> None:
     """Makes the corpora, runs the jobs and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--minutes", type=float, default=120, help="of distinct audio (%(default)s)"
+        "--minutes", type=float, default=120, help="minutes of distinct audio (%(default)s)"
     )
     parser.add_argument(
-        "--hours", type=float, default=36, help="second table; 0 skips it (%(default)s)"
+        "--hours", type=float, default=36, help="of the second table; 0 skips it (%(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
     args = parse(parser, {"minutes": 10.0, "hours": 0.0, "repeats": 3})
     with written(args.json) as results, tempfile.TemporaryDirectory() as name:
         folder = Path(name)

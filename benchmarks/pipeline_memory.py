@@ -2,11 +2,11 @@
 
     python benchmarks/pipeline_memory.py [--documents 1000 10000] [--processes 1] [--repeats 1]
 
-A document is one utterance of half a second to a second and a half, cut by its times from long files of
-noise (16-bit WAV, 24 kHz), with a transcript of two sentences; the codec is the mel codec. Each job is
-the whole command in a separate process. The table has the peak resident set (`ru_maxrss`) of the job and
-of its largest child process, which includes the memory of the job at the time of the fork. Target: ten
-times the documents need at most 1.2 times the memory.
+A document is one utterance of 0.5 to 1.5 seconds, given by start and end times in a long file of
+noise (16-bit WAV, 24 kHz), with a transcript of 24 random words; the codec is the mel codec. Each
+job is the whole command in a separate process. The table has the peak resident set (`ru_maxrss`) of
+the job and of its largest child process, which includes the memory of the job at the time of the
+fork. Target: ten times the documents need at most 1.2 times the memory.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from soda_jax.progress import track
 RATE, FILE_SECONDS = 24_000, 120
 AIM = 1.2
 WORDS = (*("the", "of", "and", "to", "in", "is", "that", "was"), *("one", "have", "this", "from"))
-# Started by a small separate process: a child starts with the resident set of its parent.
+# Started by a small process, because ru_maxrss of a child includes the parent at the fork.
 JOB = """
 import json, resource, sys
 from soda_jax.cli import main
@@ -104,7 +104,7 @@ def main() -> None:
     """Makes the corpora, runs the jobs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--documents", type=int, nargs="+", default=[1_000, 10_000], help="jobs (%(default)s)"
+        "--documents", type=int, nargs="+", default=[1_000, 10_000], help="per job (%(default)s)"
     )
     parser.add_argument("--processes", type=int, default=1, help="worker processes (%(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="jobs per row (%(default)s)")

@@ -2,10 +2,10 @@
 
     python benchmarks/step_profile.py [--shapes=d256,d512 --remat=none]
 
-The profiler measures the time of every instruction of the compiled step, and the text of the program
-determines its kind. On a CPU an instruction that several threads share counts with the thread that leads
-it, and threads that work on different instructions add up: the fractions are meaningful, the milliseconds
-are not.
+The profiler measures the time of every instruction of the compiled step, and the text of the
+program determines its kind. On a CPU, an instruction that several threads share is counted only on
+the thread that leads it, and times of threads that work on different instructions are added: the
+fractions are meaningful, the milliseconds are not.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def events(folder: str) -> Iterator[tuple[str, float]]:
     for plane in on_device or planes:
         for line in plane.lines:
             for event in line.events:
-                if on_device:  # kernels have other names
+                if on_device:  # the events are kernels, whose names differ from the instructions
                     name = str(dict(event.stats).get("hlo_op", ""))
                 else:
                     name = event.name
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="windows per step, for all shapes")
     parser.add_argument("--remat", default="", help="model.remat (CPU none, else full)")
     args = parse(parser, {"shapes": "d256"})
-    # Otherwise a recorded graph of kernels is one event.
+    # Disables command buffers (CUDA graphs), which would be a single event in the trace.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
     import jax

@@ -2,9 +2,9 @@
 
     python benchmarks/stop_check.py
 
-Two processes of one CPU device each run a step with one all-reduce. The sides alternate within a round:
-no agreement, `StopRequest.reached` (what `soda train` calls), and `hosts.any_process`, a barrier through
-process 0. The times are those of process 0.
+Two processes, each with one CPU device, run a step with one all-reduce. The sides alternate within
+a round: no agreement, `StopRequest.reached` (what `soda train` calls), and `hosts.any_process`, a
+barrier through process 0. The times are those of process 0.
 """
 
 import argparse

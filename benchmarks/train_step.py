@@ -1,14 +1,15 @@
 """Speed of the step of `soda train` and of other trainers, on this machine in one alternating run.
 
-    python benchmarks/train_step.py                                   # ours; transformers after make parity
+    python benchmarks/train_step.py                                   # all sides that are installed
     python benchmarks/train_step.py --shapes=135m,600m,1.7b           # the default on a GPU
     python benchmarks/train_step.py --transformers_python=PATH --levanter_python=PATH --maxtext_python=PATH
 
 Every side trains a Qwen3 of the same shape (normalized queries and keys, grouped queries, SwiGLU, RMSNorm,
 untied embedding and head) on the same number of random tokens: loss, gradients, clipping of their norm,
 AdamW. f32 on a CPU, bf16 arithmetic and f32 parameters on an accelerator. A side that is not installed is
-reported and left out. MFU is 6 FLOPs per matmul parameter and token plus the causal half of attention,
-relative to the data sheet's bf16 peak, on a CPU to a matrix product that is timed at every turn.
+reported and left out. MFU counts 6 FLOPs per matmul parameter and token and the causal half of
+attention, relative to the data sheet's bf16 peak; on a CPU it is relative to the rate of a matrix
+product that is timed at every turn.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def refuse_other_sizes(turns: dict[str, Turns]) -> None:
             continue
         found, wanted = side.ready["parameters"], ours["parameters"]
         if abs(found - wanted) > PARAMETER_TOLERANCE * wanted:
-            side.missing = f"{found:,} parameters against our {wanted:,}"
+            side.missing = f"{found:,} parameters, ours has {wanted:,}"
             side.answers = []
 
 
@@ -148,7 +149,7 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
 
 
 def add_rows(results: Results, name: str, shape: Shape, turns: dict[str, Turns]) -> None:
-    """Adds the tokens per second of each side that ran; its ratio is to ours, round by round."""
+    """Adds the tokens per second of each side that ran, and the median of their ratios to ours."""
     rates = {
         side: [shape.tokens * a["steps"] / a["seconds"] for a in side_turns.answers]
         for side, side_turns in turns.items()
@@ -192,7 +193,7 @@ def footnotes(shape: Shape, ours: Turns) -> list[str]:
     return [
         f"peak: {ours.answers[0]['peak_source']}, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s  ",
         "outside products: 1 − model FLOPs of a step / rate of one product / time of a step: "
-        "everything except matrix products, and the loss of the step's products compared with one product "
+        "everything except matrix products, and what products lose compared with a single product "
         f"({ours.answers[0]['product_source']}, measured at every turn of ours, "
         f"{statistics.median(rates) / 1e9:,.0f} GFLOP/s); step_profile.py separates the two for ours  ",
         f"our step: {statistics.median(seconds) * 1e3:,.0f} ms for {shape.flops() / 1e9:,.1f} GFLOP",
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--sides", help="of ours, transformers, compiled, levanter, maxtext (all)")
     parser.add_argument("--rounds", type=int, help="turns of each side (CPU 7, else 2)")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="seconds of a turn (%(default)s)"
+        "--seconds", type=float, default=3.0, help="length of a turn in seconds (%(default)s)"
     )
     parser.add_argument("--batch", type=int, help="windows per step, for all shapes")
     usual = str(PARITY) if PARITY.exists() else sys.executable

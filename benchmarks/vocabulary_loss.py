@@ -1,4 +1,4 @@
-"""The loss over a large vocabulary, value and gradients: ours, all logits at once, and tokamax's.
+"""Speed of the loss and gradients over a large vocabulary: ours, all logits at once, tokamax's.
 
     python benchmarks/vocabulary_loss.py        # .parity/bin/python has tokamax
     python benchmarks/vocabulary_loss.py --chunks=2048,256,512,1024,4096 --tokens=4096
@@ -6,8 +6,8 @@
 Ours processes the tokens in chunks and computes the gradients in the same pass; it also returns the loss of
 each token, log Z and the z-loss, while tokamax's returns one scalar. tokamax's is a fused kernel on a TPU
 and plain products elsewhere. Each chunk size is one side, and the first is the reference. The sides
-alternate within a round. Core-seconds are those of this process; other jobs affect them less than the
-elapsed time.
+alternate within a round. Core-seconds are those of this process; other jobs affect them less than
+they affect the elapsed time.
 """
 
 import argparse
@@ -31,7 +31,10 @@ Side = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def sides(vocabulary: int, chunks: Sequence[int]) -> dict[str, Side]:
-    """Returns functions of hidden `[1, tokens, d]`, head `[vocabulary, d]`, targets `[1, tokens]` to the summed loss."""
+    """Returns the sides by name: functions (hidden, head, targets) -> summed loss.
+
+    hidden is `[1, tokens, d]`, head `[vocabulary, d]`, targets `[1, tokens]`.
+    """
 
     def ours(chunk: int, hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
         blocks = (head[None],)
@@ -77,8 +80,8 @@ def main() -> None:
         "--chunks",
         type=lambda text: [int(one) for one in text.split(",")],
         default=[chunk_tokens(0, jax.default_backend())],
-        help="tokens whose logits exist at a time, by default that of the platform; separate several "
-        "by commas to compare them",
+        help="tokens per chunk of our loss, by default that of the platform; separate several by "
+        "commas to compare them",
     )
     parser.add_argument("--rounds", type=int, default=7)
     args = parse(parser, {"rounds": 3})
@@ -123,7 +126,7 @@ def main() -> None:
             f"| {ratio:.2f} | {statistics.median(cores[name]):.2f} | {temporaries:.0f} |"
         )
     if "tokamax" not in compiled:
-        print("\ntokamax is not installed: run it with .parity/bin/python after `make parity`")
+        print("\ntokamax is not installed: run this with .parity/bin/python after `make parity`")
 
 
 if __name__ == "__main__":

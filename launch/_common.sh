@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Options, errors and quoting for the launch scripts, which source this file.
 
-# Exit status of soda after SIGTERM with a checkpoint saved: start it again.
+# Exit status of soda after it received SIGTERM and saved a checkpoint: start it again.
 # shellcheck disable=SC2034  # used by the scripts that source this file
 readonly PREEMPTED=75
 readonly LOST=76 # another process failed or a step hung: start it again from the last checkpoint
@@ -78,7 +78,7 @@ parse_options() {
 _unknown() {
   local names
   read -ra names <<<"$2"
-  fail "unknown option --$1; there are ${names[*]/#/--}"
+  fail "unknown option --$1; the options are ${names[*]/#/--}"
 }
 
 # require NAME…: requires a value for each of these options.
@@ -134,7 +134,7 @@ set_training() {
 }
 
 # set_train_arguments WORD…: sets `arguments` to the arguments of `soda train` on another machine. --bucket
-# adds a local workdir and checkpoints in the bucket, both named after the job, unless the words contain them.
+# adds a local workdir and a checkpoint folder in the bucket, both named after the job, unless the words set them.
 arguments=()
 set_train_arguments() {
   local word workdir='' checkpoints=''

@@ -14,7 +14,7 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 source "$ROOT/launch/_common.sh"
 readonly RUN=$HOME/soda-run
 
-# The active run has the lock, so it is also free after a crash or a reboot.
+# The active run holds the lock, so the lock is also free after a crash or a reboot.
 running() {
   ! flock --nonblock "$RUN/lock" true
 }
@@ -31,7 +31,7 @@ install() {
   touch .venv/installed
 }
 
-# stop: ends an earlier attempt on this host after at most two minutes for its checkpoint.
+# stop: sends SIGTERM to an earlier attempt on this host, and SIGKILL if it has not ended after two minutes.
 stop() {
   local second
   for second in {1..120}; do
@@ -47,7 +47,7 @@ stop() {
 # detached ARGUMENTS…: runs soda train and writes its exit status to ~/soda-run/code.
 detached() {
   local code=0 pid='' terminated=''
-  # A machine that shuts down signals every process. The signal ends the wait, not the run.
+  # A machine that shuts down sends SIGTERM to every process. It interrupts `wait`, so the loop waits again.
   trap 'terminated=1; [[ -z $pid ]] || kill -TERM "$pid"' TERM
   cd "$ROOT"
   .venv/bin/soda train "$@" &
@@ -60,7 +60,7 @@ detached() {
   mv "$RUN/code.partial" "$RUN/code"
 }
 
-# follow LINES: copies the log from its last LINES lines (+1: all) until the run ends, with its status.
+# follow LINES: prints the log from its last LINES lines (+1: all) until the run ends; exits with the run's status.
 follow() {
   local pid
   pid=$(cat "$RUN/runner")

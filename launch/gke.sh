@@ -8,11 +8,13 @@
 #
 # --name=NAME             name of the JobSet
 # --image=IMAGE           image with soda on its PATH, see docs/launch.md
-# --tpu=TYPE --topology=T node pool of v4, v5e, v5p or v6e and its shape in chips, with --chips_per_node=C (4);
-#                         --slices=N slices (1)
-# --gpu=TYPE --nodes=N    label cloud.google.com/gke-accelerator and size of the job, with --gpus_per_node=G (8)
-# --spot                  only nodes of a spot pool
-# --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
+# --tpu=TYPE --topology=T TPU type (v4, v5e, v5p or v6e), and shape of a slice in chips, as in 4x4x8
+# --chips_per_node=C      TPU chips per node (4)
+# --slices=N              number of TPU slices (1)
+# --gpu=TYPE --nodes=N    value of the node label cloud.google.com/gke-accelerator, and number of nodes
+# --gpus_per_node=G       GPUs per node (8)
+# --spot                  use only nodes of a spot pool
+# --bucket=gs://B[/DIR]   checkpoints in gs://B/DIR/NAME/checkpoints, workdir /var/tmp/soda/NAME on each host
 # --namespace=NS --service_account=S
 # --max_restarts=N        number of restarts after failures other than preemptions (0)
 # --poll_seconds=S        seconds between requests for the state of the JobSet (30)
@@ -34,7 +36,7 @@ for word in namespace service_account; do
   [[ ${option[$word]} =~ ^[a-z0-9-]*$ ]] || fail "--$word=${option[$word]}: give lower-case letters, digits and dashes"
 done
 name=${option[name]}
-# The name of a pod is NAME-workers-0-0 and five more letters; a label has at most 63.
+# The name of a pod is NAME-workers-0-0-XXXXX; a label has at most 63 characters.
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
   fail "--name=$name: give at most 40 lower-case letters, digits and dashes, starting with a letter"
 set_train_arguments "${rest[@]}"
@@ -97,8 +99,8 @@ json() {
   word=${word//$'\t'/\\t}
   printf '"%s"' "${word//\$/\$\$}"
 }
-# One process per node. JobSet numbers slices (JOB_INDEX), an indexed job its pods (JOB_COMPLETION_INDEX), and the
-# service of the JobSet gives the first pod its name.
+# One process per node. JOB_INDEX is the index of the slice, JOB_COMPLETION_INDEX that of the pod in the slice. The
+# service of the JobSet resolves the host name of the first pod.
 script="exec soda train \"\$@\" --coordinator=$name-workers-0-0.$name:8482 --processes=$((nodes * slices))"
 script+=" --process=\$((JOB_INDEX * $nodes + JOB_COMPLETION_INDEX))"
 words=''

@@ -10,7 +10,7 @@
 # --partition=P --account=A    default: those of the cluster
 # --cpus_per_gpu=C             default: that of the cluster
 # --save_seconds=S             seconds before the limit at which soda receives SIGTERM (300)
-# --soda=PATH                  path of soda on the nodes; default: .venv/bin/soda of this checkout, or soda
+# --soda=PATH                  path of soda on the nodes; default: .venv/bin/soda of this checkout, else soda on PATH
 # --dry_run                    print the batch script and the command without running them
 #
 # The arguments of soda train follow after --. The nodes need this folder: use a shared file system.
@@ -49,8 +49,8 @@ if [[ -n ${option[cpus_per_gpu]} ]]; then
 else
   srun=(srun)
 fi
-# All processes save before the first one exits with 75, but not in the same second. So the first exit does
-# not kill the other processes until two minutes later.
+# The processes exit with 75 after a common save, but not in the same second. So the first exit does not kill
+# the other processes until two minutes later.
 srun+=(--kill-on-bad-exit=0 --wait=120)
 
 batch=$(

@@ -5,7 +5,7 @@
 #
 # --processes=N            number of processes
 # --devices_per_process=D  simulate D CPU devices in each process; default: the devices that JAX finds
-# --grace=SECONDS          time for the other processes to exit after one failed (10) or saved (six times that)
+# --grace=SECONDS          time for other processes to exit after one failed (10), six times that after status 75
 # --dry_run                print the commands without running them
 #
 # After --, give the arguments of soda train or a whole command such as `soda train …`. Each process also gets
@@ -34,15 +34,15 @@ if [[ -n ${option[dry_run]} ]]; then
   for ((i = 0; i < count; i++)); do
     quote "${training[@]}" --coordinator=localhost:PORT "--processes=$count" "--process=$i"
   done
-  echo "# PORT: a free one, chosen at the start"
+  echo "# PORT: a free port, chosen at the start"
   exit
 fi
-need python3 "it finds a free port"
+need python3 "it is needed to find a free port"
 for word in "${training[@]}"; do
   # Skips `env NAME=value…`.
   [[ $word == env || $word == *=* ]] || break
 done
-need "$word" "make test installs soda into .venv; another one is given as -- PATH/TO/soda train …"
+need "$word" "make test installs soda into .venv; to use another one, give -- PATH/TO/soda train …"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 
 # One process group per process: otherwise bash starts them with SIGINT ignored, and their children survive.
@@ -97,7 +97,7 @@ while ((${#left[@]})); do
       # for a process that has exited.
       limit=$((SECONDS + 1 + option[grace] * (code == PREEMPTED ? 6 : 1)))
       ((code == PREEMPTED)) || {
-        say "a process ended with status $code: ending the others" 2>&"$errors"
+        say "a process ended with status $code: stopping the other processes" 2>&"$errors"
         signal_all TERM
       }
     fi

@@ -8,17 +8,17 @@
 # --zone=ZONE             zone of the pod
 # --type=TYPE             accelerator, as in v5p-256 or v5litepod-16
 # --project=PROJECT       default: gcloud's project
-# --runtime_version=V     image of the hosts; default: by type
+# --runtime_version=V     VM image of the hosts; the default depends on --type
 # --spot, --reserved      kind of capacity
-# --bucket=gs://B[/DIR]   checkpoints go to gs://B/DIR/NAME, the log to /var/tmp/soda/NAME on each host
+# --bucket=gs://B[/DIR]   checkpoints in gs://B/DIR/NAME/checkpoints, workdir /var/tmp/soda/NAME on each host
 # --allow_uncommitted     start although the checkout has changes that are not copied to the pod
 # --delete_when_done      delete the pod when the run is done or has failed (not after Ctrl-C or a lost connection)
 # --poll_seconds=S        seconds between requests while waiting for a pod (30)
 # --dry_run               print the commands without running them
 #
 # The source is the commit that is checked out here. The run does not depend on this script: after Ctrl-C it
-# continues, and the same command follows it again. After a preemption, and after exit status 75 of soda train, the
-# run is restarted. Exit status: 0 done; 2 user error; else that of soda train.
+# continues, and the same command follows it again. After a preemption, and after exit status 75 or 76 of soda train,
+# the run is restarted. Exit status: 0 done; 2 user error; else that of soda train.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -41,14 +41,14 @@ if [[ -z ${option[runtime_version]} ]]; then
     v5litepod-*) option[runtime_version]=v2-alpha-tpuv5-lite ;;
     v5p-*) option[runtime_version]=v2-alpha-tpuv5 ;;
     v6e-*) option[runtime_version]=v2-alpha-tpuv6e ;;
-    *) fail "--type=${option[type]}: give --runtime_version with it; known are v4-N, v5litepod-N, v5p-N, v6e-N" ;;
+    *) fail "--type=${option[type]}: give --runtime_version; only v4-N, v5litepod-N, v5p-N and v6e-N have a default" ;;
   esac
 fi
-need git "the source on the pod is a commit"
+need git "it is needed to copy the commit to the pod"
 [[ -n ${option[dry_run]} ]] || need gcloud "install the Google Cloud CLI"
 
 commit=$(git -C "$ROOT" rev-parse --short=12 HEAD 2>/dev/null) ||
-  fail "$ROOT is not a git checkout: the source on the pod is a commit"
+  fail "$ROOT is not a git checkout: the commit that is checked out is copied to the pod"
 # Untracked files count as well: a new config would be missing on the pod.
 changed=$(git -C "$ROOT" status --porcelain)
 if [[ -n $changed ]]; then
@@ -83,9 +83,9 @@ must() {
   run "$@" || fail "this command failed with status $?: $(quote "$@")"
 }
 
-# ask: sets `state` to READY, NONE (no resource with that name), or the state of the queued resource or of the pod,
-# which shows a preemption first. After its first answer, gcloud is tried again for some minutes if the network
-# fails, so that a run of days does not end.
+# ask: sets `state` to READY, NONE (no resource with that name), or the state of the queued resource, or that of the
+# pod if the resource is active, because a preemption is first visible there. After the first answer of gcloud, a
+# failed request is repeated up to nine times, so that a network failure does not end the script.
 tries=1
 ask() {
   local try
@@ -107,7 +107,7 @@ answer() {
   fi
 }
 
-# ensure_pod: returns when the pod is ready. For a new pod, sets `created` to 1 and `installed` to nothing.
+# ensure_pod: returns when the pod is ready. For a new pod, sets `created` to 1 and `installed` to ''.
 ensure_pod() {
   local before='' failed=0
   while true; do
@@ -167,13 +167,13 @@ if [[ -n ${option[dry_run]} ]]; then
   scratch=/tmp
   quote "${describe_queue[@]}"
   run "${create[@]}"
-  echo "# repeated every ${option[poll_seconds]} s until that state is ACTIVE and this one is READY:"
+  echo "# the first command and the next one, every ${option[poll_seconds]} s until they print ACTIVE and READY:"
   quote "${describe_pod[@]}"
   put_source
   set_command
   on_hosts "$command"
-  echo "# after exit status 75: the last command again, with the next attempt"
-  echo "# after a preemption (SUSPENDED, FAILED, PREEMPTED): this one, then all from the second command on"
+  echo "# after exit status 75 or 76: the last command again, with the next attempt"
+  echo "# after a preemption (SUSPENDED, FAILED, PREEMPTED): the next command, then all from the second command on"
   run "${delete[@]}"
   exit
 fi
@@ -185,7 +185,7 @@ at_end() {
   if [[ -n ${option[delete_when_done]} && -n $ended ]]; then
     must "${delete[@]}"
   else
-    say "$name and its run continue and are charged until: $(quote "${delete[@]}")"
+    say "$name is charged, and an unfinished run on it continues, until: $(quote "${delete[@]}")"
   fi
 }
 trap 'exit 130' INT TERM

@@ -1,7 +1,7 @@
 """SODA in JAX: pretraining of native audio language models.
 
 `soda_jax.load(workdir)` opens a trained model; everything else is in the sub-packages and the
-`soda` command. Importing this package is fast, because JAX is imported only with a model.
+`soda` command. Importing this package is fast, because JAX is imported only when a model is loaded.
 """
 
 from typing import TYPE_CHECKING, Any

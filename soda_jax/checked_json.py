@@ -34,12 +34,12 @@ def parse_checked_json(content: bytes) -> dict[str, Any]:
     """Returns the JSON object in `content`, without the entry `sha256`.
 
     Raises:
-      DamagedError: if the file was changed, or not written by `write_checked_json`.
+      DamagedError: if `content` was changed or is not the output of `checked_json`.
     """
     start = max(len(content) - len(_ZEROS + _END), 0)
     stored, end = content[start : -len(_END)], content[-len(_END) :]
     if end != _END or not content[:start].endswith(f'"{_KEY}": "'.encode()):
-        raise DamagedError("it is damaged or of an older format: no sha256 is at its end")
+        raise DamagedError("it is damaged or of an older format: it has no sha256 at its end")
     if stored != _digest(content[:start] + _ZEROS + end).encode():
         raise DamagedError("it is damaged: it does not match the sha256 at its end")
     value = json.loads(content)

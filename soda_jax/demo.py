@@ -1,4 +1,4 @@
-"""Runs all stages of the project on synthetic speech, as the command `soda demo`.
+"""Implements `soda demo`, which runs all stages of the project on synthetic speech.
 
 `stages.json` lists the finished stages. They are skipped, so an interrupted demo can be continued.
 """
@@ -211,7 +211,7 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
             "text": f"{text.totals('train')['text_tokens']:,} tokens",
             "vocabulary": f"{model.layout.size:,} ids: {model.layout.text_size} text, 4 markers, "
             f"{model.layout.codebooks} codebooks of {CODEBOOK_SIZE}",
-            "steps": f"{model.step:,} of {starts[-1]['tokens_per_step']:,} tokens",
+            "steps": f"{model.step:,}, {starts[-1]['tokens_per_step']:,} tokens each",
             "codec": f"mel, {model.codec.frame_rate} frames/s",
         },
         commands=[
@@ -285,7 +285,8 @@ def _samples(home: Path, model: Any) -> list[Any]:
             clips=[Clip("prompt", half), Clip("continuation", rest.audio)],
             reference=first.text,
             result=judge.transcribe(np.concatenate([half, rest.audio]), rate),
-            note=f"Prompt and continuation transcribed together by {NAME}; the reference is the whole clip.",
+            note=f"Prompt and continuation transcribed together by {NAME}; the reference is the "
+            "transcript of the whole clip.",
         )
     )
     return samples

@@ -41,8 +41,8 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Creates a hard link to a large file (weights), or a copy of a small one.
 
-    Small files are copied because a user may edit them, which with a hard link would change
-    the other file too. A large file is copied if it cannot be linked.
+    Small files are copied because a user may edit them, and editing a hard link would change
+    the original too. A large file is copied if it cannot be linked.
     """
     if os.path.getsize(source) >= _LARGE:
         try:

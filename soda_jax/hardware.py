@@ -1,7 +1,7 @@
 """Peak rates, memory and slice sizes of accelerators, with the source of each number.
 
-`soda plan` and the model FLOP utilization (MFU) use this table. Numbers are per chip. JAX shows a
-chip of TPU v2, v3 or TPU7x as two devices, each of which has half of the rates and of the memory.
+`soda plan` and the model FLOP utilization (MFU) use this table. Numbers are per chip. JAX
+exposes a TPU v2, v3 or TPU7x chip as two devices, each with half of the rates and of the memory.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ class Chip:
       host: chips of one host along each dimension.
       largest: shape of the largest slice; None for GPUs.
       devices: number of JAX devices per chip.
-      config: name of the chip configuration with which the TPU compiler has this number of devices.
+      config: chip configuration with which the TPU compiler creates `devices` devices per chip; ""
+        for the default.
       kernels: whether the platform's attention kernel compiles for this chip.
     """
 
@@ -66,7 +67,7 @@ class Chip:
 
 # TPU: flops, memory, bandwidth, link (half of the bidirectional bandwidth) and the largest slice are from
 # cloud.google.com/tpu/docs (v2, v3, v4, v5p, v5e, v6e, tpu7x), "key specifications" and "configurations". The
-# largest v5p slice is that of the largest job, not the whole pod (8,960 chips). v2 and v3 have four
+# largest v5p slice is the largest for one job, not the whole pod (8,960 chips). v2 and v3 have four
 # links per chip, of 496 and 656 Gbit/s each way (Jouppi et al., CACM 63(7), 2020, table 3).
 # usable: "available HBM" in the error message of libtpu 0.0.42.1 for a program of 300 GiB.
 # network: from the docs, the bandwidth of a pod divided by its chips (v5e, v6e) or that of a chip

@@ -36,7 +36,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
-                # If stdout is a file or a pipe, it must not be printed above the bar.
+                # If stdout is a file or a pipe, rich must not redirect it to the terminal.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._task = self._bar.add_task(label, total=total, completed=int(start), note="")

@@ -8,7 +8,7 @@ A file outside the package registers a function with a decorator and is loaded b
     def update_norm(step):
         return optax.global_norm(step.updates)
 
-| registry | protocol | selected by |
+| registry | signature | selected by |
 |---|---|---|
 | `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks` |
 | `TEXT_TOKENIZERS` | `(argument, folder) -> TextTokenizer`, see `tokens.text.load_tokenizer` | `--tokenizer=NAME:ARGUMENT` |
@@ -111,7 +111,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def load_plugin(file: str) -> None:
-    """Imports a Python file that registers functions, once; child processes import the file too.
+    """Imports a file that registers functions, unless it is loaded; child processes import it too.
 
     Raises:
       UserError: if the file is missing, is not a Python file, or raises an exception on import.

@@ -64,12 +64,12 @@ def parse(cls: type[T], values: Any, path: str = "") -> T:
 
     Args:
       cls: a dataclass declared with `setting`, `part` and `named_parts`.
-      values: nested mappings, plain or ml_collections; an instance of `cls` is returned as it is.
+      values: nested mappings, plain or ml_collections; an instance of `cls` is returned unchanged.
       path: dotted name of the group, for error messages.
 
     Raises:
       UserError: for an unknown key (the message suggests the nearest name), a missing required key,
-        or a value that has the wrong type or is out of bounds.
+        or a value that has the wrong type, is out of bounds or is not in `choices`.
     """
     if isinstance(values, cls):
         return values
@@ -150,7 +150,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _allowed(kind: type, limits: Mapping[str, Any]) -> str:
-    """Returns the type and the bounds of a setting in words."""
+    """Returns a description of the allowed values of a setting."""
     if limits["choices"]:
         return "one of " + ", ".join(limits["choices"])
     bounds = {
@@ -164,7 +164,7 @@ def _allowed(kind: type, limits: Mapping[str, Any]) -> str:
 
 
 def _checked(dotted: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:
-    """Returns `value` as `kind`; raises UserError if the type is wrong or it is out of bounds."""
+    """Returns `value` as `kind`; raises UserError if the type or the value is not allowed."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     right_type = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

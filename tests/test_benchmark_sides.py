@@ -126,7 +126,7 @@ def test_sides_of_other_size_are_not_compared(sides: ModuleType, train_step: Mod
     turns = {"ours": turns_of(1000), "near": turns_of(1009), "far": turns_of(1011)}
     table = train_step.table("d256", train_step.SMALL["d256"], turns)
     assert "| near |" in table and "| far |" not in table
-    assert "far: not measured: 1,011 parameters against our 1,000" in table
+    assert "far: not measured: 1,011 parameters, ours has 1,000" in table
 
 
 def test_the_fraction_outside_products_follows_from_the_rate_of_one_product(

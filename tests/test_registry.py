@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toys import xla_flags
 
 from soda_jax import cli
 from soda_jax.errors import UserError
@@ -35,7 +36,7 @@ def get_config():
 
 def soda(folder, *arguments):
     command = [sys.executable, "-m", "soda_jax.cli", f"--plugin={PLUGIN}", *arguments]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )

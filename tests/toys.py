@@ -45,6 +45,13 @@ def random_params(model: ModelFunctions, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(make, model.abstract)
 
 
+def xla_flags(devices: int) -> str:
+    """Returns the XLA flags of the tests for a process of `devices` simulated devices."""
+    count = "--xla_force_host_platform_device_count="
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(count)]
+    return " ".join([*flags, f"{count}{devices}"])
+
+
 def free_port() -> int:
     """Returns a free port of this machine."""
     with socket.socket() as free:

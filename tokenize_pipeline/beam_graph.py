@@ -1,7 +1,7 @@
 """The Beam graph for clusters: shards of the plan → reshuffle → `tokenize_shard`.
 
-The elements are small descriptions of shards, which any runner may distribute and repeat. Workers
-write the shards to the folder of the data set, which must be on a file system that all share.
+The elements are small descriptions of shards, which any runner may distribute and retry. Workers
+write the shards to the folder of the data set, which must be on a shared file system.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def run_graph(job: Job, shards: Sequence[ShardPlan], runner: str, flags: Sequenc
       flags: options for Beam, as on a command line.
 
     Raises:
-      UserError: if the scheduler of Dask cannot be reached.
+      UserError: if the Dask scheduler cannot be reached.
     """
     flags = [*flags, f"--runner={_RUNNERS.get(runner, runner)}"]
     if runner == "dask" and not any(f.startswith(("--dask_npart", "--dask_part")) for f in flags):

@@ -1,7 +1,7 @@
-"""Encodes the sounds of a window of documents, in batches of similar length.
+"""Encodes the utterances of a window (consecutive documents of a shard), in batches by length.
 
-Sounds are read in archive order. They are collected until the window is complete or the collected
-bytes reach a limit, and are then encoded in order of length. A codec on an accelerator
+Utterances are read in archive order. They are collected until the window is complete or the
+collected bytes reach a limit, and are then encoded in order of length. A codec on an accelerator
 encodes `clips_at_once` clips per call, while threads read and resample the next clips.
 """
 
@@ -25,7 +25,7 @@ BATCH_CLIPS = 32
 BATCH_SECONDS = 240.0
 SECONDS_PER_CLIP = 15.0  # limit of the mean length in a full batch of `clips_at_once` clips
 PIECE_SECONDS = 60.0
-HELD_BYTES = 2**28  # limit of the archive members in memory that are not encoded yet
+HELD_BYTES = 2**28  # waiting archive members are encoded when their total reaches this size
 _CODEC_LOCK = threading.Lock()
 
 UtteranceKey = tuple[int, int]  # (document in the window, utterance in the document)

@@ -27,7 +27,7 @@ from tokenize_pipeline.settings import Job, load_text_tokenizer, read_job
 from tokenize_pipeline.worker import tokenize_shard
 
 TIMED_SECONDS = 2.0  # the timed shard takes at least this long, unless the corpus is too small
-MOST_UTTERANCES = 2**14  # limit of the timed shard; missing files count as no work
+MOST_UTTERANCES = 2**14  # of the timed shard; needed because missing files have no expected work
 FIRST_WORK = {"speech": 30.0, "text": 2.0**18}  # size of the first shard, in seconds or bytes
 _LONGEST_SECONDS = 30.0  # longer utterances with an end time are cut in the timed shard
 _BLOCK_BYTES = 65_536  # an ArrayRecord file has whole blocks, plus one for the footer
@@ -118,7 +118,7 @@ class Estimate:
             f"first utterances ({amount:,.0f} {unit} in {self.elapsed:.1f} s)"
         )
         if bad:
-            yield f"  unusable, of {tried} tried: {list_reasons(count_by_reason(bad))}"
+            yield f"  unusable among the {tried} tried: {list_reasons(count_by_reason(bad))}"
         minutes = self.seconds / 60
         duration = f"{minutes:,.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
         duration = f"{minutes / 60:,.1f} h" if minutes >= 120 else duration
@@ -176,7 +176,8 @@ def _time_shard(job: Job, made: Estimate, folder: Path, output: Path) -> Estimat
 def _first_utterances(job: Job, plan: Plan, folder: Path) -> Iterator[tuple[DocumentSource, float]]:
     """Yields each utterance of the plan as a separate document, with its expected work.
 
-    A longer utterance with an end time is cut to its first 30 seconds, and its text in proportion.
+    An utterance of more than 30 seconds with an end time is cut to its first 30 seconds, and its
+    text in proportion.
     """
     work_of_utterance = work_of(job.before.kind, job.data_root)
     for shard in plan.shards:

@@ -1,4 +1,4 @@
-"""Runs a whole job: settings → plan → shards → index, manifest and quarantine.
+"""Runs a whole job: settings → plan → shards → quarantine and manifest.
 
 Example:
 
@@ -49,8 +49,8 @@ def tokenize(options: TokenizeOptions) -> Summary:
 
     Raises:
       UserError: for invalid settings or inputs, settings that differ from those of an unfinished
-        job, a worker process that died, or more bad inputs than `max_bad_fraction` (finished shards
-        are kept).
+        job, a worker process that died, no usable input, or a share of bad inputs above
+        `max_bad_fraction` (finished shards are kept).
     """
     job = read_job(options)
     dataset, generation, before = job.dataset, job.generation, job.before
@@ -92,8 +92,8 @@ def _lock(dataset: Path) -> Iterator[None]:
 def _finished_append(job: Job) -> Plan | None:
     """Returns the plan of the newest generation if this same append wrote it, else None.
 
-    A user may repeat an append that was killed after its last rename. A new plan would then retry
-    the documents that were bad the first time.
+    A user may repeat an append that was killed after it wrote the manifest. A new plan would then
+    retry the documents that were bad the first time.
     """
     newest = job.before
     if not newest.generation:

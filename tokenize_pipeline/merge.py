@@ -75,7 +75,7 @@ class Summary:
 
 
 def skipped_lines(counts: dict[str, int]) -> list[str]:
-    """Returns one line per kind of document that the plan skipped, from the counts of the plan."""
+    """Returns one line per reason why the plan skipped documents, from the counts of the plan."""
     return [
         f"skipped, {key.replace('_', ' ')}: {counts[key]:,} documents"
         for key in ("already_in_dataset", "repeated_in_input")
@@ -139,14 +139,14 @@ def merge(dataset: Path, plan: Plan, before: Manifest, max_bad_fraction: float) 
         if accepted:
             return Summary(before, NOTHING, plan.counts, dropped, bad)
         raise TooManyBadInputsError(
-            f"no new input is usable, of {total} ({reasons}; the first is {rows[0].where}: "
+            f"0 of {total} new inputs are usable ({reasons}; the first is {rows[0].where}: "
             f"{rows[0].message}): {dataset} is unchanged; fix the inputs"
         )
     write_atomic(dataset / QUARANTINE, earlier + json_lines(rows))
     start_again = f"fix the inputs and remove {folder if plan.generation else dataset}"
     if not usable:
         raise TooManyBadInputsError(
-            f"no input is usable, of {total} ({reasons}): see {dataset / QUARANTINE}; {start_again}"
+            f"0 of {total} inputs are usable ({reasons}): see {dataset / QUARANTINE}; {start_again}"
         )
     if not accepted:
         raise TooManyBadInputsError(

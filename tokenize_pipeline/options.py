@@ -23,8 +23,8 @@ class TokenizeOptions:
     )
     codec: str | None = setting(
         None,
-        "audio codec, as mel:DIR or mimi:DIR; required for speech. Text gets a vocabulary that can be "
-        "mixed with speech of this codec",
+        "audio codec, as mel:DIR or mimi:DIR; required for speech. For text it sets the "
+        "vocabulary, so that the text can be mixed with speech of this codec",
     )
     tokenizer: str | None = setting(
         None,

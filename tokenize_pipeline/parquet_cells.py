@@ -30,7 +30,7 @@ class ParquetCells:
         self._held: tuple[tuple[int, str] | None, Any] = (None, None)
 
     def read(self, members: Sequence[str]) -> Iterator[MemberContent]:
-        """Yields each distinct member (COLUMN/ROWGROUP/ROW) once, row group by row group."""
+        """Yields (member, content or error), by row group; a member is COLUMN/ROWGROUP/ROW."""
         cells: dict[tuple[int, str], list[tuple[int, str]]] = {}
         for member in members:
             if match := _CELL.fullmatch(member):
@@ -102,8 +102,8 @@ class ParquetCells:
             return BadInputError("undecodable", f"{cell} {cause}: {name[:200]!r}")
         return BadInputError(
             "missing",
-            f"{cell} has no bytes, its audio is stored in another file, {name[:200]!r}, which is not "
-            "below the folder of the Parquet file: put it there, or give its path as the audio of the row",
+            f"{cell} has no bytes, and its path {name[:200]!r} is not a readable file below the "
+            "folder of the Parquet file: put it there, or use its path as the audio of the row",
         )
 
     def _read_file(self, path: str) -> bytes | None:

@@ -1,14 +1,15 @@
 """Makes the plan in two passes over the corpus.
 
-The first pass computes the expected work of each document, the second assigns documents to shards.
+The first pass computes the expected work of each document; the second writes the documents of each
+shard into the plan.
 
 A shard contains consecutive documents of a split; the shards of a split have nearly equal expected
-work. A compressed archive can only be read sequentially, so its documents of a split are in one
+work. A compressed archive can only be read sequentially, so all its documents in a split are in one
 shard.
 
-Each document id is used once. The first pass finds repeated ids, and the second pass compares the
-contents of the documents with these ids only. So the planner needs memory for a hash and a weight
-per document, not for a digest of each content.
+Each document id is used once. The first pass finds repeated ids, and the second pass compares
+contents only for documents with these ids. So the planner needs memory for a hash and a weight per
+document, not for a digest of each content.
 """
 
 import functools
@@ -197,7 +198,7 @@ class Admission:
 
 
 def _content(document: DocumentSource) -> bytes:
-    """Returns a digest of texts and times; it excludes paths, which copies may have changed."""
+    """Returns a digest of texts and times; it excludes paths, which may differ between copies."""
     content = [(u.text.strip(), u.start, u.end) for u in document.utterances]
     return hashlib.sha256(json.dumps(content).encode()).digest()
 
@@ -305,7 +306,7 @@ class SplitPlan:
         self._assigned = assign_shards(self._weights, total, self.starts())
 
     def write(self, document: DocumentSource) -> None:
-        """Adds the next document of the second pass; writes a shard when the next one starts."""
+        """Adds the next document of the second pass; writes the current shard if it is complete."""
         shard, weight = next(self._assigned)
         if self._current is None or self._current[0] != shard:
             self.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Includes all reasons of `soda_jax.codecs.audio.AudioError`.
 REASONS = {
-    "missing": "no such sound file",
+    "missing": "no such sound file or archive member",
     "undecodable": "libsndfile cannot read the file",
     "truncated": "the file ends before the length in its header or before the end time",
     "empty": "no bytes or no samples",
@@ -23,7 +23,7 @@ REASONS = {
     "invalid_utf8": "the text is not valid UTF-8",
     "nul": "the row contains a NUL byte",
     "not_in_tokenizer": "the tokenizer cannot represent the text",
-    "malformed_row": "the row of the manifest cannot be read, or a column is missing or wrong",
+    "malformed_row": "the row cannot be parsed, or a field is missing or wrong",
     "duplicate": "the row repeats an earlier one exactly; nothing is lost",
     "conflicting_duplicate": "an earlier row has the same id with other content, and that row is used",
 }

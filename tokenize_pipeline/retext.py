@@ -137,7 +137,7 @@ def _check_share(
     if len(rows) < total:
         fix += ", or run again with a larger --max_bad_fraction to leave them out"
     raise TooManyBadInputsError(
-        f"{len(rows)} of {total} utterances are not in the tokenizer (the first: document "
+        f"the tokenizer cannot represent {len(rows)} of {total} utterances (the first: document "
         f"{first.document}, utterance {first.utterance}: {first.message}), --max_bad_fraction="
         f"{max_bad_fraction:g}: see {folder / QUARANTINE}; {fix}"
     )

@@ -7,9 +7,9 @@
 
     register(soda_135m.get_config().data)  # the mixture "soda" with tasks "soda.yodas2", …
 
-Supported are the byte vocabulary of ByT5 and the SentencePiece vocabularies of T5, mT5 and others.
-seqio reserves id 0 for padding and usually 1 for EOS. If a vocabulary has no BOS, the id after its
-last one is BOS, because seqio masks the loss of id 0.
+The byte vocabulary of ByT5 and the SentencePiece vocabularies of T5, mT5 and others are supported.
+seqio reserves id 0 for padding and usually 1 for EOS. If a vocabulary has no BOS, BOS is the id
+after its last id, not the padding id, because seqio masks the loss of id 0.
 
 Each example of a Task is a document whose `targets` are int32 ids from BOS to EOS;
 `split_documents` splits long ones. seqio has no reader for ArrayRecord, so a FunctionDataSource
@@ -91,7 +91,7 @@ class SeqioTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of ordinary ids; skips special ids and bytes that are not UTF-8."""
+        """Returns the text of `ids`; skips special ids, out-of-range ids and invalid UTF-8."""
         array = np.asarray(ids, np.int64)
         inside = array[(array >= 0) & (array < self.vocabulary_size)]
         return self._vocabulary.decode(inside[~self._special[inside]].tolist())

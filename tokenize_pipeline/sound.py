@@ -86,7 +86,7 @@ class Sound:
             end = _file_seconds(self.path) if packed is None else sound_seconds(packed)
         seconds = max((end or 0.0) - (self.utterance.start or 0.0), 0.0)
         if seconds > longest:
-            raise BadInputError("too_long", f"{seconds:.1f} s, --max_audio_seconds is {longest:g}")
+            raise BadInputError("too_long", f"{seconds:.1f} s > --max_audio_seconds={longest:g}")
         return seconds
 
     def samples(self, sample_rate: int) -> np.ndarray:

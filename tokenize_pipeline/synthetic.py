@@ -233,7 +233,7 @@ def _voice() -> Callable[[str, float, int], np.ndarray]:
     engine = hibari.Hibari(voice=_VOICE, threads=1)
     if engine.sample_rate != SAMPLE_RATE:
         raise UserError(
-            f"hibari-tts synthesizes at {engine.sample_rate} Hz, not {SAMPLE_RATE}: install 0.2"
+            f"hibari-tts synthesizes at {engine.sample_rate} Hz, not {SAMPLE_RATE}: install 0.2.1"
         )
 
     def speak(text: str, speed: float, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ LARGEST_MEMBER = 2**31 - 2**16  # bytes of a sound, within the limit of one `rea
 # Exceptions of tarfile, gzip and zlib for damaged bytes.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError)
 _BLOCK = 512
-_TAIL_BYTES = 2**20  # bytes per read between the end mark and the checksum
+_TAIL_BYTES = 2**20  # bytes per read after the end-of-archive block
 
 
 class ChecksumError(BadInputError):
@@ -71,8 +71,8 @@ class TarStream:
         """Returns the next regular file; None at the end, if the checksum is correct.
 
         Raises:
-          ChecksumError: if a compressed archive has an end mark, but its checksum is wrong or
-            unreadable; any of the earlier files may be damaged.
+          ChecksumError: if a compressed archive has an end-of-archive block, but its checksum is
+            wrong or unreadable; any of the earlier files may be damaged.
         """
         while (info := self._next_header()) is not None:
             if info.isreg() and not info.issparse():
@@ -111,10 +111,12 @@ class TarStream:
         return info
 
     def _check_end(self) -> None:
-        """Checks the checksum and the end mark, because tarfile also stops at damaged headers."""
+        """Verifies the end-of-archive block and checksum; tarfile also stops at damaged headers."""
         last = self._file.last
         if len(last) < _BLOCK:
-            raise BadInputError("truncated", f"{self._path}: the archive ends without its end mark")
+            raise BadInputError(
+                "truncated", f"{self._path}: the archive has no end-of-archive block"
+            )
         if any(last):
             raise BadInputError("undecodable", f"{self._path}: a header of the archive is damaged")
         if not is_compressed(self._path):

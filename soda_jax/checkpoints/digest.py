@@ -71,7 +71,7 @@ def replace_file(step_directory: epath.Path, name: str, content: bytes) -> None:
     if reason is None and sums.get(name) != total:
         reason = verify_digest(step_directory)
         sums[name] = total
-    elif reason is None:  # an earlier call was killed before it wrote the file
+    elif reason is None:  # an earlier call wrote the digest, perhaps not the file
         reason = _verify_files(
             {other: sums[other] for other in sums if other != name}, step_directory
         )

@@ -14,7 +14,7 @@ from soda_jax.files import is_url
 
 DEFAULT = "checkpoints"  # in the workdir
 RUN_CONFIG = "config.json"
-# Orbax needs both for gs:// URLs; it reads bucket properties with google.cloud.storage.
+# Modules that Orbax needs for gs:// URLs; it reads bucket properties with google.cloud.storage.
 _GCS_MODULES = ("gcsfs", "google.cloud.storage")
 
 

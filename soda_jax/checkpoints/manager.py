@@ -20,7 +20,7 @@ from soda_jax.checkpoints.restore import (
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
 
-# In a multi-process run, process 0 checks its clock every this many steps and broadcasts the
+# Interval in steps at which process 0 of a multi-process run checks its clock and broadcasts the
 # result.
 _CHECK_CLOCK_EVERY_STEPS = 10
 
@@ -30,8 +30,8 @@ class Checkpointer:
 
     A save has three stages. The arrays are copied from the devices, and `maybe_save` returns. Orbax
     writes the folder of the step and commits it (an atomic rename, or a commit marker in an object
-    store). The digest of the step is written (seal). An older step is removed only after the digest
-    of a newer one is written.
+    store). Writing the digest seals the step. An older step is removed only after a newer one is
+    sealed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Checkpointer:
           every_minutes: save this number of minutes after the last save or the start; None or 0
             disables it.
           keep: number of newest steps with a digest to keep, at least 1.
-          keep_period: steps that are multiples of `keep_period` are never removed.
+          keep_period: steps with a digest that are multiples of `keep_period` are never removed.
           reader: reader of the same folder, which caches verified steps; by default a new one.
           clock: function that returns seconds; replaced in tests.
 

@@ -33,7 +33,7 @@ _SILENCE = 1e-4  # peak amplitude, −80 dB of full scale
 _LOUDEST = 16.0
 _CANCELED = 0.01  # peak of the mean of the channels relative to the loudest channel, −40 dB
 _END_SLACK = 0.5  # seconds by which an end time may exceed the length, because players round up
-_RATES = range(1_000, 1_000_001)  # Hz; a header with another rate is treated as damaged
+_RATES = range(1_000, 1_000_001)  # Hz; a header with a rate outside this range counts as damaged
 # Samples decoded before the requested range of an MP3. A frame may use up to 511 bytes of data in
 # earlier frames (255 in MPEG 2, which at 8 kbit/s is 85 frames with 3 bytes each). Without these
 # bytes, the frame is decoded as silence.
@@ -79,8 +79,8 @@ def read_audio(
 
     Raises:
       AudioError: if the range is not valid; if the file does not exist or cannot be decoded; if it
-        is shorter than its header or the range requires; if it has no samples, only silence, NaN,
-        infinity or samples far above full scale; or if its channels cancel each other.
+        is shorter than its header or the range requires; if it has no samples, is silent, or
+        contains NaN, infinity or samples far above full scale; if its channels cancel each other.
     """
     start = 0.0 if start is None else start
     name = name or ("sound in memory" if isinstance(source, bytes) else os.fspath(source))
@@ -116,7 +116,7 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
 
 
 def piece_samples(codec: Codec, max_seconds: float) -> int:
-    """Returns the samples in the whole frames that fit into `max_seconds` (at least one frame)."""
+    """Returns the number of samples in the whole frames of `max_seconds` (at least one frame)."""
     return max(1, math.floor(max_seconds * codec.frame_rate)) * codec.samples_per_frame
 
 

@@ -66,7 +66,7 @@ class EncoderPair:
         self._hubert = _open(HubertModel, hubert).eval().to(self._device)
         layers = self._hubert.config.num_hidden_layers
         if not 0 <= layer <= layers:
-            raise UserError(f"--layer={layer}: {hubert} has the layers 1 to {layers}")
+            raise UserError(f"--layer={layer}: {hubert} has layers 1 to {layers}")
         if layer:
             self._hubert.encoder.layers = self._hubert.encoder.layers[:layer]
             self._hubert.config.num_hidden_layers = layer
@@ -80,7 +80,7 @@ class EncoderPair:
             )
         if not 1 <= quantizers <= config.num_quantizers:
             raise UserError(
-                f"{quantizers} quantizers are requested, this EnCodec has 1 to {config.num_quantizers}"
+                f"{quantizers} quantizers are not possible: {encodec} has {config.num_quantizers}"
             )
         stride = math.prod(self._hubert.config.conv_stride)
         frame = _common_multiple(
@@ -116,7 +116,7 @@ class EncoderPair:
         padded = torch.from_numpy(np.pad(sound, (half, after)).astype(np.float32))
         with torch.inference_mode():
             batch = padded[None].to(self._device)
-            # Not last_hidden_state, because large models apply the norm of the last layer to it.
+            # Not last_hidden_state, because large models apply the encoder's final LayerNorm to it.
             found = self._hubert(batch, output_hidden_states=True).hidden_states[-1][0]
         return found.reshape(frames, -1, self.dims).mean(dim=1).cpu().numpy()
 

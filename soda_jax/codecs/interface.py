@@ -82,7 +82,7 @@ def check_clip(clip: np.ndarray) -> np.ndarray:
     """Returns a clip as float32 `[samples]`; raises ValueError if it is not mono."""
     clip = np.asarray(clip, np.float32)
     if clip.ndim != 1:
-        raise ValueError(f"audio is {clip.shape}, not mono [samples]")
+        raise ValueError(f"audio has shape {clip.shape}, not mono [samples]")
     return clip
 
 
@@ -96,7 +96,7 @@ def check_codes(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarra
     codes = np.asarray(codes)
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(codebook_sizes):
         raise ValueError(
-            f"codes are {codes.shape}, not [frames, 1 to {len(codebook_sizes)} codebooks]"
+            f"codes have shape {codes.shape}, not [frames, 1 to {len(codebook_sizes)} codebooks]"
         )
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"codes are {codes.dtype}, not integers")

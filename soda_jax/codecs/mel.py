@@ -59,7 +59,7 @@ class MelSettings:
         )
         wrong = ""
         if not all(type(count) is int and 0 < count <= 1_000_000 for count in counts):
-            wrong = f"its settings must be positive integers, not {counts}"
+            wrong = f"its settings must be integers from 1 to 1000000, not {counts}"
         elif not 0 < grid.floor < 1:
             wrong = f"floor {grid.floor} must be between 0 and 1"
         elif grid.hop % 2 or grid.window < 2 * grid.hop:

@@ -49,8 +49,8 @@ def log_mel(audio: np.ndarray, grid: MelGrid) -> np.ndarray:
 def mel_to_audio(columns: np.ndarray, grid: MelGrid, iterations: int) -> np.ndarray:
     """Returns audio with approximately these log-mel columns, float32 `[len(columns) * hop]`.
 
-    The linear spectrum is the pseudo-inverse of the mel filters times the band amplitudes, clipped
-    at 0. Its phase is estimated by the fast Griffin-Lim algorithm (Perraudin, Balazs and
+    The magnitude spectrogram is the pseudo-inverse of the mel filters times the band amplitudes,
+    clipped at 0. Its phase is estimated by the fast Griffin-Lim algorithm (Perraudin, Balazs and
     Søndergaard, 2013) from seeded random phases, so the result is deterministic.
 
     Args:
@@ -104,7 +104,7 @@ def _hann(window: int) -> np.ndarray:
 
 
 def _stft(audio: np.ndarray, window: int, hop: int) -> np.ndarray:
-    """Returns the spectrum, complex64 `[samples // hop, window // 2 + 1]`."""
+    """Returns the STFT, complex64 `[samples // hop, window // 2 + 1]`."""
     columns, before = len(audio) // hop, (window - hop) // 2
     padded = np.pad(audio, (before, window - hop - before))
     pieces = np.lib.stride_tricks.sliding_window_view(padded, window)[: columns * hop : hop]
@@ -124,7 +124,7 @@ def _overlap_add(pieces: np.ndarray, hop: int) -> np.ndarray:
 
 
 def _griffin_lim(amplitude: np.ndarray, window: int, hop: int, iterations: int) -> np.ndarray:
-    """Returns audio whose spectrum has approximately this amplitude, float32 `[columns * hop]`."""
+    """Returns audio whose STFT has approximately this magnitude, float32 `[columns * hop]`."""
     columns = len(amplitude)
     hann = _hann(window)
     weight = _overlap_add(np.broadcast_to(hann**2, (columns, window)), hop)

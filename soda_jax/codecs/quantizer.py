@@ -48,8 +48,8 @@ class ResidualQuantizer:
 
         if len(vectors) < max(sizes):
             raise UserError(
-                f"{len(vectors)} frames of audio cannot fit a codebook of {max(sizes)} entries: "
-                "give more audio or smaller codebooks"
+                f"{len(vectors)} frames of audio are too few for a codebook of {max(sizes)} "
+                "entries: give more audio or smaller codebooks"
             )
         # With several threads, the summation order and therefore the last bits would vary, and the
         # many small products would be several times slower on a busy machine.

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """Adds an action with an example in its help to `actions`, the result of `add_subparsers`."""
+    """Adds an action to `actions`, the result of `add_subparsers`; its help ends with `example`."""
     return actions.add_parser(
         name,
         help=summary,
@@ -16,5 +16,5 @@ def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.
 
 
 def add_number(parser: argparse.ArgumentParser, name: str, default: float, meaning: str) -> None:
-    """Adds an option with the value and type of `default`; its help shows the default."""
+    """Adds an option with default `default` and its type; the help shows the default."""
     parser.add_argument(name, type=type(default), default=default, help=f"{meaning} (%(default)s)")

@@ -13,7 +13,7 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
     """Returns the ConfigDict of a config file with `--config.key=value` overrides applied.
 
     Args:
-      file: a path, or the name of an installed experiment ("demo", "configs/demo.py").
+      file: a path, or the name of an installed config ("demo", "configs/demo.py").
       overrides: command-line arguments, which must be `--config.key=value`.
 
     Raises:

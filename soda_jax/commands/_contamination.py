@@ -41,7 +41,8 @@ def _exclusions(found: "Contamination", path: Path) -> str:
     for name in found.excluded:
         if name.strip() != name or len(name.splitlines()) != 1:
             raise UserError(
-                f"{path}: document {name!r} does not fit in one line; give it another id"
+                f"{path}: document id {name!r} has a line break, has surrounding white space or is "
+                "empty; give the document another id"
             )
     return "".join(f"{name}\n" for name in found.excluded)
 
@@ -52,7 +53,7 @@ def _table(train: str, evaluation: str, found: "Contamination") -> Iterator[str]
     alike = sum(f.words >= found.ngram for f in matches)
     wordless = len(found.utterances) - len(long) - len(short)
     rest = f", {wordless:,} without words" if wordless else ""
-    least = f"at least {found.share:.0%} of {found.ngram}-grams"
+    least = f"at least {found.share:.0%} of their {found.ngram}-grams"
     yield (
         f"{evaluation} in {train}: {found.train_documents:,} documents, "
         f"{found.train_utterances:,} utterances of training data"

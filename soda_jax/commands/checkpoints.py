@@ -8,7 +8,7 @@ EXAMPLE = "soda checkpoints runs/demo"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda checkpoints`."""
-    parser.add_argument("workdir", help="workdir of the run, as given to soda train, or gs://…")
+    parser.add_argument("workdir", help="workdir of the run, or URL of a folder with checkpoints/")
     parser.add_argument(
         "--repair",
         metavar="DATASET",

@@ -25,7 +25,7 @@ Clip = tuple[Path, float | None, float | None]  # path, start and end in seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands and their options."""
+    """Adds the actions and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
 
     fit = add_action(
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="facebook/encodec_24khz",
         help="EnCodec: folder or hub name (%(default)s)",
     )
-    add_number(units, "--layer", 9, "HuBERT layer, from 1")
+    add_number(units, "--layer", 9, "HuBERT layer, counted from 1")
     add_number(units, "--units", 500, "number of units")
     add_number(units, "--quantizers", 2, "EnCodec quantizers to use")
 
@@ -81,12 +81,12 @@ def _add_audio(fit: argparse.ArgumentParser) -> None:
     """Adds the options that `fit` and `fit-units` share."""
     fit.add_argument("audio", help="a folder of sound files, or a manifest (.jsonl, .csv)")
     fit.add_argument("--output", required=True, help="folder for the codec")
-    add_number(fit, "--max_minutes", 30.0, "minutes of random clips to use")
+    add_number(fit, "--max_minutes", 30.0, "maximum minutes of audio, from randomly chosen clips")
     add_number(fit, "--seed", 0, "seed of the random clips and of k-means")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the sub-command."""
+    """Runs the action."""
     actions = {"fit": _fit, "fit-units": _fit_units, "encode": _encode, "decode": _decode}
     return actions[args.action](args)
 
@@ -134,8 +134,9 @@ def _warn_if_short(minutes: float, entries: int, frame_rate: float, option: str)
         return
     needed = math.ceil(_FRAMES_PER_ENTRY * entries / frame_rate / 60)
     print(
-        f"warning: {minutes:.1f} minutes are {frames / entries:.1f} frames for each of {entries} entries, "
-        f"too few for k-means: give at least {needed} minute{'s' if needed > 1 else ''}, or "
+        f"warning: {minutes:.1f} minutes have {frames / entries:.1f} frames for each of "
+        f"{entries} entries, too few for k-means: "
+        f"give at least {needed} minute{'s' if needed > 1 else ''}, or "
         f"{option}={max(1, int(frames / _FRAMES_PER_ENTRY))}"
     )
 
@@ -185,7 +186,7 @@ def _clips(args: argparse.Namespace) -> list[Clip]:
 
 
 def _read(clips: list[Clip], seconds: float, rate: int) -> "Iterator[np.ndarray]":
-    """Yields clips, float32 `[samples]` at `rate` Hz, `seconds` at most in total.
+    """Yields clips, float32 `[samples]` at `rate` Hz, at most `seconds` in total.
 
     Prints the number of skipped clips.
     """
@@ -243,16 +244,16 @@ def _decode(args: argparse.Namespace) -> int:
         raise UserError(f"{args.file} cannot be read ({error.strerror or error})") from None
     except (ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
         raise UserError(
-            f"{args.file} is not an output of soda codec encode: run it first"
+            f"{args.file} is not an output of soda codec encode: give a file that it wrote"
         ) from None
     if fingerprint != codec.fingerprint:
         raise UserError(
-            f"{args.file} was encoded by codec {fingerprint}, {args.codec} is {codec.fingerprint}: "
-            "give the codec that encoded it"
+            f"{args.file} was encoded by a codec with fingerprint {fingerprint}, {args.codec} has "
+            f"{codec.fingerprint}: give the codec that encoded the file"
         )
     if args.codebooks is not None and not 1 <= args.codebooks <= len(codec.codebook_sizes):
         raise UserError(
-            f"--codebooks={args.codebooks}: {args.codec} has 1 to {len(codec.codebook_sizes)}"
+            f"--codebooks={args.codebooks} must be from 1 to {len(codec.codebook_sizes)}"
         )
     try:
         audio = codec.decode([codes[:, : args.codebooks]])[0]

@@ -22,7 +22,7 @@ _DTYPES = {"f32": "float32", "bf16": "bfloat16", "float32": "float32", "bfloat16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands `to-hf` and `from-hf` and their options."""
+    """Adds the actions `to-hf` and `from-hf` and their options."""
     actions = parser.add_subparsers(dest="action", required=True)
     out = add_action(actions, "to-hf", "write a run's checkpoint as a Transformers folder", EXAMPLE)
     out.add_argument("workdir", help="workdir of the run")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="report of soda inspect --contamination, for the model card",
     )
-    _add_verify(out, "a data set; default: those of the run")
+    _add_verify(out, "a data set; default: the data of the run")
     into = add_action(actions, "from-hf", "write a Hugging Face folder as a checkpoint", _FROM)
     into.add_argument("folder", help="folder with config.json, safetensors and tokenizer.json")
     into.add_argument("workdir", help="new or empty folder to write")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extend-vocabulary",
         "--extend_vocabulary",
         action="store_true",
-        help="add rows for the markers and the codebooks to a Qwen3 text model",
+        help="add embedding and head rows for the markers and the codebooks to a Qwen3 text model",
     )
     into.add_argument(
         "--new_rows",
@@ -194,8 +194,8 @@ def _print_summary(path: str, done: "Converted") -> None:
     ]
     if done.logits is not None:
         phrases.append(
-            f"logits of a random prompt differ by at most {done.logits.difference:.2g}, their standard "
-            f"deviation is {done.logits.deviation:.2g}"
+            f"logits of a random prompt differ by at most {done.logits.difference:.2g} (their "
+            f"standard deviation is {done.logits.deviation:.2g})"
         )
     print(f"{path}: {'; '.join(phrases)}")
 
@@ -215,8 +215,8 @@ def _held_out(args: argparse.Namespace, workdir: str | None) -> "Check":
         vocabulary, layout = weights.config.vocabulary, windows.layout
         if vocabulary != VocabularyBlocks.of(layout):
             raise UserError(
-                f"--data={args.data} has a vocabulary of {layout.size:,} ids, the model one of "
-                f"{vocabulary.size:,}; give data of its tokenizer and codec (soda retext)"
+                f"--data={args.data} has a vocabulary of {layout.size:,} ids, the model has "
+                f"{vocabulary.size:,}; give data with the model's tokenizer and codec (soda retext)"
             )
         model = ModelFunctions(weights.config)
         sums = held_out_sums(TrainedDecoder(0, {}, layout, model, whole(weights)), windows)
@@ -251,7 +251,7 @@ def _data(args: argparse.Namespace, workdir: str | None) -> dict[str, Any]:
         data = reader.metadata(reader.choose(args.step, params_only=True).step)["data"]
         if not all(source["path"] for source in data["sources"].values()):
             raise UserError(
-                f"{workdir} was converted and has no data; give a data set with --data=DIR"
+                f"{workdir} was written by soda convert from-hf and has no data; give --data=DIR"
             )
         return data
     config = base.default()

@@ -9,9 +9,9 @@ PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda doctor`, a subset of those of `soda train`."""
-    parser.add_argument("--config", help="config of the run: checks its mesh and data")
+    parser.add_argument("--config", help="config of the run; its mesh and data are checked")
     parser.add_argument(
-        "--workdir", help="workdir of the run: saves a small checkpoint there and removes it"
+        "--workdir", help="workdir of the run; a small test checkpoint is saved, then removed"
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="as in soda train")
     parser.add_argument("--processes", type=int, help="as in soda train")

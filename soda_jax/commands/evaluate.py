@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a data set that has moved since training; may be repeated",
     )
     parser.add_argument(
-        "--max_seconds", type=float, default=15, help="maximum seconds per utterance (%(default)s)"
+        "--max_seconds",
+        type=float,
+        default=15,
+        help="maximum seconds per generated utterance (%(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the sampled speech (%(default)s)"

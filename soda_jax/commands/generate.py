@@ -10,7 +10,7 @@ EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands; the model options may be given before or after the sub-command."""
+    """Adds the actions; the model options may be given before or after the action."""
     _add_model(parser, None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
@@ -57,20 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--workdir", default=default, help="folder of the run")
     parser.add_argument(
-        "--step", type=int, default=default, help="step of the checkpoint (newest valid)"
+        "--step", type=int, default=default, help="step (default: the newest valid one)"
     )
-    parser.add_argument("--codec", default=default, help="codec such as mel:DIR (WORKDIR/codec)")
+    parser.add_argument(
+        "--codec", default=default, help="codec such as mel:DIR (default: WORKDIR/codec)"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
-    add_number(parser, "--temperature", temperature, "0 = greedy")
+    add_number(parser, "--temperature", temperature, "sampling temperature; 0 = greedy")
     add_number(parser, "--top_k", 0, "sample from the k most likely tokens; 0 = all")
     add_number(parser, "--top_p", top_p, "probability mass to sample from; 1 = all")
     add_number(parser, "--seed", 0, "random seed")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks the options, loads the model and runs the sub-command."""
+    """Checks the options, loads the model and runs the action."""
     from soda_jax.errors import UserError
 
     if not args.workdir:

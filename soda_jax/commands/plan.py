@@ -9,7 +9,9 @@ PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda plan`."""
-    parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
+    parser.add_argument(
+        "--config", required=True, help="config file or name; --config.key=value changes a setting"
+    )
     parser.add_argument(
         "--topology",
         required=True,

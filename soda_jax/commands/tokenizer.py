@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as yodas2 (default text)",
     )
     train.add_argument(
-        "--vocabulary_size", type=int, required=True, help="number of ids, including BOS and EOS"
+        "--vocabulary_size",
+        type=int,
+        required=True,
+        help="maximum number of ids, including BOS and EOS; at least 258",
     )
     train.add_argument("--output", required=True, help="folder for tokenizer.json")
 

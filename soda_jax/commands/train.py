@@ -9,11 +9,17 @@ PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `soda train`."""
-    parser.add_argument("--config", required=True, help="config file; --config.key=value overrides")
+    parser.add_argument(
+        "--config", required=True, help="config file or name; --config.key=value changes a setting"
+    )
     parser.add_argument(
         "--workdir", required=True, help="folder for checkpoints, metrics, tokenizer and codec"
     )
-    parser.add_argument("--profile_steps", metavar="A:B", help="profiler trace of steps A to B")
+    parser.add_argument(
+        "--profile_steps",
+        metavar="A:B",
+        help="write a profiler trace of steps A to B to WORKDIR/profile",
+    )
     parser.add_argument(
         "--allow_data_change",
         action="store_true",

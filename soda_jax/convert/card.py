@@ -1,6 +1,6 @@
 """Writes the model card of an export: the template exported/card.md with facts from a run's files.
 
-The front matter has no license, because the publisher of the weights chooses it. A fact that no
+The front matter has no license: the publisher of the weights chooses one. A fact that no
 file contains is written as "not known".
 """
 
@@ -48,8 +48,8 @@ def model_card(
       name: name of the model.
       parameters: number of parameters.
       dtype: dtype of the exported tensors.
-      contamination: report file written by `soda inspect --contamination … --report=FILE.jsonl`, or
-        any text file.
+      contamination: JSONL file written by `soda inspect --contamination … --report=FILE.jsonl`, or
+        a text file, which is copied.
 
     Raises:
       UserError: if `contamination` or the tokenizer cannot be read, or a file of the run is
@@ -188,7 +188,7 @@ def _sources(sources: list[dict[str, Any]]) -> str:
 def _contamination(file: str | Path | None, sources: list[dict[str, Any]]) -> str:
     report = (
         "No report: whether the training data contains evaluation data is "
-        f"{_UNKNOWN} (`soda inspect --contamination`)."
+        f"{_UNKNOWN} (`soda inspect --contamination` searches for it)."
     )
     if file is not None:
         report = _read_report(Path(file))
@@ -207,7 +207,7 @@ def _contamination(file: str | Path | None, sources: list[dict[str, Any]]) -> st
 
 
 def _losses(label: str, metrics: list[dict[str, Any]], prefix: str, names: Iterable[str]) -> str:
-    """Returns a Markdown table of the newest losses whose metric names begin with `prefix`."""
+    """Returns the newest losses whose names begin with `prefix` as Markdown, or "not known"."""
     for row in metrics:
         losses = _with_prefix(row, prefix)
         if not losses:

@@ -52,15 +52,15 @@ def from_huggingface(
     compare: bool = True,
     further: Check | None = None,
 ) -> tuple[Converted, DecoderConfig]:
-    """Writes a Hugging Face folder as a checkpoint in a new workdir.
+    """Converts a Hugging Face folder to a checkpoint in a new workdir.
 
     Args:
       source: a folder with config.json, safetensors and tokenizer.json.
       workdir: a new or empty folder.
       extend: initialization of the rows for markers and codebooks that are added to a text model;
         None if the model already has them.
-      codebook_sizes: number of entries of each codebook. The default is taken from `codec`, else
-        from an export of soda, else it is SODA's.
+      codebook_sizes: number of entries of each codebook. By default, those of `codec`, else those
+        that `read_front_end` finds or, with `extend`, SODA's (8 codebooks of 2,048).
       tokenizer: text tokenizer of the data, see `read_front_end`; not needed for an export of
         soda.
       codec: the codec of the audio ids (`soda_jax.codecs.interface.Codec`), copied to the workdir.
@@ -119,8 +119,8 @@ def from_huggingface(
         size = sum(t.dtype.itemsize * math.prod(t.shape) for t in tensors.tensors.values())
         with progress(f"reading {source}, MB", size / 1e6) as bar:
             fix = (
-                "the file is damaged, get it again; or, if the model was trained after the export, give "
-                "--changed"
+                "the file is damaged: download it again; or, if the model was trained after the "
+                "export, pass --changed"
             )
             tensors.check_sums(about["crc32c"], None, bar, fix)
     length = integer_field(content, "max_position_embeddings", file, default=4096)
@@ -179,7 +179,7 @@ def _read_about(source: Path) -> dict[str, Any] | None:
     try:
         about = parse_checked_json(file.read_bytes())
     except (OSError, DamagedError) as error:
-        raise UserError(f"{file}: {error}; get it again or export the model again") from None
+        raise UserError(f"{file}: {error}; download it again or export the model again") from None
     if about.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{file} has format version {about.get('format_version')}, this program reads "
@@ -196,7 +196,7 @@ def _read_about(source: Path) -> dict[str, Any] | None:
             keys = set(SOURCE_KEYS)
             valid = all(isinstance(entry, dict) and entry.keys() == keys for entry in value)
         if not valid:
-            raise UserError(f"{file}: {key} is missing or invalid; get it again")
+            raise UserError(f"{file}: {key} is missing or invalid; download it again")
     for name in FRONT_END:
         check_folder(source / OURS, about["front_end"], name)
     return about
@@ -217,8 +217,8 @@ def _check_recorded(config: DecoderConfig, about: Mapping[str, Any], file: Path)
         same = np.array_equal(first, second) if name == "rope" else ours == recorded
         if not same:
             raise UserError(
-                f"{file}: model.{name} is {ours}, and {recorded} in {ABOUT}: the file was changed after "
-                "the export; get it again, or give --changed if that is intended"
+                f"{file}: model.{name} is {ours}, and {recorded} in {ABOUT}: the file was changed "
+                "after the export; download it again, or pass --changed if that is intended"
             )
 
 

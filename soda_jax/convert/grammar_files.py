@@ -1,7 +1,7 @@
 """Adds the document grammar to an export, so that Transformers generates legal documents.
 
-`grammar.json` contains the tables of `soda_jax.tokens.grammar`. `soda_grammar.py` (in `exported/`, never
-imported here) reads these tables and does not depend on soda_jax.
+`grammar.json` contains the tables of `soda_jax.tokens.grammar`. `exported/soda_grammar.py` reads
+these tables. It does not depend on soda_jax, and soda_jax does not import it.
 """
 
 import json
@@ -19,11 +19,11 @@ _TABLES, _PROCESSOR = "grammar.json", "soda_grammar.py"
 def grammar_files(layout: VocabularyLayout) -> dict[str, str]:
     """Returns the contents of `grammar.json` and `soda_grammar.py` by file name.
 
-    The keys of `grammar.json` are `vocabulary`, the number of ids; `padding`, the id of the padding
-    token (EOS); `eos`; `illegal`, the value of an illegal transition; `group_names`; `group_runs`,
-    a list of [first id, last id, group]; and `automata`. This last one contains, for each number of
-    codebooks per frame, `transitions` [states, groups], `frame_boundary`, `start` and `end` of
-    `soda_jax.tokens.grammar.Grammar`.
+    The keys of `grammar.json` are `format_version`; `vocabulary`, the number of ids; `padding`, the
+    id of the padding token (EOS); `eos`; `illegal`, the value of an illegal transition;
+    `group_names`; `group_runs`, a list of [first id, last id, group]; and `automata`. For each
+    number of codebooks per frame, `automata` contains `transitions` [states, groups],
+    `frame_boundary`, `start` and `end` of `soda_jax.tokens.grammar.Grammar`.
     """
     automata = {}
     for codebooks in range(1, layout.codebooks + 1) if layout.codebooks else (0,):

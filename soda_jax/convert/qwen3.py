@@ -1,8 +1,8 @@
 """Maps parameters to the tensor names and layouts of Transformers' Qwen3, for import and export.
 
 Transformers stores a linear layer as `[outputs, inputs]`, with heads × head_dim as one axis; this
-package stores `[inputs…, outputs…]`. In both, the rotary embedding pairs dimension i
-of a head with i + head_dim / 2, so nothing has to be permuted.
+package stores `[inputs…, outputs…]`. Both implementations of the rotary embedding pair dimension i
+of a head with i + head_dim / 2, so no dimension has to be permuted.
 """
 
 import math
@@ -17,8 +17,8 @@ from soda_jax.model import DecoderConfig
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _TABLES = dict(zip(TABLES, (EMBEDDING, HEAD), strict=True))
-# Name here -> name in Transformers after `model.layers.N.`, and the number of leading input axes of
-# the array here. It is 0 for norms, which have the same layout in both.
+# Name in this package -> name in Transformers after `model.layers.N.`, and the number of leading
+# input axes in this package; 0 for norms, which have the same layout in Transformers.
 _LAYER = {
     "attention_norm": ("input_layernorm.weight", 0),
     "query": ("self_attn.q_proj.weight", 1),
@@ -96,7 +96,7 @@ class HuggingFaceWeights(Weights):
             head that differs from its embedding.
         """
         self.config, self._folder = config, folder
-        if config.num_layers > len(folder.tensors):  # before a huge list of names is built
+        if config.num_layers > len(folder.tensors):  # else a huge list of names would be built
             raise UserError(
                 f"{folder.path}: config.json has num_hidden_layers {config.num_layers:,}, but there are "
                 f"only {len(folder.tensors):,} tensors; take the config.json of these weights"

@@ -1,4 +1,4 @@
-"""Reads and writes a folder of safetensors, one tensor at a time."""
+"""Reads a folder of safetensors by tensor or by rows, and writes it file by file."""
 
 import json
 import math
@@ -70,7 +70,7 @@ class TensorFolder:
                     f"{self.path / name}: the model has an adapter; merge it (merge_and_unload of peft), "
                     "or remove its files to convert the model without it"
                 )
-        # As in Transformers: a single file overrides the index of a sharded model.
+        # As in Transformers, model.safetensors overrides the index of a sharded model.
         listed: dict[str, str] = {}
         if single.is_file():
             if index.is_file():
@@ -86,20 +86,21 @@ class TensorFolder:
                 if name in self.tensors:
                     raise UserError(
                         f"{self.path / file}: {name} is also in {self.tensors[name].file.name}; "
-                        "get the folder again"
+                        "download the folder again"
                     )
                 self.tensors[name] = tensor
         for name, file in listed.items():
             if name not in self.tensors or self.tensors[name].file.name != file:
                 raise UserError(
-                    f"{index}: {name} is listed in {file}, which does not contain it; get the folder again"
+                    f"{index}: {name} is listed in {file}, which does not contain it; "
+                    "download the folder again"
                 )
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names and shapes with `expected`; raises UserError at the first difference."""
         for name, shape in expected.items():
             if name not in self.tensors:
-                raise UserError(f"{self.path}: tensor {name} is missing; get the folder again")
+                raise UserError(f"{self.path}: tensor {name} is missing; download the folder again")
             found = self.tensors[name]
             if found.shape != tuple(shape):
                 raise UserError(
@@ -109,7 +110,7 @@ class TensorFolder:
         for name, tensor in self.tensors.items():
             if name not in expected:
                 raise UserError(
-                    f"{tensor.file}: tensor {name} does not exist in a Qwen3 decoder of this config.json; "
+                    f"{tensor.file}: a Qwen3 decoder with this config.json has no tensor {name}; "
                     "such a model cannot be converted"
                 )
 
@@ -126,7 +127,7 @@ class TensorFolder:
             return values.reshape(last - first, *tensor.shape[1:])
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{tensor.file}: {name} cannot be read ({error}); get it again"
+                f"{tensor.file}: {name} cannot be read ({error}); download the file again"
             ) from None
 
     def read_f32(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -214,7 +215,7 @@ def write_tensors(
         try:
             # Transformers rejects a file without this metadata.
             save_file(held.pop(file), path / file, metadata={"format": "pt"})
-            (path / file).chmod(0o644)  # the library creates it readable for its owner only
+            (path / file).chmod(0o644)  # the library makes the file readable only by its owner
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path / file}: cannot be written ({error}); is the disk full?"
@@ -234,17 +235,18 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; get the folder again") from None
+        raise UserError(f"{path} is missing; download the folder again") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not a complete safetensors file ({error}); get it again"
+            f"{path} is not a complete safetensors file ({error}); download it again"
         ) from None
     header.pop("__metadata__", None)
     tensors = {}
     for name, about in header.items():
         if about["dtype"] not in _TYPES:
             raise UserError(
-                f"{path}: {name} is of type {about['dtype']}; {', '.join(_TYPES)} can be converted"
+                f"{path}: {name} has dtype {about['dtype']}; only {', '.join(_TYPES)} "
+                "can be converted"
             )
         dtype, offset = np.dtype(_TYPES[about["dtype"]]), 8 + size + about["data_offsets"][0]
         tensors[name] = _Tensor(path, tuple(about["shape"]), dtype, offset)
@@ -258,19 +260,21 @@ def _read_index(index: Path) -> dict[str, str]:
             raise ValueError("the name of a file is not a string")
         return dict(listed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of safetensors ({error}); get it again") from None
+        raise UserError(
+            f"{index} is not a safetensors index ({error}); download it again"
+        ) from None
 
 
 def _no_tensors(path: Path) -> str:
     for name in (SINGLE, INDEX):
         if (path / name).is_symlink():
-            return f"{path / name} is a link to a missing file; get the model again"
+            return f"{path / name} is a link to a missing file; download the model again"
     if not path.is_dir():
-        return f"{path}: no such folder; name the folder of a Hugging Face model"
+        return f"{path}: no such folder; pass the folder of a Hugging Face model"
     for pattern in _PICKLES:
         for file in sorted(path.glob(pattern)):
             return (
-                f"{file} is a pickle, which can run any code and is never opened; get the model as "
-                "safetensors"
+                f"{file} is a pickle, which can run any code and is never opened; "
+                "download the model as safetensors"
             )
-    return f"{path} has neither {SINGLE} nor {INDEX}; name the folder of a Hugging Face model"
+    return f"{path} has neither {SINGLE} nor {INDEX}; pass the folder of a Hugging Face model"

@@ -1,9 +1,9 @@
-"""Verifies a conversion with a second, independent implementation of the rules of Transformers.
+"""Verifies a conversion with a second, independent implementation of Transformers' rules.
 
-The logits before and after a conversion are computed with the same parsed `config.json`, so they
-cannot reveal a misread setting. This module shares no code with that parser. It reads the raw files
-again and compares settings, tensor files and rotary frequencies with those that the conversion
-used. `make parity` compares this module with Transformers.
+`architecture.py` both reads and writes `config.json`. A setting that it misunderstands is therefore
+the same before and after a conversion, and the logits agree. This module does not use
+`architecture.py`. It reads the files again and compares settings, tensor files and rotary
+frequencies with those of the conversion. `make parity` compares this module with Transformers.
 """
 
 import json
@@ -22,11 +22,15 @@ _TOLERANCE = 1e-5
 
 
 def rotary_frequencies(content: dict[str, Any]) -> np.ndarray:
-    """Returns the inverse frequencies that Transformers 5.24 computes from `config.json`, f64 `[head_dim / 2]`.
+    """Returns the inverse frequencies that Transformers 5.24 uses, f64 `[head_dim / 2]`.
 
-    The rules are those of `RotaryEmbeddingConfigMixin` and of the rope types "default" and "llama3":
-    `rope_scaling` overrides `rope_parameters`; theta defaults to the top-level `rope_theta`, else
-    10,000; a top-level `original_max_position_embeddings` overrides the one in the entry.
+    The rules are those of `RotaryEmbeddingConfigMixin` and the rope types "default" and "llama3".
+    The entry `rope_scaling` overrides `rope_parameters`. An entry without `rope_theta` has that of
+    the top level, else 10,000. `original_max_position_embeddings` of the top level overrides that
+    of the entry.
+
+    Args:
+      content: content of `config.json`.
 
     Raises:
       ValueError: if the rope type is neither "default" nor "llama3".
@@ -96,16 +100,16 @@ def check(tensors: TensorFolder, config: DecoderConfig) -> None:
     for name, file in weight_files(tensors.path).items():
         used = tensors.tensors.get(name)
         values[f"the file of {name}"] = (file, used and used.file)
-    wrong = [f"{name} {a}, converted {b}" for name, (a, b) in values.items() if a != b]
+    wrong = [f"{name} is {a}, the conversion used {b}" for name, (a, b) in values.items() if a != b]
     try:
         theirs = rotary_frequencies(content)
         ours = rope.frequencies(config.head_dim, config.rope)
         if theirs.shape != ours.shape or not np.allclose(theirs, ours, rtol=_TOLERANCE, atol=0):
-            wrong.insert(0, f"rotary frequencies {theirs[:4]}, converted {ours[:4]}")
+            wrong.insert(0, f"rotary frequencies are {theirs[:4]}, the conversion used {ours[:4]}")
     except ValueError as error:
         wrong.insert(0, str(error))
     if wrong:
         raise UserError(
             f"{tensors.path}: an independent reading of the folder differs from the conversion: "
-            f"{wrong[0]}; this is a bug of soda, please report it with config.json"
+            f"{wrong[0]}; this is a bug in soda; please report it with config.json"
         )

@@ -37,10 +37,10 @@ FORMAT_VERSION = 2
 ABOUT, OURS = "soda.json", "soda"
 # Exported fields of a data source and their types; paths are not exported.
 VIEW: dict[str, Any] = {"weight": (int, float), "order": str, "composition": str, "codebooks": int}
-# A codec above this size is a published model, so only its fingerprint is exported.
+# A larger codec, such as Mimi, is not copied; only its fingerprint is exported.
 _CODEC_BYTES = 32 << 20
 
-# Compares the weights before (first) and after a conversion; raises UserError if they differ.
+# Called with the weights before and after a conversion; raises UserError if they differ.
 Check = Callable[[Weights, Weights], None]
 
 
@@ -106,7 +106,7 @@ def export(
     further: Check | None = None,
     write: bool = True,
 ) -> Converted:
-    """Writes `weights` as a folder, which appears after it is complete and verified.
+    """Writes `weights` as a folder, which appears only when it is complete and verified.
 
     All processes that share `weights` must call this function with the same arguments, except that
     `write` must be True in exactly one of them.
@@ -114,7 +114,7 @@ def export(
     Args:
       weights: the parameters, which are read once for writing and again for each comparison.
       out: an absent or empty folder.
-      step: optimizer steps of the weights.
+      step: number of optimizer steps that produced the weights.
       metadata: metadata of the checkpoint, see `soda_jax.train.run_files.run_metadata`.
       workdir: workdir of the run, with its tokenizer, codec and metrics.
       dtype: dtype of the tensors, "float32" or "bfloat16".
@@ -205,7 +205,7 @@ def _write_front_end(partial: Path, metadata: Mapping[str, Any], workdir: Path) 
     files = {**tokenizer_files(tokenizer, layout), **grammar_files(layout)}
     for name, content in files.items():
         write_atomic(partial / name, content)
-    # The original tokenizer is needed to convert back to one with the same fingerprint.
+    # from-hf restores the tokenizer from this copy; only the original has the run's fingerprint.
     tokenizer.save(partial / OURS / "tokenizer")
     codec = workdir / "codec"
     size = sum(path.stat().st_size for path in codec.rglob("*") if path.is_file())

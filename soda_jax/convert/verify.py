@@ -108,8 +108,8 @@ def compare_logits(before: Weights, after: Weights, dtype: str = "float32") -> L
       the difference of the logits, including the effect of rounding to `dtype`.
 
     Raises:
-      UserError: if the logits of `after` differ from those of `before` rounded to `dtype`, or are not
-        finite.
+      UserError: if the logits of `after` differ from those of `before` with weights rounded to
+        `dtype`, or are not finite.
     """
     first, expected = logits_of_source(before, dtype)
     if not np.isfinite(first).all():

@@ -156,7 +156,7 @@ def checksums(weights: Weights, bar: Progress) -> dict[str, str]:
 
 
 def whole(weights: Weights) -> dict[str, Any]:
-    """Reads all parameters into the dict of `ModelFunctions`, f32; padding rows are zero."""
+    """Returns all parameters as the dict that `ModelFunctions` expects, f32; padding is zero."""
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes(weights.config).items()}
 
     def write(name: str, index: tuple[Index, ...], values: np.ndarray) -> None:
@@ -189,7 +189,7 @@ def write_checkpoint(
     Returns:
       the `checksums` of the slices that were written.
     """
-    # A chunk is one slice that is written and read, which is a layer or a block of rows.
+    # One chunk per slice that is written and read: a layer or a block of rows.
     arrays: dict[str, tuple[Shape, Shape]] = {}
     for name, shape in shapes(weights.config).items():
         rows = 1 if name.endswith("_groups") else 0  # index of the axis of rows

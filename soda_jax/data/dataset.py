@@ -40,9 +40,9 @@ class Dataset:
     """Random access to the windows of a mixture; window k depends only on data, config and k.
 
     Attributes:
-      config: the config with every generation filled in, so that a resumed run reads the same data after
-        an append.
-      source_names: names of the sources, in the order of `Batch.source`.
+      config: the config with the generation of every source, so that a resumed run reads the same
+        data after an append.
+      source_names: names of the sources; `Batch.source` contains indices into this tuple.
       sources: one `Source` per name, in the same order.
       weights: weight of each source by name; the weights sum to 1.
       layout: the vocabulary layout, which all sources share.
@@ -50,7 +50,8 @@ class Dataset:
       front_end: tokenizer, codec and layout, which all sources share.
       sequence_length: tokens per window.
       windows: number of windows in one pass; None for the endless mixture.
-      digest: a hash of everything that the windows depend on, 64 hexadecimal digits.
+      digest: a hash of the data and the settings that determine the windows, except `one_pass`; 64
+        hexadecimal digits.
       storage: reads the shards; does not affect the windows.
     """
 
@@ -101,7 +102,7 @@ class Dataset:
         return tuple(sources)
 
     def locate(self, k: int) -> tuple[int, int] | None:
-        """Returns the source number and window number of window k; None after the end of one pass."""
+        """Returns (source index, window index in that source) of window k; None after one pass."""
         return self._order[k]
 
     def window(self, k: int) -> Batch:
@@ -111,12 +112,12 @@ class Dataset:
     def batch(self, k: int, rows: Sequence[int]) -> Batch:
         """Returns the windows k + r for each r in `rows`, stacked in that order.
 
-        The global batch of size B at window k is `batch(k, range(B))`; each process reads the rows of
-        its addressable shards. Rows after the end of one pass are masked in the loss.
+        The global batch of size B at window k is `batch(k, range(B))`; each process reads the rows
+        that its devices need. Rows after the end of a pass are masked in the loss.
 
         Raises:
           DamagedRecordError: if a record cannot be read and `on_corrupt_record` is "fatal".
-          StoreError: if a remote store cannot be read, whatever `on_corrupt_record` is.
+          StoreError: if a remote store cannot be read, for any value of `on_corrupt_record`.
         """
         length = self.sequence_length
         batch = empty_batch(len(rows), length)
@@ -158,7 +159,7 @@ class Dataset:
         }
 
     def _make_digest(self) -> str:
-        """Returns a hash of all inputs of the windows, without paths and `on_corrupt_record`."""
+        """Returns the hash of data and settings, without paths and `on_corrupt_record`."""
         sources = {
             source.name: {
                 "manifest": source.manifest.digest,
@@ -197,8 +198,8 @@ def make_dataset(
         error.
 
     Raises:
-      UserError: if the config, a weight, a manifest or an index is invalid, sources differ in layout
-        or codec, or a source is shorter than one window.
+      UserError: if the config, a weight, a manifest or an index is invalid, sources differ in
+        tokenizer, codec or layout, or a source is shorter than one window.
     """
     return Dataset(parse(DataConfig, config, "data"), split, one_pass=one_pass, shorten=shorten)
 
@@ -250,7 +251,7 @@ def documents(splits: Sequence[Split]) -> Iterator[Document]:
 
 
 def _pin_generations(config: DataConfig) -> tuple[DataConfig, dict[str, Manifest]]:
-    """Returns the config with every generation filled in, and the manifests by source."""
+    """Returns the config with the generation of every source, and the manifests by source."""
     manifests = {
         name: Manifest.load(source.path, source.generation)
         for name, source in config.sources.items()
@@ -263,7 +264,11 @@ def _pin_generations(config: DataConfig) -> tuple[DataConfig, dict[str, Manifest
 
 
 def _check_agreement(manifests: Mapping[str, Manifest]) -> Manifest:
-    """Returns a manifest, preferably with a codec; raises UserError if two sources differ."""
+    """Returns the first manifest with a codec, if any, else the first; compares the front ends.
+
+    Raises:
+      UserError: if the tokenizer, codec or layout of two sources differs.
+    """
     first = next((name for name in manifests if manifests[name].codec), next(iter(manifests)))
     for name, manifest in manifests.items():
         manifest.front_end.check_same(

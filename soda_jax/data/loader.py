@@ -15,7 +15,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
 
     Attributes:
       windows: number of windows consumed, which is the complete iterator state. A new loader with
-        this number as `start` continues with the same windows, for any batch size and rows.
+        this number as `start` continues where this one stopped, with any batch size and rows.
       waited: seconds spent waiting for data.
     """
 
@@ -58,7 +58,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         return self._dataset.batch(k, self._rows)._asdict()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Returns the arrays of the next `windows.Batch` by name, with only the rows `rows`.
+        """Returns the fields of the next `windows.Batch` by name, with the rows of this process.
 
         Raises:
           DamagedRecordError: if a record cannot be read and `on_corrupt_record` is "fatal".

@@ -9,12 +9,13 @@ def loss_vector(
     """Returns the mean loss in nats per token, by class and by source.
 
     Args:
-      nll, count: sums of the loss and of the targets, f32 `[sources, classes]`, from `class_sums`.
+      nll, count: summed loss and number of targets, f32 or f64 `[sources, classes]`; see
+        `soda_jax.model.loss.class_sums`.
       class_names, source_names: names of the columns and of the rows of these arrays.
 
     Returns:
       `loss/<class>`, `loss/all`, `loss/<source>/all`, `loss/<source>/<class>`; a class or source
-      without a target in the batch is omitted.
+      without a target is omitted.
     """
     result: dict[str, float] = {}
 

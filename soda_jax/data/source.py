@@ -105,7 +105,7 @@ class Source:
             found = (header.flags, header.utterances, header.text_tokens, header.frames)
             stated = (index.flags, index.utterances, index.text_tokens, index.frames)
             if found != tuple(int(column[number]) for column in stated):
-                raise DamagedRecordError("its counts differ from the index")
+                raise DamagedRecordError("its counts differ from those in the index")
         except DamagedRecordError as error:
             self.split.report_damage(number, error)
             return False
@@ -118,8 +118,8 @@ class Source:
 def rendered_order(part: np.ndarray, flags: np.ndarray, order: str) -> np.ndarray:
     """Returns the record number at each position of the rendered split.
 
-    The order "audio_first" affects only utterances that are stored in pieces: their audio records
-    are moved before their text records.
+    The order "audio_first" moves only the records of utterances stored in pieces: their audio
+    records are moved before their text records.
 
     Args:
       part: kind of each record, `[records]`.

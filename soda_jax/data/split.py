@@ -89,8 +89,9 @@ class Split:
         for number, (shard, index) in enumerate(zip(self._shards, indexes, strict=True)):
             if len(index.flags) != shard.records or len(index.document_hashes) != shard.documents:
                 raise UserError(
-                    f"{self._store.location(number)}: its index has {len(index.flags)} records, the "
-                    f"manifest has {shard.records}; restore the data set"
+                    f"{self._store.location(number)}: its index has {len(index.flags)} records of "
+                    f"{len(index.document_hashes)} documents, the manifest has {shard.records} of "
+                    f"{shard.documents}; restore the data set"
                 )
 
     def _find_masked(self) -> frozenset[int]:
@@ -99,7 +100,7 @@ class Split:
         for file, record in self._options.mask_records:
             split, _, name = file.rpartition("/")
             if split in SPLITS and split != self.split:
-                continue  # one file may list the damaged records of all splits
+                continue  # a mask_records file may list records of all splits
             known = split in ("", self.split) and name in numbers
             if not known or not 0 <= record < self._shards[numbers[name]].records:
                 raise UserError(f"source {self.name}: no record {file} {record} (mask_records)")

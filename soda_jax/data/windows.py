@@ -55,7 +55,7 @@ def annotate(
     length = len(tokens)
     starts = np.flatnonzero(tokens[:-1] == layout.eos) + 1
     if len(starts):
-        # The cumulative sum of a one at each start is the segment id.
+        # The segment ids are the cumulative sum of an array with a 1 at each segment start.
         segments[0], segments[1:] = 1, 0
         segments[starts] = 1
         np.cumsum(segments, out=segments)

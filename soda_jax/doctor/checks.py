@@ -25,7 +25,7 @@ from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import measure_matmul
 
 PACKAGES = ("soda-jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain")
-REDUCED_BYTES = 64 << 20  # per device; large enough that bandwidth, not latency, limits
+REDUCED_BYTES = 64 << 20  # per device; large enough to be limited by bandwidth, not latency
 CLOCK_WARNING, CLOCK_FAILURE = 5.0, 300.0  # seconds; stores reject signatures older than 5 min
 SLOW_DEVICE = 0.8  # fraction of the median rate
 READ_SECONDS = 5.0
@@ -86,7 +86,7 @@ def judge_devices(values: list[Any], index: int) -> Iterator[Finding]:
         )
         yield Finding(FAILURE, "devices", message)
     for name, size in mine["used"]:
-        message = f"{name}: another program uses {size / 1e9:.1f} GB"
+        message = f"{name}: {size / 1e9:.1f} GB already in use; end other programs that use it"
         yield Finding(WARNING, "devices", message)
 
 
@@ -102,7 +102,7 @@ def arithmetic(size: int = 4096, repeats: int = 5) -> dict[str, Any]:
 
 
 def judge_arithmetic(values: list[Any], index: int) -> Iterator[Finding]:
-    """Warns about devices below `SLOW_DEVICE` × the median rate; all others wait for them."""
+    """Warns about devices below `SLOW_DEVICE` × the median rate, because they delay all others."""
     mine = values[index]
     rates = mine["rates"]
     low, high = min(rates.values()) / 1e12, max(rates.values()) / 1e12
@@ -119,7 +119,12 @@ def judge_arithmetic(values: list[Any], index: int) -> Iterator[Finding]:
 
 
 def all_reduce(mesh: jax.sharding.Mesh, size: int = 0) -> Results:
-    """Checks and times an all-reduce over each mesh axis; `size`: bytes per device, 0 = default."""
+    """Checks an all-reduce over each mesh axis and reports its bus bandwidth (as in nccl-tests).
+
+    Args:
+      mesh: mesh of the run.
+      size: bytes per device; 0 = `REDUCED_BYTES`.
+    """
     if mesh.size == 1:
         return [(OK, "one device, no all-reduce")]
     axes = [(axis, count) for axis, count in mesh.shape.items() if count > 1]
@@ -155,7 +160,7 @@ def _reduce_over(mesh: jax.sharding.Mesh, axis: str, count: int, size: int) -> t
         run(x).block_until_ready()
         times.append(time.perf_counter() - start)
     rate = 2 * (count - 1) / count * size / min(times)
-    return OK, f"{axis}={count}: {rate / 1e9:.2f} GB/s per device ({size >> 20} MiB, ring)"
+    return OK, f"{axis}={count}: {rate / 1e9:.2f} GB/s bus bandwidth ({size >> 20} MiB per device)"
 
 
 def data(config: RunConfig, dataset: Any, rows: Sequence[int]) -> Results:

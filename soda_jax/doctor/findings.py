@@ -41,7 +41,7 @@ def run_check(
     """Runs one check in all processes and returns their findings, the same list in every process.
 
     Every process measures, the results are gathered once, and every process judges all results. An
-    exception in `measure` becomes a finding, so that the other processes do not wait in vain.
+    exception in `measure` becomes a finding, so that the other processes do not time out.
 
     Args:
       check: name of the check.

@@ -50,7 +50,7 @@ def _examine(config: RunConfig | None, workdir: Path | None) -> int:
     check("arithmetic", checks.arithmetic, checks.judge_arithmetic)
     run: dict[str, Any] = {}
     if not check("mesh", functools.partial(_open, config, run)):
-        run = {"mesh": make_mesh()}  # in all processes, also if `_open` succeeded in this one
+        run = {"mesh": make_mesh()}  # in all processes, even if `_open` succeeded in this one
     check("all-reduce", functools.partial(checks.all_reduce, run["mesh"]))
     if config is not None and "dataset" in run:
         check("data", functools.partial(checks.data, config, run["dataset"], run["rows"]))

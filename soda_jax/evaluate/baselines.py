@@ -6,9 +6,9 @@
 s is the token before t in the window, n(·) counts occurrences, N is the number of targets and V the
 size of the vocabulary. The weights are those of Jelinek and Mercer's interpolated estimation
 (1980): all tokens s of the same class and with the same ⌊log2 n(s)⌋ have the same weight w_s.
-Weights are fitted by expectation maximization on a tenth of the training documents, with counts
-from the rest; the final counts use all documents. A weight depends only on s, so the probabilities
-sum to 1.
+Weights are fitted by expectation maximization on a tenth of the training windows, with counts from
+the rest; the final counts use all windows that were read. A weight depends only on s, so the
+probabilities sum to 1.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ class Baselines:
 def fit_baselines(
     config: DataConfig | Mapping[str, Any], max_tokens: int = 16_000_000
 ) -> Baselines:
-    """Fits both baselines on one pass over the training windows.
+    """Fits the unigram and bigram baselines in one pass over the training windows.
 
     Args:
       config: the `data` settings of a run.
@@ -159,7 +159,7 @@ def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def _targets(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (previous tokens, targets) with a loss, both `[targets]`, and the loss mask."""
+    """Returns previous tokens and targets where the mask is 1, both `[targets]`, and the mask."""
     mask = batch["loss_mask"][:, :-1] > 0
     tokens = batch["tokens"]
     return tokens[:, :-1][mask], tokens[:, 1:][mask], mask
@@ -178,7 +178,7 @@ def _count(layout: VocabularyLayout, stream: np.ndarray) -> _Counts:
 
 
 def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> np.ndarray:
-    """Returns the number of each context's group, which has one class and one ⌊log2 count⌋."""
+    """Returns the group number of each context; a group has the same class and ⌊log2 count⌋."""
     count = counts.contexts[previous]
     bucket = np.minimum(np.log2(np.maximum(count, 1)).astype(np.int64), _BUCKETS - 1)
     classes = np.where(count > 0, layout.class_of_id[previous], len(layout.class_names))

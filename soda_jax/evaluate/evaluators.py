@@ -57,7 +57,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UserError(f"tasks is empty; give some of {', '.join(EVALUATORS.names())}")
+            raise UserError(f"tasks is empty; give at least one of {', '.join(EVALUATORS.names())}")
         for task in self.tasks:
             EVALUATORS.get(task, "tasks")
         if self.limit < 0 or not self.max_seconds > 0:
@@ -95,7 +95,7 @@ class EvaluationContext:
         """The `data` settings of the checkpoint, with the current paths of the sources.
 
         Raises:
-          UserError: if a source is unknown or missing, or its data does not belong to the model.
+          UserError: if a source is unknown or missing, or its front end differs from the model's.
         """
         config = parse(DataConfig, self.model.metadata["data"], "data")
         sources = dict(config.sources)

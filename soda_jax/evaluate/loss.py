@@ -23,14 +23,14 @@ from soda_jax.progress import track
 def make_loss_function(
     bind: Any, windows: Windows, *, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> Any:
-    """Returns a jitted function from (params, batch) to the sums of the loss vector.
+    """Returns a jitted function from (params, batch) to the sums that give the loss vector.
 
     The sums are "nll" and "count", f32 `[sources, classes]`, replicated.
 
     Args:
       bind: function from params to a decoder, such as `ModelFunctions.bind`.
       windows: the windows from which the batches are read.
-      chunk: tokens whose logits exist at a time, on each device; 0 = default of the platform.
+      chunk: tokens per device in each chunk of the cross-entropy; 0 = platform default.
       mesh: mesh of parameters and batches; by default, only the first device.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])
@@ -130,7 +130,7 @@ class LossHook:
         self._function = make_loss_function(
             run.model.bind, windows, chunk=run.config.loss_chunk, mesh=run.mesh
         )
-        # The batches are read only once, so every call scores the same windows.
+        # The batches are read once and kept in host memory; every call scores the same windows.
         self._batches = list(windows.batches(run.config.batch_size, rows, self._limit))
 
 

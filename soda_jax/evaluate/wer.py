@@ -16,9 +16,10 @@ def normalize(text: str) -> str:
 
     The characters `. , ! ? ; : " ' - ( ) [ ] { }` and curly quotes are deleted, not replaced by spaces.
 
-    Canonically equivalent texts ("é" as one code point or as two) give the same result, in Unicode's normal
-    form C. Compatibility forms (ligatures, full-width letters, "…") are not unified: form KC would change
-    the errors that the paper counts, and replaces "½" by "1⁄2" and the accent of "don´t" by a space.
+    Canonically equivalent texts ("é" as one code point or as two) give the same result, in NFC.
+    Compatibility forms (ligatures, full-width letters, "…") are not unified: NFKC would change the
+    errors that the paper counts; for example, it replaces "½" by "1⁄2" and the accent of "don´t" by
+    a space and a combining accent.
     """
     bare = _canonical(text).translate(_DELETED).lower()
     # Twice: a deleted character may have separated an accent from its letter, and some letters have a single
@@ -103,7 +104,7 @@ class WordErrors:
 
     Attributes:
       corpus: errors of all utterances divided by all reference words.
-      mean: mean of the rates of the single utterances.
+      mean: mean of the error rates of the individual utterances.
       utterances: number of utterances.
     """
 

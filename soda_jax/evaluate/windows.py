@@ -79,9 +79,10 @@ class Windows:
 def with_split(
     config: DataConfig | Mapping[str, Any], split: str
 ) -> tuple[DataConfig, tuple[str, ...]]:
-    """Returns the `data` settings without the sources that lack the split, and their names.
+    """Returns the `data` settings of the sources that have the split, and the names of the others.
 
-    `mask_records` lists records of the training split, so it is cleared for other splits.
+    For splits other than "train", `mask_records` is cleared, because a line without a split is
+    meant for the training split.
 
     Raises:
       UserError: if a manifest cannot be read, or no source has the split.

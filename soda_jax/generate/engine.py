@@ -95,7 +95,9 @@ class Engine:
             ("seed", seed, 0, LARGEST_SEED),
         ):
             if not isinstance(value, numbers.Integral) or not least <= value <= most:
-                raise UserError(f"{name} {value!r} is out of range: from {least} to {most:,}")
+                raise UserError(
+                    f"{name} {value!r} is out of range: pass an integer from {least} to {most:,}"
+                )
         if not len(prompts):
             return []
         states = [self._state_after(prompt, number) for number, prompt in enumerate(prompts)]

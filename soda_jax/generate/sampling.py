@@ -43,8 +43,8 @@ class Sampling:
             wrong = "top_p must be above 0 and at most 1, which draws from all tokens"
         if wrong:
             raise UserError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}: {wrong}")
-        # This is a static argument of the jitted loop; with Python numbers, equal settings trace
-        # the same program.
+        # `Sampling` is a static argument of the jitted loop; with Python numbers, equal settings
+        # share one compiled program.
         object.__setattr__(self, "temperature", float(temperature))
         object.__setattr__(self, "top_k", int(top_k))
         object.__setattr__(self, "top_p", float(top_p))

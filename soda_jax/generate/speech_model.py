@@ -45,7 +45,7 @@ class Speech:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechModel(TrainedDecoder):
-    """A decoder with its tokenizer and codec; use `load` to open those of a run.
+    """A decoder with its tokenizer and codec; `load` opens a trained one.
 
     Attributes:
       tokenizer: tokenizer of the training data.
@@ -106,7 +106,7 @@ class SpeechModel(TrainedDecoder):
         Args:
           sound: one or several recordings: files in any format that libsndfile reads, or mono f32
             arrays `[samples]` at the codec's sample rate.
-          max_tokens: maximum number of text tokens.
+          max_tokens: maximum number of new tokens per recording, including `text_end`.
           sampling: sampling settings, greedy by default.
           seed: random seed.
         """
@@ -138,7 +138,10 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Speech:
-        """Continues a recording and returns only the continuation; see `speak` and `transcribe`."""
+        """Continues a recording and returns only the continuation.
+
+        The arguments are those of `transcribe` (`sound`) and `speak` (the others).
+        """
         span = audio_span(self._encode([sound])[0], self.layout, self.codebooks, closes=False)
         return self._generate_speech([self._prompt(span)], max_seconds, sampling, seed)[0]
 
@@ -150,7 +153,9 @@ class SpeechModel(TrainedDecoder):
         seed: int,
     ) -> list[Speech]:
         if not 0 < max_seconds < float("inf"):
-            raise UserError(f"max_seconds {max_seconds} is out of range: more than 0 and finite")
+            raise UserError(
+                f"max_seconds {max_seconds} is out of range: it must be finite and above 0"
+            )
         frames = max(1, int(max_seconds * self.codec.frame_rate))
         generated = self.engine(
             prompts,
@@ -207,7 +212,9 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
     trained = FrontEnd.from_metadata(metadata)
     # A converted model may come from a format that stores no codec fingerprint.
     if trained.codec is None and "converted_from" not in metadata:
-        raise UserError(f"{workdir} was trained on text only: it cannot generate or read speech")
+        raise UserError(
+            f"{workdir} was trained on text only: it cannot generate or transcribe speech"
+        )
     ours = FrontEnd(
         make_layout(tokenizer, tuple(opened.codebook_sizes)),
         tokenizer.fingerprint,
@@ -219,7 +226,7 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
         f"{workdir / 'tokenizer'} with codec {codec or workdir / 'codec'}",
         "the checkpoint",
         fixes={
-            "tokenizer": f"copy the tokenizer of its data set to {workdir / 'tokenizer'}",
+            "tokenizer": f"copy the tokenizer of the training data to {workdir / 'tokenizer'}",
             "codec": codec_fix,
             "vocabulary layout": codec_fix,
         },

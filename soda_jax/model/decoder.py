@@ -1,8 +1,8 @@
 """Qwen3 decoder in Flax NNX, with a scan over stacked layers.
 
-The architecture has pre-norm RMSNorm, SwiGLU, no biases, RMSNorm of each query and key head,
-grouped-query attention and rotary positions. Every parameter has logical axes, from which its
-sharding is derived.
+The architecture has pre-norm RMSNorm, SwiGLU, QK-norm (RMSNorm of each query and key head),
+grouped-query attention, rotary position embeddings and no biases. Every parameter has logical axes,
+from which its sharding is derived.
 """
 
 import math
@@ -23,9 +23,9 @@ Cache = dict[str, jax.Array]
 
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
-    """Returns a parameter drawn from a normal truncated at ±3σ.
+    """Returns a parameter drawn from a normal distribution truncated at ±3σ.
 
-    The initialization is that of SODA's code, which differs from its exported config.
+    This follows SODA's training code; the config exported with its models differs.
     """
     return nnx.Param(_normal(rngs, shape, deviation), logical_axes=axes)
 
@@ -43,7 +43,7 @@ def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = Tr
 
     Args:
       x: activations.
-      weight: its first `inputs` dimensions are contracted with the last ones of `x`.
+      weight: its first `inputs` dimensions are contracted with the last `inputs` of `x`.
       inputs: number of contracted dimensions.
       flatten: merge batch and sequence before the product. This avoids a copy on a CPU with one
         core, where XLA transposes three-dimensional operands, but not matrices, for the gradient
@@ -154,7 +154,7 @@ def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
 
 
 def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
-    """Returns the matrices of the decoder that are stored as several arrays.
+    """Returns the arrays of the embedding matrix and, if it is not tied, of the head matrix.
 
     Each dict is one matrix. It maps the name of each array to a mask of the rows that are not
     padding, bool `array.shape[:-1]`.
@@ -221,7 +221,7 @@ class Decoder(nnx.Module):
         first = first.astype(self.config.compute_dtype)
         # With the first constraint, each device reads its columns for all batch rows of its fsdp
         # group. The second constraint exchanges them, so that each device has all columns of its
-        # own batch rows. Without the first constraint, XLA gathers all rows on every device.
+        # own batch rows. Without the first constraint, XLA replicates the batch on every device.
         first = placement.constrain(first, ("rows", "sequence", "embed"))
         return placement.constrain(first, ("batch", "sequence", None))
 

@@ -1,4 +1,4 @@
-"""Makes pure functions of a parameter dict from a decoder, for jit, sharding and checkpoints."""
+"""Provides a decoder as pure functions of a parameter dict, for jit, sharding and checkpoints."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def logical_axes(params: nnx.State) -> dict[str, Any]:
 
     def axes(variable: nnx.Variable) -> tuple:
         named = variable.get_metadata("logical_axes")
-        # Stacked layers have one leading axis more than the layer that declares the axes.
+        # Stacked layers have one more leading axis than the layer that declares the axes.
         extra = len(variable.get_value().shape) - len(named)
         return ("layers",) * extra + tuple(named)
 

@@ -2,9 +2,10 @@
 
 Tokens are processed in chunks of equal length, the last one padded, so only the logits of one chunk
 exist at a time. The gradients are computed in the forward pass, which is possible because they are
-linear in the cotangent of the summed loss. Each chunk therefore needs three matrix
-products with the head, as without chunks, and nothing is recomputed. This file contains the
-computation on one device; `loss_sharding` combines the results of all devices.
+linear in the cotangent of the summed loss. Each chunk therefore needs three matrix products
+(logits, gradient of the hidden states, gradient of the head), as many as without chunks, and
+nothing is recomputed. This file contains the computation on one device; `loss_sharding` combines
+the results of all devices.
 """
 
 import functools
@@ -26,9 +27,9 @@ Batch = Mapping[str, jax.Array]
 LossTerm = Callable[[Decoder, jax.Array, Batch], jax.Array]
 _MASKED = -1e30
 
-# Tokens per chunk by platform, see docs/performance.md. On a CPU, the logits of a chunk remain in
-# the caches. On a TPU, each chunk reads and writes the gradient of the head, and with smaller
-# chunks this traffic would limit the step. The value for GPUs is not tuned yet.
+# Tokens per chunk by platform, see docs/performance.md. On a CPU, 512 needs less CPU time and
+# memory than 2,048. On a TPU, each chunk reads and writes the gradient of the head, and with
+# smaller chunks this traffic would limit narrow models. The value for GPUs is not tuned yet.
 CHUNKS: Mapping[str, int] = {"cpu": 512, "tpu": 2048, "gpu": 2048}
 
 
@@ -38,7 +39,7 @@ class LossSettings(NamedTuple):
     Attributes:
       vocabulary: blocks of rows of the head.
       z_weight: weight of the z-loss, log²Z.
-      chunk: tokens whose logits exist at a time, on each device; 0 = by the platform of `placement`.
+      chunk: tokens per chunk on each device; 0 = the default of the platform of `placement`.
       placement: sharding of the arrays.
     """
 
@@ -72,13 +73,13 @@ def token_losses(
         `loss_mask` f32 `[batch, sequence]`, `source` int `[batch]`.
       classes, sources: number of target classes and of data sources.
       z_loss: weight of log²Z.
-      loss_chunk: tokens whose logits exist at a time, on each device; 0 = by platform.
+      loss_chunk: tokens per chunk on each device; 0 = the default of the platform.
       placement: sharding of the arrays.
       terms: further loss terms, see `LossTerm`.
 
     Returns:
-      f32 scalar Σ (nll + z-loss) over the targets plus the terms, and sums: `nll` and `count`, f32
-      `[sources, classes]`, and `log_z_squared`, f32 scalar.
+      f32 scalar Σ loss_mask · (nll + z_loss · log²Z) + Σ terms, and a dict of sums: `nll` and
+      `count`, f32 `[sources, classes]`, and `log_z_squared`, f32 scalar.
     """
     vocabulary = decoder.config.vocabulary
     hidden = decoder(batch["tokens"], batch["segment_ids"], batch["positions"], placement=placement)
@@ -114,7 +115,8 @@ def linear_cross_entropy(
       weights: f32 `[batch, sequence]`, 0 where there is no loss.
 
     Returns:
-      total: f32 scalar, Σ weight · (nll + z_weight · log²Z). Only this output has a gradient.
+      total: f32 scalar, Σ weight · (nll + z_weight · log²Z). Only this output has a
+        gradient, with respect to `hidden` and `blocks`.
       nll: f32 `[batch, sequence]`, −log p of each target in nats, not weighted.
       log_z: f32 `[batch, sequence]`.
     """
@@ -234,12 +236,12 @@ def _local_loss(
 def _local_rows(
     vocabulary: VocabularyBlocks, reduction: Reduction, head: Blocks, target_rows: jax.Array
 ) -> tuple[list[jax.Array], list[jax.Array | None]]:
-    """Returns the local indices of the targets and the valid local rows, as two lists by block.
+    """Returns the local indices of the targets and masks of the valid local rows.
 
     Returns:
-      for each block of the head, the index of each target in the flattened rows of the block on
-      this device, −1 if the target is elsewhere; and a mask of the rows that are not padding, bool
-      `[rows]`, None if the block has no padding.
+      two lists with one entry per block of the head: the index of each target in the flattened rows
+      of the block on this device, −1 if the target is in another block or on another device; and a
+      mask of the rows that are not padding, bool `[rows]`, None if the block has no padding.
     """
     targets: list[jax.Array] = []
     masks: list[jax.Array | None] = []

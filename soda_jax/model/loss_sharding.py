@@ -18,7 +18,7 @@ AxisNames = tuple[str, ...]
 
 
 class Reduction(NamedTuple):
-    """Mesh axes over which partial results are combined; all are empty on one device.
+    """Mesh axes over which partial results are combined; none on one device.
 
     Attributes:
       tokens: axes that split the tokens.
@@ -89,7 +89,7 @@ def run_sharded(
     tokens = PartitionSpec(*sharding.spec[:2])
     token_axes = _axis_names(tokens)
     rows = [_spec(placement, (None, "vocabulary", None), block.shape) for block in head]
-    # The gradient is sharded over `embed`, like its parameter, if these axes also split the tokens.
+    # The gradient is sharded like its parameter if the mesh axes of `embed` also split the tokens.
     width = _axis_names(_spec(placement, (None, "embed"), head[0].shape[1:]))
     width = width if set(width) <= set(token_axes) else ()
     reduction = Reduction(token_axes, width, tuple(map(_axis_names, rows)))

@@ -18,7 +18,7 @@ class Placement(Protocol):
     def platform(self) -> str:
         """Platform of the devices, "cpu", "gpu" or "tpu", which selects the kernels.
 
-        The devices need not exist on this machine, because programs can be compiled for others.
+        The devices need not exist on this machine: `soda plan` compiles for other machines.
         """
         ...
 
@@ -27,7 +27,7 @@ class Placement(Protocol):
         ...
 
     def ways(self, axis: str, size: int) -> int:
-        """Returns the number of shards of a dimension of `size` along logical `axis`."""
+        """Returns the number of shards of a dimension of length `size` with logical axis `axis`."""
         ...
 
     def sharding(self, axes: Axes, shape: Sequence[int]) -> jax.sharding.NamedSharding | None:
@@ -41,14 +41,14 @@ class Placement(Protocol):
 
         Args:
           function: function of local arrays.
-          inputs: PartitionSpecs of the arguments, or pytree prefixes of them.
-          output: PartitionSpec of the result.
+          inputs: PartitionSpecs of the arguments, as `in_specs` of `jax.shard_map`.
+          output: PartitionSpecs of the result, as `out_specs`.
         """
         ...
 
 
 class OneDevice:
-    """Implements `Placement` for one device; the default platform's kernels run anywhere."""
+    """Implements `Placement` for one device; the default, "cpu", selects portable kernels."""
 
     def __init__(self, platform: str = "cpu"):
         self.platform = platform

@@ -1,4 +1,4 @@
-"""Finds the rows of the global batch that a process reads, and makes global arrays of them."""
+"""Finds the batch rows that a process reads, and assembles them into global arrays."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from soda_jax.parallel import rules
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
-    """Returns the rows of the global batch on the devices of this process, ascending."""
+    """Returns the sorted indices of the global batch rows on the devices of this process."""
     sharding = rules.batch_sharding(mesh, (batch_size,))
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     covered: set[int] = set()

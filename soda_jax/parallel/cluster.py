@@ -60,7 +60,8 @@ def find_processes(
       timeout: seconds to wait until the name of the coordinator resolves in a cluster.
 
     Raises:
-      UserError: if flags or environment variables are incomplete or invalid.
+      UserError: if flags or environment variables are incomplete or invalid, or cluster detection
+        fails.
     """
     flags = {"--coordinator": coordinator, "--processes": count, "--process": index}
     if count == 1 and index in (None, 0):
@@ -127,7 +128,7 @@ def _from_cluster(variables: Mapping[str, Any], timeout: float) -> ProcessInfo |
     except Exception as error:  # jax raises several types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name} was detected, but its processes were not ({reason}): {_FIX}"
+            f"{name} was detected, but jax cannot find its processes ({reason}): {_FIX}"
         ) from error
     found = _checked(name, {"coordinator": address, "count": count, "process": index}, "")
     return ProcessInfo(name, found.coordinator, count, index, _local_gpus(name))
@@ -145,8 +146,8 @@ def _detect() -> tuple[str, Any]:
             f"SLURM_NTASKS={tasks}, but {missing[0]} is not set: this is not a task of a Slurm "
             "step. Start it with srun, or pass --processes=1 for a single process"
         )
-    # GKE is tried before Cloud TPU, whose detection waits for a metadata server. A Slurm job with
-    # one task is not treated as a Slurm cluster, for example on a TPU host.
+    # GKE is tried before Cloud TPU, whose detection waits for a metadata server. Slurm is not
+    # tried for a job with one task, so that a TPU host in such a job is detected.
     candidates: dict[str, Any] = {"Open MPI": clusters.OmpiCluster}
     if tasks > 1:
         candidates["Slurm"] = clusters.SlurmCluster

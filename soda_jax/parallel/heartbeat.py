@@ -4,8 +4,8 @@ Without this, the other processes hang in a collective, which cannot be canceled
 aborts them with a stack trace and status 134. jax's own hook, `missed_heartbeat_callback`, is not
 a replacement: in jaxlib 0.10.2 it raises std::bad_cast, which aborts the process as well. Three
 threads run in each process: one writes a heartbeat and reads the heartbeats of the other processes,
-one waits for a message that ends the run, and one keeps a connection to process 0 open. The threads
-exit with `os._exit`, because the main thread may hang forever. Committed checkpoints are not
+one waits for a message that ends the run, and one keeps a connection to process 0 open. They end
+the process with `os._exit`, because the main thread may hang forever. Committed checkpoints are not
 affected; an unfinished save is discarded.
 """
 
@@ -88,18 +88,18 @@ class Heartbeat:
 
     def end_all(self, message: str, status: int = LOST) -> None:
         """Prints `message`, sends it to the other processes so that they exit too, and exits."""
-        with self._exit_lock:  # never released, so that only one message is sent
+        with self._exit_lock:  # held until the process exits, so that only one message is sent
             self._print(message)
             content = json.dumps([message, status])
-            for other in reversed(range(self._count)):  # process 0 last, as it delivers messages
+            for other in reversed(range(self._count)):  # 0 last: it delivers the messages
                 if other != self._index:
-                    with contextlib.suppress(Exception):  # key exists, or no service
+                    with contextlib.suppress(Exception):  # the key exists, or process 0 has exited
                         self._client.key_value_set(f"soda/end/{other}", content)
             self._exit(status)
 
     def _print(self, message: str) -> None:
         line = f"soda: process {self._index} of {self._count}: {' '.join(message.split())}\n"
-        os.write(2, line.encode())  # one write, so that lines do not mix
+        os.write(2, line.encode())  # one write, so that lines do not interleave
 
     def _exit(self, status: int) -> None:
         if self._index == 0:
@@ -190,7 +190,7 @@ class Heartbeat:
                 raise OSError(f"no answer for {silent:.0f} s")
 
     def _exit_without_process_0(self, reason: str) -> None:
-        with self._exit_lock:  # sends no message, because process 0 delivers them
+        with self._exit_lock:  # no message: process 0 would deliver it
             if self._stopped.is_set():
                 return
             self._print(f"process 0 failed: no connection to its coordinator ({reason}); {RESTART}")

@@ -33,8 +33,9 @@ def make_mesh(
       devices: by default all devices of all processes.
 
     Raises:
-      UserError: if an axis is unknown, a size is not positive, two axes are -1, the product is not
-        the number of devices, dcn is not the number of TPU slices, or the slices differ in size.
+      UserError: if an axis is unknown, a size is neither positive nor -1, two axes besides dcn are
+        -1, the product is not the number of devices, dcn is not the number of TPU slices, or the
+        slices differ in size.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(axes, len(devices), slice_count(devices))
@@ -72,9 +73,9 @@ def mesh_sizes(
     fills = [name for name, size in sizes.items() if size == -1]
     both = width is not None and set(fills) == {"data", "fsdp"}
     if (len(fills) > 1 and not both) or any(size < 1 and size != -1 for size in sizes.values()):
-        pair = "" if width is None else ", or data and fsdp both,"
+        pair = "" if width is None else ", or both data and fsdp,"
         raise UserError(
-            f"mesh {given}: sizes must be positive; at most one{pair} may be -1 (fill) besides dcn"
+            f"mesh {given}: sizes must be positive; besides dcn, at most one{pair} may be -1 (fill)"
         )
     if both:
         assert width is not None
@@ -114,8 +115,8 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
       UserError: if an axis other than dcn would cross TPU slices, or if slices differ in size.
     """
     if devices[0].platform != "tpu":
-        # GPUs and simulated devices are sorted by slice and process, so that the outer axes cross
-        # hosts before the inner ones do. Any axis may cross hosts.
+        # GPUs and simulated devices are sorted by slice and process, so that inner axes
+        # stay within a host where possible. Any axis may cross hosts.
         ordered = sorted(devices, key=lambda d: (_slice(d), d.process_index, d.id))
         return np.array(ordered, dtype=object).reshape(shape)
     chips = collections.Counter(map(_slice, devices))

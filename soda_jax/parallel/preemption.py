@@ -1,8 +1,9 @@
 """Handles SIGTERM: all processes of a run stop at the same step.
 
-A multi-process run uses jax's preemption sync point. jax receives SIGTERM in any process, and the
-processes agree in the background on a call count that none of them has reached. Each call is a
-local comparison; a barrier at each step would cost a round trip to process 0.
+A multi-process run uses jax's preemption sync point. When any process receives SIGTERM, the
+processes agree in the background on a call count that none of them has reached. Each call of
+`StopRequest.reached` is a local comparison; a barrier at each step would cost a round trip to
+process 0.
 """
 
 import signal
@@ -37,12 +38,12 @@ class StopRequest(AbstractContextManager["StopRequest", None]):
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self) -> bool:
-        """Returns True, from the same call on in every process, after a process received SIGTERM.
+        """Returns True after a process received SIGTERM, from the same call on in every process.
 
-        All processes must call this method equally often. jax returns True at exactly one count:
-        the largest count of any process plus 1. This class counts calls instead of steps, because
-        jax chooses count 1 if SIGTERM arrives before the first call, and a run that resumes at step
-        1000 would then never stop (findings/jax_preemption_before_first_step.sh).
+        All processes must call this method the same number of times. jax returns True at exactly
+        one count: the largest count of any process plus 1. This class counts calls instead of
+        steps, because jax chooses count 1 if SIGTERM arrives before the first call, and a run that
+        resumes at step 1000 would then never stop (findings/jax_preemption_before_first_step.sh).
         """
         if hosts.is_single_process():
             return self._received.is_set()

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # Mesh axis -> the logical axes that it splits, in the order of the mesh.
 MESH_AXES: Mapping[str, tuple[str, ...]] = {
     "dcn": ("batch", "rows"),  # the only axis that crosses TPU slices, see mesh.py
-    "data": ("batch", "rows"),  # rows: batch axis of arrays that fsdp splits by "embed"
+    "data": ("batch", "rows"),  # rows: batch axis of arrays with an "embed" axis
     "fsdp": ("batch", "embed"),
     "sequence": ("sequence",),
     "tensor": ("heads", "kv_heads", "mlp", "vocabulary", "codebook_size"),
@@ -36,9 +36,9 @@ def spec(
 ) -> PartitionSpec:
     """Returns the `PartitionSpec` of an array with dimensions `logical_axes` (None: replicated).
 
-    A mesh axis splits only the first dimension whose rule contains it. If `shape` is given, a mesh
-    axis that does not divide the dimension is skipped, and the dimension is replicated along that
-    axis. For example, 3 KV heads are replicated on tensor=2, and a batch of 2 on data=2 × fsdp=2 is
+    A mesh axis splits at most one dimension, the first whose rule contains it. If `shape` is given,
+    a dimension that the axis does not divide is skipped and is replicated along that axis. For
+    example, 3 KV heads are replicated on tensor=2, and a batch of 2 on data=2 × fsdp=2 is
     split over data only.
 
     Raises:

@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once, and a Pallas kernel only if the kernel has a
 `cost_estimate`. Instead, `costs.py` walks the parsed program, multiplies the costs of a loop
-body by the trip count, and uses FLOPs of kernels that the caller passes.
+body by the trip count, and uses the kernel FLOPs that the caller passes.
 
 The conventions are otherwise those of XLA's analysis: a matrix product has 2 · m · n · k FLOPs, an
 instruction reads its operands and writes its result, and the instructions inside a fusion move no
@@ -99,7 +99,7 @@ def parse_module(text: str) -> Module:
             if head := _HEAD.match(line):
                 current = computations.setdefault(head[2], {})
                 entry = head[2] if head[1] else entry
-        elif line.rstrip() == "}":  # attributes may span several lines
+        elif line.rstrip() == "}":  # in column 0: attributes may span several lines
             current = None
         elif found := _LINE.match(line):
             instruction = _instruction(found[2], found[3], bool(found[1]))

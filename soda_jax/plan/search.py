@@ -1,4 +1,4 @@
-"""`soda plan --search`: finds the fastest mesh, micro-batch and remat that fit.
+"""`soda plan --search`: finds the fastest mesh, micro-batch and remat policy that fit.
 
 The search does not change the global batch size, which is part of the recipe, but varies the
 micro-batch per device with `gradient_accumulation`. All candidates are estimated, and only the best
@@ -46,8 +46,8 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
     ]
     if config.batch_size % topology.devices:
         notes.append(
-            f"batch_size {config.batch_size} is not a multiple of {topology.devices}: only meshes that "
-            "also split the sequence or the heads were tried"
+            f"batch_size {config.batch_size} is not a multiple of the {topology.devices} "
+            "devices: only meshes that also split the sequence or the heads were tried"
         )
     if not families:
         notes.append(
@@ -65,7 +65,7 @@ def search(planner: Planner, count: int, as_json: bool) -> int:
 
 
 def candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
-    """Yields variants of the config with every valid mesh, remat policy and accumulation.
+    """Yields variants of the config with every valid mesh, remat policy and gradient accumulation.
 
     dcn is the number of slices, and the size of data follows from the other axes. Shards of fewer
     than `TILE` columns, which the compiler would pad, are tried only if the config has them.
@@ -118,9 +118,10 @@ def _divisions(windows: int, own: int) -> list[int]:
 
 
 def _families(planner: Planner) -> list[list[Outcome]]:
-    """Estimates all candidates and groups them by mesh and remat policy, sorted by `_order`.
+    """Estimates all candidates and groups them by mesh and remat policy.
 
-    Candidates that need more than `HOPELESS` times the memory of a device are dropped.
+    Each group is sorted by `_order`. Candidates that need more than `HOPELESS` times the memory of
+    a device are dropped.
 
     Raises:
       UserError: if no mesh can split the batch, or no candidate is a valid config.
@@ -141,7 +142,8 @@ def _families(planner: Planner) -> list[list[Outcome]]:
         raise UserError(
             f"batch_size {planner.config.batch_size} cannot be split over the "
             f"{planner.topology.devices} devices of {planner.topology}, even if sequence and heads "
-            "are split: use a number of chips that divides it, or change --config.batch_size"
+            "are split: use a number of devices that divides the batch size, or change "
+            "--config.batch_size"
         )
     if not estimated and refused is not None:
         raise refused
@@ -160,8 +162,8 @@ def _compile_best(
 ) -> tuple[list[Outcome], list[tuple[str, str]]]:
     """Compiles at most `count` candidates, the best estimates first.
 
-    For each mesh and remat policy, the next micro-batch is compiled only if the one before does not
-    fit. The last ratio of compiled to estimated memory is kept for each remat policy, to skip
+    For each mesh and remat policy, the next micro-batch is compiled only if the previous one does
+    not fit. The last ratio of compiled to estimated memory is kept for each remat policy, to skip
     candidates that would not fit.
 
     Returns:

@@ -110,7 +110,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
     """Raises UserError if no slice has this shape.
 
-    The check is needed because such a shape can make the TPU compiler abort the process.
+    The check is needed because an invalid shape can make the TPU compiler abort the process.
     """
     assert chip.largest is not None
     if len(shape) == 2:
@@ -134,7 +134,7 @@ def _check_slice(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
         nearest = [-(-size // part) * part for size, part in zip(shape, unit, strict=True)]
         raise UserError(
             f"--topology={text}: a slice of {chip.name} consists of whole hosts of "
-            f"{_shape(chip.host)} chips, or above 4x4x4 of whole cubes of 4x4x4, such as "
+            f"{_shape(chip.host)} chips, or of whole cubes of 4x4x4 if a side is above 4, such as "
             f"{chip.name}:{_shape(nearest)}"
         )
 
@@ -203,7 +203,7 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
         raise UserError(f"--topology={name}: the TPU compiler rejects it: {reason}") from None
     if len(description.devices) != topology.devices:
         raise UserError(
-            f"--topology={name}: this libtpu has {len(description.devices)} devices for "
+            f"--topology={name}: this libtpu creates {len(description.devices)} devices for "
             f"{topology.size}; install the libtpu version that soda-jax[tpu] requires"
         )
     return description.devices

@@ -52,7 +52,8 @@ class ReportContent:
       metrics: path of the run's `metrics.jsonl`.
       evaluation: result of `soda_jax.evaluate.evaluators.evaluate`.
       samples: outputs of the model.
-      facts: properties of the run by name, such as the number of parameters; shown unchanged.
+      facts: properties of the run by name, such as the number of parameters; integers are
+        shown with thousands separators.
       commands: (description, command line) of next steps.
       resumed_at: steps from which the run was resumed.
       peak: the peak FLOP/s that the MFU is relative to, as text.

@@ -44,7 +44,7 @@ Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 def _styled(draw: Drawing) -> Drawing:
-    """Returns a drawing function that uses `_STYLE` and no display; matplotlib is imported late."""
+    """Wraps `draw` to use `_STYLE` and no display; imports matplotlib only when it is called."""
 
     @functools.wraps(draw)
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -177,7 +177,7 @@ def svg(figure: "Figure", label: str) -> str:
     start, rest = text.split(">", 1)
     named = f'{start} role="img" aria-label="{html.escape(label)}">'
     body = rest.partition("</metadata>")[2] or rest
-    # Groups have the same ids in every figure; they are removed, because nothing refers to them.
+    # Group ids are the same in every figure and nothing refers to them, so they are removed.
     return named + re.sub(r'<g id="[^"]*"', "<g", body)
 
 
@@ -208,7 +208,7 @@ def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Returns the centered moving average over a thirtieth of the values."""
+    """Returns the centered moving average with a window of 1/30 of the values."""
     reach = len(values) // 60
     if not reach:
         return values

@@ -1,7 +1,7 @@
 """Writes a report as one HTML file.
 
-A function from `ReportContent` to HTML makes each section; the result is empty if the content has
-nothing to show.
+Each section is rendered by a function from `ReportContent` to HTML, which returns an empty
+string if the content has nothing for this section.
 """
 
 import base64
@@ -55,7 +55,7 @@ def facts(content: ReportContent) -> str:
     rows = "".join(
         f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in content.facts.items()
     )
-    return _section("What ran", f'<div class="card"><dl>{rows}</dl></div>') if rows else ""
+    return _section("Run", f'<div class="card"><dl>{rows}</dl></div>') if rows else ""
 
 
 def stages(content: ReportContent) -> str:
@@ -102,7 +102,7 @@ def curves(content: ReportContent) -> str:
         f'<div class="card">{figures.svg(loss, "Loss by class of token over the steps")}</div>',
     ) + _section(
         "Throughput",
-        f"<p>Model FLOP utilization (MFU) counts no recomputation{_text(peak)}.{_text(median)}</p>"
+        f"<p>Model FLOP utilization (MFU) excludes recomputation{_text(peak)}.{_text(median)}</p>"
         f'<div class="card">{figures.svg(speed, "Throughput over the steps")}</div>',
     )
 
@@ -129,11 +129,13 @@ def held_out(content: ReportContent) -> str:
     elif missed:
         names = ", ".join(name.replace("_", " ") for name in missed)
         verdict = (
-            f'<span class="bad">The model is not below both baselines for: {_text(names)}.</span>'
+            '<span class="bad">The model loss is not below both baselines for: '
+            f"{_text(names)}.</span>"
         )
     else:
         verdict = (
-            '<span class="good">The model is below both baselines for every class of token.</span>'
+            '<span class="good">The model loss is below both baselines for every class of token.'
+            "</span>"
         )
     loss = evaluation["loss"]
     intro = (
@@ -158,22 +160,22 @@ def word_errors(content: ReportContent) -> str:
         shown = [
             ("mean WER", tts["mean_word_error_rate"]),
             ("corpus WER", tts["word_error_rate"]),
-            ("recordings after the codec, mean WER", tts["codec_mean_word_error_rate"]),
-            ("finished", tts["complete_share"]),
+            ("codec reconstructions, mean WER", tts["codec_mean_word_error_rate"]),
+            ("complete utterances", tts["complete_share"]),
         ]
         examples = [
             (row["reference"], row["heard"] if row["complete"] else "— unfinished —")
             for row in tts["examples"]
         ]
         remark = (
-            f"TTS: {tts['utterances']} texts of held-out documents, transcribed by {tts['recognizer']}; "
-            f"{tts['sampling']}, at most {tts['max_seconds']:g} s."
+            f"TTS: {tts['utterances']} texts of held-out documents, speech transcribed by "
+            f"{tts['recognizer']}; {tts['sampling']}, at most {tts['max_seconds']:g} s."
         )
         note = (
-            '<p class="soft">An unfinished utterance counts as 100% errors. Numbers are compared '
-            "digit by digit.</p>"
+            '<p class="soft">An unfinished utterance counts as 100% errors. Before the comparison, '
+            "each number is replaced by its digits.</p>"
         )
-        table = _examples(("text", "heard"), examples)
+        table = _examples(("text", "recognized as"), examples)
         cards.append(f"<h3>{_text(remark)}</h3>{_numbers(shown)}{note}{table}")
     if not cards:
         return ""
@@ -211,7 +213,7 @@ def _sample(sample: Sample, number: int) -> str:
     named = (
         ("input text", sample.prompt_text),
         ("reference", sample.reference),
-        ("transcript" if sample.kind == "transcribe" else "heard", sample.result),
+        ("transcript" if sample.kind == "transcribe" else "recognized as", sample.result),
         ("note", sample.note),
     )
     lines = "".join(f"<dt>{name}</dt><dd>{_text(text)}</dd>" for name, text in named if text)

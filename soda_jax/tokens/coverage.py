@@ -33,9 +33,9 @@ _LONGEST_KEPT, _MOST_KEPT = 32, 1 << 17  # maximum length and maximum number of 
 class CoverageCheck:
     """Rejects texts that the ids of a tokenizer do not represent.
 
-    Most models return an unknown id for text that they cannot represent, so checking the ids is
-    sufficient; a byte-level BPE with all bytes represents every text. If a model or a pre-tokenizer
-    may drop text without an error, each word is checked, and short words are cached.
+    Most models return the id of the unknown token for text that they cannot represent, so checking
+    the ids is sufficient; a byte-level BPE with all bytes represents every text. If a model or a
+    pre-tokenizer may drop text without an error, each word is checked, and short words are cached.
     """
 
     def __init__(self, description: dict[str, Any], tokenizer: Any, refused: np.ndarray):
@@ -82,7 +82,7 @@ class CoverageCheck:
         # A text that contains the name of a byte piece may be encoded as that byte.
         if bad or self.may_drop or (self._byte_pieces and "<0x" in text):
             self._check_words(self._normalizer.normalize_str(text) if self._normalizer else text)
-        if bad:  # although each word by itself is represented
+        if bad:  # each word is represented separately, but not the whole text
             raise _not_represented(text)
 
     def _has_all_bytes(self, steps: list[dict[str, Any]]) -> bool:
@@ -192,9 +192,10 @@ def _keeps_words(step: dict[str, Any]) -> bool:
 
 
 def _distinguishes_words(character: str) -> bool:
-    """Returns whether a character is a letter, a digit or a vowel sign, which must not be deleted.
+    """Returns whether a normalizer must not delete a character.
 
-    Accents may be deleted, both in a single code point ("é" becomes "e") and as combining marks.
+    These characters are letters, digits, vowel signs and most marks of combining class 0. Accents
+    may be deleted, both in a single code point ("é" becomes "e") and as combining marks.
     """
     if character.isalnum():
         return True

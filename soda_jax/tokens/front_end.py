@@ -34,7 +34,7 @@ class Difference:
 
     @property
     def looks_damaged(self) -> bool:
-        """True if two fingerprints differ in at most two characters.
+        """True if the values have equal length (16 or more) and differ in at most two characters.
 
         The fingerprints of different tokenizers or codecs differ in most characters, whereas a
         flipped bit in a stored fingerprint changes only one.
@@ -77,7 +77,7 @@ class FrontEnd:
     def differences(self, other: "FrontEnd") -> list[Difference]:
         """Returns the parts in which two front ends differ; a missing codec is ignored.
 
-        The layout is the last element, because it usually differs only as a result of the others.
+        The layout is the last element, because it usually differs only if another part does.
         """
         found = []
         if self.tokenizer != other.tokenizer:
@@ -110,7 +110,8 @@ class FrontEnd:
           other_name: what `other` belongs to.
           fixes: `Difference.part` -> fix in the error message, instead of the default fix.
           otherwise: alternative fix, appended to the error message.
-          repair: data set for `soda checkpoints --repair`, named if a fingerprint looks damaged.
+          repair: data set for `soda checkpoints --repair`, which the message suggests if a
+            fingerprint looks damaged.
         """
         for difference in self.differences(other):
             fix = {**_FIXES, **(fixes or {})}[difference.part]

@@ -1,7 +1,7 @@
 """Defines text tokenizers that return only ordinary text ids, whatever the text contains.
 
 There are tokenizers for UTF-8 bytes and for any Hugging Face `tokenizer.json` (read by the library
-`tokenizers`); `train_bpe` (`soda tokenizer train`) fits a byte-level BPE. seqio vocabularies are
+`tokenizers`); `train_bpe` (`soda tokenizer train`) trains a byte-level BPE. seqio vocabularies are
 supported by `tokenize_pipeline.seqio_support`.
 """
 
@@ -86,7 +86,7 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`, with the special tokens removed from the encoder.
+    """A Hugging Face `tokenizer.json`, with all added tokens removed from the encoder.
 
     A literal `<|audio_start|>` or `</s>` in a transcript is therefore split like any other text. A
     text that the ids do not represent completely is rejected; see `coverage`.
@@ -264,7 +264,9 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> JsonTokenizer:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocabulary_size < 258:
-        raise UserError(f"vocabulary_size {vocabulary_size} is too small: 256 bytes, BOS and EOS")
+        raise UserError(
+            f"vocabulary_size {vocabulary_size} is too small: 256 bytes, BOS and EOS need 258 ids"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -31,8 +31,8 @@ class VocabularyLayout:
       codebook_sizes: number of entries of each codebook; the first is the semantic one.
 
     Raises:
-      UserError: if a size is not positive, `specials` are not ascending text ids, or `bos` and
-        `eos` are not two different special ids.
+      UserError: if `text_size` is less than 2, a codebook size is less than 1, `specials` are not
+        ascending text ids, or `bos` and `eos` are not two different special ids.
     """
 
     text_size: int
@@ -43,7 +43,10 @@ class VocabularyLayout:
 
     def __post_init__(self) -> None:
         if self.text_size < 2 or any(size < 1 for size in self.codebook_sizes):
-            raise UserError(f"sizes must be positive: text {self.text_size}, {self.codebook_sizes}")
+            raise UserError(
+                f"text_size {self.text_size} must be at least 2, and codebook_sizes "
+                f"{self.codebook_sizes} at least 1"
+            )
         if list(self.specials) != sorted(set(self.specials)):
             raise UserError("special text ids must be ascending and distinct")
         if self.specials and not 0 <= self.specials[0] <= self.specials[-1] < self.text_size:
@@ -163,8 +166,8 @@ class VocabularyLayout:
         ids = np.asarray(ids, np.int64)
         if len(ids) % codebooks:
             raise UserError(
-                f"{len(ids)} audio tokens are not whole frames of {codebooks}: a partial frame "
-                f"begins at position {len(ids) - len(ids) % codebooks}"
+                f"{len(ids)} audio tokens are not whole frames of {codebooks} tokens: a partial "
+                f"frame begins at position {len(ids) - len(ids) % codebooks}"
             )
         codes = ids.reshape(-1, codebooks) - self.codebook_offsets[:codebooks]
         bad = np.argwhere((codes < 0) | (codes >= np.array(self.codebook_sizes[:codebooks])))

@@ -41,7 +41,7 @@ def train(
     Without a checkpoint, parameters are initialized from `config.start_from`, or randomly.
 
     Args:
-      config: a `RunConfig`, or an ml_collections config with its keys.
+      config: a `RunConfig`, or an ml_collections config with the same keys.
       workdir: a local folder for metrics and the front end, and for the checkpoints unless
         `config.checkpoint.directory` is an absolute path or URL.
       hooks: evaluators, exporters and other observers.
@@ -123,7 +123,7 @@ def train(
 def _check_skipped(
     safety: SafetyConfig, checkpointer: Checkpointer, step: int, values: Mapping[str, float]
 ) -> None:
-    """Raises UserError after `safety.max_skipped_in_a_row` skipped updates, in every process."""
+    """Raises UserError, in every process, after too many consecutive skipped updates."""
     limit = safety.max_skipped_in_a_row
     if limit and values["skipped_in_a_row"] >= limit:
         checkpointer.wait()

@@ -27,14 +27,15 @@ def cautious(
     """Keeps only the elements of an update that agree in sign with the gradient.
 
     u ← u · mask / (mean(mask) + eps), mask = (g · u > 0) (SODA, section on training; Cautious
-    Optimizers, 2411.16085). The mean is taken over each matrix as the paper stores it: the
+    Optimizers, arXiv 2411.16085). The mean is taken over each matrix as the paper stores it: the
     scanned layers are stacked in one matrix, and the two vocabulary blocks share one mean over
     their valid rows.
 
     Args:
       inner: the transformation that computes the update u.
       eps: constant added to the mean.
-      matrices: top-level parameters that form one matrix; every other array has a separate mean.
+      matrices: groups of top-level parameters, one matrix each; every other array has a separate
+        mean.
     """
 
     def update(gradients, state, params=None):
@@ -68,7 +69,7 @@ def _count(flags: jax.Array) -> jax.Array:
     """Returns the number of True elements, f32.
 
     An f32 sum of ones saturates at 2²⁴. An int32 sum is exact and equal on any mesh but overflows at
-    2³¹, so larger arrays are counted along the first axis.
+    2³¹, so in larger arrays each slice along the first axis is counted separately.
     """
     axes = None if flags.size < 2**31 else tuple(range(1, flags.ndim))
     return jnp.sum(jnp.sum(flags, axes, dtype=jnp.int32).astype(jnp.float32))
@@ -77,7 +78,7 @@ def _count(flags: jax.Array) -> jax.Array:
 def add_corrected_decay(
     weight_decay: float, schedule: optax.Schedule, peak: float, decayed: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds wd_t · θ with wd_t = weight_decay · lr_t / lr_max (AdamC, 2506.02285).
+    """Adds wd_t · θ with wd_t = weight_decay · lr_t / lr_max (AdamC, arXiv 2506.02285).
 
     Args:
       weight_decay: weight decay at the peak learning rate.
@@ -107,7 +108,7 @@ def scale_by_step_schedule(schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns a tree of bools that is False for norms and token embedding, True for the rest."""
+    """Returns a tree of bools that is False for norms and the token embedding, True otherwise."""
 
     def applies(path, _):
         names = [entry.key for entry in path]

@@ -90,8 +90,8 @@ def check_attention(config: RunConfig, chip: Chip | None) -> None:
         name = config.model.attention
         if backend_for(name, "tpu") == "splash":
             raise UserError(
-                f"model.attention = {name!r} is the splash kernel, which TPU v2 and v3 cannot run: "
-                "set --config.model.attention=xla"
+                f"model.attention = {name!r} selects the splash kernel, which TPU v2 and v3 cannot "
+                "run: set --config.model.attention=xla"
             )
 
 

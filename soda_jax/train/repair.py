@@ -1,8 +1,8 @@
 """Repairs a run whose tokenizer, codec or fingerprints were damaged.
 
-If the run was trained from a manifest with a flipped bit, all checkpoints of the run contain the
-wrong fingerprint and match no data set. `repair` copies the correct fingerprint from an intact data
-set.
+If the manifest of the data set had a flipped bit during training, all checkpoints of the run
+contain the wrong fingerprint and match no data set. `repair` copies the correct fingerprint from an
+intact data set.
 """
 
 import json
@@ -28,7 +28,7 @@ def repair(workdir: Path, data: str) -> list[str]:
       data: local folder of a data set that the run was trained on.
 
     Returns:
-      One line for each change.
+      One line for each changed checkpoint.
 
     Raises:
       UserError: if the data set is damaged, the run was not trained on it or has no checkpoints (in
@@ -83,5 +83,5 @@ def _check_same_front_end(
         if not difference.looks_damaged:
             raise UserError(
                 f"{step} has the {difference.part} {difference.ours}, {data} has {difference.theirs}: "
-                "not a flipped bit; pass --repair a data set that this run was trained on"
+                "not a flipped bit; set --repair to a data set that this run was trained on"
             )

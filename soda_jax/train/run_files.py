@@ -29,8 +29,8 @@ def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
       allow_change: accept other data with the same tokenizer, codec and layout.
 
     Raises:
-      UserError: if the tokenizer, codec or layout differs from the checkpoint, or if the data
-        differs in any other way and `allow_change` is False.
+      UserError: if the tokenizer, codec or layout differs from the checkpoint, or if the data of a
+        resumed run differs in any other way and `allow_change` is False.
     """
     sources = {
         name: dataclasses.replace(source, generation=start.generations.get(name, -1))

@@ -25,8 +25,8 @@ def warmup_stable_decay(
     """
     if warmup_fraction < 0 or decay_fraction < 0 or warmup_fraction + decay_fraction > 1:
         raise UserError(
-            f"optimizer.warmup_fraction {warmup_fraction} + optimizer.decay_fraction {decay_fraction} "
-            "must be non-negative and at most 1 together"
+            f"optimizer.warmup_fraction {warmup_fraction} and optimizer.decay_fraction "
+            f"{decay_fraction} must not be negative, and their sum must be at most 1"
         )
     rise, fall = round(warmup_fraction * steps), round(decay_fraction * steps)
     return optax.join_schedules(
@@ -48,7 +48,8 @@ def warmup_cosine(peak_lr: float, steps: int, *, warmup_fraction: float = 0.03) 
     rise = round(warmup_fraction * steps)
     if not 0 <= rise < steps:
         raise UserError(
-            f"optimizer.warmup_fraction {warmup_fraction} must be at least 0 and below 1"
+            f"optimizer.warmup_fraction {warmup_fraction} must be at least 0 and leave at least "
+            "one step after the warmup"
         )
     return optax.warmup_cosine_decay_schedule(0.0, peak_lr, rise, steps)
 

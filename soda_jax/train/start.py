@@ -72,7 +72,7 @@ class Resume(Start):
         self.generations = {name: source["generation"] for name, source in sources.items()}
 
     def check_data(self, dataset: Dataset, allow_change: bool) -> None:
-        """Raises UserError if the front end differs, or the data digest without `allow_change`."""
+        """Raises UserError if the front end or, without `allow_change`, the data digest differs."""
         check_front_end(dataset, self._metadata, self._directory)
         expected = self._metadata["data_digest"]
         if not allow_change and dataset.digest != expected:
@@ -179,7 +179,7 @@ def _check_resumable(reader: CheckpointReader, step: int, metadata: Mapping[str,
 def _refuse_export(path: Path, given: str, option: str) -> None:
     if next(path.glob("*.safetensors*"), None) is not None:
         raise UserError(
-            f"{given}: an export for Hugging Face has no optimizer state and cannot be resumed; "
+            f"{given}: an export for Hugging Face is not a checkpoint and has no optimizer state; "
             f"run soda convert from-hf {path} WORKDIR, then train with {option}"
         )
 
@@ -212,7 +212,7 @@ def _check_model(model: Mapping[str, Any], theirs: Mapping[str, Any], checkpoint
 
 
 def _fields(model: Mapping[str, Any], scaled: bool) -> dict[str, Any]:
-    """Returns the settings that must be equal in both models, by dotted name."""
+    """Returns the settings that the config and the checkpoint must share, by dotted name."""
     rope = {
         f"rope.{name}": model["rope"][name] for name in (ROPE_SHAPE if scaled else _ROPE_UNSCALED)
     }

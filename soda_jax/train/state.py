@@ -36,12 +36,12 @@ def shardings(tree: Any, axes: dict[str, Any], mesh: jax.sharding.Mesh) -> Any:
 def make_state(
     model: ModelFunctions, optimizer: optax.GradientTransformationExtraArgs, seed: int
 ) -> State:
-    """Returns a new state; call it in jit with `shardings`, so that no device holds full arrays."""
+    """Returns a new state; jit it with `out_shardings`, so that no device holds full arrays."""
     return state_from_params(model.init(seed), optimizer)
 
 
 def state_from_params(params: Any, optimizer: optax.GradientTransformationExtraArgs) -> State:
-    """Returns the state at step 0 with the given parameters; call it in jit, like `make_state`."""
+    """Returns the state at step 0 with the given parameters; jit it like `make_state`."""
     return {
         "params": params,
         "optimizer": optimizer.init(params),

@@ -1,4 +1,4 @@
-"""Metrics of each step: fetched from the devices, converted to rates, logged and printed."""
+"""Fetches the metrics of each step from the devices, adds rates, and logs and prints them."""
 
 import sys
 import time
@@ -121,7 +121,10 @@ class Telemetry:
         return values
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the metrics of a step to the logs and prints one line."""
+        """Logs metrics every `log.every_steps` steps and prints at most one line per second.
+
+        The last step is always logged and printed.
+        """
         # Time spent in hooks is not counted in the next step.
         now = self._before = time.perf_counter()
         self._first = self._first or (step, now)
@@ -186,8 +189,8 @@ class Telemetry:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # After an error the pending step is still logged. With several processes it is not: fetching it
-        # could hang, because another process may have exited.
+        # After an error in a single-process run, the pending step is still logged. With several
+        # processes, fetching it could hang, because another process may have exited.
         if kind is not None and issubclass(kind, Exception) and hosts.is_single_process():
             with suppress(Exception):
                 self.flush()

@@ -36,7 +36,7 @@ class Trace:
         return bool(self._steps and step == self._steps[0])
 
     def start(self, state: Any) -> None:
-        """Starts the profiler after `state`, the result of the previous step, is computed."""
+        """Waits for `state`, the result of the previous step, and starts the profiler."""
         jax.block_until_ready(state)
         jax.profiler.start_trace(str(self._folder))
         self._running = True
@@ -46,7 +46,7 @@ class Trace:
         return bool(self._steps and self._running and step == self._steps[1])
 
     def stop(self, state: Any) -> None:
-        """Stops the profiler after `state`, the result of the last step, is computed."""
+        """Waits for `state`, the result of the last traced step, and stops the profiler."""
         jax.block_until_ready(state)
         self._stop()
 
@@ -61,6 +61,7 @@ class Trace:
     def __exit__(self, *exception: object) -> None:
         if self._running and self._steps:
             print(
-                f"profile incomplete: the run stopped before step {self._steps[1]}", file=sys.stderr
+                f"profile incomplete: the run stopped before the end of step {self._steps[1]}",
+                file=sys.stderr,
             )
             self._stop()

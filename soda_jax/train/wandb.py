@@ -50,7 +50,7 @@ class WandbLog:
 
     def close(self, failed: bool = False) -> None:
         """Finishes the W&B run; after a failure, wandb does this when the process exits."""
-        if not failed:  # waiting for a network must not delay the end of the other processes
+        if not failed:  # waiting for the network must not delay the exit of the other processes
             self._run.finish()
 
 

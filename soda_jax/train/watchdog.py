@@ -67,7 +67,7 @@ class Watchdog:
         while not self._stopped.wait(min(10.0, 60 * self._minutes / 10)):
             state = activity, started, limit = self._state
             elapsed = self._clock() - started
-            message = f"{activity} has not finished for {elapsed / 60:.3g} minutes"
+            message = f"{activity} has not finished after {elapsed / 60:.3g} minutes"
             if elapsed > limit and reported is not state:
                 reported = state
                 self._write_stacks(message)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toys import run_two
+from toys import run_two, xla_flags
 
 PROGRAM = """
 import sys
@@ -51,7 +51,7 @@ print("agreed")
 
 
 def test_invariant_8_two_processes_save_choose_and_restore_alike(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": xla_flags(2)}
     here = str(Path(__file__).parent)
     codes, printed = run_two(PROGRAM, str(tmp_path), here, environment=flags, timeout=120)
     assert codes == [0, 0] and all("agreed" in text for text in printed), printed

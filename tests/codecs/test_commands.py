@@ -47,7 +47,7 @@ def test_fit_encode_decode_from_a_folder(corpus, tmp_path, capsys):
         np.testing.assert_array_equal(file["codes"], codec.encode([read_audio(clip, 24_000)])[0])
     assert soda_codec("decode", codes, spec, f"--output={sound}", "--codebooks=1") == 0
     assert soundfile.info(sound).frames == 38 * 1920
-    with pytest.raises(UserError, match="has 1 to 2"):
+    with pytest.raises(UserError, match="must be from 1 to 2"):
         soda_codec("decode", codes, spec, f"--output={sound}", "--codebooks=3")
     with pytest.raises(UserError, match="not an output of soda codec encode"):
         soda_codec("decode", clip, spec, f"--output={sound}")
@@ -76,7 +76,7 @@ def test_fit_on_too_little_audio_reports_the_minutes_that_it_needs(corpus, tmp_p
     arguments = ("fit", corpus / "audio", "--codebooks=1", f"--output={tmp_path}/codec")
     soda_codec(*arguments, "--codebook_size=64")
     out = capsys.readouterr().out
-    assert "warning: 0.2 minutes are 2.3 frames for each of 64 entries" in out
+    assert "warning: 0.2 minutes have 2.3 frames for each of 64 entries" in out
     assert "give at least 2 minutes, or --codebook_size=7" in out
     soda_codec(*arguments, "--codebook_size=7")
     assert "warning" not in capsys.readouterr().out

@@ -4,7 +4,7 @@ import os
 
 import pytest
 from safetensors.numpy import load_file
-from toys import run_two
+from toys import run_two, xla_flags
 
 TWO = """
 import sys
@@ -50,7 +50,7 @@ def test_two_processes_write_one_export(dtype, tmp_path):
     ByteTokenizer().save(tmp_path / "tokenizer")
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(2),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
     }

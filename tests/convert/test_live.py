@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 from live_checks import check_weights
-from toys import run_two
+from toys import run_two, xla_flags
 
 from soda_jax.convert import hook
 
@@ -50,7 +50,7 @@ def test_weights_of_two_processes_are_the_parameters_in_both():
     environment = {
         "PYTHONPATH": paths,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(2),
     }
     codes, output = run_two(TWO, environment=environment, timeout=120)
     assert codes == [0, 0] and all("agreed" in text for text in output), output

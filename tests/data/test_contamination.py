@@ -254,5 +254,5 @@ def test_wrong_arguments_are_one_line(tmp_path, write):
 def test_an_id_that_is_no_line_is_refused_rather_than_denied_wrongly(tmp_path, write):
     train = write(tmp_path / "train", speech(**{"two\nlines": [SENTENCE]}))
     evaluation = write(tmp_path / "eval", speech(e=[SENTENCE]))
-    with pytest.raises(UserError, match="does not fit in one line"):
+    with pytest.raises(UserError, match="has a line break"):
         run("--contamination", train, evaluation, f"--output={tmp_path / 'denied.txt'}")

@@ -109,7 +109,7 @@ def test_a_process_that_fails_takes_the_others_along(tmp_path):
     assert running.returncode == 7
     assert time.monotonic() - begun < 20
     assert set(out.splitlines()) == {"[0] TERM", "[2] TERM"}
-    assert told == "local.sh: a process ended with status 7: ending the others\n"
+    assert told == "local.sh: a process ended with status 7: stopping the other processes\n"
 
 
 def test_what_a_killed_process_has_started_ends_with_it(tmp_path):

@@ -33,7 +33,9 @@ def test_help_lists_every_option_and_needs_no_tool(script, cloud):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_fault_of_the_command_line_is_one_line(script, fails):
     full = FULL[script]
-    assert "unknown option --colour; there are --" in fails(script, *full, "--colour=red", *TRAIN)
+    assert "unknown option --colour; the options are --" in fails(
+        script, *full, "--colour=red", *TRAIN
+    )
     assert "unknown option --colour" in fails(script, *full, "--colour", *TRAIN)
     assert "unexpected argument 'a b'" in fails(script, *full, "a b", *TRAIN)
     assert "--dry_run takes no value" in fails(script, *full, "--dry_run=1", *TRAIN)
@@ -62,7 +64,7 @@ def test_a_number_that_is_none_is_named(script, option, fails):
 @pytest.mark.parametrize(
     "script, option, message",
     [
-        ("tpu_pod.sh", "--type=v9-8", "give --runtime_version with it"),
+        ("tpu_pod.sh", "--type=v9-8", "give --runtime_version; only v4-N"),
         ("tpu_pod.sh", "--name=My_Pod", "lower-case letters"),
         ("gpu_slurm.sh", "--partition=a b", "--partition=a b: give letters"),
         ("gpu_slurm.sh", "--time=1\n#SBATCH --uid=0", "give letters"),

@@ -99,7 +99,7 @@ def test_a_new_pod_is_requested_filled_and_trains(cloud, pod, checkout):
     assert len(calls) == 11
     for state in ("NONE", "WAITING_FOR_RESOURCES", "PROVISIONING", "CREATING", "READY"):
         assert f"tpu_pod.sh: pod is {state}\n" in done.stderr
-    assert "pod and its run continue and are charged until: " in done.stderr
+    assert "pod is charged, and an unfinished run on it continues, until: " in done.stderr
 
 
 def test_what_reaches_soda_train_is_what_was_given(cloud, pod, checkout):
@@ -261,7 +261,7 @@ def test_a_pod_on_which_the_run_may_go_on_is_not_deleted(cloud, pod, states):
     cloud.answer("describe", always=True, stderr="ERROR: no network\n", code=1)
     done = pod("--delete_when_done")
     assert done.returncode == (255 if states else 2)
-    assert "delete" not in verbs(cloud) and "pod and its run continue" in done.stderr
+    assert "delete" not in verbs(cloud) and "an unfinished run on it continues" in done.stderr
 
 
 def test_an_installation_that_fails_on_a_sound_pod_is_an_error(cloud, pod):

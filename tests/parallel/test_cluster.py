@@ -116,7 +116,7 @@ def test_variables_describe_a_pod_of_gpus(environment):
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not an integer"),
         ({"JOB_COMPLETION_INDEX": "0"}, "indexed Job.*set JAX_COORDINATOR_ADDRESS .* and JAX_NUM"),
         ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, "SLURM_NTASKS=8, but SLURM_STEP_NODELIST"),
-        ({**SLURM, "SLURM_PROCID": "x"}, "Slurm was detected, but its processes were not"),
+        ({**SLURM, "SLURM_PROCID": "x"}, "Slurm was detected, but jax cannot find its processes"),
     ],
 )
 def test_an_incomplete_environment_is_one_clear_error(environment, monkeypatch, variables, message):

@@ -180,7 +180,7 @@ def test_one_axis_to_fill_takes_all_that_is_left():
     [
         (
             {"dcn": -1, "data": -1, "fsdp": -1, "tensor": -1},
-            "dcn=-1 × data=-1 × fsdp=-1 × sequence=1 × tensor=-1: .* one, or data and fsdp both, may be -1",
+            "dcn=-1 × data=-1 × fsdp=-1 × sequence=1 × tensor=-1: .* one, or both data and fsdp, may be -1",
         ),
         ({"data": -1, "fsdp": -1, "tensor": 3}, "data=-1 × fsdp=-1 × sequence=1 × tensor=3 does not"),
         ({"data": -1, "fsdp": -1, "tensor": 0}, "data=-1 × fsdp=-1 × sequence=1 × tensor=0: .* posit"),

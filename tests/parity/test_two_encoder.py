@@ -220,7 +220,7 @@ def test_the_same_audio_and_seed_fit_the_same_units(codec, models):
     pair = EncoderPair(models / "hubert", models / "encodec", LEVELS, LAYER)
     again = TwoEncoderCodec.fit([voice(3, 1), voice(2, 2)], pair, units=UNITS)
     assert again.fingerprint == codec.fingerprint
-    with pytest.raises(UserError, match="25 frames of audio cannot fit"):
+    with pytest.raises(UserError, match="25 frames of audio are too few"):
         TwoEncoderCodec.fit([voice(1, 1)], pair, units=26)
     with pytest.raises(UserError, match="no audio"):
         TwoEncoderCodec.fit([], pair)
@@ -230,9 +230,9 @@ def test_the_same_audio_and_seed_fit_the_same_units(codec, models):
 
 def test_unsuitable_models_are_rejected(models, tmp_path):
     hubert, encodec = models / "hubert", models / "encodec"
-    with pytest.raises(UserError, match=r"--layer=4: .* has the layers 1 to 3"):
+    with pytest.raises(UserError, match=r"--layer=4: .* has layers 1 to 3"):
         EncoderPair(hubert, encodec, 1, 4)
-    with pytest.raises(UserError, match="9 quantizers are requested, this EnCodec has 1 to 8"):
+    with pytest.raises(UserError, match=r"9 quantizers are not possible: .* has 8"):
         EncoderPair(hubert, encodec, 9, 1)
     with pytest.raises(UserError, match="nowhere cannot be opened as HubertModel"):
         EncoderPair(tmp_path / "nowhere", encodec, 1, 1)

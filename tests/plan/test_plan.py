@@ -84,7 +84,7 @@ def test_the_memory_of_gpus_is_the_fraction_that_jax_allocates(monkeypatch):
         ("v5e:3x1", 1, "1x1, 1x2, 2x2, 2x4, 4x4"), ("v5e:1x5", 1, "1x1, 1x2"), ("v6e:3x2", 1, "1x2, 2x2"),
         ("v2:7x1", 1, "1x1, 1x2"), ("v5e:2x16", 1, "2x4, 4x4, 4x8"),
         ("v5p:3x3x3", 1, "whole hosts of 2x2x1 chips, .* such as v5p:4x4x3"),
-        ("v4:1x7x1", 1, "above 4x4x4 of whole cubes of 4x4x4, such as v4:4x8x4"),
+        ("v4:1x7x1", 1, "or of whole cubes of 4x4x4 if a side is above 4, such as v4:4x8x4"),
         ("v4:5x1x1", 1, "such as v4:8x4x4"), ("v4:2x2x8", 1, "such as v4:4x4x8"),
         ("v5p:4x6x2", 1, "such as v5p:4x8x4"), ("tpu7x:8x2x1", 1, "such as tpu7x:8x4x4"),
     ],

@@ -108,7 +108,7 @@ def test_a_batch_that_no_mesh_splits_is_refused_and_one_that_few_split_is_noted(
         search(planner(config_of("soda_135m", "model.attention=flash")), 2, False)
     assert search(planner(config_of("soda_1_7b"), "v5p:8x8x16"), 2, True) == 0
     value = json.loads(capsys.readouterr().out)
-    assert any("512 is not a multiple of 1024" in note for note in value["notes"])
+    assert any("512 is not a multiple of the 1024 devices" in note for note in value["notes"])
     for one in value["plans"]:
         assert one["mesh"]["sequence"] * one["mesh"]["tensor"] >= 2
 

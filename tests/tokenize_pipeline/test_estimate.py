@@ -123,7 +123,7 @@ def test_unusable_utterances_of_the_timed_shard_are_counted(tmp_path):
     source = make_corpus(tmp_path / "corpus")
     with open(source, "a") as file:
         file.write('{"audio": "absent.wav", "text": "t"}\n')
-    assert "unusable, of 19 tried: 1 missing" in estimate(
+    assert "unusable among the 19 tried: 1 missing" in estimate(
         options(source, tmp_path / "data")
     ).describe("data")
 

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from mimi_sounds import FIXTURE, HOP, sounds
 from pipeline_toys import documents_of, quarantine_of, tree, write_manifest
+from toys import xla_flags
 
 from soda_jax.codecs import load_codec
 from soda_jax.codecs.audio import encode_long, read_audio
@@ -77,7 +78,7 @@ def test_a_codec_receives_up_to_clips_at_once_clips_per_call(tmp_path, corpus, m
 
 def test_two_processes_write_the_same_bytes_as_one(tmp_path, corpus, monkeypatch):
     # One device, not eight as in this process: the batch size per device changes the rounding.
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     for name, workers in (("one", 1), ("two", 2)):
         command = [
             "tokenize",

@@ -199,7 +199,7 @@ def test_too_many_bad_inputs_fail_at_the_end_and_a_larger_share_keeps_the_work(t
 def test_a_corpus_without_a_usable_input_is_an_error(tmp_path):
     rows = [{"audio": "absent.wav", "text": "t"}]
     source = write_manifest(tmp_path / "c/m.jsonl", rows)
-    with pytest.raises(TooManyBadInputsError, match="no input is usable, of 1"):
+    with pytest.raises(TooManyBadInputsError, match="0 of 1 inputs are usable"):
         run(source, tmp_path / "data", max_bad_fraction=1.0)
 
 
@@ -301,7 +301,7 @@ def test_an_append_without_a_usable_document_does_not_change_the_data_set(tmp_pa
     files = tree(data)
     for given in (source, write_manifest(tmp_path / "corpus/bad.jsonl", bad)):
         with pytest.raises(
-            TooManyBadInputsError, match=r"no new input is usable, of 1 \(1 missing"
+            TooManyBadInputsError, match=r"0 of 1 new inputs are usable \(1 missing"
         ):
             run(given, data, append=True)
         assert tree(data) == files

@@ -71,7 +71,7 @@ def test_a_caption_that_ends_before_it_begins_is_yielded_unchanged(tmp_path):
         ({"text": {}}, "'audio_id' is missing"),
         ({"audio_id": "v", "text": ["a"]}, "'text' of video v is list"),
         ({"audio_id": "v", "text": {"v-00000-1": "a"}}, "has no times"),
-        ({"audio_id": "v", "text": {"v-00000-00000000-00000100": None}}, "caption is None"),
+        ({"audio_id": "v", "text": {"v-00000-00000000-00000100": None}}, "is None, not a string"),
     ],
 )
 def test_a_malformed_video_or_caption_is_rejected_and_the_others_are_kept(tmp_path, entry, part):

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from run_toys import Watcher, terminate
+from toys import xla_flags
 
 from soda_jax.train import loop
 
@@ -21,7 +22,7 @@ def environment_of_two() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1]))),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": xla_flags(4),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from toys import run_two
+from toys import run_two, xla_flags
 
 from soda_jax.commands import doctor as command
 from soda_jax.doctor import checks
@@ -106,7 +106,7 @@ def test_hosts_with_other_devices_and_devices_in_use_are_reported():
     found = list(checks.judge_devices([{**mine, "count": 8}, mine], 1))
     assert [one.level for one in found] == [OK, FAILURE, WARNING]
     assert "12 in total" in found[0].message
-    assert "TPU_2: another program uses 90.0 GB" in found[2].message
+    assert "TPU_2: 90.0 GB already in use" in found[2].message
 
 
 def test_a_slow_device_is_named():
@@ -166,7 +166,7 @@ print("status", examine(None, Path(folder)))
 
 
 def test_two_processes_print_one_list_and_name_the_process_that_fails(tmp_path):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": xla_flags(2)}
     codes, output = run_two(PROGRAM, str(tmp_path), environment=flags, timeout=120)
     assert codes == [0, 0], output
     assert all("status 1" in text for text in output)

@@ -72,7 +72,9 @@ def test_an_export_that_fails_ends_the_run(config, tmp_path):
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(UserError, match=r"export.dtype = 'fp16' is unknown: use float32 or bfloat16"):
+    with pytest.raises(
+        UserError, match=r"export.dtype = 'fp16' is unknown: use float32 or bfloat16"
+    ):
         ExportHook(2, "fp16", Export())
 
 

@@ -120,7 +120,7 @@ def test_repair_takes_no_other_data_and_no_damaged_checkpoint(short, data, tmp_p
     run = tmp_path / "run"
     assert train(short(4), run) == DONE
     set_codec(data / "speech", RIGHT[::-1])
-    with pytest.raises(UserError, match="not a flipped bit; pass --repair a data set"):
+    with pytest.raises(UserError, match="not a flipped bit; set --repair to a data set"):
         repairs.repair(run, str(data / "speech"))
     set_codec(data / "speech", WRONG)
     flip(run / "checkpoints/4/digest.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from run_toys import assert_same_run, rows_of
+from toys import xla_flags
 
 from soda_jax.train.loop import DONE, PREEMPTED
 
@@ -60,7 +61,7 @@ def launch(datasets, tmp_path):
 
     def start(workdir, **environment):
         environment = {"PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment}
-        environment = {**os.environ, "XLA_FLAGS": "", **environment}
+        environment = {**os.environ, "XLA_FLAGS": xla_flags(1), **environment}
         command = [ROOT / "launch/local.sh", "--processes=2", "--devices_per_process=2", "--"]
         command += [sys.executable, "-c", SODA, "train", f"--config={config}"]
         process = subprocess.Popen(

@@ -200,7 +200,7 @@ def test_a_trace_is_ended_with_a_run_that_stops_inside_it(config, tmp_path, caps
             train(config(), tmp_path, hooks=hooks, profile_steps=(2, 5))
     else:
         assert train(config(), tmp_path, hooks=hooks, profile_steps=(2, 5)) == after
-    assert "profile incomplete: the run stopped before step 5" in capsys.readouterr().err
+    assert "profile incomplete: the run stopped before the end of step 5" in capsys.readouterr().err
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     # The profiler is free again: there is one in a process.
     jax.profiler.start_trace(str(tmp_path / "another"))

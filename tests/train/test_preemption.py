@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import run_two
+from toys import run_two, xla_flags
 from train_toys import tiny_config
 
 from soda_jax.checkpoints import CheckpointReader
@@ -89,7 +89,7 @@ def test_invariant_7_two_processes_give_the_numbers_of_one_and_stop_at_an_agreed
     datasets, tmp_path, environment
 ):
     assert train(tiny_config(datasets), tmp_path / "one") == DONE
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    environment["XLA_FLAGS"] = xla_flags(4)
     arguments = [str(datasets), str(tmp_path / "two")]
     codes, printed = run_two(TWO, *arguments, environment=environment, timeout=180)
     assert codes == [PREEMPTED] * 2, printed

@@ -41,7 +41,7 @@ def test_wsd_without_a_stage(warmup, decay, expected):
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0.6, 0.5), (-0.1, 0.2), (0.1, -0.2)])
 def test_wsd_whose_stages_overlap_is_refused(warmup, decay):
-    with pytest.raises(UserError, match=r"optimizer\.warmup_fraction .* at most 1 together"):
+    with pytest.raises(UserError, match=r"optimizer\.warmup_fraction .* sum must be at most 1"):
         warmup_stable_decay(1.0, 10, warmup_fraction=warmup, decay_fraction=decay)
 
 

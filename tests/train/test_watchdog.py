@@ -74,12 +74,12 @@ def test_a_stuck_step_writes_all_stacks_once_and_ends_the_run_after_twice_the_li
     helper.join()
     text = file.read_text()
     assert text.strip() in capfd.readouterr().err
-    assert text.count("step 7 has not finished for 0.0183 minutes; all stacks:") == 1
+    assert text.count("step 7 has not finished after 0.0183 minutes; all stacks:") == 1
     for name in ("MainThread", "a helper of the test"):
         assert f"thread {name}:\n" in text
     assert "in test_a_stuck_step_writes_all_stacks" in text
     (message,) = ended
-    assert message.startswith("step 7 has not finished for 0.0217 minutes; the stacks are in")
+    assert message.startswith("step 7 has not finished after 0.0217 minutes; the stacks are in")
     assert str(file) in message
 
 
@@ -137,7 +137,7 @@ def test_a_run_with_a_stuck_hook_names_it_and_ends(datasets, tmp_path):
     )
     assert done.returncode == LOST, done.stderr
     stacks = (tmp_path / "run" / "stacks-0.txt").read_text()
-    assert "process 0: Sleeper after step 2 has not finished for" in stacks
+    assert "process 0: Sleeper after step 2 has not finished after" in stacks
     assert "line 13, in __call__" in stacks and "thread loader" in stacks
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("soda: Sleeper after step 2 has not finished for")
+    assert last.startswith("soda: Sleeper after step 2 has not finished after")

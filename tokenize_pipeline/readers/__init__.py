@@ -94,7 +94,7 @@ def reader_names() -> list[str]:
 def find_reader(name: str) -> Reader:
     """Returns the reader of format `name`; raises UserError if it is unknown."""
     if name not in reader_names():
-        raise UserError(f"--format={name} is unknown: one of {', '.join(reader_names())}")
+        raise UserError(f"--format={name} is unknown: use one of {', '.join(reader_names())}")
     return cast(Reader, importlib.import_module(f"{__name__}.{name}"))
 
 

@@ -72,7 +72,7 @@ class Layout:
       example: path of a metadata file relative to the data root, for error messages.
       pattern: regular expression for paths of metadata files.
       metadata: suffixes of the metadata files in a tar. A suffix with a leading "/" matches only
-        complete file names.
+        whole path components.
       tar_pattern: regular expression for names of tars.
       wav_rate: sample rate of 16-bit WAV files in Hz; for planning only.
     """
@@ -150,8 +150,8 @@ def members(
 ) -> Iterator[tuple[str, int, bytes | None]]:
     """Yields (name, size in bytes, content) of the files in a `.tar`, `.tar.gz` or `.tgz`, in order.
 
-    The content is None unless `wanted(name)` is true; it should select only metadata. A leading
-    "./" of a name is removed. Files that macOS adds (see `is_mac_metadata`) are skipped.
+    The content is None unless `wanted(name)` is true; `wanted` should select only metadata. A
+    leading "./" of a name is removed. Files that macOS adds (see `is_mac_metadata`) are skipped.
 
     Raises:
       UserError: if the archive is missing or damaged. A single row in the quarantine would not show

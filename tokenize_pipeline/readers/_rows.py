@@ -49,7 +49,7 @@ def no_row(line: str, message: str, *, attempt: bool = False, row: Any = None) -
     """Returns the error for a line that is not a row.
 
     Args:
-      line: the line. If it contains NUL, the error is about the NUL.
+      line: the line. If it contains a NUL byte, the error is that of `text_fault`.
       message: error message if the line contains no NUL.
       attempt: whether the line must be a malformed row and cannot be the rest of a text.
       row: the readable part of the row.
@@ -188,7 +188,7 @@ def optional_string(row: dict[str, Any], name: str) -> str | None:
     """Returns field `name` as a string; None if it is absent, null or empty. Integers are converted.
 
     Raises:
-      RowError: if the field has another type, is not valid UTF-8 or contains NUL.
+      RowError: if the field has another type, is not valid UTF-8 or contains a NUL byte.
     """
     value = row.get(name)
     if value is None or value == "":
@@ -212,7 +212,7 @@ def required_text(row: dict[str, Any]) -> str:
 def csv_rows(
     lines: Iterator[Line], name: str, required: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """Reads CSV with a header; yields one error per line of a malformed row.
+    """Reads CSV with a header; yields one error per line of a row that cannot be parsed.
 
     Args:
       lines: lines from `_lines.lines`.
@@ -225,7 +225,7 @@ def csv_rows(
 
     Raises:
       UserError: if the header is wrong, or (from the iterator) if a quote is still open at the end
-        of the file, because it may contain any number of rows.
+        of the file, because the quoted field may contain any number of rows.
     """
     return _named_fields(_csv_fields(lines, name), name, required)
 

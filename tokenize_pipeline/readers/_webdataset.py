@@ -43,9 +43,9 @@ def documents(inputs: Sequence[Path], identity: str) -> Iterator[DocumentSource 
     """Yields the documents of each archive in the order of their first utterances.
 
     If a prefix already occurred in an earlier archive, its utterances form another document, named
-    PREFIX+ARCHIVE. If an earlier document has the same first utterance, the archives are copies,
-    and both documents get the same id. The reader keeps the metadata of one archive
-    in memory, and two hashes per document (about 200 MB per million documents).
+    PREFIX+ARCHIVE. If an earlier document has the same first utterance, the archives are treated as
+    copies, and both documents get the same id. The metadata of one archive and two hashes per
+    document (about 200 MB per million documents) are kept in memory.
 
     Args:
       inputs: `.tar` files.
@@ -97,7 +97,7 @@ def _utterances(
         what = hash((name, size) if is_sound else content)
         first, first_what = firsts.setdefault((stem, is_sound), (number, what))
         if first != number:
-            # An exact repeat of a sound is ignored, because the JSON file describes the utterance.
+            # An exact repeat of a sound is not reported; the repeat of its JSON file is.
             if not is_sound or what != first_what:
                 repeated = f"member {number}, {name},"
                 error = repeat_error(repeated, f"member {first}", same=what == first_what)
@@ -132,7 +132,7 @@ def _utterance(
 ) -> UtteranceSource:
     name = optional_string(row, identity)
     if name != stem:
-        raise RowError(f"{identity!r} is {name!r}, its files are named {stem!r}")
+        raise RowError(f"{identity!r} is {name!r}, but its files are named {stem!r}")
     if "_" not in stem:
         raise RowError(f"{identity!r} is {name!r}, not PREFIX_WNUMBER")
     return UtteranceSource(

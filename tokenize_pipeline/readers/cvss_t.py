@@ -1,4 +1,4 @@
-"""Reads CVSS-T, speech translated into English in the voice of the source.
+"""Reads CVSS-T, speech translated into English in the voice of the source speaker.
 
 https://github.com/google-research-datasets/cvss
 
@@ -16,9 +16,9 @@ not read in archive order. Reference: Jia et al., "CVSS corpus and massively mul
 speech-to-speech translation", arXiv 2201.03713.
 
 A document is a pair: the source speech with its sentence from Common Voice (`language` "de", for
-example), then the translation with its text (`language` "en"). The texts are unchanged. The view
-determines how a model is trained on the pair (in SODA: source speech, both texts with language
-tags, target speech). Ids are `cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that
+example), then the translation with its text (`language` "en"). The texts are unchanged. SODA
+trains on source speech, both texts with language tags, target speech; no view renders this order
+yet. Ids are `cvss_t/LANGUAGE/SPLIT/CLIP`. The data root is the folder that
 contains both corpora.
 """
 
@@ -145,7 +145,7 @@ def _sentences(
         if error is None:
             first = numbers.setdefault(clip, number)
             sentence, _ = found.setdefault(clip, (fields["sentence"], fields["client_id"] or None))
-            # An exact repeat of a clip is ignored, because the CVSS-T row describes the pair.
+            # An exact repeat of a clip is not reported; a repeated row of CVSS-T is.
             if sentence != fields["sentence"]:
                 error = repeat_error(clip, f"{where}:{first}", same=False)
         if error is not None:

@@ -2,11 +2,11 @@
 
     {"audio": "clips/a.wav", "text": "Good morning.", "document": "day-1", "order": 0}
 
-The columns `audio` (path) and `text` are required. `document`, `order`, `start` and `end` (seconds
-in the file), `speaker` and `language` are optional, as are `member` and `seconds` if `audio` is an
-archive (see `UtteranceSource`). Other columns are ignored. Rows with the same document id form a
-document, sorted by `order` (rows without `order` are last, in the order of the file). A row without
-a document id is a separate document, named after its audio and times.
+The columns `audio` (path) and `text` are required, and so is `member` if `audio` is an archive.
+`document`, `order`, `start` and `end` (seconds in the file), `seconds`, `speaker` and `language`
+are optional (see `UtteranceSource`). Other columns are ignored. Rows with the same document id form
+a document, sorted by `order` (rows without `order` are last, in the order of the file). A row
+without a document id is a separate document, named after its audio, member and times.
 """
 
 import math
@@ -95,7 +95,7 @@ def _without_csv_quotes(
     for name, field in row.items() if isinstance(row, dict) else ():
         inner = field[1:-1].replace('""', "")
         if '""' in field and field[0] == field[-1] == '"' and '"' not in inner:
-            message = f"{name!r} is quoted as in CSV: remove the quotes, or convert it to .csv"
+            message = f"{name!r} is quoted as in CSV: remove the quotes, or convert the file to CSV"
             return number, RowError(message)
     return numbered
 

@@ -161,7 +161,7 @@ def _documents(
         try:
             segment = _segment(row)
             first, where = times.setdefault(row.utterance, (segment, row.where))
-            # An exact repeat is ignored, because the transcript describes the utterance.
+            # An exact repeat of a segment is not reported; a repeated transcript is.
             if first != segment:
                 raise repeat_error(row.utterance, where, same=False)
         except RowError as error:

@@ -24,7 +24,7 @@ from tokenize_pipeline.readers._rows import RowError, no_row, parse_rows
 
 KIND = "speech"
 _LAYOUT = Layout(
-    "the test set",
+    "Seed-TTS-eval",
     "seedtts_testset/LANGUAGE/*.lst",
     r"[^/]+/[^/]+/[^/]+\.lst",
     ("/en/meta.lst",),
@@ -59,5 +59,5 @@ def _row(line: str) -> list[str]:
     fields = [field.strip() for field in line.split("|")]
     if len(fields) in (4, 5) and fields[0] and fields[2]:
         return fields
-    message = f"{len(fields)} fields, not NAME|PROMPT TEXT|PROMPT|TEXT or one more"
+    message = f"{len(fields)} fields, not NAME|PROMPT TEXT|PROMPT|TEXT[|RECORDING]"
     raise no_row(line, message, attempt=len(fields) > 1)

@@ -97,7 +97,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     number = 0
     try:
-        # Without pre-buffering, columns are read page by page instead of a whole row group.
+        # Without pre-buffering, columns are read page by page, not one whole row group at a time.
         with parquet.ParquetFile(
             path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         ) as file:

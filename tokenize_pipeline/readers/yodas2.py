@@ -71,9 +71,7 @@ def _archive(path: Path) -> Path:
     for found in (archive, archive.with_suffix("")):
         if found.is_file():
             return found
-    raise UserError(
-        f"{archive} is missing, {path} needs it: download it too or remove this file from --input"
-    )
+    raise UserError(f"{archive} is missing: download it too, or leave {path} out of --input")
 
 
 def _entries(path: Path) -> list[Any]:
@@ -113,9 +111,9 @@ def _document(
         try:
             times = _TIMES.fullmatch(name)
             if times is None:
-                raise RowError(f"utterance id has no times: {name!r}")
+                raise RowError(f"utterance id {name!r} has no times")
             if not isinstance(text, str):
-                raise RowError(f"caption is {text!r}: {name!r}")
+                raise RowError(f"caption {name!r} is {text!r}, not a string")
             number, start, end = map(int, times.groups())
             if not (words := text.strip()) or start == end:
                 continue

@@ -42,8 +42,8 @@ def find_parts(file: BinaryIO) -> list[Part]:
     """Returns the parts that libsndfile must decode, in order.
 
     Returns:
-      The parts. A single part that covers the whole file means that libsndfile reads the file
-      correctly. An empty list means that there is no parser for the container; see `is_checked`.
+      The parts. `[Part(0, size)]` means that libsndfile reads the whole file correctly. An empty
+      list means that there is no parser for the container; see `is_checked`.
 
     Raises:
       SoundError: with the reason `empty`, `truncated` or `undecodable`.
@@ -74,5 +74,5 @@ def find_parts(file: BinaryIO) -> list[Part]:
 
 
 def is_checked(format: str) -> bool:
-    """Returns whether libsndfile finds the true end of files in a format without a parser here."""
+    """Returns whether libsndfile itself finds the true end of files in `format`."""
     return format in _CHECKED

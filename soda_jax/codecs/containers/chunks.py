@@ -22,7 +22,7 @@ _UNKNOWN_32 = 0x7FFF_0000  # programs that write to a pipe leave a size near 2^3
 _UNKNOWN_64 = 1 << 62
 _MPEG = (0x50, 0x55)  # WAV format tags of MPEG audio: layer I or II, layer III
 _FILES = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")  # first bytes of files that have chunks
-_SLACK = 4096  # bytes (tags, padding) by which two sizes in a header may differ
+_SLACK = 4096  # bytes of tags or padding that may follow the samples
 
 Order = Literal["big", "little"]
 Parsed = tuple[list[Part], int]
@@ -177,7 +177,7 @@ def _samples_end(
       unknown: `declared` is a placeholder if it exceeds the file and is at least `unknown`.
       size: size of the file in bytes.
       end: offset of the end according to the outermost size in the header.
-      following: returns the end of the chunks that start at an offset, or None if no chunk does.
+      following: returns the offset after the chunks at an offset, or None if other bytes follow.
     """
     available = size - first
     if available < 0:
@@ -198,7 +198,7 @@ def _samples_end(
 
 
 def _chunks(file: BinaryIO, at: int, size: int, order: Order) -> Iterator[Chunk]:
-    """Yields the chunks, with 4-byte sizes, that start at offset `at`."""
+    """Yields the chunks from offset `at`, which have 4-byte sizes."""
     while at + 8 <= size:
         header = read_at(file, at, 8)
         length = int.from_bytes(header[4:], order)

@@ -4,7 +4,8 @@ Without a Xing, Info or VBRI header, libsndfile estimates the length from the si
 of its first frames, and stops decoding at this length. Otherwise, libsndfile trusts the header,
 even if a second file was appended. This module counts the frames by parsing their headers (ISO
 11172-3, 2.4.1.3; ISO 13818-3), splits the file at each Xing, Info or VBRI header and at each change
-of format, and adds a correct header to each stream that has none.
+of format, and adds a correct header to each stream whose header is missing or wrong (layer III; for
+the other layers, it returns the number of samples).
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _BITRATES = {  # kbit/s for the indices 1 to 14, by (MPEG 1, layer); 0 is free f
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _BLOCK = 1 << 22  # bytes read at once
 _LONGEST_FRAME = 4096  # bytes; an upper bound
-_LONGEST_LEAD = 1 << 16  # bytes before the first frame; a live stream may be cut within a frame
+_LONGEST_LEAD = 1 << 16  # bytes before the first frame; a recording may start within a frame
 _PADDING = 4096  # zero bytes that are allowed after the last frame
 _DECODER_DELAY = 529  # samples that a decoder removes if a header contains an encoder delay
 
@@ -159,7 +160,7 @@ def _count(block: bytes, base: int, last: int, streams: list[_Stream]) -> int:
 
 
 def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
-    """Returns the offset after a tag between frames; `end` if the stream may end with these bytes.
+    """Returns the offset after the tag at `at`; `end` if the bytes before `end` can be ignored.
 
     Raises:
       SoundError: see `mpeg`.
@@ -179,7 +180,7 @@ def _between(file: BinaryIO, at: int, end: int, stream: _Stream) -> int:
     found = _next_frame(content, 2)
     if found is not None:
         raise SoundError(
-            "undecodable", f"{found} bytes at offset {at} are not MPEG frames: it is damaged"
+            "undecodable", f"{found} bytes at offset {at} are not MPEG frames: the file is damaged"
         )
     if complete or (end - at <= _PADDING and not content[: end - at].strip(b"\0")):
         return end
@@ -230,7 +231,7 @@ def _part(stream: _Stream) -> Part:
     if more and (longer or (frames and not length)):
         promised = f"{frames} MPEG frames" if frames else f"{length} bytes"
         raise SoundError(
-            "truncated", f"it ends after {stream.frames} MPEG frames, its header counts {promised}"
+            "truncated", f"it ends after {stream.frames} MPEG frames; its header states {promised}"
         )
     start = stream.start + (len(stream.tag) if stream.tag else 0)
     if stream.header.stream[1] != 3:  # libsndfile reads a Xing header in layer III only
@@ -253,7 +254,7 @@ def _xing(stream: _Stream) -> bytes:
 
 
 def _empty_frame(stream: _Stream, length: int) -> bytes:
-    """Returns a frame of zeros of the stream's format that has at least `length` bytes."""
+    """Returns a silent frame in the format of the stream, with at least `length` bytes."""
     for bitrate in range(1, 15):
         head = bytes(
             [0xFF, stream.head[1] | 1, bitrate << 4 | stream.head[2] & 0x0C, stream.head[3]]

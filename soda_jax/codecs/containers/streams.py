@@ -43,7 +43,7 @@ def flac(file: BinaryIO, start: int, size: int) -> tuple[list[Part], int]:
     declared = int.from_bytes(head[18:26], "big") & _COUNT
     blocks = int.from_bytes(head[10:12], "big")  # longest block in samples
     stop = _next_stream(file, start + 42, size)
-    # Fast path: the last frame header in the file agrees with the length in STREAMINFO.
+    # Fast path: the last frame header of the stream agrees with the length in STREAMINFO.
     tail = read_at(file, max(start + 42, stop - _TAIL), min(_TAIL, stop - start - 42))
     if declared and next(_headers(tail, blocks), (0, 0))[1] == declared:
         return [Part(start, stop)], stop

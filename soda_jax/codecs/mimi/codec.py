@@ -79,7 +79,7 @@ class MimiCodec:
         """The model on its devices, created on first use.
 
         A job reads attributes such as `codebook_sizes` before it starts workers. If reading them
-        allocated the TPU or the GPU memory, no worker could use the device.
+        claimed the TPU or the GPU memory, no worker could use the device.
         """
         return Runner(self.model, self.dtype, self._batching, self._given_devices)
 
@@ -207,6 +207,6 @@ def _download(name: str) -> str:
     except Exception as error:  # the library raises many types of errors for a failed download
         cause = str(error).split("\n", 1)[0] or type(error).__name__
         raise UserError(
-            f"{name} cannot be downloaded from the Hugging Face Hub ({cause}): check name and "
-            "network, or give the folder of a copy as mimi:DIR"
+            f"{name} cannot be downloaded from the Hugging Face Hub ({cause}): check the name "
+            "and the network, or give the folder of a copy as mimi:DIR"
         ) from None

@@ -1,8 +1,9 @@
 """Runs Mimi on batches of clips, in pieces of fixed sizes, on all devices of this process.
 
-Encoding and decoding each have one compiled program per piece size. A new clip length therefore
-needs no compilation. The codes of a clip do not depend on the other clips of its batch, because the
-same programs, with the same rounding, process every batch.
+Encoding has one compiled program per piece size, and decoding one per piece size and number of
+codebooks. A new clip length therefore needs no compilation. The codes of a clip do not depend on
+the other clips of its batch, because the same programs, with the same rounding, process every
+batch.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Batching:
     def cut(self, frames: int) -> list[int]:
         """Returns sizes of pieces that cover `frames` frames, in descending order.
 
-        The last piece may exceed `frames`; its input is padded.
+        The last piece may extend past `frames`; its input is padded.
         """
         sizes, left = [], frames
         for size in sorted(self.frames, reverse=True):
@@ -52,7 +53,7 @@ class Batching:
         return sizes + [min(self.frames)] * (left > 0)
 
 
-# On a CPU, batches are not faster, and activations that fit into the cache are much faster.
+# On a CPU, batching does not help, and it is much faster if the activations fit into the cache.
 _CPU = Batching(clips=1, frames=(125, 25), inner=5)
 # 64 clips of 2 s saturate an accelerator, and the longest clip is padded by less than 2 s.
 _ACCELERATOR = Batching(clips=64, frames=(25,), inner=25)
@@ -87,7 +88,7 @@ class Runner:
         self.dtype = jnp.dtype(dtype)
         self._mesh = Mesh(np.array(devices), ("clips",))
         self._by_clip = NamedSharding(self._mesh, P("clips"))
-        # Used for the first and all later states, because another sharding would recompile.
+        # Used for the first and all later states, because another sharding causes a recompilation.
         self._state_layout = jax.tree.map(partial(NamedSharding, self._mesh), _STATE)
         self.clips = self.batching.clips * len(devices)
         self._graph, params = nnx.split(model)

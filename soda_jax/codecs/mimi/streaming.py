@@ -4,7 +4,8 @@
     codes = [stream.push(samples) for samples in microphone]  # [frames, codebooks]; frames ≥ 0
     codes.append(stream.finish())
 
-All streams of a codec share one compiled program per number of frames.
+The streams of a codec share compiled programs: one per value of `frames` for encoding, and one per
+number of codebooks for decoding.
 """
 
 import jax.numpy as jnp

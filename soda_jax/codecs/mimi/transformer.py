@@ -131,7 +131,7 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Layer(config) for _ in range(config.num_hidden_layers)])
 
     def start(self, batch: int, dtype: jnp.dtype) -> Memory:
-        """Returns the initial state, whose zeros are masked."""
+        """Returns the initial state: zeros, which the mask excludes from attention."""
         c = self.config
         shape = (len(self.layers), batch, c.sliding_window - 1, c.num_attention_heads, c.head_dim)
         return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

@@ -31,9 +31,9 @@ _FORMAT_VERSION = 1
 class SodaGrammar(LogitsProcessor):
     """A logits processor that allows only legal next tokens.
 
-    The state of each row is stored between calls, so the cost of a step does not grow with the
-    length. Rows may be reordered between steps, as in beam search. If a row does not extend a row
-    of the last call by one token, all rows are treated as new prompts.
+    The state of each row is stored between calls, so that a step runs the automaton only on the new
+    token. Rows may be reordered between steps, as in beam search. If a row does not extend a row of
+    the last call by one token, all rows are treated as new prompts.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class SodaGrammar(LogitsProcessor):
         Args:
           tables: the content of grammar.json.
           codebooks: number of codebooks per frame in the document; 0 = all.
-          max_frames: maximum total number of new frames in all audio spans; 0 = no limit. At the
-            limit, only the token that closes the span is legal.
+          max_frames: total number of new frames in all audio spans after which only the token that
+            closes the span is legal; 0 = no limit. A later span still needs one frame.
           padding: id of the padding token; None uses the id in `tables` (EOS).
 
         Raises:

@@ -2,12 +2,12 @@
 
 LibriSpeech, MLS and LibriVox share recordings, and captions of one talk are published more than
 once. An utterance is contaminated if one training document contains at least 70% of its 8-grams of
-words. Both numbers are from PaLM (arXiv 2204.02311, section 8), which counts n-grams over all
-documents; the share over all documents is reported separately. An utterance of fewer than 8 words
+words. 70% and 8 are from PaLM (arXiv 2204.02311, section 8), which counts an n-gram if any document
+contains it; the share by this rule is reported separately. An utterance of fewer than 8 words
 is contaminated if it is equal to a whole training utterance. Such a match excludes no document,
 because many documents contain "thank you".
 
-The training data is read once, document by document; only the n-grams of the evaluation set are
+The training data is read once, document by document; only the evaluation set and its n-grams are
 kept in memory.
 """
 
@@ -39,7 +39,7 @@ class Contamination:
         that contain at least `share` of the n-grams of an utterance.
       train_documents: number of training documents.
       train_utterances: number of utterances in the training documents.
-      damaged_records: number of unreadable records in both sets.
+      damaged_records: number of unreadable records, the sum over the two sets.
     """
 
     ngram: int
@@ -76,7 +76,8 @@ def find_contamination(
     """Searches training data for the utterances of an evaluation set.
 
     Args:
-      train: data set whose train split is searched; codec and tokenizer may differ from `evaluation`.
+      train: data set whose train split is searched; its codec and tokenizer may differ from those
+        of `evaluation`.
       evaluation: data set whose utterances are searched for; only its validation split if it is the
         same folder as `train`.
       ngram: words per n-gram.
@@ -148,7 +149,7 @@ class _Reader:
                         texts = []
                     name = record.document_id
                     if record.part == "text" and texts and not record.opens:
-                        texts[-1] += record.utterances[0].text  # next piece of this utterance
+                        texts[-1] += record.utterances[0].text  # next piece of the same utterance
                     elif record.part != "audio":
                         texts += [utterance.text for utterance in record.utterances]
                 if texts:

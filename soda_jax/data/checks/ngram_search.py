@@ -48,8 +48,8 @@ class NgramSearch:
     """An index of the n-grams of the evaluation set, with the matches found so far.
 
     Attributes:
-      same_ids: ids of the documents that are in both sets, as keys.
-      excluded: ids of the training documents to exclude, as keys.
+      same_ids: a dict whose keys are the ids of the documents that are in both sets.
+      excluded: a dict whose keys are the ids of the training documents to exclude.
       documents: number of training documents compared so far.
       train_utterances: number of utterances in these documents.
     """

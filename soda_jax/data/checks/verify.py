@@ -1,7 +1,8 @@
 """Verifies all files of a data set: manifests, tokenizer, codec, shards, indexes and documents.
 
-Every checksum is recomputed and every value that is stored twice is compared, so a flipped byte in a shard,
-an index or a manifest is found. Each document is also rendered with the training code and parsed again.
+Every checksum is recomputed and every value that is stored twice is compared, so a changed byte in
+a shard, an index or a manifest is found. Each document is also rendered with the training code, and
+the tokens are parsed and compared with the stored utterances.
 """
 
 import contextlib
@@ -132,7 +133,7 @@ def _read_manifests(directory: Path, last: int) -> tuple[dict[int, Manifest], li
         name = f"manifests/{file.name}"
         if not file.exists():
             faults.append(
-                Fault(name, f"it is missing, although manifest.json has generation {last}")
+                Fault(name, f"it is missing, although generation {last} of the data set exists")
             )
             continue
         try:
@@ -169,7 +170,7 @@ def _succession_faults(manifests: dict[int, Manifest]) -> Iterator[Fault]:
         for split in SPLITS:
             earlier = previous.splits.get(split, ())
             if manifest.splits.get(split, ())[: len(earlier)] != earlier:
-                yield Fault(name, f"they differ in the {split} shards that both list")
+                yield Fault(name, f"the first does not start with the {split} shards of the second")
         for field in _CONSTANT:
             if getattr(manifest, field) != getattr(previous, field):
                 yield Fault(name, f"they differ in {field}, which never changes")
@@ -203,7 +204,7 @@ def _front_end_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def _repeated_documents(hashes: dict[str, np.ndarray]) -> Iterator[Fault]:
-    """Yields a defect for each document that is stored twice, in the same split or in both."""
+    """Yields a defect for each document that is stored twice, in one split or in both splits."""
     if not hashes:
         return
     names, every = list(hashes), np.concatenate(list(hashes.values()))
@@ -293,7 +294,7 @@ class _ShardVerifier:
         if path.is_file():
             with contextlib.suppress(ValueError):  # reported as a defect of the shard
                 if not np.array_equal(index.record_offsets, read_record_offsets(path)):
-                    raise UserError("its record offsets are not those of the shard")
+                    raise UserError("its record offsets differ from those of the shard")
         return index
 
     def _record_faults(

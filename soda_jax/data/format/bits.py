@@ -64,7 +64,7 @@ class BitPacking:
         At least `SLACK` bytes must follow the packed rows in `buffer`.
 
         Returns:
-          uint32 `[last − first, columns]`, the first `columns` columns, or all if it is None.
+          uint32 `[last − first, columns]`: the first `columns` columns; all of them if None.
         """
         skip = first % _ROWS
         rows = last - first + skip

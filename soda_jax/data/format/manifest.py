@@ -3,9 +3,9 @@
     DATASET/manifest.json            the newest generation
     DATASET/manifests/0000.json …    every generation; these files never change
 
-Appending writes new shards and the next generation; a reader of an older generation still reads the same
-data. Each file contains a SHA-256 of its own bytes (`soda_jax.checked_json`). All commands read
-manifests with `Manifest.load`, which raises an error if a bit has changed.
+Appending writes new shards and the next generation; a reader of an older generation still reads the
+same data. Each file contains the SHA-256 of its other bytes (`soda_jax.checked_json`). All commands
+read manifests with `Manifest.load`, which raises an error if a bit has changed.
 """
 
 import dataclasses
@@ -50,11 +50,10 @@ class Manifest:
       splits: shards of "train" and "validation", in order.
       settings_digest: hash of the settings that the data set was tokenized with.
       generation: number of the generation, from 0; each append increments it.
-      quarantined: number of quarantined inputs by reason, over all generations.
-      front_end_files: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; equal in
-        all generations.
-      quarantine: size and crc32c of the beginning of DATASET/quarantine.jsonl, up to the last row of
-        this generation.
+      quarantined: number of quarantined inputs by reason, in this and all earlier generations.
+      front_end_files: size and crc32c of every file in DATASET/tokenizer and DATASET/codec; the
+        same in all generations.
+      quarantine: size and crc32c of DATASET/quarantine.jsonl up to the last row of this generation.
     """
 
     kind: str
@@ -100,7 +99,7 @@ class Manifest:
         return FrontEnd(self.layout, self.tokenizer_fingerprint, codec)
 
     def totals(self, split: str) -> dict[str, int]:
-        """Returns sums over the shards of a split: shards, records, documents, utterances and so on."""
+        """Returns the number of shards of a split, and the sums of their counts and bytes."""
         shards = self.splits.get(split, ())
         fields = ("records", "documents", "utterances", "text_tokens", "frames", "bytes")
         sums = {field: sum(getattr(shard, field) for shard in shards) for field in fields}

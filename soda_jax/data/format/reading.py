@@ -70,7 +70,7 @@ class ShardReaders:
 def read_records(
     shard: str | os.PathLike[str], layout: VocabularyLayout
 ) -> Iterator[RecordData | DamagedRecordError]:
-    """Yields all records of a shard in stored order, with an error instead of each damaged record.
+    """Yields all records of a shard in stored order; for a damaged record, yields the error.
 
     Raises:
       DamagedRecordError: if the shard cannot be opened.

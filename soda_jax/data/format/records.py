@@ -5,7 +5,7 @@ The bytes of a record are as follows; integers are little-endian:
     header        version, flags (uint8), bytes of the id (uint16), utterances, text ids, frames,
                   bytes of the compressed text (uint32 each)
     document id   UTF-8
-    counts        per utterance: bytes of text, text ids, frames (uint16, or uint32 if one needs it)
+    counts        per utterance: bytes of text, text ids, frames (uint16; all uint32 if needed)
     codes         frame by frame, ceil(log2(size of codebook k)) bits each
     text ids      ceil(log2(text vocabulary)) bits each
     text          UTF-8 of all utterances, zlib
@@ -39,7 +39,7 @@ _RESIDUE = 0x48674BC7
 
 
 class DamagedRecordError(UserError):
-    """The bytes of a record are not those that were written."""
+    """A record cannot be read, because its bytes or its shard are damaged or missing."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -92,9 +92,9 @@ def encode_record(record: RecordData, layout: VocabularyLayout) -> bytes:
     """Returns the bytes of a record; `decode_record` is the inverse.
 
     Raises:
-      UserError: for an id longer than 65,535 bytes, text that is not valid Unicode, ids that are not
-        ordinary text, codes outside their codebook, or an utterance without text or codes; the message
-        names the document.
+      UserError: for a document id of 0 or more than 65,535 bytes, text that is not valid Unicode,
+        text ids that are special tokens, codes outside their codebook, or content that does not fit
+        the part; the message names the document.
     """
     name, utterances = record.document_id, record.utterances
     check_record(record, layout)
@@ -159,7 +159,10 @@ def read_header(record: bytes, layout: VocabularyLayout) -> Header:
 
 
 def read_counts(record: bytes, header: Header) -> np.ndarray:
-    """Returns bytes of text, text ids and frames per utterance, uint16 or uint32 `[utterances, 3]`."""
+    """Returns the counts per utterance (bytes of text, text ids, frames), `[utterances, 3]`.
+
+    The dtype is uint16 or uint32.
+    """
     kind = "<u4" if header.wide else "<u2"
     flat = np.frombuffer(record, kind, header.utterances * 3, header.document_id_end)
     return flat.reshape(-1, 3)
@@ -182,7 +185,7 @@ def decode_record(record: bytes, layout: VocabularyLayout) -> RecordData:
     totals = counts.sum(axis=0).tolist()
     if totals != [len(text), header.text_tokens, header.frames]:
         raise DamagedRecordError(
-            f"the counts of its utterances sum to {totals}, unlike those in its header"
+            f"the counts of its utterances sum to {totals}, unlike its text, text ids and frames"
         )
     ids = packing((layout.text_size,)).unpack(record, header.text_ids_start, 0, header.text_tokens)
     codes = np.zeros((0, layout.codebooks), np.uint16)
@@ -215,7 +218,7 @@ def _utf8(text: str, name: str) -> bytes:
 
 
 def check_record(record: RecordData, layout: VocabularyLayout) -> None:
-    """Raises UserError for ids or codes outside `layout`, or for missing utterances or content."""
+    """Raises UserError for invalid text ids or codes, or content that does not fit the part."""
     name = record.document_id
     if not record.utterances:
         raise UserError(f"document {name} has no utterances; remove it")

@@ -1,4 +1,4 @@
-"""Renders a range of a packed record under a view as token ids.
+"""Renders packed records as token ids under a view, for any range of tokens.
 
 A rendered record is a sequence of *pieces*: markers, the text ids of one utterance, or the audio
 ids of one utterance. All pieces are slices of one pool (markers, then text, then audio). The
@@ -25,8 +25,8 @@ from soda_jax.data.format.records import (
 from soda_jax.tokens.documents import View
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# Offsets of the markers in the pool. text_start occurs twice, so that the two markers between text and
-# audio are adjacent in either order.
+# Offsets of the markers in the pool. text_start occurs twice, so that the two markers between text
+# and audio are adjacent in the pool for both orders.
 _BOS, _EOS, _TEXT_START, _TEXT_END, _AUDIO_START, _AUDIO_END, _TEXT_START_AGAIN, _MARKERS = range(8)
 
 
@@ -147,7 +147,7 @@ class Renderer:
         sources: np.ndarray,
         lengths: np.ndarray,
     ) -> tuple[np.ndarray, int]:
-        """Returns the pool with the needed frames, and the number of audio tokens skipped."""
+        """Returns the pool with the needed frames, and the number of audio tokens before them."""
         first = last = 0
         audio = np.flatnonzero(sources >= audio_start)
         if len(audio) and self.codebooks:

@@ -3,7 +3,7 @@
 `shard-00000.array_record` holds one record per chunk (group_size 1), uncompressed, because packed codes do
 not compress. `shard-00000.index.npz` holds the counts of every record, so that a window is found without
 reading the shard, and the offset of every record, so that it can be read by byte range. The index
-is renamed to its final name first and the shard last, so a shard that exists is complete.
+is renamed to its final name before the shard, so a shard that exists is complete and has its index.
 """
 
 import dataclasses
@@ -55,10 +55,10 @@ class ShardIndex:
     Attributes:
       text_tokens: number of text ids, uint32 `[records]`.
       frames: number of codec frames, uint32 `[records]`.
-      utterances: number of utterances (or pieces of one utterance), uint32 `[records]`.
+      utterances: number of utterances, uint32 `[records]`; 1 for a piece of an utterance.
       flags: see `records.RecordData.flags`, uint8 `[records]`.
       document_hashes: `document_hash` of each document, uint64 `[documents]`.
-      record_offsets: first byte of each record's chunk in the shard and the end of the last chunk,
+      record_offsets: offset of each record's chunk in the shard, and the end of the last chunk,
         uint64 `[records + 1]`, see `storage.record_offsets`; empty in the joined index of several shards.
     """
 
@@ -111,7 +111,7 @@ class ShardInfo:
 
 
 def document_hash(document_id: str) -> int:
-    """Returns the first 64 bits of a BLAKE2b hash of the id; indexes identify documents by this hash."""
+    """Returns the 64-bit BLAKE2b hash of the id; indexes identify documents by this hash."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest(), "little")
 
 

@@ -1,7 +1,8 @@
 """Splits documents into records and joins them again.
 
-A document is split at utterance boundaries into records of at most `limit` tokens. A longer utterance
-becomes a *run* of records: first its text in pieces, then its audio in pieces.
+A document is split at utterance boundaries into records of at most `limit` tokens. A longer
+utterance is stored in several consecutive records: first pieces of its text, then pieces of its
+audio.
 """
 
 from collections.abc import Sequence
@@ -24,21 +25,22 @@ def split_document(
 ) -> list[RecordData]:
     """Splits a document into records of at most `limit` tokens.
 
-    Markers count as tokens for whole utterances but not for pieces.
+    The four markers of a whole utterance count toward `limit`; those of pieces, BOS and EOS do not.
 
     Args:
       document_id: id of the document, unique in its data set.
       utterances: utterances in order; all have text and audio, or there is one without audio.
       layout: the vocabulary layout, which defines the number of codebooks per frame.
-      limit: maximum tokens per record; an audio record has at least one frame even if that is more.
+      limit: maximum tokens per record; a piece of audio has at least one frame, even if a frame has
+        more tokens than `limit`.
 
     Returns:
-      At least one record; `first` is set on the first record and `last` on the last one. The text
-      of an utterance in pieces is split in proportion to its ids, so a piece may start inside a
-      word; join the pieces before using the text.
+      At least one record; `first` is set on the first record and `last` on the last one. If the
+      text of an utterance is split, the string is divided in proportion to the ids, so a piece may
+      start inside a word; join the pieces before using the text.
 
     Raises:
-      UserError: if there is no utterance, or text-only utterances are mixed with speech.
+      UserError: if there is no utterance, or one of several utterances has no audio.
     """
     speech = [len(utterance.codes) > 0 for utterance in utterances]
     if not utterances or any(speech) != all(speech) or (len(utterances) > 1 and not speech[0]):
@@ -114,8 +116,8 @@ def join_records(records: Sequence[RecordData]) -> list[Utterance]:
             texts += record.utterances
         else:
             audio += [utterance.codes for utterance in record.utterances]
-        # A run ends with the record that closes its audio; a text document ends with its last
-        # record.
+        # An utterance in pieces ends with the record that closes its audio; a text document ends
+        # with its last record.
         if texts and ((record.part == "audio" and record.closes) or (record.last and not audio)):
             utterances.append(
                 Utterance(

@@ -17,8 +17,8 @@ def refuse_url(location: Location, what: str) -> None:
     """Raises UserError if a location is a URL; an example of `what` is "soda tokenize writes"."""
     if is_url(location):
         raise UserError(
-            f"{location} is a URL: {what} a local folder; pass a path, or mount the URL and pass the "
-            "path of the mount"
+            f"{location} is a URL: {what} a local folder; pass a path, or mount the store and pass "
+            "the path of the mount"
         )
 
 

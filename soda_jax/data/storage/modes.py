@@ -3,7 +3,7 @@
 | mode | how the shards are read | suited to |
 |---|---|---|
 | direct | with ArrayRecord's reader | local and mounted folders |
-| stage | after a copy of each shard to `cache_dir` | a data set that fits on a disk of each host |
+| stage | from a copy of each shard in `cache_dir` | a data set that fits on a disk of each host |
 | range | one small request per record, `read_concurrency` at a time | `gs://` and other URLs |
 | auto | direct for a path, range for a URL | |
 """
@@ -93,7 +93,7 @@ class Storage:
     def open(
         self, name: str, directory: Location, split: str, shards: Sequence[ShardInfo]
     ) -> tuple[Shards, list[ShardIndex]]:
-        """Opens the shards of a split and reads their indexes; the mode `stage` copies them first.
+        """Opens the shards of a split and reads their indexes; `stage` first copies the shards.
 
         Args:
           name: name of the source, for messages.
@@ -113,8 +113,8 @@ class Storage:
             if is_url(directory):
                 raise UserError(
                     f"source {name}: {directory} is a URL and cannot be read with "
-                    "data.storage=direct; choose range (small reads), stage (a copy on a local disk), "
-                    "or mount it and set the path of the mount"
+                    "data.storage=direct; choose range (small reads) or stage (a copy on a local "
+                    "disk), or mount the store and set the path of the mount"
                 )
             folder = Path(directory) / split
             return DirectShards(folder, shards, self._readers), _read_indexes(folder, shards)

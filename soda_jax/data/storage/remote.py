@@ -60,8 +60,8 @@ class Read:
           ShortReadError: if the file ends before the last byte of the range.
           StoreError: if the store refused the read or every attempt failed.
 
-        If the process exits during the wait, TensorStore aborts it. Do not call this in a daemon
-        thread.
+        Do not call this in a daemon thread: if the interpreter exits during the wait, TensorStore
+        aborts the process.
         """
         try:
             found = self._wait()
@@ -104,10 +104,10 @@ class RemoteFiles:
 
     @property
     def repeated_reads(self) -> int:
-        """Number of requests that this process has retried since the first read of this object.
+        """Number of retries in this process since the first read through this object.
 
-        TensorStore counts the retries for `gs://` and `s3://` in the whole process, including
-        retries for checkpoints.
+        TensorStore counts the retries of `gs://` and `s3://` requests in the whole process,
+        including those for checkpoints.
         """
         return _count_repeats() - self._repeated_before if self._context is not None else 0
 
@@ -219,7 +219,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _store_error(error: Exception, what: str) -> StoreError:
-    """Converts an exception of TensorStore: a ValueError whose message starts with the status code."""
+    """Converts TensorStore's exception, a ValueError whose message starts with the status code."""
     reason = _one_line(error) or type(error).__name__
     if reason.startswith("OUT_OF_RANGE"):
         return ShortReadError(f"{what}: the file is too short ({reason})")
@@ -232,7 +232,7 @@ def _store_error(error: Exception, what: str) -> StoreError:
 
 
 def _count_repeats() -> int:
-    """Returns the number of requests that TensorStore has retried in this process."""
+    """Returns the number of retries that TensorStore has counted in this process."""
     import tensorstore as ts
 
     metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")

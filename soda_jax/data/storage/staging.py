@@ -114,7 +114,7 @@ class _Stager:
             ) from None
 
     def _copy(self, file: StagedFile) -> None:
-        """Downloads a file, verifies its checksum and renames it; tries twice."""
+        """Downloads a file, verifies its checksum and renames it; makes at most two attempts."""
         partial = file.target.with_name(f".{file.target.name}.partial")
         try:
             for _ in range(2):

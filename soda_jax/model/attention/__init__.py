@@ -11,7 +11,7 @@ from soda_jax.registry import ATTENTION_BACKENDS
 
 __all__ = ["BACKENDS", "attend", "backend_for", "packed_attention", "packed_mask"]
 
-# Built-in backends by platform; "auto" selects the first. Backends of plugins run on any platform.
+# Built-in backends by platform; "auto" selects the first. Backends of plugins are not checked.
 BACKENDS = {"cpu": ("xla",), "gpu": ("triton", "mosaic", "xla"), "tpu": ("splash", "xla")}
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -48,7 +48,7 @@ def backend_for(name: str, platform: str) -> str:
     """Returns the backend that `model.attention = name` selects on a platform.
 
     Raises:
-      UserError: for a name that is not registered, or a built-in backend that does not run there.
+      UserError: for a name that is not registered, or a built-in backend of another platform.
     """
     here = BACKENDS.get(platform, ("xla",))
     if name == "auto":

@@ -17,7 +17,7 @@ from soda_jax.errors import UserError
 from soda_jax.model.attention.parts import run_on_parts
 from soda_jax.model.placement import Placement
 
-MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # names in tokamax; REFERENCE is for tests
+MOSAIC, REFERENCE = "mosaic_gpu", "xla"  # tokamax implementations; REFERENCE is for tests
 
 
 def ranged_attention(
@@ -46,7 +46,7 @@ def ranged_attention(
 
 
 def key_ranges(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns first key and last key + 1 of each query, both int32 `[batch, sequence]`."""
+    """Returns the first key and the last key + 1 of each query, both int32 `[batch, sequence]`."""
     positions = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     positions = jnp.broadcast_to(positions, segment_ids.shape)
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))

@@ -8,7 +8,7 @@ from soda_jax.model.placement import Axes, Placement
 
 
 def splits_heads(placement: Placement, query: jax.Array, key: jax.Array) -> bool:
-    """Returns whether each device can have the kv heads of its query heads if heads are split."""
+    """Returns whether query heads and kv heads can be split by the same factor."""
     heads, groups = query.shape[2], key.shape[2]
     return placement.ways("kv_heads", groups) == placement.ways("heads", heads)
 
@@ -36,7 +36,7 @@ def run_on_parts(
       placement: sharding of the arrays.
       arrays: query, key, value and further arguments of the kernel.
       others: logical axes of the further arguments.
-      sequence: logical axis that splits the queries along the sequence; None to leave them whole.
+      sequence: logical axis of the query's sequence dimension; None if it is not split.
     """
     axes = (*array_axes(placement, arrays[0], arrays[1], sequence), *others)
     shardings = [placement.sharding(a, x.shape) for a, x in zip(axes, arrays, strict=True)]

@@ -1,4 +1,4 @@
-"""Attention in plain array operations, the reference implementation and the CPU backend."""
+"""Attention in plain array operations: the reference implementation and the default on CPUs."""
 
 import jax
 import jax.numpy as jnp

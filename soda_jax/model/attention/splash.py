@@ -75,7 +75,8 @@ def _block(length: int, shards: int) -> int:
     if not block:
         raise UserError(
             f"model.attention = splash: data.sequence_length {length} over {shards} devices is {part}, "
-            f"not a multiple of {LANES}; change it, or mesh.sequence, or set --config.model.attention=xla"
+            f"not a multiple of {LANES}; change data.sequence_length or mesh.sequence, or set "
+            "--config.model.attention=xla"
         )
     return block
 

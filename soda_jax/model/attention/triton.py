@@ -31,7 +31,7 @@ def triton_attention(
       interpret: run the kernel in Pallas interpret mode, on any platform, for tests.
 
     Raises:
-      UserError: if the sequence is not a multiple of 64, or is split over devices.
+      UserError: if the length of the sequence is not a multiple of 64, or it is split over devices.
     """
     length = segment_ids.shape[1]
     if placement.ways("sequence", length) > 1:
