@@ -26,12 +26,10 @@ SHAPE = {
 
 
 @pytest.fixture(autouse=True, scope="package")
-def exact_and_soon() -> Iterator[None]:
-    """f32 products are f32 products, on any backend; programs this small need no optimization."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def full_precision() -> Iterator[None]:
+    """Computes products of f32 in f32 on any backend."""
     with jax.default_matmul_precision("highest"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random_params(model: ModelFunctions, seed: int = 0) -> dict:

@@ -186,7 +186,7 @@ def test_codes_that_cannot_be_decoded_are_rejected_with_their_index(codec):
     with pytest.raises(ValueError, match=r"codes\[17, 1\] = 12 is outside codebook 1 \(0–11\)"):
         codec.decode([codes])
     for bad in (np.zeros((4, 4), int), np.zeros(4, int), np.zeros((4, 0), int), np.zeros((4, 3))):
-        with pytest.raises(ValueError, match="codes have"):
+        with pytest.raises(ValueError, match=r"codes (are|have)"):
             codec.decode([bad])
     with pytest.raises(ValueError, match="not mono"):
         codec.encode([np.zeros((100, 2), np.float32)])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from convert_toys import write_run
-from toys import exact_and_soon  # noqa: F401, a fixture
+from toys import full_precision  # noqa: F401, a fixture
 
 from soda_jax.convert.to_hf import to_huggingface
 

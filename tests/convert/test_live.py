@@ -49,7 +49,6 @@ def test_weights_of_two_processes_are_the_parameters_in_both():
     paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
     environment = {
         "PYTHONPATH": paths,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": xla_flags(2),
     }
     codes, output = run_two(TWO, environment=environment, timeout=120)

@@ -40,15 +40,13 @@ def test_the_import_diagram_in_the_docs_is_that_of_the_code():
 
 
 @pytest.fixture
-def quick_compilation():
-    """Compiles programs without optimization."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def compilation_cache():
+    """Disables the compilation cache, which `train` enables, for the tests of other packages."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
 
 
-def test_invariant_7_loss_curve_is_the_golden_one(quick_compilation):
+def test_invariant_7_loss_curve_is_the_golden_one(compilation_cache):
     golden = json.loads(regenerate.CURVE.read_text("utf-8"))
     found = regenerate.loss_curve()
     assert found.keys() == golden.keys() and len(golden) == 6

@@ -1,3 +1,3 @@
 """Exact matrix products, which the equalities need, and quick compilation."""
 
-from toys import exact_and_soon  # noqa: F401, a fixture
+from toys import full_precision  # noqa: F401, a fixture

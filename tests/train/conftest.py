@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 from run_toys import Watcher
-from toys import exact_and_soon, random_params  # noqa: F401, a fixture
+from toys import full_precision, random_params  # noqa: F401, a fixture
 from train_toys import make_model, tiny_config, write_datasets
 
 from soda_jax.model import ModelFunctions

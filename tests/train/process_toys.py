@@ -21,7 +21,6 @@ def environment_of_two() -> dict[str, str]:
     here = Path(__file__).parent
     return {
         "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1]))),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": xla_flags(4),
     }
 

@@ -60,7 +60,7 @@ def launch(datasets, tmp_path):
     started = []
 
     def start(workdir, **environment):
-        environment = {"PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment}
+        environment = {"PYTHONPATH": paths, **environment}
         environment = {**os.environ, "XLA_FLAGS": xla_flags(1), **environment}
         command = [ROOT / "launch/local.sh", "--processes=2", "--devices_per_process=2", "--"]
         command += [sys.executable, "-c", SODA, "train", f"--config={config}"]

@@ -56,7 +56,7 @@ def environment():
     """Variables for a process that compiles as quickly as the tests do."""
     here = Path(__file__).parent
     paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
-    return {**os.environ, "PYTHONPATH": paths, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**os.environ, "PYTHONPATH": paths}
 
 
 def test_invariant_8_sigterm_to_soda_train_saves_and_exits_with_75(datasets, tmp_path, environment):
