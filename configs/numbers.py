@@ -40,7 +40,7 @@ def get_config():
             "speak": base.source("numbers/speech", 0.42, order="text_first"),
             "listen": base.source("numbers/speech", 0.15, order="audio_first"),
             # Text and semantic tokens only. An utterance has 25 tokens instead of 125, so the model
-            # learns the next word in far fewer steps than from whole frames.
+            # learns to predict the next word in far fewer steps than from whole frames.
             "semantic": base.source("numbers/speech", 0.40, codebooks=1),
             "text": base.source("numbers/text", 0.03, order="text_first", composition="text"),
         }

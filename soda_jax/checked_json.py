@@ -1,4 +1,4 @@
-"""Reads and writes JSON files with a SHA-256 of their own bytes, to detect every changed byte.
+"""Writes and parses JSON files with a SHA-256 of their own bytes, to detect every changed byte.
 
 The last entry of the object is `"sha256"`. The hash is computed over the bytes of the file with 64
 zeros instead of the hash. Changes of whitespace or of the order of keys are therefore detected.

@@ -1,4 +1,4 @@
-"""Makes the plan in two passes over the corpus.
+"""Makes the plan of a tokenization job in two passes over the corpus.
 
 The first pass computes the expected work of each document; the second writes the documents of each
 shard into the plan.
@@ -174,8 +174,8 @@ class Admission:
         """Yields the same documents as `first_pass`, and a rejected row for each repeated document.
 
         Exact repeats have the reason `duplicate` and are counted as `repeated_in_input`. In a text
-        corpus, they are only counted, because repeats are common: a text without an id is named
-        after its content.
+        corpus, they are only counted, because repeats are common: the id of a text without one is a
+        hash of its content.
         """
         firsts: dict[int, tuple[bytes, str]] = {}
         for item in self._reader.read(self._inputs):

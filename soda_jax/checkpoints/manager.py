@@ -76,7 +76,9 @@ class Checkpointer:
             with folder.reaching(self.directory):
                 self._manager = _open(self.directory)
         except OSError as error:
-            raise UserError(f"{self.directory}: cannot be opened ({error}); use another") from None
+            raise UserError(
+                f"{self.directory}: cannot be opened ({error}); use another folder"
+            ) from None
 
     def due(self, step: int) -> bool:
         """Returns whether `maybe_save` saves after `step` optimizer steps without `force`."""
@@ -103,7 +105,7 @@ class Checkpointer:
 
         Args:
           step: optimizer steps done.
-          state: tree of jax arrays. The parameters, under its key `params`, are stored separately from
+          state: tree of jax arrays. The parameters (key `params`) are stored separately from
             the rest (optimizer state, counters).
           metadata: a JSON object, or a function that returns one; called only if a save starts.
           force: save now, unless this step was just saved or restored.
@@ -132,9 +134,8 @@ class Checkpointer:
         content = metadata() if callable(metadata) else metadata
         items[METADATA] = ocp.args.JsonSave({**content, "format_version": FORMAT_VERSION})
         try:
-            if (
-                step in self._manager.all_steps()
-            ):  # an invalid step; for a valid one _check_not_newer raises
+            # Only an invalid step can exist here; for a valid one `_check_not_newer` raises.
+            if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except OSError as error:
@@ -164,7 +165,7 @@ class Checkpointer:
         if newest is not None:
             raise UserError(
                 f"{self.directory} contains checkpoint {newest}, but this run is at step {step}; "
-                "continue from the newest one, move the newer ones away, or use another folder"
+                "resume from the newest one, move the newer ones away, or use another folder"
             )
         self._checked_newer = True
 

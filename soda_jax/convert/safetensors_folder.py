@@ -1,4 +1,4 @@
-"""Reads a folder of safetensors by tensor or by rows, and writes it file by file."""
+"""Reads tensors or rows from a folder of safetensors, and writes such a folder file by file."""
 
 import json
 import math
@@ -74,7 +74,7 @@ class TensorFolder:
         listed: dict[str, str] = {}
         if single.is_file():
             if index.is_file():
-                print(f"{single} is read; {INDEX} is ignored, as by Transformers", file=sys.stderr)
+                print(f"reading {single}; {INDEX} is ignored, as in Transformers", file=sys.stderr)
         elif index.is_file():
             listed = _read_index(index)
         else:
@@ -105,7 +105,7 @@ class TensorFolder:
             if found.shape != tuple(shape):
                 raise UserError(
                     f"{found.file}: {name} has shape {list(found.shape)}, config.json gives "
-                    f"{list(shape)}; take the config.json of these weights"
+                    f"{list(shape)}; use the config.json that belongs to these weights"
                 )
         for name, tensor in self.tensors.items():
             if name not in expected:

@@ -144,9 +144,9 @@ def _batches(windows: Windows, stride: int) -> int:
 def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (previous, target) ids `[2, targets]` and a held-back mask of every `stride`-th batch.
 
-    The last tenth of each view is held back. With both orders of text and audio, this is the same
-    tenth of the documents in both views, so no document is counted in one and held back in the
-    other.
+    The last tenth of each view is held back. If a source has two views, one for each order of text
+    and audio, this is the same tenth of the documents in both, so no document is counted in one
+    view and held back in the other.
     """
     for dataset in windows.datasets.values():
         source, count = dataset.sources[0], dataset.windows or 0
@@ -178,7 +178,7 @@ def _count(layout: VocabularyLayout, stream: np.ndarray) -> _Counts:
 
 
 def _groups(layout: VocabularyLayout, counts: _Counts, previous: np.ndarray) -> np.ndarray:
-    """Returns the group number of each context; a group has the same class and ⌊log2 count⌋."""
+    """Returns the group number of a context; contexts in a group share class and ⌊log2 count⌋."""
     count = counts.contexts[previous]
     bucket = np.minimum(np.log2(np.maximum(count, 1)).astype(np.int64), _BUCKETS - 1)
     classes = np.where(count > 0, layout.class_of_id[previous], len(layout.class_names))

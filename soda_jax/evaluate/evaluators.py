@@ -1,7 +1,7 @@
 """`soda evaluate`: scores a checkpoint with registered evaluators.
 
-An evaluator is a function from an `EvaluationContext` to JSON-able scores. It is registered under a
-name for `soda evaluate --tasks`. The context loads model and data on first use.
+An evaluator is a function from an `EvaluationContext` to JSON-serializable scores. It is registered
+under a name for `soda evaluate --tasks`. The context loads model and data on first use.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class EvaluationOptions:
             EVALUATORS.get(task, "tasks")
         if self.limit < 0 or not self.max_seconds > 0:
             raise UserError(
-                f"limit {self.limit} must be at least 0, max_seconds {self.max_seconds} must be above 0"
+                f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} above 0"
             )
 
 
@@ -123,7 +123,7 @@ class EvaluationContext:
 
     @cached_property
     def held_out(self) -> list[HeldOutUtterance]:
-        """The held-out utterances, at most `options.limit`."""
+        """The first `options.limit` held-out utterances; all if the limit is 0."""
         return held_out_utterances(self.data, self.options.limit)
 
 
@@ -197,7 +197,8 @@ def evaluate(
     """Scores a checkpoint on the validation splits of its training data.
 
     Returns:
-      a JSON-able dict with format_version, step, sequence_length, tasks, and the scores by task.
+      a JSON-serializable dict with format_version, step, sequence_length, tasks, and the scores by
+      task.
 
     Raises:
       UserError: if checkpoint or data cannot be used, or a package is missing.

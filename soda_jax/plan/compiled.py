@@ -65,8 +65,8 @@ class Step:
       costs: FLOPs, memory traffic and collectives.
       source: how the numbers were obtained.
       compile_seconds: duration of the compilation; 0 for an estimate.
-      xla_flops, xla_bytes: FLOPs and bytes by XLA's cost analysis, which counts each loop body
-        once; 0 for an estimate.
+      xla_flops, xla_bytes: FLOPs and bytes according to XLA's cost analysis, which counts each loop
+        body once; 0 for an estimate.
     """
 
     memory: Memory

@@ -99,7 +99,7 @@ def parse_module(text: str) -> Module:
             if head := _HEAD.match(line):
                 current = computations.setdefault(head[2], {})
                 entry = head[2] if head[1] else entry
-        elif line.rstrip() == "}":  # in column 0: attributes may span several lines
+        elif line.rstrip() == "}":  # an indented "}" ends an attribute of several lines
             current = None
         elif found := _LINE.match(line):
             instruction = _instruction(found[2], found[3], bool(found[1]))
@@ -182,7 +182,7 @@ def product_flops(line: Instruction, lines: Mapping[str, Instruction]) -> int:
 
 
 def _windows(text: str, count: int) -> list[tuple[int, ...]]:
-    """Returns (size, stride, padding before, base dilation, window dilation) of each spatial dimension."""
+    """Returns (size, stride, low padding, base dilation, window dilation) per spatial dimension."""
     found = re.search(r"window=\{([^}]*)\}", text)
     fields = dict(part.split("=") for part in found[1].split()) if found else {}
     defaults = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
@@ -197,7 +197,7 @@ def _windows(text: str, count: int) -> list[tuple[int, ...]]:
 def _window_pairs(
     length: int, out: int, size: int, stride: int, before: int, base: int, dilation: int
 ) -> int:
-    """Returns the number of (output, window) positions that read an input and not padding."""
+    """Returns the number of (output, window) positions that read an input element, not padding."""
     if size == 1 and stride == 1 and before == 0 and base == 1:
         return min(out, length)
     pairs, last = 0, (length - 1) * base

@@ -140,7 +140,7 @@ class JsonTokenizer:
         """
         utf8(text)
         ids = None
-        with contextlib.suppress(Exception):  # raised if the vocabulary has no unknown piece
+        with contextlib.suppress(Exception):  # raised if the vocabulary has no unknown token
             ids = np.array(self._plain.encode(text, add_special_tokens=False).ids, np.int32)
         self._coverage.check(text, ids)
         assert ids is not None
@@ -169,8 +169,8 @@ def _unknown_ids(model: dict[str, Any]) -> set[int]:
 def _without_pieces(model: dict[str, Any], ids: set[int], secret: str) -> dict[str, Any]:
     """Returns the model with the pieces `ids` renamed to strings that no text contains.
 
-    Merges of these pieces are removed. SentencePiece vocabularies contain `<s>` and `</s>` as
-    ordinary pieces, which would otherwise match the same characters in a text.
+    Merges that use or produce these pieces are removed. SentencePiece vocabularies contain `<s>`
+    and `</s>` as ordinary pieces, which would otherwise match the same characters in a text.
     """
     vocabulary = model["vocab"]
     is_dict = isinstance(vocabulary, dict)

@@ -24,7 +24,7 @@ from soda_jax.train.wandb import package as wandb_package
 from soda_jax.train.watchdog import FIRST_STEP, Watchdog
 
 DONE = 0
-# EX_TEMPFAIL in sysexits.h: the launch scripts restart a run that exits with this status.
+# EX_TEMPFAIL in sysexits.h: the launch scripts for clusters restart a run with this exit status.
 PREEMPTED = 75
 
 
@@ -53,8 +53,8 @@ def train(
       `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM and a final checkpoint.
 
     Raises:
-      UserError: for an invalid config, invalid data or checkpoints, and if too many updates in a row were
-        skipped.
+      UserError: if the config, the data or a checkpoint is invalid, or too many updates in a
+        row were skipped.
     """
     config, workdir = run_config(config), folder.local_workdir(workdir)
     use_compilation_cache()

@@ -174,7 +174,7 @@ def _samples_end(
     Args:
       first: offset of the first sample byte.
       declared: number of sample bytes according to the header.
-      unknown: `declared` is a placeholder if it exceeds the file and is at least `unknown`.
+      unknown: `declared` is a placeholder if it is at least `unknown` and exceeds the bytes left.
       size: size of the file in bytes.
       end: offset of the end according to the outermost size in the header.
       following: returns the offset after the chunks at an offset, or None if other bytes follow.

@@ -25,8 +25,8 @@ from soda_jax.data.format.records import (
 from soda_jax.tokens.documents import View
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
-# Offsets of the markers in the pool. text_start occurs twice, so that the two markers between text
-# and audio are adjacent in the pool for both orders.
+# Offsets of the markers in the pool, and their number. text_start occurs twice, so that the two
+# markers between text and audio are adjacent in the pool for both orders.
 _BOS, _EOS, _TEXT_START, _TEXT_END, _AUDIO_START, _AUDIO_END, _TEXT_START_AGAIN, _MARKERS = range(8)
 
 
