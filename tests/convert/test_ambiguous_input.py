@@ -143,7 +143,7 @@ def test_a_single_file_overrides_the_index_of_older_shards(run, folder, tmp_path
     save_file(tensors, folder / "model.safetensors")
     from_huggingface(folder, tmp_path / "work", codebook_sizes=CODEBOOKS)
     same(weights_of(run)[0], weights_of(tmp_path / "work")[0])
-    assert "model.safetensors.index.json is ignored, as by Transformers" in capsys.readouterr().err
+    assert "model.safetensors.index.json is ignored, as in Transformers" in capsys.readouterr().err
     for file in folder.glob("model-*"):
         file.unlink()
     from_huggingface(folder, tmp_path / "again", codebook_sizes=CODEBOOKS)
