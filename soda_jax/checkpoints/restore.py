@@ -55,7 +55,7 @@ class CheckpointReader:
         """
         self.directory = folder.opened(directory)
         self.rejected: dict[int, str] = {}
-        self._verified: dict[int, bool] = {}  # step -> whether all files were verified
+        self._verified: dict[int, bool] = {}  # step -> False: parameters and metadata only
 
     def steps(self) -> list[int]:
         """Returns the committed steps in ascending order; the steps are not verified."""
@@ -86,9 +86,8 @@ class CheckpointReader:
     ) -> RestoreReport:
         """Returns the newest valid step, or `step` if it is valid; chosen by process 0.
 
-        A `CheckpointReader` verifies the files of each step once, against the digest.
-        An invalid step is reported on stderr,
-        and the next older step is tried.
+        A `CheckpointReader` verifies the files of each step once, against the digest. An invalid
+        step is reported on stderr, and the next older step is tried.
 
         Args:
           step: the only step to consider; None for all, newest first.

@@ -30,7 +30,7 @@ from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 FILE = "tokenizer.json"
 FIRST_CHARACTER = 0xE000
 _END_OF_UNICODE = 0x110000
-# Texts that are encoded for comparison; they contain no character that stands for an audio id.
+# Texts that are encoded for comparison; they contain no character of an audio id.
 PROBES = ("a", "Hello there, 12 tokens", "  two  spaces,\n a line\t", "Zwölf 漢字 и مرحبا हिन्दी")
 
 

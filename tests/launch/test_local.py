@@ -105,11 +105,11 @@ def test_a_process_that_fails_takes_the_others_along(tmp_path):
     program = program.replace("while True:", fails)
     begun = time.monotonic()
     running = start(tmp_path, program, "--grace=1", processes=3)
-    out, told = running.communicate(timeout=30)
+    out, errors = running.communicate(timeout=30)
     assert running.returncode == 7
     assert time.monotonic() - begun < 20
     assert set(out.splitlines()) == {"[0] TERM", "[2] TERM"}
-    assert told == "local.sh: a process ended with status 7: stopping the other processes\n"
+    assert errors == "local.sh: a process ended with status 7: stopping the other processes\n"
 
 
 def test_what_a_killed_process_has_started_ends_with_it(tmp_path):
