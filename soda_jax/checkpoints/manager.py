@@ -23,6 +23,10 @@ from soda_jax.parallel import hosts
 # Interval in steps at which process 0 of a multi-process run checks its clock and broadcasts the
 # result.
 _CHECK_CLOCK_EVERY_STEPS = 10
+# Arrays that are replicated on several devices are written by all of them, one slice each, if the
+# slices have at least this size. Each slice of a small array costs more than it saves: it is one
+# more operation on a device, compiled at the first save.
+_MIN_SLICE_BYTES = 1 << 20
 
 
 class Checkpointer:
@@ -262,14 +266,18 @@ _DROP_ORBAX_ERRORS = _DropOrbaxErrors()
 
 
 def _open(directory: Any) -> Any:
+    import jax
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(_DROP_ORBAX_ERRORS)
     # Compression is off: it hardly reduces the size of weights and moments, and makes saves and
     # restores a few times slower on a small machine (benchmarks/checkpoint.py measures both).
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     registry = ocp.DefaultCheckpointHandlerRegistry()
     for item in (PARAMS, TRAINING):
-        registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
+        registry.add(item, ocp.args.PyTreeSave, handler)
     registry.add(METADATA, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None, cleanup_tmp_directories=True, save_root_metadata=False

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from soda_jax.checkpoints import Checkpointer, CheckpointReader, chunks
+from soda_jax.checkpoints import Checkpointer, CheckpointReader, chunks, manager
 from soda_jax.parallel import mesh, rules
 
 AXES = {
@@ -65,6 +65,7 @@ def test_a_chunk_holds_one_layer_and_any_mesh_restores_every_bit(tmp_path, axes,
         here = leaf.sharding.shard_shape(leaf.shape)
         # Devices that hold the same share the writing of it among them.
         copies = len(devices) * math.prod(here) // leaf.size
+        small = 4 * math.prod(here) // copies < manager._MIN_SLICE_BYTES
         if name in ("gate", "query"):
             # Never less than one layer of what a device writes, though that is above the limit.
             assert shapes[name][0] == 1, name
@@ -72,7 +73,7 @@ def test_a_chunk_holds_one_layer_and_any_mesh_restores_every_bit(tmp_path, axes,
         elif name == "table":
             assert 4 * math.prod(shapes[name]) <= MIB
         else:
-            assert math.prod(shapes[name]) * copies == math.prod(here), name
+            assert math.prod(shapes[name]) * (1 if small else copies) == math.prod(here), name
 
     for other in ({"fsdp": 4}, {"data": 2, "tensor": 4}, {"data": 1}):
         target = mesh.make_mesh(other, jax.devices()[-math.prod(other.values()) :])
@@ -96,3 +97,26 @@ def test_the_limit_is_on_what_a_device_holds(tmp_path, monkeypatch):
         checkpointer.maybe_save(1, {"params": whole}, {})
     # 12 MiB over eight devices.
     assert chunk_shapes(tmp_path, 1)["gate"] == (6, 128, 512)
+
+
+def test_saving_small_replicated_arrays_compiles_nothing(tmp_path, monkeypatch):
+    where = rules.replicated(mesh.make_mesh({"data": 8}))
+    small = {"params": {f"w{n}": jax.device_put(np.ones((8, 8 * n)), where) for n in range(1, 9)}}
+    compiled = []
+
+    def listen(event, duration, **_):
+        compiled.append(event) if event.endswith("backend_compile_duration") else None
+
+    def count(folder) -> int:
+        with Checkpointer(folder, every_steps=1) as checkpointer:
+            compiled.clear()
+            checkpointer.maybe_save(1, small, {})
+            return len(compiled)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert count(tmp_path / "whole") == 0
+        monkeypatch.setattr(manager, "_MIN_SLICE_BYTES", 0)
+        assert count(tmp_path / "sliced") > 0  # the listener sees what the limit prevents
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
