@@ -5,7 +5,6 @@ with TensorStore. `new_step` lets Orbax save a tree of the same structure with o
 that Orbax writes all metadata files, and then replaces each array with one of the full size.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from soda_jax.files import to_disk
 _CACHE_BYTES = 64 << 20
 # OCDBT collects data up to this size before it writes a file.
 _FILE_BYTES = 64 << 20
-_TREE = "_METADATA"
 
 Shape = tuple[int, ...]
 Index = int | slice
@@ -116,14 +114,6 @@ def new_step(
         stores[name][index].write(values).result()
 
     yield write
-    # Write the full shapes to Orbax's metadata file.
-    about = json.loads((item / _TREE).read_text())
-    for leaf in about["tree_metadata"].values():
-        name = "/".join(part["key"] for part in leaf["key_metadata"])
-        leaf["value_metadata"]["write_shape"] = list(arrays[name][0])
-    (item / _TREE).write_text(json.dumps(about))
-    # This folder contains the one-element shapes too; Orbax does not need it to restore.
-    (item / "array_metadatas").rmtree()
     to_disk(path)
     digest.write_digest(path)
 
