@@ -31,7 +31,7 @@ def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[s
     windows.loss_mask[:, :-1] = 1
     batch = {
         name: jax.device_put(array, rules.batch_sharding(program.mesh, array.shape))
-        for name, array in windows._asdict().items()
+        for name, array in windows.arrays().items()
     }
     return program, batch
 

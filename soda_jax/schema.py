@@ -77,6 +77,16 @@ class ModelConfig:
         "attention backend: auto (platform default), xla (no custom kernel), or a registered name",
     )
     unroll: int = setting(1, "layers per iteration of the scan over layers", minimum=1)
+    head: str = setting(
+        "full",
+        "ids over which a target is normalized: full = all; legal = those that can come next",
+        choices=("full", "legal"),
+    )
+    full_every: int = setting(
+        0,
+        "with head = legal, distance of the positions with the term -log P(legal ids); 0 = none",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the sampled speech (%(default)s)"
     )
+    parser.add_argument(
+        "--head",
+        default="",
+        choices=("full", "legal"),
+        help="ids over which the loss is normalized: all, or those that can come next (default: as "
+        "in training)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     tasks = split_names(args.tasks)
     options = EvaluationOptions(
-        tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed
-    )
+        tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,
+        args.head,
+    )  # fmt: skip
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)
     print(text_report(evaluation))

@@ -7,8 +7,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from soda_jax.data import config as data_config
 from soda_jax.data.format.manifest import Manifest
+from soda_jax.data.legal import window_sets
 from soda_jax.data.mixture import InOrder, Mixture, normalized_weights
 from soda_jax.data.source import Source
 from soda_jax.data.split import Split
@@ -53,11 +56,20 @@ class Dataset:
       digest: a hash of the data and the settings that determine the windows, except `one_pass`; 64
         hexadecimal digits.
       storage: reads the shards; does not affect the windows.
+      legal_sets: whether batches have `legal_set` and `full_offset`.
     """
 
-    def __init__(self, config: DataConfig, split: str, *, one_pass: bool, shorten: bool = False):
+    def __init__(
+        self,
+        config: DataConfig,
+        split: str,
+        *,
+        one_pass: bool,
+        shorten: bool = False,
+        legal_sets: bool = False,
+    ):
         """Opens the data sets; see `make_dataset` for the arguments."""
-        self.split = split
+        self.split, self.legal_sets = split, legal_sets
         self.weights = normalized_weights({n: s.weight for n, s in config.sources.items()})
         self.source_names: tuple[str, ...] = tuple(config.sources)
         self.config, manifests = _pin_generations(config)
@@ -120,7 +132,7 @@ class Dataset:
           StoreError: if a remote store cannot be read, for any value of `on_corrupt_record`.
         """
         length = self.sequence_length
-        batch = empty_batch(len(rows), length)
+        batch = empty_batch(len(rows), length, self.legal_sets)
         windows = [self.locate(k + offset) for offset in rows]
         prefetched = [
             self.sources[number].prefetch(window * length, (window + 1) * length)
@@ -133,6 +145,11 @@ class Dataset:
                 holes = self.sources[number].read(window * length, batch.tokens[row])
                 batch.source[row] = number
                 annotate(batch, row, self.layout, holes)
+                if batch.legal_set is not None:
+                    source, tokens = self.sources[number], batch.tokens[row]
+                    window_sets(source, window * length, tokens, holes, batch.legal_set[row])
+        if batch.full_offset is not None:
+            batch.full_offset[:] = _hashes(self.config.seed, k + np.array(rows))
         del prefetched  # referenced until here, so that the records stay in memory
         return batch
 
@@ -186,6 +203,7 @@ def make_dataset(
     *,
     one_pass: bool = False,
     shorten: bool = False,
+    legal_sets: bool = False,
 ) -> Dataset:
     """Opens the data sets of a config.
 
@@ -196,12 +214,14 @@ def make_dataset(
         of every source once, in stored order, for evaluation.
       shorten: reduce the sequence length to the length of the shortest source instead of raising an
         error.
+      legal_sets: whether batches have `legal_set` and `full_offset`, see `Batch`.
 
     Raises:
       UserError: if the config, a weight, a manifest or an index is invalid, sources differ in
         tokenizer, codec or layout, or a source is shorter than one window.
     """
-    return Dataset(parse(DataConfig, config, "data"), split, one_pass=one_pass, shorten=shorten)
+    settings = parse(DataConfig, config, "data")
+    return Dataset(settings, split, one_pass=one_pass, shorten=shorten, legal_sets=legal_sets)
 
 
 def open_splits(
@@ -248,6 +268,19 @@ def documents(splits: Sequence[Split]) -> Iterator[Document]:
                 if shared:
                     yielded.add(identity)
                 yield Document(split.name, *document)
+
+
+def _hashes(seed: int, windows: np.ndarray) -> np.ndarray:
+    """Returns a pseudo-random number for each window of the stream, int32 ≥ 0 `[windows]`.
+
+    The mixing function is that of SplitMix64 (Steele et al., 2014, doi:10.1145/2660193.2660195).
+    """
+    with np.errstate(over="ignore"):
+        x = windows.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+        x += np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return ((x ^ (x >> np.uint64(31))) >> np.uint64(33)).astype(np.int32)
 
 
 def _pin_generations(config: DataConfig) -> tuple[DataConfig, dict[str, Manifest]]:

@@ -55,7 +55,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         self._next += self._batch_size
 
     def _load(self, k: int) -> dict[str, np.ndarray]:
-        return self._dataset.batch(k, self._rows)._asdict()
+        return self._dataset.batch(k, self._rows).arrays()
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Returns the fields of the next `windows.Batch` by name, with the rows of this process.

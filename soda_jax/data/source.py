@@ -1,13 +1,16 @@
 """Reads a source, which is a split of a data set rendered under views and cut into windows."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from soda_jax.data.format.records import FIRST, LAST, OPENS, TEXT, DamagedRecordError, read_header
 from soda_jax.data.format.rendering import Renderer
+from soda_jax.data.legal import Prefixes
 from soda_jax.data.split import Split
 from soda_jax.tokens.documents import View
+from soda_jax.tokens.partition import Partition
 
 
 class Source:
@@ -20,6 +23,7 @@ class Source:
       record_starts: index of the first token of each record in rendered order, view by view,
         followed by the length of the sequence, int64 `[views · records + 1]`.
       tokens: length of the sequence.
+      codebooks: number of codebooks in the stream; all if there is no audio.
       windows: number of whole windows.
       tail_tokens: number of tokens after the last whole window, which are dropped.
     """
@@ -36,6 +40,10 @@ class Source:
         self.name, self.manifest, self.split = split.name, split.manifest, split
         self.views = tuple(views)
         self._index = split.index
+        layout = self.manifest.layout
+        self.codebooks = (
+            views[0].shown_codebooks(layout) if views[0].has_audio else layout.codebooks
+        )
         self._renderers = [Renderer(self.manifest.layout, view) for view in views]
         self._order, lengths = zip(*map(self._rendered, self._renderers), strict=True)
         self.record_starts = np.concatenate(
@@ -79,6 +87,27 @@ class Source:
                     holes.append((first - start, last - start))
             position, begin = position + 1, end
         return holes
+
+    @cached_property
+    def _prefixes(self) -> list[Prefixes]:
+        layout = self.manifest.layout
+        return [
+            Prefixes(layout, view, self._index, order)
+            for view, order in zip(self.views, self._order, strict=True)
+        ]
+
+    def state(self, start: int) -> tuple[Partition, int]:
+        """Returns the legal sets of the source, and the state of the automaton before token `start`.
+
+        The token must not belong to a masked or damaged record.
+        """
+        position = int(np.searchsorted(self.record_starts, start, side="right")) - 1
+        offset = start - int(self.record_starts[position])
+        view, position = divmod(position, len(self._index.flags))
+        number = int(self._order[view][position])
+        record = self.split.read_record(number) if offset else None
+        prefixes = self._prefixes[view]
+        return prefixes.partition, prefixes.state(position, offset, record)
 
     def prefetch(self, start: int, stop: int) -> Sequence[object]:
         """Requests the records of tokens [start, stop); keep the result until `read` returns."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soda_jax.data.legal import NO_SET
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 
@@ -19,6 +20,11 @@ class Batch(NamedTuple):
         `[rows, sequence]`; 0 at the last position, which has no target.
       loss_mask: 1 where the next token contributes to the loss, float32 `[rows, sequence]`.
       source: index of the source of each row, int32 `[rows]`.
+      legal_set: number in `partition(layout).sets` of the set of ids that the next token may have, uint8
+        `[rows, sequence]`, 255 where there is no target; None unless the data set was opened with
+        `legal_sets`.
+      full_offset: a pseudo-random number of each window, int32 `[rows]`; None like `legal_set`. The
+        loss uses it to sample positions.
     """
 
     tokens: np.ndarray
@@ -27,10 +33,21 @@ class Batch(NamedTuple):
     target_class: np.ndarray
     loss_mask: np.ndarray
     source: np.ndarray
+    legal_set: np.ndarray | None = None
+    full_offset: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays by name, without those that are None."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
 
 
-def empty_batch(rows: int, sequence_length: int) -> Batch:
-    """Returns a batch in which each row is one segment of token id 0 with loss mask 0."""
+def empty_batch(rows: int, sequence_length: int, legal_sets: bool = False) -> Batch:
+    """Returns a batch in which each row is one segment of token id 0 with loss mask 0.
+
+    Args:
+      rows, sequence_length: shape of the batch.
+      legal_sets: whether it has `legal_set` and `full_offset`.
+    """
     shape = (rows, sequence_length)
     return Batch(
         tokens=np.zeros(shape, np.int32),
@@ -39,6 +56,8 @@ def empty_batch(rows: int, sequence_length: int) -> Batch:
         target_class=np.zeros(shape, np.int8),
         loss_mask=np.zeros(shape, np.float32),
         source=np.zeros(rows, np.int32),
+        legal_set=np.full(shape, NO_SET, np.uint8) if legal_sets else None,
+        full_offset=np.zeros(rows, np.int32) if legal_sets else None,
     )
 
 

@@ -152,7 +152,7 @@ def _stream(windows: Windows, stride: int) -> Iterator[tuple[np.ndarray, np.ndar
         source, count = dataset.sources[0], dataset.windows or 0
         views = len(source.views)
         for start in range(0, count, _ROWS * stride):
-            batch = dataset.batch(start, range(_ROWS))._asdict()
+            batch = dataset.batch(start, range(_ROWS)).arrays()
             previous, following, mask = _targets(batch)
             back = (start + np.arange(_ROWS)) / count * views % 1 >= 1 - _HELD_BACK
             yield np.stack([previous, following]), back[np.nonzero(mask)[0]]

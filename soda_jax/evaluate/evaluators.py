@@ -45,6 +45,8 @@ class EvaluationOptions:
       paths: current folders, by source name, of data sets that have moved.
       max_seconds: maximum length of a generated utterance in seconds.
       seed: seed of the sampling.
+      head: "full" or "legal", the ids over which the loss of a target is normalized; empty for the
+        `model.head` of the run.
     """
 
     tasks: tuple[str, ...] = ("loss", "baselines", "asr", "tts")
@@ -54,12 +56,15 @@ class EvaluationOptions:
     paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_seconds: float = 15.0
     seed: int = 0
+    head: str = ""
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError(f"tasks is empty; give at least one of {', '.join(EVALUATORS.names())}")
         for task in self.tasks:
             EVALUATORS.get(task, "tasks")
+        if self.head not in ("", "full", "legal"):
+            raise UserError(f"head {self.head!r} is unknown: use full or legal")
         if self.limit < 0 or not self.max_seconds > 0:
             raise UserError(
                 f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} above 0"
@@ -119,7 +124,12 @@ class EvaluationContext:
     @cached_property
     def windows(self) -> Windows:
         """All windows of the validation splits."""
-        return open_windows(self.data)
+        return open_windows(self.data, legal_sets=self.head == "legal")
+
+    @cached_property
+    def head(self) -> str:
+        """The ids over which the loss of a target is normalized, "full" or "legal"."""
+        return self.options.head or self.model.model.config.head
 
     @cached_property
     def held_out(self) -> list[HeldOutUtterance]:
@@ -153,7 +163,8 @@ def score_loss(context: EvaluationContext) -> Scores:
     """Measures the held-out loss.
 
     Returns:
-      a dict with windows, tokens, left_out, classes, sources, and model (the loss vector).
+      a dict with windows, tokens, left_out, classes, sources, head (the normalizer, "full" or "legal"),
+      and model (the loss vector).
     """
     windows = context.windows
     sums = held_out_sums(context.model, windows)
@@ -163,6 +174,7 @@ def score_loss(context: EvaluationContext) -> Scores:
         "left_out": list(windows.left_out),
         "classes": list(windows.layout.class_names),
         "sources": list(windows.source_names),
+        "head": context.head,
         "model": windows.loss_vector(sums),
     }
 

@@ -12,6 +12,7 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.generate.checkpoint import TrainedDecoder
 from soda_jax.generate.speech_model import SpeechModel
+from soda_jax.model.legal import LegalSets
 from soda_jax.model.loss import token_losses
 from soda_jax.parallel import hosts, rules
 from soda_jax.parallel.batches import local_rows, place_batch
@@ -21,7 +22,12 @@ from soda_jax.progress import track
 
 
 def make_loss_function(
-    bind: Any, windows: Windows, *, chunk: int = 0, mesh: jax.sharding.Mesh | None = None
+    bind: Any,
+    windows: Windows,
+    *,
+    chunk: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    legal: LegalSets | None = None,
 ) -> Any:
     """Returns a jitted function from (params, batch) to the sums that give the loss vector.
 
@@ -32,6 +38,8 @@ def make_loss_function(
       windows: the windows from which the batches are read.
       chunk: tokens per device in each chunk of the cross-entropy; 0 = platform default.
       mesh: mesh of parameters and batches; by default, only the first device.
+      legal: the legal sets over which targets are normalized; None = all ids. The windows must have been
+        opened with `legal_sets`.
     """
     mesh = mesh or make_mesh({}, jax.devices()[:1])
     placement = OnMesh(mesh)
@@ -44,6 +52,7 @@ def make_loss_function(
             sources=len(windows.source_names),
             loss_chunk=chunk,
             placement=placement,
+            legal=legal,
         )
         return {name: sums[name] for name in ("nll", "count")}
 
@@ -75,8 +84,12 @@ def sum_losses(
 def held_out_sums(
     decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
 ) -> Sums:
-    """Returns the loss sums of a checkpoint over all `windows`."""
-    function = make_loss_function(decoder.model.bind, windows)
+    """Returns the loss sums of a checkpoint over all `windows`.
+
+    Targets are normalized over their legal sets if the windows were opened with `legal_sets`, else over
+    all ids.
+    """
+    function = make_loss_function(decoder.model.bind, windows, legal=windows.legal)
     batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
     return sum_losses(function, decoder.params, batches)
 
@@ -84,7 +97,7 @@ def held_out_sums(
 class LossHook:
     """Logs `validation/loss/…`, the loss vector on the validation splits of the training mixture.
 
-    The windows are whole and have the views used in training. A source without a validation split
+    The windows are whole and have the views and the normalizer (`model.head`) used in training. A source without a validation split
     is reported once, on stderr.
 
     Attributes:
@@ -118,7 +131,9 @@ class LossHook:
     def _open(self, run: Any, rows: list[int]) -> None:
         self._opened = True
         try:
-            windows = open_windows(run.dataset.config, "validation")
+            windows = open_windows(
+                run.dataset.config, "validation", legal_sets=run.dataset.legal_sets
+            )
         except StoreError:  # temporary: the split may exist, so it must not be skipped
             raise
         except UserError as error:
@@ -128,7 +143,11 @@ class LossHook:
             _report(f"source {name} has no validation split: its held-out loss is not measured")
         self._windows = windows
         self._function = make_loss_function(
-            run.model.bind, windows, chunk=run.config.loss_chunk, mesh=run.mesh
+            run.model.bind,
+            windows,
+            chunk=run.config.loss_chunk,
+            mesh=run.mesh,
+            legal=windows.legal,
         )
         # The batches are read once and kept in host memory; every call scores the same windows.
         self._batches = list(windows.batches(run.config.batch_size, rows, self._limit))

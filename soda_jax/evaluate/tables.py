@@ -71,8 +71,10 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
 def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
     loss, rows = evaluation["loss"], class_rows(evaluation)
     counts = f"{loss['tokens']:,} tokens, {loss['windows']} windows"
-    head = f"\nheld-out loss in nats per token ({counts})"
-    lines = [head, f"{'':12} {'model':>8} {'unigram':>8} {'bigram':>8} {'margin':>8}"]
+    title = f"\nheld-out loss in nats per token ({counts})"
+    if loss["head"] == "legal":
+        title += "\nmodel: probabilities over the legal ids; baselines: over all ids"
+    lines = [title, f"{'':12} {'model':>8} {'unigram':>8} {'bigram':>8} {'margin':>8}"]
     for row in rows:
         cells = [row.model, row.unigram, row.bigram, row.margin]
         text = " ".join(f"{'–' if cell is None else format(cell, '.3f'):>8}" for cell in cells)

@@ -1,6 +1,7 @@
 """Reads the windows of a split, one source after another, with the views used in training."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
+from soda_jax.model import VocabularyBlocks, legal
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.partition import joint_sets
 
 Sums = dict[str, np.ndarray]  # "nll" and "count" of the targets, f64 `[sources, classes]`
 
@@ -34,6 +37,17 @@ class Windows:
     datasets: Mapping[int, Dataset]
     left_out: tuple[str, ...]
 
+    @functools.cached_property
+    def legal(self) -> legal.LegalSets | None:
+        """The legal sets of the windows; None if they were opened without."""
+        opened = list(self.datasets.values())
+        if not opened[0].legal_sets:
+            return None
+        codebooks = [source.codebooks for dataset in opened for source in dataset.sources]
+        return legal.legal_sets(
+            VocabularyBlocks.of(self.layout), *joint_sets(self.layout, codebooks)
+        )
+
     @property
     def count(self) -> int:
         """Number of windows."""
@@ -53,7 +67,7 @@ class Windows:
         for number, start in self._batch_starts(size, limit):
             batch = self.datasets[number].batch(start, rows)
             source = np.full(len(rows), number, np.int32)
-            yield batch._replace(source=source)._asdict()
+            yield batch._replace(source=source).arrays()
 
     def batch_count(self, size: int, limit: int = 0) -> int:
         """Returns the number of batches that `batches` yields."""
@@ -103,14 +117,29 @@ def with_split(
     return dataclasses.replace(config, sources=kept), tuple(left_out)
 
 
-def open_windows(config: DataConfig | Mapping[str, Any], split: str = "validation") -> Windows:
-    """Opens a split of the `data` settings of a run; raises UserError as `with_split` does."""
+def open_windows(
+    config: DataConfig | Mapping[str, Any], split: str = "validation", *, legal_sets: bool = False
+) -> Windows:
+    """Opens a split of the `data` settings of a run.
+
+    Args:
+      config: the `data` settings.
+      split: "train" or "validation".
+      legal_sets: whether batches contain the legal set of every position.
+
+    Raises:
+      UserError: as `with_split`.
+    """
     config = parse(DataConfig, config, "data")
     names = tuple(config.sources)
     config, left_out = with_split(config, split)
     datasets = {
         names.index(name): make_dataset(
-            dataclasses.replace(config, sources={name: source}), split, one_pass=True, shorten=True
+            dataclasses.replace(config, sources={name: source}),
+            split,
+            one_pass=True,
+            shorten=True,
+            legal_sets=legal_sets,
         )
         for name, source in config.sources.items()
     }

@@ -127,15 +127,22 @@ class DecoderConfig(ModelConfig):
         layer = self.layer_parameters - self._norm_parameters
         return self.num_layers * layer + self.vocabulary.size * self.hidden_size
 
-    def training_flops_per_token(self, sequence: int) -> float:
+    def training_flops_per_token(self, sequence: int, head_rows: float | None = None) -> float:
         """Returns the training FLOPs per token without recomputation, as used for the MFU.
 
         The matrix products take 6 · `matmul_parameters` FLOPs. The forward pass of attention takes
         4 · heads · head_dim · S / 2 FLOPs per layer, for the causal half of the scores of a window
         of S tokens; forward and backward pass together take three times as many.
+
+        Args:
+          sequence: tokens per window.
+          head_rows: mean number of logits per token; by default the size of the vocabulary.
         """
         attention = self.num_layers * 4 * self.num_heads * self.head_dim * sequence / 2
-        return 6.0 * self.matmul_parameters + 3.0 * attention
+        flops = 6.0 * self.matmul_parameters + 3.0 * attention
+        if head_rows is not None:
+            flops += 6.0 * (head_rows - self.vocabulary.size) * self.hidden_size
+        return flops
 
 
 def decoder_config(model: Any, vocabulary: VocabularyBlocks) -> DecoderConfig:

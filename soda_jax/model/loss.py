@@ -1,11 +1,9 @@
-"""Computes the cross-entropy over a large vocabulary without materializing all logits.
+"""Computes the loss over a large vocabulary without materializing all logits.
 
-Tokens are processed in chunks of equal length, the last one padded, so only the logits of one chunk
-exist at a time. The gradients are computed in the forward pass, which is possible because they are
-linear in the cotangent of the summed loss. Each chunk therefore needs three matrix products
-(logits, gradient of the hidden states, gradient of the head), as many as without chunks, and
-nothing is recomputed. This file contains the computation on one device; `loss_sharding` combines
-the results of all devices.
+Each token is normalized over all ids (`full_loss.py`) or over its legal set (`legal_loss.py`). The
+gradients are computed in the forward pass, which is possible because they are linear in the cotangent
+of the summed loss. Each logit therefore needs three matrix products (logits, gradient of the hidden
+states, gradient of the head), and nothing is recomputed.
 """
 
 import functools
@@ -18,19 +16,23 @@ import numpy as np
 
 from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoder import Decoder
+from soda_jax.model.full_loss import Blocks, full_loss
+from soda_jax.model.legal import LegalSets
+from soda_jax.model.legal_loss import legal_loss
 from soda_jax.model.loss_sharding import Reduction, run_sharded
 from soda_jax.model.placement import ONE_DEVICE, Placement
 
-Blocks = tuple[jax.Array, ...]
 Batch = Mapping[str, jax.Array]
 # (decoder, hidden `[batch, sequence, d]`, batch) -> f32 scalar, summed over the targets of the batch.
 LossTerm = Callable[[Decoder, jax.Array, Batch], jax.Array]
-_MASKED = -1e30
 
 # Tokens per chunk by platform, see docs/performance.md. On a CPU, 512 needs less CPU time and
 # memory than 2,048. On a TPU, each chunk reads and writes the gradient of the head, and with
 # smaller chunks this traffic would limit narrow models. The value for GPUs is not tuned yet.
 CHUNKS: Mapping[str, int] = {"cpu": 512, "tpu": 2048, "gpu": 2048}
+# The same for the positions of a legal set with all text. A device has few of them, and the last chunk
+# is computed whole.
+LEGAL_CHUNKS: Mapping[str, int] = {"cpu": 256, "tpu": 512, "gpu": 512}
 
 
 class LossSettings(NamedTuple):
@@ -41,17 +43,21 @@ class LossSettings(NamedTuple):
       z_weight: weight of the z-loss, log²Z.
       chunk: tokens per chunk on each device; 0 = the default of the platform of `placement`.
       placement: sharding of the arrays.
+      legal: the legal sets, for `legal_cross_entropy`.
+      full_every: distance between the positions with the term −log P(legal set); 0 = none.
     """
 
     vocabulary: VocabularyBlocks
     z_weight: float = 0.0
     chunk: int = 0
     placement: Placement = ONE_DEVICE
+    legal: LegalSets | None = None
+    full_every: int = 0
 
 
-def chunk_tokens(chunk: int, platform: str) -> int:
+def chunk_tokens(chunk: int, platform: str, defaults: Mapping[str, int] = CHUNKS) -> int:
     """Returns the number of tokens per chunk; 0 selects the default of the platform."""
-    return chunk or CHUNKS.get(platform, CHUNKS["gpu"])
+    return chunk or defaults.get(platform, defaults["gpu"])
 
 
 def token_losses(
@@ -64,22 +70,30 @@ def token_losses(
     loss_chunk: int = 0,
     placement: Placement = ONE_DEVICE,
     terms: Sequence[LossTerm] = (),
+    legal: LegalSets | None = None,
+    full_every: int = 0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the summed loss of a batch, and the sums from which its loss vector is computed.
 
     Args:
       decoder: the bound model.
       batch: `tokens`, `segment_ids`, `positions`, `target_class` int `[batch, sequence]`,
-        `loss_mask` f32 `[batch, sequence]`, `source` int `[batch]`.
+        `loss_mask` f32 `[batch, sequence]`, `source` int `[batch]`; with `legal`, also `legal_set` int
+        `[batch, sequence]` and `full_offset` int `[batch]`.
       classes, sources: number of target classes and of data sources.
       z_loss: weight of log²Z.
       loss_chunk: tokens per chunk on each device; 0 = the default of the platform.
       placement: sharding of the arrays.
       terms: further loss terms, see `LossTerm`.
+      legal: the legal sets over which the targets are normalized; None = all ids.
+      full_every: with `legal`, distance between the positions with the term −log P(legal set), whose
+        probability is normalized over all ids; 0 = no such term.
 
     Returns:
       f32 scalar Σ loss_mask · (nll + z_loss · log²Z) + Σ terms, and a dict of sums: `nll` and
-      `count`, f32 `[sources, classes]`, and `log_z_squared`, f32 scalar.
+      `count`, f32 `[sources, classes]`, and `log_z_squared`, f32 scalar; with `legal`, also `head_rows`,
+      the number of logits that the loss needs; with `full_every`, also `legal_nll`, Σ −log P(legal set),
+      and `legal_nll_count`, the number of its positions.
     """
     vocabulary = decoder.config.vocabulary
     hidden = decoder(batch["tokens"], batch["segment_ids"], batch["positions"], placement=placement)
@@ -88,16 +102,41 @@ def token_losses(
     targets = jnp.asarray(vocabulary.row_of_id)[jnp.roll(batch["tokens"], -1, axis=1)]
     weights = batch["loss_mask"].astype(jnp.float32)
     blocks = decoder.head_blocks()
-    settings = LossSettings(vocabulary, z_loss, loss_chunk, placement)
-    total, nll, log_z = linear_cross_entropy(settings, hidden, blocks, targets, weights)
+    settings = LossSettings(vocabulary, z_loss, loss_chunk, placement, legal, full_every)
+    if legal is None:
+        total, nll, log_z = linear_cross_entropy(settings, hidden, blocks, targets, weights)
+        outside = None
+    else:
+        total, nll, log_z, outside = legal_cross_entropy(
+            settings, hidden, blocks, targets, weights, batch["legal_set"], batch["full_offset"]
+        )
     sums = class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
     sums["log_z_squared"] = jnp.sum(weights * jnp.square(log_z))
+    if legal is not None:
+        sizes = jnp.asarray(np.append(legal.sizes, 0), jnp.float32)
+        rows = sizes[jnp.minimum(batch["legal_set"], len(legal.sizes))]
+        sums["head_rows"] = jnp.sum(jnp.where(weights > 0, rows, 0.0))
+    if outside is not None:
+        sums["head_rows"] += vocabulary.size * jnp.sum(outside.weight > 0)
+        sums["legal_nll"] = jnp.sum(outside.nll)
+        sums["legal_nll_count"] = jnp.sum(outside.weight)
     for term in terms:
         total = total + term(decoder, hidden, batch)
     return total, sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+class Outside(NamedTuple):
+    """The term −log P(legal set), whose probability is normalized over all ids.
+
+    Attributes:
+      nll: weight · −log P(legal set), f32 `[batch, sequence]`; 0 at positions that are not sampled.
+      weight: the weights of the sampled positions, f32 `[batch, sequence]`.
+    """
+
+    nll: jax.Array
+    weight: jax.Array
+
+
 def linear_cross_entropy(
     settings: LossSettings,
     hidden: jax.Array,
@@ -120,41 +159,86 @@ def linear_cross_entropy(
       nll: f32 `[batch, sequence]`, −log p of each target in nats, not weighted.
       log_z: f32 `[batch, sequence]`.
     """
-    total, nll, log_z, _, _ = _forward(settings, hidden, blocks, target_rows, weights, False)
+    settings = settings._replace(legal=None)
+    total, (nll, log_z, _) = _summed_loss(settings, hidden, blocks, (target_rows, weights))
     return total, nll, log_z
 
 
-def _linear_cross_entropy_fwd(settings, hidden, blocks, target_rows, weights):
-    total, nll, log_z, d_hidden, d_blocks = _forward(
-        settings, hidden, blocks, target_rows, weights, True
-    )
-    return (total, nll, log_z), (d_hidden, d_blocks, target_rows.shape)
+def legal_cross_entropy(
+    settings: LossSettings,
+    hidden: jax.Array,
+    blocks: Blocks,
+    target_rows: jax.Array,
+    weights: jax.Array,
+    sets: jax.Array,
+    offsets: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, Outside | None]:
+    """Returns the cross-entropy of the targets, each normalized over its legal set.
+
+    Args:
+      settings: static settings with `legal`. With `full_every` = m, the positions t of a row with
+        t ≡ offset (mod m) have the additional term −log P(legal set).
+      hidden, blocks, target_rows, weights: as for `linear_cross_entropy`.
+      sets: index of the legal set of each target, int `[batch, sequence]`; ignored where the weight is
+        0.
+      offsets: int `[batch]`; used only with `full_every`.
+
+    Returns:
+      total, nll, log_z: as `linear_cross_entropy`, but nll and log_z are 0 where the weight is 0. total
+        includes the additional term.
+      outside: the additional term; None without `full_every`.
+    """
+    inputs = tuple(map(jnp.asarray, (target_rows, weights, sets, offsets)))
+    total, (nll, log_z, outside) = _summed_loss(settings, hidden, blocks, inputs)
+    return total, nll, log_z, outside
 
 
-def _linear_cross_entropy_bwd(settings, saved, cotangents):
-    d_hidden, d_blocks, shape = saved
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed_loss(
+    settings: LossSettings, hidden: jax.Array, blocks: Blocks, inputs: tuple[jax.Array, ...]
+) -> tuple[jax.Array, Any]:
+    """Returns the total, and (nll, log_z, outside)."""
+    total, outputs, _, _ = _forward(settings, hidden, blocks, inputs, False)
+    return total, outputs
+
+
+def _summed_loss_fwd(settings, hidden, blocks, inputs):
+    total, outputs, d_hidden, d_blocks = _forward(settings, hidden, blocks, inputs, True)
+    return (total, outputs), (d_hidden, d_blocks, inputs)
+
+
+def _summed_loss_bwd(settings, saved, cotangents):
+    d_hidden, d_blocks, inputs = saved
     scale = cotangents[0]
-    no_gradient = np.zeros(shape, jax.dtypes.float0)
     return (
         (d_hidden * scale).astype(d_hidden.dtype),
         tuple(block * scale for block in d_blocks),
-        no_gradient,
-        jnp.zeros(shape, jnp.float32),
+        jax.tree.map(_no_gradient, inputs),
     )
 
 
-linear_cross_entropy.defvjp(_linear_cross_entropy_fwd, _linear_cross_entropy_bwd)
+def _no_gradient(array: jax.Array) -> Any:
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.zeros_like(array)
+    return np.zeros(array.shape, jax.dtypes.float0)
 
 
-def _forward(settings, hidden, blocks, target_rows, weights, with_gradients):
-    """Returns (total, nll, log_z, d_hidden, d_blocks)."""
+_summed_loss.defvjp(_summed_loss_fwd, _summed_loss_bwd)
+
+
+def _forward(settings, hidden, blocks, inputs, with_gradients):
+    """Returns (total, (nll, log_z, outside), d_hidden, d_blocks)."""
     head = tuple(block.astype(hidden.dtype) for block in blocks)
     local_loss = functools.partial(_local_loss, settings, with_gradients)
-    nll, log_z, d_hidden, d_blocks = run_sharded(
-        local_loss, settings.placement, hidden, head, target_rows, weights, with_gradients
+    outputs, d_hidden, d_blocks = run_sharded(
+        local_loss, settings.placement, hidden, head, inputs, with_gradients
     )
+    nll, log_z, outside = outputs
+    weights = inputs[1]
     total = jnp.sum(weights * (nll + settings.z_weight * jnp.square(log_z)))
-    return total, nll, log_z, d_hidden, d_blocks
+    if outside is not None:
+        total += jnp.sum(outside.nll)
+    return total, outputs, d_hidden, d_blocks
 
 
 def _local_loss(
@@ -165,108 +249,64 @@ def _local_loss(
     head: Blocks,
     target_rows: jax.Array,
     weights: jax.Array,
+    *legal_inputs: jax.Array,
 ) -> Any:
-    """Returns (nll, log_z, d_hidden, d_blocks).
+    """Returns ((nll, log_z, outside), d_hidden, d_blocks).
 
-    The first three are for the local tokens; d_blocks is summed over the tokens of all devices.
+    The first two are for the local tokens; d_blocks is summed over the tokens of all devices.
     """
-    shape, tokens = target_rows.shape, target_rows.size
-    chunk = chunk_tokens(settings.chunk, settings.placement.platform)
-    # The smallest number of chunks of at most `chunk` tokens, and the smallest equal chunk length.
-    count = -(-tokens // max(1, chunk))
-    length = -(-tokens // count)
-    flat_head = tuple(block.reshape(-1, block.shape[-1]) for block in head)
-    targets, masks = _local_rows(settings.vocabulary, reduction, head, target_rows)
-
-    def split_chunks(x):
-        x = x.reshape(tokens, *x.shape[2:])
-        if padding := count * length - tokens:  # padding has weight 0: no loss, no gradient
-            x = jnp.pad(x, ((0, padding), *((0, 0) for _ in x.shape[1:])))
-        return x.reshape(count, length, *x.shape[1:])
-
-    def join_chunks(x):
-        return x.reshape(count * length, *x.shape[2:])[:tokens]
-
-    def chunk_loss(d_head, inputs):
-        h, target, weight = inputs
-        logits = []
-        for matrix, valid in zip(flat_head, masks, strict=True):
-            product = jnp.einsum("td,vd->tv", h, matrix, preferred_element_type=jnp.float32)
-            logits.append(product if valid is None else jnp.where(valid, product, _MASKED))
-        peak = reduction.max([x.max(-1) for x in logits])
-        exponentials = [jnp.exp(x - peak[:, None]) for x in logits]
-        normalizer = reduction.sum([x.sum(-1) for x in exponentials])
-        log_z = jnp.log(normalizer) + peak
-        nll = log_z - reduction.sum(
-            [_logit_at(x, index) for x, index in zip(logits, target, strict=True)]
+    platform = settings.placement.platform
+    chunk = chunk_tokens(settings.chunk, platform)
+    full = functools.partial(
+        full_loss, settings.vocabulary, chunk=chunk, with_gradients=with_gradients,
+        reduction=reduction, head=head,
+    )  # fmt: skip
+    outside = None
+    if settings.legal is None:
+        nll, log_z, d_hidden, d_head = full(
+            z_weight=settings.z_weight, hidden=hidden, target_rows=target_rows, weights=weights
         )
-        if not with_gradients:
-            return d_head, (nll, log_z, None)
-        factor = weight * (1.0 + 2.0 * settings.z_weight * log_z) / normalizer
-        d_hidden, new = [], []
-        for matrix, e, index, d_matrix in zip(flat_head, exponentials, target, d_head, strict=True):
-            hit = index[:, None] == jnp.arange(e.shape[-1])
-            d_logits = e * factor[:, None] - jnp.where(hit, weight[:, None], 0.0)
-            d_logits = d_logits.astype(h.dtype)
-            d_hidden.append(
-                jnp.einsum("tv,vd->td", d_logits, matrix, preferred_element_type=jnp.float32)
-            )
-            contract = (((0,), (0,)), ((), ()))
-            more = jax.lax.dot_general(d_logits, h, contract, preferred_element_type=jnp.float32)
-            new.append(d_matrix + more)
-        return tuple(new), (nll, log_z, reduction.sum(d_hidden).astype(h.dtype))
-
-    zeros = tuple(jnp.zeros(m.shape, jnp.float32) for m in flat_head) if with_gradients else ()
-    inputs = (split_chunks(hidden), tuple(map(split_chunks, targets)), split_chunks(weights))
-    if count == 1:
-        d_head, outputs = chunk_loss(zeros, jax.tree.map(lambda x: x[0], inputs))
     else:
-        d_head, outputs = jax.lax.scan(chunk_loss, zeros, inputs)
-        outputs = jax.tree.map(join_chunks, outputs)
-    nll, log_z = outputs[0].reshape(shape), outputs[1].reshape(shape)
+        sets, offsets = legal_inputs
+        full_weights = jnp.zeros_like(weights)
+        d_head = tuple(jnp.zeros(b.shape, jnp.float32) for b in head) if with_gradients else head
+        every = settings.full_every
+        if every:
+            at = _sampled(every, reduction, offsets, weights.shape)
+            sampled = weights.at[at].get(mode="fill", fill_value=0)
+            full_weights = full_weights.at[at].set(sampled, mode="drop")
+            _, full_z, d_sampled, d_sum = full(
+                z_weight=0.0,
+                hidden=hidden.at[at].get(mode="fill", fill_value=0),
+                target_rows=jnp.full(sampled.shape, -1),
+                weights=sampled,
+            )
+            d_head = d_sum if with_gradients else d_head
+        nll, log_z, d_hidden, d_head = legal_loss(
+            settings.legal, settings.z_weight, chunk_tokens(settings.chunk, platform, LEGAL_CHUNKS),
+            with_gradients, reduction, hidden, head, target_rows, weights, sets, full_weights, d_head,
+        )  # fmt: skip
+        if every:
+            full_z = jnp.zeros_like(log_z).at[at].set(full_z, mode="drop")
+            outside = Outside(full_weights * (full_z - log_z), full_weights)
+            if d_hidden is not None:
+                d_hidden = d_hidden.at[at].add(d_sampled, mode="drop")
     if not with_gradients:
-        return nll, log_z, None, None
-    d_blocks = tuple(
-        reduction.head_gradient(d.reshape(block.shape))
-        for d, block in zip(d_head, head, strict=True)
-    )
-    return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
+        return (nll, log_z, outside), None, None
+    return (nll, log_z, outside), d_hidden, tuple(map(reduction.head_gradient, d_head))
 
 
-def _local_rows(
-    vocabulary: VocabularyBlocks, reduction: Reduction, head: Blocks, target_rows: jax.Array
-) -> tuple[list[jax.Array], list[jax.Array | None]]:
-    """Returns the local indices of the targets and masks of the valid local rows.
+def _sampled(
+    every: int, reduction: Reduction, offsets: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the local indices (row, position) of the positions ≡ offset (mod every), `[batch, n]`.
 
-    Returns:
-      two lists with one entry per block of the head: the index of each target in the flattened rows
-      of the block on this device, −1 if the target is in another block or on another device; and a
-      mask of the rows that are not padding, bool `[rows]`, None if the block has no padding.
+    n does not depend on the offsets; an index that is not needed is out of range.
     """
-    targets: list[jax.Array] = []
-    masks: list[jax.Array | None] = []
-    start = 0
-    for number, block in enumerate(head):
-        valid = np.atleast_2d(vocabulary.valid_blocks[number])
-        groups, local, _ = block.shape
-        first = reduction.first_row(number, local)
-        group, row = jnp.divmod(target_rows - start, valid.shape[1])
-        row = row - first
-        here = (group >= 0) & (group < groups) & (row >= 0) & (row < local)
-        targets.append(jnp.where(here, group * local + row, -1))
-        start += valid.size
-        if valid.all():
-            masks.append(None)
-        else:
-            mask = jax.lax.dynamic_slice_in_dim(jnp.asarray(valid), first, local, 1)
-            masks.append(mask.reshape(-1))
-    return targets, masks
-
-
-def _logit_at(logits: jax.Array, indices: jax.Array) -> jax.Array:
-    """Returns the logit at each index; 0 if the index is −1."""
-    picked = jnp.take_along_axis(logits, jnp.maximum(indices, 0)[:, None], axis=-1)[:, 0]
-    return jnp.where(indices >= 0, picked, 0.0)
+    rows, length = shape
+    first = (offsets - reduction.first_position(length)) % every
+    positions = first[:, None] + every * jnp.arange(-(-length // every))
+    return jnp.arange(rows)[:, None], positions
 
 
 def class_sums(

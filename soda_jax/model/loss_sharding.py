@@ -24,11 +24,13 @@ class Reduction(NamedTuple):
       tokens: axes that split the tokens.
       width: the axes in `tokens` that also split the hidden size of the head's gradient.
       rows: for each block of the head, the axes that split its rows.
+      sequence: the axes in `tokens` that split the positions of a row.
     """
 
     tokens: AxisNames
     width: AxisNames
     rows: tuple[AxisNames, ...]
+    sequence: AxisNames = ()
 
     def max(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Returns the maximum over the blocks and over the devices that hold their rows."""
@@ -47,10 +49,22 @@ class Reduction(NamedTuple):
             whole.append(jax.lax.psum(functools.reduce(jnp.add, split), axes))
         return functools.reduce(jnp.add, whole)
 
+    def max_over_rows(self, block: int, part: jax.Array) -> jax.Array:
+        """Returns the maximum over the devices that hold rows of one block."""
+        return jax.lax.pmax(part, self.rows[block]) if self.rows[block] else part
+
+    def sum_over_rows(self, block: int, part: jax.Array) -> jax.Array:
+        """Returns the sum over the devices that hold rows of one block."""
+        return jax.lax.psum(part, self.rows[block]) if self.rows[block] else part
+
     def first_row(self, block: int, local_rows: int) -> Any:
         """Returns the index, within each group of a block, of the first row on this device."""
         axes = self.rows[block]
         return jax.lax.axis_index(axes) * local_rows if axes else 0
+
+    def first_position(self, local_positions: int) -> Any:
+        """Returns the index in its row of the first position on this device."""
+        return jax.lax.axis_index(self.sequence) * local_positions if self.sequence else 0
 
     def head_gradient(self, gradient: jax.Array) -> jax.Array:
         """Sums a local gradient `[groups, rows, d]` over all tokens and splits d over `width`."""
@@ -65,41 +79,41 @@ def run_sharded(
     placement: Placement,
     hidden: jax.Array,
     head: Sequence[jax.Array],
-    target_rows: jax.Array,
-    weights: jax.Array,
+    arrays: Sequence[jax.Array],
     with_gradients: bool,
 ) -> Any:
-    """Runs `local_loss(reduction, hidden, head, target_rows, weights)` on every device's shards.
+    """Runs `local_loss(reduction, hidden, head, *arrays)` on every device's shards.
 
     Each device uses its tokens and all columns of its rows of the head, and accumulates the
     gradient of these rows. The gradients of the devices are summed once, after the last chunk.
 
     Args:
-      local_loss: returns (nll, log_z, d_hidden, d_blocks) of local arrays.
+      local_loss: returns (outputs, d_hidden, d_blocks) of local arrays; `outputs` are `[batch, sequence]`.
       placement: sharding of the arrays.
       hidden: `[batch, sequence, d]`.
       head: blocks `[groups, rows, d]`.
-      target_rows, weights: `[batch, sequence]`.
+      arrays: further inputs, `[batch, sequence]` or `[batch]`.
       with_gradients: whether to compute d_hidden and d_blocks; they are None otherwise.
     """
     sharding = placement.sharding(("batch", "sequence", None), hidden.shape)
     if sharding is None:
         local = Reduction((), (), ((),) * len(head))
-        return local_loss(local, hidden, head, target_rows, weights)
+        return local_loss(local, hidden, head, *arrays)
     tokens = PartitionSpec(*sharding.spec[:2])
     token_axes = _axis_names(tokens)
     rows = [_spec(placement, (None, "vocabulary", None), block.shape) for block in head]
     # The gradient is sharded like its parameter if the mesh axes of `embed` also split the tokens.
     width = _axis_names(_spec(placement, (None, "embed"), head[0].shape[1:]))
     width = width if set(width) <= set(token_axes) else ()
-    reduction = Reduction(token_axes, width, tuple(map(_axis_names, rows)))
+    sequence = _axis_names(PartitionSpec(*tokens[1:]))
+    reduction = Reduction(token_axes, width, tuple(map(_axis_names, rows)), sequence)
     gradients = [PartitionSpec(None, spec[1], width or None) for spec in rows]
-    inputs = (sharding.spec, tuple(rows), tokens, tokens)
-    outputs: Any = (tokens, tokens, sharding.spec, tuple(gradients))
+    inputs = (sharding.spec, tuple(rows), *(PartitionSpec(*tokens[: a.ndim]) for a in arrays))
+    outputs: Any = (tokens, sharding.spec, tuple(gradients))
     if not with_gradients:
-        outputs = (tokens, tokens, None, None)
+        outputs = (tokens, None, None)
     function = functools.partial(local_loss, reduction)
-    return placement.on_shards(function, inputs, outputs)(hidden, head, target_rows, weights)
+    return placement.on_shards(function, inputs, outputs)(hidden, head, *arrays)
 
 
 def _spec(

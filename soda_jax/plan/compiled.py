@@ -102,7 +102,7 @@ def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[
       UserError: if the config is invalid for the devices, or XLA fails to compile the step.
     """
     program = make_program(config, layout, max(1, len(config.data.sources)), devices)
-    one = empty_batch(1, config.data.sequence_length)._asdict()
+    one = empty_batch(1, config.data.sequence_length, config.model.head == "legal").arrays()
     batch = {
         name: jax.ShapeDtypeStruct(
             shape := (config.batch_size, *array.shape[1:]),

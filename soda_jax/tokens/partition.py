@@ -7,6 +7,8 @@ EOS is the BOS of the next document, so the set after EOS is {BOS}; in a single 
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -78,6 +80,31 @@ class Partition:
             raise UserError(f"token {tokens[position]} at position {position} is not legal there")
         return found
 
+    @functools.cached_property
+    def periods(self) -> tuple[int, ...]:
+        """For each legal set, the smallest distance between two positions of a row that have it.
+
+        In n consecutive tokens, a set with period p is therefore the legal set of at most ⌈n/p⌉ tokens.
+        """
+        edges = np.zeros((len(self.transitions),) * 2, bool)
+        origins = np.nonzero(self.transitions != ILLEGAL)[0]
+        edges[origins, self.transitions[self.transitions != ILLEGAL]] = True
+        has_set = self.set_of_state == np.arange(len(self.sets))[:, None]
+        reached, periods = has_set, np.zeros(len(self.sets), int)
+        # Every state is reached again through EOS and BOS, so the loop ends.
+        for distance in itertools.count(1):
+            reached = reached @ edges
+            periods[(reached & has_set).any(axis=1) & (periods == 0)] = distance
+            if periods.all():
+                return tuple(periods.tolist())
+        raise AssertionError
+
+    @functools.cached_property
+    def joint_numbers(self) -> np.ndarray:
+        """The number of each legal set in the partition for all codebooks, uint8 `[sets]`."""
+        every = partition(self.layout).sets
+        return np.array([every.index(ids) for ids in self.sets], np.uint8)
+
     @property
     def _cycle(self) -> int:
         return max(self.codebooks, 1)
@@ -132,6 +159,28 @@ def partition(layout: VocabularyLayout, codebooks: int = 0) -> Partition:
     groups = [np.frombuffer(row, bool) for row in sets]
     ids = tuple(_ranges(np.flatnonzero(row[rules.group_of_id])) for row in groups)
     return Partition(layout, codebooks, rules, transitions, ids, np.array(set_of_state, np.int32))
+
+
+def joint_sets(
+    layout: VocabularyLayout, codebooks: Iterable[int]
+) -> tuple[tuple[Ranges, ...], tuple[int, ...]]:
+    """Returns the legal sets of a mixture of streams with different numbers of codebooks.
+
+    Args:
+      layout: the vocabulary.
+      codebooks: the numbers of codebooks that occur (0 = all).
+
+    Returns:
+      the sets of `partition(layout)`, and the smallest period of each in any of the streams, 0 if it does
+      not occur.
+    """
+    every = partition(layout)
+    periods = np.zeros(len(every.sets), int)
+    for count in set(codebooks):
+        found = partition(layout, count)
+        for number, period in zip(found.joint_numbers, found.periods, strict=True):
+            periods[number] = min(period, periods[number] or period)
+    return every.sets, tuple(periods.tolist())
 
 
 def _ranges(ids: np.ndarray) -> Ranges:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 import jax
 
+from soda_jax.data.dataset import Dataset
 from soda_jax.errors import UserError
 from soda_jax.hardware import Chip, chip_of
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.model.attention import backend_for
+from soda_jax.model.legal import LegalSets, legal_sets
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh, mesh_sizes, slice_count
 from soda_jax.parallel.xla_options import compiler_options
-from soda_jax.schema import RunConfig
+from soda_jax.schema import ModelConfig, RunConfig
 from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.partition import joint_sets
 from soda_jax.train.optimizer import make_optimizer
 from soda_jax.train.state import State, abstract_state, make_state, state_from_params
 from soda_jax.train.step import make_train_step
@@ -95,11 +99,43 @@ def check_attention(config: RunConfig, chip: Chip | None) -> None:
             )
 
 
+def sets_of_head(
+    model: ModelConfig, layout: VocabularyLayout, codebooks: Sequence[int] = ()
+) -> LegalSets | None:
+    """Returns the legal sets over which `model.head` normalizes; None for all ids.
+
+    Args:
+      model: `model` settings of the run.
+      layout: vocabulary layout of the data.
+      codebooks: numbers of codebooks in the streams of the sources; by default all of `layout`.
+
+    Raises:
+      UserError: if `model.full_every` would sample only some of the codebooks.
+    """
+    if model.head == "full":
+        return None
+    counts = sorted(set(codebooks)) or [layout.codebooks]
+    for count in counts:
+        if model.full_every and math.gcd(model.full_every, max(count, 1)) > 1:
+            raise UserError(
+                f"model.full_every = {model.full_every} and the {count} codebooks of a source have a "
+                "common divisor, so that some codebooks would never be sampled; use a prime number"
+            )
+    return legal_sets(VocabularyBlocks.of(layout), *joint_sets(layout, counts))
+
+
+def program_for(config: RunConfig, dataset: Dataset) -> Program:
+    """Returns `make_program` for a data set and all devices."""
+    codebooks = [source.codebooks for source in dataset.sources]
+    return make_program(config, dataset.layout, len(dataset.sources), codebooks=codebooks)
+
+
 def make_program(
     config: RunConfig,
     layout: VocabularyLayout,
     sources: int,
     devices: Sequence[jax.Device] | None = None,
+    codebooks: Sequence[int] = (),
 ) -> Program:
     """Builds the training program of a config.
 
@@ -108,6 +144,8 @@ def make_program(
       layout: vocabulary layout of the data.
       sources: number of data sources.
       devices: the devices to compile for; by default all. They may be from a topology description.
+      codebooks: numbers of codebooks in the streams of the sources, for `model.head` = "legal"; by
+        default all codebooks of `layout`.
 
     Raises:
       UserError: if batch size, sequence length, mesh, model and devices do not fit together.
@@ -137,8 +175,9 @@ def make_program(
         out_shardings=state_shardings,
     )
     train_step = make_train_step(
-        model, optimizer, schedule, config, mesh, classes=len(layout.class_names), sources=sources
-    )
+        model, optimizer, schedule, config, mesh, classes=len(layout.class_names), sources=sources,
+        legal=sets_of_head(config.model, layout, codebooks),
+    )  # fmt: skip
     step = jax.jit(
         train_step,
         donate_argnums=0,

@@ -20,13 +20,16 @@ from soda_jax.train.front_end import copy_front_end, front_end_sums
 from soda_jax.train.start import Start
 
 
-def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
+def open_data(
+    config: DataConfig, start: Start, allow_change: bool, *, legal_sets: bool = False
+) -> Dataset:
     """Opens the training mixture; a resumed run reads the same generations as before.
 
     Args:
       config: the `data` settings of the run.
       start: initial state of the run, see `train.start`.
       allow_change: accept other data with the same tokenizer, codec and layout.
+      legal_sets: whether batches contain the legal set of every position.
 
     Raises:
       UserError: if the tokenizer, codec or layout differs from the checkpoint, or if the data of a
@@ -38,7 +41,8 @@ def open_data(config: DataConfig, start: Start, allow_change: bool) -> Dataset:
         else source
         for name, source in config.sources.items()
     }
-    dataset = make_dataset(dataclasses.replace(config, sources=sources))
+    config = dataclasses.replace(config, sources=sources)
+    dataset = make_dataset(config, legal_sets=legal_sets)
     start.check_data(dataset, allow_change)
     return dataset
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from soda_jax.model import ModelFunctions
+from soda_jax.model.legal import LegalSets
 from soda_jax.model.loss import token_losses
 from soda_jax.parallel.placement import OnMesh
 from soda_jax.registry import LOSS_TERMS, METRICS, split_names
@@ -45,6 +46,7 @@ def make_gradients(
     *,
     classes: int,
     sources: int,
+    legal: LegalSets | None = None,
 ) -> GradientFunction:
     """Returns the function (params, batch) → (gradients of the mean loss, sums with `loss`).
 
@@ -53,6 +55,7 @@ def make_gradients(
       config: settings of the run.
       mesh: the device mesh.
       classes, sources: number of target classes and number of data sources.
+      legal: the legal sets over which targets are normalized; None = all ids.
     """
     placement = OnMesh(mesh)
     terms = [LOSS_TERMS.get(name, "loss_terms") for name in split_names(config.loss_terms)]
@@ -67,6 +70,8 @@ def make_gradients(
             loss_chunk=config.loss_chunk,
             placement=placement,
             terms=terms,
+            legal=legal,
+            full_every=config.model.full_every,
         )
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
@@ -112,6 +117,7 @@ def make_train_step(
     *,
     classes: int,
     sources: int,
+    legal: LegalSets | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """Returns the training step (state, batch) → (state, metrics), not jitted.
 
@@ -121,7 +127,9 @@ def make_train_step(
     `gradient_norm`, `parameter_norm`, `learning_rate`, `skipped`, `skipped_in_a_row`, and the
     registered metrics listed in `log.metrics`.
     """
-    gradients_of = make_gradients(model, config, mesh, classes=classes, sources=sources)
+    gradients_of = make_gradients(
+        model, config, mesh, classes=classes, sources=sources, legal=legal
+    )
     safety, max_norm = config.safety, config.optimizer.max_grad_norm
     extra = {name: METRICS.get(name, "log.metrics") for name in split_names(config.log.metrics)}
 

@@ -14,15 +14,15 @@ from soda_jax.data.dataset import Dataset
 from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.model.attention import backend_for
-from soda_jax.model.loss import chunk_tokens
+from soda_jax.model.loss import CHUNKS, LEGAL_CHUNKS, chunk_tokens
 from soda_jax.parallel import hosts
 from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import peak_flops
 from soda_jax.train.metric_logs import log_start, open_logs
 from soda_jax.train.program import Program
 
-# `loss_vector` and `z_loss` are computed from these; all other values are logged under their names.
-_SUMS = ("nll", "count", "log_z_squared")
+# Other values are computed from these sums; all other metrics are logged under their names.
+_SUMS = ("nll", "count", "log_z_squared", "head_rows", "legal_nll", "legal_nll_count")
 _SECONDS_BETWEEN_LINES = 1.0
 
 
@@ -59,7 +59,7 @@ class Telemetry:
         decoder = program.model.config
         length, mesh = config.data.sequence_length, program.mesh
         self._tokens, self._devices = config.batch_size * length, mesh.size
-        self._flops = decoder.training_flops_per_token(length) * self._tokens
+        self._decoder = decoder
         self._peak, source = peak_flops(list(mesh.devices.flat))
         platform = mesh.devices.flat[0].platform
         attention = backend_for(decoder.attention, platform)
@@ -70,7 +70,10 @@ class Telemetry:
             "peak_flops": self._peak,
             "peak_source": source,
             "attention": attention,
-            "loss_chunk": chunk_tokens(config.loss_chunk, platform),
+            "head": decoder.head,
+            "loss_chunk": chunk_tokens(
+                config.loss_chunk, platform, CHUNKS if decoder.head == "full" else LEGAL_CHUNKS
+            ),
         }
         if hosts.is_primary():
             log_start(workdir, start_step, about)
@@ -79,8 +82,9 @@ class Telemetry:
             f"{self._peak / 1e12:.3g} TFLOP/s ({source})"
         )
         self._print(
-            f"attention: {attention} on {platform}; loss: chunked linear cross-entropy, "
-            f"{about['loss_chunk']} tokens per chunk; remat: {decoder.remat}"
+            f"attention: {attention} on {platform}; loss: chunked linear cross-entropy over "
+            f"{'all' if decoder.head == 'full' else 'the legal'} ids, {about['loss_chunk']} tokens per "
+            f"chunk; remat: {decoder.remat}"
         )
         self._frame_rate = _frame_rate(dataset)
         self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
@@ -169,16 +173,37 @@ class Telemetry:
             "seconds": seconds,
             "tokens_per_second": self._tokens / seconds,
             "audio_seconds_per_second": frames / self._frame_rate / seconds,
-            "flops_per_second": self._flops / seconds,
-            "mfu": self._flops / seconds / self._peak,
             "data_wait_seconds": data_wait,
         }
+        rows = float(metrics["head_rows"]) / self._tokens if "head_rows" in metrics else None
+        values |= self._rates(seconds, rows)
+        if "legal_nll" in metrics:
+            count = max(float(metrics["legal_nll_count"]), 1.0)
+            values["legal_nll"] = float(metrics["legal_nll"]) / count
         # Damaged records (with data.on_corrupt_record=mask) and retried reads are logged only if
         # not 0.
         if damaged := len(dataset.damage()):
             values["masked_records"] = float(damaged)
         if repeated := dataset.storage.remote.repeated_reads:
             values["repeated_reads"] = float(repeated)
+        return values
+
+    def _rates(self, seconds: float, head_rows: float | None) -> dict[str, float]:
+        """Returns FLOP/s and MFU with the FLOPs of the head that was run.
+
+        With `head_rows`, the mean number of logits per token of a head over legal ids, the result also
+        has `mfu_full_head`, which counts the FLOPs of a head over all ids, as other trainers do.
+        """
+        length = self._config.data.sequence_length
+
+        def per_second(rows: float | None) -> float:
+            flops = self._decoder.training_flops_per_token(length, rows)
+            return flops * self._tokens / seconds
+
+        run = per_second(head_rows)
+        values = {"flops_per_second": run, "mfu": run / self._peak}
+        if head_rows is not None:
+            values["mfu_full_head"] = per_second(None) / self._peak
         return values
 
     def _print(self, line: str) -> None:

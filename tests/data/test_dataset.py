@@ -153,7 +153,7 @@ def test_segments_positions_classes_and_mask_describe_the_window(tmp_path, write
         np.testing.assert_array_equal(batch.target_class[row, :-1], layout.class_of_id[tokens[1:]])
     assert batch.segment_ids.max() > 2
     assert (batch.loss_mask[:, :-1] == 1).all() and (batch.loss_mask[:, -1] == 0).all()
-    kinds = [str(array.dtype) for array in batch]
+    kinds = [str(array.dtype) for array in batch.arrays().values()]
     assert kinds == ["int32", "int32", "int32", "int8", "float32", "int32"]
 
 

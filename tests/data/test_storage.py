@@ -58,7 +58,7 @@ def test_the_cache_changes_no_batch_and_respects_its_limit(corpus, settings, cac
     expected = batches(settings(corpus, "direct"))
     dataset = make_dataset(settings(cache_bytes=cache_bytes))
     for number in range(12):
-        found = dataset.batch(4 * number, range(4))._asdict()
+        found = dataset.batch(4 * number, range(4)).arrays()
         for name, values in found.items():
             np.testing.assert_array_equal(values, expected[name][4 * number : 4 * number + 4])
         assert dataset.storage._ranges.cache.size <= cache_bytes
@@ -85,11 +85,11 @@ def test_the_cache_evicts_the_least_recently_used_value():
 
 def test_wrong_bytes_in_the_cache_are_read_again_from_the_store(corpus, settings):
     dataset = make_dataset(settings())
-    expected = dataset.batch(0, range(4))._asdict()
+    expected = dataset.batch(0, range(4)).arrays()
     cache = dataset.storage._ranges.cache
     for key in list(cache._values):
         cache.put(key, b"\0" + cache.get(key)[1:])
-    assert_equal(dataset.batch(0, range(4))._asdict(), expected)
+    assert_equal(dataset.batch(0, range(4)).arrays(), expected)
 
 
 def test_the_reads_of_a_batch_are_simultaneous_up_to_the_limit(corpus, settings):

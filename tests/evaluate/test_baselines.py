@@ -32,7 +32,7 @@ def slow_fit(config, layout):
         views = 2 if name == "speech" else 1
         for window in range(single.windows):
             held_back = window / single.windows * views % 1 >= 0.9
-            (back if held_back else kept).extend(pairs_of(single.window(window)._asdict()))
+            (back if held_back else kept).extend(pairs_of(single.window(window).arrays()))
 
     def counts(pairs):
         return Counter(t for _, t in pairs), Counter(s for s, _ in pairs), Counter(pairs)

@@ -16,6 +16,7 @@ from soda_jax.data.windows import annotate, empty_batch
 from soda_jax.file_sums import FRONT_END, folder_sums
 from soda_jax.model import DecoderConfig, ModelFunctions, RopeConfig, VocabularyBlocks
 from soda_jax.tokens.documents import Utterance, View, render
+from soda_jax.tokens.partition import partition
 from soda_jax.tokens.text import ByteTokenizer
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
@@ -111,7 +112,8 @@ def make_batch(rows: int, length: int, seed: int = 0, shares=(1.0,)) -> dict[str
     Row r comes from source r % 2 and keeps the share `shares[r % len(shares)]` of its targets.
     """
     rng = np.random.default_rng(seed)
-    batch = empty_batch(rows, length)
+    batch = empty_batch(rows, length, legal_sets=True)
+    legal = partition(LAYOUT)
     views = (View("text_first"), View("audio_first"), View("text_first", "text"))
     for row in range(rows):
         stream: list[int] = []
@@ -120,11 +122,14 @@ def make_batch(rows: int, length: int, seed: int = 0, shares=(1.0,)) -> dict[str
             stream += render(document, views[int(rng.integers(3))], LAYOUT).tolist()
         first = int(rng.integers(7))
         batch.tokens[row] = stream[first : first + length]
+        states = legal.states(np.array(stream), legal.rules.start)[first : first + length]
+        batch.legal_set[row] = legal.joint_numbers[legal.set_of_state[states]]
+        batch.full_offset[row] = row
         batch.source[row] = row % 2
         annotate(batch, row, LAYOUT, [])
         kept = rng.random(length) < shares[row % len(shares)]
         batch.loss_mask[row] *= kept
-    return batch._asdict()
+    return batch.arrays()
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:
