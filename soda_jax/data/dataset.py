@@ -113,6 +113,11 @@ class Dataset:
             sources.append(Source(split, views, self.sequence_length))
         return tuple(sources)
 
+    @property
+    def codebooks(self) -> tuple[int, ...]:
+        """Number of codebooks in the stream of each source; see `Source`."""
+        return tuple(source.codebooks for source in self.sources)
+
     def locate(self, k: int) -> tuple[int, int] | None:
         """Returns (source index, window index in that source) of window k; None after one pass."""
         return self._order[k]

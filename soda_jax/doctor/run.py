@@ -78,12 +78,14 @@ def _open(config: RunConfig | None, run: dict[str, Any]) -> checks.Results:
         run["mesh"] = make_mesh()
         return checks.layout(run["mesh"])
     from soda_jax.parallel.batches import local_rows
-    from soda_jax.train.program import program_for
+    from soda_jax.train.program import make_program
     from soda_jax.train.run_files import open_data
     from soda_jax.train.start import FreshStart
 
     dataset = open_data(config.data, FreshStart(), False, legal_sets=config.model.head == "legal")
-    program = program_for(config, dataset)
+    program = make_program(
+        config, dataset.layout, len(dataset.source_names), codebooks=dataset.codebooks
+    )
     leaves = jax.tree.leaves(program.abstract)
     run |= {
         "mesh": program.mesh,

@@ -72,7 +72,7 @@ def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
     loss, rows = evaluation["loss"], class_rows(evaluation)
     counts = f"{loss['tokens']:,} tokens, {loss['windows']} windows"
     title = f"\nheld-out loss in nats per token ({counts})"
-    if loss["head"] == "legal":
+    if loss.get("head") == "legal":
         title += "\nmodel: probabilities over the legal ids; baselines: over all ids"
     lines = [title, f"{'':12} {'model':>8} {'unigram':>8} {'bigram':>8} {'margin':>8}"]
     for row in rows:

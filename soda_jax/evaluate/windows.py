@@ -43,7 +43,7 @@ class Windows:
         opened = list(self.datasets.values())
         if not opened[0].legal_sets:
             return None
-        codebooks = [source.codebooks for dataset in opened for source in dataset.sources]
+        codebooks = [count for dataset in opened for count in dataset.codebooks]
         return legal.legal_sets(
             VocabularyBlocks.of(self.layout), *joint_sets(self.layout, codebooks)
         )

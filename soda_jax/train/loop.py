@@ -15,7 +15,7 @@ from soda_jax.parallel.batches import local_rows, place_batch
 from soda_jax.parallel.preemption import StopRequest
 from soda_jax.schema import RunConfig, SafetyConfig, run_config
 from soda_jax.train.hooks import Hook, RunView
-from soda_jax.train.program import program_for, use_compilation_cache
+from soda_jax.train.program import make_program, use_compilation_cache
 from soda_jax.train.run_files import open_checkpoints, open_data, run_metadata, write_run_files
 from soda_jax.train.start import find_start
 from soda_jax.train.telemetry import Telemetry
@@ -65,7 +65,9 @@ def train(
         dataset = open_data(
             config.data, start, allow_data_change, legal_sets=config.model.head == "legal"
         )
-        program = program_for(config, dataset)
+        program = make_program(
+            config, dataset.layout, len(dataset.source_names), codebooks=dataset.codebooks
+        )
         if config.log.wandb_project:
             wandb_package()
         # Nothing is written before config and data are known to be valid.

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from soda_jax.data.dataset import Dataset
 from soda_jax.errors import UserError
 from soda_jax.hardware import Chip, chip_of
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
@@ -122,12 +121,6 @@ def sets_of_head(
                 "common divisor, so that some codebooks would never be sampled; use a prime number"
             )
     return legal_sets(VocabularyBlocks.of(layout), *joint_sets(layout, counts))
-
-
-def program_for(config: RunConfig, dataset: Dataset) -> Program:
-    """Returns `make_program` for a data set and all devices."""
-    codebooks = [source.codebooks for source in dataset.sources]
-    return make_program(config, dataset.layout, len(dataset.sources), codebooks=codebooks)
 
 
 def make_program(

@@ -101,7 +101,7 @@ def test_no_set_is_more_frequent_than_its_period_allows(tmp_path, write, speech,
     }
     config = {"sequence_length": LENGTH, "sources": sources}
     dataset = make_dataset(config, one_pass=True, legal_sets=True)
-    sets, periods = joint_sets(layout, [source.codebooks for source in dataset.sources])
+    sets, periods = joint_sets(layout, dataset.codebooks)
     counts = np.zeros((dataset.windows, len(sets)), int)
     for number in range(dataset.windows):
         found = dataset.window(number).legal_set[0]

@@ -60,8 +60,7 @@ def mixture(datasets):
 
 @pytest.fixture(scope="module")
 def sets(mixture):
-    codebooks = [source.codebooks for source in mixture.sources]
-    return legal_sets(VOCABULARY, *joint_sets(LAYOUT, codebooks))
+    return legal_sets(VOCABULARY, *joint_sets(LAYOUT, mixture.codebooks))
 
 
 @pytest.fixture(scope="module")

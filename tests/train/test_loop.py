@@ -304,13 +304,12 @@ def test_the_state_is_sharded_as_its_parameters(config, datasets):
 
 def test_a_step_overwrites_the_moments_where_they_lie(config):
     program = make_program(config(mesh__data=8, mesh__fsdp=1))
-    laid = rules.batch_sharding(program.mesh, (8, 32))
     batch = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=laid)
+        name: jax.ShapeDtypeStruct(
+            array.shape, array.dtype, sharding=rules.batch_sharding(program.mesh, array.shape)
+        )
         for name, array in make_batch(8, 32).items()
-        if name != "source"
     }
-    batch["source"] = jax.ShapeDtypeStruct((8,), np.int32)
     module = parse_module(program.step.lower(program.abstract, batch).compile().as_text())
     entry = module.computations[module.entry]
     given = {name for name, line in entry.items() if line.opcode == "parameter"}
