@@ -76,7 +76,7 @@ def _layer(config: DecoderConfig, layer: dict[str, jax.Array], x: jax.Array) -> 
     length = x.shape[1]
     positions = jnp.arange(length)[None]
     mask = jnp.tril(jnp.ones((1, length, length), bool))
-    y, _ = apply_layer(
+    return apply_layer(
         layer,
         x,
         config=config,
@@ -84,7 +84,6 @@ def _layer(config: DecoderConfig, layer: dict[str, jax.Array], x: jax.Array) -> 
         attention=lambda query, key, value: attend(query, key, value, mask),
         placement=OneDevice(),
     )
-    return y
 
 
 def logits_of_source(weights: Weights, dtype: str) -> tuple[np.ndarray, np.ndarray]:

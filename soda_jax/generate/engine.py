@@ -1,8 +1,14 @@
-"""Implements the batched, jitted decoding loop, with static shapes and a grammar state per row."""
+"""Continues token prompts in batches: the grammar limits every token, and rows are replaced when done.
+
+The batch has a fixed number of slots. A prompt is prefilled, takes a free slot, and leaves it with its
+last token; waiting prompts take the slots that become free. The cache of keys and values grows in
+steps, so that short documents do not pay for long ones. One program is compiled for each shape.
+"""
 
 import dataclasses
 import functools
 import numbers
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from soda_jax.errors import UserError
-from soda_jax.generate.sampling import Sampling, draw
-from soda_jax.model import ModelFunctions
+from soda_jax.generate.legal_head import draw_legal
+from soda_jax.generate.sampling import Sampling
+from soda_jax.model import ModelFunctions, VocabularyBlocks, decoding
+from soda_jax.model.legal import legal_sets
 from soda_jax.tokens import VocabularyLayout
-from soda_jax.tokens.grammar import AUDIO_END, ILLEGAL, grammar
+from soda_jax.tokens.grammar import ILLEGAL
+from soda_jax.tokens.partition import partition
 
-# Prompt lengths and budgets are rounded up to multiples of this, so that few programs are compiled.
-_BUCKET = 64
+# Steps of one call of the decoding program, after which the host looks for finished rows.
+_STEPS = 64
+_SHORTEST = 256
 _INT32 = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
 
@@ -39,29 +49,69 @@ class Generated:
     log_probability: float
 
 
-class _State(NamedTuple):
-    step: jax.Array
-    tokens: jax.Array  # [batch, budget]
-    position: jax.Array  # [batch], position of the newest token
-    automaton: jax.Array  # [batch], grammar state
-    frames: jax.Array  # [batch], complete new frames
-    done: jax.Array  # [batch]
-    forced: jax.Array  # [batch], whether the frame limit ended the row
-    score: jax.Array  # [batch], sum of log-probabilities
-    logits: jax.Array  # [batch, vocabulary]
-    cache: Any
+class _Rows(NamedTuple):
+    """The state of every slot; arrays `[slots]`."""
+
+    hidden: jax.Array  # [slots, d], of the newest token
+    position: jax.Array  # of the newest token
+    automaton: jax.Array  # grammar state
+    prompt: jax.Array  # number of the prompt, which determines the random numbers
+    length: jax.Array  # number of new tokens
+    frames: jax.Array  # complete new frames
+    done: jax.Array  # also True for an empty slot
+    forced: jax.Array  # whether the frame limit ended the row
+    score: jax.Array  # sum of log-probabilities
 
 
 class Engine:
-    """Generates continuations of token prompts; each audio frame has `codebooks` tokens."""
+    """Generates continuations of token prompts; each audio frame has `codebooks` tokens.
+
+    Attributes:
+      dtype: dtype of the weights, see `soda_jax.model.decoding`.
+      slots: largest number of rows that are decoded at the same time.
+    """
 
     def __init__(
-        self, model: ModelFunctions, params: Any, layout: VocabularyLayout, codebooks: int
+        self,
+        model: ModelFunctions,
+        params: Any,
+        layout: VocabularyLayout,
+        codebooks: int,
+        *,
+        dtype: str = "",
+        slots: int = 16,
     ):
-        self._params, self._model = params, model
-        self._layout, self._codebooks = layout, codebooks
-        self._grammar = grammar(layout, codebooks)
-        self._run = jax.jit(self._generate, static_argnames=("budget", "sampling", "stop"))
+        """Casts the weights.
+
+        Args:
+          model: the decoder.
+          params: its parameters, f32.
+          layout: vocabulary layout.
+          codebooks: number of codebooks in the stream.
+          dtype: "float32", "bfloat16" or "int8"; by default the fastest of the platform without a loss
+            of quality.
+          slots: largest number of rows that are decoded at the same time.
+
+        Raises:
+          UserError: for an unknown dtype, or if `slots` is below 1.
+        """
+        if slots < 1:
+            raise UserError(f"slots {slots} must be at least 1")
+        platform = jax.tree.leaves(params)[0].devices().pop().platform
+        self.dtype, self.slots = dtype or decoding.default_dtype(platform), slots
+        self._layout, self._config = layout, model.config
+        self._partition = partition(layout, codebooks)
+        sets = self._partition.sets
+        self._legal = legal_sets(VocabularyBlocks.of(layout), sets, [1] * len(sets))
+        convert = functools.partial(decoding.decoding_weights, model.config, dtype=self.dtype)
+        self._weights = jax.jit(convert)(params)
+        self._wide = decoding.activation_dtype(self.dtype, platform)
+        self._prefill = jax.jit(self._prefilled)
+        self._admit = jax.jit(self._admitted, donate_argnums=0)
+        self._grow = jax.jit(self._grown, static_argnames="length")
+        self._decode = jax.jit(
+            self._decoded, donate_argnums=1, static_argnames=("sampling", "stop")
+        )
 
     def __call__(
         self,
@@ -82,7 +132,7 @@ class Engine:
           sampling: sampling settings.
           max_frames: number of new frames after which only `audio_end` is legal; 0 for no limit.
           seed: random seed, 0 to 2³² − 1; the random numbers of a row depend only on the seed and
-            the row index.
+            the index of its prompt.
 
         Raises:
           UserError: if a prompt is not a prefix of a legal document or is a complete document (the
@@ -101,37 +151,56 @@ class Engine:
         if not len(prompts):
             return []
         states = [self._state_after(prompt, number) for number, prompt in enumerate(prompts)]
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        padded = -(-int(lengths.max()) // _BUCKET) * _BUCKET
-        tokens = np.zeros((len(prompts), padded), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-        limit = max_frames or _INT32
-        final = self._run(
-            self._params,
-            tokens,
-            lengths,
-            np.array(states, np.int32),
-            np.int32(limit),
-            np.int32(budget),
-            np.uint32(seed),
-            budget=-(-budget // _BUCKET) * _BUCKET,
-            sampling=sampling,
-            stop=stop,
-        )
-        new, forced, score = jax.device_get(final)
-        results = []
-        for row in range(len(prompts)):
-            ids = new[row, :budget]
-            ends = np.flatnonzero((ids == stop) | (ids == self._layout.eos))
-            ids = ids[: ends[0] + 1] if len(ends) else ids
-            finished = bool(ids[-1] == stop and not forced[row])
-            results.append(Generated(ids, finished, float(score[row])))
-        return results
+        # Prompts of similar length are prefilled together.
+        waiting = deque(sorted(range(len(prompts)), key=lambda n: len(prompts[n])))
+        slots = min(_power_of_two(len(prompts)), self.slots)
+        owner = np.full(slots, -1)
+        length = _bucket(max(len(prompts[n]) for n in list(waiting)[:slots]) + 1)
+        state = self._empty(slots, length)
+        found: list[list[np.ndarray]] = [[] for _ in prompts]
+        results: list[Generated | None] = [None] * len(prompts)
+        options = {"sampling": sampling, "stop": stop}
+        while waiting or (owner >= 0).any():
+            free = np.flatnonzero(owner < 0)
+            while waiting and len(free):
+                chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
+                owner[free[: len(chosen)]] = chosen
+                new = self._prefill_prompts(chosen, prompts, states, free)
+                longest = new[1][0].key.shape[2]
+                if longest > length:
+                    length, state = longest, self._grow(state, length=longest)
+                state = self._admit(state, *new)
+                free = free[len(chosen) :]
+            busy = owner >= 0
+            room = length - 1 - int(np.asarray(state[0].position)[busy].max())
+            if room < 1:
+                length = _bucket(length + 1)
+                state = self._grow(state, length=length)
+                continue
+            state, tokens = self._decode(
+                self._weights,
+                state,
+                np.int32(min(room, _STEPS)),
+                np.int32(max_frames or _INT32),
+                np.int32(budget),
+                np.uint32(seed),
+                np.bool_(len(waiting) > 0),
+                **options,
+            )
+            tokens, rows = jax.device_get((tokens, state[0]._replace(hidden=None)))
+            for slot in np.flatnonzero(busy):
+                number = int(owner[slot])
+                found[number].append(tokens[slot][tokens[slot] >= 0])
+                if rows.done[slot]:
+                    ids = np.concatenate(found[number])
+                    finished = bool(ids[-1] == stop and not rows.forced[slot])
+                    results[number] = Generated(ids, finished, float(rows.score[slot]))
+                    owner[slot] = -1
+        return [result for result in results if result is not None]
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
         """Returns the grammar state after a prompt; raises UserError if no token may follow."""
-        rules, prompt = self._grammar, np.asarray(prompt)
+        rules, prompt = self._partition.rules, np.asarray(prompt)
         inside = (prompt >= 0) & (prompt < len(rules.group_of_id))
         state = rules.run(prompt) if inside.all() else ILLEGAL
         if state in (ILLEGAL, rules.start):
@@ -140,77 +209,149 @@ class Engine:
             raise UserError(f"prompt {number} is a complete document: no token may follow its EOS")
         return state
 
-    def _generate(
+    def _empty(self, slots: int, length: int) -> tuple[_Rows, list[decoding.Cache]]:
+        def zeros(kind: Any = jnp.int32) -> jax.Array:
+            return jnp.zeros((slots,), kind)
+
+        hidden = jnp.zeros((slots, self._config.hidden_size), self._wide)
+        done = jnp.ones((slots,), bool)
+        rows = _Rows(hidden, zeros(), zeros(), zeros(), zeros(), zeros(), done, zeros(bool),
+                     zeros(jnp.float32))  # fmt: skip
+        return rows, decoding.empty_cache(self._config, slots, length, self._wide)
+
+    def _prefill_prompts(
         self,
-        params: Any,
-        tokens: jax.Array,
+        chosen: Sequence[int],
+        prompts: Sequence[np.ndarray],
+        states: Sequence[int],
+        free: np.ndarray,
+    ) -> tuple[Any, ...]:
+        """Returns the arguments of `_admitted` after the state; unused rows have no slot."""
+        count = _power_of_two(len(chosen))
+        lengths = np.ones(count, np.int32)
+        lengths[: len(chosen)] = [len(prompts[n]) for n in chosen]
+        tokens = np.zeros((count, _bucket(int(lengths.max()) + 1)), np.int32)
+        for row, number in enumerate(chosen):
+            tokens[row, : lengths[row]] = prompts[number]
+        slots = np.full(count, _INT32, np.int32)
+        slots[: len(chosen)] = free[: len(chosen)]
+        automaton, numbers_ = np.zeros((2, count), np.int32)
+        automaton[: len(chosen)] = [states[n] for n in chosen]
+        numbers_[: len(chosen)] = chosen
+        hidden, caches = self._prefill(self._weights, tokens, lengths)
+        return hidden, caches, slots, lengths, automaton, numbers_
+
+    def _prefilled(self, weights: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
+        hidden, caches = decoding.prefill(self._config, weights, tokens, self._wide)
+        return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], caches
+
+    def _admitted(
+        self,
+        state: tuple[_Rows, list[decoding.Cache]],
+        hidden: jax.Array,
+        new_caches: list[decoding.Cache],
+        slots: jax.Array,
         lengths: jax.Array,
         automaton: jax.Array,
+        prompt: jax.Array,
+    ) -> tuple[_Rows, list[decoding.Cache]]:
+        """Puts prefilled prompts into slots."""
+        rows, caches = state
+        zero, no = jnp.zeros_like(lengths), jnp.zeros(lengths.shape, bool)
+        new = _Rows(hidden, lengths - 1, automaton, prompt, zero, zero, no, no,
+                    zero.astype(jnp.float32))  # fmt: skip
+        rows = jax.tree.map(lambda old, n: old.at[slots].set(n, mode="drop"), rows, new)
+        caches = jax.tree.map(
+            lambda old, n: old.at[slots, :, : n.shape[2]].set(n, mode="drop"), caches, new_caches
+        )
+        return rows, caches
+
+    def _grown(
+        self, state: tuple[_Rows, list[decoding.Cache]], *, length: int
+    ) -> tuple[_Rows, list[decoding.Cache]]:
+        """Extends the cache to `length` tokens."""
+
+        def extend(array: jax.Array) -> jax.Array:
+            return jnp.pad(array, ((0, 0), (0, 0), (0, length - array.shape[2]), (0, 0)))
+
+        return state[0], jax.tree.map(extend, state[1])
+
+    def _decoded(
+        self,
+        weights: Any,
+        state: tuple[_Rows, list[decoding.Cache]],
+        steps: jax.Array,
         max_frames: jax.Array,
-        limit: jax.Array,
+        budget: jax.Array,
         seed: jax.Array,
+        waiting: jax.Array,
         *,
-        budget: int,
         sampling: Sampling,
         stop: int,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        decoder = self._model.bind(params)
-        rules = self._grammar
-        transitions = jnp.asarray(rules.transitions)
-        group_of_id = jnp.asarray(rules.group_of_id)
-        boundary = jnp.asarray(rules.frame_boundary)
-        batch, padded = tokens.shape
-        rows = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
-            jnp.arange(batch)
-        )
-        # Prefill. The cache entries of padding are masked until new tokens overwrite them.
-        cache = decoder.empty_cache(batch, padded + budget)
-        positions = jnp.broadcast_to(jnp.arange(padded), (batch, padded))
-        zero = jnp.zeros((batch,), jnp.int32)
-        hidden, cache = decoder.decode(tokens, positions, cache, zero)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-        first = _State(
-            step=jnp.zeros((), jnp.int32),
-            tokens=jnp.zeros((batch, budget), jnp.int32),
-            position=lengths - 1,
-            automaton=automaton,
-            frames=zero,
-            done=jnp.zeros((batch,), bool),
-            forced=jnp.zeros((batch,), bool),
-            score=jnp.zeros((batch,), jnp.float32),
-            logits=decoder.logits(last)[:, 0],
-            cache=cache,
-        )
+    ) -> tuple[tuple[_Rows, list[decoding.Cache]], jax.Array]:
+        """Decodes at most `steps` tokens per row, or until a row is done while prompts are waiting.
 
-        def unfinished(state: _State) -> jax.Array:
-            return (state.step < limit) & ~state.done.all()
+        Returns:
+          the new state, and the new tokens, int32 `[slots, _STEPS]`, −1 where there is none.
+        """
+        rules, end = self._partition, self._layout.audio_end
+        transitions = jnp.asarray(rules.rules.transitions)
+        group_of_id = jnp.asarray(rules.rules.group_of_id)
+        set_of_state = jnp.asarray(rules.set_of_state)
+        boundary = jnp.asarray(rules.rules.frame_boundary)
+        done_before = state[0].done
+        key = jax.random.key(seed)
 
-        def step(state: _State) -> _State:
-            allowed = transitions[state.automaton] != ILLEGAL
-            full = (state.frames >= max_frames) & boundary[state.automaton]
-            only_end = jnp.arange(allowed.shape[1]) == AUDIO_END
-            legal = jnp.where(full[:, None], allowed & only_end, allowed)[:, group_of_id]
-            # A finished row may be in a state without legal tokens; its samples are discarded.
-            legal = legal | state.done[:, None]
-            keys = jax.vmap(jax.random.fold_in, (0, None))(rows, state.step)
-            token, score = draw(keys, state.logits, legal, sampling)
-            following = transitions[state.automaton, group_of_id[token]]
-            automaton = jnp.where(state.done, state.automaton, following)
-            token = jnp.where(state.done, 0, token)
-            position = state.position + 1
-            hidden, cache = decoder.decode(token[:, None], position[:, None], state.cache, position)
-            return _State(
-                step=state.step + 1,
-                tokens=state.tokens.at[:, state.step].set(token),
+        def unfinished(carry: Any) -> jax.Array:
+            step, (rows, _), _ = carry
+            freed = (rows.done & ~done_before).any()
+            return (step < steps) & ~rows.done.all() & ~(waiting & freed)
+
+        def advance(carry: Any) -> Any:
+            step, (rows, caches), out = carry
+            active = ~rows.done
+            full = (rows.frames >= max_frames) & boundary[rows.automaton]
+            keys = jax.vmap(
+                lambda prompt, count: jax.random.fold_in(jax.random.fold_in(key, prompt), count)
+            )(rows.prompt, rows.length)
+            only = jnp.where(full, end, -1)
+            sets = set_of_state[rows.automaton]
+            token, score = draw_legal(
+                self._legal, weights, keys, rows.hidden, sets, active, only, sampling
+            )
+            token = jnp.where(active, token, 0)
+            following = transitions[rows.automaton, group_of_id[token]]
+            automaton = jnp.where(active, following, rows.automaton)
+            position = rows.position + active
+            hidden, caches = decoding.decode(
+                self._config, weights, token, position, caches, self._wide
+            )
+            count = rows.length + active
+            ended = (token == stop) | (automaton == rules.rules.end) | (count >= budget)
+            rows = _Rows(
+                hidden=hidden,
                 position=position,
                 automaton=automaton,
-                frames=state.frames + (boundary[automaton] & ~state.done),
-                done=state.done | (token == stop) | (automaton == rules.end),
-                forced=state.forced | (full & ~state.done),
-                score=state.score + jnp.where(state.done, 0.0, score),
-                logits=decoder.logits(hidden)[:, 0],
-                cache=cache,
+                prompt=rows.prompt,
+                length=count,
+                frames=rows.frames + (boundary[automaton] & active),
+                done=rows.done | ended,
+                forced=rows.forced | (full & active),
+                score=rows.score + jnp.where(active, score, 0.0),
             )
+            return step + 1, (rows, caches), out.at[:, step].set(jnp.where(active, token, -1))
 
-        final = jax.lax.while_loop(unfinished, step, first)
-        return final.tokens, final.forced, final.score
+        out = jnp.full((len(done_before), _STEPS), -1, jnp.int32)
+        _, state, out = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state, out))
+        return state, out
+
+
+def _power_of_two(number: int) -> int:
+    """Returns the smallest power of two that is at least `number`."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def _bucket(length: int) -> int:
+    """Returns the smallest size of a cache with room for `length` tokens: 256, 512, 768, 1024, 1536, …"""
+    size = max(_SHORTEST, _power_of_two(length))
+    return size * 3 // 4 if size > 512 and length <= size * 3 // 4 else size

@@ -15,11 +15,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from soda_jax.model import remat, rope
-from soda_jax.model.attention import Attention, attend, packed_attention
+from soda_jax.model.attention import Attention, packed_attention
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.placement import ONE_DEVICE, Placement
-
-Cache = dict[str, jax.Array]
+from soda_jax.model.quantized import Quantized
 
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple, deviation: float) -> nnx.Param:
@@ -38,12 +37,15 @@ def _scale(size: int, axis: str | None) -> nnx.Param:
     return nnx.Param(jnp.ones((size,), jnp.float32), logical_axes=(axis,))
 
 
-def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = True) -> jax.Array:
+def project(
+    x: jax.Array, weight: jax.Array | Quantized, inputs: int = 1, flatten: bool = True
+) -> jax.Array:
     """Multiplies `x` `[batch, sequence, inputs…]` by `weight` `[inputs…, outputs…]`.
 
     Args:
       x: activations.
-      weight: its first `inputs` dimensions are contracted with the last `inputs` of `x`.
+      weight: its first `inputs` dimensions are contracted with the last `inputs` of `x`. int8 values are
+        multiplied by their scale after the product.
       inputs: number of contracted dimensions.
       flatten: merge batch and sequence before the product. This avoids a copy on a CPU with one
         core, where XLA transposes three-dimensional operands, but not matrices, for the gradient
@@ -53,6 +55,9 @@ def project(x: jax.Array, weight: jax.Array, inputs: int = 1, flatten: bool = Tr
     Returns:
       `[batch, sequence, outputs…]`.
     """
+    if isinstance(weight, Quantized):
+        product = project(x, weight.values.astype(x.dtype), inputs, flatten)
+        return (product * weight.scale).astype(x.dtype)
     if not flatten:
         return jnp.tensordot(x, weight, inputs)
     rows, outputs = x.shape[:2], weight.shape[inputs:]
@@ -99,10 +104,8 @@ def apply_layer(
     angles: tuple[jax.Array, jax.Array],
     attention: Attention,
     placement: Placement,
-    cache: Cache | None = None,
-    write_at: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
-    """Applies one layer.
+) -> jax.Array:
+    """Applies one layer; returns the new `x`.
 
     Args:
       layer: parameters of the layer; the norms are f32, the others have `config.compute_dtype`.
@@ -111,11 +114,6 @@ def apply_layer(
       angles: cosine and sine of the rotary angles, see `rope.angles`.
       attention: function of query, key and value, see `packed_attention`.
       placement: sharding of activations.
-      cache: keys and values `[batch, length, kv_heads, head_dim]` of this layer, for generation.
-      write_at: int32 `[batch]`, index of the first new key of each row in the cache.
-
-    Returns:
-      the new `x` and the updated cache (None if `cache` is None).
     """
     constrain = placement.constrain
     flatten = placement.ways("sequence", x.shape[1]) == 1  # see `project`
@@ -130,11 +128,6 @@ def apply_layer(
     query = constrain(query, ("batch", "sequence", "heads", None))
     key = constrain(key, ("batch", None, "kv_heads", None))
     value = constrain(value, ("batch", None, "kv_heads", None))
-    if cache is not None:
-        assert write_at is not None
-        key = _write(cache["key"], key, write_at)
-        value = _write(cache["value"], value, write_at)
-        cache = {"key": key, "value": value}
     mixed = checkpoint_name(attention(query, key, value), remat.ATTENTION)
     x = x + project(mixed, layer["output"], 2, flatten)
     x = constrain(x, ("batch", "sequence", None))
@@ -143,14 +136,7 @@ def apply_layer(
     inner = jax.nn.silu(gate) * project(normed, layer["up"], flatten=flatten)
     inner = constrain(inner, ("batch", "sequence", "mlp"))
     x = x + project(inner, layer["down"], flatten=flatten)
-    return constrain(x, ("batch", "sequence", None)), cache
-
-
-def _write(cache: jax.Array, new: jax.Array, write_at: jax.Array) -> jax.Array:
-    def write_row(row: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(row, piece.astype(row.dtype), (start, 0, 0))
-
-    return jax.vmap(write_row)(cache, new, write_at)
+    return constrain(x, ("batch", "sequence", None))
 
 
 def stored_matrices(config: DecoderConfig) -> tuple[dict[str, np.ndarray], ...]:
@@ -243,43 +229,10 @@ class Decoder(nnx.Module):
         Returns:
           `[batch, sequence, d]` after the final norm, in compute_dtype.
         """
-        attention = packed_attention(segment_ids, self.config.attention, placement)
-        hidden, _ = self._run(tokens, positions, attention, placement)
-        return hidden
-
-    def decode(
-        self, tokens: jax.Array, positions: jax.Array, cache: Cache, lengths: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        """Returns the hidden states of new tokens after the cached ones.
-
-        Args:
-          tokens, positions: int32 `[batch, new]`, the new tokens and their positions.
-          cache: keys and values `[layers, batch, length, kv_heads, head_dim]`.
-          lengths: int32 `[batch]`, number of cached tokens of each row; the new keys are written
-            from this index on. A query at position p attends to the cache entries 0 … p.
-
-        Returns:
-          hidden `[batch, new, d]` and the new cache.
-        """
-        entries = jnp.arange(cache["key"].shape[2])
-        mask = entries[None, None, :] <= positions[:, :, None]
-
-        def attention(query, key, value):
-            return attend(query, key, value, mask)
-
-        return self._run(tokens, positions, attention, ONE_DEVICE, cache, lengths)
-
-    def empty_cache(self, batch: int, length: int) -> Cache:
-        """Returns a cache of zeros for `batch` rows of at most `length` tokens."""
         c = self.config
-        shape = (c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
-        return {name: jnp.zeros(shape, c.compute_dtype) for name in ("key", "value")}
-
-    def _run(self, tokens, positions, attention, placement, cache=None, write_at=None):
-        c = self.config
+        attention = packed_attention(segment_ids, c.attention, placement)
         x = self.embed(tokens, placement)
-        length = tokens.shape[1] if cache is None else cache["key"].shape[2]
-        angles = rope.angles(positions, length, c.head_dim, c.rope)
+        angles = rope.angles(positions, tokens.shape[1], c.head_dim, c.rope)
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
         # The cast is before the scan, because inside the scan the backward pass would repeat it for
         # every layer.
@@ -288,26 +241,17 @@ class Decoder(nnx.Module):
             for name, array in stacked.items()
         }
 
-        def body(x, layer_and_cache):
-            layer, layer_cache = layer_and_cache
-            return apply_layer(
-                layer,
-                x,
-                config=c,
-                angles=angles,
-                attention=attention,
-                placement=placement,
-                cache=layer_cache,
-                write_at=write_at,
+        def body(x, layer):
+            x = apply_layer(
+                layer, x, config=c, angles=angles, attention=attention, placement=placement
             )
+            return x, None
 
-        if cache is None:
-            body = remat.checkpointed(body, c.remat)
-        x, cache = jax.lax.scan(body, x, (stacked, cache), unroll=c.unroll)
-        return rms_norm(x, self.final_norm[...], c.rms_norm_eps), cache
+        x, _ = jax.lax.scan(remat.checkpointed(body, c.remat), x, stacked, unroll=c.unroll)
+        return rms_norm(x, self.final_norm[...], c.rms_norm_eps)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns the logits of all ids, f32 `[…, vocabulary]`; training uses `loss.py` instead."""
+        """Returns the logits of all ids, f32 `[…, vocabulary]`, for tests and comparisons."""
         vocabulary = self.config.vocabulary
         first, *groups = (
             block.reshape(-1, self.config.hidden_size).astype(hidden.dtype)

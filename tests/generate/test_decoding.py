@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soda_jax.generate.sampling import GREEDY, Sampling
+from soda_jax.errors import UserError
+from soda_jax.generate import engine as engines
+from soda_jax.generate.engine import Engine
+from soda_jax.generate.sampling import GREEDY, Sampling, draw
+from soda_jax.tokens.documents import audio_span, text_span
 from soda_jax.tokens.grammar import grammar
+from soda_jax.tokens.partition import partition
 
 
 @pytest.fixture
@@ -27,41 +32,11 @@ def full_logits(functions, params):
         return decoder.logits(decoder(row, jnp.ones_like(row), positions))[0]
 
     def logits(tokens):
-        row = np.zeros((1, 64), np.int32)  # padding does not change the logits of earlier tokens
+        row = np.zeros((1, 128), np.int32)  # padding does not change the logits of earlier tokens
         row[0, : len(tokens)] = tokens
         return np.asarray(forward(row))[: len(tokens)]
 
     return logits
-
-
-def test_cached_logits_equal_those_of_the_full_forward_pass(
-    functions, params, prompts, full_logits
-):
-    rng = np.random.default_rng(0)
-    lengths = np.array([len(p) for p in prompts])
-    new = rng.integers(0, 256, (3, 6))
-    tokens = np.zeros((3, 32), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    decoder = functions.bind(params)
-
-    @jax.jit
-    def step(tokens, positions, cache, lengths):
-        hidden, cache = decoder.decode(tokens, positions, cache, lengths)
-        return decoder.logits(hidden), cache
-
-    cache = decoder.empty_cache(3, 40)
-    positions = np.broadcast_to(np.arange(32), (3, 32))
-    logits, cache = step(tokens, positions, cache, np.zeros(3, np.int32))
-    seen = [np.asarray(logits)[np.arange(3), lengths - 1]]
-    for column in range(new.shape[1]):
-        at = lengths + column
-        logits, cache = step(new[:, column : column + 1], at[:, None], cache, at)
-        seen.append(np.asarray(logits)[:, 0])
-    for row, prompt in enumerate(prompts):
-        wanted = full_logits(np.concatenate([prompt, new[row]]))
-        for column, found in enumerate(seen):
-            np.testing.assert_allclose(found[row], wanted[len(prompt) - 1 + column], atol=1e-4)
 
 
 def test_greedy_takes_the_most_likely_legal_token_of_the_full_forward_pass(
@@ -98,3 +73,117 @@ def test_the_draws_depend_on_the_seed(engine, layout, prompts):
     for row in range(3):
         np.testing.assert_array_equal(first[row].ids, again[row].ids)
     assert any(not np.array_equal(a.ids, b.ids) for a, b in zip(first, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def mixed(layout):
+    """Ten beginnings of different lengths: in text, before text, inside audio and after a span."""
+    rng, found = np.random.default_rng(4), []
+    for number in range(10):
+        text = text_span(rng.integers(97, 122, 3 + 5 * number), layout)
+        codes = (rng.random((2 + number, 3)) * (6, 4, 5)).astype(np.uint16)
+        audio = audio_span(codes, layout, 3)
+        ways = [
+            [text[:-1]],
+            [text, [layout.audio_start]],
+            [text, audio[: -1 - number % 3]],
+            [audio, [layout.text_start]],
+            [audio],
+        ]
+        found.append(np.concatenate([[layout.bos], *ways[number % 5]]).astype(np.int32))
+    return found
+
+
+def same(left, right, tolerance=1e-4):
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        assert a.finished == b.finished
+        assert a.log_probability == pytest.approx(b.log_probability, abs=tolerance)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.2, 0, 0.8), Sampling(0.7, 3, 1.0)])
+def test_tokens_and_log_probabilities_are_those_of_the_full_head(
+    engine, layout, mixed, full_logits, sampling
+):
+    rules = partition(layout)
+    results = engine(mixed, stop=layout.eos, budget=9, sampling=sampling, seed=3, max_frames=4)
+    kinds = set()
+    markers = np.array([layout.bos, layout.eos, *range(layout.text_size, layout.audio_base)])
+    for number, (prompt, result) in enumerate(zip(mixed, results, strict=True)):
+        whole = np.concatenate([prompt, result.ids])
+        logits = full_logits(whole)
+        state = rules.rules.run(prompt)
+        key = jax.random.fold_in(jax.random.key(3), number)
+        frames, total = 0, 0.0
+        for step, token in enumerate(result.ids.tolist()):
+            legal = rules.legal_ids(rules.set_of_state[state])
+            if frames >= 4 and rules.rules.frame_boundary[state]:
+                legal = np.array([layout.audio_end])
+            row = logits[len(prompt) - 1 + step]
+            total += float(np.log(softmax(row, legal)[token]))
+            if layout.ordinary_text[legal].any():
+                candidates = np.arange(layout.audio_base)
+                kinds.add("text")
+            else:
+                candidates = np.concatenate([markers, legal[legal >= layout.audio_base]])
+                kinds.add("audio" if legal[-1] >= layout.audio_base else "marker")
+            keys = jax.random.fold_in(key, step)[None]
+            allowed = np.isin(candidates, legal)[None]
+            index, _ = draw(
+                keys, jnp.asarray(row[candidates])[None], jnp.asarray(allowed), sampling
+            )
+            assert int(candidates[int(index[0])]) == token
+            assert token in legal
+            state = rules.rules.step(state, token)
+            frames += bool(rules.rules.frame_boundary[state])
+        assert result.log_probability == pytest.approx(total, abs=1e-5 * len(result.ids) + 1e-4)
+    assert kinds == {"text", "audio", "marker"}
+
+
+def softmax(logits, legal):
+    wide = logits[legal].astype(np.float64)
+    probabilities = np.exp(wide - wide.max())
+    return dict(zip(legal.tolist(), probabilities / probabilities.sum(), strict=True))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 0, 0.9)])
+def test_waiting_prompts_take_the_slots_of_finished_rows(
+    engine, functions, params, layout, mixed, sampling
+):
+    options = {"stop": layout.eos, "budget": 40, "sampling": sampling, "seed": 5, "max_frames": 9}
+    few = Engine(functions, params, layout, layout.codebooks, slots=2)
+    same(few(mixed, **options), engine(mixed, **options))
+
+
+def test_a_cache_that_grows_gives_the_same_tokens(
+    engine, functions, params, layout, mixed, monkeypatch
+):
+    options = {"stop": layout.eos, "budget": 60, "sampling": Sampling(1.0, 0, 0.9), "seed": 6}
+    expected = engine(mixed, **options)
+    monkeypatch.setattr(engines, "_SHORTEST", 8)
+    monkeypatch.setattr(engines, "_STEPS", 7)
+    grown = Engine(functions, params, layout, layout.codebooks, slots=4)
+    same(grown(mixed, **options), expected)
+    assert len({len(result.ids) for result in expected}) > 3
+
+
+@pytest.mark.parametrize("dtype,tolerance", [("bfloat16", 0.3), ("int8", 0.3)])
+def test_narrow_weights_change_probabilities_a_little(
+    engine, functions, params, layout, mixed, dtype, tolerance
+):
+    narrow = Engine(functions, params, layout, layout.codebooks, dtype=dtype)
+    options = {"stop": layout.eos, "budget": 1, "sampling": GREEDY}
+    close = 0
+    for a, b in zip(narrow(mixed, **options), engine(mixed, **options), strict=True):
+        if a.ids[0] == b.ids[0]:
+            assert a.log_probability == pytest.approx(b.log_probability, abs=tolerance)
+            assert a.log_probability != b.log_probability or a.log_probability > -1e-6
+            close += 1
+    assert close >= 7
+
+
+def test_an_unknown_dtype_or_no_slots_are_refused(functions, params, layout):
+    with pytest.raises(UserError, match="dtype 'float16' is unknown"):
+        Engine(functions, params, layout, 3, dtype="float16")
+    with pytest.raises(UserError, match="slots 0 must be at least 1"):
+        Engine(functions, params, layout, 3, slots=0)

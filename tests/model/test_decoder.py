@@ -18,6 +18,8 @@ from model_toys import (
 )
 from toys import random_params
 
+from soda_jax.errors import UserError
+from soda_jax.model import decoding
 from soda_jax.model.attention import attend, packed_mask
 from soda_jax.model.remat import POLICIES
 
@@ -248,15 +250,45 @@ def test_a_vocabulary_without_groups_has_only_text():
     assert found.shape == (*SHAPE, 21) and bool(jnp.isfinite(found).all())
 
 
-def test_decoding_with_a_cache_equals_the_forward_pass_of_the_window(model, params, run):
+@pytest.mark.parametrize("pairs", [0, 64])
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoding_with_a_cache_equals_the_forward_pass_of_the_window(monkeypatch, pairs, tied):
+    monkeypatch.setattr(decoding, "_MOST_PAIRS", pairs)  # both forms of attention
+    model = make_model(tie_embeddings=tied)
+    params = random_params(model)
     tokens = random_tokens(10, SHAPE)
     segments, positions = packed([[SHAPE[1]]] * SHAPE[0])
-    whole = np.asarray(run(params, tokens, segments, positions))
-    decode = jax.jit(lambda params, *inputs: model.bind(params).decode(*inputs))
-    cache, found = model.bind(params).empty_cache(*SHAPE), []
-    for first, last in ((0, 8), (8, 16)):
-        lengths = jnp.full(SHAPE[0], first)
-        piece = tokens[:, first:last], positions[:, first:last]
-        hidden, cache = decode(params, *piece, cache, lengths)
-        found.append(np.asarray(hidden))
-    np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=5e-6)
+    whole = np.asarray(model.bind(params)(tokens, segments, positions))
+    weights = decoding.decoding_weights(model.config, params, "float32")
+    hidden, caches = decoding.prefill(model.config, weights, tokens[:, :8], jnp.float32)
+    np.testing.assert_allclose(hidden, whole[:, :8], atol=5e-6)
+    room = SHAPE[1] - 8
+    caches = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))), caches)
+    step = jax.jit(lambda *inputs: decoding.decode(model.config, weights, *inputs, jnp.float32))
+    for position in range(8, SHAPE[1]):
+        at = jnp.full(SHAPE[0], position)
+        hidden, caches = step(tokens[:, position], at, caches)
+        np.testing.assert_allclose(hidden, whole[:, position], atol=5e-6)
+
+
+def test_int8_weights_are_within_half_a_step_of_each_output_channel():
+    model = make_model()
+    params = random_params(model)
+    weights = decoding.decoding_weights(model.config, params, "int8")
+    for name, contracted in (("query", (0,)), ("output", (0, 1)), ("down", (0,))):
+        exact, found = np.asarray(params["layers"][name][1]), weights["layers"][1][name]
+        step = np.expand_dims(np.asarray(found.scale), contracted)
+        assert found.values.dtype == np.int8 and step.ndim == exact.ndim
+        np.testing.assert_allclose(found.values * step, exact, atol=0.5001 * step.max())
+        assert np.abs(exact).max(contracted) == pytest.approx(
+            127 * np.asarray(found.scale), rel=1e-6
+        )
+    assert weights["layers"][0]["query_norm"].dtype == np.float32
+    embedded = decoding.embed(model.config, weights, jnp.arange(VOCABULARY.size), jnp.float32)
+    exact = model.bind(params).embed(jnp.arange(VOCABULARY.size)[None])[0]
+    np.testing.assert_allclose(embedded, exact, atol=0.5001 / 127 * np.abs(exact).max())
+
+
+def test_an_unknown_dtype_is_refused(model, params):
+    with pytest.raises(UserError, match="dtype 'int4' is unknown: use one of float32, bfloat16"):
+        decoding.decoding_weights(model.config, params, "int4")
