@@ -62,6 +62,11 @@ def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument(
         "--codec", default=default, help="codec such as mel:DIR (default: WORKDIR/codec)"
     )
+    parser.add_argument(
+        "--dtype",
+        default=default,
+        help="dtype of the weights: float32, bfloat16 or int8 (default: float32 on a CPU, else bfloat16)",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
@@ -91,11 +96,13 @@ def run(args: argparse.Namespace) -> int:
 
     from soda_jax.generate.sampling import Sampling
     from soda_jax.generate.speech_model import load
+    from soda_jax.model.decoding import check_dtype
     from soda_jax.train.program import use_compilation_cache
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    check_dtype(args.dtype or "float32")
     use_compilation_cache()
-    model = load(args.workdir, step=args.step, codec=args.codec or "")
+    model = load(args.workdir, step=args.step, codec=args.codec or "", dtype=args.dtype or "")
     actions = {"speak": _speak, "transcribe": _transcribe, "continue": _continue}
     actions[args.action](model, args, sampling)
     return 0

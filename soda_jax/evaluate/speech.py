@@ -17,8 +17,6 @@ from soda_jax.progress import track
 from soda_jax.schema import DataConfig
 from soda_jax.tokens import Utterance
 
-_BATCH = 16
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutUtterance:
@@ -55,13 +53,8 @@ def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> di
       a JSON-able dict with utterances, decoding, word_error_rate (corpus), mean_word_error_rate,
       examples.
     """
-    texts: list[str] = [""] * len(held_out)
-    # A batch contains utterances of similar length, so that few programs are compiled.
-    order = sorted(range(len(held_out)), key=lambda n: len(held_out[n].utterance.codes))
-    for chosen in track(_batches(order), "transcribe"):
-        codes = [held_out[n].utterance.codes for n in chosen]
-        for n, text in zip(chosen, model.transcribe_codes(codes), strict=True):
-            texts[n] = text
+    codes = [item.utterance.codes for item in held_out]
+    texts = model.transcribe_codes(codes, progress="transcribe")
     references = [item.utterance.text for item in held_out]
     errors = word_errors(references, texts)
     return {
@@ -97,12 +90,11 @@ def evaluate_tts(
     whisper = recognizer.Recognizer()
     references = [item.utterance.text for item in held_out]
     heard, complete = [], []
-    for number, chosen in enumerate(track(_batches(range(len(held_out))), "speak")):
-        spoken = [references[n] for n in chosen]
-        for speech in model.speak(spoken, max_seconds=max_seconds, seed=seed + number):
-            complete.append(speech.finished and len(speech.codes) > 0)
-            text = whisper.transcribe(speech.audio, speech.sample_rate) if complete[-1] else ""
-            heard.append(text)
+    speeches = model.speak(references, max_seconds=max_seconds, seed=seed, progress="speak")
+    for speech in track(speeches, "recognize"):
+        complete.append(speech.finished and len(speech.codes) > 0)
+        text = whisper.transcribe(speech.audio, speech.sample_rate) if complete[-1] else ""
+        heard.append(text)
     codec_heard = []
     for item in track(held_out, "codec"):
         audio = model.codec.decode([item.utterance.codes[:, : model.codebooks]])[0]
@@ -133,7 +125,3 @@ def evaluate_tts(
             for item, reference, text, codec_text, done in rows
         ],
     }
-
-
-def _batches(numbers: Sequence[int]) -> list[list[int]]:
-    return [list(numbers[start : start + _BATCH]) for start in range(0, len(numbers), _BATCH)]

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import numbers
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from soda_jax.generate.legal_head import draw_legal
 from soda_jax.generate.sampling import Sampling
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoding
 from soda_jax.model.legal import legal_sets
+from soda_jax.progress import track
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.grammar import ILLEGAL
 from soda_jax.tokens.partition import partition
@@ -122,6 +123,7 @@ class Engine:
         sampling: Sampling,
         max_frames: int = 0,
         seed: int = 0,
+        progress: str = "",
     ) -> list[Generated]:
         """Continues each prompt until `stop`.
 
@@ -133,6 +135,7 @@ class Engine:
           max_frames: number of new frames after which only `audio_end` is legal; 0 for no limit.
           seed: random seed, 0 to 2³² − 1; the random numbers of a row depend only on the seed and
             the index of its prompt.
+          progress: label of the progress display; none if empty.
 
         Raises:
           UserError: if a prompt is not a prefix of a legal document or is a complete document (the
@@ -148,9 +151,30 @@ class Engine:
                 raise UserError(
                     f"{name} {value!r} is out of range: pass an integer from {least} to {most:,}"
                 )
-        if not len(prompts):
-            return []
         states = [self._state_after(prompt, number) for number, prompt in enumerate(prompts)]
+        finished = self._results(
+            prompts, states, stop=stop, budget=budget, sampling=sampling, max_frames=max_frames,
+            seed=seed,
+        )  # fmt: skip
+        if progress:
+            finished = track(finished, progress, len(prompts))
+        results = dict(finished)
+        return [results[number] for number in range(len(prompts))]
+
+    def _results(
+        self,
+        prompts: Sequence[np.ndarray],
+        states: Sequence[int],
+        *,
+        stop: int,
+        budget: int,
+        sampling: Sampling,
+        max_frames: int,
+        seed: int,
+    ) -> Iterator[tuple[int, Generated]]:
+        """Yields (index of the prompt, result), in the order in which the rows end."""
+        if not len(prompts):
+            return
         # Prompts of similar length are prefilled together.
         waiting = deque(sorted(range(len(prompts)), key=lambda n: len(prompts[n])))
         slots = min(_power_of_two(len(prompts)), self.slots)
@@ -158,8 +182,6 @@ class Engine:
         length = _bucket(max(len(prompts[n]) for n in list(waiting)[:slots]) + 1)
         state = self._empty(slots, length)
         found: list[list[np.ndarray]] = [[] for _ in prompts]
-        results: list[Generated | None] = [None] * len(prompts)
-        options = {"sampling": sampling, "stop": stop}
         while waiting or (owner >= 0).any():
             free = np.flatnonzero(owner < 0)
             while waiting and len(free):
@@ -185,7 +207,8 @@ class Engine:
                 np.int32(budget),
                 np.uint32(seed),
                 np.bool_(len(waiting) > 0),
-                **options,
+                sampling=sampling,
+                stop=stop,
             )
             tokens, rows = jax.device_get((tokens, state[0]._replace(hidden=None)))
             for slot in np.flatnonzero(busy):
@@ -194,9 +217,8 @@ class Engine:
                 if rows.done[slot]:
                     ids = np.concatenate(found[number])
                     finished = bool(ids[-1] == stop and not rows.forced[slot])
-                    results[number] = Generated(ids, finished, float(rows.score[slot]))
                     owner[slot] = -1
-        return [result for result in results if result is not None]
+                    yield number, Generated(ids, finished, float(rows.score[slot]))
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
         """Returns the grammar state after a prompt; raises UserError if no token may follow."""

@@ -51,16 +51,18 @@ class SpeechModel(TrainedDecoder):
       tokenizer: tokenizer of the training data.
       codec: codec of the training data.
       codebooks: number of codebooks per frame that the model was trained on.
+      dtype: dtype of the weights for decoding; empty for the default of the platform.
     """
 
     tokenizer: TextTokenizer
     codec: Codec
     codebooks: int
+    dtype: str = ""
 
     @cached_property
     def engine(self) -> Engine:
         """The decoding loop; call it directly for prompts that the other methods do not build."""
-        return Engine(self.model, self.params, self.layout, self.codebooks)
+        return Engine(self.model, self.params, self.layout, self.codebooks, dtype=self.dtype)
 
     def speak(
         self,
@@ -70,6 +72,7 @@ class SpeechModel(TrainedDecoder):
         max_seconds: float = 15.0,
         sampling: Sampling | None = None,
         seed: int = 0,
+        progress: str = "",
     ) -> Any:
         """Generates speech for one text (returns a `Speech`) or several texts (returns a list).
 
@@ -79,6 +82,7 @@ class SpeechModel(TrainedDecoder):
           max_seconds: maximum length of an utterance, rounded down to whole frames (at least one).
           sampling: sampling settings; by default, temperature 0.9 and top-p 0.8.
           seed: random seed.
+          progress: label of the progress display; none if empty.
 
         Raises:
           UserError: if a text or the transcript is empty, the recording cannot be used, or
@@ -90,7 +94,7 @@ class SpeechModel(TrainedDecoder):
             sound, transcript = voice
             before = [self._text(transcript), self._audio(self._encode([sound])[0])]
         prompts = [self._prompt(*before, self._text(t), [self.layout.audio_start]) for t in texts]
-        speeches = self._generate_speech(prompts, max_seconds, sampling, seed)
+        speeches = self._generate_speech(prompts, max_seconds, sampling, seed, progress)
         return speeches[0] if isinstance(text, str) else speeches
 
     def transcribe(
@@ -122,11 +126,17 @@ class SpeechModel(TrainedDecoder):
         max_tokens: int = 448,
         sampling: Sampling = GREEDY,
         seed: int = 0,
+        progress: str = "",
     ) -> list[str]:
-        """Transcribes utterances given as codes `[frames, codebooks]`; see `transcribe`."""
+        """Transcribes utterances given as codes `[frames, codebooks]`; see `transcribe` and `speak`."""
         prompts = [self._prompt(self._audio(c), [self.layout.text_start]) for c in codes]
         generated = self.engine(
-            prompts, stop=self.layout.text_end, budget=max_tokens, sampling=sampling, seed=seed
+            prompts,
+            stop=self.layout.text_end,
+            budget=max_tokens,
+            sampling=sampling,
+            seed=seed,
+            progress=progress,
         )
         return [self.tokenizer.decode(result.ids) for result in generated]
 
@@ -151,6 +161,7 @@ class SpeechModel(TrainedDecoder):
         max_seconds: float,
         sampling: Sampling | None,
         seed: int,
+        progress: str = "",
     ) -> list[Speech]:
         if not 0 < max_seconds < float("inf"):
             raise UserError(
@@ -164,6 +175,7 @@ class SpeechModel(TrainedDecoder):
             sampling=sampling or Sampling(),
             max_frames=frames,
             seed=seed,
+            progress=progress,
         )
         speeches = []
         for result in generated:
@@ -192,13 +204,17 @@ class SpeechModel(TrainedDecoder):
         return np.concatenate([[self.layout.bos], *spans]).astype(np.int32)
 
 
-def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> SpeechModel:
+def load(
+    workdir: str | Path, *, step: int | None = None, codec: str = "", dtype: str = ""
+) -> SpeechModel:
     """Loads a checkpoint, the tokenizer and the codec from a run's folder.
 
     Args:
       workdir: the run's folder.
       step: step of the checkpoint; the newest valid one by default.
       codec: codec spec for `load_codec`; by default, the codec in the run's folder.
+      dtype: dtype of the weights for decoding, "float32", "bfloat16" or "int8"; by default the fastest of
+        the platform without a loss of quality.
 
     Raises:
       UserError: if there is no valid checkpoint, the run was trained on text only, or the tokenizer
@@ -236,6 +252,7 @@ def load(workdir: str | Path, *, step: int | None = None, codec: str = "") -> Sp
         tokenizer=tokenizer,
         codec=opened,
         codebooks=_codebooks(metadata, layout),
+        dtype=dtype,
     )
 
 

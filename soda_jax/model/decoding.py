@@ -50,6 +50,12 @@ def default_dtype(platform: str) -> str:
     return "float32" if platform == "cpu" else "bfloat16"
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises UserError for a dtype that is not in `DTYPES`."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+
+
 def decoding_weights(config: DecoderConfig, params: Any, dtype: str) -> Weights:
     """Returns the weights for `forward`, cast or quantized.
 
@@ -65,8 +71,7 @@ def decoding_weights(config: DecoderConfig, params: Any, dtype: str) -> Weights:
     Raises:
       UserError: for an unknown dtype.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
 
     def convert(array: jax.Array, contracted: tuple[int, ...]) -> Any:
         return quantize(array, contracted) if dtype == "int8" else array.astype(dtype)

@@ -34,11 +34,13 @@ def test_only_utterances_with_text_and_audio_are_used_up_to_the_limit(config, he
 def test_asr_returns_transcripts_with_their_references(held_out):
     by_codes = {item.utterance.codes.tobytes(): item.utterance.text for item in held_out}
     model = SimpleNamespace(
-        transcribe_codes=lambda codes: [by_codes[c.tobytes()].upper() + "." for c in codes]
+        transcribe_codes=lambda codes, progress: [
+            by_codes[c.tobytes()].upper() + "." for c in codes
+        ]
     )
     result = evaluate_asr(model, held_out)
     assert result["word_error_rate"] == 0
-    model = SimpleNamespace(transcribe_codes=lambda codes: ["" for _ in codes])
+    model = SimpleNamespace(transcribe_codes=lambda codes, progress: ["" for _ in codes])
     assert evaluate_asr(model, held_out)["word_error_rate"] == 1
     for row, item in zip(result["examples"], held_out, strict=True):
         assert row["hypothesis"] == row["reference"].upper() + "."
@@ -48,7 +50,7 @@ def test_asr_returns_transcripts_with_their_references(held_out):
 def test_tts_counts_an_unfinished_utterance_as_all_errors(held_out, monkeypatch):
     monkeypatch.setattr(recognizer, "Recognizer", Echo)
 
-    def speak(texts, *, max_seconds, seed):
+    def speak(texts, *, max_seconds, seed, progress):
         ends = [number % 2 == 0 for number in range(len(texts))]
         return [
             SimpleNamespace(audio=hidden(t), sample_rate=8, codes=np.zeros((2, 3)), finished=end)
