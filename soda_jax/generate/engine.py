@@ -187,7 +187,7 @@ class Engine:
             while waiting and len(free):
                 chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
                 owner[free[: len(chosen)]] = chosen
-                new = self._prefill_prompts(chosen, prompts, states, free)
+                new = self._prefill_prompts(chosen, prompts, states, free, slots)
                 longest = new[1][0].key.shape[2]
                 if longest > length:
                     length, state = longest, self._grow(state, length=longest)
@@ -206,7 +206,8 @@ class Engine:
                 np.int32(max_frames or _INT32),
                 np.int32(budget),
                 np.uint32(seed),
-                np.bool_(len(waiting) > 0),
+                # Prompts are prefilled in groups, because a short prefill is hardly faster.
+                np.int32(min(len(waiting), -(-slots // 4)) or slots),
                 sampling=sampling,
                 stop=stop,
             )
@@ -247,9 +248,10 @@ class Engine:
         prompts: Sequence[np.ndarray],
         states: Sequence[int],
         free: np.ndarray,
+        most: int,
     ) -> tuple[Any, ...]:
         """Returns the arguments of `_admitted` after the state; unused rows have no slot."""
-        count = _power_of_two(len(chosen))
+        count = min(n for n in (1, min(4, most), most) if n >= len(chosen))
         lengths = np.ones(count, np.int32)
         lengths[: len(chosen)] = [len(prompts[n]) for n in chosen]
         tokens = np.zeros((count, _bucket(int(lengths.max()) + 1)), np.int32)
@@ -306,12 +308,12 @@ class Engine:
         max_frames: jax.Array,
         budget: jax.Array,
         seed: jax.Array,
-        waiting: jax.Array,
+        most_done: jax.Array,
         *,
         sampling: Sampling,
         stop: int,
     ) -> tuple[tuple[_Rows, list[decoding.Cache]], jax.Array]:
-        """Decodes at most `steps` tokens per row, or until a row is done while prompts are waiting.
+        """Decodes at most `steps` tokens per row, or until `most_done` slots are free.
 
         Returns:
           the new state, and the new tokens, int32 `[slots, _STEPS]`, −1 where there is none.
@@ -321,13 +323,11 @@ class Engine:
         group_of_id = jnp.asarray(rules.rules.group_of_id)
         set_of_state = jnp.asarray(rules.set_of_state)
         boundary = jnp.asarray(rules.rules.frame_boundary)
-        done_before = state[0].done
         key = jax.random.key(seed)
 
         def unfinished(carry: Any) -> jax.Array:
             step, (rows, _), _ = carry
-            freed = (rows.done & ~done_before).any()
-            return (step < steps) & ~rows.done.all() & ~(waiting & freed)
+            return (step < steps) & (rows.done.sum() < most_done)
 
         def advance(carry: Any) -> Any:
             step, (rows, caches), out = carry
@@ -363,7 +363,7 @@ class Engine:
             )
             return step + 1, (rows, caches), out.at[:, step].set(jnp.where(active, token, -1))
 
-        out = jnp.full((len(done_before), _STEPS), -1, jnp.int32)
+        out = jnp.full((len(state[0].done), _STEPS), -1, jnp.int32)
         _, state, out = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state, out))
         return state, out
 
