@@ -1,4 +1,8 @@
-"""Worker of `train_step.py`: the step of `soda train` on random tokens, one segment per row."""
+"""Worker of `train_step.py` and `head.py`: the step of `soda train` on random tokens or documents.
+
+Orders of `train_step.py` have one segment of random tokens per row. Orders with a `text_share` have rendered
+documents, and may have a `head` and `full_every` of `model`.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,11 +28,18 @@ def prepare(order: dict[str, Any], setting: dict[str, Any]) -> tuple[Any, dict[s
     shape = order["shape"]
     layout = vocabulary(shape)
     program = make_program(config_of(order, setting), layout, 1, jax.devices()[:1])
-    windows = empty_batch(shape["batch"], shape["sequence"])
-    size = windows.tokens.shape
-    windows.tokens[:] = np.random.default_rng(0).integers(0, layout.size, size)
-    windows.target_class[:, :-1] = layout.class_of_id[windows.tokens[:, 1:]]
-    windows.loss_mask[:, :-1] = 1
+    if "text_share" in order:
+        from _documents import document_windows
+
+        windows = document_windows(layout, shape["batch"], shape["sequence"], order["text_share"])
+        if order.get("head", "full") == "full":
+            windows = windows._replace(legal_set=None, full_offset=None)
+    else:
+        windows = empty_batch(shape["batch"], shape["sequence"])
+        size = windows.tokens.shape
+        windows.tokens[:] = np.random.default_rng(0).integers(0, layout.size, size)
+        windows.target_class[:, :-1] = layout.class_of_id[windows.tokens[:, 1:]]
+        windows.loss_mask[:, :-1] = 1
     batch = {
         name: jax.device_put(array, rules.batch_sharding(program.mesh, array.shape))
         for name, array in windows.arrays().items()
@@ -98,6 +109,8 @@ def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
     config.model.remat = setting["remat"]
     if on_cpu:  # as configs/demo.py and configs/numbers.py
         config.model.update(compute_dtype="float32", unroll=shape["num_layers"])
+    if "head" in order:
+        config.model.update(head=order["head"], full_every=order.get("full_every", 0))
     config.batch_size = shape["batch"]
     config.data.sequence_length = shape["sequence"]
     return run_config(config)

@@ -1,4 +1,4 @@
-"""Worker of `train_step.py`: Qwen3 of Hugging Face Transformers in torch, with AdamW."""
+"""Worker of `train_step.py` and `head.py`: Qwen3 of Hugging Face Transformers in torch, with AdamW."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -46,6 +46,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.033, fused=True)
     size = (shape["batch"], shape["sequence"])
+    # The content does not affect the speed: all logits are computed for every token.
     tokens = torch.randint(0, shape["vocabulary"], size, device=device)
     if order.get("compile"):
         forward = torch.compile(model)

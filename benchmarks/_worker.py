@@ -36,12 +36,15 @@ class Step:
       facts: `parameters` and `device`, and further facts of the side.
       peak_bytes: returns the peak memory so far.
       after: called after the timed steps; returns further facts for the answer.
+      warm: whether steps before the first timed one compile and let the allocator grow. Without, the first
+        step is not repeated, because it is long.
     """
 
     run: Callable[[int], None]
     facts: dict[str, Any]
     peak_bytes: Callable[[], int]
     after: Callable[[], dict[str, Any]] = dict
+    warm: bool = True
 
 
 def serve(
@@ -83,8 +86,9 @@ def _first_that_fits(
     for setting in settings:
         try:
             step = build(order, setting)
-            step.run(1)  # compiles
-            step.run(1)  # lets the allocator grow
+            if step.warm:
+                step.run(1)  # compiles
+                step.run(1)  # lets the allocator grow
             began = time.perf_counter()
             step.run(1)
             seconds = time.perf_counter() - began

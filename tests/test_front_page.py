@@ -50,7 +50,8 @@ def test_make_targets_of_the_pages_exist() -> None:
             assert re.search(rf"^{name}:", makefile, re.M), f"{page.name}: make {name}"
 
 
-def test_flow_picture_is_what_its_script_draws() -> None:
-    flow = runpy.run_path(str(ROOT / "docs" / "figures" / "flow.py"))["flow"]
-    written = (ROOT / "docs" / "figures" / "flow.svg").read_text(encoding="utf-8")
-    assert flow() == written, "run python docs/figures/flow.py"
+@pytest.mark.parametrize("name, function", [("flow", "flow"), ("legal_head", "figure")])
+def test_a_picture_is_what_its_script_draws(name: str, function: str) -> None:
+    draw = runpy.run_path(str(ROOT / "docs" / "figures" / f"{name}.py"))[function]
+    written = (ROOT / "docs" / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    assert draw() == written, f"run python docs/figures/{name}.py"

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maximum number of candidates that --search compiles (default %(default)s)",
     )
     parser.add_argument(
+        "--text_share",
+        type=float,
+        default=0.1,
+        help="share of text positions, for config.model.head=legal (default %(default)s)",
+    )
+    parser.add_argument(
         "--estimate",
         action="store_true",
         help="compile nothing; the default for GPUs that this machine does not have",
@@ -52,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     price = args.price_per_chip_hour
     if price is not None and not 0 <= price < float("inf"):
         raise UserError(f"--price_per_chip_hour={price} must be finite and at least 0")
+    if not 0 <= args.text_share <= 1:
+        raise UserError(f"--text_share={args.text_share} must be from 0 to 1")
     if args.candidates < 1:
         raise UserError(f"--candidates={args.candidates} must be at least 1")
     config = load_config(args.config, args.unknown)
@@ -63,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from soda_jax.tokens.vocabulary import VocabularyLayout
 
     layout = Manifest.load(args.data).layout if args.data else VocabularyLayout.soda()
-    planner = Planner(config, layout, topology, price, args.estimate)
+    planner = Planner(config, layout, topology, price, args.estimate, args.text_share)
     if args.search:
         return search(planner, args.candidates, args.json)
     return show(planner, args.json)

@@ -158,6 +158,40 @@ class Dataset:
         del prefetched  # referenced until here, so that the records stay in memory
         return batch
 
+    def balanced_rows(self, k: int, size: int, groups: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the window of each row of a batch such that groups of rows have about equal text.
+
+        The result depends only on the index and the arguments, so all processes compute the same, and
+        none reads rows of another.
+
+        Args:
+          k: number of the first window of the batch.
+          size: windows in the batch.
+          groups: disjoint rows that one device processes together; they cover the batch.
+
+        Returns:
+          int `[size]`: row r of the batch is window k + result[r].
+        """
+        length = self.sequence_length
+        counts = []
+        for offset in range(size):
+            found = self.locate(k + offset)
+            if found is None:
+                counts.append(0.0)
+            else:
+                source, window = found
+                start = window * length
+                counts.append(self.sources[source].text_tokens(start, start + length))
+        totals = np.zeros(len(groups))
+        free = [list(reversed(group)) for group in groups]
+        rows = np.zeros(size, np.int64)
+        # The window with most text goes to the group with least text that has a free row.
+        for offset in np.argsort(-np.array(counts), kind="stable").tolist():
+            group = min((n for n, rest in enumerate(free) if rest), key=lambda n: totals[n])
+            totals[group] += counts[offset]
+            rows[free[group].pop()] = offset
+        return rows
+
     def damage(self) -> list[str]:
         """Returns a message for every damaged record that was found and masked so far."""
         return [

@@ -26,6 +26,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         start: int = 0,
         rows: Sequence[int] | None = None,
         *,
+        groups: Sequence[Sequence[int]] = (),
         prefetch: int = 2,
         threads: int = 1,
     ):
@@ -36,6 +37,8 @@ class Loader(Iterator[dict[str, np.ndarray]]):
           batch_size: windows per global batch.
           start: number of windows consumed already.
           rows: rows of the global batch that this process reads, in this order; None for all.
+          groups: rows that one device processes together. The windows of a batch are assigned to its rows
+            such that these groups have about equal text; without groups, in stream order.
           prefetch: number of batches to prefetch.
           threads: number of batches to read at the same time.
         """
@@ -44,6 +47,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         self._rows = range(batch_size) if rows is None else list(rows)
         if any(not 0 <= row < batch_size for row in self._rows):
             raise ValueError(f"rows {self._rows} are not all in a batch of {batch_size}")
+        self._groups = groups
         self._next = start
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._ahead: deque[Future[dict[str, np.ndarray]]] = deque()
@@ -55,7 +59,11 @@ class Loader(Iterator[dict[str, np.ndarray]]):
         self._next += self._batch_size
 
     def _load(self, k: int) -> dict[str, np.ndarray]:
-        return self._dataset.batch(k, self._rows).arrays()
+        rows = self._rows
+        if self._groups:
+            order = self._dataset.balanced_rows(k, self._batch_size, self._groups)
+            rows = order[rows].tolist()
+        return self._dataset.batch(k, rows).arrays()
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Returns the fields of the next `windows.Batch` by name, with the rows of this process.

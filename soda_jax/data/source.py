@@ -96,6 +96,23 @@ class Source:
             for view, order in zip(self.views, self._order, strict=True)
         ]
 
+    @cached_property
+    def _text_before(self) -> np.ndarray:
+        """Number of text tokens before each record, f64 `[views · records + 1]`."""
+        counts = [
+            self._index.text_tokens[order] * (self.split.kept_records & renderer.view.has_text)
+            for order, renderer in zip(self._order, self._renderers, strict=True)
+        ]
+        return np.concatenate([[0.0], np.cumsum(np.concatenate(counts), dtype=np.float64)])
+
+    def text_tokens(self, start: int, stop: int) -> float:
+        """Returns the number of text tokens in [start, stop), estimated from the index.
+
+        Text and audio of a record are assumed to be spread evenly over its tokens.
+        """
+        ends = np.interp([start, stop], self.record_starts, self._text_before)
+        return float(ends[1] - ends[0])
+
     def state(self, start: int) -> tuple[Partition, int]:
         """Returns the legal sets of the source, and the state of the automaton before token `start`.
 

@@ -294,10 +294,11 @@ def _bulk_losses(
     rows = Rows(0, block[0], valid, first)
 
     def more(carry: Any) -> jax.Array:
-        return carry[0] * chunk < count
+        number, chunks, _, _ = carry
+        return number < chunks
 
     def step(carry: Any) -> Any:
-        number, losses, d_first = carry
+        number, chunks, losses, d_first = carry
         index = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
         new, d_rows = _losses(rows, positions.at(index), z_weight, reduction, with_gradients)
         losses = jax.tree.map(
@@ -307,7 +308,7 @@ def _bulk_losses(
         )
         if with_gradients:
             d_first = d_first + d_rows[None]
-        return number + 1, losses, d_first
+        return number + 1, chunks, losses, d_first
 
     zeros = jnp.zeros(padded, jnp.float32)
     empty = Losses(zeros, zeros, None)
@@ -317,7 +318,8 @@ def _bulk_losses(
         )
     # Only collectives over the axes that split the rows are in the loop. The devices on such an axis
     # have the same positions, so they do the same number of iterations.
-    _, losses, d_first = jax.lax.while_loop(more, step, (jnp.int32(0), empty, d_first))
+    chunks = ((count + chunk - 1) // chunk).astype(jnp.int32)
+    _, _, losses, d_first = jax.lax.while_loop(more, step, (jnp.int32(0), chunks, empty, d_first))
     return losses, rank, d_first
 
 

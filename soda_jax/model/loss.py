@@ -17,7 +17,7 @@ import numpy as np
 from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoder import Decoder
 from soda_jax.model.full_loss import Blocks, full_loss
-from soda_jax.model.legal import LegalSets
+from soda_jax.model.legal import NO_SET, LegalSets
 from soda_jax.model.legal_loss import legal_loss
 from soda_jax.model.loss_sharding import Reduction, run_sharded
 from soda_jax.model.placement import ONE_DEVICE, Placement
@@ -92,7 +92,8 @@ def token_losses(
     Returns:
       f32 scalar Σ loss_mask · (nll + z_loss · log²Z) + Σ terms, and a dict of sums: `nll` and
       `count`, f32 `[sources, classes]`, and `log_z_squared`, f32 scalar; with `legal`, also `head_rows`,
-      the number of logits that the loss needs; with `full_every`, also `legal_nll`, Σ −log P(legal set),
+      the number of logits that the loss needs, and `text_positions_mean` and `text_positions_worst`, the
+      number of positions with the bulk of block 0 per shard of the batch; with `full_every`, also `legal_nll`, Σ −log P(legal set),
       and `legal_nll_count`, the number of its positions.
     """
     vocabulary = decoder.config.vocabulary
@@ -116,6 +117,11 @@ def token_losses(
         sizes = jnp.asarray(np.append(legal.sizes, 0), jnp.float32)
         rows = sizes[jnp.minimum(batch["legal_set"], len(legal.sizes))]
         sums["head_rows"] = jnp.sum(jnp.where(weights > 0, rows, 0.0))
+        table = np.append(legal.has_bulk, np.zeros(NO_SET + 1 - legal.has_bulk.size, bool))
+        bulk = jnp.asarray(table)[batch["legal_set"]] & (weights > 0)
+        of_shards = bulk.reshape(placement.ways("batch", len(bulk)), -1).sum(axis=1)
+        sums["text_positions_mean"] = of_shards.astype(jnp.float32).mean()
+        sums["text_positions_worst"] = of_shards.astype(jnp.float32).max()
     if outside is not None:
         sums["head_rows"] += vocabulary.size * jnp.sum(outside.weight > 0)
         sums["legal_nll"] = jnp.sum(outside.nll)

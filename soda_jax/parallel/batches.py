@@ -18,6 +18,20 @@ def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> list[int]:
     return sorted(covered)
 
 
+def rows_of_devices(
+    mesh: jax.sharding.Mesh, batch_size: int, accumulation: int = 1
+) -> list[list[int]]:
+    """Returns the rows that are processed together: of each shard of the batch in each micro-batch.
+
+    Micro-batch i consists of the rows i, i + accumulation, … (see `train.step`).
+    """
+    ways = rules.ways(mesh.shape, "batch")
+    shards = np.arange(batch_size).reshape(ways, -1)
+    return [
+        shard[micro::accumulation].tolist() for shard in shards for micro in range(accumulation)
+    ]
+
+
 def place_batch(
     batch: dict[str, np.ndarray], rows: list[int], mesh: jax.sharding.Mesh, batch_size: int
 ) -> dict[str, jax.Array]:

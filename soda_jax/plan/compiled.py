@@ -12,6 +12,7 @@ import jax
 from soda_jax.data.windows import empty_batch
 from soda_jax.errors import UserError
 from soda_jax.hardware import GIB
+from soda_jax.model.loss import LEGAL_CHUNKS, chunk_tokens
 from soda_jax.parallel import rules
 from soda_jax.plan.costs import Costs, count_costs
 from soda_jax.plan.hlo import parse_module
@@ -89,13 +90,16 @@ class DoesNotFitError(UserError):
         self.needed = needed
 
 
-def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[Any]) -> Step:
+def compile_step(
+    config: RunConfig, layout: VocabularyLayout, devices: Sequence[Any], text_share: float = 0.0
+) -> Step:
     """Compiles the training step that `soda train` runs.
 
     Args:
       config: settings of the run.
       layout: vocabulary layout of the data sets.
       devices: abstract devices of a topology, or devices of this process.
+      text_share: share of the positions that are normalized over text, for `model.head` = "legal".
 
     Raises:
       DoesNotFitError: if the step needs more memory than a device has.
@@ -119,11 +123,20 @@ def compile_step(config: RunConfig, layout: VocabularyLayout, devices: Sequence[
     except Exception as error:  # XLA's and Mosaic's errors have no common base class
         raise _compiler_error(error) from None
     seconds = time.perf_counter() - began
+    trips = 0
+    if config.model.head == "legal":
+        shards = rules.ways(program.mesh.shape, "batch") * rules.ways(
+            program.mesh.shape, "sequence"
+        )
+        tokens = config.batch_size * config.data.sequence_length / shards
+        tokens /= config.gradient_accumulation
+        chunk = chunk_tokens(config.loss_chunk, device.platform, LEGAL_CHUNKS)
+        trips = max(1, math.ceil(text_share * tokens / chunk))
     module = parse_module(compiled.as_text())
     analysis = compiled.cost_analysis() or {}
     return Step(
         memory=_memory(program, batch, compiled.memory_analysis()),
-        costs=count_costs(module, dict(program.mesh.shape), _kernels(config, program)),
+        costs=count_costs(module, dict(program.mesh.shape), _kernels(config, program), trips),
         source=f"compiled for {device.device_kind} in {seconds:.0f} s",
         compile_seconds=seconds,
         xla_flops=float(analysis.get("flops", 0.0)),

@@ -62,36 +62,40 @@ class Costs:
         return total
 
 
-def count_costs(module: Module, mesh: Mapping[str, int], kernels: Mapping[str, float]) -> Costs:
+def count_costs(
+    module: Module, mesh: Mapping[str, int], kernels: Mapping[str, float], open_trips: int = 0
+) -> Costs:
     """Returns the costs of a program.
 
     Args:
       module: the parsed program.
       mesh: sizes of the mesh axes in order; device n of the program is device n of the mesh.
       kernels: FLOPs per call of each custom kernel, by a substring of the instruction's name.
+      open_trips: trip count of loops whose trip count depends on the data; 0 if it is unknown.
     """
     costs = Costs()
-    _walk(module, module.entry, 1, costs, mesh, kernels, set())
+    _walk(module, module.entry, 1, costs, mesh, kernels, set(), open_trips)
     return costs
 
 
-def _walk(module, name, times, costs, mesh, kernels, seen):
+def _walk(module, name, times, costs, mesh, kernels, seen, open_trips):
     lines = module.computations[name]
     for line in lines.values():
         if line.opcode == "while":
             runs = trip_count(module, line)
-            costs.open_loops += runs is None
-            _walk(module, line.called("body"), times * (runs or 1), costs, mesh, kernels, seen)
+            costs.open_loops += runs is None and not open_trips
+            runs = runs or open_trips or 1
+            _walk(module, line.called("body"), times * runs, costs, mesh, kernels, seen, open_trips)
         elif line.opcode == "conditional":
             branches = []
             for branch in _branches(line):
                 branches.append(Costs())
                 # A collective that started before the conditional may end in a branch, so each
                 # branch gets a copy of the channel ids seen so far. New ids are not shared.
-                _walk(module, branch, times, branches[-1], mesh, kernels, set(seen))
+                _walk(module, branch, times, branches[-1], mesh, kernels, set(seen), open_trips)
             _add_largest(costs, branches)
         elif line.opcode == "call":
-            _walk(module, line.called("to_apply"), times, costs, mesh, kernels, seen)
+            _walk(module, line.called("to_apply"), times, costs, mesh, kernels, seen, open_trips)
         else:
             if line.opcode == "custom-call":
                 kernel = next((flops for part, flops in kernels.items() if part in line.name), 0.0)

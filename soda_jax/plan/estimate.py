@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from soda_jax.model.config import DecoderConfig
-from soda_jax.model.loss import chunk_tokens
+from soda_jax.model.loss import LEGAL_CHUNKS, chunk_tokens
 from soda_jax.parallel import rules
 from soda_jax.parallel.rules import ways
 from soda_jax.plan.compiled import Memory, Step
@@ -31,7 +31,11 @@ _RECOMPUTED = {"none": 0.0, "dots": 0.0, "attention": 0.3, "full": 1 / 3, "offlo
 
 
 def estimate_step(
-    config: RunConfig, decoder: DecoderConfig, mesh: Mapping[str, int], platform: str
+    config: RunConfig,
+    decoder: DecoderConfig,
+    mesh: Mapping[str, int],
+    platform: str,
+    text_share: float = 0.0,
 ) -> Step:
     """Returns the estimated memory and costs of a training step on one device.
 
@@ -40,12 +44,19 @@ def estimate_step(
       decoder: config of the decoder.
       mesh: number of devices along each axis; `rules.MESH_AXES` defines what each axis splits.
       platform: platform of the devices.
+      text_share: share of the positions that are normalized over text, for `model.head` = "legal".
     """
+    rows = head_rows(config, decoder, text_share)
     sequence, tensor = ways(mesh, "sequence"), ways(mesh, "mlp")
     split = ways(mesh, "embed") * tensor
     tokens = config.batch_size * config.data.sequence_length / ways(mesh, "batch") / sequence
     micro = tokens / config.gradient_accumulation
     chunk = min(chunk_tokens(config.loss_chunk, platform), micro)
+    # Share of the tokens in chunks that multiply the whole first block of the head.
+    chunked = 1.0
+    if rows is not None:
+        chunk = min(chunk_tokens(config.loss_chunk, platform, LEGAL_CHUNKS), micro)
+        chunked = text_share + 1 / (config.model.full_every or math.inf)
     wide = BF16 if decoder.compute_dtype == "bfloat16" else F32
     layer, size = decoder.layer_parameters, decoder.parameters
     vocabulary = decoder.vocabulary.rows * decoder.hidden_size / tensor
@@ -68,23 +79,40 @@ def estimate_step(
         code=0.0,
         host=inputs * micro if decoder.remat == "offload" else 0.0,
     )
-    whole = decoder.training_flops_per_token(config.data.sequence_length)
-    head = 6.0 * decoder.vocabulary.size * decoder.hidden_size
+    whole = decoder.training_flops_per_token(config.data.sequence_length, rows)
+    logits = decoder.vocabulary.size if rows is None else rows
+    head = 6.0 * logits * decoder.hidden_size
     all_tokens = config.batch_size * config.data.sequence_length
     # The last shard of a split sequence has the most keys, and the other devices wait for it.
-    late = (1 - 1 / sequence) * (whole - 6.0 * decoder.matmul_parameters)
+    products = decoder.matmul_parameters - decoder.vocabulary.size * decoder.hidden_size
+    late = (1 - 1 / sequence) * (whole - head - 6.0 * products)
     flops = whole + late + _RECOMPUTED[decoder.remat] * (whole + late - head)
     flops = flops * all_tokens / math.prod(mesh.values())
     costs = Costs(flops=flops, flops_once=flops)
     # Weights are read at each use. The training state is read and written once per step.
     costs.bytes = config.gradient_accumulation * 3 * wide * size / tensor + 7 * F32 * size / split
     costs.bytes += decoder.num_layers * tokens * inner * wide * _PASSES[decoder.remat]
-    costs.bytes += tokens * decoder.vocabulary.rows / tensor * _LOGIT
-    costs.bytes += tokens / chunk * vocabulary * _HEAD
+    rows_here = decoder.vocabulary.rows if rows is None else rows
+    costs.bytes += tokens * rows_here / tensor * _LOGIT
+    costs.bytes += chunked * tokens / chunk * vocabulary * _HEAD
     if decoder.remat == "offload":  # the inputs of the layers are written to the host and read back
         costs.host_bytes = 2 * inputs * tokens
     costs.collectives = list(_collectives(config, decoder, mesh, wide, tokens))
     return Step(memory=memory, costs=costs, source="analytical estimate, not compiled")
+
+
+def head_rows(config: RunConfig, decoder: DecoderConfig, text_share: float) -> float | None:
+    """Returns the mean number of logits per token of a head over legal ids, None for all ids.
+
+    Positions that are not normalized over text are counted as those of a codebook.
+    """
+    if config.model.head == "full":
+        return None
+    vocabulary = decoder.vocabulary
+    rows = text_share * vocabulary.first_rows + (1 - text_share) * vocabulary.group_rows
+    if config.model.full_every:
+        rows += vocabulary.size / config.model.full_every
+    return rows
 
 
 def _head_columns(decoder: DecoderConfig, platform: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from soda_jax.hardware import GIB
 from soda_jax.model.config import DecoderConfig
-from soda_jax.model.loss import chunk_tokens
+from soda_jax.model.loss import CHUNKS, LEGAL_CHUNKS, chunk_tokens
 from soda_jax.parallel.rules import ways
 from soda_jax.plan.compiled import Step
 from soda_jax.plan.topologies import Topology
@@ -31,6 +31,7 @@ class Outcome(Step):
       config: settings of the run.
       decoder: config of the decoder.
       price: price per chip hour; None if unknown.
+      head_rows: mean number of logits per token; None for a head over all ids.
     """
 
     topology: Topology
@@ -38,6 +39,7 @@ class Outcome(Step):
     config: RunConfig
     decoder: DecoderConfig
     price: float | None = None
+    head_rows: float | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -46,7 +48,12 @@ class Outcome(Step):
             "accumulate": self.config.gradient_accumulation,
             "remat": self.config.model.remat,
             "attention": self.config.model.attention,
-            "loss chunk": chunk_tokens(self.config.loss_chunk, self.topology.platform),
+            "head": self.config.model.head,
+            "loss chunk": chunk_tokens(
+                self.config.loss_chunk,
+                self.topology.platform,
+                CHUNKS if self.head_rows is None else LEGAL_CHUNKS,
+            ),
         }
 
     @property
@@ -56,9 +63,9 @@ class Outcome(Step):
 
     @property
     def model_flops(self) -> float:
-        """Model FLOPs of a step, as the MFU counts them, summed over all devices."""
+        """Model FLOPs of a step with the head that it runs, summed over all devices."""
         sequence = self.config.data.sequence_length
-        return self.decoder.training_flops_per_token(sequence) * self.tokens
+        return self.decoder.training_flops_per_token(sequence, self.head_rows) * self.tokens
 
     def bounds(self) -> dict[str, float]:
         """Returns a lower bound of the step time in seconds for each resource."""

@@ -10,7 +10,7 @@ from soda_jax.hardware import chip_of
 from soda_jax.model import VocabularyBlocks, decoder_config
 from soda_jax.parallel.mesh import mesh_sizes
 from soda_jax.plan.compiled import DoesNotFitError, compile_step
-from soda_jax.plan.estimate import estimate_step
+from soda_jax.plan.estimate import estimate_step, head_rows
 from soda_jax.plan.outcome import Outcome
 from soda_jax.plan.topologies import Topology, tpu_devices
 from soda_jax.schema import RunConfig, run_config, to_dict
@@ -33,6 +33,7 @@ class Planner:
         topology: Topology,
         price: float | None,
         estimate: bool,
+        text_share: float = 0.1,
     ):
         """Finds the devices to compile for.
 
@@ -43,7 +44,9 @@ class Planner:
           price: price per chip hour; None if unknown.
           estimate: whether to estimate instead of compiling. Steps on GPUs that this machine does
             not have are always estimated.
+          text_share: share of the positions that are normalized over text, for `model.head` = "legal".
         """
+        self._text_share = text_share
         self.config, self.topology = run_config(config), topology
         self._layout, self._price = layout, price
         self._devices = None if estimate else self._find_devices()
@@ -71,9 +74,9 @@ class Planner:
         check_sizes(config, mesh, self.topology.platform)
         check_attention(config, self.topology.chip)
         if self._devices is None or estimate:
-            step = estimate_step(config, decoder, mesh, self.topology.platform)
+            step = estimate_step(config, decoder, mesh, self.topology.platform, self._text_share)
         else:
-            step = compile_step(config, self._layout, self._devices)
+            step = compile_step(config, self._layout, self._devices, self._text_share)
         return Outcome(
             **vars(step),
             topology=self.topology,
@@ -81,6 +84,7 @@ class Planner:
             config=config,
             decoder=decoder,
             price=self._price,
+            head_rows=head_rows(config, decoder, self._text_share),
         )
 
     def _mesh_sizes(self, config: RunConfig) -> dict[str, int]:

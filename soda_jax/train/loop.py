@@ -11,7 +11,7 @@ from soda_jax.checkpoints import Checkpointer, CheckpointReader, folder
 from soda_jax.data.loader import Loader
 from soda_jax.errors import UserError
 from soda_jax.parallel import hosts
-from soda_jax.parallel.batches import local_rows, place_batch
+from soda_jax.parallel.batches import local_rows, place_batch, rows_of_devices
 from soda_jax.parallel.preemption import StopRequest
 from soda_jax.schema import RunConfig, SafetyConfig, run_config
 from soda_jax.train.hooks import Hook, RunView
@@ -78,12 +78,15 @@ def train(
         # deadlock, because the other processes wait in a collective for the failed one.
         stack.enter_context(hosts.fail_together())
         rows = local_rows(program.mesh, config.batch_size)
+        groups = []
+        if dataset.legal_sets:
+            groups = rows_of_devices(program.mesh, config.batch_size, config.gradient_accumulation)
         skipped = start.step - int(state["accepted"])
         check = partial(_check_skipped, config.safety, checkpointer)
         with (
             Telemetry(config, workdir, dataset, program, start.step, skipped, check) as telemetry,
             Trace(profile_steps, workdir / "profile", start.step, config.steps) as trace,
-            Loader(dataset, config.batch_size, start.windows, rows) as loader,
+            Loader(dataset, config.batch_size, start.windows, rows, groups=groups) as loader,
             Watchdog(workdir, config.safety.stuck_minutes) as watchdog,
         ):
             for step in range(start.step + 1, config.steps + 1):

@@ -5,6 +5,7 @@ import pytest
 
 from soda_jax.data.dataset import make_dataset
 from soda_jax.data.legal import NO_SET
+from soda_jax.data.loader import Loader
 from soda_jax.tokens.documents import View, render
 from soda_jax.tokens.partition import joint_sets, partition
 
@@ -137,3 +138,52 @@ def test_the_offset_of_a_window_depends_on_its_number_and_the_seed(tmp_path, wri
     for every in (7, 31):
         counts = np.bincount(offsets % every, minlength=every)
         assert counts.min() > 1000 / every / 2 and counts.max() < 1000 / every * 2
+
+
+def test_text_is_estimated_from_the_index(tmp_path, write, speech, text_only, layout):
+    write(tmp_path / "s", speech(40))
+    write(tmp_path / "t", text_only(20), kind="text")
+    sources = {
+        "speech": {"path": str(tmp_path / "s"), "weight": 0.7},
+        "text": {"path": str(tmp_path / "t"), "weight": 0.3, "composition": "text"},
+    }
+    dataset = make_dataset({"sequence_length": LENGTH, "sources": sources}, legal_sets=True)
+    for source in dataset.sources:
+        tokens = np.zeros(source.tokens, np.int32)
+        source.read(0, tokens)
+        is_text = layout.ordinary_text[tokens]
+        assert source.text_tokens(0, source.tokens) == pytest.approx(is_text.sum())
+        starts = range(0, source.tokens - LENGTH, LENGTH)
+        found = [source.text_tokens(start, start + LENGTH) for start in starts]
+        exact = [is_text[start : start + LENGTH].sum() for start in starts]
+        assert np.corrcoef(found, exact)[0, 1] > 0.9 or source.name == "text"
+
+
+def test_balanced_rows_have_about_equal_text_and_are_a_permutation(
+    tmp_path, write, speech, text_only, layout
+):
+    write(tmp_path / "s", speech(40))
+    write(tmp_path / "t", text_only(20), kind="text")
+    sources = {
+        "speech": {"path": str(tmp_path / "s"), "weight": 7, "composition": "S+A"},
+        "text": {"path": str(tmp_path / "t"), "weight": 1, "composition": "text"},
+    }
+    dataset = make_dataset({"sequence_length": LENGTH, "sources": sources}, legal_sets=True)
+    # Every eighth window is text, so in stream order one group would get all of them.
+    groups = [list(range(first, 64, 8)) for first in range(8)]
+    plain, balanced = [], []
+    for k in (0, 64, 640):
+        rows = dataset.balanced_rows(k, 64, groups)
+        assert sorted(rows) == list(range(64))
+        np.testing.assert_array_equal(rows, dataset.balanced_rows(k, 64, groups))
+        for order, found in ((range(64), plain), (rows.tolist(), balanced)):
+            text = layout.ordinary_text[dataset.batch(k, order).tokens].sum(axis=1)
+            found.append(text.reshape(8, 8).sum(axis=0).max())
+        # About six windows of text for eight groups: no group gets two.
+        assert balanced[-1] <= LENGTH
+    assert sum(balanced) < sum(plain)
+    with Loader(dataset, 64, 64, [3, 9], groups=groups) as loader:
+        rows = dataset.balanced_rows(64, 64, groups)[[3, 9]]
+        np.testing.assert_array_equal(
+            next(loader)["tokens"], dataset.batch(64, rows.tolist()).tokens
+        )

@@ -258,6 +258,7 @@ def test_a_run_repeats_bit_for_bit_after_it_was_killed(config, datasets, tmp_pat
     for row in rows:
         assert "head_rows" not in row and 0 < row["legal_nll"] < 2 * math.log(LAYOUT.size)
         assert 0 < row["mfu"] < row["mfu_full_head"]
+        assert 0 < row["text_positions_mean"] <= row["text_positions_worst"] <= 32
     assert "validation/loss/all" in rows[2]
 
 

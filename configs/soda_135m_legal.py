@@ -1,0 +1,10 @@
+"""SODA-135M with a head over legal ids (docs/legal-head.md); all other settings are those of soda_135m.py."""
+
+from soda_jax.configs import soda_135m
+
+
+def get_config():
+    config = soda_135m.get_config()
+    # A prime number, so that all codebooks are sampled. It is not yet chosen by an experiment.
+    config.model.update(head="legal", full_every=17)
+    return config
