@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from soda_jax.commands._mesh import add_mesh, parse_mesh
+
 SUMMARY = "score a checkpoint: held-out loss, baselines, ASR, TTS"
 EXAMPLE = "soda evaluate --workdir=runs/demo --tasks=loss,baselines --limit=64"
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the sampled speech (%(default)s)"
     )
+    add_mesh(parser)
     parser.add_argument(
         "--head",
         default="",
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     tasks = split_names(args.tasks)
     options = EvaluationOptions(
         tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,
-        args.head,
+        args.head, parse_mesh(args.mesh),
     )  # fmt: skip
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from soda_jax.commands._actions import add_action, add_number
+from soda_jax.commands._mesh import add_mesh, parse_mesh
 
 SUMMARY = "speak, transcribe or continue speech with a trained model"
 EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
@@ -67,6 +68,7 @@ def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
         default=default,
         help="dtype of the weights: float32, bfloat16 or int8 (default: float32 on a CPU, else bfloat16)",
     )
+    add_mesh(parser, default)
 
 
 def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
@@ -101,8 +103,11 @@ def run(args: argparse.Namespace) -> int:
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     check_dtype(args.dtype or "float32")
+    mesh = parse_mesh(args.mesh)
     use_compilation_cache()
-    model = load(args.workdir, step=args.step, codec=args.codec or "", dtype=args.dtype or "")
+    model = load(
+        args.workdir, step=args.step, codec=args.codec or "", dtype=args.dtype or "", mesh=mesh
+    )
     actions = {"speak": _speak, "transcribe": _transcribe, "continue": _continue}
     actions[args.action](model, args, sampling)
     return 0

@@ -47,6 +47,7 @@ class EvaluationOptions:
       seed: seed of the sampling.
       head: "full" or "legal", the ids over which the loss of a target is normalized; empty for the
         `model.head` of the run.
+      mesh: size of each mesh axis, see `soda_jax.load`; None for one device.
     """
 
     tasks: tuple[str, ...] = ("loss", "baselines", "asr", "tts")
@@ -57,6 +58,7 @@ class EvaluationOptions:
     max_seconds: float = 15.0
     seed: int = 0
     head: str = ""
+    mesh: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -85,7 +87,8 @@ class EvaluationContext:
     @cached_property
     def speech_model(self) -> SpeechModel:
         """The checkpoint with tokenizer and codec."""
-        return load(self._workdir, step=self.options.step, codec=self.options.codec)
+        options = self.options
+        return load(self._workdir, step=options.step, codec=options.codec, mesh=options.mesh)
 
     @cached_property
     def model(self) -> SpeechModel | TrainedDecoder:
@@ -93,7 +96,7 @@ class EvaluationContext:
         tasks = (EVALUATORS.get(task, "tasks") for task in self.options.tasks)
         if any(getattr(task, "needs_speech", False) for task in tasks):
             return self.speech_model
-        return load_decoder(self._workdir, self.options.step)
+        return load_decoder(self._workdir, self.options.step, self.options.mesh)
 
     @cached_property
     def data(self) -> DataConfig:

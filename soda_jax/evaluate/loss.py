@@ -89,7 +89,8 @@ def held_out_sums(
     Targets are normalized over their legal sets if the windows were opened with `legal_sets`, else over
     all ids.
     """
-    function = make_loss_function(decoder.model.bind, windows, legal=windows.legal)
+    mesh = getattr(decoder.placement, "mesh", None)
+    function = make_loss_function(decoder.model.bind, windows, legal=windows.legal, mesh=mesh)
     batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
     return sum_losses(function, decoder.params, batches)
 

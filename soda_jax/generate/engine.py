@@ -21,6 +21,7 @@ from soda_jax.generate.legal_head import draw_legal
 from soda_jax.generate.sampling import Sampling
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoding
 from soda_jax.model.legal import legal_sets
+from soda_jax.model.placement import ONE_DEVICE, Placement
 from soda_jax.progress import track
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.grammar import ILLEGAL
@@ -81,6 +82,7 @@ class Engine:
         *,
         dtype: str = "",
         slots: int = 16,
+        placement: Placement = ONE_DEVICE,
     ):
         """Casts the weights.
 
@@ -91,16 +93,18 @@ class Engine:
           codebooks: number of codebooks in the stream.
           dtype: "float32", "bfloat16" or "int8"; by default the fastest of the platform without a loss
             of quality.
-          slots: largest number of rows that are decoded at the same time.
+          slots: largest number of rows that are decoded at the same time; on a mesh, a multiple of the
+            devices that split the batch.
+          placement: the mesh of `params`.
 
         Raises:
           UserError: for an unknown dtype, or if `slots` is below 1.
         """
         if slots < 1:
             raise UserError(f"slots {slots} must be at least 1")
-        platform = jax.tree.leaves(params)[0].devices().pop().platform
+        platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
         self.dtype, self.slots = dtype or decoding.default_dtype(platform), slots
-        self._layout, self._config = layout, model.config
+        self._layout, self._config, self._placement = layout, model.config, placement
         self._partition = partition(layout, codebooks)
         sets = self._partition.sets
         self._legal = legal_sets(VocabularyBlocks.of(layout), sets, [1] * len(sets))
@@ -266,7 +270,9 @@ class Engine:
         return hidden, caches, slots, lengths, automaton, numbers_
 
     def _prefilled(self, weights: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
-        hidden, caches = decoding.prefill(self._config, weights, tokens, self._wide)
+        hidden, caches = decoding.prefill(
+            self._config, weights, tokens, self._wide, self._placement
+        )
         return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], caches
 
     def _admitted(
@@ -346,7 +352,7 @@ class Engine:
             automaton = jnp.where(active, following, rows.automaton)
             position = rows.position + active
             hidden, caches = decoding.decode(
-                self._config, weights, token, position, caches, self._wide
+                self._config, weights, token, position, caches, self._wide, self._placement
             )
             count = rows.length + active
             ended = (token == stop) | (automaton == rules.rules.end) | (count >= budget)

@@ -1,7 +1,7 @@
 """Synthesizes, transcribes and continues speech with a trained model, tokenizer and codec."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,22 @@ class SpeechModel(TrainedDecoder):
       dtype: dtype of the weights for decoding; empty for the default of the platform.
     """
 
-    tokenizer: TextTokenizer
-    codec: Codec
-    codebooks: int
+    tokenizer: TextTokenizer = dataclasses.field(kw_only=True)
+    codec: Codec = dataclasses.field(kw_only=True)
+    codebooks: int = dataclasses.field(kw_only=True)
     dtype: str = ""
 
     @cached_property
     def engine(self) -> Engine:
         """The decoding loop; call it directly for prompts that the other methods do not build."""
-        return Engine(self.model, self.params, self.layout, self.codebooks, dtype=self.dtype)
+        return Engine(
+            self.model,
+            self.params,
+            self.layout,
+            self.codebooks,
+            dtype=self.dtype,
+            placement=self.placement,
+        )
 
     def speak(
         self,
@@ -205,7 +212,12 @@ class SpeechModel(TrainedDecoder):
 
 
 def load(
-    workdir: str | Path, *, step: int | None = None, codec: str = "", dtype: str = ""
+    workdir: str | Path,
+    *,
+    step: int | None = None,
+    codec: str = "",
+    dtype: str = "",
+    mesh: Mapping[str, int] | None = None,
 ) -> SpeechModel:
     """Loads a checkpoint, the tokenizer and the codec from a run's folder.
 
@@ -215,12 +227,14 @@ def load(
       codec: codec spec for `load_codec`; by default, the codec in the run's folder.
       dtype: dtype of the weights for decoding, "float32", "bfloat16" or "int8"; by default the fastest of
         the platform without a loss of quality.
+      mesh: size of each mesh axis over which weights and rows are split, such as `{"data": 2, "tensor":
+        4}`; by default one device.
 
     Raises:
       UserError: if there is no valid checkpoint, the run was trained on text only, or the tokenizer
         or codec is not the one used in training.
     """
-    decoder = load_decoder(workdir, step)
+    decoder = load_decoder(workdir, step, mesh)
     workdir = Path(workdir)
     layout, metadata = decoder.layout, decoder.metadata
     tokenizer = load_tokenizer(workdir / "tokenizer")

@@ -238,7 +238,8 @@ def _attend_one(query: jax.Array, cache: Cache, mask: jax.Array, placement: Plac
         scores = jnp.where(allowed, scores.astype(jnp.float32), -jnp.inf)
         return jax.nn.softmax(scores, axis=-1).astype(query.dtype)
 
-    split = placement is ONE_DEVICE and batch * kv_heads <= _MOST_PAIRS
+    split = placement.ways("kv_heads", kv_heads) == placement.ways("batch", batch) == 1
+    split &= placement.platform == "cpu" and batch * kv_heads <= _MOST_PAIRS
     if split:
         pairs = [(row, head) for row in range(batch) for head in range(kv_heads)]
         scores = jnp.stack([grouped[pair] @ cache.key[pair].T for pair in pairs])

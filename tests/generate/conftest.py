@@ -68,4 +68,6 @@ def engine(functions: ModelFunctions, params: Any, layout: VocabularyLayout) -> 
 
 @pytest.fixture(scope="session")
 def model(functions: ModelFunctions, params: Any, layout: VocabularyLayout) -> SpeechModel:
-    return SpeechModel(7, {}, layout, functions, params, ByteTokenizer(), ToyCodec(), 3)
+    return SpeechModel(
+        7, {}, layout, functions, params, tokenizer=ByteTokenizer(), codec=ToyCodec(), codebooks=3
+    )

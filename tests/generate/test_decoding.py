@@ -9,6 +9,9 @@ from soda_jax.errors import UserError
 from soda_jax.generate import engine as engines
 from soda_jax.generate.engine import Engine
 from soda_jax.generate.sampling import GREEDY, Sampling, draw
+from soda_jax.parallel import rules
+from soda_jax.parallel.mesh import make_mesh
+from soda_jax.parallel.placement import OnMesh
 from soda_jax.tokens.documents import audio_span, text_span
 from soda_jax.tokens.grammar import grammar
 from soda_jax.tokens.partition import partition
@@ -187,3 +190,16 @@ def test_an_unknown_dtype_or_no_slots_are_refused(functions, params, layout):
         Engine(functions, params, layout, 3, dtype="float16")
     with pytest.raises(UserError, match="slots 0 must be at least 1"):
         Engine(functions, params, layout, 3, slots=0)
+
+
+@pytest.mark.parametrize("axes", [{"data": 4}, {"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
+def test_a_mesh_gives_the_tokens_of_one_device(engine, functions, params, layout, mixed, axes):
+    mesh = make_mesh(axes, jax.devices()[: np.prod(list(axes.values()))])
+    placed = jax.tree.map(
+        lambda leaf, names: jax.device_put(leaf, rules.sharding(mesh, names, leaf.shape)),
+        params,
+        functions.axes,
+    )
+    sharded = Engine(functions, placed, layout, layout.codebooks, placement=OnMesh(mesh), slots=8)
+    options = {"stop": layout.eos, "budget": 30, "sampling": Sampling(1.0, 0, 0.9), "seed": 6}
+    same(sharded(mixed, **options), engine(mixed, **options))

@@ -29,9 +29,11 @@ def loaded(model, monkeypatch):
 def test_speak_writes_a_sound_file(loaded, tmp_path, capsys):
     out = tmp_path / "out.wav"
     options = ["--max_seconds=1", "--seed=3", "--temperature=1", "--top_k=4", f"--output={out}"]
-    model = ["--workdir=RUN", "--codec=mel:X", "--dtype=int8"]
+    model = ["--workdir=RUN", "--codec=mel:X", "--dtype=int8", "--mesh=data=2,tensor=4"]
     assert run(*model, "speak", "one", *options) == 0
-    assert loaded == [("RUN", {"step": None, "codec": "mel:X", "dtype": "int8"})]
+    assert loaded == [
+        ("RUN", {"step": None, "codec": "mel:X", "dtype": "int8", "mesh": {"data": 2, "tensor": 4}})
+    ]
     assert out.stat().st_size > 44
     assert "out.wav" in capsys.readouterr().out
 
@@ -40,13 +42,20 @@ def test_options_of_the_model_may_follow_the_action(loaded, tmp_path, capsys):
     write_wav(tmp_path / "a.wav", np.sin(np.arange(300) / 9), 1_000)
     clip = str(tmp_path / "a.wav")
     assert run("transcribe", clip, clip, "--workdir=RUN", "--step=7", "--max_tokens=12") == 0
-    assert loaded == [("RUN", {"step": 7, "codec": "", "dtype": ""})]
+    assert loaded == [("RUN", {"step": 7, "codec": "", "dtype": "", "mesh": None})]
     assert len(capsys.readouterr().out.strip().split(f"{clip}: ")) == 3
 
 
 def test_an_unknown_dtype_is_refused_before_the_model_is_loaded(loaded, tmp_path):
     with pytest.raises(UserError, match="dtype 'int4' is unknown: use one of float32, bfloat16"):
         run("--workdir=RUN", "--dtype=int4", "transcribe", str(tmp_path / "a.wav"))
+    assert not loaded
+
+
+@pytest.mark.parametrize("mesh", ["data", "data=0", "fsdp=2", "data=2;tensor=2"])
+def test_a_malformed_mesh_is_refused(loaded, tmp_path, mesh):
+    with pytest.raises(UserError, match=f"--mesh={mesh}: write data=N,tensor=N"):
+        run("--workdir=RUN", f"--mesh={mesh}", "transcribe", str(tmp_path / "a.wav"))
     assert not loaded
 
 
