@@ -36,8 +36,8 @@ class Step:
       facts: `parameters` and `device`, and further facts of the side.
       peak_bytes: returns the peak memory so far.
       after: called after the timed steps; returns further facts for the answer.
-      warm: whether steps before the first timed one compile and let the allocator grow. Without, the first
-        step is not repeated, because it is long.
+      warm: whether two untimed steps compile and let the allocator grow. If False, `first_step` includes
+        the compilation.
     """
 
     run: Callable[[int], None]

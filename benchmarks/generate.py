@@ -177,7 +177,7 @@ def main() -> None:
             f"{describe_machine()}; {platform}; memory read at {rate / 1e9:.1f} GB/s; {args.sampling}; "
             f"baseline: commit {args.baseline or 'none'}\n"
         )
-        with baseline(args.baseline) as old, written(args.json) as results:
+        with written(args.json) as results, baseline(args.baseline) as old:
             if isinstance(old, str):
                 print(f"baseline: not measured: {old}\n")
             for name in args.cases.split(","):

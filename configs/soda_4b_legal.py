@@ -5,6 +5,6 @@ from soda_jax.configs import soda_4b
 
 def get_config():
     config = soda_4b.get_config()
-    # A prime number, so that all codebooks are sampled. It is not yet chosen by an experiment.
+    # Odd, so that the samples of an utterance are spread over all codebooks. Not yet chosen by an experiment.
     config.model.update(head="legal", full_every=17)
     return config

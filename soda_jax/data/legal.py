@@ -21,6 +21,7 @@ from soda_jax.data.format.records import (
     read_header,
 )
 from soda_jax.data.format.shards import ShardIndex
+from soda_jax.errors import UserError
 from soda_jax.tokens.documents import View
 from soda_jax.tokens.partition import Partition, partition
 from soda_jax.tokens.vocabulary import VocabularyLayout
@@ -144,6 +145,8 @@ class Prefixes:
 class Streams(Protocol):
     """The part of `Source` that `window_sets` needs."""
 
+    name: str
+
     def state(self, start: int) -> tuple[Partition, int]:
         """Returns the partition at token `start`, and the state before this token."""
         ...
@@ -172,5 +175,11 @@ def window_sets(
         if end - begin < 2:
             continue
         rules, state = source.state(start + begin)
-        states = rules.states(tokens[begin:end], state)
+        try:
+            states = rules.states(tokens[begin:end], state)
+        except UserError as error:
+            raise UserError(
+                f"source {source.name}, tokens {start + begin} to {start + end}: {error}; repair the data "
+                "set, or use model.head=full"
+            ) from None
         out[begin : end - 1] = rules.joint_numbers[rules.set_of_state[states[:-1]]]

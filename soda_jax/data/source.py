@@ -110,8 +110,15 @@ class Source:
 
         Text and audio of a record are assumed to be spread evenly over its tokens.
         """
-        ends = np.interp([start, stop], self.record_starts, self._text_before)
-        return float(ends[1] - ends[0])
+        return self._text_up_to(stop) - self._text_up_to(start)
+
+    def _text_up_to(self, token: int) -> float:
+        # Not `np.interp`, which would copy the whole index for every call.
+        last = len(self.record_starts) - 1
+        position = min(int(np.searchsorted(self.record_starts, token, side="right")) - 1, last - 1)
+        first, end = self.record_starts[position : position + 2].tolist()
+        before, after = self._text_before[position : position + 2].tolist()
+        return before + (after - before) * (token - first) / max(end - first, 1)
 
     def state(self, start: int) -> tuple[Partition, int]:
         """Returns the legal sets of the source, and the state of the automaton before token `start`.

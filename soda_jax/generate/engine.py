@@ -2,7 +2,7 @@
 
 The batch has a fixed number of slots. A prompt is prefilled, takes a free slot, and leaves it with its
 last token; waiting prompts take the slots that become free. The cache of keys and values grows in
-steps, so that short documents do not pay for long ones. One program is compiled for each shape.
+steps during a call, to the length of its longest row. One program is compiled for each shape.
 """
 
 import dataclasses
@@ -91,8 +91,7 @@ class Engine:
           params: its parameters, f32.
           layout: vocabulary layout.
           codebooks: number of codebooks in the stream.
-          dtype: "float32", "bfloat16" or "int8"; by default the fastest of the platform without a loss
-            of quality.
+          dtype: "float32", "bfloat16" or "int8"; by default float32 on a CPU, else bfloat16.
           slots: largest number of rows that are decoded at the same time; on a mesh, a multiple of the
             devices that split the batch.
           placement: the mesh of `params`.
@@ -258,7 +257,7 @@ class Engine:
         count = min(n for n in (1, min(4, most), most) if n >= len(chosen))
         lengths = np.ones(count, np.int32)
         lengths[: len(chosen)] = [len(prompts[n]) for n in chosen]
-        tokens = np.zeros((count, _bucket(int(lengths.max()) + 1)), np.int32)
+        tokens = np.zeros((count, _bucket(int(lengths.max()))), np.int32)
         for row, number in enumerate(chosen):
             tokens[row, : lengths[row]] = prompts[number]
         slots = np.full(count, _INT32, np.int32)

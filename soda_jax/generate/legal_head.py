@@ -1,7 +1,7 @@
 """Samples the next token of every row of a batch from its legal set, computing only its logits.
 
-The rows of the head that are multiplied depend on the states of the rows of the batch. If all rows are
-inside a frame and at the same codebook, only the ids of that codebook are multiplied. The text block is
+The rows of the head that are multiplied depend on the states of the rows of the batch. If all rows that
+are in audio are at the same codebook, only the ids of that codebook are multiplied. The text block is
 multiplied only in steps in which a row is in text.
 """
 

@@ -14,6 +14,7 @@ from soda_jax.errors import UserError
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import Engine
 from soda_jax.generate.sampling import GREEDY, Sampling
+from soda_jax.model.decoding import DTYPES, check_dtype
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.documents import audio_span, text_span
 from soda_jax.tokens.front_end import FrontEnd
@@ -225,8 +226,8 @@ def load(
       workdir: the run's folder.
       step: step of the checkpoint; the newest valid one by default.
       codec: codec spec for `load_codec`; by default, the codec in the run's folder.
-      dtype: dtype of the weights for decoding, "float32", "bfloat16" or "int8"; by default the fastest of
-        the platform without a loss of quality.
+      dtype: dtype of the weights for decoding, "float32", "bfloat16" or "int8"; by default float32 on a
+        CPU, else bfloat16.
       mesh: size of each mesh axis over which weights and rows are split, such as `{"data": 2, "tensor":
         4}`; by default one device.
 
@@ -234,6 +235,7 @@ def load(
       UserError: if there is no valid checkpoint, the run was trained on text only, or the tokenizer
         or codec is not the one used in training.
     """
+    check_dtype(dtype or DTYPES[0])
     decoder = load_decoder(workdir, step, mesh)
     workdir = Path(workdir)
     layout, metadata = decoder.layout, decoder.metadata

@@ -108,7 +108,7 @@ def apply_layer(
     """Applies one layer; returns the new `x`.
 
     Args:
-      layer: parameters of the layer; the norms are f32, the others have `config.compute_dtype`.
+      layer: parameters of the layer; the norms are f32, the others have the dtype of `x` or are quantized.
       x: `[batch, sequence, d]`.
       config: decoder config.
       angles: cosine and sine of the rotary angles, see `rope.angles`.

@@ -42,7 +42,7 @@ def activation_dtype(dtype: str, platform: str) -> Any:
 
 
 def default_dtype(platform: str) -> str:
-    """Returns the fastest dtype of `DTYPES` on a platform without a loss of quality.
+    """Returns the dtype of the weights by default: float32 on a CPU, else bfloat16.
 
     On a CPU, XLA's products of one row with a bf16 or int8 matrix take ten times as long as with an
     f32 matrix (docs/legal-head.md).
@@ -57,7 +57,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def decoding_weights(config: DecoderConfig, params: Any, dtype: str) -> Weights:
-    """Returns the weights for `forward`, cast or quantized.
+    """Returns the weights for `prefill` and `decode`, cast or quantized.
 
     Args:
       config: decoder config.

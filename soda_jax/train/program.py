@@ -109,7 +109,7 @@ def sets_of_head(
       codebooks: numbers of codebooks in the streams of the sources; by default all of `layout`.
 
     Raises:
-      UserError: if `model.full_every` would sample only some of the codebooks.
+      UserError: if `model.full_every` would sample only some of the codebooks of an utterance.
     """
     if model.head == "full":
         return None
@@ -118,7 +118,8 @@ def sets_of_head(
         if model.full_every and math.gcd(model.full_every, max(count, 1)) > 1:
             raise UserError(
                 f"model.full_every = {model.full_every} and the {count} codebooks of a source have a "
-                "common divisor, so that some codebooks would never be sampled; use a prime number"
+                "common divisor, so that the samples of an utterance would miss some codebooks; use a prime "
+                "number"
             )
     return legal_sets(VocabularyBlocks.of(layout), *joint_sets(layout, counts))
 

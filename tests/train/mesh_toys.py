@@ -63,6 +63,8 @@ def check_same_numbers(axes, accumulate, batch, single, head="full"):
         gate = params["layers"]["gate"]
         assert gate.addressable_shards[0].data.size < gate.size
     for name, value in pieces(sums):
+        if name.startswith("text_positions_"):  # per shard of the batch
+            continue
         where, got = value
         wanted = single[1][name][where]
         np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-5, err_msg=name)

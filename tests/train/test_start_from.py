@@ -60,8 +60,8 @@ def state_before_the_first_step(monkeypatch) -> dict:
     seen: dict = {}
     make = loop.make_program
 
-    def watching(*args):
-        program = make(*args)
+    def watching(*args, **options):
+        program = make(*args, **options)
         begin, step = program.begin, program.step
 
         def begun(params):

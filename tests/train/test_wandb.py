@@ -46,8 +46,8 @@ def test_wandb_gets_each_step_once_and_in_order_while_the_next_one_runs(
 ):
     real = loop.make_program
 
-    def watched(*arguments):
-        program = real(*arguments)
+    def watched(*arguments, **options):
+        program = real(*arguments, **options)
         step, count = program.step, iter(range(1, 99))
 
         def noted(*arguments):
