@@ -4,8 +4,8 @@
     python benchmarks/head.py --shapes=135m --rounds=3       # SODA-135M, sequence 4,096
 
 Every side trains a model of the same shape with a vocabulary of 144,644 ids on windows of rendered
-documents of random text and codes (`--text_share`). The side "full" is the baseline: it runs the code
-that the commit before the legal head (6d8ff85) had, which compare.py can verify. "legal, every N" adds the
+documents of random text and codes (`--text_share`). The side "full" is the baseline, this build with
+`model.head=full`; `compare.py --baseline=668962a train_step` compares it with the commit before. "legal, every N" adds the
 term −log P(legal ids) at one of N positions (`model.full_every`). Transformers computes all logits. A side
 that is not installed is reported and left out.
 """
@@ -69,9 +69,8 @@ def table(name: str, shape: Shape, turns: dict[str, Turns]) -> str:
             lines.append(f"| {side}: not measured: {found.missing} | | | | |")
             continue
         values = rates(found, shape)
-        factor = statistics.median(
-            a / b for a, b in zip(values, rates(turns["full"], shape), strict=False)
-        )
+        pairs = [a / b for a, b in zip(values, rates(turns["full"], shape), strict=False)]
+        factor = statistics.median(pairs) if pairs else float("nan")
         peak = found.answers[-1]["peak_bytes"] / 1e9
         lines.append(
             f"| {side} | {statistics.median(values):,.0f} | {min(values):,.0f} to {max(values):,.0f} "
@@ -126,7 +125,8 @@ def main() -> None:
                 for side, found in turns.items():
                     values = rates(found, shape)
                     if values:
-                        ratio = statistics.median(a / b for a, b in zip(values, base, strict=False))
+                        pairs = [a / b for a, b in zip(values, base, strict=False)]
+                        ratio = statistics.median(pairs) if pairs else None
                         results.add(name, side, "tokens_per_second", values, ratio)
     except UserError as error:
         sys.exit(f"error: {error}")

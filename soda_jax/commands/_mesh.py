@@ -10,7 +10,7 @@ def add_mesh(parser: argparse.ArgumentParser, default: Any = "") -> None:
         "--mesh",
         default=default,
         metavar="AXIS=N,…",
-        help="devices along the axes data and tensor, as in data=2,tensor=4 (default: one device)",
+        help="devices along the axes data and tensor, as in data=2,tensor=4; all devices are used (default: one device)",
     )
 
 
@@ -25,7 +25,12 @@ def parse_mesh(text: str | None) -> dict[str, int] | None:
     sizes = {}
     for entry in filter(None, (text or "").split(",")):
         name, _, number = entry.partition("=")
-        if name not in ("data", "tensor") or not number.isdecimal() or int(number) < 1:
+        if (
+            name not in ("data", "tensor")
+            or name in sizes
+            or not number.isdecimal()
+            or int(number) < 1
+        ):
             raise UserError(f"--mesh={text}: write data=N,tensor=N with numbers of devices")
         sizes[name] = int(number)
     return sizes or None

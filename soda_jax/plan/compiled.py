@@ -105,7 +105,13 @@ def compile_step(
       DoesNotFitError: if the step needs more memory than a device has.
       UserError: if the config is invalid for the devices, or XLA fails to compile the step.
     """
-    program = make_program(config, layout, max(1, len(config.data.sources)), devices)
+    sources = config.data.sources.values()
+    codebooks = [
+        1 if source.composition == "S" else source.codebooks or layout.codebooks
+        for source in sources
+        if source.composition != "text"
+    ]
+    program = make_program(config, layout, max(1, len(sources)), devices, codebooks)
     one = empty_batch(1, config.data.sequence_length, config.model.head == "legal").arrays()
     batch = {
         name: jax.ShapeDtypeStruct(

@@ -71,7 +71,7 @@ def count_costs(
       module: the parsed program.
       mesh: sizes of the mesh axes in order; device n of the program is device n of the mesh.
       kernels: FLOPs per call of each custom kernel, by a substring of the instruction's name.
-      open_trips: trip count of loops whose trip count depends on the data; 0 if it is unknown.
+      open_trips: trip count of loops whose trip count depends on the data; with 0 they are counted once.
     """
     costs = Costs()
     _walk(module, module.entry, 1, costs, mesh, kernels, set(), open_trips)

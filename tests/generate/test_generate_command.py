@@ -52,7 +52,7 @@ def test_an_unknown_dtype_is_refused_before_the_model_is_loaded(loaded, tmp_path
     assert not loaded
 
 
-@pytest.mark.parametrize("mesh", ["data", "data=0", "fsdp=2", "data=2;tensor=2"])
+@pytest.mark.parametrize("mesh", ["data", "data=0", "fsdp=2", "data=2;tensor=2", "data=2,data=4"])
 def test_a_malformed_mesh_is_refused(loaded, tmp_path, mesh):
     with pytest.raises(UserError, match=f"--mesh={mesh}: write data=N,tensor=N"):
         run("--workdir=RUN", f"--mesh={mesh}", "transcribe", str(tmp_path / "a.wav"))

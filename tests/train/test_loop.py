@@ -167,8 +167,8 @@ def test_a_trace_holds_no_step_before_its_first_and_all_of_its_last(config, tmp_
 
     real, averages, seen = loop.make_program, [], []
 
-    def delayed(*arguments):
-        program = real(*arguments)
+    def delayed(*arguments, **options):
+        program = real(*arguments, **options)
         step = program.step
 
         def run(*arguments):
