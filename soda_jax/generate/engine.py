@@ -30,6 +30,8 @@ from soda_jax.tokens.partition import partition
 # Steps of one call of the decoding program, after which the host looks for finished rows.
 _STEPS = 64
 _SHORTEST = 256
+# Largest number of attention scores per head in a prefill, which limits its memory.
+_MOST_SCORES = 1 << 24
 _INT32 = 2**31 - 1
 LARGEST_SEED = 2**32 - 1
 
@@ -188,12 +190,14 @@ class Engine:
         while waiting or (owner >= 0).any():
             free = np.flatnonzero(owner < 0)
             while waiting and len(free):
-                chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting)))]
+                longest = _bucket(len(prompts[waiting[min(len(free), len(waiting)) - 1]]))
+                most = max(1, min(slots, _MOST_SCORES // longest**2))
+                chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting), most))]
                 owner[free[: len(chosen)]] = chosen
-                new = self._prefill_prompts(chosen, prompts, states, free, slots)
-                longest = new[1][0].key.shape[2]
-                if longest > length:
-                    length, state = longest, self._grow(state, length=longest)
+                new = self._prefill_prompts(chosen, prompts, states, free, most)
+                prefilled = new[1][0].key.shape[2]
+                if prefilled > length:
+                    length, state = prefilled, self._grow(state, length=prefilled)
                 state = self._admit(state, *new)
                 free = free[len(chosen) :]
             busy = owner >= 0

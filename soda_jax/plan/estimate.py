@@ -69,6 +69,8 @@ def estimate_step(
     backward = wide * (gathered + micro * _working(decoder, tensor, platform))
     loss = vocabulary * (wide + F32)  # the head and its gradient, gathered over `embed`
     loss += 2 * F32 * chunk * decoder.vocabulary.rows / tensor
+    if rows is not None:  # logits and their gradient of all positions over one codebook each
+        loss += 2 * F32 * micro * decoder.vocabulary.group_rows / tensor
     loss += 2 * micro * decoder.hidden_size * wide
     inputs = decoder.num_layers * decoder.hidden_size * wide  # bytes per token, all layers
     memory = Memory(

@@ -165,6 +165,7 @@ def test_a_cache_that_grows_gives_the_same_tokens(
     expected = engine(mixed, **options)
     monkeypatch.setattr(engines, "_SHORTEST", 8)
     monkeypatch.setattr(engines, "_STEPS", 7)
+    monkeypatch.setattr(engines, "_MOST_SCORES", 2 * 64**2)  # at most two rows of 64 tokens
     grown = Engine(functions, params, layout, layout.codebooks, slots=4)
     same(grown(mixed, **options), expected)
     assert len({len(result.ids) for result in expected}) > 3
