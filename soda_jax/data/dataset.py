@@ -185,7 +185,7 @@ class Dataset:
         totals = np.zeros(len(groups))
         free = [list(reversed(group)) for group in groups]
         rows = np.zeros(size, np.int64)
-        # The window with most text goes to the group with least text that has a free row.
+        # The window with most text is assigned to the group with least text that has a free row.
         for offset in np.argsort(-np.array(counts), kind="stable").tolist():
             group = min((n for n, rest in enumerate(free) if rest), key=lambda n: totals[n])
             totals[group] += counts[offset]

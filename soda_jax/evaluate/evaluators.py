@@ -185,7 +185,8 @@ def score_loss(context: EvaluationContext) -> Scores:
 @evaluator("baselines")
 def score_baselines(context: EvaluationContext) -> Scores:
     """Returns a dict with training_tokens, and the loss vectors of unigram and bigram."""
-    windows = context.windows
+    # The baselines are normalized over all ids and need no legal sets.
+    windows = open_windows(context.data) if context.head == "legal" else context.windows
     fitted = fit_baselines(context.data)
     vectors = {name: windows.loss_vector(sums) for name, sums in fitted.sums(windows).items()}
     return {"training_tokens": fitted.tokens, **vectors}
