@@ -1,7 +1,7 @@
 """Worker of `train_step.py` and `head.py`: the step of `soda train` on random tokens or documents.
 
 Orders of `train_step.py` have one segment of random tokens per row. Orders with a `text_share` have rendered
-documents, and may have a `head` and `full_every` of `model`.
+documents, and may have `head`, `full_every` and, on a CPU, `compute_dtype` of `model`.
 """
 
 from collections.abc import Iterable
@@ -107,8 +107,9 @@ def config_of(order: dict[str, Any], setting: dict[str, Any]) -> Any:
     config, shape, on_cpu = base.default(), order["shape"], order["platform"] == "cpu"
     config.model.update({name: shape[name] for name in MODEL_SIZES})
     config.model.remat = setting["remat"]
-    if on_cpu:  # as configs/demo.py and configs/numbers.py
-        config.model.update(compute_dtype="float32", unroll=shape["num_layers"])
+    if on_cpu:  # the f32 of the other sides, unless the order says otherwise
+        dtype = order.get("compute_dtype", "float32")
+        config.model.update(compute_dtype=dtype, unroll=shape["num_layers"])
     if "head" in order:
         config.model.update(head=order["head"], full_every=order.get("full_every", 0))
     config.batch_size = shape["batch"]

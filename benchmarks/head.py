@@ -1,13 +1,15 @@
 """Training with the head over legal ids, the head over all ids and Transformers, in one alternating run.
 
     python benchmarks/head.py                                # d256: 2,048 and 16,384 tokens per step
-    python benchmarks/head.py --shapes=135m --rounds=3       # SODA-135M, sequence 4,096
+    python benchmarks/head.py --shapes=135m --batch=1 --rounds=3    # SODA-135M, sequence 4,096
+    python benchmarks/head.py --shapes=demo,d512             # small vocabularies, to compare dtypes
 
 Every side trains a model of the same shape with a vocabulary of 144,644 ids on windows of rendered
 documents of random text and codes (`--text_share`). The side "full" is the baseline, this build with
 `model.head=full`; `compare.py --baseline=668962a train_step` compares it with the commit before. "legal, every N" adds the
-term −log P(legal ids) at one of N positions (`model.full_every`). Transformers computes all logits. A side
-that is not installed is reported and left out.
+term −log P(legal ids) at one of N positions (`model.full_every`). The sides with bfloat16 run on CPUs that
+have instructions for it; all others are f32 on a CPU. Transformers computes all logits. A side that is not
+installed is reported and left out.
 """
 
 import argparse
@@ -22,10 +24,14 @@ from _sides import Command, Turns, platform_here, take_turns
 from train_step import PARITY, Shape, shape_of
 
 from soda_jax.errors import UserError
+from soda_jax.model.products import cpu_multiplies_bf16
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
+# The model and the vocabulary of configs/demo.py.
+DEMO = Shape(4, 192, 512, 4, 2, 48, 256 + 4 + 8 * 256, 256, 8, 256)
 D256 = Shape(4, 256, 768, 4, 2, 64, VocabularyLayout.soda().size, 2048, 8, 256)
 SHAPES = {
+    "demo": DEMO,
     "2k": D256,
     "16k": dataclasses.replace(D256, batch=64),
 }
@@ -42,6 +48,11 @@ def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str,
         "full": Command(sys.executable, "_step_ours.py", order),
         "legal": Command(sys.executable, "_step_ours.py", {**order, "head": "legal"}),
     }
+    if platform == "cpu" and cpu_multiplies_bf16():
+        narrow = {**order, "compute_dtype": "bfloat16"}
+        sides["full, bfloat16"] = Command(sys.executable, "_step_ours.py", narrow)
+        narrow = {**narrow, "head": "legal"}
+        sides["legal, bfloat16"] = Command(sys.executable, "_step_ours.py", narrow)
     if args.full_every:
         every = {**order, "head": "legal", "full_every": args.full_every}
         sides[f"legal, every {args.full_every}"] = Command(sys.executable, "_step_ours.py", every)
@@ -83,7 +94,9 @@ def main() -> None:
     """Measures and prints a table for each shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--shapes", default="2k,16k", help="of 2k, 16k, 135m, 600m, 1.7b (default %(default)s)"
+        "--shapes",
+        default="2k,16k",
+        help="of demo, d512, 2k, 16k, 135m, 600m, 1.7b (default %(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (%(default)s)")
     parser.add_argument(

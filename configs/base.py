@@ -56,6 +56,7 @@ def suite(
     config.steps = 238_419
     config.batch_size = 512
     config.model.update(
+        compute_dtype="bfloat16",
         hidden_size=hidden_size,
         num_layers=num_layers,
         intermediate_size=intermediate_size,

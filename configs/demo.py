@@ -22,7 +22,6 @@ def get_config():
         num_heads=4,
         num_kv_heads=2,
         head_dim=48,
-        compute_dtype="float32",
         remat="none",
         unroll=4,
     )

@@ -65,7 +65,10 @@ class ModelConfig:
     rms_norm_eps: float = setting(1e-5, "epsilon of every RMSNorm", greater_than=0)
     rope: RopeConfig = part(RopeConfig, "rotary position embedding")
     compute_dtype: str = setting(
-        "bfloat16", "dtype of activations; parameters are float32", choices=("bfloat16", "float32")
+        "auto",
+        "dtype of activations; parameters are float32. auto = bfloat16, or float32 on a CPU without "
+        "bfloat16 instructions",
+        choices=("auto", "bfloat16", "float32"),
     )
     remat: str = setting(
         "full",

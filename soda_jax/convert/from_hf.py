@@ -233,7 +233,7 @@ def _metadata(
     """Returns the metadata of the checkpoint, with the same keys as in a training run."""
     fields = dataclasses.asdict(config)
     del fields["vocabulary"]
-    fields["compute_dtype"] = "bfloat16"  # the default of a run; `config` has float32
+    fields["compute_dtype"] = "auto"  # the default of a run; `config` has float32
     data = base.default()
     views = about.get("views") or {"data": {"weight": 1.0}}
     # The paths of the data sets are not exported, so they are unknown.

@@ -5,6 +5,7 @@ grouped-query attention, rotary position embeddings and no biases. Every paramet
 from which its sharding is derived.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from soda_jax.model import remat, rope
 from soda_jax.model.attention import Attention, packed_attention
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.placement import ONE_DEVICE, Placement
+from soda_jax.model.products import compute_dtype, matmul
 from soda_jax.model.quantized import Quantized
 
 
@@ -38,7 +40,11 @@ def _scale(size: int, axis: str | None) -> nnx.Param:
 
 
 def project(
-    x: jax.Array, weight: jax.Array | Quantized, inputs: int = 1, flatten: bool = True
+    x: jax.Array,
+    weight: jax.Array | Quantized,
+    inputs: int = 1,
+    flatten: bool = True,
+    placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
     """Multiplies `x` `[batch, sequence, inputs…]` by `weight` `[inputs…, outputs…]`.
 
@@ -51,18 +57,19 @@ def project(
         core, where XLA transposes three-dimensional operands, but not matrices, for the gradient
         of the weight. Must be False if the sequence is split over devices, because a split
         sequence cannot be merged with the batch.
+      placement: sharding of the arrays.
 
     Returns:
       `[batch, sequence, outputs…]`.
     """
     if isinstance(weight, Quantized):
-        product = project(x, weight.values.astype(x.dtype), inputs, flatten)
+        product = project(x, weight.values.astype(x.dtype), inputs, flatten, placement)
         return (product * weight.scale).astype(x.dtype)
     if not flatten:
         return jnp.tensordot(x, weight, inputs)
     rows, outputs = x.shape[:2], weight.shape[inputs:]
     fan_in = math.prod(weight.shape[:inputs])
-    product = x.reshape(-1, fan_in) @ weight.reshape(fan_in, -1)
+    product = matmul(x.reshape(-1, fan_in), weight.reshape(fan_in, -1), placement)
     return product.reshape(*rows, *outputs)
 
 
@@ -117,11 +124,12 @@ def apply_layer(
     """
     constrain = placement.constrain
     flatten = placement.ways("sequence", x.shape[1]) == 1  # see `project`
+    multiply = functools.partial(project, flatten=flatten, placement=placement)
     normed = rms_norm(x, layer["attention_norm"], config.rms_norm_eps)
     # The constraints below gather keys and values over the sequence axis; queries remain sharded.
-    query = project(normed, layer["query"], flatten=flatten)
-    key = project(normed, layer["key"], flatten=flatten)
-    value = project(normed, layer["value"], flatten=flatten)
+    query = multiply(normed, layer["query"])
+    key = multiply(normed, layer["key"])
+    value = multiply(normed, layer["value"])
     query = rms_norm(query, layer["query_norm"], config.rms_norm_eps)
     key = rms_norm(key, layer["key_norm"], config.rms_norm_eps)
     query, key = rope.rotate(query, *angles), rope.rotate(key, *angles)
@@ -129,13 +137,13 @@ def apply_layer(
     key = constrain(key, ("batch", None, "kv_heads", None))
     value = constrain(value, ("batch", None, "kv_heads", None))
     mixed = checkpoint_name(attention(query, key, value), remat.ATTENTION)
-    x = x + project(mixed, layer["output"], 2, flatten)
+    x = x + multiply(mixed, layer["output"], 2)
     x = constrain(x, ("batch", "sequence", None))
     normed = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    gate = project(normed, layer["gate"], flatten=flatten)
-    inner = jax.nn.silu(gate) * project(normed, layer["up"], flatten=flatten)
+    gate = multiply(normed, layer["gate"])
+    inner = jax.nn.silu(gate) * multiply(normed, layer["up"])
     inner = constrain(inner, ("batch", "sequence", "mlp"))
-    x = x + project(inner, layer["down"], flatten=flatten)
+    x = x + multiply(inner, layer["down"])
     return constrain(x, ("batch", "sequence", None))
 
 
@@ -196,7 +204,7 @@ class Decoder(nnx.Module):
         return first, getattr(self, f"{name}_groups")[...]
 
     def embed(self, tokens: jax.Array, placement: Placement = ONE_DEVICE) -> jax.Array:
-        """Embeds int32 ids `[batch, sequence]`; returns `[batch, sequence, d]` in compute_dtype."""
+        """Embeds int32 ids `[batch, sequence]`; returns `[batch, sequence, d]` in `compute_dtype`."""
         vocabulary = self.config.vocabulary
         row = jnp.asarray(vocabulary.row_of_id)[tokens]
         first = self.embedding_first[...][jnp.minimum(row, vocabulary.padded_first - 1)]
@@ -204,7 +212,7 @@ class Decoder(nnx.Module):
             table = self.embedding_groups[...].reshape(-1, self.config.hidden_size)
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
-        first = first.astype(self.config.compute_dtype)
+        first = first.astype(compute_dtype(self.config.compute_dtype, placement.platform))
         # With the first constraint, each device reads its columns for all batch rows of its fsdp
         # group. The second constraint exchanges them, so that each device has all columns of its
         # own batch rows. Without the first constraint, XLA replicates the batch on every device.
@@ -227,7 +235,7 @@ class Decoder(nnx.Module):
           placement: sharding of activations; its platform selects the attention kernel.
 
         Returns:
-          `[batch, sequence, d]` after the final norm, in compute_dtype.
+          `[batch, sequence, d]` after the final norm, in `compute_dtype`.
         """
         c = self.config
         attention = packed_attention(segment_ids, c.attention, placement)
@@ -236,8 +244,9 @@ class Decoder(nnx.Module):
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
         # The cast is before the scan, because inside the scan the backward pass would repeat it for
         # every layer.
+        dtype = x.dtype
         stacked = {
-            name: array if name.endswith("norm") else array.astype(c.compute_dtype)
+            name: array if name.endswith("norm") else array.astype(dtype)
             for name, array in stacked.items()
         }
 

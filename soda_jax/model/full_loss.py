@@ -13,6 +13,7 @@ import numpy as np
 
 from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.loss_sharding import Reduction
+from soda_jax.model.products import head_gradient, head_gradient_zeros
 
 Blocks = tuple[jax.Array, ...]
 _MASKED = -1e30
@@ -22,6 +23,7 @@ def full_loss(
     vocabulary: VocabularyBlocks,
     z_weight: float,
     chunk: int,
+    platform: str,
     with_gradients: bool,
     reduction: Reduction,
     hidden: jax.Array,
@@ -35,6 +37,7 @@ def full_loss(
       vocabulary: blocks of rows of the head.
       z_weight: weight of log²Z.
       chunk: tokens per chunk.
+      platform: platform of the device.
       with_gradients: whether to compute the gradients.
       reduction: the mesh axes over which rows of the head are split.
       hidden: `[batch, sequence, d]`.
@@ -44,8 +47,8 @@ def full_loss(
 
     Returns:
       nll and log Z, f32 `[batch, sequence]`; the gradient of `hidden`; and that of the local rows of
-      the head, f32, summed over the local tokens only. The gradients are None without
-      `with_gradients`.
+      the head, f32, in the form of `products.head_gradient`, summed over the local tokens only. The
+      gradients are None without `with_gradients`.
     """
     shape, tokens = target_rows.shape, target_rows.size
     # The smallest number of chunks of at most `chunk` tokens, and the smallest equal chunk length.
@@ -87,12 +90,11 @@ def full_loss(
             d_hidden.append(
                 jnp.einsum("tv,vd->td", d_logits, matrix, preferred_element_type=jnp.float32)
             )
-            contract = (((0,), (0,)), ((), ()))
-            more = jax.lax.dot_general(d_logits, h, contract, preferred_element_type=jnp.float32)
-            new.append(d_matrix + more)
+            new.append(d_matrix + head_gradient(d_logits, h, platform))
         return tuple(new), (nll, log_z, reduction.sum(d_hidden).astype(h.dtype))
 
-    zeros = tuple(jnp.zeros(m.shape, jnp.float32) for m in flat_head) if with_gradients else ()
+    zeros = tuple(head_gradient_zeros(m[None], platform)[0] for m in flat_head)
+    zeros = zeros if with_gradients else ()
     inputs = (split_chunks(hidden), tuple(map(split_chunks, targets)), split_chunks(weights))
     if count == 1:
         d_head, outputs = chunk_loss(zeros, jax.tree.map(lambda x: x[0], inputs))
@@ -102,8 +104,16 @@ def full_loss(
     nll, log_z = outputs[0].reshape(shape), outputs[1].reshape(shape)
     if not with_gradients:
         return nll, log_z, None, None
-    d_blocks = tuple(d.reshape(block.shape) for d, block in zip(d_head, head, strict=True))
+    d_blocks = tuple(_in_groups(d, block, platform) for d, block in zip(d_head, head, strict=True))
     return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
+
+
+def _in_groups(gradient: jax.Array, block: jax.Array, platform: str) -> jax.Array:
+    """Returns the gradient of a flattened block in the form of `head_gradient_zeros(block)`."""
+    groups, rows, width = block.shape
+    if platform != "cpu":
+        return gradient.reshape(block.shape)
+    return gradient.reshape(width, groups, rows).swapaxes(0, 1)
 
 
 def _local_rows(

@@ -16,6 +16,7 @@ import numpy as np
 
 from soda_jax.model.legal import NO_SET, GroupBatch, LegalSets
 from soda_jax.model.loss_sharding import Reduction
+from soda_jax.model.products import head_gradient
 
 _MASKED = -1e30
 _NOWHERE = 1 << 30  # an index outside every array
@@ -78,6 +79,7 @@ def legal_loss(
     legal: LegalSets,
     z_weight: float,
     chunk: int,
+    platform: str,
     with_gradients: bool,
     reduction: Reduction,
     hidden: jax.Array,
@@ -94,6 +96,7 @@ def legal_loss(
       legal: the legal sets.
       z_weight: weight of log²Z.
       chunk: positions per chunk whose set contains the bulk of block 0.
+      platform: platform of the device.
       with_gradients: whether to compute the gradients.
       reduction: the mesh axes over which rows of the head are split.
       hidden: `[batch, sequence, d]`.
@@ -103,12 +106,13 @@ def legal_loss(
       sets: legal set of each target, int `[batch, sequence]`; ignored where the weight is 0.
       full_weights: weights of the term log Z(all) − log Z, of which the gradient of the second part is
         included, f32 `[batch, sequence]`.
-      d_head: f32 arrays of the shapes of `head`, to which the gradient of the head is added; the sum is
-        over the local positions only. Not used without gradients.
+      d_head: the arrays of `products.head_gradient_zeros`, to which the gradient of the head is added;
+        the sum is over the local positions only. Not used without gradients.
 
     Returns:
       nll and log Z, f32 `[batch, sequence]`: 0 where the weight is 0, and NaN where a set is more
-      frequent than its period allows; the gradient of `hidden`; and that of the head.
+      frequent than its period allows; the gradient of `hidden`; and the sum of `d_head` and that of the
+      head.
     """
     shape, tokens = target_rows.shape, target_rows.size
     sets = jnp.where(weights > 0, sets.astype(jnp.int32), NO_SET)
@@ -135,7 +139,7 @@ def legal_loss(
         slots = _slots(batch, sets)
         chosen = _group_rows(legal, reduction, batch, head[1])
         part, d_rows = _losses(
-            chosen, positions.at(slots.position), z_weight, reduction, with_gradients
+            chosen, positions.at(slots.position), z_weight, platform, reduction, with_gradients
         )
         parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part))
         index = jnp.where(slots.slot >= 0, start + slots.slot, index)
@@ -145,8 +149,9 @@ def legal_loss(
             stop = batch.first_group + len(batch.sets)
             d_groups = [d_groups[0].at[batch.first_group : stop].add(d_rows)]
     part, rank, d_first = _bulk_losses(
-        legal, z_weight, chunk, with_gradients, reduction, head[0], positions, flat_sets, d_first
-    )
+        legal, z_weight, chunk, platform, with_gradients, reduction, head[0], positions, flat_sets,
+        d_first,
+    )  # fmt: skip
     parts.append(part)
     index = jnp.where(_lookup(legal.has_bulk, flat_sets), start + rank, index)
 
@@ -170,7 +175,11 @@ def legal_loss(
         d_logits, flat_hidden, _OVER_TOKENS, preferred_element_type=jnp.float32
     )
     local, here = _local(legal.single_rows, reduction, head[0])
-    d_first = d_first.at[0, jnp.where(here, local, _NOWHERE)].add(d_rows, mode="drop")
+    at = jnp.where(here, local, _NOWHERE)
+    if platform == "cpu":  # `[1, d, rows]`
+        d_first = d_first.at[0, :, at].add(d_rows, mode="drop")
+    else:
+        d_first = d_first.at[0, at].add(d_rows, mode="drop")
     return nll, log_z, d_hidden.astype(hidden.dtype).reshape(hidden.shape), (d_first, *d_groups)
 
 
@@ -224,9 +233,14 @@ def _group_rows(
 
 
 def _losses(
-    rows: Rows, positions: Positions, z_weight: float, reduction: Reduction, with_gradients: bool
+    rows: Rows,
+    positions: Positions,
+    z_weight: float,
+    platform: str,
+    reduction: Reduction,
+    with_gradients: bool,
 ) -> tuple[Losses, Any]:
-    """Returns the losses of positions over `rows`, and the gradient of the local rows."""
+    """Returns the losses of positions over `rows`, and the `head_gradient` of the local rows."""
     logits = jnp.einsum(
         "...nd,...vd->...nv", positions.hidden, rows.matrix, preferred_element_type=jnp.float32
     )
@@ -256,9 +270,7 @@ def _losses(
         "...nv,...vd->...nd", d_logits, rows.matrix, preferred_element_type=jnp.float32
     )
     d_hidden = reduction.sum_over_rows(rows.block, d_hidden)
-    d_rows = jnp.einsum(
-        "...nv,...nd->...vd", d_logits, positions.hidden, preferred_element_type=jnp.float32
-    )
+    d_rows = head_gradient(d_logits, positions.hidden, platform)
     return Losses(nll, log_z, d_hidden.astype(positions.hidden.dtype)), d_rows
 
 
@@ -266,6 +278,7 @@ def _bulk_losses(
     legal: LegalSets,
     z_weight: float,
     chunk: int,
+    platform: str,
     with_gradients: bool,
     reduction: Reduction,
     block: jax.Array,
@@ -300,7 +313,9 @@ def _bulk_losses(
     def step(carry: Any) -> Any:
         number, chunks, losses, d_first = carry
         index = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
-        new, d_rows = _losses(rows, positions.at(index), z_weight, reduction, with_gradients)
+        new, d_rows = _losses(
+            rows, positions.at(index), z_weight, platform, reduction, with_gradients
+        )
         losses = jax.tree.map(
             lambda all_, part: jax.lax.dynamic_update_slice_in_dim(all_, part, number * chunk, 0),
             losses,

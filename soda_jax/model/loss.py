@@ -21,6 +21,7 @@ from soda_jax.model.legal import NO_SET, LegalSets
 from soda_jax.model.legal_loss import legal_loss
 from soda_jax.model.loss_sharding import Reduction, run_sharded
 from soda_jax.model.placement import ONE_DEVICE, Placement
+from soda_jax.model.products import head_gradient_rows, head_gradient_zeros
 
 Batch = Mapping[str, jax.Array]
 # (decoder, hidden `[batch, sequence, d]`, batch) -> f32 scalar, summed over the targets of the batch.
@@ -264,8 +265,8 @@ def _local_loss(
     platform = settings.placement.platform
     chunk = chunk_tokens(settings.chunk, platform)
     full = functools.partial(
-        full_loss, settings.vocabulary, chunk=chunk, with_gradients=with_gradients,
-        reduction=reduction, head=head,
+        full_loss, settings.vocabulary, chunk=chunk, platform=platform,
+        with_gradients=with_gradients, reduction=reduction, head=head,
     )  # fmt: skip
     outside = None
     if settings.legal is None:
@@ -275,7 +276,7 @@ def _local_loss(
     else:
         sets, offsets = legal_inputs
         full_weights = jnp.zeros_like(weights)
-        d_head = tuple(jnp.zeros(b.shape, jnp.float32) for b in head) if with_gradients else head
+        d_head = tuple(head_gradient_zeros(b, platform) for b in head) if with_gradients else head
         every = settings.full_every
         if every:
             at = _sampled(every, reduction, offsets, weights.shape)
@@ -290,7 +291,7 @@ def _local_loss(
             d_head = d_sum if with_gradients else d_head
         nll, log_z, d_hidden, d_head = legal_loss(
             settings.legal, settings.z_weight, chunk_tokens(settings.chunk, platform, LEGAL_CHUNKS),
-            with_gradients, reduction, hidden, head, target_rows, weights, sets, full_weights, d_head,
+            platform, with_gradients, reduction, hidden, head, target_rows, weights, sets, full_weights, d_head,
         )  # fmt: skip
         if every:
             full_z = jnp.zeros_like(log_z).at[at].set(full_z, mode="drop")
@@ -299,7 +300,8 @@ def _local_loss(
                 d_hidden = d_hidden.at[at].add(d_sampled, mode="drop")
     if not with_gradients:
         return (nll, log_z, outside), None, None
-    return (nll, log_z, outside), d_hidden, tuple(map(reduction.head_gradient, d_head))
+    d_head = tuple(reduction.head_gradient(head_gradient_rows(d, platform)) for d in d_head)
+    return (nll, log_z, outside), d_hidden, d_head
 
 
 def _sampled(

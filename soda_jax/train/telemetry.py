@@ -15,6 +15,7 @@ from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.model.attention import backend_for
 from soda_jax.model.loss import CHUNKS, LEGAL_CHUNKS, chunk_tokens
+from soda_jax.model.products import compute_dtype
 from soda_jax.parallel import hosts
 from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import peak_flops
@@ -60,8 +61,9 @@ class Telemetry:
         length, mesh = config.data.sequence_length, program.mesh
         self._tokens, self._devices = config.batch_size * length, mesh.size
         self._decoder = decoder
-        self._peak, source = peak_flops(list(mesh.devices.flat))
         platform = mesh.devices.flat[0].platform
+        dtype = compute_dtype(decoder.compute_dtype, platform)
+        self._peak, source = peak_flops(list(mesh.devices.flat), dtype)
         attention = backend_for(decoder.attention, platform)
         about = {
             "parameters": decoder.parameters,
@@ -69,6 +71,7 @@ class Telemetry:
             "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "peak_flops": self._peak,
             "peak_source": source,
+            "compute_dtype": dtype,
             "attention": attention,
             "head": decoder.head,
             "loss_chunk": chunk_tokens(
@@ -82,7 +85,7 @@ class Telemetry:
             f"{self._peak / 1e12:.3g} TFLOP/s ({source})"
         )
         self._print(
-            f"attention: {attention} on {platform}; loss: chunked linear cross-entropy over "
+            f"attention: {attention} on {platform}, {dtype}; loss: chunked linear cross-entropy over "
             f"{'all' if decoder.head == 'full' else 'the legal'} ids, {about['loss_chunk']} tokens per "
             f"chunk; remat: {decoder.remat}"
         )

@@ -20,7 +20,7 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 @ATTENTION_BACKENDS.register("xla")
 def _xla(segment_ids: jax.Array, placement: Placement) -> Attention:
     mask = packed_mask(segment_ids)
-    return lambda query, key, value: attend(query, key, value, mask)
+    return lambda query, key, value: attend(query, key, value, mask, placement)
 
 
 @ATTENTION_BACKENDS.register("splash")

@@ -1,7 +1,12 @@
 """Attention in plain array operations: the reference implementation and the default on CPUs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from soda_jax.model.placement import ONE_DEVICE, Placement
+from soda_jax.model.products import stored, transposed, wide_einsum
 
 _MASKED = -1e30
 
@@ -11,6 +16,7 @@ def attend(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array,
+    placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
     """Returns grouped-query attention.
 
@@ -18,6 +24,7 @@ def attend(
       query: `[batch, queries, heads, head_dim]`.
       key, value: `[batch, keys, kv_heads, head_dim]`; head h attends with kv head h // (heads/kv_heads).
       mask: bool `[batch, queries, keys]`, True where a query may attend to a key.
+      placement: sharding of the arrays.
 
     Returns:
       `[batch, queries, heads, head_dim]` in the dtype of `query`; the softmax is computed in f32.
@@ -28,14 +35,16 @@ def attend(
     # Batch dimensions come first, so that no product needs a transposed copy of the scores.
     q = (query * head_dim**-0.5).reshape(batch, queries, groups, shared, head_dim)
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, shared * queries, head_dim)
-    k, v = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    mixed = _mix(q, k, v, mask)
+    k, v = (stored(x.transpose(0, 2, 1, 3), placement) for x in (key, value))
+    mixed = _mix(placement, q, k, v, mask)
     mixed = mixed.reshape(batch, groups, shared, queries, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
 
 
-@jax.custom_vjp
-def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(
+    placement: Placement, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> jax.Array:
     """Returns softmax(q kᵀ) v, `[batch, groups, shared · queries, head_dim]`.
 
     The shapes are q `[batch, groups, shared · queries, head_dim]`, k and v `[batch, groups, keys,
@@ -44,25 +53,27 @@ def _mix(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array
     gradient equals Σ_d out d_out (FlashAttention, arXiv:2205.14135), which needs only `head_dim`
     numbers per query instead of `keys`.
     """
-    return _mix_fwd(q, k, v, mask)[0]
+    return _mix_fwd(placement, q, k, v, mask)[0]
 
 
-def _mix_fwd(q, k, v, mask):
-    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
-    weights = masked_softmax(scores, mask).astype(v.dtype)
-    out = jnp.einsum("bgqk,bgkd->bgqd", weights, v)
+def _mix_fwd(placement, q, k, v, mask):
+    product = functools.partial(wide_einsum, platform=placement.platform)
+    weights = masked_softmax(product("bgqd,bgkd->bgqk", q, k), mask).astype(v.dtype)
+    out = product("bgqk,bgkd->bgqd", weights, v).astype(v.dtype)
     return out, (q, k, v, weights, out)
 
 
-def _mix_bwd(saved, d_out):
+def _mix_bwd(placement, saved, d_out):
+    product = functools.partial(wide_einsum, platform=placement.platform)
     q, k, v, weights, out = saved
-    d_v = jnp.einsum("bgqk,bgqd->bgkd", weights, d_out)
-    d_weights = jnp.einsum("bgqd,bgkd->bgqk", d_out, v, preferred_element_type=jnp.float32)
-    inner = jnp.einsum("bgqd,bgqd->bgq", out, d_out, preferred_element_type=jnp.float32)
+    d_out = stored(d_out, placement)
+    d_weights = product("bgqd,bgkd->bgqk", d_out, v)
+    inner = product("bgqd,bgqd->bgq", out, d_out)
     d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
-    d_q = jnp.einsum("bgqk,bgkd->bgqd", d_scores, k)
-    d_k = jnp.einsum("bgqk,bgqd->bgkd", d_scores, q)
-    return d_q, d_k, d_v, None
+    d_q = product("bgqk,bgkd->bgqd", d_scores, k)
+    d_k = product("bgkq,bgqd->bgkd", transposed(d_scores, placement), q)
+    d_v = product("bgkq,bgqd->bgkd", transposed(weights, placement), d_out)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 _mix.defvjp(_mix_fwd, _mix_bwd)

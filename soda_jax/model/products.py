@@ -1,0 +1,132 @@
+"""Chooses the dtype of activations, and writes matrix products in the form that XLA compiles well.
+
+On TPUs and GPUs, XLA compiles a plain product to the best kernel. On a CPU (XLA of jaxlib 0.10.2), the
+form decides: a bf16 product uses the bf16 instructions only if its result is f32, the last axis of the
+left operand is contracted, and this operand has the default layout. In any other form, XLA converts the
+operands to f32. docs/performance.md has the measurements.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from soda_jax.model.placement import Placement
+
+# CPU flags of Linux for products of bf16 vectors or tiles with f32 sums.
+_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
+
+
+def compute_dtype(setting: str, platform: str) -> str:
+    """Returns the dtype of activations, "bfloat16" or "float32", for `model.compute_dtype`.
+
+    Args:
+      setting: "bfloat16", "float32", or "auto": bfloat16 except on CPUs without instructions for it.
+      platform: platform of the devices.
+    """
+    if setting != "auto":
+        return setting
+    return "bfloat16" if platform != "cpu" or cpu_multiplies_bf16() else "float32"
+
+
+@functools.cache
+def cpu_multiplies_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Returns whether the flags of this machine's CPU name instructions for bf16 products."""
+    try:
+        text = Path(cpuinfo).read_text("utf-8", errors="replace")
+    except OSError:  # not Linux
+        return False
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return not _BF16_FLAGS.isdisjoint(next(lines, "").split())
+
+
+def matmul(x: jax.Array, weight: jax.Array, placement: Placement) -> jax.Array:
+    """Returns `x` `[tokens, inputs]` · `weight` `[inputs, outputs]` in the dtype of `x`."""
+    if placement.platform != "cpu":
+        return x @ weight
+    return _cpu_matmul(placement, x, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_matmul(placement: Placement, x: jax.Array, weight: jax.Array) -> jax.Array:
+    return wide_einsum("ti,io->to", x, weight).astype(x.dtype)
+
+
+def _cpu_matmul_fwd(placement, x, weight):
+    return _cpu_matmul(placement, x, weight), (x, weight)
+
+
+def _cpu_matmul_bwd(placement, saved, gradient):
+    x, weight = saved
+    d_x = wide_einsum("to,io->ti", gradient, weight)
+    d_weight = wide_einsum("it,to->io", transposed(x, placement), gradient)
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+_cpu_matmul.defvjp(_cpu_matmul_fwd, _cpu_matmul_bwd)
+
+
+def head_gradient_zeros(block: jax.Array, platform: str) -> jax.Array:
+    """Returns zeros for the gradient of a block of the head `[groups, rows, d]`, f32.
+
+    On a CPU, the shape is `[groups, d, rows]`, because the small `hidden` is then transposed and not the
+    gradient of the logits, see `head_gradient`. `head_gradient_rows` returns it to the shape of the block.
+    """
+    groups, rows, width = block.shape
+    return jnp.zeros(
+        (groups, width, rows) if platform == "cpu" else (groups, rows, width), jnp.float32
+    )
+
+
+def head_gradient(d_logits: jax.Array, hidden: jax.Array, platform: str) -> jax.Array:
+    """Returns Σ_t d_logits · hidden, f32 `[…, rows, d]`; on a CPU `[…, d, rows]`.
+
+    Args:
+      d_logits: gradient of the logits `[…, tokens, rows]`.
+      hidden: `[…, tokens, d]`, in the same dtype.
+      platform: platform of the device.
+    """
+    if platform != "cpu":
+        return wide_einsum("...tv,...td->...vd", d_logits, hidden, platform)
+    return wide_einsum("...dt,...tv->...dv", _copied(jnp.swapaxes(hidden, -1, -2)), d_logits)
+
+
+def head_gradient_rows(gradient: jax.Array, platform: str) -> jax.Array:
+    """Returns a gradient of `head_gradient_zeros` as `[groups, rows, d]`."""
+    return jnp.swapaxes(gradient, 1, 2) if platform == "cpu" else gradient
+
+
+def wide_einsum(
+    subscripts: str, left: jax.Array, right: jax.Array, platform: str = "cpu"
+) -> jax.Array:
+    """Returns the f32 einsum of two arrays.
+
+    The barrier after bf16 products on a CPU prevents that XLA moves a transposition of the result to the
+    operands, because the program that it then compiles raises UNIMPLEMENTED.
+    """
+    product = jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+    if platform == "cpu" and left.dtype == jnp.bfloat16:
+        product = jax.lax.optimization_barrier(product)
+    return product
+
+
+def stored(x: jax.Array, placement: Placement) -> jax.Array:
+    """Returns `x`; a bf16 array on one CPU device is stored in the order of its axes.
+
+    XLA infers for a transposed array the layout that needs no copy, and then contracts another axis of the
+    original. An array that is split over devices cannot be copied in this way and is returned as it is.
+    f32 products are about as fast in both forms.
+    """
+    one_cpu = placement.platform == "cpu" and placement.sharding((), ()) is None
+    return _copied(x) if one_cpu and x.dtype == jnp.bfloat16 else x
+
+
+def transposed(x: jax.Array, placement: Placement) -> jax.Array:
+    """Swaps the last two axes of `x` `[…, a, b]`; the result is `stored`."""
+    return stored(jnp.swapaxes(x, -1, -2), placement)
+
+
+def _copied(x: jax.Array) -> jax.Array:
+    # The barrier is on a flat array, whose layout XLA cannot change.
+    return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
