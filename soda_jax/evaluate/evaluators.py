@@ -19,6 +19,7 @@ from soda_jax.evaluate.speech import (
     HeldOutUtterance,
     evaluate_asr,
     evaluate_tts,
+    evaluate_without_grammar,
     held_out_utterances,
 )
 from soda_jax.evaluate.windows import Windows, open_windows
@@ -203,6 +204,15 @@ def score_tts(context: EvaluationContext) -> Scores:
     """Returns the word error rates of generated speech, see `evaluate_tts`."""
     options = context.options
     return evaluate_tts(
+        context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
+    )
+
+
+@evaluator("grammar", needs_speech=True)
+def score_without_grammar(context: EvaluationContext) -> Scores:
+    """Returns what the grammar changes when the model samples, see `evaluate_without_grammar`."""
+    options = context.options
+    return evaluate_without_grammar(
         context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
     )
 

@@ -12,6 +12,7 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate import recognizer
 from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.evaluate.windows import with_split
+from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.progress import track
 from soda_jax.schema import DataConfig
@@ -67,6 +68,53 @@ def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> di
             for item, text in zip(held_out, texts, strict=True)
         ],
     }
+
+
+def evaluate_without_grammar(
+    model: SpeechModel,
+    held_out: Sequence[HeldOutUtterance],
+    *,
+    max_seconds: float = 15.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Samples speech and transcripts with and without the grammar.
+
+    Returns:
+      a JSON-able dict with utterances, sampling, max_seconds, seed, and for "speech" and "text" a dict
+      with finished_share (with the grammar), and without it finished_share_without and legal_share, the
+      share of streams that are legal up to their last token.
+    """
+    layout, frames = model.layout, max(1, int(max_seconds * model.codec.frame_rate))
+    texts = [model.text_prompt(item.utterance.text) for item in held_out]
+    codes = [model.audio_prompt(item.utterance.codes) for item in held_out]
+    budget = frames * model.codebooks + 1
+    kinds = {
+        "speech": (texts, layout.audio_end, budget, frames),
+        "text": (codes, layout.text_end, 448, 0),
+    }
+    sampling = Sampling()
+    result: dict[str, Any] = {
+        "utterances": len(held_out),
+        "sampling": f"temperature {sampling.temperature}, top-p {sampling.top_p}",
+        "max_seconds": max_seconds,
+        "seed": seed,
+    }
+    for kind, (prompts, stop, most, most_frames) in kinds.items():
+        found = {
+            constrained: model.engine(
+                prompts, stop=stop, budget=most, max_frames=most_frames, sampling=sampling, seed=seed,
+                constrained=constrained, progress=f"{kind} with{'' if constrained else 'out'} grammar",
+            )
+            for constrained in (True, False)
+        }  # fmt: skip
+        result[kind] = {
+            "finished_share": float(np.mean([row.finished for row in found[True]])),
+            "finished_share_without": float(
+                np.mean([row.finished and row.legal for row in found[False]])
+            ),
+            "legal_share": float(np.mean([row.legal for row in found[False]])),
+        }
+    return result
 
 
 def evaluate_tts(

@@ -38,7 +38,7 @@ def not_below(rows: list[ClassRow]) -> list[str]:
     return [row.name for row in rows if row.margin is not None and row.margin <= 0]
 
 
-_WITH_LINES = ("loss", "baselines", "asr", "tts")
+_WITH_LINES = ("loss", "baselines", "asr", "tts", "grammar")
 
 
 def text_report(evaluation: Mapping[str, Any]) -> str:
@@ -53,6 +53,8 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
         lines += _asr_lines(evaluation["asr"])
     if "tts" in evaluation:
         lines += _tts_lines(evaluation["tts"])
+    if "grammar" in evaluation:
+        lines += _grammar_lines(evaluation["grammar"])
     for task in evaluation.get("tasks", ()):
         if task not in _WITH_LINES:
             lines += ["", f"{task}:", *_score_lines(evaluation[task])]
@@ -92,6 +94,21 @@ def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
         f"utterances, {asr['decoding']}",
         *(f"  {row['reference']!r} → {row['hypothesis']!r}" for row in asr["examples"][:5]),
     ]
+
+
+def _grammar_lines(grammar: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"\nwithout the grammar, {grammar['utterances']} utterances, {grammar['sampling']}, at most "
+        f"{grammar['max_seconds']:g} s",
+        f"{'':12} {'legal':>8} {'finished':>9} {'finished with the grammar':>26}",
+    ]
+    for kind in ("speech", "text"):
+        row = grammar[kind]
+        lines.append(
+            f"{kind:12} {row['legal_share']:>8.1%} {row['finished_share_without']:>9.1%} "
+            f"{row['finished_share']:>26.1%}"
+        )
+    return lines
 
 
 def _tts_lines(tts: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Continues token prompts in batches: the grammar limits every token, and rows are replaced when done.
+"""Continues token prompts in batches: the grammar limits the tokens, and rows are replaced when done.
 
 The batch has a fixed number of slots. A prompt is prefilled, takes a free slot, and leaves it with its
 last token; waiting prompts take the slots that become free. The cache of keys and values grows in
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soda_jax.errors import UserError
-from soda_jax.generate.legal_head import draw_legal
+from soda_jax.generate.legal_head import draw_any, draw_legal
 from soda_jax.generate.sampling import Sampling
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoding
 from soda_jax.model.legal import legal_sets
@@ -45,12 +45,15 @@ class Generated:
       finished: whether the model generated the stop token before it reached the budget or the
         frame limit.
       log_probability: sum of the log-probabilities of the new tokens at temperature 1, each
-        normalized over the legal tokens, in nats.
+        normalized over the legal tokens, or over all tokens without the grammar, in nats.
+      legal: whether prompt and continuation are a prefix of a legal document; always True with the
+        grammar.
     """
 
     ids: np.ndarray
     finished: bool
     log_probability: float
+    legal: bool = True
 
 
 class _Rows(NamedTuple):
@@ -58,7 +61,7 @@ class _Rows(NamedTuple):
 
     hidden: jax.Array  # [slots, d], of the newest token
     position: jax.Array  # of the newest token
-    automaton: jax.Array  # grammar state
+    automaton: jax.Array  # grammar state; ILLEGAL after a token that is not legal
     prompt: jax.Array  # number of the prompt, which determines the random numbers
     length: jax.Array  # number of new tokens
     frames: jax.Array  # complete new frames
@@ -116,7 +119,7 @@ class Engine:
         self._admit = jax.jit(self._admitted, donate_argnums=0)
         self._grow = jax.jit(self._grown, static_argnames="length")
         self._decode = jax.jit(
-            self._decoded, donate_argnums=1, static_argnames=("sampling", "stop")
+            self._decoded, donate_argnums=1, static_argnames=("sampling", "stop", "constrained")
         )
 
     def __call__(
@@ -129,6 +132,7 @@ class Engine:
         max_frames: int = 0,
         seed: int = 0,
         progress: str = "",
+        constrained: bool = True,
     ) -> list[Generated]:
         """Continues each prompt until `stop`.
 
@@ -141,6 +145,7 @@ class Engine:
           seed: random seed, 0 to 2³² − 1; the random numbers of a row depend only on the seed and
             the index of its prompt.
           progress: label of the progress display; none if empty.
+          constrained: False samples from all ids, without the grammar and without `max_frames`.
 
         Raises:
           UserError: if a prompt is not a prefix of a legal document or is a complete document (the
@@ -159,7 +164,7 @@ class Engine:
         states = [self._state_after(prompt, number) for number, prompt in enumerate(prompts)]
         finished = self._results(
             prompts, states, stop=stop, budget=budget, sampling=sampling, max_frames=max_frames,
-            seed=seed,
+            seed=seed, constrained=constrained,
         )  # fmt: skip
         if progress:
             finished = track(finished, progress, len(prompts))
@@ -176,6 +181,7 @@ class Engine:
         sampling: Sampling,
         max_frames: int,
         seed: int,
+        constrained: bool,
     ) -> Iterator[tuple[int, Generated]]:
         """Yields (index of the prompt, result), in the order in which the rows end."""
         if not len(prompts):
@@ -217,6 +223,7 @@ class Engine:
                 np.int32(min(len(waiting), -(-slots // 4)) or slots),
                 sampling=sampling,
                 stop=stop,
+                constrained=constrained,
             )
             tokens, rows = jax.device_get((tokens, state[0]._replace(hidden=None)))
             for slot in np.flatnonzero(busy):
@@ -226,7 +233,8 @@ class Engine:
                     ids = np.concatenate(found[number])
                     finished = bool(ids[-1] == stop and not rows.forced[slot])
                     owner[slot] = -1
-                    yield number, Generated(ids, finished, float(rows.score[slot]))
+                    legal = bool(rows.automaton[slot] != ILLEGAL)
+                    yield number, Generated(ids, finished, float(rows.score[slot]), legal)
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
         """Returns the grammar state after a prompt; raises UserError if no token may follow."""
@@ -321,6 +329,7 @@ class Engine:
         *,
         sampling: Sampling,
         stop: int,
+        constrained: bool,
     ) -> tuple[tuple[_Rows, list[decoding.Cache]], jax.Array]:
         """Decodes at most `steps` tokens per row, or until `most_done` slots are free.
 
@@ -341,31 +350,37 @@ class Engine:
         def advance(carry: Any) -> Any:
             step, (rows, caches), out = carry
             active = ~rows.done
-            full = (rows.frames >= max_frames) & boundary[rows.automaton]
+            lost = rows.automaton == ILLEGAL
+            state = jnp.where(lost, 0, rows.automaton)
+            full = (rows.frames >= max_frames) & boundary[state] & constrained
             keys = jax.vmap(
                 lambda prompt, count: jax.random.fold_in(jax.random.fold_in(key, prompt), count)
             )(rows.prompt, rows.length)
-            only = jnp.where(full, end, -1)
-            sets = set_of_state[rows.automaton]
-            token, score = draw_legal(
-                self._legal, weights, keys, rows.hidden, sets, active, only, sampling
-            )
+            if constrained:
+                only = jnp.where(full, end, -1)
+                token, score = draw_legal(
+                    self._legal, weights, keys, rows.hidden, set_of_state[state], active, only,
+                    sampling,
+                )  # fmt: skip
+            else:
+                vocabulary = self._legal.vocabulary
+                token, score = draw_any(vocabulary, weights, keys, rows.hidden, sampling)
             token = jnp.where(active, token, 0)
-            following = transitions[rows.automaton, group_of_id[token]]
+            following = jnp.where(lost, ILLEGAL, transitions[state, group_of_id[token]])
             automaton = jnp.where(active, following, rows.automaton)
             position = rows.position + active
             hidden, caches = decoding.decode(
                 self._config, weights, token, position, caches, self._wide, self._placement
             )
             count = rows.length + active
-            ended = (token == stop) | (automaton == rules.rules.end) | (count >= budget)
+            ended = (token == stop) | (token == self._layout.eos) | (count >= budget)
             rows = _Rows(
                 hidden=hidden,
                 position=position,
                 automaton=automaton,
                 prompt=rows.prompt,
                 length=count,
-                frames=rows.frames + (boundary[automaton] & active),
+                frames=rows.frames + (boundary[automaton] & (automaton != ILLEGAL) & active),
                 done=rows.done | ended,
                 forced=rows.forced | (full & active),
                 score=rows.score + jnp.where(active, score, 0.0),

@@ -1,4 +1,4 @@
-"""Samples the next token of every row of a batch from its legal set, computing only its logits.
+"""Samples the next token of every row of a batch, usually from its legal set with only its logits.
 
 The rows of the head that are multiplied depend on the states of the rows of the batch. If all rows that
 are in audio are at the same codebook, only the ids of that codebook are multiplied. The text block is
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soda_jax.generate.sampling import Sampling, draw
+from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoding import Weights, take_rows
 from soda_jax.model.legal import LegalSets
 from soda_jax.model.quantized import Quantized
@@ -94,6 +95,30 @@ def draw_legal(
         bulk.any(), from_bulk, lambda: (jnp.zeros_like(ids), jnp.zeros_like(scores))
     )
     return jnp.where(bulk, text_ids, ids), jnp.where(bulk, text_scores, scores)
+
+
+def draw_any(
+    vocabulary: VocabularyBlocks,
+    weights: Weights,
+    keys: jax.Array,
+    hidden: jax.Array,
+    sampling: Sampling,
+) -> tuple[jax.Array, jax.Array]:
+    """Samples one token per row from all ids, without the grammar.
+
+    Args:
+      vocabulary: blocks of rows of the head.
+      weights, keys, hidden, sampling: as for `draw_legal`.
+
+    Returns:
+      ids, int32 `[batch]`, and their f32 log-probabilities at temperature 1, normalized over all ids.
+    """
+    logits = jnp.concatenate([_product(hidden, _flat(block)) for block in weights["head"]], axis=1)
+    valid = jnp.broadcast_to(jnp.asarray(vocabulary.valid_rows), logits.shape)
+    rows, scores = draw(keys, logits, valid, sampling)
+    ids = np.zeros(vocabulary.rows, np.int32)
+    ids[vocabulary.row_of_id] = np.arange(vocabulary.size)
+    return jnp.asarray(ids)[rows], scores
 
 
 def _some(*allowed: jax.Array) -> jax.Array:

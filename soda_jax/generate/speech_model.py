@@ -101,7 +101,7 @@ class SpeechModel(TrainedDecoder):
         if voice is not None:
             sound, transcript = voice
             before = [self._text(transcript), self._audio(self._encode([sound])[0])]
-        prompts = [self._prompt(*before, self._text(t), [self.layout.audio_start]) for t in texts]
+        prompts = [self.text_prompt(t, *before) for t in texts]
         speeches = self._generate_speech(prompts, max_seconds, sampling, seed, progress)
         return speeches[0] if isinstance(text, str) else speeches
 
@@ -137,7 +137,7 @@ class SpeechModel(TrainedDecoder):
         progress: str = "",
     ) -> list[str]:
         """Transcribes utterances given as codes `[frames, codebooks]`; see `transcribe` and `speak`."""
-        prompts = [self._prompt(self._audio(c), [self.layout.text_start]) for c in codes]
+        prompts = [self.audio_prompt(c) for c in codes]
         generated = self.engine(
             prompts,
             stop=self.layout.text_end,
@@ -193,6 +193,19 @@ class SpeechModel(TrainedDecoder):
             audio = self.codec.decode([codes])[0] if len(codes) else np.zeros(0, np.float32)
             speeches.append(Speech(audio, self.codec.sample_rate, codes, result.finished))
         return speeches
+
+    def text_prompt(self, text: str, *before: np.ndarray) -> np.ndarray:
+        """Returns the tokens after which the speech of `text` follows, int32; see `speak`.
+
+        Args:
+          text: the text, not empty.
+          before: spans between BOS and the text.
+        """
+        return self._prompt(*before, self._text(text), [self.layout.audio_start])
+
+    def audio_prompt(self, codes: np.ndarray) -> np.ndarray:
+        """Returns the tokens after which the transcript of `codes` `[frames, codebooks]` follows, int32."""
+        return self._prompt(self._audio(codes), [self.layout.text_start])
 
     def _encode(self, sounds: Sequence[Sound]) -> list[np.ndarray]:
         rate = self.codec.sample_rate

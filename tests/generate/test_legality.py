@@ -1,5 +1,6 @@
 """Invariant 9: for any weights, the generated tokens are legal."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -149,3 +150,31 @@ def test_invariant_9_extreme_temperatures_yield_legal_documents(engine, layout, 
 
 def test_without_prompts_there_are_no_results(engine, layout):
     assert engine([], stop=layout.audio_end, budget=8, sampling=GREEDY) == []
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])
+def test_without_the_grammar_all_ids_are_drawn_and_illegal_streams_are_reported(
+    engine, functions, params, layout, sampling
+):
+    rules, prompt = grammar(layout), prompts(layout)["speak"]
+    results = engine(
+        [prompt] * 8, stop=layout.audio_end, budget=12, sampling=sampling, seed=3, constrained=False
+    )
+    for result in results:
+        whole = np.concatenate([prompt, result.ids])
+        assert result.legal == (rules.run(whole) != ILLEGAL)
+        # Greedy tokens and all scores are those of a plain pass over the whole stream.
+        hidden = functions.bind(params)(
+            whole[None], np.zeros((1, len(whole)), np.int32), np.arange(len(whole))[None]
+        )
+        log_p = np.asarray(jax.nn.log_softmax(functions.bind(params).logits(hidden)))[0]
+        log_p = log_p[len(prompt) - 1 : -1]
+        if sampling is GREEDY:
+            np.testing.assert_array_equal(result.ids, log_p.argmax(-1))
+        chosen = np.take_along_axis(log_p, result.ids[:, None], axis=1)
+        assert result.log_probability == pytest.approx(float(chosen.sum()), abs=1e-4)
+    # The weights are random, so some id outside the legal set is drawn soon.
+    assert not all(result.legal for result in results)
+    assert all(
+        r.legal for r in engine([prompt], stop=layout.audio_end, budget=12, sampling=sampling)
+    )
