@@ -17,7 +17,7 @@ import numpy as np
 from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoder import Decoder
 from soda_jax.model.full_loss import Blocks, full_loss
-from soda_jax.model.legal import NO_SET, LegalSets
+from soda_jax.model.legal import LegalSets
 from soda_jax.model.legal_loss import legal_loss
 from soda_jax.model.loss_sharding import Reduction, run_sharded
 from soda_jax.model.placement import ONE_DEVICE, Placement
@@ -115,16 +115,14 @@ def token_losses(
     sums = class_sums(nll, weights, batch["target_class"], batch["source"], classes, sources)
     sums["log_z_squared"] = jnp.sum(weights * jnp.square(log_z))
     if legal is not None:
-        sizes = jnp.asarray(np.append(legal.sizes, 0), jnp.float32)
-        rows = sizes[jnp.minimum(batch["legal_set"], len(legal.sizes))]
-        sums["head_rows"] = jnp.sum(jnp.where(weights > 0, rows, 0.0))
-        table = np.append(legal.has_bulk, np.zeros(NO_SET + 1 - legal.has_bulk.size, bool))
-        bulk = jnp.asarray(table)[batch["legal_set"]] & (weights > 0)
-        of_shards = bulk.reshape(placement.ways("batch", len(bulk)), -1).sum(axis=1)
-        sums["text_positions_mean"] = of_shards.astype(jnp.float32).mean()
-        sums["text_positions_worst"] = of_shards.astype(jnp.float32).max()
+        counts = _hits(batch["legal_set"], len(legal.sizes), weights > 0).sum(axis=1)
+        sums["head_rows"] = jnp.sum(counts * jnp.asarray(legal.sizes, jnp.float32))
+        of_rows = jnp.sum(counts * jnp.asarray(legal.has_bulk, jnp.float32), axis=1)
+        of_shards = of_rows.reshape(placement.ways("batch", len(of_rows)), -1).sum(axis=1)
+        sums["text_positions_mean"] = of_shards.mean()
+        sums["text_positions_worst"] = of_shards.max()
     if outside is not None:
-        sums["head_rows"] += vocabulary.size * jnp.sum(outside.weight > 0)
+        sums["head_rows"] += vocabulary.size * jnp.where(outside.weight > 0, 1.0, 0.0).sum()
         sums["legal_nll"] = jnp.sum(outside.nll)
         sums["legal_nll_count"] = jnp.sum(outside.weight)
     for term in terms:
@@ -336,10 +334,20 @@ def class_sums(
     Returns:
       `nll` = Σ weight · nll and `count` = Σ weight, both f32 `[source_count, class_count]`.
     """
-    hits = (classes[..., None] == jnp.arange(class_count)) * weights[..., None]
+    hits = _hits(classes, class_count, weights)
     of_source = jax.nn.one_hot(sources, source_count, dtype=jnp.float32)
     exact = jax.lax.Precision.HIGHEST
     return {
         "nll": jnp.einsum("bs,bsc,bn->nc", nll, hits, of_source, precision=exact),
         "count": jnp.einsum("bsc,bn->nc", hits, of_source, precision=exact),
     }
+
+
+def _hits(numbers: jax.Array, count: int, weights: jax.Array) -> jax.Array:
+    """Returns the weight of each position in the column of its number, f32 `[…, count]`.
+
+    The comparison is in the dtype of `numbers`: the TPU compiler (libtpu 0.0.42) aborts at some shapes when it
+    fuses a conversion of int8 to int32 into a sum.
+    """
+    same = numbers[..., None] == jnp.arange(count, dtype=numbers.dtype)
+    return jnp.where(same, weights[..., None].astype(jnp.float32), 0.0)

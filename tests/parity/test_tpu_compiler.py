@@ -68,6 +68,36 @@ def test_weights_are_gathered_and_gradients_scattered_over_fsdp(plan):
     assert {"all-gather", "reduce-scatter"} <= kinds
 
 
+_SUMS = """
+from soda_jax.plan.topologies import parse_topology, set_compiler_environment, tpu_devices
+set_compiler_environment()
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from soda_jax.model import loss
+
+mesh = Mesh(np.array(tpu_devices(parse_topology("v5p:2x2x1"))), ("rows",))
+rows, one = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
+
+def sums(logits, weights, classes, sets, source):
+    nll = jax.nn.logsumexp(logits, axis=-1)
+    counts = loss._hits(sets, 20, weights > 0).sum(axis=1)
+    return loss.class_sums(nll, weights, classes, source, 10, 2), counts.sum()
+
+shapes = [("f4", 8), ("f4",), ("i1",), ("u1",)]
+arrays = [jax.ShapeDtypeStruct((128, 4096, *s), d, sharding=rows) for d, *s in shapes]
+arrays.append(jax.ShapeDtypeStruct((128,), jnp.int32, sharding=rows))
+jax.jit(sums, out_shardings=one).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
+"""
+
+
+def test_sums_of_small_integers_compile_with_32_windows_of_4096_per_chip():
+    # The compiler aborted here when it fused a conversion of int8 to int32 into the sums.
+    done = subprocess.run(
+        [sys.executable, "-c", _SUMS], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_splash_compiles_where_heads_and_sequence_are_split():
     plan = compiled(
         **SMALL, **{"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 2, "mesh.sequence": 2}
