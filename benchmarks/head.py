@@ -2,13 +2,13 @@
 
     python benchmarks/head.py                                # d256: 2,048 and 16,384 tokens per step
     python benchmarks/head.py --shapes=135m --batch=1 --rounds=3    # SODA-135M, sequence 4,096
-    python benchmarks/head.py --shapes=demo,d512             # small vocabularies, to compare dtypes
+    python benchmarks/head.py --shapes=demo,d512 --bfloat16  # small vocabularies, to compare dtypes
 
-Every side trains a model of the same shape with a vocabulary of 144,644 ids on windows of rendered
+Every side trains a model of the same shape, with SODA's vocabulary except for demo and d512, on windows of rendered
 documents of random text and codes (`--text_share`). The side "full" is the baseline, this build with
 `model.head=full`; `compare.py --baseline=668962a train_step` compares it with the commit before. "legal, every N" adds the
-term −log P(legal ids) at one of N positions (`model.full_every`). The sides with bfloat16 run on CPUs that
-have instructions for it; all others are f32 on a CPU. Transformers computes all logits. A side that is not
+term −log P(legal ids) at one of N positions (`model.full_every`). With `--bfloat16`, "full" and "legal" also run in
+bf16 on a CPU; all other sides are f32 there. Transformers computes all logits. A side that is not
 installed is reported and left out.
 """
 
@@ -24,7 +24,6 @@ from _sides import Command, Turns, platform_here, take_turns
 from train_step import PARITY, Shape, shape_of
 
 from soda_jax.errors import UserError
-from soda_jax.model.products import cpu_multiplies_bf16
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 # The model and the vocabulary of configs/demo.py.
@@ -48,7 +47,7 @@ def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str,
         "full": Command(sys.executable, "_step_ours.py", order),
         "legal": Command(sys.executable, "_step_ours.py", {**order, "head": "legal"}),
     }
-    if platform == "cpu" and cpu_multiplies_bf16():
+    if args.bfloat16:
         narrow = {**order, "compute_dtype": "bfloat16"}
         sides["full, bfloat16"] = Command(sys.executable, "_step_ours.py", narrow)
         narrow = {**narrow, "head": "legal"}
@@ -109,6 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--full_every", type=int, default=17, help="model.full_every of a side; 0 = no such side"
     )
+    parser.add_argument("--bfloat16", action="store_true", help="also measure bf16 on a CPU")
     parser.add_argument(
         "--transformers_python",
         default=str(PARITY) if PARITY.exists() else sys.executable,

@@ -7,9 +7,9 @@ Toy decoders with the vocabulary of SODA, 144,644 ids, learn the speech of `soda
 codebooks of 2,048 codes and whose bytes get the ids 0 to 255 of a text vocabulary of 128,256. Every model is
 trained on the same windows in the same order, with several seeds, for an equal number of tokens; "equal time"
 runs are longer by the ratio of the step times, which is measured first in alternating turns. All models are
-scored under both normalizers, by word error rates, and without the grammar. With `--vocabulary=demo`, model
-and vocabulary are those of `configs/demo.py`, which learn the task in less time; the step times are then
-about equal, and there are no "equal time" runs. All results are in OUTPUT/results.json.
+scored under both normalizers and by word error rates. With `--vocabulary=demo`, model
+and vocabulary are those of `configs/demo.py`, which learn the task in less time; these models are also sampled without the
+grammar, and as their step times are about equal, there are no "equal time" runs. All results are in OUTPUT/results.json.
 """
 
 import argparse
@@ -193,6 +193,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _spread(values: Sequence[float], style: str) -> str:
+    if not values:
+        return "–"
     middle = format(statistics.mean(values), style)
     return f"{middle} ({format(min(values), style)} to {format(max(values), style)})"
 
@@ -222,13 +224,19 @@ def main() -> None:
     home = Path(args.output).resolve()
     home.mkdir(parents=True, exist_ok=True)
     try:
+        settings = {name: getattr(args, name) for name in ("vocabulary", "steps", "clips", "limit")}
+        path = home / "settings.json"
+        if path.exists() and (before := json.loads(path.read_text("utf-8"))) != settings:
+            raise UserError(f"{home} has {before}, not {settings}: give another --output")
+        write_json(path, settings)
         prepare(home, args.clips, args.vocabulary == "soda")
         variants, ratio = list(VARIANTS), 1.0
         if args.vocabulary == "soda":
             ratio = step_ratio(home, args.rounds)
-            print(f"{describe_machine()}; step of full / legal, every {EVERY}: {ratio:.2f}\n")
+            print(f"step of full / legal, every {EVERY}: {ratio:.2f}")
         else:
             variants = [name for name in variants if not VARIANTS[name][1]]
+        print(describe_machine() + "\n")
         scores: list[dict[str, Any]] = []
         for seed in range(args.seeds):
             for variant in variants:

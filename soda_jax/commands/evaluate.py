@@ -5,7 +5,7 @@ from pathlib import Path
 
 from soda_jax.commands._mesh import add_mesh, parse_mesh
 
-SUMMARY = "score a checkpoint: held-out loss, baselines, ASR, TTS"
+SUMMARY = "score a checkpoint: held-out loss, baselines, ASR, TTS, sampling without the grammar"
 EXAMPLE = "soda evaluate --workdir=runs/demo --tasks=loss,baselines --limit=64"
 
 
@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluators: loss, baselines, asr, tts, or registered ones (default: %(default)s)",
     )
     parser.add_argument(
-        "--limit", type=int, default=64, help="utterances for asr and tts, 0 for all (%(default)s)"
+        "--limit",
+        type=int,
+        default=64,
+        help="utterances for asr, tts and grammar, 0 for all (%(default)s)",
     )
     parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
     parser.add_argument("--step", type=int, help="step to score (default: the newest valid one)")
@@ -36,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=15,
         help="maximum seconds per generated utterance (%(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the sampled speech (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
     add_mesh(parser)
     parser.add_argument(
         "--head",

@@ -6,6 +6,7 @@ under a name for `soda evaluate --tasks`. The context loads model and data on fi
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,7 @@ class EvaluationOptions:
 
     Attributes:
       tasks: names of evaluators.
-      limit: number of utterances for asr and tts, 0 for all.
+      limit: number of utterances for asr, tts and grammar, 0 for all.
       step: step of the checkpoint, None for the newest valid one.
       codec: spec of the codec; empty to use the codec in the workdir.
       paths: current folders, by source name, of data sets that have moved.
@@ -68,9 +69,10 @@ class EvaluationOptions:
             EVALUATORS.get(task, "tasks")
         if self.head not in ("", "full", "legal"):
             raise UserError(f"head {self.head!r} is unknown: use full or legal")
-        if self.limit < 0 or not self.max_seconds > 0:
+        if self.limit < 0 or not 0 < self.max_seconds < math.inf:
             raise UserError(
-                f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} above 0"
+                f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} finite and "
+                "above 0"
             )
 
 
@@ -135,6 +137,12 @@ class EvaluationContext:
         """The ids over which the loss of a target is normalized, "full" or "legal"."""
         return self.options.head or self.model.model.config.head
 
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of activations in the loss, "float32" or "bfloat16"."""
+        placement = self.model.placement
+        return self.model.model.config.dtype(placement.platform, placement.devices)
+
     @cached_property
     def held_out(self) -> list[HeldOutUtterance]:
         """The first `options.limit` held-out utterances; all if the limit is 0."""
@@ -168,7 +176,7 @@ def score_loss(context: EvaluationContext) -> Scores:
 
     Returns:
       a dict with windows, tokens, left_out, classes, sources, head (the normalizer, "full" or "legal"),
-      and model (the loss vector).
+      compute_dtype, and model (the loss vector).
     """
     windows = context.windows
     sums = held_out_sums(context.model, windows)
@@ -179,6 +187,7 @@ def score_loss(context: EvaluationContext) -> Scores:
         "classes": list(windows.layout.class_names),
         "sources": list(windows.source_names),
         "head": context.head,
+        "compute_dtype": context.compute_dtype,
         "model": windows.loss_vector(sums),
     }
 

@@ -1,4 +1,4 @@
-"""Samples the next token of every row of a batch, usually from its legal set with only its logits.
+"""Samples the next token of every row of a batch: from its legal set, or from all ids (`draw_any`).
 
 The rows of the head that are multiplied depend on the states of the rows of the batch. If all rows that
 are in audio are at the same codebook, only the ids of that codebook are multiplied. The text block is

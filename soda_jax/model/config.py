@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from soda_jax.model.products import compute_dtype
 from soda_jax.schema import ModelConfig, parse
 
 # A power of two, so that the rows can be sharded. SODA's 128,260 text and marker rows are padded
@@ -99,6 +100,10 @@ class DecoderConfig(ModelConfig):
     """
 
     vocabulary: VocabularyBlocks
+
+    def dtype(self, platform: str, devices: int = 1) -> str:
+        """Returns the dtype of activations on these devices, see `products.compute_dtype`."""
+        return compute_dtype(self.compute_dtype, platform, devices)
 
     @property
     def layer_parameters(self) -> int:

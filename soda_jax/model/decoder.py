@@ -19,7 +19,7 @@ from soda_jax.model import remat, rope
 from soda_jax.model.attention import Attention, packed_attention
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.placement import ONE_DEVICE, Placement
-from soda_jax.model.products import compute_dtype, matmul
+from soda_jax.model.products import matmul
 from soda_jax.model.quantized import Quantized
 
 
@@ -204,7 +204,7 @@ class Decoder(nnx.Module):
         return first, getattr(self, f"{name}_groups")[...]
 
     def embed(self, tokens: jax.Array, placement: Placement = ONE_DEVICE) -> jax.Array:
-        """Embeds int32 ids `[batch, sequence]`; returns `[batch, sequence, d]` in `compute_dtype`."""
+        """Embeds int32 ids `[batch, sequence]`; returns `[batch, sequence, d]` in `config.dtype`."""
         vocabulary = self.config.vocabulary
         row = jnp.asarray(vocabulary.row_of_id)[tokens]
         first = self.embedding_first[...][jnp.minimum(row, vocabulary.padded_first - 1)]
@@ -212,7 +212,7 @@ class Decoder(nnx.Module):
             table = self.embedding_groups[...].reshape(-1, self.config.hidden_size)
             grouped = table[jnp.maximum(row - vocabulary.padded_first, 0)]
             first = jnp.where((row >= vocabulary.padded_first)[..., None], grouped, first)
-        first = first.astype(compute_dtype(self.config.compute_dtype, placement.platform))
+        first = first.astype(self.config.dtype(placement.platform, placement.devices))
         # With the first constraint, each device reads its columns for all batch rows of its fsdp
         # group. The second constraint exchanges them, so that each device has all columns of its
         # own batch rows. Without the first constraint, XLA replicates the batch on every device.
@@ -235,7 +235,7 @@ class Decoder(nnx.Module):
           placement: sharding of activations; its platform selects the attention kernel.
 
         Returns:
-          `[batch, sequence, d]` after the final norm, in `compute_dtype`.
+          `[batch, sequence, d]` after the final norm, in `config.dtype`.
         """
         c = self.config
         attention = packed_attention(segment_ids, c.attention, placement)

@@ -159,7 +159,7 @@ def prefill(
 
     def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         caches.append(Cache(key.swapaxes(1, 2), value.swapaxes(1, 2)))
-        return attend(query, key, value, mask)
+        return attend(query, key, value, mask, placement)
 
     hidden = _layers(config, weights, tokens, positions, length, [attention] * config.num_layers,
                      dtype, placement)  # fmt: skip

@@ -344,7 +344,7 @@ def class_sums(
 
 
 def _hits(numbers: jax.Array, count: int, weights: jax.Array) -> jax.Array:
-    """Returns the weight of each position in the column of its number, f32 `[…, count]`.
+    """Returns a one-hot encoding of `numbers`, multiplied by `weights`, f32 `[…, count]`.
 
     The comparison is in the dtype of `numbers`: the TPU compiler (libtpu 0.0.42) aborts at some shapes when it
     fuses a conversion of int8 to int32 into a sum.

@@ -22,6 +22,11 @@ class Placement(Protocol):
         """
         ...
 
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        ...
+
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
         """Returns `x` with the sharding of its logical axes."""
         ...
@@ -49,6 +54,8 @@ class Placement(Protocol):
 
 class OneDevice:
     """Implements `Placement` for one device; the default, "cpu", selects portable kernels."""
+
+    devices = 1
 
     def __init__(self, platform: str = "cpu"):
         self.platform = platform

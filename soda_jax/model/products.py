@@ -14,20 +14,24 @@ import jax.numpy as jnp
 
 from soda_jax.model.placement import Placement
 
-# CPU flags of Linux for products of bf16 vectors or tiles with f32 sums.
-_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
+# The flag in Linux's cpuinfo for products of bf16 vectors with f32 sums. Others, such as AMX and those of
+# ARM, were not measured.
+_BF16_FLAG = "avx512_bf16"
 
 
-def compute_dtype(setting: str, platform: str) -> str:
+def compute_dtype(setting: str, platform: str, devices: int = 1) -> str:
     """Returns the dtype of activations, "bfloat16" or "float32", for `model.compute_dtype`.
 
     Args:
-      setting: "bfloat16", "float32", or "auto": bfloat16 except on CPUs without instructions for it.
+      setting: "bfloat16", "float32", or "auto": bfloat16, but float32 on a CPU without instructions for
+        it and on several CPU devices, whose processes may run on different CPUs.
       platform: platform of the devices.
+      devices: number of devices.
     """
     if setting != "auto":
         return setting
-    return "bfloat16" if platform != "cpu" or cpu_multiplies_bf16() else "float32"
+    narrow = platform != "cpu" or (devices == 1 and cpu_multiplies_bf16())
+    return "bfloat16" if narrow else "float32"
 
 
 @functools.cache
@@ -38,11 +42,14 @@ def cpu_multiplies_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     except OSError:  # not Linux
         return False
     lines = (line for line in text.splitlines() if line.startswith("flags"))
-    return not _BF16_FLAGS.isdisjoint(next(lines, "").split())
+    return _BF16_FLAG in next(lines, "").split()
 
 
 def matmul(x: jax.Array, weight: jax.Array, placement: Placement) -> jax.Array:
-    """Returns `x` `[tokens, inputs]` · `weight` `[inputs, outputs]` in the dtype of `x`."""
+    """Returns `x` `[tokens, inputs]` · `weight` `[inputs, outputs]` in the dtype of `x`.
+
+    On a CPU it has a custom gradient, so it cannot be differentiated in forward mode.
+    """
     if placement.platform != "cpu":
         return x @ weight
     return _cpu_matmul(placement, x, weight)
@@ -54,7 +61,8 @@ def _cpu_matmul(placement: Placement, x: jax.Array, weight: jax.Array) -> jax.Ar
 
 
 def _cpu_matmul_fwd(placement, x, weight):
-    return _cpu_matmul(placement, x, weight), (x, weight)
+    # Not a call of `_cpu_matmul`, whose product a policy of `jax.checkpoint` could not see.
+    return wide_einsum("ti,io->to", x, weight).astype(x.dtype), (x, weight)
 
 
 def _cpu_matmul_bwd(placement, saved, gradient):
@@ -102,8 +110,8 @@ def wide_einsum(
 ) -> jax.Array:
     """Returns the f32 einsum of two arrays.
 
-    The barrier after bf16 products on a CPU prevents that XLA moves a transposition of the result to the
-    operands, because the program that it then compiles raises UNIMPLEMENTED.
+    The barrier after bf16 products on a CPU keeps XLA from moving a transposition of the result to the
+    operands: the resulting program raises UNIMPLEMENTED.
     """
     product = jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
     if platform == "cpu" and left.dtype == jnp.bfloat16:
@@ -111,14 +119,23 @@ def wide_einsum(
     return product
 
 
+def narrow_einsum(
+    subscripts: str, left: jax.Array, right: jax.Array, platform: str = "cpu"
+) -> jax.Array:
+    """Returns the einsum of two arrays in the dtype of `right`."""
+    if platform != "cpu":
+        return jnp.einsum(subscripts, left, right)
+    return wide_einsum(subscripts, left, right).astype(right.dtype)
+
+
 def stored(x: jax.Array, placement: Placement) -> jax.Array:
     """Returns `x`; a bf16 array on one CPU device is stored in the order of its axes.
 
-    XLA infers for a transposed array the layout that needs no copy, and then contracts another axis of the
-    original. An array that is split over devices cannot be copied in this way and is returned as it is.
+    Otherwise XLA gives a transposed array a layout that avoids the copy, and the product contracts an axis
+    that is not the last in memory. An array that is split over devices cannot be copied in this way and is returned as it is.
     f32 products are about as fast in both forms.
     """
-    one_cpu = placement.platform == "cpu" and placement.sharding((), ()) is None
+    one_cpu = placement.platform == "cpu" and placement.devices == 1
     return _copied(x) if one_cpu and x.dtype == jnp.bfloat16 else x
 
 

@@ -25,6 +25,11 @@ class OnMesh:
         """Platform of the devices of the mesh, which may belong to other processes."""
         return self.mesh.devices.flat[0].platform
 
+    @property
+    def devices(self) -> int:
+        """Number of devices of the mesh."""
+        return self.mesh.size
+
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Returns `x` with the sharding of its logical axes."""
         return rules.constrain(x, axes, self.mesh)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.loss import LEGAL_CHUNKS, chunk_tokens
-from soda_jax.model.products import compute_dtype
 from soda_jax.parallel import rules
 from soda_jax.parallel.rules import ways
 from soda_jax.plan.compiled import Memory, Step
@@ -58,7 +57,7 @@ def estimate_step(
     if rows is not None:
         chunk = min(chunk_tokens(config.loss_chunk, platform, LEGAL_CHUNKS), micro)
         chunked = text_share + 1 / (config.model.full_every or math.inf)
-    wide = BF16 if compute_dtype(decoder.compute_dtype, platform) == "bfloat16" else F32
+    wide = BF16 if decoder.dtype(platform, math.prod(mesh.values())) == "bfloat16" else F32
     layer, size = decoder.layer_parameters, decoder.parameters
     vocabulary = decoder.vocabulary.rows * decoder.hidden_size / tensor
     attention = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim

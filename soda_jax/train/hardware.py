@@ -33,10 +33,11 @@ def peak_flops(devices: list[jax.Device], dtype: str = "float32") -> tuple[float
 def measure_matmul(size: int = 1024, repeats: int = 7, dtype: str = "float32") -> float:
     """Returns the best FLOP/s of `repeats` matrix products of `size`³ on the default device.
 
-    The result of the products is f32: with a bf16 result, XLA converts the operands to f32 on a CPU.
+    On a CPU, the result of the products is f32: with a bf16 result, XLA converts the operands to f32.
     """
     matrix = jnp.ones((size, size), dtype)
-    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    result = jnp.float32 if jax.default_backend() == "cpu" else None
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=result))
     product(matrix, matrix).block_until_ready()
     seconds = []
     for _ in range(repeats):

@@ -99,6 +99,12 @@ def log_start(workdir: Path, step: int, about: Mapping[str, Any]) -> None:
         file.write(json.dumps({"step": step, **about}) + "\n")
 
 
+def last_start(workdir: Path) -> dict[str, Any]:
+    """Returns the last line of `starts.jsonl`; empty if there is none."""
+    starts = read_starts(workdir) if (workdir / STARTS).exists() else []
+    return starts[-1] if starts else {}
+
+
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
     """Returns the lines of `starts.jsonl`, in order."""
     return [json.loads(line) for line in (workdir / STARTS).read_text("utf-8").splitlines()]

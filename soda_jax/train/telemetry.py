@@ -15,11 +15,10 @@ from soda_jax.data.loss_vector import loss_vector
 from soda_jax.errors import UserError
 from soda_jax.model.attention import backend_for
 from soda_jax.model.loss import CHUNKS, LEGAL_CHUNKS, chunk_tokens
-from soda_jax.model.products import compute_dtype
 from soda_jax.parallel import hosts
 from soda_jax.schema import RunConfig
 from soda_jax.train.hardware import peak_flops
-from soda_jax.train.metric_logs import log_start, open_logs
+from soda_jax.train.metric_logs import last_start, log_start, open_logs
 from soda_jax.train.program import Program
 
 # Other values are computed from these sums; all other metrics are logged under their names.
@@ -62,7 +61,7 @@ class Telemetry:
         self._tokens, self._devices = config.batch_size * length, mesh.size
         self._decoder = decoder
         platform = mesh.devices.flat[0].platform
-        dtype = compute_dtype(decoder.compute_dtype, platform)
+        dtype = decoder.dtype(platform, mesh.size)
         self._peak, source = peak_flops(list(mesh.devices.flat), dtype)
         attention = backend_for(decoder.attention, platform)
         about = {
@@ -79,6 +78,12 @@ class Telemetry:
             ),
         }
         if hosts.is_primary():
+            before = last_start(workdir).get("compute_dtype", dtype) if start_step else dtype
+            if before != dtype:
+                self._print(
+                    f"compute dtype: {dtype} on these devices, {before} before; to keep it, set "
+                    f"--config.model.compute_dtype={before}"
+                )
             log_start(workdir, start_step, about)
         self._print(
             f"{decoder.parameters:,} parameters, {self._tokens:,} tokens per step, peak "

@@ -1,12 +1,19 @@
 """ASR and TTS scores with a fake model and a fake recognizer."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from soda_jax.evaluate import recognizer
-from soda_jax.evaluate.speech import evaluate_asr, evaluate_tts, held_out_utterances
+from soda_jax.evaluate.speech import (
+    evaluate_asr,
+    evaluate_tts,
+    evaluate_without_grammar,
+    held_out_utterances,
+)
+from soda_jax.evaluate.tables import text_report
 
 
 @pytest.fixture
@@ -64,6 +71,32 @@ def test_tts_counts_an_unfinished_utterance_as_all_errors(held_out, monkeypatch)
     assert result["mean_word_error_rate"] == pytest.approx(0.5)
     assert result["codec_mean_word_error_rate"] >= 1
     assert [row["heard"] for row in result["examples"][:2]] == [held_out[0].utterance.text, ""]
+
+
+def test_streams_without_the_grammar_are_counted(held_out):
+    def engine(prompts, *, stop, constrained, max_frames, **_):
+        assert max_frames == (20 if stop == "audio_end" else 0)
+        if constrained:
+            return [SimpleNamespace(finished=True, legal=True) for _ in prompts]
+        # Legal and finished, illegal and finished, legal and cut off, illegal and cut off.
+        kinds = itertools.cycle([(True, True), (True, False), (False, True), (False, False)])
+        pairs = itertools.islice(kinds, len(prompts))
+        return [SimpleNamespace(finished=end, legal=legal) for end, legal in pairs]
+
+    model = SimpleNamespace(
+        engine=engine, text_prompt=lambda text: text, audio_prompt=lambda codes: codes, codebooks=3,
+        codec=SimpleNamespace(frame_rate=10.0),
+        layout=SimpleNamespace(audio_end="audio_end", text_end="text_end"),
+    )  # fmt: skip
+    items = (list(held_out) * 4)[:4]
+    result = evaluate_without_grammar(model, items, max_seconds=2)
+    assert result["utterances"] == 4
+    for kind in ("speech", "text"):
+        assert result[kind] == {
+            "finished_share": 1.0, "finished_share_without": 0.25, "legal_share": 0.5
+        }  # fmt: skip
+    printed = text_report({"step": 1, "tasks": ["grammar"], "grammar": result})
+    assert "50.0%" in printed and "25.0%" in printed
 
 
 def test_the_recognizer_transcribes_recorded_speech():

@@ -178,3 +178,22 @@ def test_without_the_grammar_all_ids_are_drawn_and_illegal_streams_are_reported(
     assert all(
         r.legal for r in engine([prompt], stop=layout.audio_end, budget=12, sampling=sampling)
     )
+
+
+def test_rows_without_the_grammar_leave_their_slots(functions, params, layout):
+    # More prompts than slots: illegal rows and rows that end with EOS are replaced by waiting prompts.
+    small = Engine(functions, params, layout, 3, slots=2)
+    prompt = prompts(layout)["speak"]
+    arguments = {"stop": layout.audio_end, "budget": 400, "sampling": WILD, "seed": 7}
+    few = small([prompt] * 7, constrained=False, **arguments)
+    many = Engine(functions, params, layout, 3, slots=8)(
+        [prompt] * 7, constrained=False, **arguments
+    )
+    rules, ends = grammar(layout), set()
+    for one, other in zip(few, many, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        assert one.legal == (rules.run(np.concatenate([prompt, one.ids])) != ILLEGAL)
+        assert one.finished == (one.ids[-1] == layout.audio_end)
+        assert not np.isin(one.ids[:-1], [layout.audio_end, layout.eos]).any()
+        ends.add(int(one.ids[-1]))
+    assert layout.eos in ends and layout.audio_end in ends

@@ -15,7 +15,7 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.loss import LossHook
 from soda_jax.model import VocabularyBlocks
 from soda_jax.model.legal import legal_sets
-from soda_jax.model.loss import LossSettings, legal_cross_entropy
+from soda_jax.model.loss import LossSettings, legal_cross_entropy, linear_cross_entropy
 from soda_jax.model.placement import OneDevice
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -113,13 +113,14 @@ def plain(batch, z_weight=Z_WEIGHT, every=EVERY):
         return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*arguments)
 
 
-def of_head(batch, sets, axes, chunk=7, z_weight=Z_WEIGHT, every=EVERY):
+def of_head(batch, sets, axes, chunk=7, z_weight=Z_WEIGHT, every=EVERY, dtype=np.float32):
     count = math.prod(axes.values()) if axes else 1
     placement = OnMesh(make_mesh(axes, jax.devices()[:count])) if axes else OneDevice()
     settings = LossSettings(VOCABULARY, z_weight, chunk, placement, sets, every)
     fields = (targets_of(batch), batch.loss_mask, batch.legal_set, batch.full_offset)
 
     def total(hidden, blocks):
+        hidden = hidden.astype(dtype)
         total, nll, log_z, outside = legal_cross_entropy(settings, hidden, blocks, *fields)
         return 3.0 * total, (nll, log_z, outside.nll if every else jnp.zeros_like(nll))
 
@@ -149,6 +150,32 @@ def test_loss_and_gradients_are_those_of_a_masked_softmax_in_other_windows(mixtu
 @pytest.mark.parametrize("every,z_weight,chunk", [(0, 0.0, 7), (0, 0.1, 1000), (1, 0.0, 1)])
 def test_the_terms_are_independent(batch, sets, every, z_weight, chunk):
     assert_same(of_head(batch, sets, None, chunk, z_weight, every), plain(batch, z_weight, every))
+
+
+@pytest.mark.parametrize("axes", [None, {"data": 8}, {"sequence": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("head", ["full", "legal"])
+def test_bf16_runs_on_any_mesh_of_cpus(batch, sets, head, axes):
+    # XLA compiles some forms of bf16 products for CPUs that it then cannot run, see `model/products.py`.
+    if head == "full":
+        hidden, blocks = weights_of_model()
+        count = math.prod(axes.values()) if axes else 1
+        placement = OnMesh(make_mesh(axes, jax.devices()[:count])) if axes else OneDevice()
+
+        def total(dtype):
+            def run(hidden, blocks):
+                settings = LossSettings(VOCABULARY, Z_WEIGHT, 7, placement)
+                fields = (targets_of(batch), batch.loss_mask)
+                return linear_cross_entropy(settings, hidden.astype(dtype), blocks, *fields)[0]
+
+            return jax.jit(jax.value_and_grad(run, (0, 1)))(hidden, blocks)
+
+        (narrow, slopes), (wide, exact) = total(jnp.bfloat16), total(jnp.float32)
+    else:
+        (narrow, _), slopes = of_head(batch, sets, axes, dtype=jnp.bfloat16)
+        (wide, _), exact = of_head(batch, sets, axes)
+    assert float(narrow) == pytest.approx(float(wide), rel=0.01)
+    for found, expected in zip(jax.tree.leaves(slopes), jax.tree.leaves(exact), strict=True):
+        assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_windows_of_only_text_and_windows_without_text_are_computed(mixture, sets):

@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from soda_jax.model.placement import ONE_DEVICE, Placement
-from soda_jax.model.products import stored, transposed, wide_einsum
+from soda_jax.model.placement import OneDevice, Placement
+from soda_jax.model.products import narrow_einsum, stored, transposed, wide_einsum
 
 _MASKED = -1e30
+_PLAIN = OneDevice("any")
 
 
 def attend(
@@ -16,7 +17,7 @@ def attend(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array,
-    placement: Placement = ONE_DEVICE,
+    placement: Placement = _PLAIN,
 ) -> jax.Array:
     """Returns grouped-query attention.
 
@@ -24,7 +25,7 @@ def attend(
       query: `[batch, queries, heads, head_dim]`.
       key, value: `[batch, keys, kv_heads, head_dim]`; head h attends with kv head h // (heads/kv_heads).
       mask: bool `[batch, queries, keys]`, True where a query may attend to a key.
-      placement: sharding of the arrays.
+      placement: sharding of the arrays; by default, products have the form for accelerators.
 
     Returns:
       `[batch, queries, heads, head_dim]` in the dtype of `query`; the softmax is computed in f32.
@@ -57,23 +58,23 @@ def _mix(
 
 
 def _mix_fwd(placement, q, k, v, mask):
-    product = functools.partial(wide_einsum, platform=placement.platform)
-    weights = masked_softmax(product("bgqd,bgkd->bgqk", q, k), mask).astype(v.dtype)
-    out = product("bgqk,bgkd->bgqd", weights, v).astype(v.dtype)
+    platform = placement.platform
+    weights = masked_softmax(wide_einsum("bgqd,bgkd->bgqk", q, k, platform), mask).astype(v.dtype)
+    out = narrow_einsum("bgqk,bgkd->bgqd", weights, v, platform)
     return out, (q, k, v, weights, out)
 
 
 def _mix_bwd(placement, saved, d_out):
-    product = functools.partial(wide_einsum, platform=placement.platform)
+    platform = placement.platform
     q, k, v, weights, out = saved
     d_out = stored(d_out, placement)
-    d_weights = product("bgqd,bgkd->bgqk", d_out, v)
-    inner = product("bgqd,bgqd->bgq", out, d_out)
+    d_weights = wide_einsum("bgqd,bgkd->bgqk", d_out, v, platform)
+    inner = wide_einsum("bgqd,bgqd->bgq", out, d_out, platform)
     d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
-    d_q = product("bgqk,bgkd->bgqd", d_scores, k)
-    d_k = product("bgkq,bgqd->bgkd", transposed(d_scores, placement), q)
-    d_v = product("bgkq,bgqd->bgkd", transposed(weights, placement), d_out)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    d_q = narrow_einsum("bgqk,bgkd->bgqd", d_scores, k, platform)
+    d_k = narrow_einsum("bgkq,bgqd->bgkd", transposed(d_scores, placement), q, platform)
+    d_v = narrow_einsum("bgkq,bgqd->bgkd", transposed(weights, placement), d_out, platform)
+    return d_q, d_k, d_v, None
 
 
 _mix.defvjp(_mix_fwd, _mix_bwd)
