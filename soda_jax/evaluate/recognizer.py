@@ -9,6 +9,9 @@ from soda_jax.errors import UserError
 NAME = "Whisper tiny.en"
 _RATE = 16_000
 _MARGIN = 0.25  # seconds of silence on both sides
+# Whisper sometimes repeats a word up to its limit of 448 tokens. Speech has fewer tokens than this.
+_TOKENS_PER_SECOND, _MORE_TOKENS = 10, 8
+_WINDOW = 30.0  # seconds that Whisper transcribes at once
 
 
 class Recognizer:
@@ -40,6 +43,7 @@ class Recognizer:
         # Whisper drops words that start at the first sample.
         padded = np.pad(audio, round(_MARGIN * sample_rate))
         at_rate = soxr.resample(padded, sample_rate, _RATE).astype(np.float32)
+        seconds = min(len(audio) / sample_rate, _WINDOW)
         segments, _ = self._model.transcribe(
             at_rate,
             language="en",
@@ -47,5 +51,6 @@ class Recognizer:
             temperature=0.0,
             condition_on_previous_text=False,
             without_timestamps=True,
+            max_new_tokens=_MORE_TOKENS + round(_TOKENS_PER_SECOND * seconds),
         )
         return " ".join(segment.text.strip() for segment in segments)

