@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids over which the loss is normalized: all, or those that can come next (default: as "
         "in training)",
     )
+    parser.add_argument(
+        "--dtype",
+        default="",
+        help="weights as float32, bfloat16 or int8 (default: float32 for the loss and on CPUs)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     tasks = split_names(args.tasks)
     options = EvaluationOptions(
         tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,
-        args.head, parse_mesh(args.mesh),
+        args.head, parse_mesh(args.mesh), args.dtype,
     )  # fmt: skip
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)

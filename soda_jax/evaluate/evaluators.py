@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.evaluate.baselines import fit_baselines
@@ -27,6 +29,7 @@ from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.files import is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.speech_model import SpeechModel, load
+from soda_jax.model.decoding import check_dtype, rounded_params
 from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.front_end import FrontEnd
@@ -50,6 +53,8 @@ class EvaluationOptions:
       head: "full" or "legal", the ids over which the loss of a target is normalized; empty for the
         `model.head` of the run.
       mesh: size of each mesh axis, see `soda_jax.load`; None for one device.
+      dtype: dtype of the weights, one of `soda_jax.model.decoding.DTYPES`; empty for float32 in the loss and
+        the default of the platform when sampling.
     """
 
     tasks: tuple[str, ...] = ("loss", "baselines", "asr", "tts")
@@ -61,6 +66,7 @@ class EvaluationOptions:
     seed: int = 0
     head: str = ""
     mesh: Mapping[str, int] | None = None
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -69,6 +75,8 @@ class EvaluationOptions:
             EVALUATORS.get(task, "tasks")
         if self.head not in ("", "full", "legal"):
             raise UserError(f"head {self.head!r} is unknown: use full or legal")
+        if self.dtype:
+            check_dtype(self.dtype)
         if self.limit < 0 or not 0 < self.max_seconds < math.inf:
             raise UserError(
                 f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} finite and "
@@ -91,7 +99,10 @@ class EvaluationContext:
     def speech_model(self) -> SpeechModel:
         """The checkpoint with tokenizer and codec."""
         options = self.options
-        return load(self._workdir, step=options.step, codec=options.codec, mesh=options.mesh)
+        return load(
+            self._workdir, step=options.step, codec=options.codec, dtype=options.dtype,
+            mesh=options.mesh,
+        )  # fmt: skip
 
     @cached_property
     def model(self) -> SpeechModel | TrainedDecoder:
@@ -176,10 +187,13 @@ def score_loss(context: EvaluationContext) -> Scores:
 
     Returns:
       a dict with windows, tokens, left_out, classes, sources, head (the normalizer, "full" or "legal"),
-      compute_dtype, and model (the loss vector).
+      compute_dtype, weights_dtype, and model (the loss vector).
     """
-    windows = context.windows
-    sums = held_out_sums(context.model, windows)
+    windows, decoder, dtype = context.windows, context.model, context.options.dtype or "float32"
+    if dtype != "float32":
+        rounded = jax.jit(rounded_params, static_argnums=1)(decoder.params, dtype)
+        decoder = dataclasses.replace(decoder, params=rounded)
+    sums = held_out_sums(decoder, windows)
     return {
         "windows": windows.count,
         "tokens": int(sums["count"].sum()),
@@ -188,6 +202,7 @@ def score_loss(context: EvaluationContext) -> Scores:
         "sources": list(windows.source_names),
         "head": context.head,
         "compute_dtype": context.compute_dtype,
+        "weights_dtype": dtype,
         "model": windows.loss_vector(sums),
     }
 

@@ -21,7 +21,7 @@ from soda_jax.generate.legal_head import draw_any, draw_legal
 from soda_jax.generate.sampling import Sampling
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoding
 from soda_jax.model.legal import legal_sets
-from soda_jax.model.placement import ONE_DEVICE, Placement
+from soda_jax.model.placement import ONE_DEVICE, OneDevice, Placement
 from soda_jax.progress import track
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.grammar import ILLEGAL
@@ -108,11 +108,14 @@ class Engine:
             raise UserError(f"slots {slots} must be at least 1")
         platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
         self.dtype, self.slots = dtype or decoding.default_dtype(platform), slots
-        self._layout, self._config, self._placement = layout, model.config, placement
+        self._layout, self._config = layout, model.config
+        self._placement = OneDevice(platform) if placement.devices == 1 else placement
         self._partition = partition(layout, codebooks)
         sets = self._partition.sets
         self._legal = legal_sets(VocabularyBlocks.of(layout), sets, [1] * len(sets))
-        convert = functools.partial(decoding.decoding_weights, model.config, dtype=self.dtype)
+        convert = functools.partial(
+            decoding.decoding_weights, model.config, dtype=self.dtype, placement=self._placement
+        )
         self._weights = jax.jit(convert)(params)
         self._wide = decoding.activation_dtype(self.dtype, platform)
         self._prefill = jax.jit(self._prefilled)
@@ -360,11 +363,13 @@ class Engine:
                 only = jnp.where(full, end, -1)
                 token, score = draw_legal(
                     self._legal, weights, keys, rows.hidden, set_of_state[state], active, only,
-                    sampling,
+                    sampling, self._placement,
                 )  # fmt: skip
             else:
                 vocabulary = self._legal.vocabulary
-                token, score = draw_any(vocabulary, weights, keys, rows.hidden, sampling)
+                token, score = draw_any(
+                    vocabulary, weights, keys, rows.hidden, sampling, self._placement
+                )
             token = jnp.where(active, token, 0)
             following = jnp.where(lost, ILLEGAL, transitions[state, group_of_id[token]])
             automaton = jnp.where(active, following, rows.automaton)

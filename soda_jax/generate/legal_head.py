@@ -5,6 +5,7 @@ are in audio are at the same codebook, only the ids of that codebook are multipl
 multiplied only in steps in which a row is in text.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from soda_jax.generate.sampling import Sampling, draw
 from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoding import Weights, take_rows
 from soda_jax.model.legal import LegalSets
+from soda_jax.model.output_major import multiply
+from soda_jax.model.placement import Placement, one_cpu
 from soda_jax.model.quantized import Quantized
 
 
@@ -27,6 +30,7 @@ def draw_legal(
     active: jax.Array,
     only: jax.Array,
     sampling: Sampling,
+    placement: Placement,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token per row.
 
@@ -39,6 +43,7 @@ def draw_legal(
       active: bool `[batch]`; the results of other rows are undefined, and their sets are not computed.
       only: id of a single row (such as a marker) to which the set is restricted, or −1, int32 `[batch]`.
       sampling: sampling settings.
+      placement: the devices of `weights`.
 
     Returns:
       ids, int32 `[batch]`, and their f32 log-probabilities at temperature 1, normalized over the legal set.
@@ -49,11 +54,12 @@ def draw_legal(
     first_group = group[jnp.argmax(audio)]
     lockstep = (~audio | (group == first_group)).all()
     vocabulary = legal.vocabulary
+    product = functools.partial(_product, placement, hidden)
     first, *groups = weights["head"]
     singles = jnp.asarray(legal.single_rows)
     permitted = jnp.asarray(legal.has_single)[sets]
     permitted &= (only < 0)[:, None] | (singles == only[:, None])
-    single_logits = _product(hidden, take_rows(_flat(first), singles, hidden.dtype))
+    single_logits = product(take_rows(_flat(first), singles, hidden.dtype))
 
     def from_singles_and_group(group_logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         # The ids of the singles are lower than those of all groups, so ties keep the lower ids.
@@ -68,7 +74,7 @@ def draw_legal(
         return jnp.where(index < count, single, ids).astype(jnp.int32), score
 
     def from_bulk() -> tuple[jax.Array, jax.Array]:
-        logits = _product(hidden, _flat(first))
+        logits = product(_flat(first))
         mask = np.zeros((len(legal.group), vocabulary.padded_first), dtype=bool)
         mask[:, legal.bulk_rows] = legal.has_bulk[:, None]
         mask[:, legal.single_rows] = legal.has_single
@@ -80,11 +86,11 @@ def draw_legal(
         return from_singles_and_group(jnp.zeros((len(sets), 0), jnp.float32))
 
     def one_group() -> tuple[jax.Array, jax.Array]:
-        return from_singles_and_group(_product(hidden, _select(groups[0], first_group)))
+        return from_singles_and_group(product(_select(groups[0], first_group)))
 
     def all_groups() -> tuple[jax.Array, jax.Array]:
         size = vocabulary.group_rows
-        logits = _product(hidden, _flat(groups[0])).reshape(len(sets), -1, size)
+        logits = product(_flat(groups[0])).reshape(len(sets), -1, size)
         index = jnp.maximum(group, 0)[:, None, None]
         return from_singles_and_group(jnp.take_along_axis(logits, index, axis=1)[:, 0])
 
@@ -103,17 +109,19 @@ def draw_any(
     keys: jax.Array,
     hidden: jax.Array,
     sampling: Sampling,
+    placement: Placement,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token per row from all ids, without the grammar.
 
     Args:
       vocabulary: blocks of rows of the head.
-      weights, keys, hidden, sampling: as for `draw_legal`.
+      weights, keys, hidden, sampling, placement: as for `draw_legal`.
 
     Returns:
       ids, int32 `[batch]`, and their f32 log-probabilities at temperature 1, normalized over all ids.
     """
-    logits = jnp.concatenate([_product(hidden, _flat(block)) for block in weights["head"]], axis=1)
+    blocks = (_product(placement, hidden, _flat(block)) for block in weights["head"])
+    logits = jnp.concatenate(list(blocks), axis=1)
     valid = jnp.broadcast_to(jnp.asarray(vocabulary.valid_rows), logits.shape)
     rows, scores = draw(keys, logits, valid, sampling)
     ids = np.zeros(vocabulary.rows, np.int32)
@@ -127,10 +135,12 @@ def _some(*allowed: jax.Array) -> jax.Array:
     return joined | ~joined.any(axis=1, keepdims=True)
 
 
-def _product(hidden: jax.Array, rows: Any) -> jax.Array:
+def _product(placement: Placement, hidden: jax.Array, rows: Any) -> jax.Array:
     """Returns hidden · rowsᵀ, f32 `[batch, rows]`."""
+    if one_cpu(placement):
+        return multiply(hidden, rows)
     if isinstance(rows, Quantized):
-        return _product(hidden, rows.values.astype(hidden.dtype)) * rows.scale
+        return _product(placement, hidden, rows.values.astype(hidden.dtype)) * rows.scale
     return jnp.einsum("bd,vd->bv", hidden, rows, preferred_element_type=jnp.float32)
 
 

@@ -18,6 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 from soda_jax.model import remat, rope
 from soda_jax.model.attention import Attention, packed_attention
 from soda_jax.model.config import DecoderConfig
+from soda_jax.model.output_major import OutputMajor
+from soda_jax.model.output_major import multiply as multiply_rows
 from soda_jax.model.placement import ONE_DEVICE, Placement
 from soda_jax.model.products import matmul
 from soda_jax.model.quantized import Quantized
@@ -41,7 +43,7 @@ def _scale(size: int, axis: str | None) -> nnx.Param:
 
 def project(
     x: jax.Array,
-    weight: jax.Array | Quantized,
+    weight: jax.Array | Quantized | OutputMajor,
     inputs: int = 1,
     flatten: bool = True,
     placement: Placement = ONE_DEVICE,
@@ -51,7 +53,7 @@ def project(
     Args:
       x: activations.
       weight: its first `inputs` dimensions are contracted with the last `inputs` of `x`. int8 values are
-        multiplied by their scale after the product.
+        multiplied by their scale after the product. An `OutputMajor` matrix contracts all `inputs`.
       inputs: number of contracted dimensions.
       flatten: merge batch and sequence before the product. This avoids a copy on a CPU with one
         core, where XLA transposes three-dimensional operands, but not matrices, for the gradient
@@ -62,6 +64,9 @@ def project(
     Returns:
       `[batch, sequence, outputs…]`.
     """
+    if isinstance(weight, OutputMajor):
+        product = multiply_rows(x.reshape(x.shape[0] * x.shape[1], -1), weight.rows)
+        return product.reshape(*x.shape[:2], *weight.outputs).astype(x.dtype)
     if isinstance(weight, Quantized):
         product = project(x, weight.values.astype(x.dtype), inputs, flatten, placement)
         return (product * weight.scale).astype(x.dtype)
@@ -115,7 +120,8 @@ def apply_layer(
     """Applies one layer; returns the new `x`.
 
     Args:
-      layer: parameters of the layer; the norms are f32, the others have the dtype of `x` or are quantized.
+      layer: parameters of the layer; the norms are f32, the others have the dtype of `x` or are prepared for
+        decoding, see `decoding_weights`.
       x: `[batch, sequence, d]`.
       config: decoder config.
       angles: cosine and sine of the rotary angles, see `rope.angles`.

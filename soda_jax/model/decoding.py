@@ -16,8 +16,9 @@ from soda_jax.model import rope
 from soda_jax.model.attention import attend
 from soda_jax.model.config import DecoderConfig
 from soda_jax.model.decoder import apply_layer, rms_norm
-from soda_jax.model.placement import ONE_DEVICE, Placement
-from soda_jax.model.quantized import Quantized, quantize
+from soda_jax.model.output_major import output_major
+from soda_jax.model.placement import ONE_DEVICE, Placement, one_cpu
+from soda_jax.model.quantized import Quantized, dequantize, quantize
 
 DTYPES = ("float32", "bfloat16", "int8")
 # On a CPU, XLA computes batched products in a slow loop, but products of two matrices with a fast
@@ -35,18 +36,17 @@ class Cache(NamedTuple):
 
 
 def activation_dtype(dtype: str, platform: str) -> Any:
-    """Returns the dtype of activations and cache for weights of a dtype on a platform."""
-    if dtype == "int8":
-        return jnp.float32 if platform == "cpu" else jnp.bfloat16
-    return jnp.dtype(dtype)
+    """Returns the dtype of activations and cache for weights of a dtype on a platform.
+
+    It is f32 on a CPU, because attention to a bf16 cache is slow there.
+    """
+    if platform == "cpu":
+        return jnp.dtype(jnp.float32)
+    return jnp.dtype(jnp.bfloat16 if dtype == "int8" else dtype)
 
 
 def default_dtype(platform: str) -> str:
-    """Returns the dtype of the weights by default: float32 on a CPU, else bfloat16.
-
-    On a CPU, XLA's products of one row with a bf16 or int8 matrix take ten times as long as with an
-    f32 matrix (docs/legal-head.md).
-    """
+    """Returns the dtype of the weights by default: float32 on a CPU, else bfloat16."""
     return "float32" if platform == "cpu" else "bfloat16"
 
 
@@ -56,13 +56,16 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
 
 
-def decoding_weights(config: DecoderConfig, params: Any, dtype: str) -> Weights:
+def decoding_weights(
+    config: DecoderConfig, params: Any, dtype: str, placement: Placement = ONE_DEVICE
+) -> Weights:
     """Returns the weights for `prefill` and `decode`, cast or quantized.
 
     Args:
       config: decoder config.
       params: parameters of `ModelFunctions`, f32.
       dtype: one of `DTYPES`; int8 weights have one scale per output channel, and norms remain f32.
+      placement: the devices; on one CPU, the weights of layers are stored as `OutputMajor`.
 
     Returns:
       a dict with `layers` (one dict per layer), `final_norm`, `embedding` and `head`, each a tuple of
@@ -76,14 +79,15 @@ def decoding_weights(config: DecoderConfig, params: Any, dtype: str) -> Weights:
     def convert(array: jax.Array, contracted: tuple[int, ...]) -> Any:
         return quantize(array, contracted) if dtype == "int8" else array.astype(dtype)
 
+    def matrix(name: str, array: jax.Array) -> Any:
+        if name.endswith("norm"):
+            return array
+        inputs = _inputs(name)
+        weight = convert(array, tuple(range(inputs)))
+        return output_major(weight, inputs) if one_cpu(placement) else weight
+
     def layer(number: int) -> dict[str, Any]:
-        arrays = {name: array[number] for name, array in params["layers"].items()}
-        return {
-            name: array
-            if name.endswith("norm")
-            else convert(array, (0, 1) if name == "output" else (0,))
-            for name, array in arrays.items()
-        }
+        return {name: matrix(name, array[number]) for name, array in params["layers"].items()}
 
     def blocks(name: str) -> tuple[Any, ...]:
         found = [params[f"{name}_first"]]
@@ -99,6 +103,43 @@ def decoding_weights(config: DecoderConfig, params: Any, dtype: str) -> Weights:
         "final_norm": params["final_norm"],
         **{name: blocks(source) for name, source in names.items()},
     }
+
+
+def _inputs(name: str) -> int:
+    """Returns the number of axes that the product with a weight of a layer contracts."""
+    return 2 if name == "output" else 1
+
+
+def rounded_params(params: Any, dtype: str) -> Any:
+    """Returns f32 parameters with the values that `decoding_weights` have in `dtype`.
+
+    Args:
+      params: parameters of `ModelFunctions`, f32.
+      dtype: one of `DTYPES`.
+
+    Raises:
+      UserError: for an unknown dtype.
+    """
+    check_dtype(dtype)
+
+    def rounded(array: jax.Array, contracted: tuple[int, ...]) -> jax.Array:
+        if dtype == "int8":
+            return dequantize(quantize(array, contracted), contracted)
+        return array.astype(dtype).astype(array.dtype)
+
+    def stacked(name: str, array: jax.Array) -> jax.Array:
+        # The first axis is that of the layers.
+        return rounded(array, tuple(range(1, 1 + _inputs(name))))
+
+    def named(name: str, value: Any) -> Any:
+        if name == "layers":
+            return {key: named(key, array) for key, array in value.items()}
+        if name.endswith("norm"):
+            return value
+        table = name.startswith(("embedding", "head"))
+        return rounded(value, (value.ndim - 1,)) if table else stacked(name, value)
+
+    return {name: named(name, value) for name, value in params.items()}
 
 
 def embed(config: DecoderConfig, weights: Weights, tokens: jax.Array, dtype: Any) -> jax.Array:

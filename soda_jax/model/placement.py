@@ -77,3 +77,8 @@ class OneDevice:
 
 
 ONE_DEVICE = OneDevice()
+
+
+def one_cpu(placement: Placement) -> bool:
+    """Returns whether arrays are on one CPU device, where products have special forms."""
+    return placement.platform == "cpu" and placement.devices == 1

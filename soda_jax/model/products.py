@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from soda_jax.model.placement import Placement
+from soda_jax.model.placement import Placement, one_cpu
 
 # The flag in Linux's cpuinfo for products of bf16 vectors with f32 sums. Others, such as AMX and those of
 # ARM, were not measured.
@@ -97,7 +97,7 @@ def head_gradient(d_logits: jax.Array, hidden: jax.Array, platform: str) -> jax.
     """
     if platform != "cpu":
         return wide_einsum("...tv,...td->...vd", d_logits, hidden, platform)
-    return wide_einsum("...dt,...tv->...dv", _copied(jnp.swapaxes(hidden, -1, -2)), d_logits)
+    return wide_einsum("...dt,...tv->...dv", copied(jnp.swapaxes(hidden, -1, -2)), d_logits)
 
 
 def head_gradient_rows(gradient: jax.Array, platform: str) -> jax.Array:
@@ -135,8 +135,7 @@ def stored(x: jax.Array, placement: Placement) -> jax.Array:
     that is not the last in memory. An array that is split over devices cannot be copied in this way and is returned as it is.
     f32 products are about as fast in both forms.
     """
-    one_cpu = placement.platform == "cpu" and placement.devices == 1
-    return _copied(x) if one_cpu and x.dtype == jnp.bfloat16 else x
+    return copied(x) if one_cpu(placement) and x.dtype == jnp.bfloat16 else x
 
 
 def transposed(x: jax.Array, placement: Placement) -> jax.Array:
@@ -144,6 +143,7 @@ def transposed(x: jax.Array, placement: Placement) -> jax.Array:
     return stored(jnp.swapaxes(x, -1, -2), placement)
 
 
-def _copied(x: jax.Array) -> jax.Array:
+def copied(x: jax.Array) -> jax.Array:
+    """Returns `x`, stored in the order of its axes."""
     # The barrier is on a flat array, whose layout XLA cannot change.
     return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)

@@ -29,3 +29,8 @@ def quantize(weight: jax.Array, contracted: tuple[int, ...]) -> Quantized:
     scale = jnp.where(peak > 0, peak, 1.0) / 127.0
     values = jnp.round(weight / scale).astype(jnp.int8)
     return Quantized(values, scale.squeeze(contracted))
+
+
+def dequantize(weight: Quantized, contracted: tuple[int, ...]) -> jax.Array:
+    """Returns values · scale, f32; `contracted` are the axes without a scale."""
+    return weight.values * jnp.expand_dims(weight.scale, contracted)

@@ -102,6 +102,21 @@ def test_the_command_prints_tables_and_writes_json(workdir, capsys):
     assert "NOT below both baselines" in printed
 
 
+def test_the_loss_of_narrow_weights(workdir):
+    scores = {
+        dtype: evaluate(workdir, EvaluationOptions(tasks=("loss",), dtype=dtype))["loss"]
+        for dtype in ("", "float32", "bfloat16", "int8")
+    }
+    assert [row["weights_dtype"] for row in scores.values()] == [
+        "float32", "float32", "bfloat16", "int8",
+    ]  # fmt: skip
+    loss = {dtype: row["model"]["loss/all"] for dtype, row in scores.items()}
+    assert loss[""] == loss["float32"]
+    assert 0 < abs(loss["bfloat16"] - loss[""]) < 0.01 and 0 < abs(loss["int8"] - loss[""]) < 0.05
+    with pytest.raises(UserError, match="dtype 'int4' is unknown"):
+        EvaluationOptions(dtype="int4")
+
+
 def test_moved_data_is_read_from_the_given_folder(workdir, tmp_path, capsys):
     (tmp_path / "speech").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="--source=speech=DIR"):

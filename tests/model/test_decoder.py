@@ -21,6 +21,7 @@ from toys import random_params
 from soda_jax.errors import UserError
 from soda_jax.model import decoding
 from soda_jax.model.attention import attend, packed_mask
+from soda_jax.model.placement import OneDevice
 from soda_jax.model.remat import POLICIES
 
 # Uneven segments, one of a single token at the start, in the middle and at the end.
@@ -274,7 +275,8 @@ def test_decoding_with_a_cache_equals_the_forward_pass_of_the_window(monkeypatch
 def test_int8_weights_are_within_half_a_step_of_each_output_channel():
     model = make_model()
     params = random_params(model)
-    weights = decoding.decoding_weights(model.config, params, "int8")
+    tpu = OneDevice("tpu")  # CPUs store matrices in another form, see test_output_major.py
+    weights = decoding.decoding_weights(model.config, params, "int8", tpu)
     for name, contracted in (("query", (0,)), ("output", (0, 1)), ("down", (0,))):
         exact, found = np.asarray(params["layers"][name][1]), weights["layers"][1][name]
         step = np.expand_dims(np.asarray(found.scale), contracted)
@@ -287,6 +289,28 @@ def test_int8_weights_are_within_half_a_step_of_each_output_channel():
     embedded = decoding.embed(model.config, weights, jnp.arange(VOCABULARY.size), jnp.float32)
     exact = model.bind(params).embed(jnp.arange(VOCABULARY.size)[None])[0]
     np.testing.assert_allclose(embedded, exact, atol=0.5001 / 127 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("dtype", decoding.DTYPES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_rounded_parameters_have_the_values_of_the_decoding_weights(dtype, tied):
+    model = make_model(tie_embeddings=tied)
+    params = random_params(model)
+    rounded = decoding.rounded_params(params, dtype)
+    weights = decoding.decoding_weights(model.config, params, dtype, OneDevice("tpu"))
+    again = decoding.decoding_weights(model.config, rounded, dtype, OneDevice("tpu"))
+    for one, other in zip(jax.tree.leaves(weights), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(one, np.float32), np.asarray(other, np.float32), rtol=1e-6
+        )
+    assert jax.tree.map(jnp.shape, rounded) == jax.tree.map(jnp.shape, params)
+    changed = {
+        name: bool((rounded[name] != params[name]).any()) for name in params if name != "layers"
+    }
+    assert changed == {name: dtype != "float32" and "norm" not in name for name in changed}
+    for name, array in rounded["layers"].items():
+        same = bool((array == params["layers"][name]).all())
+        assert same == (dtype == "float32" or name.endswith("norm")), name
 
 
 def test_an_unknown_dtype_is_refused(model, params):
