@@ -5,6 +5,7 @@ commit, from files that are read back from storage. It therefore detects damage 
 the save, but not errors that occurred while the files were written.
 """
 
+import hashlib
 import os
 from collections.abc import Collection, Mapping
 
@@ -55,6 +56,13 @@ def _write(step_directory: epath.Path, name: str, content: bytes) -> None:
 def has_digest(step_directory: epath.Path) -> bool:
     """Returns whether the checkpoint has a digest file, without reading the file."""
     return (step_directory / NAME).exists()
+
+
+def identity(step_directory: epath.Path) -> str:
+    """Returns the SHA-256 of the digest file in hex, which identifies a checkpoint; "" without one."""
+    if not has_digest(step_directory):
+        return ""
+    return hashlib.sha256((step_directory / NAME).read_bytes()).hexdigest()
 
 
 def replace_file(step_directory: epath.Path, name: str, content: bytes) -> None:

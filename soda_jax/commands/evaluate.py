@@ -1,12 +1,14 @@
 """`soda evaluate`: scores a checkpoint on held-out data."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 from soda_jax.commands._mesh import add_mesh, parse_mesh
+from soda_jax.evaluate.suites import SUITES
 
-SUMMARY = "score a checkpoint: held-out loss, baselines, ASR, TTS, sampling without the grammar"
-EXAMPLE = "soda evaluate --workdir=runs/demo --tasks=loss,baselines --limit=64"
+SUMMARY = "score a checkpoint: held-out loss, ASR, TTS and the benchmarks of the paper"
+EXAMPLE = "soda evaluate --workdir=runs/demo --tasks=loss,swuggy --data=swuggy=sLM21-dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,14 +16,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="workdir of the run")
     parser.add_argument(
         "--tasks",
-        default="loss,baselines,asr,tts",
-        help="evaluators: loss, baselines, asr, tts, or registered ones (default: %(default)s)",
+        help="evaluators: loss, baselines, asr, tts, grammar, benchmarks such as swuggy (docs/evaluate.md), "
+        "or registered ones (default: those of --suite)",
+    )
+    parser.add_argument(
+        "--suite",
+        default="",
+        help=f"a named list of tasks: {', '.join(SUITES)} (default: held_out)",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="TASK=DIR",
+        help="folder of a benchmark; may be repeated",
     )
     parser.add_argument(
         "--limit",
         type=int,
-        default=64,
-        help="utterances for asr, tts and grammar, 0 for all (%(default)s)",
+        help="items per task, 0 for all (default: 64 for asr, tts and grammar, all of a benchmark)",
     )
     parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
     parser.add_argument("--step", type=int, help="step to score (default: the newest valid one)")
@@ -59,12 +72,20 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates a checkpoint, prints the scores and writes them as JSON."""
     from soda_jax.errors import UserError
 
-    paths = {}
-    for entry in args.source:
-        name, equals, path = entry.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"--source={entry}: write NAME=DIR")
-        paths[name] = path
+    def folders(option: str, entries: list[str]) -> dict[str, str]:
+        found = {}
+        for entry in entries:
+            name, equals, path = entry.partition("=")
+            if not (name and equals and path):
+                raise UserError(f"--{option}={entry}: write --{option}=NAME=DIR")
+            found[name] = path
+        return found
+
+    if args.tasks is not None and args.suite:
+        raise UserError("--tasks and --suite: give one of them")
+    if args.suite and args.suite not in SUITES:
+        raise UserError(f"--suite={args.suite} is unknown: use one of {', '.join(SUITES)}")
+    paths, data = folders("source", args.source), folders("data", args.data)
 
     from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
     from soda_jax.evaluate.tables import text_report
@@ -72,15 +93,17 @@ def run(args: argparse.Namespace) -> int:
     from soda_jax.registry import split_names
     from soda_jax.train.program import use_compilation_cache
 
-    tasks = split_names(args.tasks)
+    tasks = split_names(args.tasks) if args.tasks is not None else SUITES[args.suite or "held_out"]
+    output = Path(args.output or Path(args.workdir) / "evaluation.json")
+    partial = output.with_name(f"{output.name}.partial")
     options = EvaluationOptions(
         tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,
-        args.head, parse_mesh(args.mesh), args.dtype,
+        args.head, parse_mesh(args.mesh), args.dtype, data, partial,
     )  # fmt: skip
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)
     print(text_report(evaluation))
-    output = Path(args.output or Path(args.workdir) / "evaluation.json")
     write_json(output, evaluation)
+    shutil.rmtree(partial, ignore_errors=True)
     print(f"\nwritten to {output}")
     return 0

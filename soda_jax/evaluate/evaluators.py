@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from soda_jax import __version__
 from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
+from soda_jax.evaluate import benchmarks
 from soda_jax.evaluate.baselines import fit_baselines
+from soda_jax.evaluate.likelihood import Likelihood, ModelLikelihood
 from soda_jax.evaluate.loss import held_out_sums
+from soda_jax.evaluate.partial import PartialResults
 from soda_jax.evaluate.speech import (
     HeldOutUtterance,
     evaluate_asr,
@@ -34,7 +39,9 @@ from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.front_end import FrontEnd
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# Utterances of asr, tts and grammar by default.
+_UTTERANCES = 64
 Scores = dict[str, Any]
 
 
@@ -44,7 +51,8 @@ class EvaluationOptions:
 
     Attributes:
       tasks: names of evaluators.
-      limit: number of utterances for asr, tts and grammar, 0 for all.
+      limit: largest number of items of each task, 0 for all; by default 64 for asr, tts and grammar,
+        all for benchmarks.
       step: step of the checkpoint, None for the newest valid one.
       codec: spec of the codec; empty to use the codec in the workdir.
       paths: current folders, by source name, of data sets that have moved.
@@ -55,10 +63,13 @@ class EvaluationOptions:
       mesh: size of each mesh axis, see `soda_jax.load`; None for one device.
       dtype: dtype of the weights, one of `soda_jax.model.decoding.DTYPES`; empty for float32 in the loss and
         the default of the platform when sampling.
+      benchmarks: folder of each benchmark, by task.
+      partial: folder for the results of single items, from which a stopped evaluation continues; None =
+        they are not kept.
     """
 
     tasks: tuple[str, ...] = ("loss", "baselines", "asr", "tts")
-    limit: int = 64
+    limit: int | None = None
     step: int | None = None
     codec: str = ""
     paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -67,21 +78,34 @@ class EvaluationOptions:
     head: str = ""
     mesh: Mapping[str, int] | None = None
     dtype: str = ""
+    benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    partial: Path | None = None
 
     def __post_init__(self) -> None:
+        benchmarks.load()
         if not self.tasks:
             raise UserError(f"tasks is empty; give at least one of {', '.join(EVALUATORS.names())}")
         for task in self.tasks:
-            EVALUATORS.get(task, "tasks")
+            if getattr(EVALUATORS.get(task, "tasks"), "needs_data", False):
+                self._check_folder(task)
+        for name in self.benchmarks:
+            if name not in self.tasks:
+                raise UserError(f"data of {name} is given, but {name} is not one of the tasks")
         if self.head not in ("", "full", "legal"):
             raise UserError(f"head {self.head!r} is unknown: use full or legal")
         if self.dtype:
             check_dtype(self.dtype)
-        if self.limit < 0 or not 0 < self.max_seconds < math.inf:
+        if (self.limit or 0) < 0 or not 0 < self.max_seconds < math.inf:
             raise UserError(
                 f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} finite and "
                 "above 0"
             )
+
+    def _check_folder(self, task: str) -> None:
+        if not self.benchmarks.get(task):
+            raise UserError(f"{task} needs its data: pass --data={task}=DIR, see docs/evaluate.md")
+        if not Path(self.benchmarks[task]).is_dir():
+            raise UserError(f"data of {task}: {self.benchmarks[task]} is not a folder")
 
 
 class EvaluationContext:
@@ -157,14 +181,69 @@ class EvaluationContext:
     @cached_property
     def held_out(self) -> list[HeldOutUtterance]:
         """The first `options.limit` held-out utterances; all if the limit is 0."""
-        return held_out_utterances(self.data, self.options.limit)
+        limit = self.options.limit
+        return held_out_utterances(self.data, _UTTERANCES if limit is None else limit)
+
+    def first(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Returns the first `options.limit` items of a benchmark; all without a limit."""
+        return items[: self.options.limit or None]
+
+    def data_folder(self, task: str) -> Path:
+        """Returns the folder of a benchmark."""
+        return Path(self.options.benchmarks[task])
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """Scores token sequences: over all ids, for a model trained with the legal head also over these.
+
+        The weights are rounded to `options.dtype`. With `options.head`, only this normalizer is used.
+        """
+        heads = tuple(dict.fromkeys(("full", self.model.model.config.head)))
+        codebooks = getattr(self.model, "codebooks", self.model.layout.codebooks)
+        return ModelLikelihood(
+            self.rounded_model, codebooks, (self.options.head,) if self.options.head else heads
+        )
+
+    @cached_property
+    def rounded_model(self) -> TrainedDecoder:
+        """The checkpoint with the weights rounded to `options.dtype`, for losses."""
+        decoder, dtype = self.model, self.weights_dtype
+        if dtype == "float32":
+            return decoder
+        rounded = jax.jit(rounded_params, static_argnums=1)(decoder.params, dtype)
+        return dataclasses.replace(decoder, params=rounded)
+
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype to which the weights are rounded in losses."""
+        return self.options.dtype or "float32"
+
+    def partial(self, task: str, **settings: Any) -> PartialResults:
+        """Returns the results of a task so far.
+
+        Args:
+          task: name of the task.
+          **settings: what the results depend on besides the checkpoint, the dtypes and the data.
+        """
+        folder, options = self.options.partial, self.options
+        given = {
+            "task": task, "checkpoint": self.model.digest, "step": self.model.step,
+            "workdir": str(Path(self._workdir).resolve()), "head": options.head,
+            "weights_dtype": self.weights_dtype, "compute_dtype": self.compute_dtype,
+            "data": str(Path(options.benchmarks.get(task, ".")).resolve()), **settings,
+        }  # fmt: skip
+        return PartialResults(folder / f"{task}.jsonl" if folder else None, task, given)
 
 
 Evaluator = Callable[[EvaluationContext], Scores]
 
 
 def evaluator(
-    name: str, *, packages: Sequence[str] = (), needs_speech: bool = False
+    name: str,
+    *,
+    packages: Sequence[str] = (),
+    needs_speech: bool = False,
+    needs_data: bool = False,
 ) -> Callable[[Evaluator], Evaluator]:
     """Returns a decorator that registers an evaluator.
 
@@ -172,10 +251,13 @@ def evaluator(
       name: name of the evaluator in `--tasks`.
       packages: modules that must be installed, checked before anything is scored.
       needs_speech: whether the evaluator uses `context.speech_model`.
+      needs_data: whether it uses `context.data_folder`, a folder that `--data` must name.
     """
 
     def add(function: Evaluator) -> Evaluator:
-        vars(function).update(packages=tuple(packages), needs_speech=needs_speech)
+        vars(function).update(
+            packages=tuple(packages), needs_speech=needs_speech, needs_data=needs_data
+        )
         return EVALUATORS.register(name)(function)
 
     return add
@@ -189,11 +271,8 @@ def score_loss(context: EvaluationContext) -> Scores:
       a dict with windows, tokens, left_out, classes, sources, head (the normalizer, "full" or "legal"),
       compute_dtype, weights_dtype, and model (the loss vector).
     """
-    windows, decoder, dtype = context.windows, context.model, context.options.dtype or "float32"
-    if dtype != "float32":
-        rounded = jax.jit(rounded_params, static_argnums=1)(decoder.params, dtype)
-        decoder = dataclasses.replace(decoder, params=rounded)
-    sums = held_out_sums(decoder, windows)
+    windows = context.windows
+    sums = held_out_sums(context.rounded_model, windows)
     return {
         "windows": windows.count,
         "tokens": int(sums["count"].sum()),
@@ -202,7 +281,7 @@ def score_loss(context: EvaluationContext) -> Scores:
         "sources": list(windows.source_names),
         "head": context.head,
         "compute_dtype": context.compute_dtype,
-        "weights_dtype": dtype,
+        "weights_dtype": context.weights_dtype,
         "model": windows.loss_vector(sums),
     }
 
@@ -241,18 +320,17 @@ def score_without_grammar(context: EvaluationContext) -> Scores:
     )
 
 
-def evaluate(
-    workdir: str | Path, options: EvaluationOptions = EvaluationOptions()
-) -> dict[str, Any]:
+def evaluate(workdir: str | Path, options: EvaluationOptions | None = None) -> dict[str, Any]:
     """Scores a checkpoint on the validation splits of its training data.
 
     Returns:
-      a JSON-serializable dict with format_version, step, sequence_length, tasks, and the scores by
-      task.
+      a JSON-serializable dict with format_version, step, checkpoint (its digest), config,
+      sequence_length, tasks, seed, limit, weights_dtype, compute_dtype, versions, and the scores by task.
 
     Raises:
       UserError: if checkpoint or data cannot be used, or a package is missing.
     """
+    options = options or EvaluationOptions()
     evaluators = {task: EVALUATORS.get(task, "tasks") for task in options.tasks}
     for task, function in evaluators.items():
         for package in getattr(function, "packages", ()):
@@ -262,7 +340,14 @@ def evaluate(
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "step": context.model.step,
-        "sequence_length": context.data.sequence_length,
+        "checkpoint": context.model.digest,
+        "config": context.model.metadata["config"],
+        "sequence_length": context.model.metadata["data"]["sequence_length"],
         "tasks": list(options.tasks),
+        "seed": options.seed,
+        "limit": options.limit,
+        "weights_dtype": context.weights_dtype,
+        "compute_dtype": context.compute_dtype,
+        "versions": {"soda_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
     }
     return result | {task: function(context) for task, function in evaluators.items()}

@@ -38,6 +38,8 @@ def not_below(rows: list[ClassRow]) -> list[str]:
     return [row.name for row in rows if row.margin is not None and row.margin <= 0]
 
 
+# Items that could not be scored, in the output of the command.
+_SHOWN = 5
 _WITH_LINES = ("loss", "baselines", "asr", "tts", "grammar")
 
 
@@ -56,9 +58,34 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
     if "grammar" in evaluation:
         lines += _grammar_lines(evaluation["grammar"])
     for task in evaluation.get("tasks", ()):
-        if task not in _WITH_LINES:
+        if "accuracy" in evaluation[task]:
+            lines += _choice_lines(task, evaluation[task])
+        elif task not in _WITH_LINES:
             lines += ["", f"{task}:", *_score_lines(evaluation[task])]
     return "\n".join(lines)
+
+
+def _choice_lines(task: str, scores: Mapping[str, Any]) -> list[str]:
+    """Returns a table with a line for each normalizer, kind of tokens and part of a benchmark."""
+    lines = [
+        f"\n{task}: {scores['scored']:,} of {scores['items']:,} items scored by {scores['scorer']}",
+        f"{'normalized over':16} {'tokens':9} {'part':24} {'accuracy':>8} {'95% interval':>15} {'items':>7}",
+    ]
+    for head, kinds in scores["accuracy"].items():
+        for kind, parts in kinds.items():
+            for part, row in parts.items():
+                bounds = f"{row['low']:.1%} to {row['high']:.1%}"
+                lines.append(
+                    f"{head + ' ids':16} {kind:9} {part:24} {row['accuracy']:>8.1%} {bounds:>15} "
+                    f"{row['items']:>7,}"
+                )
+    if scores.get("missing_parts"):
+        lines.append(f"parts without data: {', '.join(scores['missing_parts'])}")
+    shown = scores["failed"][:_SHOWN]
+    lines += [f"  not scored: {row['name']}: {row['reason']}" for row in shown]
+    if len(scores["failed"]) > len(shown):
+        lines.append(f"  and {len(scores['failed']) - len(shown):,} more, all in the JSON file")
+    return lines
 
 
 def _score_lines(scores: Mapping[str, Any]) -> list[str]:

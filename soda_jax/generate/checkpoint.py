@@ -21,6 +21,7 @@ class TrainedDecoder:
       model: the decoder as pure functions.
       params: parameters of `model`.
       placement: the mesh of `params`.
+      digest: SHA-256 of the digest file of the checkpoint; empty if it has none.
     """
 
     step: int
@@ -29,6 +30,7 @@ class TrainedDecoder:
     model: ModelFunctions
     params: Any
     placement: Placement = ONE_DEVICE
+    digest: str = ""
 
 
 def load_decoder(
@@ -47,7 +49,7 @@ def load_decoder(
     """
     import jax
 
-    from soda_jax.checkpoints import CheckpointReader, folder
+    from soda_jax.checkpoints import CheckpointReader, digest, folder
     from soda_jax.parallel import rules
     from soda_jax.parallel.mesh import make_mesh
     from soda_jax.parallel.placement import OnMesh
@@ -66,4 +68,5 @@ def load_decoder(
         model.axes,
     )
     params, _, _ = reader.restore_params(abstract, report.step)
-    return TrainedDecoder(report.step, metadata, layout, model, params, OnMesh(made))
+    identity = digest.identity(reader.path(report.step))
+    return TrainedDecoder(report.step, metadata, layout, model, params, OnMesh(made), identity)

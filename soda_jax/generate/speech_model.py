@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from soda_jax.codecs import Codec, load_codec, saved_codec
-from soda_jax.codecs.audio import encode_long, read_audio, write_wav
+from soda_jax.codecs.audio import encode_long, piece_samples, read_audio, write_wav
 from soda_jax.errors import UserError
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import Engine
@@ -21,6 +21,9 @@ from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 
 Sound = str | Path | np.ndarray
+
+# Seconds of audio that a codec encodes at once, as in SODA.
+_PIECE = 60.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +103,7 @@ class SpeechModel(TrainedDecoder):
         before = []
         if voice is not None:
             sound, transcript = voice
-            before = [self._text(transcript), self._audio(self._encode([sound])[0])]
+            before = [self._text(transcript), self._audio(self.encode([sound])[0])]
         prompts = [self.text_prompt(t, *before) for t in texts]
         speeches = self._generate_speech(prompts, max_seconds, sampling, seed, progress)
         return speeches[0] if isinstance(text, str) else speeches
@@ -123,7 +126,7 @@ class SpeechModel(TrainedDecoder):
           seed: random seed.
         """
         single = isinstance(sound, str | Path | np.ndarray)
-        codes = self._encode([sound] if single else sound)  # type: ignore[list-item, arg-type]
+        codes = self.encode([sound] if single else sound)  # type: ignore[list-item, arg-type]
         texts = self.transcribe_codes(codes, max_tokens=max_tokens, sampling=sampling, seed=seed)
         return texts[0] if single else texts
 
@@ -160,7 +163,7 @@ class SpeechModel(TrainedDecoder):
 
         The arguments are those of `transcribe` (`sound`) and `speak` (the others).
         """
-        span = audio_span(self._encode([sound])[0], self.layout, self.codebooks, closes=False)
+        span = audio_span(self.encode([sound])[0], self.layout, self.codebooks, closes=False)
         return self._generate_speech([self._prompt(span)], max_seconds, sampling, seed)[0]
 
     def _generate_speech(
@@ -207,10 +210,19 @@ class SpeechModel(TrainedDecoder):
         """Returns the tokens after which the transcript of `codes` `[frames, codebooks]` follows, int32."""
         return self._prompt(self._audio(codes), [self.layout.text_start])
 
-    def _encode(self, sounds: Sequence[Sound]) -> list[np.ndarray]:
+    def encode(self, sounds: Sequence[Sound]) -> list[np.ndarray]:
+        """Returns the codes `[frames, codebooks]` of recordings, see `transcribe`."""
         rate = self.codec.sample_rate
         audio = [s if isinstance(s, np.ndarray) else read_audio(s, rate) for s in sounds]
-        return [encode_long(self.codec, np.asarray(a, np.float32)) for a in audio]
+        clips = [np.asarray(clip, np.float32) for clip in audio]
+        short = [
+            n for n, clip in enumerate(clips) if len(clip) <= piece_samples(self.codec, _PIECE)
+        ]
+        codes = dict(zip(short, self.codec.encode([clips[n] for n in short]), strict=True))
+        return [
+            codes[n] if n in codes else encode_long(self.codec, clip, _PIECE)
+            for n, clip in enumerate(clips)
+        ]
 
     def _text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text.strip())

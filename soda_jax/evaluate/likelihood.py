@@ -1,0 +1,160 @@
+"""Scores token sequences with the loss of training: Σ −log p of chosen tokens, by class of token.
+
+Every row of a batch is one sequence with its own number in `source`, so the sums by source and class of
+`token_losses` are those of the sequences. Sequences of similar length share a batch, and one
+program is compiled for each of a few lengths.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from soda_jax.data.legal import NO_SET
+from soda_jax.data.windows import empty_batch
+from soda_jax.generate.checkpoint import TrainedDecoder
+from soda_jax.model import VocabularyBlocks
+from soda_jax.model.legal import legal_sets
+from soda_jax.model.loss import token_losses
+from soda_jax.parallel import rules
+from soda_jax.tokens.partition import joint_sets, partition
+
+HEADS = ("full", "legal")
+# Tokens of a batch. The sums of a sequence do not depend on it.
+_BATCH_TOKENS = 8192
+_SHORTEST = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredSequence:
+    """A legal beginning of a document, and the range of its tokens that are scored.
+
+    Attributes:
+      ids: int32 `[tokens]`; the first one, BOS, cannot be scored.
+      first, last: the scored tokens are `ids[first:last]`.
+    """
+
+    ids: np.ndarray
+    first: int
+    last: int
+
+
+class TokenSums(NamedTuple):
+    """Sums over the scored tokens of a sequence.
+
+    Attributes:
+      nll: Σ −log p in nats by class of token, f64 `[classes]`.
+      tokens: number of tokens by class, f64 `[classes]`.
+    """
+
+    nll: np.ndarray
+    tokens: np.ndarray
+
+
+class Likelihood(Protocol):
+    """What a benchmark needs of a model; `ModelLikelihood` implements it for a checkpoint."""
+
+    heads: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    def __call__(
+        self, sequences: Sequence[ScoredSequence]
+    ) -> Iterator[tuple[list[int], Mapping[str, list[TokenSums]]]]:
+        """Yields, for each batch, the indices of its sequences and their sums by head."""
+        ...
+
+
+class ModelLikelihood:
+    """Scores sequences with a checkpoint.
+
+    Attributes:
+      heads: the normalizers: "full" (all ids), "legal" (the ids that can come next).
+      class_names: names of the classes in `TokenSums`.
+    """
+
+    def __init__(
+        self,
+        decoder: TrainedDecoder,
+        codebooks: int,
+        heads: Sequence[str] = ("full",),
+        batch_tokens: int = _BATCH_TOKENS,
+    ):
+        """Prepares the programs.
+
+        Args:
+          decoder: the checkpoint.
+          codebooks: number of codebooks in the sequences.
+          heads: the normalizers, of `HEADS`.
+          batch_tokens: tokens of a batch, padding included.
+        """
+        self._decoder, self._batch_tokens = decoder, batch_tokens
+        self.heads, self.class_names = tuple(heads), tuple(decoder.layout.class_names)
+        self._partition = partition(decoder.layout, codebooks)
+        self._sets = legal_sets(
+            VocabularyBlocks.of(decoder.layout), *joint_sets(decoder.layout, [codebooks])
+        )
+        mesh = getattr(decoder.placement, "mesh", None)
+        self._sums = jax.jit(self._summed, out_shardings=rules.replicated(mesh) if mesh else None)
+
+    def __call__(
+        self, sequences: Sequence[ScoredSequence]
+    ) -> Iterator[tuple[list[int], Mapping[str, list[TokenSums]]]]:
+        """Yields, for each batch, the indices of its sequences and their sums by head."""
+        waiting = sorted(range(len(sequences)), key=lambda n: len(sequences[n].ids), reverse=True)
+        while waiting:
+            length = _bucket(len(sequences[waiting[0]].ids))
+            ways = self._decoder.placement.ways("batch", 2**30)
+            rows = max(1, self._batch_tokens // length // ways) * ways
+            chosen, waiting = waiting[:rows], waiting[rows:]
+            batch = self._batch([sequences[n] for n in chosen], rows, length)
+            found = jax.device_get(self._sums(self._decoder.params, batch))
+            yield (
+                chosen,
+                {
+                    head: [
+                        TokenSums(sums["nll"][row].astype(float), sums["count"][row].astype(float))
+                        for row in range(len(chosen))
+                    ]
+                    for head, sums in found.items()
+                },
+            )
+
+    def _batch(
+        self, sequences: Sequence[ScoredSequence], rows: int, length: int
+    ) -> dict[str, np.ndarray]:
+        layout, rules_ = self._decoder.layout, self._partition
+        batch = empty_batch(rows, length, legal_sets=True)
+        assert batch.legal_set is not None
+        for row, sequence in enumerate(sequences):
+            ids, count = sequence.ids, len(sequence.ids)
+            batch.tokens[row, :count] = ids
+            batch.target_class[row, : count - 1] = layout.class_of_id[ids[1:]]
+            batch.loss_mask[row, sequence.first - 1 : sequence.last - 1] = 1
+            states = rules_.states(ids[:-1], rules_.rules.start)
+            sets = rules_.joint_numbers[rules_.set_of_state[states]]
+            batch.legal_set[row, : count - 1] = np.where(
+                batch.loss_mask[row, : count - 1] > 0, sets, NO_SET
+            )
+        return batch._replace(source=np.arange(rows, dtype=np.int32)).arrays()
+
+    def _summed(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+        decoder, found = self._decoder.model.bind(params), {}
+        for head in self.heads:
+            _, sums = token_losses(
+                decoder,
+                batch,
+                classes=len(self.class_names),
+                sources=len(batch["source"]),
+                placement=self._decoder.placement,
+                legal=self._sets if head == "legal" else None,
+            )
+            found[head] = {name: sums[name] for name in ("nll", "count")}
+        return found
+
+
+def _bucket(length: int) -> int:
+    """Returns the length of the rows of a batch: 64, 96, 128, 192, 256, 384, …"""
+    size = max(_SHORTEST, 1 << max(0, length - 1).bit_length())
+    return size * 3 // 4 if length <= size * 3 // 4 and size > _SHORTEST else size

@@ -1,0 +1,7 @@
+"""Named lists of tasks for `soda evaluate --suite`."""
+
+LIKELIHOOD = ("sblimp", "swuggy", "salmon", "tblimp", "twuggy", "hellaswag")
+SUITES: dict[str, tuple[str, ...]] = {
+    "held_out": ("loss", "baselines", "asr", "tts"),
+    "likelihood": LIKELIHOOD,
+}
