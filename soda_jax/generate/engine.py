@@ -136,6 +136,7 @@ class Engine:
         seed: int = 0,
         progress: str = "",
         constrained: bool = True,
+        prompt_numbers: Sequence[int] | None = None,
     ) -> list[Generated]:
         """Continues each prompt until `stop`.
 
@@ -146,9 +147,11 @@ class Engine:
           sampling: sampling settings.
           max_frames: number of new frames after which only `audio_end` is legal; 0 for no limit.
           seed: random seed, 0 to 2³² − 1; the random numbers of a row depend only on the seed and
-            the index of its prompt.
+            the number of its prompt.
           progress: label of the progress display; none if empty.
           constrained: False samples from all ids, without the grammar and without `max_frames`.
+          prompt_numbers: the number of each prompt, from 0; by default its index. A caller that continues
+            a list in parts gives the same results with the numbers in the whole list.
 
         Raises:
           UserError: if a prompt is not a prefix of a legal document or is a complete document (the
@@ -168,6 +171,7 @@ class Engine:
         finished = self._results(
             prompts, states, stop=stop, budget=budget, sampling=sampling, max_frames=max_frames,
             seed=seed, constrained=constrained,
+            prompt_numbers=range(len(prompts)) if prompt_numbers is None else prompt_numbers,
         )  # fmt: skip
         if progress:
             finished = track(finished, progress, len(prompts))
@@ -185,6 +189,7 @@ class Engine:
         max_frames: int,
         seed: int,
         constrained: bool,
+        prompt_numbers: Sequence[int],
     ) -> Iterator[tuple[int, Generated]]:
         """Yields (index of the prompt, result), in the order in which the rows end."""
         if not len(prompts):
@@ -203,7 +208,7 @@ class Engine:
                 most = max(1, min(slots, _MOST_SCORES // longest**2))
                 chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting), most))]
                 owner[free[: len(chosen)]] = chosen
-                new = self._prefill_prompts(chosen, prompts, states, free, most)
+                new = self._prefill_prompts(chosen, prompts, states, prompt_numbers, free, most)
                 prefilled = new[1][0].key.shape[2]
                 if prefilled > length:
                     length, state = prefilled, self._grow(state, length=prefilled)
@@ -265,6 +270,7 @@ class Engine:
         chosen: Sequence[int],
         prompts: Sequence[np.ndarray],
         states: Sequence[int],
+        prompt_numbers: Sequence[int],
         free: np.ndarray,
         most: int,
     ) -> tuple[Any, ...]:
@@ -279,7 +285,7 @@ class Engine:
         slots[: len(chosen)] = free[: len(chosen)]
         automaton, numbers_ = np.zeros((2, count), np.int32)
         automaton[: len(chosen)] = [states[n] for n in chosen]
-        numbers_[: len(chosen)] = chosen
+        numbers_[: len(chosen)] = [prompt_numbers[n] for n in chosen]
         hidden, caches = self._prefill(self._weights, tokens, lengths)
         return hidden, caches, slots, lengths, automaton, numbers_
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,13 @@ class Speech:
     def save(self, path: str | Path) -> None:
         """Writes a WAV file."""
         write_wav(path, self.audio, self.sample_rate)
+
+
+class Transcript(NamedTuple):
+    """A transcript; `finished` is whether the model ended it within the maximum number of tokens."""
+
+    text: str
+    finished: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,9 +110,9 @@ class SpeechModel(TrainedDecoder):
         before = []
         if voice is not None:
             sound, transcript = voice
-            before = [self._text(transcript), self._audio(self.encode([sound])[0])]
+            before = [self.voice(transcript, self.encode([sound])[0])]
         prompts = [self.text_prompt(t, *before) for t in texts]
-        speeches = self._generate_speech(prompts, max_seconds, sampling, seed, progress)
+        speeches = self.generate_speech(prompts, max_seconds, sampling, seed, progress)
         return speeches[0] if isinstance(text, str) else speeches
 
     def transcribe(
@@ -138,9 +145,28 @@ class SpeechModel(TrainedDecoder):
         sampling: Sampling = GREEDY,
         seed: int = 0,
         progress: str = "",
+        before: Sequence[np.ndarray] = (),
     ) -> list[str]:
-        """Transcribes utterances given as codes `[frames, codebooks]`; see `transcribe` and `speak`."""
-        prompts = [self.audio_prompt(c) for c in codes]
+        """Transcribes utterances given as codes `[frames, codebooks]`; see `transcribe` and `speak`.
+
+        `before` are spans between BOS and the audio, such as those of `example`.
+        """
+        prompts = [self.audio_prompt(c, *before) for c in codes]
+        found = self.transcribe_prompts(
+            prompts, max_tokens=max_tokens, sampling=sampling, seed=seed, progress=progress
+        )
+        return [transcript.text for transcript in found]
+
+    def transcribe_prompts(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_tokens: int = 448,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        progress: str = "",
+    ) -> list[Transcript]:
+        """Continues prompts that end inside a text span, such as those of `audio_prompt`; see `transcribe`."""
         generated = self.engine(
             prompts,
             stop=self.layout.text_end,
@@ -149,7 +175,9 @@ class SpeechModel(TrainedDecoder):
             seed=seed,
             progress=progress,
         )
-        return [self.tokenizer.decode(result.ids) for result in generated]
+        return [
+            Transcript(self.tokenizer.decode(result.ids), result.finished) for result in generated
+        ]
 
     def continue_audio(
         self,
@@ -164,16 +192,21 @@ class SpeechModel(TrainedDecoder):
         The arguments are those of `transcribe` (`sound`) and `speak` (the others).
         """
         span = audio_span(self.encode([sound])[0], self.layout, self.codebooks, closes=False)
-        return self._generate_speech([self._prompt(span)], max_seconds, sampling, seed)[0]
+        return self.generate_speech([self._prompt(span)], max_seconds, sampling, seed)[0]
 
-    def _generate_speech(
+    def generate_speech(
         self,
-        prompts: list[np.ndarray],
-        max_seconds: float,
-        sampling: Sampling | None,
-        seed: int,
+        prompts: Sequence[np.ndarray],
+        max_seconds: float = 15.0,
+        sampling: Sampling | None = None,
+        seed: int = 0,
         progress: str = "",
+        prompt_numbers: Sequence[int] | None = None,
     ) -> list[Speech]:
+        """Continues prompts that end inside an audio span, such as those of `text_prompt`; see `speak`.
+
+        `prompt_numbers` are those of `Engine`.
+        """
         if not 0 < max_seconds < float("inf"):
             raise UserError(
                 f"max_seconds {max_seconds} is out of range: it must be finite and above 0"
@@ -187,6 +220,7 @@ class SpeechModel(TrainedDecoder):
             max_frames=frames,
             seed=seed,
             progress=progress,
+            prompt_numbers=prompt_numbers,
         )
         speeches = []
         for result in generated:
@@ -206,9 +240,22 @@ class SpeechModel(TrainedDecoder):
         """
         return self._prompt(*before, self._text(text), [self.layout.audio_start])
 
-    def audio_prompt(self, codes: np.ndarray) -> np.ndarray:
-        """Returns the tokens after which the transcript of `codes` `[frames, codebooks]` follows, int32."""
-        return self._prompt(self._audio(codes), [self.layout.text_start])
+    def audio_prompt(self, codes: np.ndarray, *before: np.ndarray) -> np.ndarray:
+        """Returns the tokens after which the transcript of `codes` `[frames, codebooks]` follows, int32.
+
+        Args:
+          codes: the utterance.
+          before: spans between BOS and the audio.
+        """
+        return self._prompt(*before, self._audio(codes), [self.layout.text_start])
+
+    def example(self, codes: np.ndarray, text: str) -> np.ndarray:
+        """Returns an audio span and the span of its transcript, int32, for few-shot prompts."""
+        return np.concatenate([self._audio(codes), self._text(text)])
+
+    def voice(self, text: str, codes: np.ndarray) -> np.ndarray:
+        """Returns a text span and the span of its audio, int32, before a text to be spoken."""
+        return np.concatenate([self._text(text), self._audio(codes)])
 
     def encode(self, sounds: Sequence[Sound]) -> list[np.ndarray]:
         """Returns the codes `[frames, codebooks]` of recordings, see `transcribe`."""

