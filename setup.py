@@ -45,6 +45,7 @@ EVAL = [
     "onnxruntime>=1.20",
     "requests>=2",  # the same
 ]
+GGUF = ["gguf>=0.17"]
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
 # Checkpoints on a bucket: etils lists folders with gcsfs, orbax reads the type of the bucket with
 # google-cloud-storage. Data sets on a bucket need neither.
@@ -92,10 +93,11 @@ setup(
         "gpu": ["jax[cuda13]", TOKAMAX],
         "gcs": GCS,
         "wandb": ["wandb"],
+        "gguf": GGUF,
         "two-encoder": ["transformers>=5.23,<6", "torch"],
         # sentencepiece 0.2.3 requires protobuf 7, Beam requires protobuf 6 or lower
         "seqio": ["seqio==0.0.20", "sentencepiece==0.2.2"],
-        "parity": ["transformers>=5.23,<6", "torch==2.13.0", TOKAMAX],
+        "parity": ["transformers>=5.23,<6", "torch==2.13.0", TOKAMAX, *GGUF, "xllamacpp>=2026.10"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["soda = soda_jax.cli:script"]},

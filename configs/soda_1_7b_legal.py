@@ -5,6 +5,6 @@ from soda_jax.configs import soda_1_7b
 
 def get_config():
     config = soda_1_7b.get_config()
-    # Odd, so that the samples of an utterance are spread over all codebooks. Not yet chosen by an experiment.
+    # Odd, so that the samples of an utterance are spread over all codebooks. docs/legal-head.md has the experiment.
     config.model.update(head="legal", full_every=17)
     return config

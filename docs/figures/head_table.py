@@ -31,7 +31,8 @@ def row(config: str, topology: str, head: str, found: dict) -> str:
     times = [1e3 * bounds.get(name, 0) for name in ("arithmetic", "memory", "links")]
     return (
         f"| `{config}` | {topology} | {head} | {memory['temporaries'] / GIB:.2f} "
-        f"| {memory['total'] / GIB:.2f} | " + " | ".join(f"{ms:,.0f}" for ms in [*times, max(times)])
+        f"| {memory['total'] / GIB:.2f} | "
+        + " | ".join(f"{ms:,.0f}" for ms in [*times, max(times)])
     )
 
 
@@ -57,7 +58,9 @@ def main() -> None:
                 else:
                     line = row(config, topologies[kind], head, plan(name, topologies[kind], mesh))
                 pair.append(line)
-                ratio = f"{bound(pair[0] + ' |') / bound(line + ' |'):.2f}" if head == "legal" else ""
+                ratio = (
+                    f"{bound(pair[0] + ' |') / bound(line + ' |'):.2f}" if head == "legal" else ""
+                )
                 lines.append(f"{line} | {ratio} |")
                 print(lines[-1], file=sys.stderr, flush=True)
                 PAGE.write_text("\n".join([before + BEGIN, HEAD, *lines, END + after]), "utf-8")

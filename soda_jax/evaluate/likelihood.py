@@ -15,14 +15,14 @@ import numpy as np
 from soda_jax.data.legal import NO_SET
 from soda_jax.data.windows import empty_batch
 from soda_jax.generate.checkpoint import TrainedDecoder
-from soda_jax.model import VocabularyBlocks
+from soda_jax.model import ModelFunctions, VocabularyBlocks
 from soda_jax.model.legal import legal_sets
 from soda_jax.model.loss import token_losses
 from soda_jax.parallel import rules
 from soda_jax.tokens.partition import joint_sets, partition
 
 HEADS = ("full", "legal")
-# Tokens of a batch. The sums of a sequence do not depend on it.
+# Tokens of a batch.
 _BATCH_TOKENS = 8192
 _SHORTEST = 64
 
@@ -67,7 +67,9 @@ class Likelihood(Protocol):
 
 
 class ModelLikelihood:
-    """Scores sequences with a checkpoint.
+    """Scores sequences with a checkpoint, in f32 on every platform.
+
+    Choices often differ by less than the rounding of bf16, whose sums also depend on the other rows of a batch.
 
     Attributes:
       heads: the normalizers: "full" (all ids), "legal" (the ids that can come next).
@@ -89,7 +91,13 @@ class ModelLikelihood:
           heads: the normalizers, of `HEADS`.
           batch_tokens: tokens of a batch, padding included.
         """
-        self._decoder, self._batch_tokens = decoder, batch_tokens
+        config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
+        self._decoder = dataclasses.replace(decoder, model=ModelFunctions(config))
+        self._batch_tokens = batch_tokens
+        placement = decoder.placement
+        self._ways = placement.ways("batch", 2**30)
+        # The attention kernels of accelerators need a multiple of 128 tokens on each device.
+        self._unit = 128 * placement.ways("sequence", 2**30) if placement.platform != "cpu" else 1
         self.heads, self.class_names = tuple(heads), tuple(decoder.layout.class_names)
         self._partition = partition(decoder.layout, codebooks)
         self._sets = legal_sets(
@@ -104,9 +112,8 @@ class ModelLikelihood:
         """Yields, for each batch, the indices of its sequences and their sums by head."""
         waiting = sorted(range(len(sequences)), key=lambda n: len(sequences[n].ids), reverse=True)
         while waiting:
-            length = _bucket(len(sequences[waiting[0]].ids))
-            ways = self._decoder.placement.ways("batch", 2**30)
-            rows = max(1, self._batch_tokens // length // ways) * ways
+            length = _bucket(len(sequences[waiting[0]].ids), self._unit)
+            rows = max(1, self._batch_tokens // length // self._ways) * self._ways
             chosen, waiting = waiting[:rows], waiting[rows:]
             batch = self._batch([sequences[n] for n in chosen], rows, length)
             found = jax.device_get(self._sums(self._decoder.params, batch))
@@ -154,7 +161,9 @@ class ModelLikelihood:
         return found
 
 
-def _bucket(length: int) -> int:
-    """Returns the length of the rows of a batch: 64, 96, 128, 192, 256, 384, …"""
+def _bucket(length: int, unit: int) -> int:
+    """Returns the length of the rows of a batch: 64, 96, 128, 192, 256, 384, …, a multiple of `unit`."""
     size = max(_SHORTEST, 1 << max(0, length - 1).bit_length())
-    return size * 3 // 4 if length <= size * 3 // 4 and size > _SHORTEST else size
+    if length <= size * 3 // 4 and size > _SHORTEST:
+        size = size * 3 // 4
+    return -(-size // unit) * unit

@@ -1,43 +1,63 @@
 """Keeps the results of single items in a file, so that a stopped evaluation can continue."""
 
+import contextlib
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 
 
 class PartialResults:
     """Results by name of the item, stored as one JSON line each.
 
-    The first line has the settings. If they differ from those of this run, the file is replaced, because
-    its results are those of another model or benchmark. A last line without its end, from a process that was
-    killed, is removed.
+    The first line has the settings, and the name of the file a hash of them, so evaluations of other models,
+    benchmarks or settings have other files. A last line without its end, from a process that was killed, is removed.
 
     Attributes:
       task: name of the task.
+      path: the file; None if the results are kept in memory only.
     """
 
-    def __init__(self, path: Path | None, task: str, settings: Mapping[str, Any]):
-        """Reads the results so far; with `path` None they are kept in memory only."""
-        self.task, self._path = task, path
+    def __init__(self, folder: Path | None, task: str, settings: Mapping[str, Any]):
+        """Reads the results so far; with `folder` None they are kept in memory only.
+
+        Raises:
+          UserError: if the file is damaged.
+        """
+        self.task, self.path = task, None
         self._rows: dict[str, Any] = {}
-        if path is None:
+        if folder is None:
             return
         first = json.dumps({"settings": settings}, sort_keys=True)
-        if path.exists():
-            lines = path.read_text("utf-8").split("\n")
-            if lines[0] == first:
-                self._rows = {row.pop("name"): row for row in map(json.loads, lines[1:-1])}
-                if lines[-1]:
-                    write_atomic(path, "\n".join([*lines[:-1], ""]))
-                print(f"{path}: {len(self._rows)} items are scored already", file=sys.stderr)
-                return
-            print(f"{path} is of another evaluation and is replaced", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, first + "\n")
+        name = f"{task}-{hashlib.sha256(first.encode()).hexdigest()[:12]}.jsonl"
+        self.path = folder / name
+        if self.path.exists():
+            self._read(self.path)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, first + "\n")
+
+    def _read(self, path: Path) -> None:
+        *lines, rest = path.read_text("utf-8", errors="replace").split("\n")
+        try:
+            self._rows = {row.pop("name"): row for row in map(json.loads, lines[1:])}
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{path} is damaged: remove it to score its items again") from None
+        if rest:
+            write_atomic(path, "\n".join([*lines, ""]))
+        print(f"{path}: {len(self._rows)} items are scored already", file=sys.stderr)
+
+    def remove(self) -> None:
+        """Removes the file, and its folder if that is empty."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
     def __contains__(self, name: str) -> bool:
         return name in self._rows
@@ -45,9 +65,12 @@ class PartialResults:
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self._rows[name]
 
-    def add(self, name: str, row: Mapping[str, Any]) -> None:
-        """Adds the result of an item, a JSON-able dict without the key `name`."""
+    def add(self, name: str, row: Mapping[str, Any], keep: bool = True) -> None:
+        """Adds the result of an item, a JSON-able dict without the key `name`.
+
+        With `keep` False it is not written, so a continued evaluation tries the item again.
+        """
         self._rows[name] = dict(row)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+        if self.path is not None and keep:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"name": name, **row}) + "\n")

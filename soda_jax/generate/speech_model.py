@@ -339,12 +339,12 @@ def load(
         **vars(decoder),
         tokenizer=tokenizer,
         codec=opened,
-        codebooks=_codebooks(metadata, layout),
+        codebooks=shown_codebooks(metadata, layout),
         dtype=dtype,
     )
 
 
-def _codebooks(metadata: dict[str, Any], layout: VocabularyLayout) -> int:
+def shown_codebooks(metadata: dict[str, Any], layout: VocabularyLayout) -> int:
     """Returns the largest number of codebooks that a source of the training data contains."""
     sources = [s for s in metadata["data"]["sources"].values() if s["composition"] != "text"]
     shown = [1 if s["composition"] == "S" else s["codebooks"] or layout.codebooks for s in sources]

@@ -67,7 +67,9 @@ def multiply(x: jax.Array, rows: jax.Array | Quantized) -> jax.Array:
         low = jnp.round((scaled - high) * 254.0)
         parts = jnp.concatenate([high, low]).astype(jnp.int8)
         product = _contracted(rows.values, parts, jnp.int32).astype(jnp.float32)
-        return (product[:count] + product[count:] / 254.0) * step * rows.scale
+        exact = (product[:count] + product[count:] / 254.0) * step * rows.scale
+        # NaN has no int8, so it is put into the result.
+        return jnp.where(jnp.isfinite(peak), exact, jnp.nan)
     x = x.astype(rows.dtype)
     if count == 1 and rows.dtype != jnp.float32:
         x = jnp.concatenate([x, x])

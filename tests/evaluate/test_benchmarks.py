@@ -14,9 +14,10 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.benchmarks._pairs import audio_sequence, text_sequence
 from soda_jax.evaluate.benchmarks.hellaswag import clean, read_hellaswag
 from soda_jax.evaluate.evaluators import EvaluationOptions
-from soda_jax.evaluate.likelihood import ModelLikelihood, ScoredSequence, TokenSums
+from soda_jax.evaluate.likelihood import ModelLikelihood, ScoredSequence, TokenSums, _bucket
 from soda_jax.evaluate.suites import LIKELIHOOD, SUITES
 from soda_jax.evaluate.tables import text_report
+from soda_jax.model.placement import OneDevice
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -92,6 +93,62 @@ def test_pairs_of_all_voices_and_parts_are_read(model, tmp_path):
         "all", "gender_consistency", "rir_consistency",
     }  # fmt: skip
     assert "bg_alignment" in salmon["missing_parts"] and len(salmon["missing_parts"]) == 6
+
+
+class Spells:
+    """Gives log-probabilities of −1 per byte, and of `rates` per byte to texts with these words."""
+
+    heads, class_names = ("full",), tuple(LAYOUT.class_names)
+
+    def __init__(self, rates):
+        self.rates = rates
+
+    def __call__(self, sequences):
+        for number, sequence in enumerate(sequences):
+            text = ByteTokenizer().decode(sequence.ids[sequence.first : sequence.last])
+            rate = next((r for word, r in self.rates.items() if word in text), 1.0)
+            nll = np.zeros(len(self.class_names))
+            nll[0] = rate * len(text)
+            yield [number], {"full": [TokenSums(nll, np.full(len(nll), len(text)))]}
+
+
+def test_hellaswag_divides_by_characters_without_the_space(model, tmp_path):
+    # Bytes of an ending with its space, per character: "Stop." 6/5, "Sleep for a day." 17/16. With equal rates the
+    # longest ending has the best score, with its true length in tokens all would be equal.
+    def accuracy(rates):
+        context = open_context(model, tmp_path / str(len(rates)), "hellaswag", Spells(rates))
+        return scores_of(context)["accuracy"]["full"]["all"]["all"]["accuracy"]
+
+    assert accuracy({}) == 0.0
+    # Right: "says two." (index 2) and "Stop." (index 0).
+    assert accuracy({"two": 0.1}) == 0.5
+    assert accuracy({"two": 0.1, "Stop": 0.1}) == 1.0
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_lengths_suit_the_kernels_of_accelerators(model, platform):
+    likelihood = ModelLikelihood(dataclasses.replace(model, placement=OneDevice(platform)), 2)
+    lengths = {_bucket(length, likelihood._unit) for length in range(1, 5000, 7)}
+    assert all(length % 128 == 0 for length in lengths) and len(lengths) < 16
+    assert {_bucket(length, 1) for length in (1, 64, 65, 97, 129)} == {64, 96, 128, 192}
+
+
+def test_scores_do_not_depend_on_the_compute_dtype_of_the_run(model, sequences, expected):
+    narrow = dataclasses.replace(model, model=make_functions(compute_dtype="bfloat16"))
+    assert_same(sums_of(ModelLikelihood(narrow, 2, ("full", "legal"), 2048), sequences), expected)
+
+
+def test_models_without_text_or_audio_are_refused(model, tmp_path):
+    for compositions, task, message in (
+        (["S"], "twuggy", "twuggy needs a model that was trained with text"),
+        (["S+A", "S"], "hellaswag", "hellaswag needs a model that was trained with text"),
+        (["text"], "salmon", "salmon needs a model that was trained with audio"),
+    ):
+        sources = {f"s{n}": {"composition": c, "codebooks": 0} for n, c in enumerate(compositions)}
+        metadata = {**model.metadata, "data": {"sequence_length": 512, "sources": sources}}
+        changed = dataclasses.replace(model, metadata=metadata)
+        with pytest.raises(UserError, match=message):
+            scores_of(open_context(changed, tmp_path / task, task, Knows()))
 
 
 def test_hellaswag_is_cleaned_as_in_the_harness(tmp_path):
@@ -218,7 +275,24 @@ def test_results_repeat_and_the_table_names_the_failed_items(model, tmp_path):
     assert "not scored: 0/a" in printed and "full ids" in printed
 
 
-def test_a_limit_takes_the_first_items(model, tmp_path):
+def test_irregular_pairs_are_named_and_the_others_scored(model, tmp_path):
+    context = open_context(model, tmp_path, "swuggy", Knows())
+    break_pair(tmp_path / "swuggy")
+    path = tmp_path / "swuggy/lexical/dev/gold.csv"
+    path.write_text(path.read_text() + "sixb,2,b,3,six,x,1,1\n")
+    scores = scores_of(context)
+    reasons = {row["name"]: row["reason"] for row in scores["failed"]}
+    assert reasons.keys() == {"0/a", "2/b"} and scores["scored"] == 4
+    assert "1 right and 0 wrong rows" in reasons["0/a"]
+    assert "2 right and 1 wrong rows" in reasons["2/b"]
+
+
+def test_a_limit_takes_items_of_all_parts(model, tmp_path):
+    salmon = scores_of(open_context(model, tmp_path, "salmon", Knows(), limit=3))
+    parts = salmon["accuracy"]["full"]["all"]
+    assert {name: row["items"] for name, row in parts.items()} == {
+        "all": 3, "gender_consistency": 2, "rir_consistency": 1,
+    }  # fmt: skip
     assert scores_of(open_context(model, tmp_path, "swuggy", limit=2))["items"] == 2
     assert scores_of(open_context(model, tmp_path, "swuggy", limit=0))["items"] == 6
 
@@ -250,8 +324,17 @@ def remove(folder):
     [
         ("swuggy", break_column, "gold.csv has no column 'voice'"),
         ("swuggy", break_label, "gold.csv:3: correct is 'no'"),
-        ("swuggy", break_pair, "pair 0/a has only one row"),
         ("twuggy", remove, "has no lexical/dev/gold.csv"),
+        (
+            "sblimp",
+            lambda f: (f / "syntactic/dev/gold.csv").write_bytes(b"id,\xff\n"),
+            "gold.csv cannot be read as UTF-8 text",
+        ),
+        (
+            "hellaswag",
+            lambda f: (f / "hellaswag_val.jsonl").write_bytes(b"\xff\n"),
+            "hellaswag_val.jsonl cannot be read as UTF-8 text",
+        ),
         (
             "hellaswag",
             lambda f: edit(f / "hellaswag_val.jsonl", '"endings"', '"ends"'),
@@ -288,6 +371,8 @@ def test_damaged_benchmarks_are_refused(model, tmp_path, task, damage, message):
         ({"tasks": ("swuggy",), "benchmarks": {"swuggy": "nowhere"}}, "nowhere is not a folder"),
         ({"tasks": ("loss",), "benchmarks": {"swuggy": "x"}}, "swuggy is not one of the tasks"),
         ({"tasks": ("swugy",)}, "did you mean swuggy"),
+        ({"seed": -1}, "seed -1 must be from 0 to"),
+        ({"shots": -1}, "shots -1 must be at least 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):

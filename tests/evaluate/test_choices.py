@@ -60,6 +60,11 @@ def memory():
     return PartialResults(None, "toy", {})
 
 
+def file_of(folder):
+    (path,) = folder.glob("toy-*.jsonl")
+    return path
+
+
 def test_the_choice_with_the_highest_mean_is_the_answer():
     # Sums: −3 against −2; means: −1 against −2. Semantic tokens only: −2 against −1.
     log_p = {1: -2.0, 2: -1.0, 11: -0.5, 12: -3.0}.__getitem__
@@ -110,11 +115,6 @@ def test_ties_share_the_credit(scores, correct, expected):
     assert credit(scores, correct) == pytest.approx(expected)
 
 
-def test_log_probabilities_that_are_not_finite_are_an_error():
-    with pytest.raises(UserError, match="not finite"):
-        credit([-1.0, float("nan")], 0)
-
-
 def test_a_group_counts_once():
     log_p = {1: -1.0, 2: -2.0}.__getitem__
     right, wrong = [(1,), (2,)], [(2,), (1,)]
@@ -160,7 +160,7 @@ def test_failed_and_long_items_are_named_and_counted():
 
 def test_a_stopped_evaluation_scores_no_item_twice(tmp_path):
     log_p = {1: -1.0, 2: -2.0}.__getitem__
-    path, names = tmp_path / "p" / "toy.jsonl", [str(n) for n in range(10)]
+    folder, names = tmp_path / "p", [str(n) for n in range(10)]
     build = items(*[[(1,), (2,)] if n % 3 else [(2,), (1,)] for n in range(10)])
     whole = score_choices(entries(*names), build, Table(log_p), memory())
 
@@ -173,21 +173,50 @@ def test_a_stopped_evaluation_scores_no_item_twice(tmp_path):
 
     first = Stops(log_p, batch=2)
     with pytest.raises(KeyboardInterrupt):
-        score_choices(entries(*names), build, first, PartialResults(path, "toy", {"a": 1}))
+        score_choices(entries(*names), build, first, PartialResults(folder, "toy", {"a": 1}))
+    path = file_of(folder)
     assert len(path.read_text().splitlines()) == 1 + 3
     with path.open("a") as file:
         file.write('{"name": "5", "corr')  # the process was killed while it wrote a line
     second = Table(log_p, batch=2)
-    resumed = score_choices(entries(*names), build, second, PartialResults(path, "toy", {"a": 1}))
+    results = PartialResults(folder, "toy", {"a": 1})
+    resumed = score_choices(entries(*names), build, second, results)
     assert resumed == whole
     assert sum(second.calls) == 2 * (10 - 3)
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert sorted(row["name"] for row in rows) == sorted(names)
+    results.remove()
+    assert not folder.exists()
 
 
-def test_results_of_another_evaluation_are_not_used(tmp_path, capsys):
-    path = tmp_path / "toy.jsonl"
-    PartialResults(path, "toy", {"step": 1}).add("0", {"failed": "x"})
-    assert "0" in PartialResults(path, "toy", {"step": 1})
-    assert "0" not in PartialResults(path, "toy", {"step": 2})
-    assert "is of another evaluation and is replaced" in capsys.readouterr().err
+def test_results_of_another_evaluation_are_not_used_and_not_removed(tmp_path):
+    PartialResults(tmp_path, "toy", {"step": 1}).add("0", {"scores": {}})
+    other = PartialResults(tmp_path, "toy", {"step": 2})
+    assert "0" not in other
+    other.remove()
+    assert "0" in PartialResults(tmp_path, "toy", {"step": 1})
+    file_of(tmp_path).write_text('{"settings": 1}\nnonsense\n')
+    with pytest.raises(UserError, match=r"toy-.*jsonl is damaged: remove it"):
+        PartialResults(tmp_path, "toy", {"step": 1})
+
+
+def test_failed_items_are_tried_again(tmp_path):
+    log_p = {1: -1.0, 2: -2.0}.__getitem__
+    right = Item((Choice(sequence(1)), Choice(sequence(2))))
+    first = PartialResults(tmp_path, "toy", {})
+    found = score_choices(entries("0", "1"), lambda b: [right, "no clip"], Table(log_p), first)
+    assert found["scored"] == 1
+    again = score_choices(
+        entries("0", "1"),
+        lambda b: [right for _ in b],
+        Table(log_p),
+        PartialResults(tmp_path, "toy", {}),
+    )
+    assert again["scored"] == 2
+
+
+def test_log_probabilities_that_are_not_finite_are_an_error(tmp_path):
+    results = PartialResults(tmp_path, "toy", {})
+    with pytest.raises(UserError, match="the log-probabilities of 0 are not finite"):
+        score_choices(entries("0"), items([(1,), (2,)]), Table(lambda t: np.nan), results)
+    assert "0" not in PartialResults(tmp_path, "toy", {})

@@ -54,7 +54,7 @@ def test_librispeech_is_scored_over_all_references(model, tmp_path):
     assert reasons["121-121726-0001"] == "the reference has no words"
     assert "61-70968-0001.flac" in reasons["61-70968-0001"] and len(reasons) == 2
     printed = text_report({"step": 7, "tasks": ["librispeech"], "librispeech": scores})
-    assert "71.4%" in printed and "not scored: 121-121726-0001" in printed
+    assert "71.4%" in printed and "failed: 121-121726-0001" in printed
 
 
 def test_the_examples_of_a_prompt_are_other_recordings(model, tmp_path):
@@ -68,6 +68,9 @@ def test_the_examples_of_a_prompt_are_other_recordings(model, tmp_path):
         *examples, asked = parse(ended, LAYOUT, 2).utterances
         shown = [bytes(example.text_ids.astype(np.uint8)).decode() for example in examples]
         assert len(asked.codes) and len(set(shown)) == 2 and entry.content[1] not in shown
+    limited = Hears(model, {1: "a", 2: "b", 3: "c"})
+    scores_of(open_context(limited, "librispeech", folder, shots=2, limit=1))
+    np.testing.assert_array_equal(limited.prompts[0], hears.prompts[0])
     with pytest.raises(UserError, match="shots 4 needs at least 5 recordings, not 4"):
         scores_of(open_context(hears, "librispeech", folder, shots=4))
 
@@ -158,9 +161,12 @@ def test_seed_tts_counts_unfinished_speech_as_errors(model, tmp_path, scorers):
 
 def test_seed_tts_names_missing_prompts(model, tmp_path, scorers):
     folder = files.write_seed_tts(tmp_path)
+    for path in (folder / "en/wavs").glob("*.wav"):  # the recordings are optional
+        path.write_bytes(b"junk")
     (folder / "en/prompt-wavs/p0.wav").unlink()
     scores = scores_of(open_context(Speaks(model, {}), "seed_tts_eval", folder))
     assert "p0.wav" in scores["failed"][0]["reason"] and scores["complete"] == 1
+    assert scores["length_ratio"] is None
     (folder / "en/meta.lst").write_text("a|b|c\n")
     with pytest.raises(UserError, match=r"meta.lst:1 has 3 fields, not 4 or 5"):
         seed_tts_eval.read(folder)

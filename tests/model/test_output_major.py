@@ -58,10 +58,19 @@ def test_a_token_of_zeros_gives_zeros_with_int8():
     np.testing.assert_array_equal(multiply(jnp.zeros((1, 4)), rows), np.zeros((1, 3)))
 
 
+def test_nan_and_infinity_are_not_hidden_by_int8():
+    rows = Quantized(jnp.ones((3, 4), jnp.int8), jnp.ones(3))
+    x = jnp.array([[1.0, jnp.nan, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0], [jnp.inf, 0.0, 0.0, 0.0]])
+    found = np.asarray(multiply(x, rows))
+    assert np.isnan(found[[0, 2]]).all()
+    np.testing.assert_allclose(found[1], 4.0, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_narrow_products_of_few_tokens_are_library_calls(dtype, tokens):
-    # A plain loop over one row is ten times as slow as the product of f32, see docs/legal-head.md.
+def test_narrow_products_of_few_tokens_have_the_form_of_the_library(dtype, tokens):
+    # At least two rows on the right, and both operands contract their last axis; benchmarks/generate.py measures
+    # the speed.
     weight, _ = weights(dtype, random(0, 64, 128))
     matrix = output_major.output_major(weight, 1)
     lowered = jax.jit(multiply).lower(jnp.ones((tokens, 64)), matrix.rows)

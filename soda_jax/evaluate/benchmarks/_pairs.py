@@ -1,6 +1,6 @@
 """Builds the sequences of benchmarks that compare recordings or texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,16 @@ def _audio_choice(model: SpeechModel, codes: np.ndarray) -> Choice:
 
 def score_texts(context: EvaluationContext, task: str, entries: Sequence[Entry]) -> dict[str, Any]:
     """Scores entries whose content is texts, the right one first."""
-    model = context.speech_model
+    layout = context.model.layout
+
+    def item(entry: Entry) -> Item:
+        ids = [context.tokenizer.encode(text.strip()) for text in entry.content]
+        if not all(map(len, ids)):
+            raise UserError("a text is empty")
+        return Item(tuple(Choice(text_sequence(i, layout)) for i in ids))
 
     def build(block: Sequence[Entry]) -> list[Item | str]:
-        found: list[Item | str] = []
-        for entry in block:
-            ids = [model.tokenizer.encode(text.strip()) for text in entry.content]
-            if not all(map(len, ids)):
-                found.append("a text is empty")
-            else:
-                found.append(Item(tuple(Choice(text_sequence(i, model.layout)) for i in ids)))
-        return found
+        return [or_reason(item, entry) for entry in block]
 
     return score(context, task, entries, build, (ALL,))
 
@@ -84,19 +83,52 @@ def score(
     kinds: Sequence[str],
 ) -> dict[str, Any]:
     """Scores the first `context.options.limit` entries, see `score_choices`."""
+    context.require(task, "audio" if SEMANTIC in kinds else "text")
+    entries = context.first(entries)
+    options = context.options
+    results = context.partial(
+        task,
+        entries=entries,
+        weights_dtype=context.weights_dtype,
+        head=options.head,
+        kinds=list(kinds),
+    )
+
+    def build_readable(block: Sequence[Entry]) -> list[Item | str]:
+        # The content of an entry that cannot be scored is the reason.
+        readable = [entry for entry in block if not isinstance(entry.content, str)]
+        items = iter(build(readable))
+        return [e.content if isinstance(e.content, str) else next(items) for e in block]
+
     scores = score_choices(
-        context.first(entries),
-        build,
+        entries,
+        build_readable,
         context.likelihood,
-        context.partial(task),
+        results,
         kinds=kinds,
         context=context.model.metadata["data"]["sequence_length"],
-        seed=context.options.seed,
+        seed=options.seed,
     )
     return scores | {
         "scorer": "mean log-probability per token",
         "data": context.options.benchmarks[task],
     }
+
+
+def or_reason(function: Callable[[Entry], Item], entry: Entry) -> Item | str:
+    """Returns the item of an entry, or the message of the UserError."""
+    try:
+        return function(entry)
+    except UserError as error:
+        return str(error)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a UTF-8 file; raises UserError if it cannot be read."""
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
 def file_in(folder: Path, *names: str) -> Path:

@@ -22,14 +22,15 @@ from soda_jax.progress import track
 from tokenize_pipeline.readers import DocumentSource, librispeech
 
 _BLOCK = 64
+_LONGEST_EXAMPLE = 8.0  # seconds
 
 
-def _lines(scores: Mapping[str, Any]) -> list[str]:
+def _lines(task: str, scores: Mapping[str, Any]) -> list[str]:
     return [
-        f"\nlibrispeech: {scores['word_error_rate']:.1%} corpus WER over {scores['scored']:,} of "
+        f"\n{task}: {scores['word_error_rate']:.1%} corpus WER over {scores['scored']:,} of "
         f"{scores['items']:,} recordings, {scores['decoding']}, {scores['shots']} shots, "
         f"{scores['finished_share']:.1%} of the transcripts end",
-        *failed_lines(scores["failed"]),
+        *failed_lines(scores["failed"], "failed"),
     ]
 
 
@@ -44,18 +45,20 @@ def score_librispeech(context: EvaluationContext) -> dict[str, Any]:
       a JSON-able dict with items, scored, failed, word_error_rate (corpus), mean_word_error_rate, shots,
       decoding, finished_share (of transcripts that end with `text_end`) and examples.
     """
-    options, entries = (
-        context.options,
-        list(context.first(read(context.data_folder("librispeech")))),
-    )
-    results = context.partial("librispeech", shots=options.shots, seed=options.seed)
+    context.require("librispeech", "audio", "text")
+    options, every = context.options, read(context.data_folder("librispeech"))
+    entries = context.first(every)
     spoken = [entry for entry in entries if normalize(entry.content[1])]
-    shots = _shots(context, spoken)
+    shots = _shots(context, every)
+    dtype = context.speech_model.engine.dtype
+    results = context.partial(
+        "librispeech", entries=every, shots=[name for name, _ in shots], weights_dtype=dtype
+    )
     pending = [entry for entry in spoken if entry.name not in results]
     blocks = [pending[at : at + _BLOCK] for at in range(0, len(pending), _BLOCK)]
     for block in track(iter(blocks), f"librispeech, blocks of {_BLOCK} recordings", len(blocks)):
         for entry, row in zip(block, _transcribe(context, block, shots), strict=True):
-            results.add(entry.name, row)
+            results.add(entry.name, row, keep="failed" not in row)
     if not spoken:
         raise UserError(f"{context.data_folder('librispeech')}: no transcript has words")
     rows = [results[entry.name] for entry in spoken]
@@ -74,6 +77,7 @@ def score_librispeech(context: EvaluationContext) -> dict[str, Any]:
         "failed": failed
         + [{"name": name, "reason": "the reference has no words"} for name in empty],
         "decoding": "greedy",
+        "weights_dtype": dtype,
         "shots": options.shots,
         "word_error_rate": errors.corpus,
         "mean_word_error_rate": errors.mean,
@@ -108,20 +112,27 @@ def read(folder: Path) -> list[Entry]:
 
 
 def _shots(context: EvaluationContext, entries: Sequence[Entry]) -> list[tuple[str, np.ndarray]]:
-    """Returns (name, spans) of one example more than `shots`, for an item that is an example itself."""
-    count = context.options.shots
-    if not count:
-        return []
-    if len(entries) <= count:
-        raise UserError(f"shots {count} needs at least {count + 1} recordings, not {len(entries)}")
-    model = context.speech_model
+    """Returns (name, spans) of one example more than `shots`, for an item that is an example itself.
+
+    They are drawn from all utterances of at most 8 s that can be read, so they do not depend on `--limit`.
+    """
+    count, model = context.options.shots, context.speech_model
+    found: list[tuple[str, np.ndarray]] = []
     rng = np.random.default_rng(context.options.seed)
-    chosen = [entries[n] for n in rng.choice(len(entries), count + 1, replace=False)]
-    codes = model.encode([entry.content[0] for entry in chosen])
-    return [
-        (entry.name, model.example(c, entry.content[1]))
-        for entry, c in zip(chosen, codes, strict=True)
-    ]
+    order = rng.permutation(len(entries)).tolist() if count else []
+    for entry in (entries[n] for n in order if normalize(entries[n].content[1])):
+        if len(found) > count:
+            break
+        try:
+            clip = read_audio(entry.content[0], model.codec.sample_rate)
+            if len(clip) <= _LONGEST_EXAMPLE * model.codec.sample_rate:
+                spans = model.example(model.encode([clip])[0], entry.content[1])
+                found.append((entry.name, spans))
+        except UserError:  # reported where it is transcribed
+            continue
+    if count and len(found) <= count:
+        raise UserError(f"shots {count} needs at least {count + 1} recordings, not {len(found)}")
+    return found
 
 
 def _transcribe(

