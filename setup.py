@@ -52,6 +52,7 @@ TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 DEV = [
     *GCS,
+    *GGUF,
     "hypothesis>=6",
     "import-linter>=2",
     "mypy>=2",

@@ -14,7 +14,6 @@ from tokenizer_toys import every  # noqa: E402
 
 from soda_jax.convert.to_gguf import grammar_path, to_gguf  # noqa: E402
 from soda_jax.convert.to_hf import to_huggingface  # noqa: E402
-from soda_jax.errors import UserError  # noqa: E402
 from soda_jax.generate.checkpoint import load_decoder  # noqa: E402
 from soda_jax.generate.engine import Engine  # noqa: E402
 from soda_jax.generate.sampling import GREEDY  # noqa: E402
@@ -107,36 +106,3 @@ def test_a_string_has_our_ids(tmp_path, kind):
     for text in ("hello there, hello you 12345", "one two  three"):
         found = post(server, "/tokenize", content=text, add_special=False)["tokens"]
         assert found == tokenizer.encode(text).tolist()
-
-
-def test_a_model_with_scaled_rotary_angles_is_refused(tmp_path):
-    write_run(tmp_path / "run", fields())
-    to_huggingface(tmp_path / "run", tmp_path / "hf")
-    with pytest.raises(UserError, match=r"factor 4, and llama\.cpp's qwen3 graph has no frequency"):
-        to_gguf(tmp_path / "hf", tmp_path / "model.gguf")
-    assert not list(tmp_path.glob("*.gguf*")) and not list(tmp_path.glob(".*partial"))
-
-
-def test_a_pre_tokenizer_that_llama_cpp_lacks_is_refused(tmp_path):
-    _, folder = export(tmp_path, every()["trained"])
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text("utf-8"))
-    content["pre_tokenizer"] = {"type": "Whitespace"}
-    path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(UserError, match=r"llama\.cpp does not know this pre-tokenizer"):
-        to_gguf(folder, tmp_path / "model.gguf")
-
-
-def test_bad_input_is_refused(tmp_path):
-    _, folder = export(tmp_path)
-    with pytest.raises(UserError, match="give a folder that soda convert to-hf wrote"):
-        to_gguf(tmp_path / "nothing", tmp_path / "model.gguf")
-    (tmp_path / "taken.gguf").write_text("x")
-    with pytest.raises(UserError, match="exists or is a URL"):
-        to_gguf(folder, tmp_path / "taken.gguf")
-    with pytest.raises(UserError, match="dtype 'q4_0' is unknown"):
-        to_gguf(folder, tmp_path / "model.gguf", "q4_0")
-    with pytest.raises(
-        UserError, match="intermediate_size 24 is not a multiple of 32: use --dtype=f16"
-    ):
-        to_gguf(folder, tmp_path / "model.gguf", "q8_0")
