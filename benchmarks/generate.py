@@ -1,4 +1,4 @@
-"""Decoding at the shape of SODA-135M: this build, the commit before the legal head, and Transformers.
+"""Decoding at the shape of SODA-135M: this build, the commit before the legal head, Transformers, llama.cpp.
 
     python benchmarks/generate.py
     python benchmarks/generate.py --dtypes=float32,bfloat16,int8 --cases=1 --baseline=
@@ -113,6 +113,10 @@ def commands(
     if args.transformers_python:
         python = args.transformers_python
         sides["transformers"] = Command(python, "_generate_transformers.py", theirs)
+        for dtype in filter(None, args.llamacpp.split(",")):
+            sides[f"llama.cpp, {dtype}"] = Command(
+                python, "_generate_llamacpp.py", {**theirs, "dtype": dtype}
+            )
     return sides
 
 
@@ -162,7 +166,10 @@ def main() -> None:
         "--transformers_python",
         default=str(PARITY) if PARITY.exists() else sys.executable,
         metavar="PATH",
-        help="interpreter that has transformers; empty to leave this side out",
+        help="interpreter that has transformers and xllamacpp; empty to leave these sides out",
+    )
+    parser.add_argument(
+        "--llamacpp", default="f32", help="of f32, f16, q8_0; empty to leave it out (%(default)s)"
     )
     short = {"cases": "1", "rounds": 1, "baseline": "", "transformers_python": ""}
     args = parse(parser, short)

@@ -296,6 +296,14 @@ def _name(theirs: str) -> str:
     return f"blk.{layer}.{_NAMES[rest.removesuffix('.weight')]}.weight"
 
 
+def _token_id(about: Mapping[str, Any], name: str, file: Path) -> int:
+    """Returns an id in config.json, which may be 0."""
+    value = about.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{file}: {name} is {value!r}; it must be the id of a token")
+    return value
+
+
 def _write_settings(
     writer: Any, config: DecoderConfig, about: Mapping[str, Any], dtype: str, gguf: Any
 ) -> None:
@@ -325,7 +333,7 @@ def _write_vocabulary(
     # llama.cpp refuses a BPE without merges, which a byte tokenizer is. This one joins the bytes 0 and 1 to a piece
     # that does not exist, and llama.cpp then takes the bytes.
     writer.add_token_merges(vocabulary.merges or ["\u0100 \u0101"])
-    writer.add_bos_token_id(integer_field(about, "bos_token_id", file))
-    writer.add_eos_token_id(integer_field(about, "eos_token_id", file))
+    writer.add_bos_token_id(_token_id(about, "bos_token_id", file))
+    writer.add_eos_token_id(_token_id(about, "eos_token_id", file))
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
