@@ -382,8 +382,8 @@ def evaluate(
     Args:
       workdir: the run's folder.
       options: see `EvaluationOptions`.
-      save: called with the result after each task; `tasks` names the tasks so far. Afterwards, the results of
-        single items are removed.
+      save: called with the result after each task; `tasks` names the tasks so far. After the last one, the results
+        of single items are removed.
 
     Returns:
       a JSON-serializable dict with format_version, step, checkpoint (its digest), config,
@@ -418,6 +418,6 @@ def evaluate(
         result[task] = function(context)
         result["tasks"].append(task)
         save(result)
-        while context.opened:
-            context.opened.pop().remove()
+    for results in context.opened:
+        results.remove()
     return result

@@ -13,7 +13,7 @@ from toy_speech import open_context as open_benchmark
 from soda_jax.errors import UserError
 from soda_jax.evaluate.benchmarks._pairs import audio_sequence, text_sequence
 from soda_jax.evaluate.benchmarks.hellaswag import clean, read_hellaswag
-from soda_jax.evaluate.evaluators import EvaluationOptions
+from soda_jax.evaluate.evaluators import EvaluationContext, EvaluationOptions, evaluate
 from soda_jax.evaluate.likelihood import ModelLikelihood, ScoredSequence, TokenSums, _bucket
 from soda_jax.evaluate.suites import LIKELIHOOD, SUITES
 from soda_jax.evaluate.tables import text_report
@@ -378,6 +378,37 @@ def test_damaged_benchmarks_are_refused(model, tmp_path, task, damage, message):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         EvaluationOptions(**options)
+
+
+def test_a_stopped_command_scores_no_item_of_an_earlier_task_again(model, tmp_path, monkeypatch):
+    files.write_zerospeech(tmp_path / "zr")
+    calls, saved = [], []
+
+    class Counts(Knows):
+        def __call__(self, sequences):
+            calls.append(len(sequences))
+            return super().__call__(sequences)
+
+    def start(context, workdir, options):
+        vars(context).update(
+            _workdir=workdir, options=options, opened=[], speech_model=model, model=model,
+            likelihood=Counts(),
+        )  # fmt: skip
+
+    monkeypatch.setattr(EvaluationContext, "__init__", start)
+    options = EvaluationOptions(
+        tasks=("swuggy", "sblimp"), partial=tmp_path / "partial",
+        benchmarks=dict.fromkeys(("swuggy", "sblimp"), str(tmp_path / "zr")),
+    )  # fmt: skip
+    gold = tmp_path / "zr/syntactic/dev/gold.csv"
+    gold.rename(gold.with_suffix(".away"))
+    with pytest.raises(UserError, match="has no syntactic/dev/gold"):
+        evaluate("run", options, lambda result: saved.append(list(result["tasks"])))
+    assert saved == [["swuggy"]] and calls == [12]
+    gold.with_suffix(".away").rename(gold)
+    result = evaluate("run", options)
+    assert calls == [12, 6] and result["tasks"] == ["swuggy", "sblimp"]
+    assert not (tmp_path / "partial").exists()
 
 
 def test_suites_name_registered_tasks():
