@@ -22,8 +22,9 @@ from soda_jax.parallel import rules
 from soda_jax.tokens.partition import joint_sets, partition
 
 HEADS = ("full", "legal")
-# Tokens of a batch.
-_BATCH_TOKENS = 8192
+# Tokens of a batch by platform. Smaller batches need less padding.
+_BATCH_TOKENS = {"cpu": 2048}
+_MORE_TOKENS = 8192
 _SHORTEST = 64
 
 
@@ -81,7 +82,7 @@ class ModelLikelihood:
         decoder: TrainedDecoder,
         codebooks: int,
         heads: Sequence[str] = ("full",),
-        batch_tokens: int = _BATCH_TOKENS,
+        batch_tokens: int = 0,
     ):
         """Prepares the programs.
 
@@ -89,12 +90,12 @@ class ModelLikelihood:
           decoder: the checkpoint.
           codebooks: number of codebooks in the sequences.
           heads: the normalizers, of `HEADS`.
-          batch_tokens: tokens of a batch, padding included.
+          batch_tokens: tokens of a batch, padding included; 0 = the default of the platform.
         """
         config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
         self._decoder = dataclasses.replace(decoder, model=ModelFunctions(config))
-        self._batch_tokens = batch_tokens
         placement = decoder.placement
+        self._batch_tokens = batch_tokens or _BATCH_TOKENS.get(placement.platform, _MORE_TOKENS)
         self._ways = placement.ways("batch", 2**30)
         # The attention kernels of accelerators need a multiple of 128 tokens on each device.
         self._unit = 128 * placement.ways("sequence", 2**30) if placement.platform != "cpu" else 1
@@ -114,6 +115,8 @@ class ModelLikelihood:
         while waiting:
             length = _bucket(len(sequences[waiting[0]].ids), self._unit)
             rows = max(1, self._batch_tokens // length // self._ways) * self._ways
+            while rows % (2 * self._ways) == 0 and rows // 2 >= len(waiting):  # the last batch
+                rows //= 2
             chosen, waiting = waiting[:rows], waiting[rows:]
             batch = self._batch([sequences[n] for n in chosen], rows, length)
             found = jax.device_get(self._sums(self._decoder.params, batch))
@@ -162,8 +165,8 @@ class ModelLikelihood:
 
 
 def _bucket(length: int, unit: int) -> int:
-    """Returns the length of the rows of a batch: 64, 96, 128, 192, 256, 384, …, a multiple of `unit`."""
+    """Returns the length of the rows of a batch: 64, 80, 96, 112, 128, 160, 192, …, a multiple of `unit`."""
     size = max(_SHORTEST, 1 << max(0, length - 1).bit_length())
-    if length <= size * 3 // 4 and size > _SHORTEST:
-        size = size * 3 // 4
-    return -(-size // unit) * unit
+    step = max(_SHORTEST // 4, size // 8)
+    rounded = max(_SHORTEST, -(-length // step) * step)
+    return -(-rounded // unit) * unit

@@ -5,7 +5,7 @@ exist at a time. `loss.py` describes the gradients, and `loss_sharding` combines
 devices.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from soda_jax.model.products import head_gradient, head_gradient_zeros
 
 Blocks = tuple[jax.Array, ...]
 _MASKED = -1e30
+# Rows of a tile of the head, in losses without gradients on a CPU.
+_TILE = 2048
 
 
 def full_loss(
@@ -66,7 +68,20 @@ def full_loss(
     def join_chunks(x):
         return x.reshape(count * length, *x.shape[2:])[:tokens]
 
+    def streamed_loss(inputs):
+        h, target, _ = inputs
+        parts = [
+            _streamed(h, matrix, valid, index)
+            for matrix, valid, index in zip(flat_head, masks, target, strict=True)
+        ]
+        peak = reduction.max([part.peak for part in parts])
+        sums = [part.normalizer * jnp.exp(part.peak - peak) for part in parts]
+        log_z = jnp.log(reduction.sum(sums)) + peak
+        return log_z - reduction.sum([part.target for part in parts]), log_z, None
+
     def chunk_loss(d_head, inputs):
+        if not with_gradients and platform == "cpu":
+            return d_head, streamed_loss(inputs)
         h, target, weight = inputs
         logits = []
         for matrix, valid in zip(flat_head, masks, strict=True):
@@ -106,6 +121,58 @@ def full_loss(
         return nll, log_z, None, None
     d_blocks = tuple(_in_groups(d, block, platform) for d, block in zip(d_head, head, strict=True))
     return nll, log_z, outputs[2].reshape(hidden.shape), d_blocks
+
+
+class _Streamed(NamedTuple):
+    """Of a block of the head, for each token, f32 `[tokens]`.
+
+    Attributes:
+      peak: the largest logit.
+      normalizer: Σ exp(logit − peak).
+      target: the logit of the target, 0 if it is not in this block.
+    """
+
+    peak: jax.Array
+    normalizer: jax.Array
+    target: jax.Array
+
+
+def _streamed(
+    h: jax.Array, matrix: jax.Array, valid: jax.Array | None, index: jax.Array
+) -> _Streamed:
+    """Reads a block of the head in tiles, whose logits fit into the cache of a CPU.
+
+    With all logits of a chunk in memory, the exponentials take as long as the product.
+
+    Args:
+      h: `[tokens, d]`.
+      matrix: rows of the head `[rows, d]`.
+      valid: rows that are not padding, bool `[rows]`; None for all.
+      index: row of the target, −1 if it is not in this block, `[tokens]`.
+    """
+    rows = matrix.shape[0]
+    tile = min(_TILE, rows)
+
+    def add(number, carry):
+        peak, normalizer = carry
+        # The last tile overlaps the one before; its first rows are masked.
+        first = jnp.minimum(number * tile, rows - tile)
+        part = jax.lax.dynamic_slice_in_dim(matrix, first, tile)
+        logits = jnp.einsum("td,vd->tv", h, part, preferred_element_type=jnp.float32)
+        new = first + jnp.arange(tile) >= number * tile
+        if valid is not None:
+            new &= jax.lax.dynamic_slice_in_dim(valid, first, tile)
+        if valid is not None or rows % tile:
+            logits = jnp.where(new, logits, _MASKED)
+        higher = jnp.maximum(peak, logits.max(-1))
+        exponentials = jnp.exp(logits - higher[:, None]).sum(-1)
+        return higher, normalizer * jnp.exp(peak - higher) + exponentials
+
+    zero = jnp.zeros_like(h[:, 0], jnp.float32)
+    peak, normalizer = jax.lax.fori_loop(0, -(-rows // tile), add, (zero + _MASKED, zero))
+    chosen = matrix[jnp.maximum(index, 0)].astype(jnp.float32)
+    logit = jnp.sum(h.astype(jnp.float32) * chosen, axis=-1)
+    return _Streamed(peak, normalizer, jnp.where(index >= 0, logit, 0.0))
 
 
 def _in_groups(gradient: jax.Array, block: jax.Array, platform: str) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 from model_toys import TINY, VOCABULARY, assert_trees_close, plain_loss
 from toys import random_params
 
-from soda_jax.model import ModelFunctions, VocabularyBlocks
+from soda_jax.model import ModelFunctions, VocabularyBlocks, full_loss
 from soda_jax.model.loss import (
     CHUNKS,
     LossSettings,
@@ -114,6 +114,28 @@ def test_a_vocabulary_of_only_text_has_a_head_of_one_block(tied):
     wanted = -jax.nn.log_softmax(decoder.logits(hidden))
     picked = jnp.take_along_axis(wanted, tokens[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(nll, picked, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [1, 5, 8, 2048])
+@pytest.mark.parametrize("axes", [None, {"tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_loss_without_gradients_reads_the_head_in_tiles(
+    inputs, expected, monkeypatch, tile, axes
+):
+    monkeypatch.setattr(full_loss, "_TILE", tile)
+    hidden, blocks, targets, weights = inputs
+    devices = jax.devices()[: np.prod(list(axes.values()))] if axes else None
+    placement = OnMesh(make_mesh(axes, devices)) if axes else OneDevice()
+    settings = LossSettings(VOCABULARY, Z_WEIGHT, 7, placement)
+    loss = jax.jit(lambda h, b: linear_cross_entropy(settings, h, b, targets, weights))
+    found = loss(hidden, blocks)
+    (_, (total, nll, log_z)), _ = expected
+    np.testing.assert_allclose(found[0], total, rtol=1e-5)
+    np.testing.assert_allclose(found[1], nll, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[2], log_z, rtol=1e-5)
+    broken = hidden.copy()
+    broken[2, 3, 1] = np.nan
+    found = loss(broken, blocks)[1]
+    assert np.isnan(found[2, 3]) and np.isfinite(found).sum() == found.size - 1
 
 
 def test_invariant_6_z_loss_is_part_of_total_and_gradient(inputs, expected):
