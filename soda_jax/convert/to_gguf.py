@@ -94,6 +94,10 @@ def to_gguf(
     began, source, target = time.monotonic(), Path(folder), Path(out)
     if is_url(out) or target.exists():
         raise UserError(f"{out} exists or is a URL; give the path of a new local file")
+    if (source / "checkpoints").is_dir():
+        raise UserError(
+            f"{source} is a run: export it first with soda convert to-hf {source} FOLDER"
+        )
     about = _read_json(source / "config.json")
     size = integer_field(about, "vocab_size", source / "config.json")
     config = decoder_of(about, VocabularyBlocks(size, ()), source / "config.json")

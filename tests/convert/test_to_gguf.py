@@ -94,6 +94,8 @@ def test_bad_input_is_refused(tmp_path):
     _, folder = export(tmp_path)
     with pytest.raises(UserError, match="give a folder that soda convert to-hf wrote"):
         to_gguf(tmp_path / "nothing", tmp_path / "model.gguf")
+    with pytest.raises(UserError, match="is a run: export it first with soda convert to-hf"):
+        to_gguf(tmp_path / "run", tmp_path / "model.gguf")
     (tmp_path / "taken.gguf").write_text("x")
     with pytest.raises(UserError, match="exists or is a URL"):
         to_gguf(folder, tmp_path / "taken.gguf")
