@@ -1,6 +1,7 @@
 """`soda generate`: speaks a text, transcribes sound files or continues a sound file."""
 
 import argparse
+import sys
 from typing import Any
 
 from soda_jax.commands._actions import add_action, add_number
@@ -126,11 +127,14 @@ def _speak(model: Any, args: argparse.Namespace, sampling: Any) -> None:
 
 
 def _transcribe(model: Any, args: argparse.Namespace, sampling: Any) -> None:
-    texts = model.transcribe(
-        args.clip, max_tokens=args.max_tokens, sampling=sampling, seed=args.seed
+    prompts = [model.audio_prompt(codes) for codes in model.encode(args.clip)]
+    found = model.transcribe_prompts(
+        prompts, max_tokens=args.max_tokens, sampling=sampling, seed=args.seed
     )
-    for clip, text in zip(args.clip, texts, strict=True):
+    for clip, (text, finished) in zip(args.clip, found, strict=True):
         print(text if len(args.clip) == 1 else f"{clip}: {text}")
+        if not finished:
+            print(f"{clip}: cut at --max_tokens={args.max_tokens}", file=sys.stderr)
 
 
 def _continue(model: Any, args: argparse.Namespace, sampling: Any) -> None:

@@ -51,16 +51,18 @@ def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> di
     """Transcribes the stored codes greedily and compares texts normalized by `normalize`.
 
     Returns:
-      a JSON-able dict with utterances, decoding, word_error_rate (corpus), mean_word_error_rate,
-      examples.
+      a JSON-able dict with utterances, decoding, finished_share (of transcripts that the model ended),
+      word_error_rate (corpus), mean_word_error_rate, examples.
     """
-    codes = [item.utterance.codes for item in held_out]
-    texts = model.transcribe_codes(codes, progress="transcribe")
+    prompts = [model.audio_prompt(item.utterance.codes) for item in held_out]
+    found = model.transcribe_prompts(prompts, progress="transcribe")
+    texts = [transcript.text for transcript in found]
     references = [item.utterance.text for item in held_out]
     errors = word_errors(references, texts)
     return {
         "utterances": errors.utterances,
         "decoding": "greedy",
+        "finished_share": float(np.mean([transcript.finished for transcript in found])),
         "word_error_rate": errors.corpus,
         "mean_word_error_rate": errors.mean,
         "examples": [

@@ -124,7 +124,7 @@ def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
 def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
     return [
         f"\nASR: {asr['word_error_rate']:.1%} corpus WER over {asr['utterances']} held-out "
-        f"utterances, {asr['decoding']}",
+        f"utterances, {asr['decoding']}, {asr['finished_share']:.1%} of the transcripts end",
         *(f"  {row['reference']!r} → {row['hypothesis']!r}" for row in asr["examples"][:5]),
     ]
 

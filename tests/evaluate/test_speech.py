@@ -14,6 +14,7 @@ from soda_jax.evaluate.speech import (
     held_out_utterances,
 )
 from soda_jax.evaluate.tables import text_report
+from soda_jax.generate.speech_model import Transcript
 from soda_jax.registry import RECOGNIZERS
 
 
@@ -44,13 +45,20 @@ def test_only_utterances_with_text_and_audio_are_used_up_to_the_limit(config, he
 def test_asr_returns_transcripts_with_their_references(held_out):
     by_codes = {item.utterance.codes.tobytes(): item.utterance.text for item in held_out}
     model = SimpleNamespace(
-        transcribe_codes=lambda codes, progress: [
-            by_codes[c.tobytes()].upper() + "." for c in codes
-        ]
+        audio_prompt=lambda codes: codes.tobytes(),
+        transcribe_prompts=lambda prompts, progress: [
+            Transcript(by_codes[prompt].upper() + ".", prompt != prompts[0]) for prompt in prompts
+        ],
     )
     result = evaluate_asr(model, held_out)
     assert result["word_error_rate"] == 0
-    model = SimpleNamespace(transcribe_codes=lambda codes, progress: ["" for _ in codes])
+    ended = sum(
+        item.utterance.codes.tobytes() != held_out[0].utterance.codes.tobytes() for item in held_out
+    )
+    assert result["finished_share"] == pytest.approx(ended / len(held_out))
+    printed = text_report({"step": 1, "tasks": ["asr"], "asr": result})
+    assert f"{ended / len(held_out):.1%} of the transcripts end" in printed
+    model.transcribe_prompts = lambda prompts, progress: [Transcript("", True) for _ in prompts]
     assert evaluate_asr(model, held_out)["word_error_rate"] == 1
     for row, item in zip(result["examples"], held_out, strict=True):
         assert row["hypothesis"] == row["reference"].upper() + "."
