@@ -8,7 +8,7 @@
 # logit_bias selects the byte 0xD2, `tokens` has the three ids, and `completion_probabilities` is missing.
 #
 # Scores computed from this field would silently skip such tokens. tests/parity/test_llamacpp.py compares `tokens`, and
-# docs/serving.md tells users.
+# docs/serving.md names the behavior.
 #
 # Exit status: 0 as observed, 1 if the behavior changed.
 set -euo pipefail

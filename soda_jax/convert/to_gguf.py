@@ -28,6 +28,7 @@ from soda_jax.errors import UserError
 from soda_jax.files import is_url, sync, write_atomic
 from soda_jax.model import DecoderConfig, VocabularyBlocks
 from soda_jax.progress import progress
+from soda_jax.tokens.documents import most_codebooks
 from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.vocabulary import MARKERS, VocabularyLayout
 
@@ -109,9 +110,11 @@ def to_gguf(
     )
     record = source / ABOUT
     if record.exists():
-        layout = FrontEnd.from_metadata(_read_json(record)).layout
+        about_run = _read_json(record)
+        layout = FrontEnd.from_metadata(about_run).layout
         if layout.codebooks:
-            write_atomic(grammar_path(target), speech_grammar(layout, _codebooks(record, layout)))
+            codebooks = most_codebooks(about_run.get("views", {}).values(), layout)
+            write_atomic(grammar_path(target), speech_grammar(layout, codebooks))
     return Written(config.parameters, size_bytes, time.monotonic() - began)
 
 
@@ -139,14 +142,6 @@ def speech_grammar(layout: VocabularyLayout, codebooks: int) -> str:
 
 def _escaped(character: int) -> str:
     return f"\\u{character:04X}" if character < 0x10000 else f"\\U{character:08X}"
-
-
-def _codebooks(record: Path, layout: VocabularyLayout) -> int:
-    """Returns the largest number of codebooks in the views of the training data."""
-    views = _read_json(record).get("views", {}).values()
-    shown = [1 if v["composition"] == "S" else v["codebooks"] or layout.codebooks
-             for v in views if v["composition"] != "text"]  # fmt: skip
-    return max(shown, default=layout.codebooks)
 
 
 def write_gguf(

@@ -14,7 +14,6 @@ import numpy as np
 from soda_jax.errors import UserError
 from soda_jax.evaluate.likelihood import Likelihood, ScoredSequence, TokenSums
 from soda_jax.evaluate.partial import PartialResults
-from soda_jax.progress import track
 
 # Scores of two choices that differ by less, relative to their size, are equal: sums of f32 log-probabilities
 # depend on the batch in the last digits.
@@ -88,10 +87,7 @@ def score_choices(
     Raises:
       UserError: if no item can be scored.
     """
-    pending = [entry for entry in entries if entry.name not in results]
-    blocks = [pending[at : at + _BLOCK] for at in range(0, len(pending), _BLOCK)]
-    label = results.task if len(pending) == len(entries) else f"{results.task}, resumed"
-    for block in track(iter(blocks), f"{label}, blocks of {_BLOCK} items", len(blocks)):
+    for block in results.pending(entries, _BLOCK, "items"):
         _score_block(block, build(block), likelihood, results, kinds, context)
     rows = [{"name": entry.name, **results[entry.name]} for entry in entries]
     groups = {entry.name: (entry.part, entry.group) for entry in entries}

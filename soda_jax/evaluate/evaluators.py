@@ -37,10 +37,11 @@ from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.files import is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import LARGEST_SEED
-from soda_jax.generate.speech_model import SpeechModel, load, shown_codebooks
+from soda_jax.generate.speech_model import SpeechModel, load
 from soda_jax.model.decoding import check_dtype, rounded_params
 from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
+from soda_jax.tokens.documents import most_codebooks
 from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer
 
@@ -241,9 +242,8 @@ class EvaluationContext:
         The weights are rounded to `options.dtype`. With `options.head`, only this normalizer is used.
         """
         heads = tuple(dict.fromkeys(("full", self.model.model.config.head)))
-        metadata, layout = self.model.metadata, self.model.layout
-        sources = metadata["data"].get("sources")
-        codebooks = shown_codebooks(metadata, layout) if sources else layout.codebooks
+        sources = self.model.metadata["data"].get("sources", {})
+        codebooks = most_codebooks(sources.values(), self.model.layout)
         return ModelLikelihood(
             self.rounded_model, codebooks, (self.options.head,) if self.options.head else heads
         )

@@ -4,12 +4,21 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
+from soda_jax.progress import track
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Entry = TypeVar("Entry", bound=_Named)
 
 
 class PartialResults:
@@ -64,6 +73,13 @@ class PartialResults:
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self._rows[name]
+
+    def pending(self, entries: Sequence[Entry], size: int, what: str) -> Iterator[list[Entry]]:
+        """Yields the entries without a result in blocks of `size`, and shows the progress."""
+        rest = [entry for entry in entries if entry.name not in self._rows]
+        blocks = [rest[at : at + size] for at in range(0, len(rest), size)]
+        label = self.task if len(rest) == len(entries) else f"{self.task}, resumed"
+        yield from track(iter(blocks), f"{label}, blocks of {size} {what}", len(blocks))
 
     def add(self, name: str, row: Mapping[str, Any], keep: bool = True) -> None:
         """Adds the result of an item, a JSON-able dict without the key `name`.

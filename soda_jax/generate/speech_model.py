@@ -15,8 +15,7 @@ from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import Engine
 from soda_jax.generate.sampling import GREEDY, Sampling
 from soda_jax.model.decoding import DTYPES, check_dtype
-from soda_jax.tokens import VocabularyLayout
-from soda_jax.tokens.documents import audio_span, text_span
+from soda_jax.tokens.documents import audio_span, most_codebooks, text_span
 from soda_jax.tokens.front_end import FrontEnd
 from soda_jax.tokens.text import TextTokenizer, load_tokenizer, make_layout
 
@@ -339,13 +338,6 @@ def load(
         **vars(decoder),
         tokenizer=tokenizer,
         codec=opened,
-        codebooks=shown_codebooks(metadata, layout),
+        codebooks=most_codebooks(metadata["data"]["sources"].values(), layout),
         dtype=dtype,
     )
-
-
-def shown_codebooks(metadata: dict[str, Any], layout: VocabularyLayout) -> int:
-    """Returns the largest number of codebooks that a source of the training data contains."""
-    sources = [s for s in metadata["data"]["sources"].values() if s["composition"] != "text"]
-    shown = [1 if s["composition"] == "S" else s["codebooks"] or layout.codebooks for s in sources]
-    return max(shown, default=layout.codebooks)

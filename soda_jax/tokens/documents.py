@@ -11,7 +11,8 @@ T is one or more text tokens, and A is one or more whole frames.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,17 @@ class View:
         if not 0 < count <= layout.codebooks:
             raise UserError(f"the view has {count} codebooks, the layout has {layout.codebooks}")
         return count
+
+
+def most_codebooks(views: Iterable[Mapping[str, Any]], layout: VocabularyLayout) -> int:
+    """Returns the largest number of codebooks in streams with audio; that of `layout` if there is none.
+
+    Args:
+      views: dicts with `composition` and `codebooks`, as in the metadata of a checkpoint.
+      layout: the vocabulary.
+    """
+    found = (View(composition=v["composition"], codebooks=v["codebooks"]) for v in views)
+    return max((v.shown_codebooks(layout) for v in found if v.has_audio), default=layout.codebooks)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from token_strategies import documents
 
 from soda_jax.errors import UserError
-from soda_jax.tokens.documents import Utterance, View, audio_span, parse, render, text_span
+from soda_jax.tokens.documents import (
+    Utterance,
+    View,
+    audio_span,
+    most_codebooks,
+    parse,
+    render,
+    text_span,
+)
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 # Text 0–6, reserved 7, BOS 8, EOS 9, markers 10–13, codebook 0 is 14–16, codebook 1 is 17–18.
@@ -162,3 +170,15 @@ def test_views_of_unknown_order_or_composition_are_rejected():
         View("both")
     with pytest.raises(UserError, match="'A' is unknown"):
         View("text_first", "A")
+
+
+def test_the_most_codebooks_of_several_views():
+    def views(*pairs):
+        return [{"composition": name, "codebooks": count} for name, count in pairs]
+
+    layout = VocabularyLayout.soda()
+    assert most_codebooks(views(("S+A+T", 3), ("S", 0), ("text", 0)), layout) == 3
+    assert most_codebooks(views(("S", 0), ("text", 0)), layout) == 1
+    assert most_codebooks(views(("S+A", 0), ("S", 0)), layout) == 8
+    assert most_codebooks(views(("text", 0)), layout) == 8
+    assert most_codebooks([], layout) == 8

@@ -18,7 +18,6 @@ from soda_jax.evaluate.choices import Entry
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
 from soda_jax.evaluate.tables import failed_lines
 from soda_jax.evaluate.wer import normalize, word_errors
-from soda_jax.progress import track
 from tokenize_pipeline.readers import DocumentSource, librispeech
 
 _BLOCK = 64
@@ -54,9 +53,7 @@ def score_librispeech(context: EvaluationContext) -> dict[str, Any]:
     results = context.partial(
         "librispeech", entries=every, shots=[name for name, _ in shots], weights_dtype=dtype
     )
-    pending = [entry for entry in spoken if entry.name not in results]
-    blocks = [pending[at : at + _BLOCK] for at in range(0, len(pending), _BLOCK)]
-    for block in track(iter(blocks), f"librispeech, blocks of {_BLOCK} recordings", len(blocks)):
+    for block in results.pending(spoken, _BLOCK, "recordings"):
         for entry, row in zip(block, _transcribe(context, block, shots), strict=True):
             results.add(entry.name, row, keep="failed" not in row)
     if not spoken:

@@ -26,7 +26,6 @@ from soda_jax.evaluate.tables import failed_lines
 from soda_jax.evaluate.wer import normalize, word_errors
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import Speech
-from soda_jax.progress import track
 
 _BLOCK = 16
 
@@ -73,9 +72,7 @@ def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
         recognizer=options.recognizer, speaker_encoder=options.speaker_encoder, weights_dtype=dtype,
     )  # fmt: skip
     numbers = {entry.name: number for number, entry in enumerate(spoken)}
-    pending = [entry for entry in spoken if entry.name not in results]
-    blocks = [pending[at : at + _BLOCK] for at in range(0, len(pending), _BLOCK)]
-    for block in track(iter(blocks), f"seed_tts_eval, blocks of {_BLOCK} texts", len(blocks)):
+    for block in results.pending(spoken, _BLOCK, "texts"):
         for entry, row in zip(block, _speak(context, block, numbers, scorers), strict=True):
             results.add(entry.name, row, keep=row.get("spoken", True))
     rows = [results[entry.name] for entry in spoken]
