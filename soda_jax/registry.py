@@ -13,6 +13,7 @@ A file outside the package registers a function with a decorator and is loaded b
 | `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks` |
 | `RECOGNIZERS` | `(argument) -> Recognizer`, see `evaluate.recognizer.load_recognizer` | `--recognizer=NAME:ARGUMENT` |
 | `SPEAKER_ENCODERS` | `(argument) -> SpeakerEncoder`, see `evaluate.speakers.load_encoder` | `--speaker_encoder=NAME:ARGUMENT` |
+| `GENERATION_TASKS` | a `Task`, registered with `generate.tasks.task` | `soda generate batch --task` |
 | `TEXT_TOKENIZERS` | `(argument, folder) -> TextTokenizer`, see `tokens.text.load_tokenizer` | `--tokenizer=NAME:ARGUMENT` |
 | `OPTIMIZERS` | `(OptimizerConfig, schedule, params, matrices) -> GradientTransformationExtraArgs` | `optimizer.name` |
 | `ATTENTION_BACKENDS` | `(segment_ids, Placement) -> Attention` | `model.attention` |
@@ -100,6 +101,7 @@ class Registry:
 
 
 EVALUATORS = Registry("evaluator")
+GENERATION_TASKS = Registry("generation task")
 RECOGNIZERS = Registry("recognizer")
 SPEAKER_ENCODERS = Registry("speaker encoder")
 TEXT_TOKENIZERS = Registry("text tokenizer")

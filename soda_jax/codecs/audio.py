@@ -5,7 +5,8 @@ import functools
 import io
 import math
 import os
-from collections.abc import Iterator
+import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -113,6 +114,36 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(audio, -1, 1), sample_rate, format="WAV", subtype="PCM_16")
     write_atomic(Path(path), buffer.getvalue())
+
+
+def pcm16(audio: np.ndarray) -> bytes:
+    """Returns float mono `[samples]`, clipped to [-1, 1], as little-endian 16-bit integers."""
+    scaled = np.round(np.clip(np.asarray(audio, np.float64), -1, 1) * 32767)
+    return scaled.astype("<i2").tobytes()
+
+
+@contextlib.contextmanager
+def streamed_wav(
+    path: str | os.PathLike[str], sample_rate: int
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends float mono `[samples]` to a 16-bit WAV file.
+
+    The file is `PATH.partial` while it grows and has `path` at the end; after an exception it is removed.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with wave.open(str(partial), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(sample_rate)
+            # writeframes updates the length in the header, so the file can be played while it grows.
+            yield lambda audio: file.writeframes(pcm16(audio))
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def piece_samples(codec: Codec, max_seconds: float) -> int:

@@ -1,14 +1,20 @@
-"""`soda generate`: speaks a text, transcribes sound files or continues a sound file."""
+"""`soda generate`: speaks, transcribes or continues, one item or all rows of a manifest."""
 
 import argparse
+import contextlib
 import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from soda_jax.commands._actions import add_action, add_number
 from soda_jax.commands._mesh import add_mesh, parse_mesh
 
-SUMMARY = "speak, transcribe or continue speech with a trained model"
+SUMMARY = "speak, transcribe, continue speech or text with a trained model"
 EXAMPLE = 'soda generate --workdir=runs/demo speak "two eight" --output=out.wav'
+_DEFAULTS = {"max_seconds": 15.0, "max_tokens": 448, "piece_characters": 200, "segment_seconds": 0.0,
+             "pause_seconds": 0.2}  # fmt: skip
+_SPEECH, _TEXT = (0.9, 0.8), (0.0, 1.0)  # temperature, top-p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'soda generate --workdir=demo/run speak "one two three" --output=spoken.wav',
     )
     speak.add_argument("text", help="the text to speak")
-    speak.add_argument("--output", required=True, help="WAV file")
-    speak.add_argument("--voice", help="sound file with the voice to use")
-    speak.add_argument("--voice_text", help="transcript of --voice")
+    _add_output(speak)
+    _add_voice(speak)
+    _add_options(speak, _SPEECH, "max_seconds", "piece_characters", "pause_seconds")
 
     transcribe = add_action(
         actions,
@@ -34,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda generate --workdir=demo/run transcribe spoken.wav",
     )
     transcribe.add_argument("clip", nargs="+", help="sound files")
-    add_number(transcribe, "--max_tokens", 448, "maximum number of text tokens")
+    _add_options(transcribe, _TEXT, "max_tokens", "segment_seconds")
 
     go_on = add_action(
         actions,
@@ -43,16 +49,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "soda generate --workdir=demo/run continue spoken.wav --output=longer.wav",
     )
     go_on.add_argument("clip", help="a sound file")
-    go_on.add_argument("--output", required=True, help="WAV file")
+    _add_output(go_on)
     go_on.add_argument(
         "--with_prompt", action="store_true", help="write the clip before its continuation"
     )
+    _add_options(go_on, _SPEECH, "max_seconds")
 
-    for action in (speak, go_on):
-        add_number(action, "--max_seconds", 15.0, "maximum seconds of new audio")
-        _add_sampling(action, temperature=0.9, top_p=0.8)
-    _add_sampling(transcribe, temperature=0.0, top_p=1.0)
-    for action in (speak, transcribe, go_on):
+    text = add_action(
+        actions,
+        "text",
+        "continue a text",
+        'soda generate --workdir=demo/run text "one two" --max_tokens=20',
+    )
+    text.add_argument("text", help="the text to continue")
+    _add_options(text, _SPEECH, "max_tokens")
+
+    batch = add_action(
+        actions,
+        "batch",
+        "run a task on the rows of a manifest; an interrupted run continues",
+        "soda generate --workdir=demo/run batch --task=speak --input=texts.tsv --output=spoken",
+    )
+    batch.add_argument(
+        "--task", required=True, help="speak, transcribe, continue, text, or a registered task"
+    )
+    batch.add_argument(
+        "--input", required=True, help="manifest, FILE.jsonl or FILE.tsv, see docs/generate.md"
+    )
+    batch.add_argument("--output", required=True, help="folder for results.jsonl and WAV files")
+    _add_voice(batch)
+    _add_options(batch, None, *_DEFAULTS)
+
+    for action in (speak, transcribe, batch):
+        action.add_argument(
+            "--examples", help="manifest with audio and text: examples before each prompt"
+        )
+    for action in (speak, transcribe, go_on, text, batch):
         _add_model(action, argparse.SUPPRESS)
 
 
@@ -72,11 +104,51 @@ def _add_model(parser: argparse.ArgumentParser, default: Any) -> None:
     add_mesh(parser, default)
 
 
-def _add_sampling(parser: argparse.ArgumentParser, temperature: float, top_p: float) -> None:
-    add_number(parser, "--temperature", temperature, "sampling temperature; 0 = greedy")
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", required=True, help="WAV file; - pipes 16-bit PCM to stdout, as with --stream"
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="write audio while it is generated; print the time to the first audio",
+    )
+
+
+def _add_voice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--voice", help="sound file with the voice to use")
+    parser.add_argument("--voice_text", help="transcript of --voice")
+
+
+def _add_options(
+    parser: argparse.ArgumentParser, sampling: tuple[float, float] | None, *names: str
+) -> None:
+    meanings = {
+        "max_seconds": "maximum seconds of each generated utterance",
+        "max_tokens": "maximum number of text tokens",
+        "piece_characters": "a longer text is spoken in pieces of whole sentences; 0 = never",
+        "segment_seconds": "a longer recording is cut at pauses; 0 = what fits into the context",
+        "pause_seconds": "silence between spoken pieces",
+    }
+    for name in names:
+        add_number(parser, f"--{name}", _DEFAULTS[name], meanings[name])
+    if sampling is None:  # the defaults depend on the task
+        for name, meaning in (
+            ("temperature", "0 = greedy"),
+            ("top_p", "probability mass; 1 = all"),
+        ):
+            parser.add_argument(f"--{name}", type=float, help=f"{meaning} (that of the task)")
+    else:
+        add_number(parser, "--temperature", sampling[0], "sampling temperature; 0 = greedy")
+        add_number(parser, "--top_p", sampling[1], "probability mass to sample from; 1 = all")
     add_number(parser, "--top_k", 0, "sample from the k most likely tokens; 0 = all")
-    add_number(parser, "--top_p", top_p, "probability mass to sample from; 1 = all")
     add_number(parser, "--seed", 0, "random seed")
+    add_number(parser, "--best_of", 1, "candidates, of which the most likely is kept")
+    parser.add_argument(
+        "--unconstrained",
+        action="store_true",
+        help="sample without the grammar, and report what the grammar changes",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,75 +159,178 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give the run's folder as --workdir=DIR")
     if args.seed < 0 or args.seed >= 1 << 32:
         raise UserError(f"--seed={args.seed} must be from 0 to 4,294,967,295")
-    if args.action == "transcribe":
-        if args.max_tokens < 1:
-            raise UserError(f"--max_tokens={args.max_tokens} must be at least 1")
-    elif not 0 < args.max_seconds < float("inf"):
-        raise UserError(f"--max_seconds={args.max_seconds} must be more than 0 and finite")
-    if args.action == "speak" and bool(args.voice) != bool(args.voice_text):
+    if bool(getattr(args, "voice", None)) != bool(getattr(args, "voice_text", None)):
         raise UserError(
             "--voice and --voice_text must be used together: give the sound file and its transcript"
         )
+    streams = getattr(args, "stream", False) or getattr(args, "output", "") == "-"
+    if streams and (args.best_of > 1 or args.unconstrained):
+        raise UserError("--stream cannot be used with --best_of or --unconstrained")
 
+    from soda_jax.generate.batch import BatchOptions, read_examples, read_manifest, run_batch
+    from soda_jax.generate.pipeline import check_best_of
     from soda_jax.generate.sampling import Sampling
     from soda_jax.generate.speech_model import load
+    from soda_jax.generate.tasks import Task, TaskOptions
     from soda_jax.model.decoding import check_dtype
+    from soda_jax.registry import GENERATION_TASKS
     from soda_jax.train.program import use_compilation_cache
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    name = args.task if args.action == "batch" else args.action
+    kind: Task = GENERATION_TASKS.get(name, "--task")  # type: ignore[assignment]
+    if getattr(args, "voice", None) and "voice" not in kind.takes:
+        raise UserError(f"--voice: the task {name} takes no voice")
+    sampling = Sampling(
+        kind.sampling.temperature if args.temperature is None else args.temperature,
+        args.top_k,
+        kind.sampling.top_p if args.top_p is None else args.top_p,
+    )
+    check_best_of(args.best_of, sampling)
+    examples = read_examples(args.examples) if getattr(args, "examples", None) else ()
+    chosen: dict[str, Any] = {key: getattr(args, key, value) for key, value in _DEFAULTS.items()}
+    options = TaskOptions(**chosen, examples=examples)
     check_dtype(args.dtype or "float32")
     mesh = parse_mesh(args.mesh)
+    batch = BatchOptions(name, options, sampling, args.seed, args.best_of, not args.unconstrained)
+    voice = (args.voice, args.voice_text) if getattr(args, "voice", None) else (None, "")
+    if args.action == "batch":
+        requests = read_manifest(args.input, name, voice)
     use_compilation_cache()
     model = load(
         args.workdir, step=args.step, codec=args.codec or "", dtype=args.dtype or "", mesh=mesh
     )
-    actions = {"speak": _speak, "transcribe": _transcribe, "continue": _continue}
-    actions[args.action](model, args, sampling)
+    if args.action != "batch":
+        return _run_single(model, args, batch, voice, streams)
+    summary = run_batch(model, requests, args.output, batch)
+    print("\n".join(summary.lines()))
+    print(f"written to {args.output}")
+    return 1 if summary.failed else 0
+
+
+def _run_single(
+    model: Any, args: argparse.Namespace, batch: Any, voice: tuple[Any, str], streams: bool
+) -> int:
+    """Runs the task on the arguments of the command."""
+    from soda_jax.errors import UserError
+    from soda_jax.generate.pipeline import Pipeline
+    from soda_jax.generate.tasks import Request
+
+    if args.action == "transcribe":
+        requests = [Request(str(n), audio=clip) for n, clip in enumerate(args.clip)]
+    elif args.action == "continue":
+        from soda_jax.codecs.audio import read_audio
+
+        prompt = read_audio(args.clip, model.codec.sample_rate)
+        requests = [Request("0", audio=prompt)]
+    else:
+        requests = [Request("0", args.text, voice=voice[0], voice_text=voice[1])]
+    if streams:
+        before = prompt if args.action == "continue" and args.with_prompt else None
+        return _stream(model, args, batch, requests[0], before)
+
+    def generated(constrained: bool) -> list[Any]:
+        pipeline = Pipeline(
+            model, batch.task, batch.options, sampling=batch.sampling, seed=batch.seed,
+            best_of=batch.best_of, constrained=constrained,
+        )  # fmt: skip
+        return pipeline(requests)
+
+    results = generated(batch.constrained)
+    if not batch.constrained:
+        with_grammar = sum(result.finished for result in generated(True)) / len(results)
+        legal = sum(result.legal for result in results) / len(results)
+        finished = sum(result.finished for result in results) / len(results)
+        print(
+            f"without the grammar {legal:.0%} legal and {finished:.0%} ended by the model; with it "
+            f"{with_grammar:.0%} ended",
+            file=sys.stderr,
+        )
+    if args.action == "transcribe":
+        _print_transcripts(args, results)
+    elif args.action == "text":
+        print(args.text + results[0].text)
+        if not results[0].finished:
+            print(f"cut at --max_tokens={args.max_tokens}", file=sys.stderr)
+    else:
+        from soda_jax.codecs.audio import write_wav
+
+        (result,) = results
+        audio = result.audio
+        if args.action == "continue" and args.with_prompt:
+            import numpy as np
+
+            audio = np.concatenate([prompt, audio])
+        if not len(audio):
+            raise UserError(
+                "the generated audio is empty, so no file is written: try another --seed"
+            )
+        write_wav(args.output, audio, model.codec.sample_rate)
+        note = "" if result.finished else f", cut at --max_seconds={args.max_seconds:g}"
+        print(f"{args.output}: {len(audio) / model.codec.sample_rate:.2f} s{note}")
     return 0
 
 
-def _speak(model: Any, args: argparse.Namespace, sampling: Any) -> None:
-    voice = (args.voice, args.voice_text) if args.voice else None
-    speech = model.speak(
-        args.text,
-        voice=voice,
-        max_seconds=args.max_seconds,
-        sampling=sampling,
-        seed=args.seed,
-    )
-    _write(args, speech.audio, speech)
-
-
-def _transcribe(model: Any, args: argparse.Namespace, sampling: Any) -> None:
-    prompts = [model.audio_prompt(codes) for codes in model.encode(args.clip)]
-    found = model.transcribe_prompts(
-        prompts, max_tokens=args.max_tokens, sampling=sampling, seed=args.seed
-    )
-    for clip, (text, finished) in zip(args.clip, found, strict=True):
-        print(text if len(args.clip) == 1 else f"{clip}: {text}")
-        if not finished:
+def _print_transcripts(args: argparse.Namespace, results: list[Any]) -> None:
+    """Prints a line for each clip, and for a long one a line for each segment with its times."""
+    for clip, result in zip(args.clip, results, strict=True):
+        print(result.text if len(args.clip) == 1 else f"{clip}: {result.text}")
+        if len(result.parts) > 1:
+            for part in result.parts:
+                print(f"  {part.start:8.2f} to {part.end:8.2f} s  {part.text.strip()}")
+        if not result.finished:
             print(f"{clip}: cut at --max_tokens={args.max_tokens}", file=sys.stderr)
 
 
-def _continue(model: Any, args: argparse.Namespace, sampling: Any) -> None:
-    import numpy as np
+def _stream(model: Any, args: argparse.Namespace, batch: Any, request: Any, before: Any) -> int:
+    """Writes audio while it is generated, and prints the time to the first audio."""
+    from soda_jax.generate.pipeline import Pipeline
+    from soda_jax.generate.streaming import SpeechStream
 
-    from soda_jax.codecs.audio import read_audio
+    began, rate = time.monotonic(), model.codec.sample_rate
+    first: list[float] = []
+    samples = 0
+    with _sink(args.output, rate) as write:
+        if before is not None:
+            write(before)
+            samples += len(before)
 
-    prompt = read_audio(args.clip, model.codec.sample_rate)
-    speech = model.continue_audio(
-        prompt, max_seconds=args.max_seconds, sampling=sampling, seed=args.seed
+        def on_tokens(request: Any, prompt: Any, ids: Any, ended: bool) -> None:
+            nonlocal samples
+            audio = stream.push(prompt.piece, ids, ended)
+            if len(audio):
+                write(audio)
+                first.append(time.monotonic() - began)
+                samples += len(audio)
+
+        pipeline = Pipeline(
+            model, batch.task, batch.options, sampling=batch.sampling, seed=batch.seed,
+            steps=2 * model.codebooks, on_tokens=on_tokens,
+        )  # fmt: skip
+        stream = SpeechStream(pipeline.context)
+        (result,) = pipeline([request])
+    note = "" if result.finished else f", cut at --max_seconds={args.max_seconds:g}"
+    lasted, seconds = time.monotonic() - began, samples / rate
+    started = f"first audio after {first[0]:.2f} s, " if first else "no audio, "
+    print(
+        f"{args.output}: {seconds:.2f} s{note}; {started}all after {lasted:.2f} s, compilation included",
+        file=sys.stderr,
     )
-    audio = np.concatenate([prompt, speech.audio]) if args.with_prompt else speech.audio
-    if not len(audio):
-        print("the continuation is empty, so no file is written: try another --seed")
+    return 0
+
+
+@contextlib.contextmanager
+def _sink(output: str, sample_rate: int) -> Iterator[Callable[[Any], None]]:
+    """Yields a function that writes f32 mono `[samples]` to a WAV file, or with `-` as PCM to stdout."""
+    from soda_jax.codecs.audio import pcm16, streamed_wav
+
+    if output != "-":
+        with streamed_wav(output, sample_rate) as write:
+            yield write
         return
-    _write(args, audio, speech)
 
+    def pipe(audio: Any) -> None:
+        sys.stdout.buffer.write(pcm16(audio))
+        sys.stdout.buffer.flush()
 
-def _write(args: argparse.Namespace, audio: Any, speech: Any) -> None:
-    from soda_jax.codecs.audio import write_wav
-
-    write_wav(args.output, audio, speech.sample_rate)
-    note = "" if speech.finished else f", cut at --max_seconds={args.max_seconds:g}"
-    print(f"{args.output}: {len(audio) / speech.sample_rate:.2f} s{note}")
+    print(f"PCM: 16-bit little-endian, mono, {sample_rate} Hz", file=sys.stderr)
+    yield pipe

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
+from soda_jax.json_lines import append_json_line, read_json_lines
 from soda_jax.progress import track
 
 
@@ -52,13 +53,10 @@ class PartialResults:
         write_atomic(self.path, first + "\n")
 
     def _read(self, path: Path) -> None:
-        *lines, rest = path.read_text("utf-8", errors="replace").split("\n")
         try:
-            self._rows = {row.pop("name"): row for row in map(json.loads, lines[1:])}
-        except (ValueError, KeyError, AttributeError):
+            self._rows = {row.pop("name"): row for row in read_json_lines(path)[1:]}
+        except (ValueError, KeyError):
             raise UserError(f"{path} is damaged: remove it to score its items again") from None
-        if rest:
-            write_atomic(path, "\n".join([*lines, ""]))
         print(f"{path}: {len(self._rows)} items are scored already", file=sys.stderr)
 
     def remove(self) -> None:
@@ -88,5 +86,4 @@ class PartialResults:
         """
         self._rows[name] = dict(row)
         if self.path is not None and keep:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": name, **row}) + "\n")
+            append_json_line(self.path, {"name": name, **row})

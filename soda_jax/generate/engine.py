@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import numbers
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,46 @@ class Generated:
     finished: bool
     log_probability: float
     legal: bool = True
+
+
+class Job(NamedTuple):
+    """A prompt to be continued.
+
+    Attributes:
+      prompt: nonempty prefix of a legal document, int ids `[tokens]`.
+      stop: the id that ends the row; EOS also ends it.
+      budget: maximum number of new tokens, at least 1.
+      max_frames: number of new frames after which only `audio_end` is legal; 0 for no limit.
+      number: determines, with the seed, the random numbers of the row, 0 to 2³¹ − 1.
+    """
+
+    prompt: np.ndarray
+    stop: int
+    budget: int
+    max_frames: int = 0
+    number: int = 0
+
+
+class Event(NamedTuple):
+    """New tokens of a job.
+
+    Attributes:
+      job: index of the job, in the order in which the jobs were given.
+      ids: new tokens since the last event of the job, int32 `[tokens]`.
+      result: the whole continuation if the job has ended, else None.
+    """
+
+    job: int
+    ids: np.ndarray
+    result: Generated | None
+
+
+class _Limits(NamedTuple):
+    """What ends each slot, int32 `[slots]`, see `Job`."""
+
+    stop: np.ndarray
+    budget: np.ndarray
+    max_frames: np.ndarray
 
 
 class _Rows(NamedTuple):
@@ -122,8 +162,9 @@ class Engine:
         self._admit = jax.jit(self._admitted, donate_argnums=0)
         self._grow = jax.jit(self._grown, static_argnames="length")
         self._decode = jax.jit(
-            self._decoded, donate_argnums=1, static_argnames=("sampling", "stop", "constrained")
+            self._decoded, donate_argnums=1, static_argnames=("sampling", "constrained")
         )
+        self._end = jax.jit(self._ended, donate_argnums=0)
 
     def __call__(
         self,
@@ -158,63 +199,127 @@ class Engine:
             message contains the index of the prompt), or if `budget`, `max_frames` or `seed` is out
             of range.
         """
-        for name, value, least, most in (
-            ("budget", budget, 1, _INT32),
-            ("max_frames", max_frames, 0, _INT32),
-            ("seed", seed, 0, LARGEST_SEED),
-        ):
-            if not isinstance(value, numbers.Integral) or not least <= value <= most:
-                raise UserError(
-                    f"{name} {value!r} is out of range: pass an integer from {least} to {most:,}"
-                )
-        states = [self._state_after(prompt, number) for number, prompt in enumerate(prompts)]
-        finished = self._results(
-            prompts, states, stop=stop, budget=budget, sampling=sampling, max_frames=max_frames,
-            seed=seed, constrained=constrained,
-            prompt_numbers=range(len(prompts)) if prompt_numbers is None else prompt_numbers,
-        )  # fmt: skip
+        numbers_ = range(len(prompts)) if prompt_numbers is None else prompt_numbers
+        jobs = [
+            Job(prompt, stop, budget, max_frames, number)
+            for prompt, number in zip(prompts, numbers_, strict=True)
+        ]
+        events = self.stream(jobs, sampling=sampling, seed=seed, constrained=constrained)
+        finished: Iterable[tuple[int, Generated]] = (
+            (e.job, e.result) for e in events if e.result is not None
+        )
         if progress:
             finished = track(finished, progress, len(prompts))
         results = dict(finished)
         return [results[number] for number in range(len(prompts))]
 
-    def _results(
+    def check(self, job: Job, index: int = 0) -> None:
+        """Raises UserError if a job cannot be continued; the message contains its index."""
+        self._state_after(job.prompt, index)
+        for name, value, least, most in (
+            ("budget", job.budget, 1, _INT32),
+            ("max_frames", job.max_frames, 0, _INT32),
+            ("number", job.number, 0, _INT32),
+        ):
+            _check_range(name, value, least, most)
+
+    def stream(
         self,
-        prompts: Sequence[np.ndarray],
-        states: Sequence[int],
+        jobs: Sequence[Job],
         *,
-        stop: int,
-        budget: int,
         sampling: Sampling,
-        max_frames: int,
+        seed: int = 0,
+        constrained: bool = True,
+        steps: int = 0,
+        slots: int = 0,
+        more: Callable[[int], Sequence[Job]] | None = None,
+        dropped: Callable[[], Collection[int]] = tuple,
+    ) -> Iterator[Event]:
+        """Continues jobs and yields their tokens while they are generated.
+
+        Args:
+          jobs: the first jobs.
+          sampling, seed, constrained: see `__call__`.
+          steps: tokens per row after which the events are yielded, at most 64, which is the default.
+          slots: rows that are decoded at the same time; by default as many as there are jobs, at most `self.slots`.
+          more: called with the number of free slots before each round; returns further jobs. The stream ends
+            when there are no jobs left.
+          dropped: called before each round; returns the indices of jobs that are no longer wanted. They yield
+            no further event.
+
+        Raises:
+          UserError: as `check`, or if `seed` is out of range.
+        """
+        _check_range("seed", seed, 0, LARGEST_SEED)
+        if not 0 <= steps <= _STEPS:
+            raise UserError(f"steps {steps} must be from 0 to {_STEPS}")
+        known = list(jobs)
+        for index, job in enumerate(known):
+            self.check(job, index)
+        return self._events(
+            known,
+            sampling,
+            seed,
+            constrained,
+            steps or _STEPS,
+            slots,
+            more or (lambda free: ()),
+            dropped,
+        )
+
+    def _events(
+        self,
+        jobs: list[Job],
+        sampling: Sampling,
         seed: int,
         constrained: bool,
-        prompt_numbers: Sequence[int],
-    ) -> Iterator[tuple[int, Generated]]:
-        """Yields (index of the prompt, result), in the order in which the rows end."""
-        if not len(prompts):
-            return
+        steps: int,
+        slots: int,
+        more: Callable[[int], Sequence[Job]],
+        dropped: Callable[[], Collection[int]],
+    ) -> Iterator[Event]:
+        def size(index: int) -> int:
+            return len(jobs[index].prompt)
+
         # Prompts of similar length are prefilled together.
-        waiting = deque(sorted(range(len(prompts)), key=lambda n: len(prompts[n])))
-        slots = min(_power_of_two(len(prompts)), self.slots)
+        waiting = deque(sorted(range(len(jobs)), key=size))
+        if not jobs:
+            return
+        slots = slots or min(_power_of_two(len(jobs)), self.slots)
         owner = np.full(slots, -1)
-        length = _bucket(max(len(prompts[n]) for n in list(waiting)[:slots]) + 1)
+        length = _bucket(max(map(size, list(waiting)[:slots])) + 1)
         state = self._empty(slots, length)
-        found: list[list[np.ndarray]] = [[] for _ in prompts]
+        limits = _Limits(*np.ones((3, slots), np.int32))
+        found: dict[int, list[np.ndarray]] = {}
         while waiting or (owner >= 0).any():
+            if unwanted := set(dropped()):
+                waiting = deque(index for index in waiting if index not in unwanted)
+                gone = np.isin(owner, list(unwanted))
+                owner[gone] = -1
+                state = self._end(state, gone)
             free = np.flatnonzero(owner < 0)
+            for job in more(len(free) - len(waiting)):
+                self.check(job, len(jobs))
+                waiting.append(len(jobs))
+                jobs.append(job)
             while waiting and len(free):
-                longest = _bucket(len(prompts[waiting[min(len(free), len(waiting)) - 1]]))
-                most = max(1, min(slots, _MOST_SCORES // longest**2))
-                chosen = [waiting.popleft() for _ in range(min(len(free), len(waiting), most))]
+                next_ = [waiting[n] for n in range(min(len(free), len(waiting)))]
+                most = max(1, min(slots, _MOST_SCORES // _bucket(max(map(size, next_))) ** 2))
+                chosen = [waiting.popleft() for _ in range(min(len(next_), most))]
                 owner[free[: len(chosen)]] = chosen
-                new = self._prefill_prompts(chosen, prompts, states, prompt_numbers, free, most)
+                for slot, index in zip(free, chosen, strict=False):
+                    job, found[index] = jobs[index], []
+                    limits.stop[slot], limits.budget[slot] = job.stop, job.budget
+                    limits.max_frames[slot] = job.max_frames or _INT32
+                new = self._prefill_prompts(chosen, jobs, free, most)
                 prefilled = new[1][0].key.shape[2]
                 if prefilled > length:
                     length, state = prefilled, self._grow(state, length=prefilled)
                 state = self._admit(state, *new)
                 free = free[len(chosen) :]
             busy = owner >= 0
+            if not busy.any():
+                continue
             room = length - 1 - int(np.asarray(state[0].position)[busy].max())
             if room < 1:
                 length = _bucket(length + 1)
@@ -223,26 +328,27 @@ class Engine:
             state, tokens = self._decode(
                 self._weights,
                 state,
-                np.int32(min(room, _STEPS)),
-                np.int32(max_frames or _INT32),
-                np.int32(budget),
+                np.int32(min(room, steps)),
+                # A copy, because a transfer may still read the array when the next job changes it.
+                _Limits(*(np.array(limit) for limit in limits)),
                 np.uint32(seed),
                 # Prompts are prefilled in groups, because a short prefill is hardly faster.
                 np.int32(min(len(waiting), -(-slots // 4)) or slots),
                 sampling=sampling,
-                stop=stop,
                 constrained=constrained,
             )
             tokens, rows = jax.device_get((tokens, state[0]._replace(hidden=None)))
             for slot in np.flatnonzero(busy):
-                number = int(owner[slot])
-                found[number].append(tokens[slot][tokens[slot] >= 0])
+                index, new_ids = int(owner[slot]), tokens[slot][tokens[slot] >= 0]
+                found[index].append(new_ids)
+                result = None
                 if rows.done[slot]:
-                    ids = np.concatenate(found[number])
-                    finished = bool(ids[-1] == stop and not rows.forced[slot])
+                    ids = np.concatenate(found.pop(index))
+                    finished = bool(ids[-1] == limits.stop[slot] and not rows.forced[slot])
                     owner[slot] = -1
                     legal = bool(rows.automaton[slot] != ILLEGAL)
-                    yield number, Generated(ids, finished, float(rows.score[slot]), legal)
+                    result = Generated(ids, finished, float(rows.score[slot]), legal)
+                yield Event(index, new_ids, result)
 
     def _state_after(self, prompt: np.ndarray, number: int) -> int:
         """Returns the grammar state after a prompt; raises UserError if no token may follow."""
@@ -268,24 +374,22 @@ class Engine:
     def _prefill_prompts(
         self,
         chosen: Sequence[int],
-        prompts: Sequence[np.ndarray],
-        states: Sequence[int],
-        prompt_numbers: Sequence[int],
+        jobs: Sequence[Job],
         free: np.ndarray,
         most: int,
     ) -> tuple[Any, ...]:
         """Returns the arguments of `_admitted` after the state; unused rows have no slot."""
         count = min(n for n in (1, min(4, most), most) if n >= len(chosen))
         lengths = np.ones(count, np.int32)
-        lengths[: len(chosen)] = [len(prompts[n]) for n in chosen]
+        lengths[: len(chosen)] = [len(jobs[n].prompt) for n in chosen]
         tokens = np.zeros((count, _bucket(int(lengths.max()))), np.int32)
         for row, number in enumerate(chosen):
-            tokens[row, : lengths[row]] = prompts[number]
+            tokens[row, : lengths[row]] = jobs[number].prompt
         slots = np.full(count, _INT32, np.int32)
         slots[: len(chosen)] = free[: len(chosen)]
         automaton, numbers_ = np.zeros((2, count), np.int32)
-        automaton[: len(chosen)] = [states[n] for n in chosen]
-        numbers_[: len(chosen)] = [prompt_numbers[n] for n in chosen]
+        automaton[: len(chosen)] = [self._state_after(jobs[n].prompt, n) for n in chosen]
+        numbers_[: len(chosen)] = [jobs[n].number for n in chosen]
         hidden, caches = self._prefill(self._weights, tokens, lengths)
         return hidden, caches, slots, lengths, automaton, numbers_
 
@@ -316,6 +420,13 @@ class Engine:
         )
         return rows, caches
 
+    def _ended(
+        self, state: tuple[_Rows, list[decoding.Cache]], gone: jax.Array
+    ) -> tuple[_Rows, list[decoding.Cache]]:
+        """Empties slots, `gone` is bool `[slots]`."""
+        rows, caches = state
+        return rows._replace(done=rows.done | gone), caches
+
     def _grown(
         self, state: tuple[_Rows, list[decoding.Cache]], *, length: int
     ) -> tuple[_Rows, list[decoding.Cache]]:
@@ -331,13 +442,11 @@ class Engine:
         weights: Any,
         state: tuple[_Rows, list[decoding.Cache]],
         steps: jax.Array,
-        max_frames: jax.Array,
-        budget: jax.Array,
+        limits: _Limits,
         seed: jax.Array,
         most_done: jax.Array,
         *,
         sampling: Sampling,
-        stop: int,
         constrained: bool,
     ) -> tuple[tuple[_Rows, list[decoding.Cache]], jax.Array]:
         """Decodes at most `steps` tokens per row, or until `most_done` slots are free.
@@ -361,7 +470,7 @@ class Engine:
             active = ~rows.done
             lost = rows.automaton == ILLEGAL
             state = jnp.where(lost, 0, rows.automaton)
-            full = (rows.frames >= max_frames) & boundary[state] & constrained
+            full = (rows.frames >= limits.max_frames) & boundary[state] & constrained
             keys = jax.vmap(
                 lambda prompt, count: jax.random.fold_in(jax.random.fold_in(key, prompt), count)
             )(rows.prompt, rows.length)
@@ -384,7 +493,7 @@ class Engine:
                 self._config, weights, token, position, caches, self._wide, self._placement
             )
             count = rows.length + active
-            ended = (token == stop) | (token == self._layout.eos) | (count >= budget)
+            ended = (token == limits.stop) | (token == self._layout.eos) | (count >= limits.budget)
             rows = _Rows(
                 hidden=hidden,
                 position=position,
@@ -401,6 +510,14 @@ class Engine:
         out = jnp.full((len(state[0].done), _STEPS), -1, jnp.int32)
         _, state, out = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state, out))
         return state, out
+
+
+def _check_range(name: str, value: Any, least: int, most: int) -> None:
+    integral = isinstance(value, numbers.Integral)
+    if not integral or not least <= value <= most:
+        raise UserError(
+            f"{name} {value!r} is out of range: pass an integer from {least} to {most:,}"
+        )
 
 
 def _power_of_two(number: int) -> int:

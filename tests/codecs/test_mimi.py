@@ -15,6 +15,7 @@ from soda_jax.codecs.audio import encode_long
 from soda_jax.codecs.mimi import MimiCodec, MimiConfig
 from soda_jax.codecs.mimi.runner import Batching
 from soda_jax.codecs.mimi.streaming import StreamingDecoder, StreamingEncoder
+from soda_jax.codecs.streaming import streaming_decoder
 from soda_jax.errors import UserError
 
 SMALL = Batching(clips=1, frames=(10, 5), inner=5)
@@ -125,8 +126,10 @@ def test_reading_the_attributes_of_a_codec_uses_no_device(monkeypatch, tmp_path)
 
 def test_a_stream_of_codes_gives_the_audio_of_the_whole_clip(codec):
     codes = codec.encode([sounds()["buzz"]])[0]
-    stream = StreamingDecoder(codec)
+    stream = streaming_decoder(codec)
+    assert isinstance(stream, StreamingDecoder)
     parts = [stream.push(codes[:1]), stream.push(codes[1:1]), stream.push(codes[1:])]
+    assert not len(stream.finish())
     np.testing.assert_allclose(np.concatenate(parts), codec.decode([codes])[0], atol=1e-5)
 
 

@@ -69,5 +69,12 @@ def engine(functions: ModelFunctions, params: Any, layout: VocabularyLayout) -> 
 @pytest.fixture(scope="session")
 def model(functions: ModelFunctions, params: Any, layout: VocabularyLayout) -> SpeechModel:
     return SpeechModel(
-        7, {}, layout, functions, params, tokenizer=ByteTokenizer(), codec=ToyCodec(), codebooks=3
+        7,
+        {"data": {"sequence_length": 512, "sources": {}}},
+        layout,
+        functions,
+        params,
+        tokenizer=ByteTokenizer(),
+        codec=ToyCodec(),
+        codebooks=3,
     )

@@ -84,9 +84,86 @@ def test_continue_can_write_the_clip_before_its_continuation(loaded, tmp_path):
     assert 300 <= soundfile.info(out).frames <= 800
 
 
+def test_speech_is_streamed_to_a_file_and_to_a_pipe(loaded, tmp_path, capsysbinary):
+    import soundfile
+
+    one, two = tmp_path / "one.wav", tmp_path / "two.wav"
+    arguments = ["--workdir=RUN", "speak", "one. two.", "--max_seconds=1", "--piece_characters=5"]
+    assert run(*arguments, f"--output={one}", "--stream") == 0
+    assert "first audio after" in capsysbinary.readouterr().err.decode()
+    assert run(*arguments, f"--output={two}") == 0
+    capsysbinary.readouterr()
+    assert run(*arguments, "--output=-") == 0
+    piped = np.frombuffer(capsysbinary.readouterr().out, "<i2") / 32767
+    streamed, whole = soundfile.read(one)[0], soundfile.read(two)[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.wav", "two.wav"]
+    np.testing.assert_allclose(streamed, piped, atol=1e-4)
+    np.testing.assert_allclose(streamed, whole, atol=1e-3)
+
+
+def test_a_stream_that_fails_leaves_no_file(loaded, tmp_path):
+    with pytest.raises(UserError, match="the text to speak is empty"):
+        run("--workdir=RUN", "speak", " ", f"--output={tmp_path / 'a.wav'}", "--stream")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_recording_is_printed_with_the_times_of_its_segments(loaded, tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", 0.5 * np.sin(np.arange(1500) / 9), 1_000)
+    options = ["--max_tokens=12", "--segment_seconds=1"]
+    assert run("--workdir=RUN", "transcribe", str(tmp_path / "a.wav"), *options) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert any(line.startswith("      0.00 to") for line in lines)
+    assert any(" to     1.50 s" in line for line in lines)
+
+
+def test_text_is_continued(loaded, capsys):
+    assert run("--workdir=RUN", "text", "two", "--max_tokens=5", "--temperature=0") == 0
+    assert capsys.readouterr().out.startswith("two")
+
+
+def test_what_the_grammar_changes_is_reported(loaded, tmp_path, capsys):
+    out = f"--output={tmp_path / 'a.wav'}"
+    with pytest.raises(UserError, match="the generated audio is empty"):  # the weights are random
+        run("--workdir=RUN", "speak", "two", "--max_seconds=1", "--unconstrained", out)
+    assert "without the grammar 0% legal" in capsys.readouterr().err
+
+
+def test_a_batch_counts_failed_items_and_exits_with_1(loaded, tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", 0.5 * np.sin(np.arange(300) / 9), 1_000)
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("name\taudio\none\ta.wav\ntwo\tno.wav\n")
+    arguments = [f"--input={rows}", f"--output={tmp_path / 'out'}", "--max_tokens=8"]
+    assert run("--workdir=RUN", "batch", "--task=transcribe", *arguments) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 2 items, 0.3 s of audio" in printed
+    assert "failed: two: " in printed and "there is no such file" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["speak", "one", "--output=-", "--best_of=2", "--workdir=R"], "--stream cannot be used"),
+        (["transcribe", "a.wav", "--best_of=2", "--workdir=R"], "candidates that differ"),
+        (["speak", "a", "--output=a.wav", "--best_of=0", "--workdir=R"], "best_of 0"),
+        (["speak", "a", "--output=a.wav", "--pause_seconds=-1", "--workdir=R"], "pause_seconds"),
+        (["speak", "a", "--output=a.wav", "--examples=no.tsv", "--workdir=R"], "no.tsv cannot be"),
+        (
+            ["batch", "--task=sing", "--input=a.tsv", "--output=o", "--workdir=R"],
+            "--task = 'sing' is not a registered",
+        ),
+        (["batch", "--task=text", "--input=a.csv", "--output=o", "--workdir=R"], "a.csv is not a"),
+        (
+            [
+                "--workdir=R",
+                "batch",
+                "--task=text",
+                "--input=a.tsv",
+                "--output=o",
+                "--voice=a.wav",
+                "--voice_text=x",
+            ],
+            "takes no voice",
+        ),
         (["speak", "one", "--output=x.wav"], "--workdir"),
         (["--workdir=R", "speak", "one", "--output=x.wav", "--voice=a.wav"], "--voice_text"),
         (["--workdir=R", "speak", "one", "--output=x.wav", "--max_seconds=0"], "max_seconds"),

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ from soda_jax.codecs.mimi.model import Mimi, abstract, fill_at_random
 from soda_jax.codecs.mimi.runner import Batching, Runner
 from soda_jax.errors import UserError
 from soda_jax.files import link_or_copy, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from soda_jax.codecs.mimi.streaming import StreamingDecoder
 
 FORMAT_VERSION = 1
 CODEBOOKS = 8  # SODA uses the first 8 of the 32 codebooks of the published model
@@ -161,6 +164,12 @@ class MimiCodec:
             for n, sound in zip(group, decoded, strict=True):
                 sounds[n] = np.clip(sound.reshape(-1), -1, 1)
         return sounds
+
+    def streaming_decoder(self) -> "StreamingDecoder":
+        """Returns a decoder that decodes one clip frame by frame."""
+        from soda_jax.codecs.mimi import streaming
+
+        return streaming.StreamingDecoder(self)
 
     def save(self, directory: str | Path) -> None:
         """Writes the published files and `codec.json`; the weights are hard-linked if possible."""

@@ -69,3 +69,7 @@ class StreamingDecoder:
             sound, self._state = self._codec.runner.decode_one(frame[None, None], self._state)
             sounds.append(np.clip(np.asarray(sound).reshape(-1), -1, 1))
         return np.concatenate(sounds)
+
+    def finish(self) -> np.ndarray:
+        """Ends the stream; every frame was decoded when it came, so no audio is left."""
+        return np.zeros(0, np.float32)
