@@ -168,16 +168,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--stream cannot be used with --best_of or --unconstrained")
 
     from soda_jax.generate.batch import BatchOptions, read_examples, read_manifest, run_batch
-    from soda_jax.generate.pipeline import check_best_of
+    from soda_jax.generate.pipeline import check_best_of, find_task
     from soda_jax.generate.sampling import Sampling
     from soda_jax.generate.speech_model import load
-    from soda_jax.generate.tasks import Task, TaskOptions
+    from soda_jax.generate.tasks import TaskOptions
     from soda_jax.model.decoding import check_dtype
-    from soda_jax.registry import GENERATION_TASKS
     from soda_jax.train.program import use_compilation_cache
 
     name = args.task if args.action == "batch" else args.action
-    kind: Task = GENERATION_TASKS.get(name, "--task")  # type: ignore[assignment]
+    kind = find_task(name)
     if getattr(args, "voice", None) and "voice" not in kind.takes:
         raise UserError(f"--voice: the task {name} takes no voice")
     sampling = Sampling(
@@ -294,7 +293,7 @@ def _stream(model: Any, args: argparse.Namespace, batch: Any, request: Any, befo
             write(before)
             samples += len(before)
 
-        def on_tokens(request: Any, prompt: Any, ids: Any, ended: bool) -> None:
+        def on_tokens(prompt: Any, ids: Any, ended: bool) -> None:
             nonlocal samples
             audio = stream.push(prompt.piece, ids, ended)
             if len(audio):

@@ -18,13 +18,12 @@ from typing import Any
 from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic, write_json
-from soda_jax.generate.pipeline import Pipeline
+from soda_jax.generate.pipeline import Pipeline, find_task
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
-from soda_jax.generate.tasks import Request, Result, Task, TaskOptions
+from soda_jax.generate.tasks import Request, Result, TaskOptions
 from soda_jax.json_lines import append_json_line, json_line, read_json_lines
 from soda_jax.progress import progress
-from soda_jax.registry import GENERATION_TASKS
 
 FORMAT_VERSION = 1
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
@@ -100,7 +99,7 @@ def read_manifest(
       UserError: if the file cannot be read, or a row lacks a column, has a wrong value or repeats a name.
     """
     path = Path(path)
-    kind: Task = GENERATION_TASKS.get(task, "task")  # type: ignore[assignment]
+    kind = find_task(task)
     requests: dict[str, Request] = {}
     for number, row in _rows(path):
         where = f"{path}:{number}"
@@ -269,7 +268,7 @@ def _summary(rows: Sequence[dict[str, Any]], batch: BatchOptions) -> BatchSummar
 
 def _settings(model: SpeechModel, batch: BatchOptions) -> dict[str, Any]:
     """Returns what the results depend on, JSON-able."""
-    kind: Task = GENERATION_TASKS.get(batch.task, "task")  # type: ignore[assignment]
+    kind = find_task(batch.task)
     options = dataclasses.asdict(batch.options)
     options["examples"] = [[*_file_key(str(a)), text] for a, text in batch.options.examples]
     settings = {

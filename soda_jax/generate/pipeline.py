@@ -3,12 +3,11 @@
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from soda_jax.errors import UserError
-from soda_jax.generate.engine import Generated, Job
+from soda_jax.generate.engine import Event, Generated, Job
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.generate.tasks import (
@@ -16,7 +15,6 @@ from soda_jax.generate.tasks import (
     Prompt,
     Request,
     Result,
-    Steps,
     Task,
     TaskContext,
     TaskOptions,
@@ -24,25 +22,187 @@ from soda_jax.generate.tasks import (
 from soda_jax.registry import GENERATION_TASKS
 from soda_jax.tokens.grammar import ILLEGAL, grammar
 
-Finished = tuple[Request, Result | UserError]
-OnTokens = Callable[[Request, Prompt, np.ndarray, bool], None]
+OnTokens = Callable[[Prompt, np.ndarray, bool], None]
 
 
-class _Candidate(NamedTuple):
-    """A job: candidate of a prompt of a running request."""
+class Work:
+    """A request that is being worked on.
 
-    running: "_Running"
-    prompt: int
+    Attributes:
+      request: the request.
+      task: its task.
+      cancelled: set it to True if the result is no longer wanted; the work then has none.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        task: str,
+        context: TaskContext,
+        best_of: int = 1,
+        on_tokens: OnTokens | None = None,
+    ):
+        """Starts nothing yet.
+
+        Args:
+          request: the request.
+          task: name of its task.
+          context: model and options.
+          best_of: candidates of each prompt, of which the most likely is kept: finished ones before others, then the
+            highest mean log-probability per token.
+          on_tokens: called with (prompt, new ids, whether it ended) while tokens are generated; only with
+            `best_of` 1.
+
+        Raises:
+          UserError: if the task is unknown, or the candidates cannot be streamed.
+        """
+        self.request, self.task = request, find_task(task)
+        if on_tokens is not None and best_of > 1:
+            raise UserError(f"best_of {best_of} must be 1 if the tokens are streamed")
+        self.cancelled = False
+        self._context, self._best_of, self.on_tokens = context, best_of, on_tokens
+        self._steps = self.task.function(context, request)
+        self._prompts: list[Prompt] = []
+        self._found: list[list[Continuation]] | None = None
+        self._open = 0  # jobs without a result
+        layout = context.model.layout
+        self._grammar = grammar(layout, context.model.codebooks)
+        self._ends = (layout.audio_end, layout.text_end, layout.eos)
+
+    def start(self) -> list[tuple[Job, Prompt]] | Result | UserError:
+        """Runs the task up to its next prompts or its end; returns their jobs, the result or the error."""
+        best = None
+        if self._found is not None:
+            best = [max(candidates, key=_likelihood) for candidates in self._found]
+        try:
+            prompts: list[Prompt] = []
+            while not prompts:
+                prompts = next(self._steps) if best is None else self._steps.send(best)
+                best = []
+            jobs = []
+            for prompt in prompts:
+                for candidate in range(self._best_of):
+                    key = f"{self.request.name}\0{prompt.piece}\0{candidate}"
+                    job = self._context.job(prompt, zlib.crc32(key.encode()) >> 1)
+                    self._context.model.engine.check(job)
+                    jobs.append((job, prompt))
+        except StopIteration as stop:
+            return stop.value
+        except UserError as error:
+            return error
+        self._prompts, self._found = prompts, [[] for _ in prompts]
+        self._open = len(jobs)
+        return jobs
+
+    def add(self, prompt: Prompt, generated: Generated) -> bool:
+        """Adds the result of a job; returns whether it was the last one."""
+        assert self._found is not None
+        number = next(n for n, known in enumerate(self._prompts) if known is prompt)
+        self._found[number].append(self._continuation(prompt, generated))
+        self._open -= 1
+        return not self._open
+
+    def _continuation(self, prompt: Prompt, generated: Generated) -> Continuation:
+        ids = generated.ids
+        mean = generated.log_probability / len(ids)
+        if not generated.legal:
+            ids = ids[: self._legal_length(prompt.ids, ids)]
+        elif ids[-1] in self._ends:
+            ids = ids[:-1]
+        if prompt.kind == "speech":  # without the grammar, it may end inside a frame
+            ids = ids[: len(ids) - len(ids) % self._context.model.codebooks]
+        return Continuation(ids, generated.finished and generated.legal, mean, generated.legal)
+
+    def _legal_length(self, prompt: np.ndarray, ids: np.ndarray) -> int:
+        state = self._grammar.run(prompt)
+        for number, token in enumerate(ids.tolist()):
+            state = self._grammar.step(state, token)
+            if state == ILLEGAL:
+                return number
+        return len(ids)
 
 
-class _Running:
-    """A request whose task has yielded prompts."""
+class Runner:
+    """Runs work with the same sampling settings on the engine of a model."""
 
-    def __init__(self, request: Request, steps: Steps):
-        self.request, self.steps = request, steps
-        self.prompts: list[Prompt] = []
-        self.found: list[list[Continuation]] = []
-        self.open = 0  # jobs without a result
+    def __init__(
+        self,
+        model: SpeechModel,
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        constrained: bool = True,
+        steps: int = 0,
+        slots: int = 0,
+    ):
+        """Sets the settings, which are those of `Engine.stream`."""
+        self._model, self._sampling, self._seed = model, sampling, seed
+        self._constrained, self._steps, self._slots = constrained, steps, slots
+
+    def run(self, take: Callable[[], Work | None]) -> Iterator[tuple[Work, Result | UserError]]:
+        """Yields (work, result or the error of this work), in the order in which they end.
+
+        Args:
+          take: returns the next work, or None if there is none now. It is called whenever slots are free; the run ends
+            when all work is done.
+        """
+        engine = self._model.engine
+        ready: deque[tuple[Job, Prompt, Work]] = deque()
+        done: deque[tuple[Work, Result | UserError]] = deque()
+        owners: list[tuple[Prompt, Work]] = []
+        active: dict[int, Work] = {}  # by job
+
+        def advance(work: Work) -> None:
+            started = work.start()
+            if isinstance(started, list):
+                ready.extend((job, prompt, work) for job, prompt in started)
+            else:
+                done.append((work, started))
+
+        def fill(count: int) -> list[Job]:
+            # One more group of jobs waits, so that a free slot is filled at once.
+            while len(ready) < count + engine.slots // 4:
+                work = take()
+                if work is None:
+                    break
+                advance(work)
+            jobs = [job for job, _, work in ready if not work.cancelled]
+            for _, prompt, work in ready:
+                if not work.cancelled:
+                    active[len(owners)] = work
+                    owners.append((prompt, work))
+            ready.clear()
+            return jobs
+
+        def dropped() -> list[int]:
+            gone = [job for job, work in active.items() if work.cancelled]
+            for job in gone:
+                del active[job]
+            return gone
+
+        def handle(event: Event) -> None:
+            prompt, work = owners[event.job]
+            if work.on_tokens is not None and not work.cancelled:
+                work.on_tokens(prompt, event.ids, event.result is not None)
+            if event.result is None:
+                return
+            active.pop(event.job, None)
+            if work.add(prompt, event.result) and not work.cancelled:
+                advance(work)
+
+        while jobs := fill(self._slots or engine.slots):
+            stream = engine.stream(
+                jobs, sampling=self._sampling, seed=self._seed, constrained=self._constrained,
+                steps=self._steps, slots=self._slots, more=fill, dropped=dropped,
+            )  # fmt: skip
+            for event in stream:
+                handle(event)
+                while done:
+                    yield done.popleft()
+            owners.clear()
+            active.clear()
+        while done:
+            yield done.popleft()
 
 
 class Pipeline:
@@ -72,61 +232,32 @@ class Pipeline:
           task: name of a task, such as "speak".
           options: options of the task.
           sampling: sampling settings; by default those of the task.
-          seed: random seed. The random numbers of a request depend only on it, the name of the request, the piece and the candidate.
-          best_of: number of candidates of each prompt, of which the most likely is kept: finished ones before
-            others, then the highest mean log-probability per token.
+          seed: random seed. The random numbers of a request depend only on it, the name of the request, the
+            piece and the candidate.
+          best_of, on_tokens: see `Work`.
           constrained: False samples without the grammar.
           steps: tokens after which `on_tokens` is called, see `Engine.stream`.
-          on_tokens: called with (request, prompt, new ids, whether it ended) while tokens are generated; only
-            with `best_of` 1.
 
         Raises:
           UserError: if the task is unknown, or `best_of` is out of range.
         """
-        self._task: Task = GENERATION_TASKS.get(task, "task")  # type: ignore[assignment]
-        check_best_of(best_of, sampling or self._task.sampling)
-        if on_tokens is not None and best_of > 1:
-            raise UserError(f"best_of {best_of} must be 1 if the tokens are streamed")
+        sampling = sampling or find_task(task).sampling
+        check_best_of(best_of, sampling)
         self.context = TaskContext(model, options or TaskOptions())
-        self._sampling, self._seed = sampling or self._task.sampling, seed
-        self._best_of, self._constrained, self._steps = best_of, constrained, steps
-        self._on_tokens = on_tokens
-        self._grammar = grammar(model.layout, model.codebooks)
+        self._task, self._best_of, self._on_tokens = task, best_of, on_tokens
+        self._runner = Runner(model, sampling, seed=seed, constrained=constrained, steps=steps)
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Finished]:
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Result | UserError]]:
         """Yields (request, result or the error of this request), in the order in which they end."""
-        source, engine = iter(requests), self.context.model.engine
-        ready: deque[tuple[Job, _Candidate]] = deque()
-        done: deque[Finished] = deque()
-        owners: list[_Candidate] = []
+        source = iter(requests)
 
-        def fill(count: int) -> list[Job]:
-            # Jobs of running requests go first. One more group of slots waits, so that a free slot is filled at once.
-            while len(ready) < count + engine.slots // 4:
-                request = next(source, None)
-                if request is None:
-                    break
-                self._start(request, ready, done)
-            jobs = [job for job, _ in ready]
-            owners.extend(owner for _, owner in ready)
-            ready.clear()
-            return jobs
+        def take() -> Work | None:
+            request = next(source, None)
+            if request is None:
+                return None
+            return Work(request, self._task, self.context, self._best_of, self._on_tokens)
 
-        while jobs := fill(engine.slots):
-            stream = engine.stream(
-                jobs, sampling=self._sampling, seed=self._seed, constrained=self._constrained,
-                steps=self._steps, more=fill,
-            )  # fmt: skip
-            for event in stream:
-                running, number = owner = owners[event.job]
-                if self._on_tokens is not None:
-                    ended = event.result is not None
-                    self._on_tokens(running.request, running.prompts[number], event.ids, ended)
-                if event.result is not None:
-                    self._collect(owner, event.result, ready, done)
-                yield from _drain(done)
-            owners.clear()
-        yield from _drain(done)
+        return ((work.request, result) for work, result in self._runner.run(take))
 
     def __call__(self, requests: Iterable[Request]) -> list[Result]:
         """Returns the results in the order of the requests; raises the first error."""
@@ -140,75 +271,10 @@ class Pipeline:
             results.append(result)
         return results
 
-    def _start(
-        self, request: Request, ready: deque[tuple[Job, _Candidate]], done: deque[Finished]
-    ) -> None:
-        running = _Running(request, self._task.function(self.context, request))
-        self._advance(running, None, ready, done)
 
-    def _advance(
-        self,
-        running: _Running,
-        found: list[Continuation] | None,
-        ready: deque[tuple[Job, _Candidate]],
-        done: deque[Finished],
-    ) -> None:
-        """Runs a task up to its next prompts or its end."""
-        try:
-            while True:
-                prompts = next(running.steps) if found is None else running.steps.send(found)
-                if prompts:
-                    break
-                found = []
-            jobs = []
-            for number, prompt in enumerate(prompts):
-                for candidate in range(self._best_of):
-                    key = f"{running.request.name}\0{prompt.piece}\0{candidate}"
-                    job = self.context.job(prompt, zlib.crc32(key.encode()) >> 1)
-                    self.context.model.engine.check(job)
-                    jobs.append((job, _Candidate(running, number)))
-        except StopIteration as stop:
-            done.append((running.request, stop.value))
-        except UserError as error:
-            done.append((running.request, error))
-        else:
-            running.prompts, running.found = prompts, [[] for _ in prompts]
-            running.open = len(jobs)
-            ready.extend(jobs)
-
-    def _collect(
-        self,
-        candidate: _Candidate,
-        generated: Generated,
-        ready: deque[tuple[Job, _Candidate]],
-        done: deque[Finished],
-    ) -> None:
-        running, number = candidate
-        prompt = running.prompts[number]
-        running.found[number].append(self._continuation(prompt, generated))
-        running.open -= 1
-        if not running.open:
-            best = [max(some, key=_likelihood) for some in running.found]
-            self._advance(running, best, ready, done)
-
-    def _continuation(self, prompt: Prompt, generated: Generated) -> Continuation:
-        ids, layout = generated.ids, self.context.model.layout
-        mean = generated.log_probability / len(ids)
-        if not generated.legal:
-            ids = ids[: self._legal_length(prompt.ids, ids)]
-        elif ids[-1] in (layout.audio_end, layout.text_end, layout.eos):
-            ids = ids[:-1]
-        if prompt.kind == "speech":  # without the grammar, it may end inside a frame
-            ids = ids[: len(ids) - len(ids) % self.context.model.codebooks]
-        return Continuation(ids, generated.finished and generated.legal, mean, generated.legal)
-
-    def _legal_length(self, prompt: np.ndarray, ids: np.ndarray) -> int:
-        state = self._grammar.run(prompt)
-        for number, token in enumerate(ids.tolist()):
-            state = self._grammar.step(state, token)
-            if state == ILLEGAL:
-                return number
-        return len(ids)
+def find_task(name: str) -> Task:
+    """Returns a task; raises UserError if it is unknown."""
+    return GENERATION_TASKS.get(name, "task")  # type: ignore[return-value]
 
 
 def check_best_of(best_of: int, sampling: Sampling) -> None:
@@ -219,11 +285,6 @@ def check_best_of(best_of: int, sampling: Sampling) -> None:
         raise UserError(
             f"best_of {best_of} needs candidates that differ: use a temperature above 0"
         )
-
-
-def _drain(done: deque[Finished]) -> Iterator[Finished]:
-    while done:
-        yield done.popleft()
 
 
 def _likelihood(found: Continuation) -> tuple[bool, bool, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from soda_jax.errors import UserError
-from soda_jax.generate.pipeline import Pipeline
+from soda_jax.generate.pipeline import Pipeline, Runner, Work
 from soda_jax.generate.sampling import GREEDY, Sampling
 from soda_jax.generate.streaming import SpeechStream
 from soda_jax.generate.tasks import Continuation, Prompt, Request, Result, TaskOptions, task
@@ -107,7 +107,7 @@ def test_examples_and_voices_are_put_before_the_prompt(model):
     np.testing.assert_array_equal(prompt.ids, model.audio_prompt(codes, model.example(codes, "hi")))
 
 
-def test_the_most_likely_finished_candidate_is_kept(model):
+def test_the_most_likely_finished_candidate_is_kept(model, monkeypatch):
     request = Request("a", "two")
     options = dataclasses.replace(SHORT, max_seconds=0.5)
     hot = Sampling(1.0, 0, 1.0)
@@ -115,12 +115,14 @@ def test_the_most_likely_finished_candidate_is_kept(model):
     ((_, best),) = list(found)
     seen = []
 
-    class Watched(Pipeline):
-        def _collect(self, candidate, generated, ready, done):
-            seen.append((generated.finished, generated.log_probability / len(generated.ids)))
-            super()._collect(candidate, generated, ready, done)
+    add = Work.add
 
-    Watched(model, "speak", options, sampling=hot, best_of=8)([request])
+    def watched(work, prompt, generated):
+        seen.append((generated.finished, generated.log_probability / len(generated.ids)))
+        return add(work, prompt, generated)
+
+    monkeypatch.setattr(Work, "add", watched)
+    Pipeline(model, "speak", options, sampling=hot, best_of=8)([request])
     assert len(seen) == 8 and len(set(seen)) > 1
     part = best.parts[0]
     assert (part.finished, part.mean_log_probability) == pytest.approx(max(seen))
@@ -210,7 +212,7 @@ def test_streamed_audio_has_the_pieces_in_order_and_the_length_of_the_result(mod
     chunks = []
     pipeline = Pipeline(
         model, "speak", SHORT, steps=5,
-        on_tokens=lambda request, prompt, ids, ended: chunks.append(
+        on_tokens=lambda prompt, ids, ended: chunks.append(
             stream.push(prompt.piece, ids, ended)
         ),
     )  # fmt: skip
@@ -222,3 +224,26 @@ def test_streamed_audio_has_the_pieces_in_order_and_the_length_of_the_result(mod
     assert len(audio) == len(result.audio)
     # The toy codec decodes frames independently, so only cross-fades could differ, of equal pieces.
     np.testing.assert_allclose(audio, result.audio, atol=1e-6)
+
+
+def test_cancelled_work_frees_its_slot_and_other_work_joins(model):
+    context = Pipeline(model, "speak", dataclasses.replace(SHORT, max_seconds=20)).context
+    never_ends = Sampling(1.0, 1, 1.0)
+    waiting = [Work(Request(str(n), "two"), "speak", context) for n in range(4)]
+    started: list[Work] = []
+
+    def take():
+        if started:  # called again while the first work runs
+            started[0].cancelled = True
+        if not waiting:
+            return None
+        started.append(waiting.pop(0))
+        return started[-1]
+
+    runner = Runner(model, never_ends, steps=1, slots=1)
+    found = list(runner.run(take))
+    assert [work.request.name for work, _ in found] == ["1", "2", "3"]
+    (expected,) = Pipeline(model, "speak", context.options, sampling=never_ends)(
+        [Request("1", "two")]
+    )
+    same(found[0][1], expected)
