@@ -149,7 +149,7 @@ def _row(
     for head, kind in itertools.product(likelihood.heads, kinds):
         values = []
         for number, choice in enumerate(item.choices):
-            nll, tokens = sums[number][head]
+            nll, tokens, _ = sums[number][head]
             chosen = semantic if kind == SEMANTIC else np.ones(len(nll), bool)
             values.append(float(-nll[chosen].sum() / (choice.divisor or tokens[chosen].sum())))
         scores.setdefault(head, {})[kind] = values

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from soda_jax.data.legal import NO_SET
 from soda_jax.data.windows import empty_batch
 from soda_jax.generate.checkpoint import TrainedDecoder
-from soda_jax.model import ModelFunctions, VocabularyBlocks
+from soda_jax.model import Decoder, ModelFunctions, VocabularyBlocks
 from soda_jax.model.legal import legal_sets
 from soda_jax.model.loss import token_losses
 from soda_jax.parallel import rules
@@ -26,20 +27,25 @@ HEADS = ("full", "legal")
 _BATCH_TOKENS = {"cpu": 2048}
 _MORE_TOKENS = 8192
 _SHORTEST = 64
+# Positions whose logits exist at the same time in the search for the most likely ids.
+_GREEDY_POSITIONS = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredSequence:
-    """A legal beginning of a document, and the range of its tokens that are scored.
+    """A legal beginning of a document, or a part of one, and the range of its tokens that are scored.
 
     Attributes:
-      ids: int32 `[tokens]`; the first one, BOS, cannot be scored.
+      ids: int32 `[tokens]`; the first one, such as BOS, cannot be scored.
       first, last: the scored tokens are `ids[first:last]`.
+      before: tokens of the document before `ids`, which the model does not see; they determine which ids
+        are legal. Empty if `ids` begins with BOS.
     """
 
     ids: np.ndarray
     first: int
     last: int
+    before: Sequence[int] = ()
 
 
 class TokenSums(NamedTuple):
@@ -48,10 +54,13 @@ class TokenSums(NamedTuple):
     Attributes:
       nll: Σ −log p in nats by class of token, f64 `[classes]`.
       tokens: number of tokens by class, f64 `[classes]`.
+      greedy: whether each scored token is the most likely one of its normalizer (the lowest of equal ones);
+        None if this was not requested.
     """
 
     nll: np.ndarray
     tokens: np.ndarray
+    greedy: bool | None = None
 
 
 class Likelihood(Protocol):
@@ -83,6 +92,7 @@ class ModelLikelihood:
         codebooks: int,
         heads: Sequence[str] = ("full",),
         batch_tokens: int = 0,
+        greedy: bool = False,
     ):
         """Prepares the programs.
 
@@ -91,6 +101,7 @@ class ModelLikelihood:
           codebooks: number of codebooks in the sequences.
           heads: the normalizers, of `HEADS`.
           batch_tokens: tokens of a batch, padding included; 0 = the default of the platform.
+          greedy: whether to compute `TokenSums.greedy`, which needs the logits of the scored tokens once more.
         """
         config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
         self._decoder = dataclasses.replace(decoder, model=ModelFunctions(config))
@@ -101,9 +112,17 @@ class ModelLikelihood:
         self._unit = 128 * placement.ways("sequence", 2**30) if placement.platform != "cpu" else 1
         self.heads, self.class_names = tuple(heads), tuple(decoder.layout.class_names)
         self._partition = partition(decoder.layout, codebooks)
-        self._sets = legal_sets(
-            VocabularyBlocks.of(decoder.layout), *joint_sets(decoder.layout, [codebooks])
-        )
+        vocabulary = VocabularyBlocks.of(decoder.layout)
+        sets, periods = joint_sets(decoder.layout, [codebooks])
+        self._sets = legal_sets(vocabulary, sets, periods)
+        self._greedy = greedy
+        # The rows of the head that each normalizer contains: one set for "full", the legal sets for "legal".
+        self._normalizers = {"full": vocabulary.valid_rows[None]}
+        if greedy and "legal" in heads:
+            self._normalizers["legal"] = np.zeros((len(sets), vocabulary.rows), bool)
+            for number, ranges in enumerate(sets):
+                for start, stop in ranges:
+                    self._normalizers["legal"][number, vocabulary.row_of_id[start:stop]] = True
         mesh = getattr(decoder.placement, "mesh", None)
         self._sums = jax.jit(self._summed, out_shardings=rules.replicated(mesh) if mesh else None)
 
@@ -124,7 +143,11 @@ class ModelLikelihood:
                 chosen,
                 {
                     head: [
-                        TokenSums(sums["nll"][row].astype(float), sums["count"][row].astype(float))
+                        TokenSums(
+                            sums["nll"][row].astype(float),
+                            sums["count"][row].astype(float),
+                            bool(sums["greedy"][row]) if self._greedy else None,
+                        )
                         for row in range(len(chosen))
                     ]
                     for head, sums in found.items()
@@ -142,15 +165,32 @@ class ModelLikelihood:
             batch.tokens[row, :count] = ids
             batch.target_class[row, : count - 1] = layout.class_of_id[ids[1:]]
             batch.loss_mask[row, sequence.first - 1 : sequence.last - 1] = 1
-            states = rules_.states(ids[:-1], rules_.rules.start)
+            seen = np.concatenate([np.asarray(sequence.before, np.int32), ids[:-1]])
+            states = rules_.states(seen, rules_.rules.start)[len(sequence.before) :]
             sets = rules_.joint_numbers[rules_.set_of_state[states]]
             batch.legal_set[row, : count - 1] = np.where(
                 batch.loss_mask[row, : count - 1] > 0, sets, NO_SET
             )
-        return batch._replace(source=np.arange(rows, dtype=np.int32)).arrays()
+        arrays = batch._replace(source=np.arange(rows, dtype=np.int32)).arrays()
+        if self._greedy:
+            # Positions before the scored tokens, −1 = none. Few widths, because each needs a program.
+            most = max(sequence.last - sequence.first for sequence in sequences)
+            width = next(n for n in (length // 8, length // 4, length // 2, length) if n >= most)
+            arrays["scored"] = np.full((rows, width), -1, np.int32)
+            for row, sequence in enumerate(sequences):
+                found = np.arange(sequence.first - 1, sequence.last - 1)
+                arrays["scored"][row, : len(found)] = found
+        return arrays
 
     def _summed(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         decoder, found = self._decoder.model.bind(params), {}
+        kept: list[jax.Array] = []
+
+        def keep(decoder: Decoder, hidden: jax.Array, batch: Any) -> jax.Array:
+            # A loss term receives the hidden states, so the decoder need not run again for `greedy`.
+            kept.append(hidden)
+            return jnp.float32(0)
+
         for head in self.heads:
             _, sums = token_losses(
                 decoder,
@@ -159,9 +199,42 @@ class ModelLikelihood:
                 sources=len(batch["source"]),
                 placement=self._decoder.placement,
                 legal=self._sets if head == "legal" else None,
+                terms=(keep,) if self._greedy else (),
             )
             found[head] = {name: sums[name] for name in ("nll", "count")}
+            if self._greedy:
+                found[head]["greedy"] = self._all_most_likely(head, decoder, kept[-1], batch)
         return found
+
+    def _all_most_likely(
+        self, head: str, decoder: Decoder, hidden: jax.Array, batch: dict[str, jax.Array]
+    ) -> jax.Array:
+        """Returns whether all scored tokens of each row are the most likely ones, bool `[rows]`."""
+        at = jnp.maximum(batch["scored"], 0)
+        scored = jnp.take_along_axis(hidden, at[..., None], axis=1)
+        targets = jnp.asarray(decoder.config.vocabulary.row_of_id)[
+            jnp.take_along_axis(batch["tokens"], at + 1, axis=1)
+        ]
+        sets = jnp.zeros_like(at)
+        if head == "legal":
+            sets = jnp.take_along_axis(batch["legal_set"].astype(jnp.int32), at, axis=1)
+        normalizers = jnp.asarray(self._normalizers[head])
+        blocks = [
+            block.reshape(-1, block.shape[-1]).astype(hidden.dtype)
+            for block in decoder.head_blocks()
+        ]
+
+        def best(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            vector, number = inputs
+            products = [
+                jnp.einsum("d,vd->v", vector, block, preferred_element_type=jnp.float32)
+                for block in blocks
+            ]
+            return jnp.argmax(jnp.where(normalizers[number], jnp.concatenate(products), -jnp.inf))
+
+        flat = (scored.reshape(-1, scored.shape[-1]), sets.reshape(-1))
+        rows = jax.lax.map(best, flat, batch_size=_GREEDY_POSITIONS)
+        return ((rows.reshape(at.shape) == targets) | (batch["scored"] < 0)).all(axis=1)
 
 
 def _bucket(length: int, unit: int) -> int:
