@@ -28,8 +28,8 @@ from soda_jax.progress import progress
 from soda_jax.tokens.documents import most_codebooks
 
 _MAX_NEW_TOKENS = 256
-# New tokens after which texts are searched for stop strings, doubled each time. Only then can a row end at
-# a string, and every search costs a prefill.
+# Generation pauses after this number of new tokens to search the texts for stop strings, then after twice the
+# number, and so on, because the prefill is repeated after each pause.
 _FIRST_PIECE = 32
 # Settings of a task that `generate_until` uses.
 _KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -71,7 +71,7 @@ class SodaLM(LM):
             grammar permits.
           dtype: dtype to which the weights are rounded: "float32", "bfloat16" or "int8"; by default float32
             for scores and the default of the platform for generated text.
-          data, tensor: devices along these mesh axes; one device by default.
+          data, tensor: devices along these mesh axes, all of them together; one device by default.
           seed: seed of the sampling.
           batch_size, max_batch_size, device, trust_remote_code: ignored; lm-evaluation-harness always passes some
             of them ("cuda:0" on every machine). The rows of a batch follow from their length, and

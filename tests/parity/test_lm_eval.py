@@ -240,6 +240,15 @@ def test_continuations_are_split_and_scored_as_their_definition(run_folder):
     assert model.merged == 1
 
 
+def test_answers_do_not_depend_on_the_mesh(run_folder):
+    requests = [Request("A man", " counts."), Request("", "Turn left"), Request("A woman", " runs")]
+    texts = [Request("A man", {"max_gen_toks": 8}), Request("Turn left", {"max_gen_toks": 8})]
+    one, eight = SodaLM(str(run_folder)), SodaLM(str(run_folder), data=4, tensor=2)
+    for left, right in zip(one.loglikelihood(requests), eight.loglikelihood(requests), strict=True):
+        assert left[0] == pytest.approx(right[0], abs=1e-4) and left[1] == right[1]
+    assert one.generate_until(texts) == eight.generate_until(texts)
+
+
 def test_greedy_continuations_are_marked(bytes_folder):
     model, (log_p, layout) = SodaLM(str(bytes_folder)), log_probabilities_of(bytes_folder)
     requests, expected = [], []
@@ -367,7 +376,7 @@ def test_a_wrong_workdir_is_one_line(tasks, tmp_path, monkeypatch, capsys):
     assert not [line for line in lines if "Traceback" in line]
 
 
-def test_a_model_without_text_and_a_chat_template_are_refused(bytes_folder, tmp_path, tasks):
+def test_what_the_model_cannot_do_is_refused(bytes_folder, tmp_path, tasks):
     speech = {"speech": {"composition": "S+A", "codebooks": 0}}
     folder = save_run(tmp_path / "speech", ByteTokenizer(), 24, speech)
     with pytest.raises(UserError, match="needs a model that was trained with text"):
@@ -378,5 +387,9 @@ def test_a_model_without_text_and_a_chat_template_are_refused(bytes_folder, tmp_
             task_manager=TaskManager(include_path=str(tasks)),
             apply_chat_template=True,
         )  # fmt: skip
+    other = save_run(tmp_path / "other", ByteTokenizer(), 24)
+    train_bpe(["other"], 300).save(other / "tokenizer")
+    with pytest.raises(UserError, match="is not the tokenizer of the checkpoint"):
+        SodaLM(str(other))
     with pytest.raises(UserError, match="max_gen_toks 24 must be"):
         SodaLM(str(bytes_folder)).generate_until([Request("a", {"max_gen_toks": 24})])
