@@ -39,11 +39,11 @@ _STYLE: Any = {  # matplotlib rcParams
     "svg.fonttype": "none",
     "svg.hashsalt": "soda",
 }
-_PANELS_A_ROW = 5
+PANELS_A_ROW = 5
 Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
-def _styled(draw: Drawing) -> Drawing:
+def styled(draw: Drawing) -> Drawing:
     """Wraps `draw` to use `_STYLE` and no display; imports matplotlib only when it is called."""
 
     @functools.wraps(draw)
@@ -57,7 +57,7 @@ def _styled(draw: Drawing) -> Drawing:
     return wrapper  # type: ignore[return-value]
 
 
-@_styled
+@styled
 def loss_figure(
     rows: Rows,
     classes: Sequence[str],
@@ -73,14 +73,14 @@ def loss_figure(
       baselines: held-out loss vectors of "unigram" and "bigram", drawn as horizontal lines.
       resumed_at: steps from which the run was resumed.
     """
-    columns = min(_PANELS_A_ROW, len(classes))
+    columns = min(PANELS_A_ROW, len(classes))
     lines = math.ceil(len(classes) / columns)
-    figure, axes = _subplots(lines, columns, (2.3 * columns, 1.95 * lines + 0.45))
+    figure, axes = subplots(lines, columns, (2.3 * columns, 1.95 * lines + 0.45))
     for axis, name in zip(axes, classes, strict=False):
-        steps, values = _series(rows, f"loss/{name}")
+        steps, values = series(rows, f"loss/{name}")
         axis.plot(steps, values, color=_TRAINING, alpha=0.3, linewidth=0.8)
-        axis.plot(steps, _smoothed(values), color=_TRAINING, linewidth=1.5, label="training")
-        steps, values = _series(rows, f"validation/loss/{name}")
+        axis.plot(steps, smoothed(values), color=_TRAINING, linewidth=1.5, label="training")
+        steps, values = series(rows, f"validation/loss/{name}")
         axis.plot(
             *(steps, values), "o-", color=_VALIDATION, markersize=3.5, linewidth=1, label="held-out"
         )
@@ -99,7 +99,7 @@ def loss_figure(
     return figure
 
 
-@_styled
+@styled
 def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure":
     """Returns a figure of tokens per second, MFU and data wait over the steps.
 
@@ -112,9 +112,9 @@ def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure"
         ("mfu", "MFU in %", 100.0),
         ("data_wait_seconds", "data wait, ms per step", 1000.0),
     )
-    figure, axes = _subplots(1, len(panels), (11.5, 2.3))
+    figure, axes = subplots(1, len(panels), (11.5, 2.3))
     for axis, (key, title, scale) in zip(axes, panels, strict=True):
-        steps, values = _series(rows, key)
+        steps, values = series(rows, key)
         axis.plot(steps, values * scale, color=_TRAINING, linewidth=1)
         axis.set_title(title)
         # Outliers such as the first step, which compiles, would flatten the curve.
@@ -125,7 +125,7 @@ def throughput_figure(rows: Rows, *, resumed_at: Sequence[int] = ()) -> "Figure"
     return figure
 
 
-@_styled
+@styled
 def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
     """Returns a figure of the waveform and the log-mel spectrogram of a clip.
 
@@ -137,7 +137,7 @@ def sound_figure(audio: np.ndarray, sample_rate: int) -> "Figure":
     padded = np.pad(np.asarray(audio, np.float32), (0, -len(audio) % grid.hop))
     seconds = max(len(padded), 1) / sample_rate
     width = float(np.clip(2.2 + 1.6 * seconds, 3.2, 11))
-    figure, (wave, mel) = _subplots(2, 1, (width, 2.3), sharex=True, height_ratios=(1, 2))
+    figure, (wave, mel) = subplots(2, 1, (width, 2.3), sharex=True, height_ratios=(1, 2))
     low, high = _envelope(padded, columns=round(width * 100))
     times = np.linspace(0, seconds, len(low))
     wave.fill_between(times, low, high, color=_TRAINING, linewidth=0.4)
@@ -191,23 +191,24 @@ def png(figure: "Figure", dots_per_inch: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def _subplots(
+def subplots(
     rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> "tuple[Figure, list[Axes]]":
+    """Returns a figure of `size` inches and its axes, row by row."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
     return figure, list(axes.flat)
 
 
-def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+def series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns steps and values of one metric, without rows that lack it."""
     found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     steps, values = zip(*found, strict=True) if found else ((), ())
     return np.array(steps, np.int64), np.array(values, np.float64)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Returns the centered moving average with a window of 1/30 of the values."""
     reach = len(values) // 60
     if not reach:

@@ -4,23 +4,16 @@ Each section is rendered by a function from `ReportContent` to HTML, which retur
 string if the content has nothing for this section.
 """
 
-import base64
-import html
-import io
-import string
-import wave
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from os import PathLike
-from typing import Any
 
 import numpy as np
 
-from soda_jax.errors import UserError
 from soda_jax.evaluate.tables import class_rows, not_below
 from soda_jax.files import write_atomic
 from soda_jax.report import figures
-from soda_jax.report.content import Clip, ReportContent, Sample
+from soda_jax.report.content import ReportContent
+from soda_jax.report.elements import escaped, nats, page, sample_card, section
 from soda_jax.train.metric_logs import read_metrics
 
 _EXAMPLES = 12  # examples shown; further ones are collapsed in <details>
@@ -37,25 +30,16 @@ def write_report(path: str | PathLike[str], content: ReportContent) -> None:
 
 def render(content: ReportContent) -> str:
     """Returns the HTML of a report."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("matplotlib is missing: pip install 'soda-jax[demo]'") from None
-    template = resources.files("soda_jax.report").joinpath("page.html").read_text("utf-8")
-    sections = (samples, word_errors, held_out, curves, facts, stages, commands)
-    return string.Template(template).substitute(
-        title=html.escape(content.title),
-        intro=f'<p class="soft">{html.escape(content.intro)}</p>' if content.intro else "",
-        sections="".join(section(content) for section in sections),
-    )
+    parts = (samples, word_errors, held_out, curves, facts, stages, commands)
+    return page(content.title, content.intro, "".join(part(content) for part in parts))
 
 
 def facts(content: ReportContent) -> str:
     """Returns the section with the properties of the run."""
     rows = "".join(
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in content.facts.items()
+        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in content.facts.items()
     )
-    return _section("Run", f'<div class="card"><dl>{rows}</dl></div>') if rows else ""
+    return section("Run", f'<div class="card"><dl>{rows}</dl></div>') if rows else ""
 
 
 def stages(content: ReportContent) -> str:
@@ -65,13 +49,13 @@ def stages(content: ReportContent) -> str:
     total = sum(seconds for _, seconds in content.stages)
     longest = max(seconds for _, seconds in content.stages) or 1.0
     rows = [
-        f"<tr><td>{_text(name)}</td><td>{_duration(seconds)}</td>"
+        f"<tr><td>{escaped(name)}</td><td>{_duration(seconds)}</td>"
         f'<td class="wide"><div class="bar" style="width:{100 * seconds / longest:.1f}%"></div></td></tr>'
         for name, seconds in content.stages
     ]
     rows.append(f'<tr class="total"><td>total</td><td>{_duration(total)}</td><td></td></tr>')
     table = f'<table style="width:100%">{"".join(rows)}</table>'
-    return _section("Time of each stage", f'<div class="card">{table}</div>')
+    return section("Time of each stage", f'<div class="card">{table}</div>')
 
 
 def curves(content: ReportContent) -> str:
@@ -96,13 +80,13 @@ def curves(content: ReportContent) -> str:
     steady = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
     median = f" Median: {np.median(steady):,.0f} tokens per second." if steady else ""
     peak = f"; 100% would be {content.peak}" if content.peak else ""
-    return _section(
+    return section(
         "Loss",
-        f"<p>By class of token, from training batches and held-out windows.{_text(note)}</p>"
+        f"<p>By class of token, from training batches and held-out windows.{escaped(note)}</p>"
         f'<div class="card">{figures.svg(loss, "Loss by class of token over the steps")}</div>',
-    ) + _section(
+    ) + section(
         "Throughput",
-        f"<p>Model FLOP utilization (MFU) excludes recomputation{_text(peak)}.{_text(median)}</p>"
+        f"<p>Model FLOP utilization (MFU) excludes recomputation{escaped(peak)}.{escaped(median)}</p>"
         f'<div class="card">{figures.svg(speed, "Throughput over the steps")}</div>',
     )
 
@@ -118,11 +102,11 @@ def held_out(content: ReportContent) -> str:
         margin = row.margin
         sign = "" if margin is None else ("good" if margin > 0 else "bad")
         losses = (row.model, row.unigram, row.bigram)
-        cells = "".join(f"<td>{_nats(value)}</td>" for value in losses)
-        shown = _nats(margin, signed=True)
+        cells = "".join(f"<td>{nats(value)}</td>" for value in losses)
+        shown = nats(margin, signed=True)
         kind = ' class="total"' if row.name == "all" else ""
         name = row.name.replace("_", " ")
-        body.append(f'<tr{kind}><td>{_text(name)}</td>{cells}<td class="{sign}">{shown}</td></tr>')
+        body.append(f'<tr{kind}><td>{escaped(name)}</td>{cells}<td class="{sign}">{shown}</td></tr>')
     missed = not_below(rows)
     if "baselines" not in evaluation:
         verdict = "The baselines were not measured."
@@ -130,7 +114,7 @@ def held_out(content: ReportContent) -> str:
         names = ", ".join(name.replace("_", " ") for name in missed)
         verdict = (
             '<span class="bad">The model loss is not below both baselines for: '
-            f"{_text(names)}.</span>"
+            f"{escaped(names)}.</span>"
         )
     else:
         verdict = (
@@ -144,7 +128,7 @@ def held_out(content: ReportContent) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in ("class", "model", "unigram", "bigram", "margin"))
     table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
-    return _section("Held-out loss against baselines", f'{intro}<div class="card">{table}</div>')
+    return section("Held-out loss against baselines", f'{intro}<div class="card">{table}</div>')
 
 
 def word_errors(content: ReportContent) -> str:
@@ -155,7 +139,7 @@ def word_errors(content: ReportContent) -> str:
         numbers = _numbers([("corpus WER", asr["word_error_rate"])])
         remark = f"ASR: {asr['utterances']} held-out utterances, {asr['decoding']}."
         table = _examples(("reference", "transcript"), examples)
-        cards.append(f"<h3>{_text(remark)}</h3>{numbers}{table}")
+        cards.append(f"<h3>{escaped(remark)}</h3>{numbers}{table}")
     if tts := content.evaluation.get("tts"):
         shown = [
             ("mean WER", tts["mean_word_error_rate"]),
@@ -176,71 +160,32 @@ def word_errors(content: ReportContent) -> str:
             "each number is replaced by its digits.</p>"
         )
         table = _examples(("text", "recognized as"), examples)
-        cards.append(f"<h3>{_text(remark)}</h3>{_numbers(shown)}{note}{table}")
+        cards.append(f"<h3>{escaped(remark)}</h3>{_numbers(shown)}{note}{table}")
     if not cards:
         return ""
     body = "".join(f'<div class="card">{card}</div>' for card in cards)
-    return _section("Word error rates", f'<div class="grid">{body}</div>')
+    return section("Word error rates", f'<div class="grid">{body}</div>')
 
 
 def samples(content: ReportContent) -> str:
     """Returns the section with the samples, their spectrograms and audio players."""
-    body = "".join(_sample(sample, number) for number, sample in enumerate(content.samples, 1))
-    return _section("Samples", f'<div class="grid">{body}</div>') if body else ""
+    body = "".join(sample_card(sample, number) for number, sample in enumerate(content.samples, 1))
+    return section("Samples", f'<div class="grid">{body}</div>') if body else ""
 
 
 def commands(content: ReportContent) -> str:
     """Returns the section with the commands for next steps."""
     body = "".join(
-        f"<div>{_text(what)}</div><pre>{_text(line)}</pre>" for what, line in content.commands
+        f"<div>{escaped(what)}</div><pre>{escaped(line)}</pre>" for what, line in content.commands
     )
-    return _section("Next steps", f'<div class="card">{body}</div>') if body else ""
-
-
-def wav_uri(audio: np.ndarray, sample_rate: int) -> str:
-    """Returns a clip as a `data:` URI of a 16-bit WAV file."""
-    scaled = np.round(np.clip(np.asarray(audio, np.float64), -1, 1) * 32767).astype("<i2")
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(scaled.tobytes())
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _sample(sample: Sample, number: int) -> str:
-    named = (
-        ("input text", sample.prompt_text),
-        ("reference", sample.reference),
-        ("transcript" if sample.kind == "transcribe" else "recognized as", sample.result),
-        ("note", sample.note),
-    )
-    lines = "".join(f"<dt>{name}</dt><dd>{_text(text)}</dd>" for name, text in named if text)
-    clips = "".join(
-        _clip(clip, sample.sample_rate, f"sample {number}.{index}")
-        for index, clip in enumerate(sample.clips, 1)
-    )
-    return (
-        f'<div class="card"><h3>{_text(sample.title)}</h3><dl>{lines}</dl>'
-        f'<div class="figures">{clips}</div></div>'
-    )
-
-
-def _clip(clip: Clip, sample_rate: int, name: str) -> str:
-    label = f"{clip.caption}: waveform and spectrogram ({name})"
-    picture = figures.svg(figures.sound_figure(clip.audio, sample_rate), label)
-    seconds = len(clip.audio) / sample_rate
-    player = f'<audio controls preload="metadata" src="{wav_uri(clip.audio, sample_rate)}"></audio>'
-    caption = f"{_text(clip.caption)}, {seconds:.2f} s"
-    return f"<figure><figcaption>{caption}</figcaption>{picture}{player}</figure>"
+    return section("Next steps", f'<div class="card">{body}</div>') if body else ""
 
 
 def _examples(head: Sequence[str], rows: Sequence[tuple[str, str]]) -> str:
     def table(some: Iterable[tuple[str, str]]) -> str:
-        titles = "".join(f'<th class="text">{_text(name)}</th>' for name in head)
+        titles = "".join(f'<th class="text">{escaped(name)}</th>' for name in head)
         body = "".join(
-            f'<tr><td class="text">{_text(left)}</td><td class="text">{_text(right)}</td></tr>'
+            f'<tr><td class="text">{escaped(left)}</td><td class="text">{escaped(right)}</td></tr>'
             for left, right in some
         )
         return f"<table><tr>{titles}</tr>{body}</table>"
@@ -255,20 +200,8 @@ def _examples(head: Sequence[str], rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _numbers(named: Iterable[tuple[str, float]]) -> str:
-    items = "".join(f"<div><b>{value:.1%}</b>{_text(name)}</div>" for name, value in named)
+    items = "".join(f"<div><b>{value:.1%}</b>{escaped(name)}</div>" for name, value in named)
     return f'<div class="numbers">{items}</div>'
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>\n"
-
-
-def _text(value: Any) -> str:
-    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))
-
-
-def _nats(value: float | None, signed: bool = False) -> str:
-    return "–" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:
