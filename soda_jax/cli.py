@@ -27,6 +27,7 @@ COMMANDS = (
     "checkpoints",
     "convert",
     "evaluate",
+    "report",
     "generate",
 )
 

@@ -5,6 +5,7 @@ import html
 import io
 import string
 import wave
+from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -46,6 +47,35 @@ def section(title: str, body: str) -> str:
 def escaped(value: Any) -> str:
     """Returns a value as escaped text; an int has thousands separators."""
     return html.escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    texts: Collection[int] = (),
+    published: int = 0,
+) -> str:
+    """Returns a table in a card.
+
+    Args:
+      head: HTML of the headings.
+      rows: HTML of the cells of each row.
+      texts: indices of the columns whose text wraps and is aligned to the left; column 0 is aligned to the left too.
+      published: number of rows, from the first one, with published numbers, which are marked.
+    """
+
+    def row(tag: str, cells: Sequence[str], kind: str = "") -> str:
+        shown = (
+            f'<{tag} class="text">{cell}</{tag}>' if number in texts else f"<{tag}>{cell}</{tag}>"
+            for number, cell in enumerate(cells)
+        )
+        return f"<tr{kind}>{''.join(shown)}</tr>"
+
+    body = "".join(
+        row("td", cells, ' class="published"' if number < published else "")
+        for number, cells in enumerate(rows)
+    )
+    return f'<div class="card"><table class="runs">{row("th", head)}{body}</table></div>'
 
 
 def nats(value: float | None, signed: bool = False) -> str:

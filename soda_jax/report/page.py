@@ -37,7 +37,8 @@ def render(content: ReportContent) -> str:
 def facts(content: ReportContent) -> str:
     """Returns the section with the properties of the run."""
     rows = "".join(
-        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in content.facts.items()
+        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>"
+        for name, value in content.facts.items()
     )
     return section("Run", f'<div class="card"><dl>{rows}</dl></div>') if rows else ""
 
@@ -106,7 +107,9 @@ def held_out(content: ReportContent) -> str:
         shown = nats(margin, signed=True)
         kind = ' class="total"' if row.name == "all" else ""
         name = row.name.replace("_", " ")
-        body.append(f'<tr{kind}><td>{escaped(name)}</td>{cells}<td class="{sign}">{shown}</td></tr>')
+        body.append(
+            f'<tr{kind}><td>{escaped(name)}</td>{cells}<td class="{sign}">{shown}</td></tr>'
+        )
     missed = not_below(rows)
     if "baselines" not in evaluation:
         verdict = "The baselines were not measured."
