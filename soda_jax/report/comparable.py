@@ -57,8 +57,9 @@ def differences(
     found = []
     if limit:
         found.append(f"a subset of {items:,} items (--limit={limit})")
-    elif column.items and items != column.items:
-        found.append(f"{items:,} items, the benchmark has {column.items:,}")
+    elif items < column.items or (column.exact and items > column.items):
+        whole = f"{column.items:,}" if column.exact else f"at least {column.items:,}"
+        found.append(f"{items:,} items, the benchmark has {whole}")
     if used < items:
         found.append(f"{items - used:,} of {items:,} items are left out")
     if scores.get("missing_parts"):

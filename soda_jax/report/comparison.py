@@ -5,15 +5,17 @@ from os import PathLike
 from typing import Any
 
 from soda_jax.files import write_atomic
-from soda_jax.report import comparison_tables as tables
-from soda_jax.report import figures
-from soda_jax.report.elements import escaped, page, sample_card, section
+from soda_jax.report import figures, run_tables, score_tables
+from soda_jax.report.elements import escaped, page, run_name, sample_card, section
 from soda_jax.report.recordings import Recordings
-from soda_jax.report.run_figures import color_of, losses_figure, scores_figure, style_of
+from soda_jax.report.run_figures import losses_figure, scores_figure, style_of
 from soda_jax.report.runs import ReportedRun
 
 MAX_BYTES = 32 * 2**20  # of a page; samples beyond it are not shown
 _MOST_SCORES = 40  # panels of the figure of scores
+# Last parts of the keys of numbers that are logged with scores and are not scores.
+_NOT_SCORES = {"items", "scored", "utterances", "windows", "tokens", "complete", "seconds"}
+_NOT_SCORES |= {"low", "high", "tie"}
 
 
 def write_comparison(
@@ -39,8 +41,9 @@ def render_comparison(
 ) -> str:
     """Returns the HTML of the report; samples are shown while it is smaller than `max_bytes`."""
     parts = (
-        *(tables.settings, tables.benchmarks, tables.other_scores, tables.held_out, losses, scores),
-        *(tables.parts, tables.speech, tables.numbers, tables.failed),
+        *(run_tables.settings, score_tables.benchmarks, score_tables.other_scores),
+        *(run_tables.held_out, losses, scores, score_tables.parts),
+        *(run_tables.speech, run_tables.numbers, run_tables.failed),
     )
     title = f"Run {runs[0].label}" if len(runs) == 1 else f"Comparison of {len(runs)} runs"
     # Rendered first, so that a missing matplotlib is reported before the figures are drawn.
@@ -68,13 +71,18 @@ def losses(runs: Sequence[ReportedRun]) -> str:
 def scores(runs: Sequence[ReportedRun]) -> str:
     """Returns the section with the scores of evaluations during training."""
     rows = [_score_rows(run) for run in runs]
-    keys = sorted({key for found in rows for row in found for key in row} - {"step"})
-    table = tables.during_training(runs)
+    keys = {key for found in rows for row in found for key in row} - {"step"}
+    keys = {key for key in keys if key.rpartition("/")[2] not in _NOT_SCORES}
+    table = score_tables.during_training(runs)
     if not keys:
         return section("Scores during training", table) if table else ""
-    shown = keys[:_MOST_SCORES]
-    picture = figures.svg(scores_figure(rows, shown), "Scores over the steps, all runs")
-    more = f" {len(keys) - len(shown):,} more are not shown." if len(keys) > len(shown) else ""
+    titled = sorted((_title(key), key) for key in keys)
+    # The accuracies of parts are last, because there may be many.
+    titled.sort(key=lambda row: " part " in row[0])
+    shown = titled[:_MOST_SCORES]
+    figure = scores_figure(rows, [key for _, key in shown], [title for title, _ in shown])
+    picture = figures.svg(figure, "Scores over the steps, all runs")
+    more = f" {len(titled) - len(shown):,} more are not shown." if len(titled) > len(shown) else ""
     note = (
         "<p>As evaluated during training, often on subsets: see the table below, or the options of the run, for "
         f"items, normalizer and scorer. Do not compare them with the paper.{more}</p>"
@@ -114,6 +122,16 @@ def _keys(runs: Sequence[ReportedRun]) -> list[str]:
     return list(dict.fromkeys(key for run in runs for row in run.rows for key in row))
 
 
+def _title(key: str) -> str:
+    """Returns the title of the curve of a logged score."""
+    task, *names = key.removeprefix("evaluation/").split("/")
+    if len(names) == 5 and names[0] == names[4] == "accuracy":
+        _, normalizer, tokens, part, _ = names
+        part = "" if part == "all" else f" part {part}"
+        return f"{task}{part}, {normalizer} ids, {tokens} tokens"
+    return " ".join([task, *names])
+
+
 def _score_rows(run: ReportedRun) -> list[Mapping[str, Any]]:
     """Returns step and scores of each evaluation, as logged; else those of the files in `evaluations/`."""
     logged = [
@@ -126,7 +144,8 @@ def _score_rows(run: ReportedRun) -> list[Mapping[str, Any]]:
     return [
         {"step": results.step}
         | {
-            f"evaluation/{score.name} {score.normalizer} {score.tokens}".strip(): score.value
+            f"evaluation/{score.name}, {score.normalizer}"
+            + f", {score.tokens} tokens" * bool(score.tokens): score.value
             for score in results.scores
             if score.value is not None
         }
@@ -138,7 +157,6 @@ def _legend(runs: Sequence[ReportedRun]) -> str:
     def entry(number: int, run: ReportedRun) -> str:
         style = style_of(number)[1]
         label = f"{run.label} ({style})" if style else run.label
-        dot = f'<i class="dot" style="background:{color_of(number)}"></i>'
-        return f"<span>{dot}{escaped(label)}</span>"
+        return f"<span>{run_name(number, label)}</span>"
 
     return f'<p class="legend">{"".join(entry(n, run) for n, run in enumerate(runs))}</p>'

@@ -14,6 +14,7 @@ import numpy as np
 from soda_jax.errors import UserError
 from soda_jax.report import figures
 from soda_jax.report.content import Clip, Sample
+from soda_jax.report.run_figures import color_of
 
 
 def page(title: str, intro: str, sections: str) -> str:
@@ -76,6 +77,11 @@ def table(
         for number, cells in enumerate(rows)
     )
     return f'<div class="card"><table class="runs">{row("th", head)}{body}</table></div>'
+
+
+def run_name(number: int, label: str) -> str:
+    """Returns the label of run `number` with a dot in the color of its curves, as HTML."""
+    return f'<span class="dot" style="background:{color_of(number)}"></span>{escaped(label)}'
 
 
 def nats(value: float | None, signed: bool = False) -> str:

@@ -12,29 +12,30 @@ class Column:
     Attributes:
       name: its heading.
       task: the benchmark of `soda evaluate` that measures it.
-      items: number of items of the whole benchmark; 0 if its authors do not state one number.
+      items: number of items of the whole benchmark.
+      exact: False if `items` is only the smallest possible number.
       decimals: digits after the point. Rates and accuracies are in percent, SIM is a cosine.
-      lower: whether a lower number is better.
     """
 
     name: str
     task: str
-    items: int = 0
+    items: int
+    exact: bool = True
     decimals: int = 1
-    lower: bool = False
 
 
-# The sizes of the whole benchmarks: validation split of HellaSwag, LibriSpeech test-clean, English part of
-# Seed-TTS-eval.
+# Items: the pairs of the development sets of ZeroSpeech 2021 (arXiv 2011.11588), each spoken by one or more voices; eight
+# tasks of SALMon with 200 pairs each (arXiv 2409.07437); the validation split of HellaSwag; LibriSpeech
+# test-clean; the English part of Seed-TTS-eval.
 COLUMNS = (
-    Column("sBLIMP", "sblimp"),
-    Column("sWUGGY", "swuggy"),
-    Column("SALMon", "salmon"),
-    Column("tBLIMP", "tblimp"),
-    Column("tWUGGY", "twuggy"),
+    Column("sBLIMP", "sblimp", 6_300, exact=False),
+    Column("sWUGGY", "swuggy", 5_000, exact=False),
+    Column("SALMon", "salmon", 1_600),
+    Column("tBLIMP", "tblimp", 6_300, exact=False),
+    Column("tWUGGY", "twuggy", 5_000, exact=False),
     Column("HellaSwag", "hellaswag", 10_042),
-    Column("ASR WER", "librispeech", 2_620, lower=True),
-    Column("TTS WER", "seed_tts_eval", 1_088, lower=True),
+    Column("ASR WER", "librispeech", 2_620),
+    Column("TTS WER", "seed_tts_eval", 1_088),
     Column("SIM", "seed_tts_eval", 1_088, decimals=3),
 )
 

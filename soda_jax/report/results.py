@@ -17,6 +17,7 @@ from soda_jax.report.rows import FailedItems, PartRow, Results, Score, SpeechRow
 _PAPER_TEXT, _NUMBER_TEXT = "the paper's: no punctuation, lower case", "numbers as digits"
 _SPEECH = ("asr", "tts", "librispeech", "seed_tts_eval")
 _WITH_TABLES = ("loss", "baselines", *_SPEECH, *(column.task for column in COLUMNS))
+_LONGEST_TEXT = 80  # of the settings of a task that has no table, such as its normalizer
 
 
 def read_results(path: Path) -> Results:
@@ -32,6 +33,10 @@ def read_results(path: Path) -> Results:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, it is not JSON ({error}): {again}") from None
+    if isinstance(evaluation, dict) and evaluation.get("failed") and path.stem.isdigit():
+        # If every task failed during training, the file has only the reasons.
+        nothing = {"format_version": FORMAT_VERSION, "step": int(path.stem), "tasks": []}
+        evaluation = nothing | evaluation
     if not isinstance(evaluation, dict) or "format_version" not in evaluation:
         raise UserError(
             f"{path} has no format_version, so it is not an evaluation: give a JSON file of soda evaluate"
@@ -66,6 +71,7 @@ def results_of(evaluation: Mapping[str, Any]) -> Results:
             if task not in _WITH_TABLES
             for name, value in _numbers(evaluation[task])
         ),
+        stopped=tuple((str(k), str(v)) for k, v in evaluation.get("failed", {}).items()),
     )
 
 
@@ -208,13 +214,15 @@ def _loss_settings(loss: Mapping[str, Any]) -> str:
     )
 
 
-def _numbers(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields (name, value) of the numbers in nested dicts."""
+def _numbers(scores: Any, prefix: str = "") -> Iterator[tuple[str, float | str]]:
+    """Yields (name, value) of the numbers and short texts in nested dicts."""
     if isinstance(scores, Mapping):
         for key, value in scores.items():
             yield from _numbers(value, f"{prefix} {key}".strip())
     elif isinstance(scores, int | float) and not isinstance(scores, bool):
         yield prefix, float(scores)
+    elif isinstance(scores, str) and len(scores) <= _LONGEST_TEXT:
+        yield prefix, scores
 
 
 def _number(value: Any, scale: float = 1) -> float | None:

@@ -93,7 +93,8 @@ class Results:
       scores, parts, speech, failed: see the classes of their rows.
       losses: held-out losses by class of token; empty without the task `loss`.
       loss_settings: what the losses depend on, as text.
-      numbers: (name, value) of the numbers of all other tasks.
+      numbers: (name, value) of the numbers and short texts of all other tasks.
+      stopped: (task, reason) of tasks that failed during training.
     """
 
     settings: Mapping[str, Any]
@@ -103,7 +104,8 @@ class Results:
     failed: tuple[FailedItems, ...]
     losses: tuple[ClassRow, ...]
     loss_settings: str
-    numbers: tuple[tuple[str, float], ...]
+    numbers: tuple[tuple[str, float | str], ...]
+    stopped: tuple[tuple[str, str], ...] = ()
 
     @property
     def step(self) -> int:

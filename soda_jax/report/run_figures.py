@@ -56,14 +56,15 @@ def losses_figure(runs: Sequence[Rows], classes: Sequence[str]) -> "Figure":
 
 
 @styled
-def scores_figure(runs: Sequence[Rows], keys: Sequence[str]) -> "Figure":
+def scores_figure(runs: Sequence[Rows], keys: Sequence[str], titles: Sequence[str]) -> "Figure":
     """Returns a figure with one small panel per score over the steps.
 
     Args:
       runs: rows of the `metrics.jsonl` of each run.
       keys: the keys of the scores, `evaluation/TASK/…`.
+      titles: the title of each.
     """
-    figure, axes = _panels([key.removeprefix("evaluation/") for key in keys])
+    figure, axes = _panels(titles)
     for axis, key in zip(axes, keys, strict=False):
         for number, rows in enumerate(runs):
             _held_out(axis, number, rows, key)
@@ -92,7 +93,7 @@ def _panels(titles: Sequence[str]) -> "tuple[Figure, list[Axes]]":
     figure, axes = subplots(lines, columns, (2.3 * columns, 2.0 * lines + 0.1))
     for axis, title in zip(axes, titles, strict=False):
         # A dollar sign would start a formula.
-        shown = title.replace("_", " ").replace("/", " ").replace("$", r"\$")
+        shown = title.replace("_", " ").replace("$", r"\$")
         axis.set_title("\n".join(textwrap.wrap(shown, 26)))
     for axis in axes[max(0, len(titles) - columns) : len(titles)]:
         axis.set_xlabel("step")
