@@ -47,7 +47,7 @@ def read_results(path: Path) -> Results:
         )
     try:
         return results_of(evaluation)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is damaged or incomplete ({what}): {again}") from None
 
@@ -180,7 +180,7 @@ def _speech(evaluation: Mapping[str, Any]) -> Iterator[SpeechRow]:
             scorer=str(scores["recognizer"]) if spoken else "",
             settings=settings,
             text=_NUMBER_TEXT if task == "tts" else _PAPER_TEXT,
-            remarks="; ".join(
+            remarks=tuple(
                 f"{name} {value:{style}}"
                 for name, (value, style) in remarks.items()
                 if value is not None
@@ -198,10 +198,8 @@ def _failed(evaluation: Mapping[str, Any]) -> Iterator[FailedItems]:
 
 def _losses(evaluation: Mapping[str, Any]) -> Iterator[ClassRow]:
     for row in class_rows(evaluation) if "loss" in evaluation else ():
-        values = (row.model, row.unigram, row.bigram)
-        model, unigram, bigram = (None if value is None else float(value) for value in values)
-        assert model is not None
-        yield ClassRow(row.name, model, unigram, bigram)
+        baselines = (None if value is None else float(value) for value in (row.unigram, row.bigram))
+        yield ClassRow(row.name, float(row.model), *baselines)
 
 
 def _loss_settings(loss: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ class SpeechRow:
       scorer: the recognizer; "" if the model itself transcribes.
       settings: decoding or sampling.
       text: how texts are normalized.
-      remarks: further numbers, as text.
+      remarks: further scores, as text.
     """
 
     task: str
@@ -72,7 +72,7 @@ class SpeechRow:
     scorer: str
     settings: str
     text: str
-    remarks: str
+    remarks: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ def settings(runs: Runs) -> str:
         ]
     body = table((*head, "versions"), rows, {8})
     if missing:
-        body += f'<div class="card"><h3>Missing</h3>{"".join(missing)}</div>'
+        body += f'<div class="card"><h3>Missing or failed</h3>{"".join(missing)}</div>'
     return section("Runs", body)
 
 
@@ -72,8 +72,8 @@ def held_out(runs: Runs) -> str:
         for number, run, results in measured
     )
     note = (
-        "<p>Nats per token; in small type the margin: loss of the better of the unigram and bigram baselines (normalized over all "
-        "ids) minus that of the model. Losses are comparable only for the same held-out data, front end and "
+        "<p>Nats per token; in small type the margin: loss of the better of the unigram and bigram baselines "
+        "(normalized over all ids) minus that of the model. Losses are comparable only for the same held-out data, front end and "
         "normalizer.</p>"
     )
     return section(
@@ -95,8 +95,8 @@ def speech(runs: Runs) -> str:
             *(escaped(row.task), run_name(number, run.label), escaped(row.items)),
             *(f"{row.corpus:.1%}", f"{row.mean:.1%}"),
             _NONE if row.finished is None else f"{row.finished:.1%}",
-            *(escaped(row.scorer or "none: the model transcribes"), escaped(row.settings)),
-            *(escaped(row.text), escaped(row.remarks or _NONE)),
+            *(escaped(row.scorer or "the model itself"), escaped(row.settings)),
+            *(escaped(row.text), "<br>".join(map(escaped, row.remarks)) or _NONE),
         ]
         for number, run in enumerate(runs)
         for row in (run.results.speech if run.results else ())
@@ -106,11 +106,11 @@ def speech(runs: Runs) -> str:
         *("text normalizer", "other scores"),
     )
     note = (
-        "<p>Tokens are decoded from the ids that the grammar permits. <em>Finished</em> is the share of outputs that the "
-        "model ended within the limit. An unfinished utterance counts as all errors.</p>"
+        "<p>Tokens are decoded from the ids that the grammar permits. <em>Finished</em> is the share of outputs "
+        "that the model ended within the limit. Speech that does not end counts as all errors.</p>"
     )
     rows.sort(key=lambda cells: cells[0])
-    return section("Word error rates", note + table(head, rows, {6, 7, 8, 9})) if rows else ""
+    return section("Word error rates", note + table(head, rows, {1, 6, 7, 8})) if rows else ""
 
 
 def numbers(runs: Runs) -> str:
@@ -147,4 +147,4 @@ def failed(runs: Runs) -> str:
             rows.append((escaped(row.task), run_name(number, run.label), counts, named))
     note = "<p>librispeech and seed_tts_eval count a failed item as all errors; the other tasks leave it out.</p>"
     head = ("task", "run", "failed", "name and reason")
-    return section("Failed items", note + table(head, rows, {3})) if rows else ""
+    return section("Failed items", note + table(head, rows, {1, 3})) if rows else ""

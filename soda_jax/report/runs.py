@@ -68,26 +68,30 @@ def read_runs(paths: Sequence[str]) -> list[ReportedRun]:
 def labels(paths: Sequence[Path]) -> list[str]:
     """Returns a short label of each path that differs from the others: its last parts.
 
-    A file with another name than `evaluation.json` keeps its name without `.json`.
+    The label of a file ends with its name without `.json`, except for `evaluation.json`, which is labeled like its
+    folder.
 
     Raises:
       UserError: if a path is given twice.
     """
-    parts: list[tuple[str, ...]] = []
-    for path in (path.resolve() for path in paths):
-        short = path.parent if path.name == EVALUATION else path.with_suffix("")
-        parts.append((path if path.is_dir() else short).parts)
-    for number, one in enumerate(parts):
-        if one in parts[:number]:
-            raise UserError(f"{paths[number]} is given twice, or with the folder that contains it")
+    found: list[tuple[tuple[str, ...], int]] = []
+    for path in paths:
+        whole = path.resolve()
+        if path.is_dir() or path.name == EVALUATION:
+            found.append(((whole if path.is_dir() else whole.parent).parts, 1))
+        else:
+            found.append((whole.with_suffix("").parts, 2))
+        if found[-1] in found[:-1]:
+            raise UserError(f"{path} is given twice, or with the folder that contains it")
 
-    def label(one: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
-        for length in range(1, len(one)):
-            if all(one[-length:] != other[-length:] for other in others):
-                return "/".join(one[-length:])
-        return "/".join(one).replace("//", "/")
+    def label(parts: tuple[str, ...], shortest: int) -> str:
+        others = [other for other, _ in found if other != parts]
+        for length in range(shortest, len(parts)):
+            if all(parts[-length:] != other[-length:] for other in others):
+                return "/".join(parts[-length:])
+        return str(Path(*parts))
 
-    return [label(one, [p for p in parts if p is not one]) for one in parts]
+    return [label(parts, shortest) for parts, shortest in found]
 
 
 def _read_file(label: str, path: Path) -> ReportedRun:

@@ -60,7 +60,9 @@ def _value(score: Score, unit: str = "") -> str:
 
 
 def _interval(score: Score) -> str:
-    return "" if score.low is None else f"{score.low:.1f}–{score.high:.1f}"
+    if score.low is None or score.high is None:
+        return ""
+    return f"{score.low:.1f}–{score.high:.1f}"
 
 
 _SCORE_HEAD = ("value", "95% interval", "items", "normalizer", "tokens", "scorer")

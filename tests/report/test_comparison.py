@@ -200,7 +200,7 @@ def test_a_run_and_its_other_evaluation_can_be_compared(tmp_path):
     run = write_run(tmp_path / "a", evaluation())
     (run / "step_10.json").write_text(json.dumps(evaluation(step=10)))
     assert [run.label for run in read_runs([str(run), str(run / "step_10.json")])] == [
-        *("a", "step_10")
+        *("a", "a/step_10")
     ]
     with pytest.raises(UserError, match="given twice"):
         read_runs([str(run), str(run / "evaluation.json")])
@@ -370,6 +370,8 @@ def test_a_cut_last_line_of_metrics_is_skipped(tmp_path):
         ("evaluation.json", {"hellaswag": {"accuracy": [1]}}, "incomplete"),
         ("evaluation.json", {"librispeech": {"word_error_rate": "?"}}, "incomplete"),
         ("evaluation.json", {"limit": "many"}, "incomplete"),
+        ("evaluation.json", {"step": float("inf")}, "incomplete .OverflowError"),
+        ("evaluation.json", {"loss": {"classes": ["text"], "model": {"loss/text": None}}}, "incom"),
         ("evaluations/10.json", "{", "10.json is damaged"),
         ("metrics.jsonl", "[1]\n", "row 1 has no step"),
         ("metrics.jsonl", "\udcff", "metrics.jsonl is damaged"),
