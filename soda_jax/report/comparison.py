@@ -157,6 +157,6 @@ def _legend(runs: Sequence[ReportedRun]) -> str:
     def entry(number: int, run: ReportedRun) -> str:
         style = style_of(number)[1]
         label = f"{run.label} ({style})" if style else run.label
-        return f"<span>{run_name(number, label)}</span>"
+        return run_name(number, label)
 
     return f'<p class="legend">{"".join(entry(n, run) for n, run in enumerate(runs))}</p>'

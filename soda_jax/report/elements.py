@@ -16,6 +16,8 @@ from soda_jax.report import figures
 from soda_jax.report.content import Clip, Sample
 from soda_jax.report.run_figures import color_of
 
+_SHORT = 16
+
 
 def page(title: str, intro: str, sections: str) -> str:
     """Returns a page as HTML.
@@ -81,7 +83,10 @@ def table(
 
 def run_name(number: int, label: str) -> str:
     """Returns the label of run `number` with a dot in the color of its curves, as HTML."""
-    return f'<span class="dot" style="background:{color_of(number)}"></span>{escaped(label)}'
+    dot = f'<span class="dot" style="background:{color_of(number)}"></span>'
+    # A short label stays on the line of its dot.
+    kind = ' class="name"' if len(label) <= _SHORT else ""
+    return f"<span{kind}>{dot}{escaped(label)}</span>"
 
 
 def nats(value: float | None, signed: bool = False) -> str:

@@ -95,22 +95,26 @@ def speech(runs: Runs) -> str:
             *(escaped(row.task), run_name(number, run.label), escaped(row.items)),
             *(f"{row.corpus:.1%}", f"{row.mean:.1%}"),
             _NONE if row.finished is None else f"{row.finished:.1%}",
-            *(escaped(row.scorer or "the model itself"), escaped(row.settings)),
-            *(escaped(row.text), "<br>".join(map(escaped, row.remarks)) or _NONE),
+            _lines((row.scorer or "the model itself", row.settings, row.text)),
+            _lines(row.remarks) or _NONE,
         ]
         for number, run in enumerate(runs)
         for row in (run.results.speech if run.results else ())
     ]
     head = (
-        *("task", "run", "items", "corpus WER", "mean WER", "finished", "recognizer", "decoding"),
-        *("text normalizer", "other scores"),
+        *("task", "run", "items", "corpus WER", "mean WER", "finished"),
+        *("recognizer, decoding, text normalizer", "other scores"),
     )
     note = (
         "<p>Tokens are decoded from the ids that the grammar permits. <em>Finished</em> is the share of outputs "
         "that the model ended within the limit. Speech that does not end counts as all errors.</p>"
     )
     rows.sort(key=lambda cells: cells[0])
-    return section("Word error rates", note + table(head, rows, {1, 6, 7, 8})) if rows else ""
+    return section("Word error rates", note + table(head, rows, {1, 6, 7})) if rows else ""
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "<br>".join(map(escaped, texts))
 
 
 def numbers(runs: Runs) -> str:

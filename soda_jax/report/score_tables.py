@@ -36,8 +36,8 @@ def benchmarks(runs: Runs) -> str:
         "measured like the paper's: the whole benchmark without <code>--limit</code>, log-probabilities of all "
         "audio or text tokens normalized over all ids (full ids), LibriSpeech test-clean zero-shot with the paper's "
         "text normalizer, and Seed-TTS-eval scored by Whisper-large-v3 (WER) and WavLM-large (SIM), recognized by "
-        "their names. The decoding of the paper's ASR is not published; ours is greedy. All other scores are in "
-        "the next table.</p>"
+        "their names. The decoding of the paper's ASR is not published; ours is greedy. Small type: 95% "
+        "interval, scorer. All other scores are in the next table.</p>"
     )
     return section("Benchmarks next to the paper", note + table(head, rows, published=len(ROWS)))
 

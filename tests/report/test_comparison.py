@@ -148,8 +148,8 @@ def test_held_out_scores_name_scorer_and_normalizer_outside_of_the_columns(tmp_p
     head, asr, tts = tables.rows("Word error rates")
     assert asr[head.index("finished")] == "95.0%" and asr[head.index("corpus WER")] == "25.7%"
     assert tts[head.index("finished")] == "50.0%" and tts[head.index("mean WER")] == "81.2%"
-    assert tts[head.index("recognizer")] == "Whisper tiny.en"
-    assert tts[head.index("text normalizer")] == "numbers as digits"
+    how = tts[head.index("recognizer, decoding, text normalizer")]
+    assert how == "Whisper tiny.en temperature 0.9, top-p 0.8, at most 4 s numbers as digits"
     assert "4.4%" in tts[head.index("other scores")]
 
 
