@@ -114,6 +114,8 @@ def samples(recordings: Sequence[Recordings], max_bytes: int) -> str:
         limit = ", because of the size of the page" if full else ""
         title = f"{found.title}: the first {len(chosen):,} of {found.total:,} samples"
         cut = limit if len(chosen) < len(found.samples) else ""
+        if found.failed or found.silent:
+            cut += f"; {found.failed:,} items failed, {found.silent:,} have no audio"
         body += f'<h3>{escaped(title + cut)}</h3><div class="grid">{"".join(chosen)}</div>'
     return section("Samples", body) if body else ""
 

@@ -25,37 +25,38 @@ class Recordings:
       title: label of the run, or the folder.
       samples: the first ones, in the order of the manifest.
       total: number of rows with audio in the manifest.
+      failed: number of items that failed.
+      silent: number of other rows without audio.
     """
 
     title: str
     samples: tuple[Sample, ...]
     total: int
+    failed: int = 0
+    silent: int = 0
 
 
 def read_recordings(folder: Path, title: str, count: int) -> Recordings:
     """Reads the first `count` samples of a folder.
 
     A clip that cannot be shown, for example because it is silent, is replaced by a note. Rows without
-    `audio`, such as transcripts, are not samples.
+    `audio` are counted and are not samples. A last line without its end, of a batch that was stopped, is skipped.
 
     Raises:
       UserError: if the manifest is missing or damaged, or names a sound file that does not exist.
     """
     path = folder / MANIFEST
     try:
-        lines = path.read_text("utf-8").split("\n")
+        *lines, _ = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): give the output folder of soda generate … batch"
         ) from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            row = _row(path, number, line)
-            if row.get("audio"):
-                rows.append((f"{path}:{number}", row))
-    samples = tuple(_sample(folder, where, row) for where, row in rows[:count])
-    return Recordings(title, samples, len(rows))
+    rows = [(f"{path}:{n}", _row(path, n, line)) for n, line in enumerate(lines, 1) if line]
+    heard = [(where, row) for where, row in rows if row.get("audio")]
+    samples = tuple(_sample(folder, where, row) for where, row in heard[:count])
+    failed = sum("error" in row for _, row in rows)
+    return Recordings(title, samples, len(heard), failed, len(rows) - len(heard) - failed)
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -82,6 +83,8 @@ def _sample(folder: Path, where: str, row: dict[str, Any]) -> Sample:
             notes.append(f"The first {_LONGEST:g} s of {seconds:.1f} s.")
     except AudioError as error:
         notes.append(f"No player: {error}")
+    if row.get("legal") is False:
+        notes.append("The stream is not legal.")
     if row.get("finished") is False:
         notes.append("The length limit ended the utterance.")
     return Sample(

@@ -332,13 +332,23 @@ def test_a_silent_clip_is_replaced_by_a_note(tmp_path):
     assert not sample.clips and "No player: " in sample.note
 
 
-def test_long_clips_are_cut_and_rows_without_audio_are_skipped(tmp_path):
+def test_long_clips_are_cut_to_thirty_seconds(tmp_path):
     folder = write_samples(tmp_path / "s", 1, seconds=31)
+    (sample,) = read_recordings(folder, "s", 5).samples
+    assert len(sample.clips[0].audio) == 30 * 24_000
+    assert "first 30 s of 31.0 s" in sample.note
+
+
+def test_items_without_audio_are_counted(tmp_path):
+    folder = write_samples(tmp_path / "s", 2)
     with (folder / "results.jsonl").open("a") as file:
-        file.write('{"name": "t", "text": "a transcript", "finished": true}\n\n')
+        file.write('{"name": "t", "text": "a transcript", "finished": true}\n')
+        file.write('{"name": "u", "error": "the text is empty"}\n{"name": "v", "err')
     found = read_recordings(folder, "s", 5)
-    assert found.total == 1 and len(found.samples[0].clips[0].audio) == 30 * 24_000
-    assert "first 30 s of 31.0 s" in found.samples[0].note
+    assert (found.total, found.failed, found.silent) == (2, 1, 1)
+    run = write_run(tmp_path / "a", evaluation())
+    text = render_comparison(read_runs([str(run)]), [found])
+    assert "s: the first 2 of 2 samples; 1 items failed, 1 have no audio" in text
 
 
 def test_a_run_without_an_evaluation_shows_curves_and_the_command(tmp_path):
