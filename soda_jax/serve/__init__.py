@@ -1,0 +1,1 @@
+"""A local web page and JSON API to try a model: `soda serve`."""

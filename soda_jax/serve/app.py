@@ -1,0 +1,471 @@
+"""The ASGI application of `soda serve`: the page and the JSON API, see docs/serve.md."""
+
+import asyncio
+import dataclasses
+import functools
+import io
+import json
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from soda_jax import __version__
+from soda_jax.codecs.audio import AudioError, pcm16, read_audio, sound_seconds
+from soda_jax.errors import UserError
+from soda_jax.generate import tasks
+from soda_jax.generate.pipeline import Work, find_task
+from soda_jax.generate.sampling import Sampling
+from soda_jax.generate.speech_model import SpeechModel
+from soda_jax.generate.streaming import SpeechStream
+from soda_jax.serve.clips import Clip, Clips, UnknownClipError
+from soda_jax.serve.guard import Guard
+from soda_jax.serve.inspect import TokenView, mel_image
+from soda_jax.serve.worker import BusyError, Worker
+
+_JSON_BYTES = 1 << 16
+_PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/recorder.js": ("recorder.js", "text/javascript; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+}
+# Seconds between two looks at whether the client is still there.
+_LOOK = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+      upload_bytes: largest sound file.
+      upload_seconds: longest recording.
+      text_characters: longest text.
+      max_seconds: longest generated utterance.
+      max_tokens: longest transcript of a segment or text continuation, in tokens.
+      best_of: most candidates.
+      waiting: most requests that wait for the model.
+      per_minute: most POST requests of a client per minute.
+    """
+
+    upload_bytes: int = 20_000_000
+    upload_seconds: float = 120.0
+    text_characters: int = 2_000
+    max_seconds: float = 30.0
+    max_tokens: int = 448
+    best_of: int = 8
+    waiting: int = 16
+    per_minute: int = 120
+
+
+class _HttpError(Exception):
+    """Ends a request with a status and a message."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Server:
+    """The state and the routes of a server.
+
+    Attributes:
+      app: the ASGI application.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        *,
+        name: str,
+        hosts: Iterable[str],
+        slots: int = 4,
+        limits: Limits | None = None,
+    ):
+        """Starts the worker of the model; `close` ends it.
+
+        Args:
+          model: the model.
+          name: name of the model on the page.
+          hosts: permitted values of the Host header.
+          slots: prompts that are decoded at the same time.
+          limits: see `Limits`.
+        """
+        self._model, self._name, self._limits = model, name, limits or Limits()
+        self._clips, self._tokens = Clips(), TokenView(model)
+        self._worker = Worker(model, slots=slots, most_waiting=self._limits.waiting)
+        # One at a time, so that they do not take all cores from the worker.
+        self._one_at_a_time: asyncio.Semaphore | None = None
+        api = {
+            ("GET", "/api/model"): self._get_model,
+            ("POST", "/api/clips"): self._post_clip,
+            ("GET", "/api/clips/{clip}.wav"): self._get_wav,
+            ("GET", "/api/clips/{clip}/mel"): self._get_mel,
+            ("GET", "/api/clips/{clip}/tokens"): self._get_tokens,
+            ("GET", "/api/clips/{clip}"): self._get_clip,
+            ("POST", "/api/speak"): self._speak,
+            ("POST", "/api/transcribe"): self._transcribe,
+            ("POST", "/api/continue"): self._continue,
+            ("POST", "/api/text"): self._text,
+        }
+        routes = [Route(path, self._page, methods=["GET"]) for path in _PAGE]
+        routes += [
+            Route(path, _answers(function), methods=[method])
+            for (method, path), function in api.items()
+        ]
+        self.app = Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, hosts=hosts, per_minute=self._limits.per_minute)],
+            exception_handlers={404: _not_found, 405: _not_found, 500: _failed},
+        )
+
+    def close(self) -> None:
+        """Ends the worker."""
+        self._worker.close()
+
+    def warm_up(self) -> None:
+        """Compiles the programs of short requests in the background, so that the first request need not wait for it."""
+        options = tasks.TaskOptions(max_seconds=1.0, max_tokens=8)
+        noise = np.random.default_rng(0).normal(0, 0.01, self._model.codec.sample_rate)
+        requests = {
+            "speak": tasks.Request("0", "one"),
+            "transcribe": tasks.Request("0", audio=noise.astype(np.float32)),
+        }
+        for task, request in requests.items():
+            self._worker.submit(request, task, options, lambda result: None)
+
+    async def _page(self, request: Request) -> Response:
+        name, media_type = _PAGE[request.url.path]
+        content = resources.files("soda_jax.serve").joinpath("page", name).read_bytes()
+        return Response(content, media_type=media_type)
+
+    async def _get_model(self, request: Request) -> Response:
+        model, codec = self._model, self._model.codec
+        return JSONResponse(
+            {
+                "name": self._name,
+                "version": __version__,
+                "step": model.step,
+                "checkpoint": model.digest,
+                "dtype": model.engine.dtype,
+                "codec": codec.name,
+                "sample_rate": codec.sample_rate,
+                "frame_rate": codec.frame_rate,
+                "codebooks": model.codebooks,
+                "context": model.metadata["data"]["sequence_length"],
+                "limits": dataclasses.asdict(self._limits),
+            }
+        )
+
+    async def _post_clip(self, request: Request) -> Response:
+        content = await _body(request, self._limits.upload_bytes)
+        most = self._limits.upload_seconds
+
+        def read() -> np.ndarray:
+            seconds = sound_seconds(content)
+            if seconds is not None and seconds > most:
+                raise _HttpError(
+                    413, f"the recording lasts {seconds:.0f} s, at most {most:g} s are accepted"
+                )
+            return read_audio(content, self._model.codec.sample_rate, name="the upload")
+
+        audio = await self._alone(read)
+        if len(audio) > most * self._model.codec.sample_rate:
+            raise _HttpError(413, f"the recording is longer than {most:g} s")
+        clip = self._clips.add(Clip("upload", self._model.codec.sample_rate, audio))
+        return JSONResponse(clip.summary())
+
+    async def _get_clip(self, request: Request) -> Response:
+        return JSONResponse(self._clips[request.path_params["clip"]].summary())
+
+    async def _get_wav(self, request: Request) -> Response:
+        clip = self._complete(request.path_params["clip"])
+        assert clip.audio is not None
+        content = wav_header(clip.sample_rate, len(clip.audio)) + pcm16(clip.audio)
+        return Response(content, media_type="audio/wav")
+
+    async def _get_mel(self, request: Request) -> Response:
+        clip = self._complete(request.path_params["clip"])
+        return JSONResponse(await self._alone(mel_image, clip.audio, clip.sample_rate))
+
+    async def _get_tokens(self, request: Request) -> Response:
+        clip = self._complete(request.path_params["clip"])
+        return JSONResponse(await self._alone(self._tokens, clip))
+
+    async def _speak(self, request: Request) -> Response:
+        body = await self._settings(
+            request, "text", "voice", "voice_text", "piece_characters", "stream"
+        )
+        text = self._text_of(body)
+        voice = self._complete(body["voice"]) if body.get("voice") else None
+        voice_text = body.get("voice_text", "") or (voice.text if voice else "")
+        job = tasks.Request(
+            str(body["seed"]), text, voice=voice.audio if voice else None, voice_text=voice_text
+        )
+        return await self._generate(request, "speak", job, body, text_first=True)
+
+    async def _continue(self, request: Request) -> Response:
+        body = await self._settings(request, "clip", "stream")
+        job = tasks.Request(str(body["seed"]), audio=self._complete(body.get("clip")).audio)
+        return await self._generate(request, "continue", job, body)
+
+    async def _transcribe(self, request: Request) -> Response:
+        body = await self._settings(request, "clip", "segment_seconds")
+        clip = self._complete(body.get("clip"))
+        result = await self._result(
+            request, "transcribe", tasks.Request(str(body["seed"]), audio=clip.audio), body
+        )
+        clip.text, clip.text_first = result.text, False
+        clip.parts = [dataclasses.asdict(part) for part in result.parts]
+        return JSONResponse({**clip.summary(), "finished": result.finished})
+
+    async def _text(self, request: Request) -> Response:
+        body = await self._settings(request, "text")
+        job = tasks.Request(str(body["seed"]), self._text_of(body))
+        result = await self._result(request, "text", job, body)
+        return JSONResponse({"text": result.text, "finished": result.finished})
+
+    async def _generate(
+        self,
+        request: Request,
+        task: str,
+        job: tasks.Request,
+        body: Mapping[str, Any],
+        text_first: bool = False,
+    ) -> Response:
+        """Generates a clip; answers with its summary, or with its audio while it is generated."""
+        began = time.monotonic()
+        clip = Clip(task, self._model.codec.sample_rate, text_first=text_first, finished=False)
+
+        def fill(result: tasks.Result) -> None:
+            clip.codes, clip.text, clip.finished = result.codes, result.text, result.finished
+            clip.parts = [dataclasses.asdict(part) for part in result.parts]
+            clip.audio = result.audio
+
+        if not body.get("stream"):
+            fill(await self._result(request, task, job, body))
+            self._clips.add(clip)
+            return JSONResponse({**clip.summary(), "after": time.monotonic() - began})
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def put(event: Any) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        context = tasks.TaskContext(self._model, self._options(body))
+        stream = SpeechStream(context)
+        work = self._submit(
+            task, job, body, put, lambda prompt, ids, ended: put((prompt.piece, ids, ended))
+        )
+        first = await self._wait(request, work, events)
+        if isinstance(first, UserError):
+            raise first
+        self._clips.add(clip)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            # Players need a length; the largest one means that the end is not known yet.
+            yield wav_header(clip.sample_rate, None)
+            sent, event = [], first
+            try:
+                while not isinstance(event, tasks.Result | UserError):
+                    audio = await run_in_threadpool(stream.push, *event)
+                    if len(audio):
+                        sent.append(audio)
+                        yield pcm16(audio)
+                    event = await events.get()
+                if isinstance(event, UserError):
+                    raise event  # the connection is closed without the last chunk, which the client notices
+                # The clip is what was heard; a codec without a stream of its own would decode it a little differently.
+                fill(
+                    dataclasses.replace(event, audio=np.concatenate(sent) if sent else event.audio)
+                )
+            finally:
+                work.cancelled = True
+
+        return StreamingResponse(
+            chunks(),
+            media_type="audio/wav",
+            headers={"x-clip": clip.id, "cache-control": "no-store"},
+        )
+
+    async def _result(
+        self, request: Request, task: str, job: tasks.Request, body: Mapping[str, Any]
+    ) -> tasks.Result:
+        """Returns the result of a request; cancels it if the client leaves."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def put(event: Any) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        work = self._submit(task, job, body, put)
+        result = await self._wait(request, work, events)
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+    def _submit(
+        self,
+        task: str,
+        job: tasks.Request,
+        body: Mapping[str, Any],
+        on_done: Callable[[Any], None],
+        on_tokens: Any = None,
+    ) -> Work:
+        default = find_task(task).sampling
+        sampling = Sampling(
+            body.get("temperature", default.temperature),
+            body.get("top_k", default.top_k),
+            body.get("top_p", default.top_p),
+        )
+        return self._worker.submit(
+            job, task, self._options(body), on_done, sampling=sampling,
+            best_of=body["best_of"], on_tokens=on_tokens,
+        )  # fmt: skip
+
+    async def _wait(self, request: Request, work: Work, events: asyncio.Queue[Any]) -> Any:
+        """Returns the next event; cancels the work and ends the request if the client leaves."""
+        try:
+            while True:
+                try:
+                    return await asyncio.wait_for(events.get(), _LOOK)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        raise ClientDisconnect from None
+        except BaseException:
+            work.cancelled = True
+            raise
+
+    def _options(self, body: Mapping[str, Any]) -> tasks.TaskOptions:
+        names = {field.name for field in dataclasses.fields(tasks.TaskOptions)}
+        return tasks.TaskOptions(**{name: body[name] for name in names & body.keys()})
+
+    def _complete(self, identifier: Any) -> Clip:
+        if not isinstance(identifier, str) or not identifier:
+            raise UserError("clip is missing: upload a recording to /api/clips first")
+        clip = self._clips[identifier]
+        if clip.audio is None:
+            raise _HttpError(409, "the clip is not complete yet")
+        if not len(clip.audio):
+            raise UserError("the clip has no audio")
+        return clip
+
+    def _text_of(self, body: Mapping[str, Any]) -> str:
+        text, most = body.get("text", ""), self._limits.text_characters
+        if len(text) > most:
+            raise _HttpError(
+                413, f"the text has {len(text):,} characters, at most {most:,} are accepted"
+            )
+        return text
+
+    async def _settings(self, request: Request, *fields: str) -> dict[str, Any]:
+        """Returns the JSON object of a request with checked fields and defaults."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise _HttpError(415, "send a JSON object with content-type: application/json")
+        content = await _body(request, _JSON_BYTES)
+        try:
+            body = json.loads(content)
+        except ValueError as error:
+            raise UserError(f"the request is not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise UserError("the request is not a JSON object")
+        limits = self._limits
+        numbers: dict[str, tuple[type, float, float]] = {
+            "temperature": (float, 0, 1e6), "top_p": (float, 0, 1), "top_k": (int, 0, 2**31 - 1),
+            "seed": (int, 0, 2**32 - 1), "best_of": (int, 1, limits.best_of),
+            "max_seconds": (float, 0, limits.max_seconds), "max_tokens": (int, 1, limits.max_tokens),
+            "piece_characters": (int, 1, limits.text_characters),
+            "segment_seconds": (float, 0, limits.upload_seconds),
+        }  # fmt: skip
+        always = ("temperature", "top_p", "top_k", "seed", "best_of", "max_seconds", "max_tokens")
+        for name, value in body.items():
+            if name not in (*fields, *always):
+                raise UserError(
+                    f"the field {name[:40]!r} is unknown: use {', '.join((*fields, *always))}"
+                )
+            if name in numbers:
+                kind, least, most = numbers[name]
+                right = isinstance(value, int if kind is int else int | float)
+                if not right or isinstance(value, bool) or not least <= value <= most:
+                    raise UserError(
+                        f"{name} {str(value)[:40]} must be a number from {least:g} to {most:g}"
+                    )
+            elif name == "stream":
+                if not isinstance(value, bool):
+                    raise UserError("stream must be true or false")
+            elif not isinstance(value, str):
+                raise UserError(f"{name} must be a string")
+        given = {"seed": 0, "best_of": 1, "max_seconds": min(15.0, limits.max_seconds)}
+        return {**given, **body}
+
+    async def _alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function in a thread, one at a time."""
+        if self._one_at_a_time is None:
+            self._one_at_a_time = asyncio.Semaphore(1)
+        async with self._one_at_a_time:
+            return await run_in_threadpool(function, *arguments)
+
+
+def wav_header(sample_rate: int, samples: int | None) -> bytes:
+    """Returns the header of a 16-bit mono WAV file; with `samples` None its length is not known."""
+    size = 0xFFFFFFFF if samples is None else 2 * samples
+    whole = size if samples is None else size + 36
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF", whole, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", size,
+    )  # fmt: skip
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """Returns the body of a request; raises 413 as soon as it is longer than `most` bytes."""
+    buffer = io.BytesIO()
+    async for chunk in request.stream():
+        buffer.write(chunk)
+        if buffer.tell() > most:
+            raise _HttpError(413, f"the request is larger than {most:,} bytes")
+    return buffer.getvalue()
+
+
+def _answers(function: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    """Returns a route whose errors are JSON objects with `error`."""
+
+    @functools.wraps(function)
+    async def answer(request: Request) -> Response:
+        try:
+            return await function(request)
+        except _HttpError as error:
+            return _error(error.status, error)
+        except UnknownClipError as error:
+            return _error(404, error)
+        except BusyError as error:
+            response = _error(503, error)
+            response.headers["retry-after"] = "5"
+            return response
+        except AudioError as error:
+            return _error(400, error)
+        except UserError as error:
+            return _error(400, error)
+        except ClientDisconnect:
+            return Response(status_code=499)
+
+    return answer
+
+
+def _error(status: int, error: Exception | str) -> JSONResponse:
+    return JSONResponse({"error": " ".join(str(error).split())}, status)
+
+
+async def _not_found(request: Request, error: Any) -> Response:
+    return _error(error.status_code, f"{request.method} {request.url.path[:100]} does not exist")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _error(500, "the server failed; its log has the reason")
