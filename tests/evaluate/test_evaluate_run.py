@@ -4,6 +4,7 @@ import argparse
 import json
 from types import SimpleNamespace
 
+import benchmark_files as files
 import jax
 import numpy as np
 import pytest
@@ -197,3 +198,21 @@ def test_a_class_that_is_not_below_a_baseline_is_reported(layout):
         "acoustic_2": -0.5,
     }
     assert "NOT below both baselines: acoustic_2" in text_report(evaluation)
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "data=4,tensor=2"])
+def test_a_whole_evaluation_on_a_mesh_gives_the_scores_of_one_device(workdir, tmp_path, mesh):
+    ByteTokenizer().save(workdir / "tokenizer")
+    files.write_zerospeech(tmp_path / "zr")
+    found = {}
+    for name, options in (("one", []), ("mesh", [f"--mesh={mesh}"])):
+        output = tmp_path / f"{name}.json"
+        data = [f"--data=twuggy={tmp_path / 'zr'}", f"--data=tblimp={tmp_path / 'zr'}"]
+        tasks = "--tasks=loss,twuggy,tblimp"
+        assert run(f"--workdir={workdir}", tasks, *data, f"--output={output}", *options) == 0
+        found[name] = json.loads(output.read_text())
+    one, many = found["one"], found["mesh"]
+    assert many["loss"]["model"] == pytest.approx(one["loss"]["model"], abs=1e-5)
+    for task in ("twuggy", "tblimp"):
+        assert many[task]["scored"] == one[task]["scored"] > 0
+        assert many[task]["accuracy"] == one[task]["accuracy"]
