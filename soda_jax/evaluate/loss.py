@@ -82,16 +82,17 @@ def sum_losses(
 
 
 def held_out_sums(
-    decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8
+    decoder: TrainedDecoder | SpeechModel, windows: Windows, batch_size: int = 8, limit: int = 0
 ) -> Sums:
-    """Returns the loss sums of a checkpoint over all `windows`.
+    """Returns the loss sums of a checkpoint over `windows`; see `Windows.batches` for `limit`.
 
     Targets are normalized over their legal sets if the windows were opened with `legal_sets`, else over
     all ids.
     """
     mesh = getattr(decoder.placement, "mesh", None)
     function = make_loss_function(decoder.model.bind, windows, legal=windows.legal, mesh=mesh)
-    batches = track(windows.batches(batch_size), "held-out loss", windows.batch_count(batch_size))
+    count = windows.batch_count(batch_size, limit)
+    batches = track(windows.batches(batch_size, limit=limit), "held-out loss", count)
     return sum_losses(function, decoder.params, batches)
 
 

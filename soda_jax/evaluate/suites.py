@@ -4,5 +4,5 @@ LIKELIHOOD = ("sblimp", "swuggy", "salmon", "tblimp", "twuggy", "hellaswag")
 SUITES: dict[str, tuple[str, ...]] = {
     "held_out": ("loss", "baselines", "asr", "tts"),
     "likelihood": LIKELIHOOD,
-    "paper": (*LIKELIHOOD, "librispeech", "seed_tts_eval"),
+    "paper": ("nll", *LIKELIHOOD, "librispeech", "seed_tts_eval"),
 }

@@ -73,6 +73,11 @@ class Windows:
         """Returns the number of batches that `batches` yields."""
         return len(self._batch_starts(size, limit))
 
+    def window_count(self, size: int, limit: int = 0) -> int:
+        """Returns the number of windows in the batches that `batches` yields."""
+        starts = self._batch_starts(size, limit)
+        return sum(min(size, (self.datasets[n].windows or 0) - start) for n, start in starts)
+
     def loss_vector(self, sums: Sums) -> dict[str, float]:
         """Returns the loss vector computed from sums over these windows."""
         names = self.layout.class_names
