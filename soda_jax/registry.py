@@ -10,7 +10,7 @@ A file outside the package registers a function with a decorator and is loaded b
 
 | registry | signature | selected by |
 |---|---|---|
-| `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks` |
+| `EVALUATORS` | `(EvaluationContext) -> JSON-able scores` | `soda evaluate --tasks`, `evaluate.tasks` |
 | `RECOGNIZERS` | `(argument) -> Recognizer`, see `evaluate.recognizer.load_recognizer` | `--recognizer=NAME:ARGUMENT` |
 | `SPEAKER_ENCODERS` | `(argument) -> SpeakerEncoder`, see `evaluate.speakers.load_encoder` | `--speaker_encoder=NAME:ARGUMENT` |
 | `GENERATION_TASKS` | a `Task`, registered with `generate.tasks.task` | `soda generate batch --task` |

@@ -233,6 +233,15 @@ class EvaluateConfig:
 
     every_steps: int = setting(1000, "steps between evaluations; 0 = never", minimum=0)
     batches: int = setting(16, "batches of the held-out loss; 0 = all", minimum=0)
+    tasks: str = setting("", "evaluators to run during training, comma-separated, such as nll,asr")
+    tasks_every_steps: int = setting(5000, "steps between runs of the evaluators", minimum=1)
+    limit: int = setting(64, "items per evaluator", minimum=1)
+    max_seconds: float = setting(
+        15.0, "maximum seconds of an utterance that an evaluator generates", greater_than=0
+    )
+    benchmarks: str = setting(
+        "", "folders of the data of evaluators, comma-separated, such as swuggy=DIR"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
     hooks: list = []
     if config.evaluate.every_steps:
         hooks.append(LossHook(config.evaluate.every_steps, config.evaluate.batches))
+    if config.evaluate.tasks:
+        from soda_jax.evaluate.hook import EvaluationHook
+
+        hooks.append(EvaluationHook(config, args.workdir))
     if config.export.every_steps:
         from soda_jax.convert.hook import ExportHook
 

@@ -37,7 +37,7 @@ from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.files import is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import LARGEST_SEED
-from soda_jax.generate.speech_model import SpeechModel, load
+from soda_jax.generate.speech_model import SpeechModel, load, with_front_end
 from soda_jax.model.decoding import check_dtype, rounded_params
 from soda_jax.registry import EVALUATORS
 from soda_jax.schema import DataConfig, parse
@@ -132,15 +132,30 @@ class EvaluationContext:
       opened: the results that `partial` has opened.
     """
 
-    def __init__(self, workdir: str | Path, options: EvaluationOptions):
-        """Stores the arguments; model and data are loaded on first use."""
-        self._workdir, self.options = workdir, options
+    def __init__(
+        self,
+        workdir: str | Path,
+        options: EvaluationOptions,
+        decoder: TrainedDecoder | None = None,
+    ):
+        """Stores the arguments; model and data are loaded on first use.
+
+        Args:
+          workdir: the run's folder.
+          options: see `EvaluationOptions`.
+          decoder: the decoder to score instead of a checkpoint, for example that of a run that is training.
+        """
+        self._workdir, self.options, self._decoder = workdir, options, decoder
         self.opened: list[PartialResults] = []
 
     @cached_property
     def speech_model(self) -> SpeechModel:
         """The checkpoint with tokenizer and codec."""
         options = self.options
+        if self._decoder is not None:
+            return with_front_end(
+                self._decoder, self._workdir, codec=options.codec, dtype=options.dtype
+            )
         return load(
             self._workdir, step=options.step, codec=options.codec, dtype=options.dtype,
             mesh=options.mesh,
@@ -152,6 +167,8 @@ class EvaluationContext:
         tasks = (EVALUATORS.get(task, "tasks") for task in self.options.tasks)
         if any(getattr(task, "needs_speech", False) for task in tasks):
             return self.speech_model
+        if self._decoder is not None:
+            return self._decoder
         return load_decoder(self._workdir, self.options.step, self.options.mesh)
 
     @cached_property
@@ -294,6 +311,7 @@ def evaluator(
     needs_speech: bool = False,
     needs_data: bool = False,
     lines: Callable[[str, Mapping[str, Any]], list[str]] | None = None,
+    metrics: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
 ) -> Callable[[Evaluator], Evaluator]:
     """Returns a decorator that registers an evaluator.
 
@@ -303,12 +321,14 @@ def evaluator(
       needs_speech: whether the evaluator uses `context.speech_model`.
       needs_data: whether it uses `context.data_folder`, a folder that `--data` must name.
       lines: returns the scores of a task as lines for a terminal; by default every number is printed.
+      metrics: returns the scores of a task as numbers by name, for the metrics of training; by default all.
     """
 
     def add(function: Evaluator) -> Evaluator:
         vars(function).update(
-            packages=tuple(packages), needs_speech=needs_speech, needs_data=needs_data, lines=lines
-        )
+            packages=tuple(packages), needs_speech=needs_speech, needs_data=needs_data, lines=lines,
+            metrics=metrics,
+        )  # fmt: skip
         return EVALUATORS.register(name)(function)
 
     return add
@@ -372,6 +392,32 @@ def score_without_grammar(context: EvaluationContext) -> Scores:
     )
 
 
+def check_packages(tasks: Sequence[str]) -> None:
+    """Raises UserError if a package that one of the evaluators needs is not installed."""
+    for task in tasks:
+        for package in getattr(EVALUATORS.get(task, "tasks"), "packages", ()):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"{task} needs {package}: pip install 'soda-jax[eval]'")
+
+
+def about(context: EvaluationContext) -> dict[str, Any]:
+    """Returns the entries of an evaluation before its first task, see `evaluate`."""
+    options = context.options
+    return {
+        "format_version": FORMAT_VERSION,
+        "step": context.model.step,
+        "checkpoint": context.model.digest,
+        "config": context.model.metadata["config"],
+        "sequence_length": context.model.metadata["data"]["sequence_length"],
+        "tasks": [],
+        "seed": options.seed,
+        "limit": options.limit,
+        "weights_dtype": context.weights_dtype,
+        "compute_dtype": context.compute_dtype,
+        "versions": {"soda_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
+    }
+
+
 def evaluate(
     workdir: str | Path,
     options: EvaluationOptions | None = None,
@@ -393,29 +439,13 @@ def evaluate(
       UserError: if checkpoint or data cannot be used, or a package is missing.
     """
     options = options or EvaluationOptions()
-    evaluators = {task: EVALUATORS.get(task, "tasks") for task in options.tasks}
-    for task, function in evaluators.items():
-        for package in getattr(function, "packages", ()):
-            if importlib.util.find_spec(package) is None:
-                raise UserError(f"{task} needs {package}: pip install 'soda-jax[eval]'")
+    check_packages(options.tasks)
     context = EvaluationContext(workdir, options)
-    result: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "step": context.model.step,
-        "checkpoint": context.model.digest,
-        "config": context.model.metadata["config"],
-        "sequence_length": context.model.metadata["data"]["sequence_length"],
-        "tasks": [],
-        "seed": options.seed,
-        "limit": options.limit,
-        "weights_dtype": context.weights_dtype,
-        "compute_dtype": context.compute_dtype,
-        "versions": {"soda_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
-    }
+    result = about(context)
     if options.paths:
         _ = context.data  # checks the names of the sources
-    for task, function in evaluators.items():
-        result[task] = function(context)
+    for task in dict.fromkeys(options.tasks):
+        result[task] = EVALUATORS.get(task, "tasks")(context)
         result["tasks"].append(task)
         save(result)
     for results in context.opened:

@@ -307,7 +307,18 @@ def load(
         or codec is not the one used in training.
     """
     check_dtype(dtype or DTYPES[0])
-    decoder = load_decoder(workdir, step, mesh)
+    return with_front_end(load_decoder(workdir, step, mesh), workdir, codec=codec, dtype=dtype)
+
+
+def with_front_end(
+    decoder: TrainedDecoder, workdir: str | Path, *, codec: str = "", dtype: str = ""
+) -> SpeechModel:
+    """Returns a decoder with the tokenizer and the codec in a run's folder; see `load`.
+
+    Raises:
+      UserError: if the run was trained on text only, or the tokenizer or codec is not the one used in
+        training.
+    """
     workdir = Path(workdir)
     layout, metadata = decoder.layout, decoder.metadata
     tokenizer = load_tokenizer(workdir / "tokenizer")

@@ -98,7 +98,16 @@ def _lines(task: str, scores: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-@evaluator("nll", lines=_lines)
+def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {"items": scores["windows"]}
+    for head in scores["heads"]:
+        found |= {f"{head}/{name}": row["nll"][head] for name, row in scores["variants"].items()}
+        for kind in ("bits_per_second", "bits_per_byte"):
+            found |= {f"{head}/{kind}/{name}": row[head] for name, row in scores[kind].items()}
+    return found
+
+
+@evaluator("nll", lines=_lines, metrics=_metrics)
 def score_nll(context: EvaluationContext) -> dict[str, Any]:
     """Returns the six losses of `VARIANTS`, normalized over all ids, with the legal head also over legal ids.
 
