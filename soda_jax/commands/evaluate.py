@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="workdir of the run")
     parser.add_argument(
         "--tasks",
-        help="evaluators: loss, nll, baselines, asr, tts, grammar, benchmarks such as swuggy (docs/evaluate.md), "
+        help="evaluators: loss, nll, baselines, asr, tts, grammar, retrieval, fad, benchmarks such as swuggy (docs/evaluate.md), "
         "or registered ones (default: those of --suite)",
     )
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
         type=int,
-        help="items per task, 0 for all (default: 64 for asr, tts and grammar, all of a benchmark and nll)",
+        help="items per task, 0 for all (default: 64 for asr, tts, grammar, retrieval and fad, else all)",
     )
     parser.add_argument("--output", help="JSON file (default: WORKDIR/evaluation.json)")
     parser.add_argument("--step", type=int, help="step to score (default: the newest valid one)")

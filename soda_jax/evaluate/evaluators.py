@@ -57,8 +57,8 @@ class EvaluationOptions:
 
     Attributes:
       tasks: names of evaluators.
-      limit: largest number of items of each task, 0 for all; by default 64 for asr, tts and grammar,
-        all for benchmarks.
+      limit: largest number of items of each task, 0 for all; by default 64 for asr, tts, grammar,
+        retrieval and fad, all for others.
       step: step of the checkpoint, None for the newest valid one.
       codec: spec of the codec; empty to use the codec in the workdir.
       paths: current folders, by source name, of data sets that have moved.
@@ -98,7 +98,8 @@ class EvaluationOptions:
         if not self.tasks:
             raise UserError(f"tasks is empty; give at least one of {', '.join(EVALUATORS.names())}")
         for task in self.tasks:
-            if getattr(EVALUATORS.get(task, "tasks"), "needs_data", False):
+            function = EVALUATORS.get(task, "tasks")
+            if getattr(function, "needs_data", False) or task in self.benchmarks:
                 self._check_folder(task)
         for name in self.benchmarks:
             if name not in self.tasks:

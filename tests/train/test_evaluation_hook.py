@@ -154,6 +154,7 @@ def test_an_evaluator_that_fails_is_reported_and_training_continues(
         ({"tasks": "nll,pesq"}, r"evaluate.tasks = 'pesq' is not a registered evaluator"),
         ({"tasks": "swuggy"}, "swuggy needs its data: set evaluate.benchmarks=swuggy=DIR"),
         ({"tasks": "hellaswag", "benchmarks": "hellaswag=nowhere"}, "nowhere is not a folder"),
+        ({"tasks": "fad", "benchmarks": "fad=nowhere"}, "data of fad: nowhere is not a folder"),
         ({"tasks": "nll", "benchmarks": "swuggy=."}, "swuggy is not one of the tasks"),
         ({"tasks": "nll", "benchmarks": "swuggy"}, r"evaluate.benchmarks = 'swuggy': write TASK=DIR"),
         ({"tasks": "nll", "limit": 0}, r"evaluate.limit = 0 must be an integer, at least 1"),

