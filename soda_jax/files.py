@@ -33,6 +33,15 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
         raise
 
 
+def file_state(path: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """Returns (path, size in bytes, modification time in ns), which change with a file; −1 if it is missing."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return os.fspath(path), -1, -1
+    return os.fspath(path), status.st_size, status.st_mtime_ns
+
+
 def is_url(location: str | os.PathLike[str]) -> bool:
     """Returns whether a location is a URL rather than a local path."""
     return "://" in os.fspath(location)

@@ -126,8 +126,7 @@ def grammar_path(gguf_file: Path) -> Path:
 def speech_grammar(layout: VocabularyLayout, codebooks: int) -> str:
     """Returns a grammar of llama.cpp (GBNF) for what follows `audio_start`: frames and `audio_end`.
 
-    The marker is given by its id. Given as a string, llama.cpp also considers text that spells it, which took 300
-    times as long (llama.cpp of xllamacpp 2026.10.11549).
+    The marker is given by its id. Given as a string, llama.cpp also permits ordinary tokens that spell it.
 
     Args:
       layout: the vocabulary.

@@ -34,7 +34,7 @@ from soda_jax.evaluate.speech import (
     held_out_utterances,
 )
 from soda_jax.evaluate.windows import Windows, open_windows
-from soda_jax.files import is_url
+from soda_jax.files import file_state, is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import LARGEST_SEED
 from soda_jax.generate.speech_model import SpeechModel, load, with_front_end
@@ -286,11 +286,24 @@ class EvaluationContext:
         Args:
           task: name of the task.
           **settings: what the results depend on besides the checkpoint and the data. A list of entries
-            is represented by a hash.
+            is represented by a hash, which also covers the size and time of the sound files that they name.
         """
+        speech = getattr(EVALUATORS.get(task, "tasks"), "needs_speech", False)
+
+        def digest(entries: Sequence[Any]) -> str:
+            contents = [getattr(entry, "content", None) for entry in entries] if speech else []
+            paths = [
+                part
+                for content in contents
+                if isinstance(content, tuple)
+                for part in content
+                if isinstance(part, str)
+            ]
+            states = [file_state(path) for path in paths]
+            return hashlib.sha256(repr((entries, states)).encode()).hexdigest()
+
         hashed = {
-            name: hashlib.sha256(repr(value).encode()).hexdigest() if name == "entries" else value
-            for name, value in settings.items()
+            name: digest(value) if name == "entries" else value for name, value in settings.items()
         }
         given = {
             "task": task, "checkpoint": self.model.digest, "step": self.model.step,

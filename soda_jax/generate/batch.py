@@ -17,7 +17,7 @@ from typing import Any
 
 from soda_jax.codecs.audio import write_wav
 from soda_jax.errors import UserError
-from soda_jax.files import write_atomic, write_json
+from soda_jax.files import file_state, write_atomic, write_json
 from soda_jax.generate.pipeline import Pipeline, find_task
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
@@ -270,7 +270,7 @@ def _settings(model: SpeechModel, batch: BatchOptions) -> dict[str, Any]:
     """Returns what the results depend on, JSON-able."""
     kind = find_task(batch.task)
     options = dataclasses.asdict(batch.options)
-    options["examples"] = [[*_file_key(str(a)), text] for a, text in batch.options.examples]
+    options["examples"] = [[*file_state(str(a)), text] for a, text in batch.options.examples]
     settings = {
         "format_version": FORMAT_VERSION,
         "task": batch.task,
@@ -312,14 +312,6 @@ def _open(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _key(request: Request) -> str:
     """Returns a hash of a row and of the size and time of its sound files."""
-    files = [_file_key(str(s)) for s in (request.audio, request.voice) if s is not None]
+    files = [file_state(str(s)) for s in (request.audio, request.voice) if s is not None]
     content = json.dumps([request.text, request.voice_text, files])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _file_key(path: str) -> tuple[Any, ...]:
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return (path, None, None)
-    return (path, status.st_size, status.st_mtime_ns)

@@ -1,5 +1,7 @@
 """LibriSpeech and Seed-TTS-eval from files in their published formats; voices and naturalness."""
 
+import os
+
 import benchmark_files as files
 import numpy as np
 import pytest
@@ -84,6 +86,11 @@ def test_a_real_decoder_transcribes_and_a_stopped_evaluation_continues(model, tm
     resumed = scores_of(open_context(hears, "librispeech", folder, partial=partial))
     assert len(hears.prompts) == 3  # the second of the first two references has no words
     assert resumed["examples"][:1] == whole["examples"][:1] != resumed["examples"][1:2]
+    # A recording that has changed is not that of the earlier results.
+    os.utime(min(folder.rglob("*.flac")), ns=(1, 1))
+    hears = Hears(model, dict.fromkeys(range(1, 5), "a"))
+    scores_of(open_context(hears, "librispeech", folder, partial=partial))
+    assert len(hears.prompts) == 4
 
 
 def test_recordings_longer_than_the_context_are_errors(model, tmp_path):
