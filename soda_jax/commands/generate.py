@@ -126,7 +126,7 @@ def _add_options(
     meanings = {
         "max_seconds": "maximum seconds of each generated utterance",
         "max_tokens": "maximum number of text tokens",
-        "piece_characters": "a longer text is spoken in pieces of whole sentences; 0 = never",
+        "piece_characters": "a longer text is spoken in pieces, shorter ones if the context is short; 0 = never",
         "segment_seconds": "a longer recording is cut at pauses; 0 = what fits into the context",
         "pause_seconds": "silence between spoken pieces",
     }
@@ -179,6 +179,8 @@ def run(args: argparse.Namespace) -> int:
     kind = find_task(name)
     if getattr(args, "voice", None) and "voice" not in kind.takes:
         raise UserError(f"--voice: the task {name} takes no voice")
+    if getattr(args, "examples", None) and "examples" not in kind.options:
+        raise UserError(f"--examples: the task {name} takes no examples")
     sampling = Sampling(
         kind.sampling.temperature if args.temperature is None else args.temperature,
         args.top_k,
@@ -215,7 +217,8 @@ def _run_single(
     from soda_jax.generate.tasks import Request
 
     if args.action == "transcribe":
-        requests = [Request(str(n), audio=clip) for n, clip in enumerate(args.clip)]
+        # The names differ, also if a file is given twice.
+        requests = [Request(f"{n}", audio=clip) for n, clip in enumerate(args.clip)]
     elif args.action == "continue":
         from soda_jax.codecs.audio import read_audio
 
@@ -232,57 +235,82 @@ def _run_single(
             model, batch.task, batch.options, sampling=batch.sampling, seed=batch.seed,
             best_of=batch.best_of, constrained=constrained,
         )  # fmt: skip
-        return pipeline(requests)
+        found = {request.name: result for request, result in pipeline.run(requests)}
+        return [found[request.name] for request in requests]
 
     results = generated(batch.constrained)
-    if not batch.constrained:
-        with_grammar = sum(result.finished for result in generated(True)) / len(results)
-        legal = sum(result.legal for result in results) / len(results)
-        finished = sum(result.finished for result in results) / len(results)
+    done = [result for result in results if not isinstance(result, UserError)]
+    if not batch.constrained and done:
+        compared = [r for r in generated(True) if not isinstance(r, UserError)]
+        shares = [sum(map(bool, some)) / len(some) for some in (
+            [r.legal for r in done], [r.finished for r in done], [r.finished for r in compared],
+        )]  # fmt: skip
         print(
-            f"without the grammar {legal:.0%} legal and {finished:.0%} ended by the model; with it "
-            f"{with_grammar:.0%} ended",
+            f"without the grammar {shares[0]:.0%} legal and {shares[1]:.0%} ended by the model; with it "
+            f"{shares[2]:.0%} ended",
             file=sys.stderr,
         )
     if args.action == "transcribe":
-        _print_transcripts(args, results)
-    elif args.action == "text":
-        print(args.text + results[0].text)
-        if not results[0].finished:
-            print(f"cut at --max_tokens={args.max_tokens}", file=sys.stderr)
-    else:
-        from soda_jax.codecs.audio import write_wav
+        return _print_transcripts(args, results)
+    (result,) = results
+    if isinstance(result, UserError):
+        raise result
+    if args.action == "text":
+        print(args.text + result.text)
+        if not result.finished:
+            print(_cut(args, result), file=sys.stderr)
+        return 0
+    from soda_jax.codecs.audio import write_wav
 
-        (result,) = results
-        audio = result.audio
-        if args.action == "continue" and args.with_prompt:
-            import numpy as np
+    audio = result.audio
+    if args.action == "continue" and args.with_prompt:
+        import numpy as np
 
-            audio = np.concatenate([prompt, audio])
-        if not len(audio):
-            raise UserError(
-                "the generated audio is empty, so no file is written: try another --seed"
-            )
-        write_wav(args.output, audio, model.codec.sample_rate)
-        note = "" if result.finished else f", cut at --max_seconds={args.max_seconds:g}"
-        print(f"{args.output}: {len(audio) / model.codec.sample_rate:.2f} s{note}")
+        audio = np.concatenate([prompt, audio])
+    if not len(audio):
+        raise UserError("the generated audio is empty, so no file is written: try another --seed")
+    write_wav(args.output, audio, model.codec.sample_rate)
+    note = "" if result.finished else f", {_cut(args, result)}"
+    print(f"{args.output}: {len(audio) / model.codec.sample_rate:.2f} s{note}")
     return 0
 
 
-def _print_transcripts(args: argparse.Namespace, results: list[Any]) -> None:
+def _cut(args: argparse.Namespace, result: Any) -> str:
+    """Returns why the model did not end a result."""
+    if not result.legal:
+        return "cut before its first illegal token"
+    if args.action in ("transcribe", "text"):
+        return f"cut at --max_tokens={args.max_tokens} or at the end of the context"
+    return f"cut at --max_seconds={args.max_seconds:g} or at the end of the context"
+
+
+def _print_transcripts(args: argparse.Namespace, results: list[Any]) -> int:
     """Prints a line for each clip, and for a long one a line for each segment with its times."""
+    from soda_jax.errors import UserError
+
+    failed = 0
     for clip, result in zip(args.clip, results, strict=True):
+        if isinstance(result, UserError):
+            named = str(result) if str(result).startswith(clip) else f"{clip}: {result}"
+            if len(args.clip) == 1:
+                raise UserError(named)
+            print(named, file=sys.stderr)
+            failed += 1
+            continue
         print(result.text if len(args.clip) == 1 else f"{clip}: {result.text}")
         if len(result.parts) > 1:
             for part in result.parts:
                 print(f"  {part.start:8.2f} to {part.end:8.2f} s  {part.text.strip()}")
         if not result.finished:
-            print(f"{clip}: cut at --max_tokens={args.max_tokens}", file=sys.stderr)
+            print(f"{clip}: {_cut(args, result)}", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {len(results)} files failed", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _stream(model: Any, args: argparse.Namespace, batch: Any, request: Any, before: Any) -> int:
     """Writes audio while it is generated, and prints the time to the first audio."""
-    from soda_jax.generate.pipeline import Pipeline
+    from soda_jax.generate.pipeline import Pipeline, streaming_steps
     from soda_jax.generate.streaming import SpeechStream
 
     began, rate = time.monotonic(), model.codec.sample_rate
@@ -303,11 +331,11 @@ def _stream(model: Any, args: argparse.Namespace, batch: Any, request: Any, befo
 
         pipeline = Pipeline(
             model, batch.task, batch.options, sampling=batch.sampling, seed=batch.seed,
-            steps=2 * model.codebooks, on_tokens=on_tokens,
+            steps=streaming_steps(model), on_tokens=on_tokens,
         )  # fmt: skip
         stream = SpeechStream(pipeline.context)
         (result,) = pipeline([request])
-    note = "" if result.finished else f", cut at --max_seconds={args.max_seconds:g}"
+    note = "" if result.finished else f", {_cut(args, result)}"
     lasted, seconds = time.monotonic() - began, samples / rate
     started = f"first audio after {first[0]:.2f} s, " if first else "no audio, "
     print(

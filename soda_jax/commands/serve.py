@@ -1,6 +1,7 @@
 """`soda serve`: a local web page and JSON API to try a model."""
 
 import argparse
+from typing import Any
 
 from soda_jax.commands._actions import add_number
 from soda_jax.commands._mesh import add_mesh, parse_mesh
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--slots", 4, "prompts that are decoded at the same time")
     add_number(parser, "--max_seconds", 30.0, "longest generated utterance in seconds")
-    add_number(parser, "--per_minute", 120, "POST requests of a client per minute")
+    add_number(parser, "--per_minute", 120, "requests of a client per minute that need the model")
     add_mesh(parser)
 
 
@@ -73,15 +74,25 @@ def run(args: argparse.Namespace) -> int:
         shown = f"[{args.host}]" if ":" in args.host else args.host
         names = {shown, "127.0.0.1", "localhost", "[::1]"} if _local(args.host) else {shown}
         hosts = [f"{name}:{port}" for name in sorted(names)] + args.allow_host
+        if port == 80:  # clients leave the default port out
+            hosts += sorted(names)
         limits = Limits(max_seconds=args.max_seconds, per_minute=args.per_minute)
         server = Server(model, name=args.workdir, hosts=hosts, slots=args.slots, limits=limits)
         server.warm_up()
         print(f"serving {args.workdir} at http://{shown}:{port}/ (stop with Ctrl+C)", flush=True)
         try:
+            # Without proxy_headers, a client cannot choose the address that its rate is counted for.
             config = uvicorn.Config(
-                server.app, log_level="warning", server_header=False, timeout_graceful_shutdown=5
-            )
-            uvicorn.Server(config).run(sockets=[listener])
+                server.app, log_level="warning", server_header=False, proxy_headers=False,
+                timeout_graceful_shutdown=5,
+            )  # fmt: skip
+
+            class Program(uvicorn.Server):
+                def handle_exit(self, sig: int, frame: Any) -> None:
+                    server.stop()
+                    super().handle_exit(sig, frame)
+
+            Program(config).run(sockets=[listener])
         finally:
             server.close()
     return 0

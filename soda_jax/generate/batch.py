@@ -4,14 +4,13 @@ The output folder has `results.jsonl`, one row per item, `NAME.wav` of each item
 is written when it is complete: first its audio, then its row.
 """
 
-import csv
 import dataclasses
 import hashlib
 import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from soda_jax.progress import progress
 
 FORMAT_VERSION = 1
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
+_FIELDS = ("text", "audio", "voice", "voice_text")
 _SOUNDS = ("audio", "voice")
-_NAME = re.compile(r"[^/\\\0-\x1f]{1,200}")
+_NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f]")
+_NAME_BYTES = 200  # the suffix and a temporary name are added
 _COMPARED = 64  # items that are generated with and without the grammar at the same time
 
 
@@ -75,8 +76,8 @@ class BatchSummary:
         """Returns the counts as text."""
         done = self.items - len(self.failed)
         lines = [
-            f"{done:,} of {self.items:,} items, {self.seconds:,.1f} s of audio, {self.finished:,} ended by the "
-            "model"
+            f"{done:,} of {self.items:,} items, {self.finished:,} ended by the model"
+            + (f", {self.seconds:,.1f} s of audio" if self.seconds else "")
         ]
         if self.finished_with_grammar is not None and done:
             lines.append(
@@ -103,16 +104,21 @@ def read_manifest(
     requests: dict[str, Request] = {}
     for number, row in _rows(path):
         where = f"{path}:{number}"
-        wanted = {name: row.get(name) for name in ("name", *kind.needs, *kind.takes)}
-        name = str(wanted.pop("name") or f"{len(requests) + 1:06d}")
+        wanted = {column: row.get(column) for column in ("name", *kind.needs, *kind.takes)}
         for column, value in wanted.items():
             if column in kind.needs and not value:
                 raise UserError(f"{where}: {task} needs the column {column}")
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"{where}: {column} is {value!r}: write a string")
-        if not _NAME.fullmatch(name) or name in (".", ".."):
+            if value is not None and not (isinstance(value, str) and _writable(value)):
+                raise UserError(f"{where}: {column} is {value!r}: write a string without NUL")
+        name = wanted.pop("name") or f"{len(requests) + 1:06d}"
+        if (
+            _NOT_IN_NAMES.search(name)
+            or name in (".", "..")
+            or len(name.encode("utf-8")) > _NAME_BYTES
+        ):
             raise UserError(
-                f"{where}: name {name!r} cannot be a file name: leave out slashes and control characters"
+                f"{where}: name {name[:80]!r} cannot be a file name: leave out slashes and control "
+                f"characters, and use at most {_NAME_BYTES} bytes"
             )
         if name.casefold() in requests:
             raise UserError(f"{where}: the name {name} occurs twice")
@@ -122,10 +128,16 @@ def read_manifest(
                 given[column] = str(path.parent / given[column])
         if "voice" in kind.takes and voice[0] and not ("voice" in given or "voice_text" in given):
             given["voice"], given["voice_text"] = voice
-        requests[name.casefold()] = Request(name, **given)
+        fields = {column: given.pop(column) for column in _FIELDS if column in given}
+        requests[name.casefold()] = Request(name, **fields, more=given)
     if not requests:
         raise UserError(f"{path} has no rows")
     return list(requests.values())
+
+
+def _writable(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8 and be part of a path."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -136,22 +148,24 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    if path.suffix == ".tsv":
-        lines = text.split("\n")
-        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(
-                    f"{path}:{reader.line_num} has not {len(reader.fieldnames or ())} columns"
-                )
-            yield reader.line_num, {k.strip(): v.strip() for k, v in row.items()}
-        return
+    columns: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        if path.suffix == ".tsv":
+            cells = [cell.strip() for cell in line.split("\t")]
+            if not columns:
+                columns = cells
+                continue
+            if len(cells) != len(columns):
+                raise UserError(
+                    f"{path}:{number} has {len(cells)} columns, the header {len(columns)}"
+                )
+            yield number, dict(zip(columns, cells, strict=True))
+            continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number} is not a JSON object")
@@ -176,7 +190,8 @@ def run_batch(
 ) -> BatchSummary:
     """Generates the items that the output folder lacks, and shows the progress.
 
-    Items that failed before are tried again, and items whose row or sound file has changed are generated again.
+    Items that failed before are tried again, and items whose row or sound file has changed are generated again. Results of
+    items that are not requested are kept.
 
     Raises:
       UserError: if the folder has the results of other settings, or other files.
@@ -187,23 +202,29 @@ def run_batch(
     known = {
         row["name"]: row
         for row in rows
-        if row.get("input") == keys.get(row["name"]) and "error" not in row
+        if row["name"] not in keys or (row.get("input") == keys[row["name"]] and "error" not in row)
     }
-    if len(known) < len(rows):
-        write_atomic(folder / RESULTS, "".join(map(json_line, known.values())))
+    for row in rows:
+        if row["name"] not in known and "audio" in row:
+            (folder / row["audio"]).unlink(missing_ok=True)
+    _write_rows(folder, known.values())
     todo = [request for request in requests if request.name not in known]
-    if len(todo) < len(requests):
-        print(f"{folder}: {len(known):,} items are complete already", file=sys.stderr)
-    label = batch.task if len(todo) == len(requests) else f"{batch.task}, resumed"
-    with progress(label, len(requests), start=len(requests) - len(todo)) as bar:
+    ready = len(requests) - len(todo)
+    if ready:
+        print(f"{folder}: {ready:,} of {len(requests):,} items are complete", file=sys.stderr)
+    with progress(f"{batch.task}{', resumed' * bool(ready)}", len(requests), start=ready) as bar:
         for request, row in _results(model, todo, folder, batch):
             row = {"name": request.name, "input": keys[request.name], **row}
             append_json_line(folder / RESULTS, row)
             known[request.name] = row
             bar.advance()
-    ordered = [known[request.name] for request in requests]
-    write_atomic(folder / RESULTS, "".join(map(json_line, ordered)))
+    ordered = [known.pop(request.name) for request in requests]
+    _write_rows(folder, [*ordered, *known.values()])
     return _summary(ordered, batch)
+
+
+def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_atomic(folder / RESULTS, "".join(map(json_line, rows)))
 
 
 def _results(
@@ -227,7 +248,7 @@ def _results(
                 write_wav(folder / f"{request.name}.wav", result.audio, rate)
                 found["audio"] = f"{request.name}.wav"
             found["seconds"] = len(result.audio) / rate
-        elif result.parts:
+        elif request.audio is not None:
             found["seconds"] = result.parts[-1].end
         return {**found, "parts": [dataclasses.asdict(part) for part in result.parts]}
 
@@ -269,8 +290,9 @@ def _summary(rows: Sequence[dict[str, Any]], batch: BatchOptions) -> BatchSummar
 def _settings(model: SpeechModel, batch: BatchOptions) -> dict[str, Any]:
     """Returns what the results depend on, JSON-able."""
     kind = find_task(batch.task)
-    options = dataclasses.asdict(batch.options)
-    options["examples"] = [[*file_state(str(a)), text] for a, text in batch.options.examples]
+    values = dataclasses.asdict(batch.options)
+    values["examples"] = [[*_file_key(str(a)), text] for a, text in batch.options.examples]
+    options = {name: values[name] for name in kind.options}
     settings = {
         "format_version": FORMAT_VERSION,
         "task": batch.task,
@@ -304,14 +326,20 @@ def _open(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         raise UserError(f"{folder} is damaged ({error}): give a new folder") from None
     for name, value in settings.items():
         if before.get(name) != value:
+            fix = "give a new folder" + f" or --step={before.get(name)}" * (name == "step")
             raise UserError(
-                f"{folder} has results with {name} {before.get(name)!r}, not {value!r}: give a new folder"
+                f"{folder} has results with {name} {before.get(name)!r}, not {value!r}: {fix}"
             )
     return rows
 
 
 def _key(request: Request) -> str:
-    """Returns a hash of a row and of the size and time of its sound files."""
-    files = [file_state(str(s)) for s in (request.audio, request.voice) if s is not None]
-    content = json.dumps([request.text, request.voice_text, files])
+    """Returns a hash of a row and of the name, size and time of its sound files."""
+    files = [_file_key(str(s)) for s in (request.audio, request.voice) if s is not None]
+    content = json.dumps([request.text, request.voice_text, dict(request.more), files])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _file_key(path: str) -> tuple[str, int, int]:
+    # Without its folder, so that the same files from another working directory are the same input.
+    return (Path(path).name, *file_state(path)[1:])

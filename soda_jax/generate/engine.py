@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import numbers
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.generate.legal_head import draw_any, draw_legal
-from soda_jax.generate.sampling import Sampling
+from soda_jax.generate.sampling import GREEDY, RowSampling, Sampling
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoding
 from soda_jax.model.legal import legal_sets
 from soda_jax.model.placement import ONE_DEVICE, OneDevice, Placement
@@ -65,6 +65,7 @@ class Job(NamedTuple):
       budget: maximum number of new tokens, at least 1.
       max_frames: number of new frames after which only `audio_end` is legal; 0 for no limit.
       number: determines, with the seed, the random numbers of the row, 0 to 2³¹ − 1.
+      sampling: sampling settings.
     """
 
     prompt: np.ndarray
@@ -72,6 +73,7 @@ class Job(NamedTuple):
     budget: int
     max_frames: int = 0
     number: int = 0
+    sampling: Sampling = GREEDY
 
 
 class Event(NamedTuple):
@@ -161,9 +163,7 @@ class Engine:
         self._prefill = jax.jit(self._prefilled)
         self._admit = jax.jit(self._admitted, donate_argnums=0)
         self._grow = jax.jit(self._grown, static_argnames="length")
-        self._decode = jax.jit(
-            self._decoded, donate_argnums=1, static_argnames=("sampling", "constrained")
-        )
+        self._decode = jax.jit(self._decoded, donate_argnums=1, static_argnames="constrained")
         self._end = jax.jit(self._ended, donate_argnums=0)
 
     def __call__(
@@ -201,10 +201,10 @@ class Engine:
         """
         numbers_ = range(len(prompts)) if prompt_numbers is None else prompt_numbers
         jobs = [
-            Job(prompt, stop, budget, max_frames, number)
+            Job(prompt, stop, budget, max_frames, number, sampling)
             for prompt, number in zip(prompts, numbers_, strict=True)
         ]
-        events = self.stream(jobs, sampling=sampling, seed=seed, constrained=constrained)
+        events = self.stream(jobs, seed=seed, constrained=constrained)
         finished: Iterable[tuple[int, Generated]] = (
             (e.job, e.result) for e in events if e.result is not None
         )
@@ -227,7 +227,6 @@ class Engine:
         self,
         jobs: Sequence[Job],
         *,
-        sampling: Sampling,
         seed: int = 0,
         constrained: bool = True,
         steps: int = 0,
@@ -239,7 +238,7 @@ class Engine:
 
         Args:
           jobs: the first jobs.
-          sampling, seed, constrained: see `__call__`.
+          seed, constrained: see `__call__`.
           steps: tokens per row after which the events are yielded, at most 64, which is the default.
           slots: rows that are decoded at the same time; by default as many as there are jobs, at most `self.slots`.
           more: called with the number of free slots before each round; returns further jobs. The stream ends
@@ -257,20 +256,12 @@ class Engine:
         for index, job in enumerate(known):
             self.check(job, index)
         return self._events(
-            known,
-            sampling,
-            seed,
-            constrained,
-            steps or _STEPS,
-            slots,
-            more or (lambda free: ()),
-            dropped,
+            known, seed, constrained, steps or _STEPS, slots, more or (lambda free: ()), dropped
         )
 
     def _events(
         self,
-        jobs: list[Job],
-        sampling: Sampling,
+        first: list[Job],
         seed: int,
         constrained: bool,
         steps: int,
@@ -278,30 +269,38 @@ class Engine:
         more: Callable[[int], Sequence[Job]],
         dropped: Callable[[], Collection[int]],
     ) -> Iterator[Event]:
+        if not first:
+            return
+        jobs = dict(enumerate(first))  # without the jobs that have ended
+        count = len(jobs)
+
         def size(index: int) -> int:
             return len(jobs[index].prompt)
 
         # Prompts of similar length are prefilled together.
-        waiting = deque(sorted(range(len(jobs)), key=size))
-        if not jobs:
-            return
+        waiting = deque(sorted(jobs, key=size))
         slots = slots or min(_power_of_two(len(jobs)), self.slots)
         owner = np.full(slots, -1)
         length = _bucket(max(map(size, list(waiting)[:slots])) + 1)
         state = self._empty(slots, length)
         limits = _Limits(*np.ones((3, slots), np.int32))
+        settings = [GREEDY] * slots
         found: dict[int, list[np.ndarray]] = {}
         while waiting or (owner >= 0).any():
-            if unwanted := set(dropped()):
+            if unwanted := jobs.keys() & set(dropped()):
                 waiting = deque(index for index in waiting if index not in unwanted)
                 gone = np.isin(owner, list(unwanted))
                 owner[gone] = -1
                 state = self._end(state, gone)
+                for index in unwanted:
+                    del jobs[index]
+                    found.pop(index, None)
             free = np.flatnonzero(owner < 0)
             for job in more(len(free) - len(waiting)):
-                self.check(job, len(jobs))
-                waiting.append(len(jobs))
-                jobs.append(job)
+                self.check(job, count)
+                waiting.append(count)
+                jobs[count] = job
+                count += 1
             while waiting and len(free):
                 next_ = [waiting[n] for n in range(min(len(free), len(waiting)))]
                 most = max(1, min(slots, _MOST_SCORES // _bucket(max(map(size, next_))) ** 2))
@@ -311,6 +310,7 @@ class Engine:
                     job, found[index] = jobs[index], []
                     limits.stop[slot], limits.budget[slot] = job.stop, job.budget
                     limits.max_frames[slot] = job.max_frames or _INT32
+                    settings[slot] = job.sampling
                 new = self._prefill_prompts(chosen, jobs, free, most)
                 prefilled = new[1][0].key.shape[2]
                 if prefilled > length:
@@ -325,16 +325,17 @@ class Engine:
                 length = _bucket(length + 1)
                 state = self._grow(state, length=length)
                 continue
+            used = [s if is_busy else GREEDY for s, is_busy in zip(settings, busy, strict=True)]
             state, tokens = self._decode(
                 self._weights,
                 state,
                 np.int32(min(room, steps)),
                 # A copy, because a transfer may still read the array when the next job changes it.
                 _Limits(*(np.array(limit) for limit in limits)),
+                RowSampling.of(used),
                 np.uint32(seed),
                 # Prompts are prefilled in groups, because a short prefill is hardly faster.
                 np.int32(min(len(waiting), -(-slots // 4)) or slots),
-                sampling=sampling,
                 constrained=constrained,
             )
             tokens, rows = jax.device_get((tokens, state[0]._replace(hidden=None)))
@@ -346,6 +347,7 @@ class Engine:
                     ids = np.concatenate(found.pop(index))
                     finished = bool(ids[-1] == limits.stop[slot] and not rows.forced[slot])
                     owner[slot] = -1
+                    del jobs[index]
                     legal = bool(rows.automaton[slot] != ILLEGAL)
                     result = Generated(ids, finished, float(rows.score[slot]), legal)
                 yield Event(index, new_ids, result)
@@ -374,7 +376,7 @@ class Engine:
     def _prefill_prompts(
         self,
         chosen: Sequence[int],
-        jobs: Sequence[Job],
+        jobs: Mapping[int, Job],
         free: np.ndarray,
         most: int,
     ) -> tuple[Any, ...]:
@@ -443,10 +445,10 @@ class Engine:
         state: tuple[_Rows, list[decoding.Cache]],
         steps: jax.Array,
         limits: _Limits,
+        sampling: RowSampling,
         seed: jax.Array,
         most_done: jax.Array,
         *,
-        sampling: Sampling,
         constrained: bool,
     ) -> tuple[tuple[_Rows, list[decoding.Cache]], jax.Array]:
         """Decodes at most `steps` tokens per row, or until `most_done` slots are free.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soda_jax.generate.sampling import Sampling, draw
+from soda_jax.generate.sampling import RowSampling, draw
 from soda_jax.model.config import VocabularyBlocks
 from soda_jax.model.decoding import Weights, take_rows
 from soda_jax.model.legal import LegalSets
@@ -29,7 +29,7 @@ def draw_legal(
     sets: jax.Array,
     active: jax.Array,
     only: jax.Array,
-    sampling: Sampling,
+    sampling: RowSampling,
     placement: Placement,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token per row.
@@ -108,7 +108,7 @@ def draw_any(
     weights: Weights,
     keys: jax.Array,
     hidden: jax.Array,
-    sampling: Sampling,
+    sampling: RowSampling,
     placement: Placement,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one token per row from all ids, without the grammar.

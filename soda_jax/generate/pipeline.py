@@ -30,7 +30,6 @@ class Work:
 
     Attributes:
       request: the request.
-      task: its task.
       cancelled: set it to True if the result is no longer wanted; the work then has none.
     """
 
@@ -41,6 +40,7 @@ class Work:
         context: TaskContext,
         best_of: int = 1,
         on_tokens: OnTokens | None = None,
+        sampling: Sampling | None = None,
     ):
         """Starts nothing yet.
 
@@ -48,29 +48,36 @@ class Work:
           request: the request.
           task: name of its task.
           context: model and options.
+          sampling: sampling settings; by default those of the task.
           best_of: candidates of each prompt, of which the most likely is kept: finished ones before others, then the
             highest mean log-probability per token.
           on_tokens: called with (prompt, new ids, whether it ended) while tokens are generated; only with
             `best_of` 1.
 
         Raises:
-          UserError: if the task is unknown, or the candidates cannot be streamed.
+          UserError: if the task is unknown, or the candidates cannot be drawn or streamed.
         """
-        self.request, self.task = request, find_task(task)
+        kind = find_task(task)
+        self.request, self._sampling = request, sampling or kind.sampling
+        check_best_of(best_of, self._sampling)
         if on_tokens is not None and best_of > 1:
             raise UserError(f"best_of {best_of} must be 1 if the tokens are streamed")
         self.cancelled = False
         self._context, self._best_of, self.on_tokens = context, best_of, on_tokens
-        self._steps = self.task.function(context, request)
-        self._prompts: list[Prompt] = []
+        self._steps = kind.function(context, request)
+        self._round = 0  # how often the task has yielded prompts
         self._found: list[list[Continuation]] | None = None
         self._open = 0  # jobs without a result
         layout = context.model.layout
         self._grammar = grammar(layout, context.model.codebooks)
         self._ends = (layout.audio_end, layout.text_end, layout.eos)
 
-    def start(self) -> list[tuple[Job, Prompt]] | Result | UserError:
-        """Runs the task up to its next prompts or its end; returns their jobs, the result or the error."""
+    def start(self) -> list[tuple[Job, Prompt, int]] | Result | UserError:
+        """Runs the task up to its next prompts or its end.
+
+        Returns:
+          for each job (job, prompt, index of the prompt), or the result, or the error.
+        """
         best = None
         if self._found is not None:
             best = [max(candidates, key=_likelihood) for candidates in self._found]
@@ -80,25 +87,24 @@ class Work:
                 prompts = next(self._steps) if best is None else self._steps.send(best)
                 best = []
             jobs = []
-            for prompt in prompts:
+            for index, prompt in enumerate(prompts):
                 for candidate in range(self._best_of):
-                    key = f"{self.request.name}\0{prompt.piece}\0{candidate}"
-                    job = self._context.job(prompt, zlib.crc32(key.encode()) >> 1)
+                    key = f"{self.request.name}\0{self._round}\0{prompt.piece}\0{candidate}"
+                    job = self._context.job(prompt, zlib.crc32(key.encode()) >> 1, self._sampling)
                     self._context.model.engine.check(job)
-                    jobs.append((job, prompt))
+                    jobs.append((job, prompt, index))
         except StopIteration as stop:
             return stop.value
         except UserError as error:
             return error
-        self._prompts, self._found = prompts, [[] for _ in prompts]
+        self._round, self._found = self._round + 1, [[] for _ in prompts]
         self._open = len(jobs)
         return jobs
 
-    def add(self, prompt: Prompt, generated: Generated) -> bool:
+    def add(self, prompt: Prompt, index: int, generated: Generated) -> bool:
         """Adds the result of a job; returns whether it was the last one."""
         assert self._found is not None
-        number = next(n for n, known in enumerate(self._prompts) if known is prompt)
-        self._found[number].append(self._continuation(prompt, generated))
+        self._found[index].append(self._continuation(prompt, generated))
         self._open -= 1
         return not self._open
 
@@ -123,12 +129,11 @@ class Work:
 
 
 class Runner:
-    """Runs work with the same sampling settings on the engine of a model."""
+    """Runs work on the engine of a model."""
 
     def __init__(
         self,
         model: SpeechModel,
-        sampling: Sampling,
         *,
         seed: int = 0,
         constrained: bool = True,
@@ -136,71 +141,81 @@ class Runner:
         slots: int = 0,
     ):
         """Sets the settings, which are those of `Engine.stream`."""
-        self._model, self._sampling, self._seed = model, sampling, seed
-        self._constrained, self._steps, self._slots = constrained, steps, slots
+        self._model, self._seed, self._constrained = model, seed, constrained
+        self._steps, self._slots = steps, slots
 
     def run(self, take: Callable[[], Work | None]) -> Iterator[tuple[Work, Result | UserError]]:
         """Yields (work, result or the error of this work), in the order in which they end.
 
         Args:
-          take: returns the next work, or None if there is none now. It is called whenever slots are free; the run ends
-            when all work is done.
+          take: returns the next work, or None if there is none now. It is called whenever slots are free;
+            the run ends when all work is done.
         """
         engine = self._model.engine
-        ready: deque[tuple[Job, Prompt, Work]] = deque()
+        ready: deque[tuple[Job, Prompt, int, Work]] = deque()
         done: deque[tuple[Work, Result | UserError]] = deque()
-        owners: list[tuple[Prompt, Work]] = []
-        active: dict[int, Work] = {}  # by job
+        active: dict[int, tuple[Prompt, int, Work]] = {}  # by job
+        count = slots = 0  # jobs and slots of the stream
 
         def advance(work: Work) -> None:
             started = work.start()
             if isinstance(started, list):
-                ready.extend((job, prompt, work) for job, prompt in started)
+                ready.extend((*job, work) for job in started)
             else:
                 done.append((work, started))
 
-        def fill(count: int) -> list[Job]:
+        def fill(free: int) -> list[Job]:
+            nonlocal count
             # One more group of jobs waits, so that a free slot is filled at once.
-            while len(ready) < count + engine.slots // 4:
+            while len(ready) < free + engine.slots // 4:
                 work = take()
                 if work is None:
                     break
                 advance(work)
-            jobs = [job for job, _, work in ready if not work.cancelled]
-            for _, prompt, work in ready:
+            if not self._slots and 0 < slots < min(engine.slots, len(ready)):
+                return []  # this stream ends soon, and one with more slots follows
+            jobs = []
+            for job, prompt, index, work in ready:
                 if not work.cancelled:
-                    active[len(owners)] = work
-                    owners.append((prompt, work))
+                    jobs.append(job)
+                    active[count] = prompt, index, work
+                    count += 1
             ready.clear()
             return jobs
 
         def dropped() -> list[int]:
-            gone = [job for job, work in active.items() if work.cancelled]
+            gone = [job for job, (_, _, work) in active.items() if work.cancelled]
             for job in gone:
                 del active[job]
             return gone
 
         def handle(event: Event) -> None:
-            prompt, work = owners[event.job]
-            if work.on_tokens is not None and not work.cancelled:
+            if event.job not in active:
+                return  # cancelled while its tokens were generated
+            prompt, index, work = active[event.job]
+            if work.on_tokens is not None:
                 work.on_tokens(prompt, event.ids, event.result is not None)
             if event.result is None:
                 return
-            active.pop(event.job, None)
-            if work.add(prompt, event.result) and not work.cancelled:
+            del active[event.job]
+            if work.add(prompt, index, event.result) and not work.cancelled:
                 advance(work)
 
-        while jobs := fill(self._slots or engine.slots):
+        while True:
+            count = slots = 0
+            active.clear()
+            jobs = fill(self._slots or engine.slots)
+            if not jobs:
+                break
+            slots = self._slots or min(engine.slots, 1 << (len(jobs) - 1).bit_length())
             stream = engine.stream(
-                jobs, sampling=self._sampling, seed=self._seed, constrained=self._constrained,
-                steps=self._steps, slots=self._slots, more=fill, dropped=dropped,
+                jobs, seed=self._seed, constrained=self._constrained, steps=self._steps,
+                slots=slots, more=fill, dropped=dropped,
             )  # fmt: skip
             for event in stream:
                 handle(event)
                 while done:
                     yield done.popleft()
-            owners.clear()
-            active.clear()
         while done:
             yield done.popleft()
 
@@ -241,11 +256,11 @@ class Pipeline:
         Raises:
           UserError: if the task is unknown, or `best_of` is out of range.
         """
-        sampling = sampling or find_task(task).sampling
-        check_best_of(best_of, sampling)
+        self._sampling = sampling or find_task(task).sampling
+        check_best_of(best_of, self._sampling)
         self.context = TaskContext(model, options or TaskOptions())
         self._task, self._best_of, self._on_tokens = task, best_of, on_tokens
-        self._runner = Runner(model, sampling, seed=seed, constrained=constrained, steps=steps)
+        self._runner = Runner(model, seed=seed, constrained=constrained, steps=steps)
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Result | UserError]]:
         """Yields (request, result or the error of this request), in the order in which they end."""
@@ -255,7 +270,9 @@ class Pipeline:
             request = next(source, None)
             if request is None:
                 return None
-            return Work(request, self._task, self.context, self._best_of, self._on_tokens)
+            return Work(
+                request, self._task, self.context, self._best_of, self._on_tokens, self._sampling
+            )
 
         return ((work.request, result) for work, result in self._runner.run(take))
 
@@ -270,6 +287,11 @@ class Pipeline:
                 raise result
             results.append(result)
         return results
+
+
+def streaming_steps(model: SpeechModel) -> int:
+    """Returns the tokens of a round when audio is streamed: two frames, so that it is heard early."""
+    return min(64, 2 * model.codebooks)
 
 
 def find_task(name: str) -> Task:

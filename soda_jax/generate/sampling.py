@@ -1,10 +1,14 @@
 """Samples the next token from the legal ids, with temperature, top-k and top-p."""
 
 import dataclasses
+import functools
 import numbers
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from soda_jax.errors import UserError
 
@@ -43,8 +47,7 @@ class Sampling:
             wrong = "top_p must be above 0 and at most 1, which draws from all tokens"
         if wrong:
             raise UserError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}: {wrong}")
-        # `Sampling` is a static argument of the jitted loop; with Python numbers, equal settings
-        # share one compiled program.
+        # Equal settings are equal objects, whatever their types were.
         object.__setattr__(self, "temperature", float(temperature))
         object.__setattr__(self, "top_k", int(top_k))
         object.__setattr__(self, "top_p", float(top_p))
@@ -57,8 +60,48 @@ def _is(value: object, kind: type) -> bool:
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["temperature", "top_k", "top_p"],
+    meta_fields=["sampled", "ordered"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowSampling:
+    """The sampling settings of every row of a batch; rows may differ, and share one compiled program.
+
+    Attributes:
+      temperature, top_p: f32 `[batch]`.
+      top_k: int32 `[batch]`.
+      sampled: False if all rows are greedy.
+      ordered: how many of the largest logits must be in order for top-k and top-p: 0 none, −1 all.
+    """
+
+    temperature: jax.Array | np.ndarray
+    top_k: jax.Array | np.ndarray
+    top_p: jax.Array | np.ndarray
+    sampled: bool
+    ordered: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling]) -> Self:
+        """Returns the settings of a batch."""
+        sampled = [row for row in rows if row.temperature > 0]
+        largest = max((row.top_k for row in sampled), default=0)
+        # A power of two, so that other values of top-k share the program.
+        ordered = 1 << (largest - 1).bit_length() if largest else 0
+        if any(row.top_p < 1 and not row.top_k for row in sampled):
+            ordered = -1
+        return cls(
+            np.array([row.temperature for row in rows], np.float32),
+            np.array([min(row.top_k, 2**31 - 1) for row in rows], np.int32),
+            np.array([row.top_p for row in rows], np.float32),
+            bool(sampled),
+            ordered,
+        )
+
+
 def draw(
-    keys: jax.Array, logits: jax.Array, legal: jax.Array, sampling: Sampling
+    keys: jax.Array, logits: jax.Array, legal: jax.Array, sampling: RowSampling
 ) -> tuple[jax.Array, jax.Array]:
     """Samples one legal token per row, even if logits are NaN or infinite.
 
@@ -78,38 +121,51 @@ def draw(
     # Make legal logits finite, so that only illegal tokens have −∞.
     logits = jnp.nan_to_num(logits, nan=jnp.finfo(jnp.float32).min)
     logits = jnp.where(legal, logits, -jnp.inf)
-    if sampling.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1)
-    else:
+    tokens = jnp.argmax(logits, axis=-1)
+    if sampling.sampled:
+        greedy = jnp.asarray(sampling.temperature) == 0
         # Rank tokens by unscaled logits, because division by the temperature may create ties.
-        if 0 < sampling.top_k < logits.shape[-1]:
-            largest = jax.lax.top_k(logits, sampling.top_k)[0]
-            logits = _keep(logits, largest, sampling.top_k)
-        if sampling.top_p < 1:
-            ordered = jnp.sort(logits, axis=-1, descending=True)
-            mass = jnp.cumsum(jax.nn.softmax(_scaled(ordered, sampling.temperature)), axis=-1)
-            # Keep tokens up to the first at which the cumulative probability reaches top_p.
-            count = jnp.sum(mass[:, :-1] < sampling.top_p, axis=-1, keepdims=True) + 1
-            logits = _keep(logits, ordered, count)
-        tokens = jax.vmap(jax.random.categorical)(keys, _scaled(logits, sampling.temperature))
+        kept = _filtered(logits, sampling) if sampling.ordered else logits
+        scaled = _scaled(kept, jnp.where(greedy, 1, sampling.temperature))
+        tokens = jnp.where(greedy, tokens, jax.vmap(jax.random.categorical)(keys, scaled))
     chosen = jnp.take_along_axis(log_probabilities, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen
 
 
-def _scaled(logits: jax.Array, temperature: float) -> jax.Array:
-    """Returns (logits − maximum) / temperature, which is at most 0 and can only overflow to −∞."""
-    return (logits - logits.max(axis=-1, keepdims=True)) / temperature
+def _filtered(logits: jax.Array, sampling: RowSampling) -> jax.Array:
+    """Returns logits `[batch, vocabulary]` with −∞ for the tokens that top-k or top-p remove."""
+    size = logits.shape[-1]
+    if 0 < sampling.ordered < size:
+        ordered = jax.lax.top_k(logits, sampling.ordered)[0]
+    else:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+    top_k = jnp.asarray(sampling.top_k)[:, None]
+    count = jnp.where(top_k > 0, jnp.minimum(top_k, size), size)
+    first = jnp.where(jnp.arange(ordered.shape[-1]) < count, ordered, -jnp.inf)
+    temperature = jnp.where(sampling.temperature == 0, 1, sampling.temperature)
+    mass = jnp.cumsum(jax.nn.softmax(_scaled(first, temperature)), axis=-1)
+    # Keep tokens up to the first at which the cumulative probability reaches top_p.
+    top_p = jnp.asarray(sampling.top_p)[:, None]
+    enough = jnp.sum(mass[:, :-1] < top_p, axis=-1, keepdims=True) + 1
+    count = jnp.where(top_p < 1, jnp.minimum(count, enough), count)
+    # Rows that keep everything may need more logits than are in order.
+    return jnp.where(count >= size, logits, _keep(logits, ordered, count))
 
 
-def _keep(logits: jax.Array, ordered: jax.Array, count: jax.Array | int) -> jax.Array:
+def _scaled(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Returns (logits − maximum) / temperature `[batch]`, which is at most 0 and can only overflow to −∞."""
+    return (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
+
+
+def _keep(logits: jax.Array, ordered: jax.Array, count: jax.Array) -> jax.Array:
     """Replaces all but the `count` largest logits of each row with −∞; ties keep the lower ids.
 
     Args:
       logits: f32 `[batch, vocabulary]`.
-      ordered: f32 `[batch, n]`, the n ≥ `count` largest logits in descending order.
-      count: an int, or int32 `[batch, 1]`.
+      ordered: f32 `[batch, n]`, the n largest logits in descending order.
+      count: int32 `[batch, 1]`; the result of a row with a count above n is not defined.
     """
-    last = jnp.broadcast_to(jnp.asarray(count) - 1, (len(logits), 1))
+    last = jnp.minimum(count, ordered.shape[-1]) - 1
     least = jnp.take_along_axis(ordered, last, axis=-1)
     above, equal = logits > least, logits == least
     room = count - above.sum(axis=-1, keepdims=True)

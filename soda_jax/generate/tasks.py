@@ -6,7 +6,7 @@ registered with `task`; `soda generate batch --task=NAME` then accepts it.
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,9 @@ from soda_jax.tokens.documents import audio_span, text_span
 
 # Share of the context that a segment of a recording may take by default; its transcript needs the rest.
 _SEGMENT = 0.9
+# Characters per second of slow English speech, to estimate what fits into the context.
+_CHARACTERS_PER_SECOND = 12.0
+_VOICES = 64  # encoded voices that are kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class Request:
       audio: recording to be transcribed or continued, see `Sound`.
       voice: recording of the voice to speak with.
       voice_text: transcript of `voice`.
+      more: further columns of a manifest that the task takes, such as the language of a translation.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Request:
     audio: Sound | None = None
     voice: Sound | None = None
     voice_text: str = ""
+    more: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,8 @@ class TaskOptions:
     Attributes:
       max_seconds: maximum length of one generated utterance in seconds.
       max_tokens: maximum number of text tokens of one transcript or continuation.
-      piece_characters: a longer text is spoken in pieces of whole sentences, at most this long; 0 = in one piece.
+      piece_characters: a longer text is spoken in pieces of whole sentences, at most this long, or shorter if
+        they would not fit into the context; 0 = in one piece.
       segment_seconds: a longer recording is transcribed in segments; 0 = what fits into the context.
       pause_seconds: silence between spoken pieces in seconds.
       examples: (recording, transcript) pairs before each prompt of speak and transcribe, for few-shot prompts.
@@ -120,6 +126,7 @@ class Part:
       text: its text.
       start, end: its time in seconds in the audio; both 0 if there is no audio.
       finished: whether the model ended it.
+      frames: frames of generated audio.
       legal: see `Continuation`.
       mean_log_probability: in nats per token; None if nothing was generated, as for a silent segment.
     """
@@ -128,6 +135,7 @@ class Part:
     start: float
     end: float
     finished: bool
+    frames: int = 0
     legal: bool = True
     mean_log_probability: float | None = None
 
@@ -139,8 +147,8 @@ class Result:
     Attributes:
       text: the text that was spoken, the transcript, or the continuation of a text.
       parts: its pieces, in order.
-      audio: generated audio, f32 mono `[samples]`; None if the task generates text.
-      codes: its codes, uint16 `[frames, codebooks]`, without the pauses; None as `audio`.
+      audio: generated audio, f32 mono `[samples]`; None if the task generates text, or before `TaskContext.decode`.
+      codes: its codes, uint16 `[frames, codebooks]`, without the pauses; None if the task generates text.
     """
 
     text: str
@@ -165,23 +173,47 @@ Steps = Generator[list[Prompt], list[Continuation], Result]
 class TaskContext:
     """A model and the options of a task, as its function receives them."""
 
-    def __init__(self, model: SpeechModel, options: TaskOptions):
-        self.model, self.options = model, options
+    def __init__(self, model: SpeechModel, options: TaskOptions, decodes: bool = True):
+        """Stores the arguments; with `decodes` False, results have codes but no audio, see `decode`."""
+        self.model, self.options, self._decodes = model, options, decodes
         self._voices: dict[tuple[str, str], np.ndarray] = {}
 
-    def job(self, prompt: Prompt, number: int) -> Job:
-        """Returns the job of a prompt; raises UserError if the prompt does not fit into the context."""
+    def job(self, prompt: Prompt, number: int, sampling: Sampling) -> Job:
+        """Returns the job of a prompt; its length is limited by the options and by the context.
+
+        Raises:
+          UserError: if the prompt leaves no room in the context.
+        """
         model, layout = self.model, self.model.layout
-        if len(prompt.ids) >= self.context:
+        room = self.context - len(prompt.ids)
+        least = model.codebooks + 1 if prompt.kind == "speech" else 1
+        if room < least:
             raise UserError(
                 f"the prompt has {len(prompt.ids):,} tokens and the context of the model {self.context:,}: "
                 "use a shorter text or recording"
             )
         if prompt.kind == "speech":
             frames = max(1, int(self.options.max_seconds * model.codec.frame_rate))
-            return Job(prompt.ids, layout.audio_end, frames * model.codebooks + 1, frames, number)
+            frames = min(frames, (room - 1) // model.codebooks)
+            budget = frames * model.codebooks + 1
+            return Job(prompt.ids, layout.audio_end, budget, frames, number, sampling)
         stop = layout.eos if prompt.kind == "raw" else layout.text_end
-        return Job(prompt.ids, stop, self.options.max_tokens, 0, number)
+        return Job(prompt.ids, stop, min(self.options.max_tokens, room), 0, number, sampling)
+
+    def piece_characters(self, before: Sequence[np.ndarray], text: str) -> int:
+        """Returns the longest piece in which a text is spoken after the spans `before`; 0 = in one piece.
+
+        A piece must fit into the context with the speech of it, and without a given voice also the first
+        piece and its speech, which are the voice of the later ones.
+        """
+        longest = self.options.piece_characters
+        if not longest:
+            return 0
+        rate = self.model.codec.frame_rate * self.model.codebooks / _CHARACTERS_PER_SECOND + 1
+        room = (self.context - sum(map(len, before)) - 6) / rate
+        if len(text) <= min(longest, room):
+            return len(text)
+        return max(1, min(longest, int(room if before else room / 2)))
 
     @property
     def context(self) -> int:
@@ -221,6 +253,8 @@ class TaskContext:
         key = str(request.voice), request.voice_text
         if key not in self._voices:  # often the same for all requests
             codes = self.model.encode([request.voice])[0]
+            while len(self._voices) >= _VOICES:
+                del self._voices[next(iter(self._voices))]
             self._voices[key] = self.model.voice(request.voice_text, codes)
         return [self._voices[key]]
 
@@ -229,30 +263,41 @@ class TaskContext:
         if sound is None:
             raise UserError("the recording is missing")
         if isinstance(sound, np.ndarray):
+            if not len(sound):
+                raise UserError("the recording has no samples")
             return np.asarray(sound, np.float32)
         return read_audio(sound, self.model.codec.sample_rate)
 
     def speech(self, spoken: Sequence[tuple[str, Continuation]]) -> Result:
         """Returns the result of spoken pieces (text, continuation), joined with pauses."""
-        model, parts, codes = self.model, [], []
+        codec, at = self.model.codec, 0
+        parts: list[Part] = []
+        codes = [self.model.layout.ids_to_codes(c.ids, self.model.codebooks) for _, c in spoken]
+        for (text, found), some in zip(spoken, codes, strict=True):
+            at += self.pause_samples if parts else 0
+            end = at + len(some) * codec.samples_per_frame
+            parts.append(
+                _part(text, at / codec.sample_rate, end / codec.sample_rate, found, len(some))
+            )
+            at = end
+        text = " ".join(part.text for part in parts if part.text)
+        result = Result(text, tuple(parts), codes=np.concatenate(codes))
+        return self.decode(result) if self._decodes else result
+
+    def decode(self, result: Result) -> Result:
+        """Returns a result with the audio of its codes."""
+        if result.codes is None:
+            return result
         clips: list[np.ndarray] = []
-        rate, at = model.codec.sample_rate, 0
-        for text, found in spoken:
+        ends = np.cumsum([part.frames for part in result.parts])
+        for codes in np.split(result.codes, ends[:-1]):
             if clips:
                 clips.append(np.zeros(self.pause_samples, np.float32))
-                at += len(clips[-1])
-            codes.append(model.layout.ids_to_codes(found.ids, model.codebooks))
             # A continuation may be empty, and codecs need not support zero frames.
-            clip = model.codec.decode([codes[-1]])[0] if len(codes[-1]) else np.zeros(0, np.float32)
-            clips.append(clip)
-            parts.append(_part(text, at / rate, (at + len(clip)) / rate, found))
-            at += len(clip)
-        return Result(
-            " ".join(part.text for part in parts if part.text),
-            tuple(parts),
-            np.concatenate(clips),
-            np.concatenate(codes),
-        )
+            clips.append(
+                self.model.codec.decode([codes])[0] if len(codes) else np.zeros(0, np.float32)
+            )
+        return dataclasses.replace(result, audio=np.concatenate(clips))
 
     @property
     def pause_samples(self) -> int:
@@ -269,40 +314,53 @@ class Task:
       needs: columns of a manifest that the task needs, fields of `Request`.
       takes: further columns that it uses.
       sampling: its sampling settings by default.
+      options: fields of `TaskOptions` that it uses.
     """
 
     function: Callable[[TaskContext, Request], Steps]
     needs: tuple[str, ...]
     takes: tuple[str, ...]
     sampling: Sampling
+    options: tuple[str, ...]
 
 
 def task(
-    name: str, needs: Sequence[str], takes: Sequence[str] = (), sampling: Sampling | None = None
+    name: str,
+    needs: Sequence[str],
+    takes: Sequence[str] = (),
+    sampling: Sampling | None = None,
+    options: Sequence[str] = (),
 ) -> Callable[[Callable[[TaskContext, Request], Steps]], Any]:
-    """Returns a decorator that registers a task; see `Task`."""
+    """Returns a decorator that registers a task; see `Task`. By default it uses all options."""
+    every = [field.name for field in dataclasses.fields(TaskOptions)]
 
     def add(function: Callable[[TaskContext, Request], Steps]) -> Any:
-        made = Task(function, tuple(needs), tuple(takes), sampling or Sampling())
+        used = tuple(options or every)
+        made = Task(function, tuple(needs), tuple(takes), sampling or Sampling(), used)
         GENERATION_TASKS.register(name)(made)  # type: ignore[type-var]
         return function
 
     return add
 
 
-@task("speak", ["text"], ["voice", "voice_text"])
+@task(
+    "speak",
+    ["text"],
+    ["voice", "voice_text"],
+    options=["max_seconds", "piece_characters", "pause_seconds", "examples"],
+)
 def speak(context: TaskContext, request: Request) -> Steps:
     """Speaks a text, a long one in pieces.
 
     Without a given voice, the first piece that the model ends is the voice of the pieces after it.
     """
     model = context.model
-    pieces = split_text(request.text, context.options.piece_characters)
-    if not pieces:
+    if not request.text.strip():
         raise UserError("the text to speak is empty")
     if bool(request.voice_text.strip()) != (request.voice is not None):
         raise UserError("a voice needs its recording and its transcript: give both or neither")
     before = [*context.examples_for_speech, *context.voice(request)]
+    pieces = split_text(request.text, context.piece_characters(before, request.text))
 
     def prompt(number: int, *voice: np.ndarray) -> Prompt:
         return Prompt(model.text_prompt(pieces[number], *before, *voice), "speech", number)
@@ -314,11 +372,19 @@ def speak(context: TaskContext, request: Request) -> Steps:
     while len(found) < len(pieces):
         voice = _first_voice(context, pieces, found)
         later = range(len(found), len(pieces)) if voice else [len(found)]
-        found += yield [prompt(number, *voice) for number in later]
+        prompts = [prompt(number, *voice) for number in later]
+        # Slow speech may be too long to be a voice: a piece needs about as much room again.
+        room = context.context - sum(map(len, voice))
+        found += yield [p if len(p.ids) <= room else prompt(p.piece) for p in prompts]
     return context.speech(list(zip(pieces, found, strict=True)))
 
 
-@task("transcribe", ["audio"], sampling=GREEDY)
+@task(
+    "transcribe",
+    ["audio"],
+    sampling=GREEDY,
+    options=["max_tokens", "segment_seconds", "examples"],
+)
 def transcribe(context: TaskContext, request: Request) -> Steps:
     """Transcribes a recording, a long one in segments that are cut at pauses."""
     model, rate = context.model, context.model.codec.sample_rate
@@ -344,7 +410,7 @@ def transcribe(context: TaskContext, request: Request) -> Steps:
     return Result(" ".join(filter(None, texts)), tuple(parts))
 
 
-@task("continue", ["audio"])
+@task("continue", ["audio"], options=["max_seconds"])
 def continue_audio(context: TaskContext, request: Request) -> Steps:
     """Continues a recording; the result is only the continuation."""
     model = context.model
@@ -354,7 +420,7 @@ def continue_audio(context: TaskContext, request: Request) -> Steps:
     return context.speech([("", found)])
 
 
-@task("text", ["text"])
+@task("text", ["text"], options=["max_tokens"])
 def continue_text(context: TaskContext, request: Request) -> Steps:
     """Continues a text: as a text document if the model was trained on them, else as the text of an utterance."""
     model, layout = context.model, context.model.layout
@@ -382,5 +448,5 @@ def _first_voice(
     return []
 
 
-def _part(text: str, start: float, end: float, found: Continuation) -> Part:
-    return Part(text, start, end, found.finished, found.legal, found.mean_log_probability)
+def _part(text: str, start: float, end: float, found: Continuation, frames: int = 0) -> Part:
+    return Part(text, start, end, found.finished, frames, found.legal, found.mean_log_probability)

@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+import soundfile
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -20,9 +21,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from soda_jax import __version__
-from soda_jax.codecs.audio import AudioError, pcm16, read_audio, sound_seconds
+from soda_jax.codecs.audio import pcm16, read_audio, sound_seconds
 from soda_jax.errors import UserError
 from soda_jax.generate import tasks
+from soda_jax.generate.pieces import split_text
 from soda_jax.generate.pipeline import Work, find_task
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
@@ -33,14 +35,15 @@ from soda_jax.serve.inspect import TokenView, mel_image
 from soda_jax.serve.worker import BusyError, Worker
 
 _JSON_BYTES = 1 << 16
+_MOST_SAMPLES = 1 << 25  # of an upload, in all channels; 134 MB as f32
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/recorder.js": ("recorder.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
 }
-# Seconds between two looks at whether the client is still there.
-_LOOK = 0.5
+# Seconds between checks whether the client is still connected.
+_CHECK = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +55,18 @@ class Limits:
       upload_seconds: longest recording.
       text_characters: longest text.
       max_seconds: longest generated utterance.
+      total_seconds: longest speech of a request, of all pieces and candidates together.
       max_tokens: longest transcript of a segment or text continuation, in tokens.
       best_of: most candidates.
       waiting: most requests that wait for the model.
-      per_minute: most POST requests of a client per minute.
+      per_minute: most requests of a client per minute that need the model or a computation.
     """
 
     upload_bytes: int = 20_000_000
     upload_seconds: float = 120.0
     text_characters: int = 2_000
     max_seconds: float = 30.0
+    total_seconds: float = 600.0
     max_tokens: int = 448
     best_of: int = 8
     waiting: int = 16
@@ -105,7 +110,7 @@ class Server:
         self._clips, self._tokens = Clips(), TokenView(model)
         self._worker = Worker(model, slots=slots, most_waiting=self._limits.waiting)
         # One at a time, so that they do not take all cores from the worker.
-        self._one_at_a_time: asyncio.Semaphore | None = None
+        self._one_at_a_time = asyncio.Semaphore(1)
         api = {
             ("GET", "/api/model"): self._get_model,
             ("POST", "/api/clips"): self._post_clip,
@@ -128,6 +133,10 @@ class Server:
             middleware=[Middleware(Guard, hosts=hosts, per_minute=self._limits.per_minute)],
             exception_handlers={404: _not_found, 405: _not_found, 500: _failed},
         )
+
+    def stop(self) -> None:
+        """Ends the requests that run, so that their connections close."""
+        self._worker.stop()
 
     def close(self) -> None:
         """Ends the worker."""
@@ -177,9 +186,11 @@ class Server:
                 raise _HttpError(
                     413, f"the recording lasts {seconds:.0f} s, at most {most:g} s are accepted"
                 )
+            if _samples(content) > _MOST_SAMPLES:
+                raise _HttpError(413, "the recording has too many channels or too high a rate")
             return read_audio(content, self._model.codec.sample_rate, name="the upload")
 
-        audio = await self._alone(read)
+        audio = await self._compute(read)
         if len(audio) > most * self._model.codec.sample_rate:
             raise _HttpError(413, f"the recording is longer than {most:g} s")
         clip = self._clips.add(Clip("upload", self._model.codec.sample_rate, audio))
@@ -196,23 +207,26 @@ class Server:
 
     async def _get_mel(self, request: Request) -> Response:
         clip = self._complete(request.path_params["clip"])
-        return JSONResponse(await self._alone(mel_image, clip.audio, clip.sample_rate))
+        return JSONResponse(await self._compute(mel_image, clip.audio, clip.sample_rate))
 
     async def _get_tokens(self, request: Request) -> Response:
         clip = self._complete(request.path_params["clip"])
-        return JSONResponse(await self._alone(self._tokens, clip))
+        return JSONResponse(await self._compute(self._tokens, clip))
 
     async def _speak(self, request: Request) -> Response:
         body = await self._settings(
             request, "text", "voice", "voice_text", "piece_characters", "stream"
         )
         text = self._text_of(body)
+        self._check_length(text, body)
         voice = self._complete(body["voice"]) if body.get("voice") else None
-        voice_text = body.get("voice_text", "") or (voice.text if voice else "")
+        voice_text = body.get("voice_text", "")
+        if voice and not voice_text:
+            voice_text = voice.text or (voice.transcript or {}).get("text", "")
         job = tasks.Request(
             str(body["seed"]), text, voice=voice.audio if voice else None, voice_text=voice_text
         )
-        return await self._generate(request, "speak", job, body, text_first=True)
+        return await self._generate(request, "speak", job, body)
 
     async def _continue(self, request: Request) -> Response:
         body = await self._settings(request, "clip", "stream")
@@ -225,9 +239,12 @@ class Server:
         result = await self._result(
             request, "transcribe", tasks.Request(str(body["seed"]), audio=clip.audio), body
         )
-        clip.text, clip.text_first = result.text, False
-        clip.parts = [dataclasses.asdict(part) for part in result.parts]
-        return JSONResponse({**clip.summary(), "finished": result.finished})
+        clip.transcript = {
+            "text": result.text,
+            "finished": result.finished,
+            "parts": [dataclasses.asdict(part) for part in result.parts],
+        }
+        return JSONResponse(clip.summary())
 
     async def _text(self, request: Request) -> Response:
         body = await self._settings(request, "text")
@@ -236,45 +253,37 @@ class Server:
         return JSONResponse({"text": result.text, "finished": result.finished})
 
     async def _generate(
-        self,
-        request: Request,
-        task: str,
-        job: tasks.Request,
-        body: Mapping[str, Any],
-        text_first: bool = False,
+        self, request: Request, task: str, job: tasks.Request, body: Mapping[str, Any]
     ) -> Response:
         """Generates a clip; answers with its summary, or with its audio while it is generated."""
         began = time.monotonic()
-        clip = Clip(task, self._model.codec.sample_rate, text_first=text_first, finished=False)
+        context = tasks.TaskContext(self._model, self._options(body))
+        clip = Clip(task, self._model.codec.sample_rate, finished=False)
 
         def fill(result: tasks.Result) -> None:
             clip.codes, clip.text, clip.finished = result.codes, result.text, result.finished
             clip.parts = [dataclasses.asdict(part) for part in result.parts]
             clip.audio = result.audio
+            self._clips.add(clip)
 
         if not body.get("stream"):
-            fill(await self._result(request, task, job, body))
-            self._clips.add(clip)
+            result = await self._result(request, task, job, body)
+            fill(await self._compute(context.decode, result))
             return JSONResponse({**clip.summary(), "after": time.monotonic() - began})
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def put(event: Any) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        context = tasks.TaskContext(self._model, self._options(body))
-        stream = SpeechStream(context)
+        events, put = _queue()
         work = self._submit(
             task, job, body, put, lambda prompt, ids, ended: put((prompt.piece, ids, ended))
         )
         first = await self._wait(request, work, events)
         if isinstance(first, UserError):
             raise first
+        stream = SpeechStream(context)
         self._clips.add(clip)
 
         async def chunks() -> AsyncIterator[bytes]:
             # Players need a length; the largest one means that the end is not known yet.
             yield wav_header(clip.sample_rate, None)
-            sent, event = [], first
+            sent, event = [np.zeros(0, np.float32)], first
             try:
                 while not isinstance(event, tasks.Result | UserError):
                     audio = await run_in_threadpool(stream.push, *event)
@@ -282,30 +291,24 @@ class Server:
                         sent.append(audio)
                         yield pcm16(audio)
                     event = await events.get()
+                # The clip is what was heard; decoded as a whole, it could differ a little.
+                audio = np.concatenate(sent)
                 if isinstance(event, UserError):
-                    raise event  # the connection is closed without the last chunk, which the client notices
-                # The clip is what was heard; a codec without a stream of its own would decode it a little differently.
-                fill(
-                    dataclasses.replace(event, audio=np.concatenate(sent) if sent else event.audio)
-                )
+                    clip.error, clip.audio = " ".join(str(event).split()), audio
+                else:
+                    fill(dataclasses.replace(event, audio=audio))
             finally:
                 work.cancelled = True
+                if clip.audio is None:  # the client has left
+                    self._clips.remove(clip)
 
-        return StreamingResponse(
-            chunks(),
-            media_type="audio/wav",
-            headers={"x-clip": clip.id, "cache-control": "no-store"},
-        )
+        return StreamingResponse(chunks(), media_type="audio/wav", headers={"x-clip": clip.id})
 
     async def _result(
         self, request: Request, task: str, job: tasks.Request, body: Mapping[str, Any]
     ) -> tasks.Result:
         """Returns the result of a request; cancels it if the client leaves."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def put(event: Any) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
+        events, put = _queue()
         work = self._submit(task, job, body, put)
         result = await self._wait(request, work, events)
         if isinstance(result, UserError):
@@ -336,13 +339,27 @@ class Server:
         try:
             while True:
                 try:
-                    return await asyncio.wait_for(events.get(), _LOOK)
+                    return await asyncio.wait_for(events.get(), _CHECK)
                 except TimeoutError:
                     if await request.is_disconnected():
                         raise ClientDisconnect from None
         except BaseException:
             work.cancelled = True
             raise
+
+    def _check_length(self, text: str, body: Mapping[str, Any]) -> None:
+        """Raises an error if the speech of a text could be too long."""
+        model, most = self._model, self._limits.total_seconds
+        context = tasks.TaskContext(model, self._options(body))
+        fits = context.context / (model.codec.frame_rate * model.codebooks)
+        pieces = split_text(text, context.piece_characters([], text))
+        seconds = len(pieces) * min(body["max_seconds"], fits) * body["best_of"]
+        if seconds > most:
+            raise _HttpError(
+                413,
+                f"{len(pieces)} pieces of text with {body['best_of']} candidates may last {seconds:.0f} s, "
+                f"at most {most:g} s are accepted: use a lower max_seconds or a shorter text",
+            )
 
     def _options(self, body: Mapping[str, Any]) -> tasks.TaskOptions:
         names = {field.name for field in dataclasses.fields(tasks.TaskOptions)}
@@ -373,7 +390,7 @@ class Server:
         content = await _body(request, _JSON_BYTES)
         try:
             body = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the request is not JSON: {error}") from None
         if not isinstance(body, dict):
             raise UserError("the request is not a JSON object")
@@ -406,12 +423,29 @@ class Server:
         given = {"seed": 0, "best_of": 1, "max_seconds": min(15.0, limits.max_seconds)}
         return {**given, **body}
 
-    async def _alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function in a thread, one at a time."""
-        if self._one_at_a_time is None:
-            self._one_at_a_time = asyncio.Semaphore(1)
         async with self._one_at_a_time:
             return await run_in_threadpool(function, *arguments)
+
+
+def _queue() -> tuple[asyncio.Queue[Any], Callable[[Any], None]]:
+    """Returns a queue, and a function that puts an event into it from any thread."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    def put(event: Any) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return events, put
+
+
+def _samples(content: bytes) -> int:
+    """Returns the samples of a sound in all its channels as its header gives them; 0 if it has none."""
+    try:
+        info = soundfile.info(io.BytesIO(content))
+    except (soundfile.SoundFileError, RuntimeError):
+        return 0  # reading it gives the reason
+    return info.frames * info.channels
 
 
 def wav_header(sample_rate: int, samples: int | None) -> bytes:
@@ -449,8 +483,6 @@ def _answers(function: Callable[[Request], Any]) -> Callable[[Request], Any]:
             response = _error(503, error)
             response.headers["retry-after"] = "5"
             return response
-        except AudioError as error:
-            return _error(400, error)
         except UserError as error:
             return _error(400, error)
         except ClientDisconnect:

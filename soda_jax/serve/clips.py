@@ -24,10 +24,11 @@ class Clip:
       audio: f32 mono `[samples]`; None while it is generated.
       sample_rate: in Hz.
       codes: uint16 `[frames, codebooks]`; None if they are not known yet.
-      text: what was spoken, or the transcript; empty if unknown.
-      text_first: whether the text was given and the audio generated.
+      text: the text that was spoken; empty for other clips.
       finished: whether the model ended it; True for an upload.
       parts: its parts as dicts, see `generate.tasks.Part`.
+      transcript: text, finished and parts of its transcript; None if there is none yet.
+      error: why its generation ended early; empty if it did not.
       id: an identifier that cannot be guessed.
     """
 
@@ -36,9 +37,10 @@ class Clip:
     audio: np.ndarray | None = None
     codes: np.ndarray | None = None
     text: str = ""
-    text_first: bool = False
     finished: bool = True
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    transcript: dict[str, Any] | None = None
+    error: str = ""
     id: str = dataclasses.field(default_factory=lambda: secrets.token_urlsafe(9))
 
     def summary(self) -> dict[str, Any]:
@@ -53,6 +55,8 @@ class Clip:
             "text": self.text,
             "finished": self.finished,
             "parts": self.parts,
+            "transcript": self.transcript,
+            "error": self.error,
         }
 
 
@@ -66,9 +70,10 @@ class Clips:
         self._lock = threading.Lock()
 
     def add(self, clip: Clip) -> Clip:
-        """Adds a clip, and removes the oldest ones if there are too many."""
+        """Adds a clip, or one that has become longer, and removes the oldest ones if there are too many."""
         with self._lock:
             self._clips[clip.id] = clip
+            self._clips.move_to_end(clip.id)
             while len(self._clips) > 1 and (
                 len(self._clips) > self._most or self._seconds() > self._most_seconds
             ):
@@ -81,6 +86,11 @@ class Clips:
                 raise UnknownClipError(f"there is no clip {identifier[:40]!r}: upload it again")
             self._clips.move_to_end(identifier)
             return self._clips[identifier]
+
+    def remove(self, clip: Clip) -> None:
+        """Removes a clip, if it is still there."""
+        with self._lock:
+            self._clips.pop(clip.id, None)
 
     def _seconds(self) -> float:
         return sum(

@@ -31,7 +31,8 @@ class Guard:
         Args:
           app: the app.
           hosts: permitted values of the Host header, such as "127.0.0.1:8000".
-          per_minute: POST requests that a client may send per minute, at most; as many may come at once.
+          per_minute: requests that need the model or a computation, of one client per minute, at most; as many
+            may come at once.
         """
         self._app, self._hosts = app, {host.lower() for host in hosts}
         self._per_minute = per_minute
@@ -62,11 +63,13 @@ class Guard:
                 f"host {host[:80]!r} is not served: use one of {', '.join(sorted(self._hosts))}",
             )
         origin = headers.get("origin")
-        if origin is not None and origin.lower() not in {f"http://{h}" for h in self._hosts}:
+        # A proxy may add https.
+        if origin is not None and origin.lower().partition("://")[2] not in self._hosts:
             return _error(403, "requests from other sites are refused")
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return _error(403, "requests from other sites are refused")
-        if scope["method"] == "POST" and not self._within_rate(scope):
+        computes = scope["method"] == "POST" or scope["path"].endswith(("/mel", "/tokens"))
+        if computes and not self._within_rate(scope):
             response = _error(429, f"more than {self._per_minute} requests per minute: wait")
             response.headers["retry-after"] = "10"
             return response

@@ -50,8 +50,8 @@ class TokenView:
     def __call__(self, clip: Clip) -> dict[str, Any]:
         """Returns the stream of a clip, JSON-able.
 
-        The stream has the text before the audio if the audio was generated from it, after it if it is a transcript, and
-        only the audio without a text.
+        The stream has the spoken text before the audio, or else the transcript after it, or else only the audio. A voice, the
+        pieces of a long text and the recording before a continuation are not part of it.
 
         Returns:
           classes (names), normalizer, and for each token its id, class (index; markers have the last one), label, and
@@ -65,9 +65,10 @@ class TokenView:
         if clip.codes is None:
             clip.codes = model.encode([clip.audio])[0]
         spans = [audio_span(clip.codes, layout, model.codebooks)] if len(clip.codes) else []
-        if clip.text.strip():
-            text = text_span(model.tokenizer.encode(clip.text.strip()), layout)
-            spans.insert(0 if clip.text_first else 1, text)
+        spoken, heard = clip.text.strip(), ((clip.transcript or {}).get("text") or "").strip()
+        if spoken or heard:
+            text = text_span(model.tokenizer.encode(spoken or heard), layout)
+            spans.insert(0 if spoken else 1, text)
         ids = np.concatenate([[layout.bos], *spans]).astype(np.int32)
         context = model.metadata["data"]["sequence_length"]
         if len(ids) > context:

@@ -1,14 +1,13 @@
-"""One thread that runs the requests of a server on one model, together where their settings allow it."""
+"""One thread that runs the requests of a server together on one model."""
 
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 from soda_jax.errors import UserError
-from soda_jax.generate.pipeline import OnTokens, Runner, Work, check_best_of, find_task
+from soda_jax.generate.pipeline import OnTokens, Runner, Work, streaming_steps
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.generate.tasks import Request, Result, TaskContext, TaskOptions
@@ -20,18 +19,8 @@ class BusyError(UserError):
     """Raised if too many requests wait."""
 
 
-class _Item(NamedTuple):
-    work: Work
-    sampling: Sampling
-    on_done: OnDone
-
-
 class Worker:
-    """Runs requests in the order in which they come.
-
-    Up to `slots` prompts are decoded at the same time. A request joins those that are running if it has the same
-    sampling settings and no other request waits before it; otherwise it waits until they have ended.
-    """
+    """Starts requests in the order in which they come; up to `slots` prompts are decoded at the same time."""
 
     def __init__(self, model: SpeechModel, *, slots: int = 4, most_waiting: int = 16):
         """Starts the thread.
@@ -42,8 +31,8 @@ class Worker:
           most_waiting: largest number of requests that wait; further ones are refused.
         """
         self.model, self._slots, self._most = model, slots, most_waiting
-        self._waiting: deque[_Item] = deque()
-        self._running: dict[Work, _Item] = {}
+        self._waiting: deque[Work] = deque()
+        self._on_done: dict[Work, OnDone] = {}  # of waiting and running requests
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
@@ -62,29 +51,44 @@ class Worker:
     ) -> Work:
         """Adds a request; `on_done` is called in the thread of the worker, unless the work is cancelled.
 
+        Results have codes but no audio, because decoding it here would delay the other requests.
+
         Raises:
           BusyError: if too many requests wait.
           UserError: if the settings are not valid.
         """
-        settings = sampling or find_task(task).sampling
-        check_best_of(best_of, settings)
-        work = Work(request, task, TaskContext(self.model, options), best_of, on_tokens)
+        context = TaskContext(self.model, options, decodes=False)
+        work = Work(request, task, context, best_of, on_tokens, sampling)
         with self._changed:
-            self._waiting = deque(item for item in self._waiting if not item.work.cancelled)
+            self._forget_cancelled()
+            if self._closed:
+                raise BusyError("the server stops")
             if len(self._waiting) >= self._most:
                 raise BusyError(f"{self._most} requests wait already: try again later")
-            self._waiting.append(_Item(work, settings, on_done))
+            self._waiting.append(work)
+            self._on_done[work] = on_done
             self._changed.notify()
         return work
 
-    def close(self) -> None:
-        """Ends the thread after the present round of tokens."""
+    def stop(self) -> None:
+        """Ends all requests with an error, and the thread after the present round of tokens."""
         with self._changed:
             self._closed = True
-            for item in (*self._waiting, *self._running.values()):
-                item.work.cancelled = True
+            for work in self._on_done:
+                work.cancelled = True
+            ended, self._on_done = self._on_done, {}
+            self._waiting.clear()
             self._changed.notify()
+        _answer(ended.values(), UserError("the server stops"))
+
+    def close(self) -> None:
+        """Calls `stop` and waits for the thread."""
+        self.stop()
         self._thread.join(timeout=60)
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = deque(work for work in self._waiting if not work.cancelled)
+        self._on_done = {w: done for w, done in self._on_done.items() if not w.cancelled}
 
     def _loop(self) -> None:
         while True:
@@ -92,32 +96,35 @@ class Worker:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-                sampling = self._waiting[0].sampling
             try:
-                self._run(sampling)
+                self._run()
             except Exception:
-                # A fault of one round must not end the server: its requests fail, and the next ones are served.
+                # The requests that run fail, and the next ones are served.
                 traceback.print_exc(file=sys.stderr)
-                failed, self._running = self._running, {}
-                for item in failed.values():
-                    item.on_done(
-                        UserError("the model failed; the log of the server has the reason")
-                    )
+                with self._changed:
+                    waiting = set(self._waiting)
+                    failed = [d for work, d in self._on_done.items() if work not in waiting]
+                    self._on_done = {w: d for w, d in self._on_done.items() if w in waiting}
+                _answer(failed, UserError("the model failed; the log of the server has the reason"))
 
-    def _run(self, sampling: Sampling) -> None:
+    def _run(self) -> None:
         def take() -> Work | None:
             with self._changed:
-                while self._waiting and self._waiting[0].work.cancelled:
-                    self._waiting.popleft()
-                if self._closed or not self._waiting or self._waiting[0].sampling != sampling:
-                    return None
-                item = self._waiting.popleft()
-                self._running[item.work] = item
-                return item.work
+                self._forget_cancelled()
+                return self._waiting.popleft() if self._waiting else None
 
-        # Two frames per round, so that audio is streamed early and requests join soon.
-        runner = Runner(self.model, sampling, steps=min(64, 2 * self.model.codebooks),
-                        slots=self._slots)  # fmt: skip
+        runner = Runner(self.model, steps=streaming_steps(self.model), slots=self._slots)
         for work, result in runner.run(take):
-            self._running.pop(work).on_done(result)
-        self._running.clear()  # of cancelled work
+            with self._changed:
+                done = self._on_done.pop(work, None)
+            if done is not None:
+                _answer([done], result)
+
+
+def _answer(callbacks: Iterable[OnDone], result: Result | UserError) -> None:
+    """Calls callbacks; one that raises, such as for an event loop that has ended, is reported."""
+    for on_done in callbacks:
+        try:
+            on_done(result)
+        except Exception:
+            traceback.print_exc(file=sys.stderr)

@@ -13,7 +13,8 @@ from soda_jax.errors import UserError
 from soda_jax.generate import batch as batch_module
 from soda_jax.generate.batch import BatchOptions, read_examples, read_manifest, run_batch
 from soda_jax.generate.pipeline import Pipeline
-from soda_jax.generate.tasks import Request, TaskOptions
+from soda_jax.generate.tasks import Request, TaskOptions, task
+from soda_jax.registry import GENERATION_TASKS
 
 OPTIONS = BatchOptions("speak", TaskOptions(max_seconds=1.0, max_tokens=8))
 TEXTS = [Request(f"n{number}", text) for number, text in enumerate(["one", "two", "six", "up"])]
@@ -92,7 +93,7 @@ def test_failed_and_changed_items_are_generated_again(model, tmp_path, capsys):
     assert [name for name, _ in summary.failed] == ["b"]
     write_wav(tmp_path / "b.wav", clip, 1_000)
     assert not run_batch(model, requests, tmp_path / "out", options).failed
-    assert "1 items are complete already" in capsys.readouterr().err
+    assert "1 of 2 items are complete" in capsys.readouterr().err
     before = rows_of(tmp_path / "out")
     write_wav(tmp_path / "a.wav", clip[:200], 1_000)
     os.utime(tmp_path / "a.wav", ns=(1, 1))
@@ -112,6 +113,47 @@ def test_results_of_other_settings_or_other_files_are_kept(model, tmp_path):
     (tmp_path / "out" / "results.jsonl").write_text("[]\n")
     with pytest.raises(UserError, match="is damaged"):
         run_batch(model, TEXTS, tmp_path / "out", OPTIONS)
+
+
+def test_results_of_other_manifests_are_kept(model, tmp_path):
+    run_batch(model, TEXTS[:2], tmp_path / "out", OPTIONS)
+    before = rows_of(tmp_path / "out")
+    summary = run_batch(model, TEXTS[2:], tmp_path / "out", OPTIONS)
+    assert summary.items == 2
+    assert [row["name"] for row in rows_of(tmp_path / "out")] == ["n2", "n3", "n0", "n1"]
+    assert rows_of(tmp_path / "out")[2:] == before
+
+
+def test_a_batch_may_be_started_from_another_folder(model, tmp_path, monkeypatch):
+    options = BatchOptions("transcribe", TaskOptions(max_tokens=8))
+    write_wav(tmp_path / "a.wav", 0.5 * np.sin(np.arange(300) / 5), 1_000)
+    (tmp_path / "rows.tsv").write_text("audio\na.wav\n")
+    run_batch(model, read_manifest(tmp_path / "rows.tsv", "transcribe"), tmp_path / "out", options)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch_module, "append_json_line", lambda path, row: pytest.fail("repeated"))
+    run_batch(model, read_manifest("rows.tsv", "transcribe"), "out", options)
+
+
+def test_options_that_a_task_does_not_use_do_not_matter(model, tmp_path):
+    run_batch(model, TEXTS[:1], tmp_path / "out", OPTIONS)
+    other = dataclasses.replace(OPTIONS.options, segment_seconds=3.0)
+    run_batch(model, TEXTS[:1], tmp_path / "out", dataclasses.replace(OPTIONS, options=other))
+
+
+def test_a_task_may_take_columns_of_its_own(tmp_path):
+    (tmp_path / "rows.tsv").write_text("text\tlanguage\nhello\tfr\n")
+    task("translate", ["text", "language"])(lambda context, request: None)
+    try:
+        (request,) = read_manifest(tmp_path / "rows.tsv", "translate")
+        assert (request.text, request.more) == ("hello", {"language": "fr"})
+    finally:
+        del GENERATION_TASKS._functions["translate"]
+
+
+def test_long_texts_of_a_tsv_are_read(tmp_path):
+    (tmp_path / "rows.tsv").write_text(f"text\n{'word ' * 50_000}\n")
+    (request,) = read_manifest(tmp_path / "rows.tsv", "speak")
+    assert len(request.text) == 249_999
 
 
 def test_rows_without_the_grammar_compare_it(model, tmp_path):
@@ -155,8 +197,13 @@ def test_manifests_are_read(tmp_path):
         ("a.jsonl", '{"text": 3}\n', "text is 3: write a string"),
         ("a.jsonl", '{"text": "a", "name": "../x"}\n', "cannot be a file name"),
         ("a.jsonl", '{"text": "a", "name": "x"}\n{"text": "b", "name": "X"}\n', "X occurs twice"),
+        ("a.jsonl", '{"text": "a", "name": 0}\n', "name is 0: write a string"),
+        ("a.jsonl", '{"text": "a\\u0000b"}\n', "write a string without NUL"),
+        ("a.jsonl", '{"text": "a", "name": "\\ud800"}\n', "write a string without NUL"),
+        ("a.jsonl", '{"text": "a", "name": "' + "語" * 70 + '"}\n', "at most 200 bytes"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1 is not JSON"),
         ("a.tsv", "words\nhello\n", "a.tsv:2: speak needs the column text"),
-        ("a.tsv", "text\tname\nhello\n", "a.tsv:2 has not 2 columns"),
+        ("a.tsv", "text\tname\nhello\n", "a.tsv:2 has 1 columns, the header 2"),
         ("a.csv", "text\n", "must end in .jsonl or .tsv"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from soda_jax.errors import UserError
 from soda_jax.generate import engine as engines
 from soda_jax.generate.engine import Engine
-from soda_jax.generate.sampling import GREEDY, Sampling, draw
+from soda_jax.generate.sampling import GREEDY, RowSampling, Sampling, draw
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -133,7 +133,10 @@ def test_tokens_and_log_probabilities_are_those_of_the_full_head(
             keys = jax.random.fold_in(key, step)[None]
             allowed = np.isin(candidates, legal)[None]
             index, _ = draw(
-                keys, jnp.asarray(row[candidates])[None], jnp.asarray(allowed), sampling
+                keys,
+                jnp.asarray(row[candidates])[None],
+                jnp.asarray(allowed),
+                RowSampling.of([sampling]),
             )
             assert int(candidates[int(index[0])]) == token
             assert token in legal

@@ -116,6 +116,18 @@ def test_a_long_recording_is_printed_with_the_times_of_its_segments(loaded, tmp_
     assert any(" to     1.50 s" in line for line in lines)
 
 
+def test_files_that_cannot_be_transcribed_are_named_after_the_others(loaded, tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", 0.5 * np.sin(np.arange(300) / 9), 1_000)
+    clips = [str(tmp_path / "a.wav"), str(tmp_path / "no.wav")]
+    assert run("--workdir=RUN", "transcribe", *clips, "--max_tokens=8") == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{clips[0]}: ")
+    assert f"{clips[1]}: there is no such file" in printed.err
+    assert "1 of 2 files failed" in printed.err
+    with pytest.raises(UserError, match=r"no\.wav: there is no such file"):
+        run("--workdir=RUN", "transcribe", clips[1])
+
+
 def test_text_is_continued(loaded, capsys):
     assert run("--workdir=RUN", "text", "two", "--max_tokens=5", "--temperature=0") == 0
     assert capsys.readouterr().out.startswith("two")
@@ -135,7 +147,7 @@ def test_a_batch_counts_failed_items_and_exits_with_1(loaded, tmp_path, capsys):
     arguments = [f"--input={rows}", f"--output={tmp_path / 'out'}", "--max_tokens=8"]
     assert run("--workdir=RUN", "batch", "--task=transcribe", *arguments) == 1
     printed = capsys.readouterr().out
-    assert "1 of 2 items, 0.3 s of audio" in printed
+    assert "1 of 2 items, 0 ended by the model, 0.3 s of audio" in printed
     assert "failed: two: " in printed and "there is no such file" in printed
 
 
@@ -163,6 +175,17 @@ def test_a_batch_counts_failed_items_and_exits_with_1(loaded, tmp_path, capsys):
                 "--voice_text=x",
             ],
             "takes no voice",
+        ),
+        (
+            [
+                "--workdir=R",
+                "batch",
+                "--task=text",
+                "--input=a.tsv",
+                "--output=o",
+                "--examples=e.tsv",
+            ],
+            "takes no examples",
         ),
         (["speak", "one", "--output=x.wav"], "--workdir"),
         (["--workdir=R", "speak", "one", "--output=x.wav", "--voice=a.wav"], "--voice_text"),

@@ -36,6 +36,18 @@ def test_pieces_keep_every_character_and_the_limit(longest):
     pieces = split_text(text, longest)
     assert max(map(len, pieces)) <= longest
     assert "".join("".join(pieces).split()) == "".join(text.split())
+    normal = " ".join(text.split())
+    assert all(piece in normal for piece in pieces)
+
+
+def test_numbers_times_and_addresses_are_not_changed():
+    text = "We met at 10:30 on day 3, paid 1,000,000 dollars, and read https://example.org/a,b; then left."
+    for longest in (20, 30, 60):
+        pieces = split_text(text, longest)
+        assert all(piece in text for piece in pieces)
+        for word in ("10:30", "1,000,000", "https://example.org/a,b;"):
+            assert len(word) > longest or any(word in piece for piece in pieces)
+    assert split_text("一つ。二つ。三つ。", 6) == ["一つ。二つ。", "三つ。"]
 
 
 def test_a_long_sentence_is_cut_at_its_clauses():
@@ -79,3 +91,8 @@ def test_silent_segments_are_marked():
     segments = split_recording(speech(2, 6, 2), 1000, 2500)
     assert [s.silent for s in segments].count(True) >= 1
     assert not segments[0].silent and not segments[-1].silent
+
+
+def test_a_quiet_recording_is_not_silent():
+    assert not any(s.silent for s in split_recording(speech(2, 0.2, 2) * 1e-3, 1000, 2500))
+    assert not split_recording(np.zeros(10, np.float32), 1000, 20)[0].silent

@@ -1,6 +1,8 @@
 """Tasks run together on one engine, and each result depends only on its own request."""
 
 import dataclasses
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,15 @@ from soda_jax.errors import UserError
 from soda_jax.generate.pipeline import Pipeline, Runner, Work
 from soda_jax.generate.sampling import GREEDY, Sampling
 from soda_jax.generate.streaming import SpeechStream
-from soda_jax.generate.tasks import Continuation, Prompt, Request, Result, TaskOptions, task
+from soda_jax.generate.tasks import (
+    Continuation,
+    Prompt,
+    Request,
+    Result,
+    TaskContext,
+    TaskOptions,
+    task,
+)
 from soda_jax.registry import GENERATION_TASKS
 
 CLIP = (np.sin(np.arange(450) / 5) * np.linspace(0.1, 0.9, 450)).astype(np.float32)
@@ -117,9 +127,9 @@ def test_the_most_likely_finished_candidate_is_kept(model, monkeypatch):
 
     add = Work.add
 
-    def watched(work, prompt, generated):
+    def watched(work, prompt, index, generated):
         seen.append((generated.finished, generated.log_probability / len(generated.ids)))
-        return add(work, prompt, generated)
+        return add(work, prompt, index, generated)
 
     monkeypatch.setattr(Work, "add", watched)
     Pipeline(model, "speak", options, sampling=hot, best_of=8)([request])
@@ -188,7 +198,7 @@ def test_text_is_continued_as_the_documents_of_training(model):
     assert (
         prompt.kind == "raw" and prompt.ids.tolist()[1:] == model.tokenizer.encode("two").tolist()
     )
-    assert context.job(prompt, 0).stop == model.layout.eos
+    assert context.job(prompt, 0, GREEDY).stop == model.layout.eos
 
 
 def test_a_registered_task_may_ask_several_times(model):
@@ -228,22 +238,127 @@ def test_streamed_audio_has_the_pieces_in_order_and_the_length_of_the_result(mod
 
 def test_cancelled_work_frees_its_slot_and_other_work_joins(model):
     context = Pipeline(model, "speak", dataclasses.replace(SHORT, max_seconds=20)).context
-    never_ends = Sampling(1.0, 1, 1.0)
-    waiting = [Work(Request(str(n), "two"), "speak", context) for n in range(4)]
-    started: list[Work] = []
+
+    def cancel(prompt, ids, ended):
+        first.cancelled = True
+
+    first = Work(Request("0", "two"), "speak", context, on_tokens=cancel)
+    waiting = iter([first, *(Work(Request(str(n), "two"), "speak", context) for n in (1, 2, 3))])
+    generated = []
+    stream = model.engine.stream
+
+    def counted(*arguments, **options):
+        for event in stream(*arguments, **options):
+            generated.append(event.job)
+            yield event
+
+    runner = Runner(model, steps=1, slots=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.engine, "stream", counted)
+        found = list(runner.run(lambda: next(waiting, None)))
+    assert [work.request.name for work, _ in found] == ["1", "2", "3"]
+    assert generated.count(0) == 1
+    (expected,) = Pipeline(model, "speak", context.options)([Request("1", "two")])
+    same(found[0][1], expected)
+
+
+def test_the_memory_of_a_stream_does_not_grow_with_its_jobs(model):
+    context = Pipeline(model, "speak", SHORT).context
+    alive = weakref.WeakSet()
+    most = 0
 
     def take():
-        if started:  # called again while the first work runs
-            started[0].cancelled = True
-        if not waiting:
+        nonlocal most
+        most = max(most, len(alive))
+        if take.left == 0:
             return None
-        started.append(waiting.pop(0))
-        return started[-1]
+        take.left -= 1
+        work = Work(Request(str(take.left), "two"), "speak", context)
+        alive.add(work)
+        return work
 
-    runner = Runner(model, never_ends, steps=1, slots=1)
-    found = list(runner.run(take))
-    assert [work.request.name for work, _ in found] == ["1", "2", "3"]
-    (expected,) = Pipeline(model, "speak", context.options, sampling=never_ends)(
-        [Request("1", "two")]
+    take.left = 60
+    ended = sum(1 for _ in Runner(model, slots=2).run(take))
+    assert ended == 60
+    assert most <= 12
+
+
+def test_requests_with_different_settings_run_together(model):
+    context = Pipeline(model, "speak", SHORT).context
+    settings = [GREEDY, Sampling(0.7, 0, 0.9), Sampling(1.5, 4, 1.0), Sampling(1.0, 3, 0.5)]
+    works = [
+        Work(Request(str(n), "two"), "speak", context, sampling=sampling)
+        for n, sampling in enumerate(settings)
+    ]
+    waiting = iter(works)
+    found = dict(Runner(model, slots=4).run(lambda: next(waiting, None)))
+    for work, sampling in zip(works, settings, strict=True):
+        (alone,) = Pipeline(model, "speak", SHORT, sampling=sampling)([work.request])
+        same(found[work], alone)
+
+
+def test_pieces_and_voices_fit_into_the_context(model):
+    metadata = {"data": {"sequence_length": 128, "sources": {}}}
+    small = dataclasses.replace(model, metadata=metadata)
+    prompts = []
+    options = TaskOptions(max_seconds=30)
+
+    class Watched(TaskContext):
+        def job(self, prompt, number, sampling):
+            job = super().job(prompt, number, sampling)
+            prompts.append((len(prompt.ids), job.budget))
+            return job
+
+    context = Watched(small, options)
+    text = (
+        "A text that is much longer than the context of this model permits, in two sentences. " * 2
     )
-    same(found[0][1], expected)
+    waiting = iter([Work(Request("a", text), "speak", context)])
+    ((_, result),) = Runner(small).run(lambda: next(waiting, None))
+    assert isinstance(result, Result) and len(result.parts) > 2
+    assert all(length + budget <= 128 for length, budget in prompts)
+    assert "".join(part.text for part in result.parts).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_cut_by_the_context_is_reported(model):
+    metadata = {"data": {"sequence_length": 40, "sources": {}}}
+    small = dataclasses.replace(model, metadata=metadata)
+    never = Sampling(1.0, 1, 1.0)
+    found = Pipeline(small, "speak", TaskOptions(max_seconds=30), sampling=never).run(
+        Request(str(n), "abcdefghijklm"[:n]) for n in range(1, 12)
+    )
+    results = [result for _, result in found]
+    assert all(len(result.codes) * 3 <= 40 for result in results)
+
+
+def test_the_task_of_the_docs_runs(model):
+    page = Path(__file__).parents[2] / "docs" / "generate.md"
+    code = page.read_text().split("## A task of your own")[1].split("```python")[1].split("```")[0]
+    try:
+        exec(code, {})
+        (result,) = Pipeline(model, "twice", SHORT)([Request("a", "x")])
+        one, two = result.parts
+        assert one.frames + two.frames == len(result.codes)
+        assert not np.array_equal(result.codes[: one.frames], result.codes[one.frames :])
+    finally:
+        del GENERATION_TASKS._functions["twice"]
+
+
+def test_a_prompt_may_be_given_twice(model):
+    @task("pair", ["text"])
+    def pair(context, request):
+        prompt = Prompt(context.model.text_prompt(request.text), "speech")
+        one, two = yield [prompt, prompt]
+        return context.speech([("one", one), ("two", two)])
+
+    try:
+        (result,) = Pipeline(model, "pair", SHORT)([Request("a", "x")])
+        assert [part.text for part in result.parts] == ["one", "two"]
+    finally:
+        del GENERATION_TASKS._functions["pair"]
+
+
+def test_an_empty_recording_is_refused(model):
+    for name in ("transcribe", "continue"):
+        with pytest.raises(UserError, match="no samples"):
+            Pipeline(model, name, SHORT)([Request("a", audio=np.zeros(0, np.float32))])

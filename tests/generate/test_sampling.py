@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from soda_jax.errors import UserError
-from soda_jax.generate.sampling import COLDEST, GREEDY, HOTTEST, Sampling, draw
+from soda_jax.generate.sampling import COLDEST, GREEDY, HOTTEST, RowSampling, Sampling, draw
 
 LOGITS = np.log([0.05, 0.4, 0.25, 0.2, 0.1]).astype(np.float32)
 MANY = 4000
@@ -17,7 +17,7 @@ def drawn(sampling, legal=(True,) * 5, logits=LOGITS):
     keys = jax.random.split(jax.random.key(0), MANY)
     rows = jnp.broadcast_to(jnp.asarray(logits), (MANY, 5))
     mask = jnp.broadcast_to(jnp.asarray(legal), (MANY, 5))
-    tokens, scores = draw(keys, rows, mask, sampling)
+    tokens, scores = draw(keys, rows, mask, RowSampling.of([sampling] * MANY))
     return np.bincount(tokens, minlength=5) / MANY, np.asarray(tokens), np.asarray(scores)
 
 
@@ -187,8 +187,29 @@ def test_invariant_9_any_setting_and_any_logits_draw_what_the_definitions_allow(
     legal[np.arange(len(ROWS)), rng.integers(0, VOCABULARY, len(ROWS))] = True
     keys = jax.random.split(jax.random.key(seed), REPEATS * len(ROWS))
     repeated = [np.repeat(x, REPEATS, axis=0) for x in (logits, legal)]
-    tokens, scores = draw(keys, jnp.asarray(repeated[0], kind), jnp.asarray(repeated[1]), sampling)
+    settings = RowSampling.of([sampling] * len(keys))
+    tokens, scores = draw(keys, jnp.asarray(repeated[0], kind), jnp.asarray(repeated[1]), settings)
     assert scores.dtype == jnp.float32
     for number, found in enumerate(np.asarray(tokens).reshape(len(ROWS), REPEATS)):
         wanted = allowed(logits[number], legal[number], sampling)
         assert set(found.tolist()) <= wanted, (ROWS[number], sampling)
+
+
+def test_rows_with_different_settings_are_drawn_as_alone():
+    rng = np.random.default_rng(0)
+    settings = [
+        GREEDY, Sampling(0.7, 0, 0.8), Sampling(1.3, 3, 1.0), Sampling(1.0, 5, 0.5), Sampling(2.0, 0, 1.0),
+        Sampling(0.5, 1000, 0.9),
+    ]  # fmt: skip
+    logits = jnp.asarray(rng.normal(size=(600, 50)), jnp.float32)
+    legal = jnp.asarray(rng.random((600, 50)) < 0.7).at[:, 0].set(True)
+    keys = jax.random.split(jax.random.key(1), 600)
+    rows = [settings[n % len(settings)] for n in range(600)]
+    together, scores = draw(keys, logits, legal, RowSampling.of(rows))
+    for number, sampling in enumerate(settings):
+        mine = slice(number, None, len(settings))
+        alone, their_scores = draw(
+            keys[mine], logits[mine], legal[mine], RowSampling.of([sampling] * 100)
+        )
+        np.testing.assert_array_equal(together[mine], alone)
+        np.testing.assert_array_equal(scores[mine], their_scores)

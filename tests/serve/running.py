@@ -49,13 +49,16 @@ def running(model: Any, **limits: Any) -> Iterator[Client]:
         port = listener.getsockname()[1]
         hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]
         server = Server(model, name="toy", hosts=hosts, slots=2, limits=Limits(**limits))
-        config = uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            server.app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=5
+        )
         program = uvicorn.Server(config)
         thread = threading.Thread(target=program.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             yield Client(port)
         finally:
+            server.stop()
             program.should_exit = True
             thread.join(timeout=60)
             server.close()

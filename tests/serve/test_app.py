@@ -12,7 +12,12 @@ import soundfile
 from running import running
 
 from soda_jax.codecs.audio import pcm16
+from soda_jax.generate.pipeline import Pipeline
+from soda_jax.generate.sampling import GREEDY
+from soda_jax.generate.tasks import Request, TaskOptions
+from soda_jax.serve import app
 from soda_jax.serve.app import wav_header
+from soda_jax.serve.worker import Worker
 from soda_jax.tokens.documents import audio_span, text_span
 
 SHORT = {"max_seconds": 1.0, "seed": 3}
@@ -80,19 +85,34 @@ def test_streamed_speech_is_the_clip_that_is_kept(server):
 
 
 def test_recordings_of_several_formats_are_transcribed_and_continued(server, model):
-    texts = set()
     for kind, subtype in (("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")):
         rate = 8_000
         identifier = server.json("POST", "/api/clips", sound(4000, rate, subtype, kind))["clip"]
         found = server.json("POST", "/api/transcribe", {"clip": identifier, "max_tokens": 8})
         assert found["seconds"] == pytest.approx(0.5, abs=0.01)
-        assert server.json("GET", f"/api/clips/{identifier}")["text"] == found["text"]
-        texts.add(found["text"])
+        assert server.json("GET", f"/api/clips/{identifier}") == found
+        audio, _ = soundfile.read(io.BytesIO(server("GET", f"/api/clips/{identifier}.wav")[1]))
+        expected = model.transcribe(audio.astype(np.float32), max_tokens=8)
+        assert found["transcript"]["text"] == expected
         more = server.json("POST", "/api/continue", {"clip": identifier, **SHORT})
         assert more["kind"] == "continue"
-    assert texts
-    text = server.json("POST", "/api/text", {"text": "two", "max_tokens": 6, "temperature": 0})
-    assert isinstance(text["text"], str)
+
+
+def test_text_is_continued(server, model):
+    found = server.json("POST", "/api/text", {"text": "two", "max_tokens": 6, "temperature": 0})
+    (expected,) = Pipeline(model, "text", TaskOptions(max_tokens=6), sampling=GREEDY)(
+        [Request("0", "two")]
+    )
+    assert (found["text"], found["finished"]) == (expected.text, expected.finished)
+
+
+def test_the_transcript_of_speech_does_not_replace_its_text(server):
+    made = server.json("POST", "/api/speak", {"text": "two", **SHORT})
+    found = server.json("POST", "/api/transcribe", {"clip": made["clip"], "max_tokens": 8})
+    assert (found["text"], found["parts"]) == ("two", made["parts"])
+    assert found["transcript"] is not None and made["transcript"] is None
+    tokens = server.json("GET", f"/api/clips/{made['clip']}/tokens")
+    assert tokens["label"][2:5] == ["t", "w", "o"]
 
 
 def test_a_voice_changes_the_speech(server, clip):
@@ -145,6 +165,14 @@ def test_a_spectrogram_has_its_size(server, clip):
         ("POST", "/api/speak", b"{}", 415, "content-type: application/json"),
         ("POST", "/api/speak", {"text": ""}, 400, "the text to speak is empty"),
         ("POST", "/api/speak", {"text": "a" * 201}, 413, "has 201 characters"),
+        ("POST", "/api/speak", b"[" * 60_000, 415, "content-type"),
+        (
+            "POST",
+            "/api/speak",
+            {"text": "a. " * 60, "piece_characters": 1, "max_seconds": 30, "best_of": 8},
+            413,
+            "use a lower max_seconds or a shorter text",
+        ),
         ("POST", "/api/speak", {"text": 3}, 400, "text must be a string"),
         ("POST", "/api/speak", {"txt": "a"}, 400, "the field 'txt' is unknown"),
         ("POST", "/api/speak", {"text": "a", "max_seconds": 31}, 400, "max_seconds 31 must be"),
@@ -176,6 +204,7 @@ def test_bad_requests_get_one_line_and_the_server_answers_on(
         ({"host": "attacker.example"}, 421),
         ({"origin": "http://attacker.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "https://attacker.example"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
     ],
 )
@@ -185,12 +214,32 @@ def test_requests_of_other_sites_are_refused(server, headers, status):
     assert response.getheader("content-security-policy")
     own = {"origin": f"http://localhost:{server.port}", "host": f"localhost:{server.port}"}
     assert server("GET", "/api/model", headers=own)[0] == 200
+    proxied = {**own, "origin": f"https://localhost:{server.port}"}
+    assert server("GET", "/api/model", headers=proxied)[0] == 200
+
+
+def test_nested_json_is_refused(server):
+    headers = {"content-type": "application/json"}
+    status, content, _ = server("POST", "/api/speak", b"[" * 60_000, headers)
+    assert status == 400 and b"is not JSON" in content
+
+
+def test_uploads_that_would_take_much_memory_are_refused(server, monkeypatch):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros((5_000, 8), np.int16), 192_000, format="FLAC")
+    monkeypatch.setattr(app, "_MOST_SAMPLES", 39_999)
+    found = server.json("POST", "/api/clips", buffer.getvalue(), 413)
+    assert "too many channels or too high a rate" in found["error"]
 
 
 def test_a_client_has_a_rate(model):
     with running(model, per_minute=3) as client:
-        statuses = [client("POST", "/api/speak", {"text": ""})[0] for _ in range(5)]
-        assert statuses == [400, 400, 400, 429, 429]
+        statuses = [
+            client("POST", "/api/speak", {"text": ""}, {"x-forwarded-for": f"10.0.0.{n}"})[0]
+            for n in range(4)
+        ]
+        assert statuses == [400, 400, 400, 429]
+        assert client("GET", "/api/clips/x/tokens")[0] == 429
         assert client("GET", "/api/model")[0] == 200
 
 
@@ -212,21 +261,62 @@ def test_several_requests_are_served_at_once(server):
     assert [found[n]["text"] for n in range(6)] == [f"x{n}" for n in range(6)]
 
 
-def test_a_client_that_leaves_does_not_keep_the_model_busy(model):
-    with running(model, waiting=1) as client:
-        body = json.dumps({"text": "two", "max_seconds": 30, "temperature": 1, "top_k": 1}).encode()
-        for _ in range(4):  # more than the slots and the queue hold
-            with socket.create_connection(("127.0.0.1", client.port)) as connection:
-                head = (
-                    f"POST /api/speak HTTP/1.1\r\nhost: 127.0.0.1:{client.port}\r\n"
-                    f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-                )
-                connection.sendall(head.encode() + body)
-                time.sleep(0.2)
-        deadline = time.monotonic() + 60
-        while client("POST", "/api/speak", {"text": "two", **SHORT})[0] != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_request_of_a_client_that_leaves_is_cancelled(model, monkeypatch, stream):
+    works, submit = [], Worker.submit
+    go_on = threading.Event()
+
+    def watched(self, request, task, options, on_done, **settings):
+        given = settings.pop("on_tokens", None)
+
+        def slow(prompt, ids, ended):
+            go_on.wait(0.05)
+            if given is not None:
+                given(prompt, ids, ended)
+
+        works.append(submit(self, request, task, options, on_done, on_tokens=slow, **settings))
+        return works[-1]
+
+    monkeypatch.setattr(Worker, "submit", watched)
+    never_ends = {"text": "two", "max_seconds": 30, "temperature": 1, "top_k": 1, "stream": stream}
+    with running(model) as client:
+        body = json.dumps(never_ends).encode()
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            head = (
+                f"POST /api/speak HTTP/1.1\r\nhost: 127.0.0.1:{client.port}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + body)
+            if stream:
+                assert connection.recv(100)
+            while not works:
+                time.sleep(0.01)
+        deadline = time.monotonic() + 30
+        while not works[0].cancelled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert works[0].cancelled
+        go_on.set()
+        assert client("POST", "/api/speak", {"text": "two", **SHORT})[0] == 200
+
+
+def test_a_stream_that_fails_ends_and_the_clip_has_the_reason(model, monkeypatch):
+    stream = model.engine.stream
+
+    def fails_later(*arguments, **options):
+        for number, event in enumerate(stream(*arguments, **options)):
+            if number == 2:
+                raise RuntimeError("a device error")
+            yield event
+
+    with running(model) as client:
+        monkeypatch.setattr(model.engine, "stream", fails_later)
+        body = {"text": "two", "stream": True, "max_seconds": 20, "temperature": 1, "top_k": 1}
+        status, content, response = client("POST", "/api/speak", body)
+        assert status == 200 and len(content) >= 44
+        found = client.json("GET", f"/api/clips/{response.getheader('x-clip')}")
+        assert "the model failed" in found["error"] and not found["finished"]
+        monkeypatch.undo()
+        assert client("POST", "/api/speak", {"text": "two", **SHORT})[0] == 200
 
 
 def test_a_wav_header_gives_the_length_or_leaves_it_open():

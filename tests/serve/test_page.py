@@ -95,8 +95,8 @@ def test_a_text_is_spoken_and_its_audio_is_not_silent(server, page, streamed):
     page.find_element(By.ID, "speak").click()
     wait(page, lambda: len(cards(page)) == 1 and not page.find_element(By.ID, "message").text)
     (card,) = cards(page)
-    source = card.find_element(By.TAG_NAME, "audio").get_attribute("src")
-    status, content, _ = server("GET", source.partition(str(server.port))[2])
+    link = card.find_element(By.CSS_SELECTOR, "a[download]").get_attribute("href")
+    status, content, _ = server("GET", link.partition(str(server.port))[2])
     assert status == 200
     audio, rate = soundfile.read(io.BytesIO(content))
     assert rate == RATE and RATE // 10 <= len(audio) <= RATE
@@ -135,8 +135,23 @@ def test_a_recording_is_uploaded_transcribed_and_shown_as_tokens(page, tmp_path)
     wait(page, lambda: button.is_enabled() and not page.find_element(By.ID, "message").text)
     press("voice")
     assert page.find_element(By.ID, "voice").is_displayed()
+    script = "document.getElementById(arguments[0]).value = arguments[1]"
+    page.execute_script(script, "voice-text", "a")
+    page.find_element(By.ID, "text").send_keys("two")
+    page.find_element(By.ID, "speak").click()
+    wait(page, lambda: len(cards(page)) == 2)
     press("continue")
-    wait(page, lambda: not page.find_element(By.ID, "message").text or len(cards(page)) == 2)
+    wait(page, lambda: page.find_elements(By.XPATH, "//h3[text()='Continuation']"))
+
+
+def test_the_player_can_seek(page, tmp_path):
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(np.arange(80_000) / 9), RATE)
+    page.find_element(By.ID, "file").send_keys(str(tmp_path / "a.wav"))
+    wait(page, lambda: len(cards(page)) == 1)
+    time = (
+        "const a = document.querySelector('article audio'); a.currentTime = 6; return a.currentTime"
+    )
+    wait(page, lambda: page.execute_script(time) == pytest.approx(6, abs=0.1))
 
 
 def test_the_microphone_is_recorded(page):

@@ -41,21 +41,33 @@ def test_results_equal_those_of_a_pipeline_whatever_runs_beside_them(model, work
     for task, request in jobs:
         (expected,) = Pipeline(model, task, SHORT, sampling=GREEDY)([request])
         assert found[request.name].text == expected.text
-        if expected.audio is not None:
-            np.testing.assert_array_equal(found[request.name].audio, expected.audio)
+        if expected.codes is not None:
+            np.testing.assert_array_equal(found[request.name].codes, expected.codes)
 
 
-def test_requests_with_other_settings_are_served_in_their_order(worker):
-    done = queue.Queue()
-    for number, temperature in enumerate([0.5, 1.0, 0.5]):
-        worker.submit(
-            Request(str(number), "two"), "speak", SHORT,
-            lambda result, number=number: done.put((number, result)),
-            sampling=Sampling(temperature),
-        )  # fmt: skip
-    found = [done.get(timeout=120) for _ in range(3)]
-    assert [number for number, _ in found] == [0, 1, 2]
-    assert all(isinstance(result, Result) for _, result in found)
+def test_a_request_with_other_settings_joins_a_running_one(model, worker):
+    slow = TaskOptions(max_seconds=20)
+    names = (Request(str(n), "two") for n in range(100))
+    found = list(Pipeline(model, "speak", slow, sampling=Sampling(1.0)).run(names))
+    long, result = max(found, key=lambda pair: len(pair[1].codes))
+    assert len(result.codes) >= 10  # five rounds of two frames
+    started, go_on, events = threading.Event(), threading.Event(), queue.Queue()
+
+    def hold(prompt, ids, ended):
+        started.set()
+        go_on.wait(60)
+
+    worker.submit(
+        long, "speak", slow, lambda result: events.put("long"), sampling=Sampling(1.0),
+        on_tokens=hold,
+    )  # fmt: skip
+    assert started.wait(60)
+    worker.submit(
+        Request("b", "six"), "speak", TaskOptions(max_seconds=0.1),
+        lambda result: events.put("short"), sampling=Sampling(0.5),
+    )  # fmt: skip
+    go_on.set()
+    assert [events.get(timeout=60) for _ in range(2)] == ["short", "long"]
 
 
 def test_too_many_requests_are_refused_and_cancelled_ones_make_room(worker):
@@ -106,3 +118,18 @@ def test_bad_requests_are_refused_or_answered(worker):
         worker.submit(Request("1", "x"), "speak", SHORT, done.put, sampling=GREEDY, best_of=2)
     worker.submit(Request("1", " "), "speak", SHORT, done.put)
     assert "is empty" in str(done.get(timeout=60))
+
+
+def test_a_worker_that_stops_answers_all_requests(model):
+    worker, answers, started = Worker(model, slots=1), queue.Queue(), threading.Event()
+    for number in range(3):
+        worker.submit(
+            Request(str(number), "two"), "speak", TaskOptions(max_seconds=20), answers.put,
+            sampling=Sampling(1.0, 1, 1.0), on_tokens=lambda prompt, ids, ended: started.set(),
+        )  # fmt: skip
+    assert started.wait(60)
+    worker.close()
+    found = [answers.get(timeout=60) for _ in range(answers.qsize())]
+    assert found and any("the server stops" in str(result) for result in found)
+    with pytest.raises(BusyError, match="the server stops"):
+        worker.submit(Request("4", "two"), "speak", SHORT, answers.put)

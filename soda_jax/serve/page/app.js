@@ -48,6 +48,13 @@ function settings() {
 
 const names = { upload: "Recording", speak: "Speech", continue: "Continuation" };
 
+function transcript({ text, finished, parts }) {
+  const cut = finished ? "" : " (cut at the length limit)";
+  if (parts.length < 2) return `Transcript: ${text.trim()}${cut}`;
+  const lines = parts.map((p) => `${p.start.toFixed(2)}–${p.end.toFixed(2)} s  ${p.text.trim()}`);
+  return [`Transcript${cut}:`, ...lines].join("\n");
+}
+
 // Adds a card for a clip, or updates it.
 function show(clip, note = "") {
   let card = document.querySelector(`article[data-clip="${CSS.escape(clip.clip)}"]`);
@@ -62,23 +69,23 @@ function show(clip, note = "") {
   card.querySelector("h3").textContent = names[clip.kind] || clip.kind;
   const cut = clip.finished ? "" : ", cut at the length limit";
   card.querySelector(".facts").textContent = clip.complete ? `${clip.seconds.toFixed(2)} s${cut}${note}` : "…";
-  const several = clip.parts.length > 1 && clip.kind === "upload";
-  card.querySelector(".text").textContent = several
-    ? clip.parts.map((p) => `${p.start.toFixed(2)}–${p.end.toFixed(2)} s  ${p.text.trim()}`).join("\n")
-    : clip.text;
+  card.querySelector(".text").textContent = clip.text;
+  card.querySelector(".transcript").textContent = clip.transcript ? transcript(clip.transcript) : "";
   if (clip.complete && !card.dataset.drawn) {
     card.dataset.drawn = "yes";
-    card.querySelector("audio").src = clip.audio;
     card.querySelector("a").href = clip.audio;
     card.querySelector("a").download = `${clip.kind}-${clip.clip}.wav`;
-    drawSound(card, clip).catch((error) => say(error.message, true));
+    card.drawing = drawSound(card, clip).catch((error) => say(error.message, true));
   }
   return card;
 }
 
 async function drawSound(card, clip) {
   if (!clip.seconds) return;
-  const content = await (await call(clip.audio)).arrayBuffer();
+  const sound = await (await call(clip.audio)).blob();
+  // From memory, so that the player can seek.
+  card.querySelector("audio").src = URL.createObjectURL(sound);
+  const content = await sound.arrayBuffer();
   drawWave(card.querySelector(".wave"), new Int16Array(content, 44));
   const mel = await (await call(`api/clips/${clip.clip}/mel`)).json();
   drawMel(card.querySelector(".mel"), mel);
@@ -188,7 +195,7 @@ const actions = {
     voice = card.clip;
     $("voice").hidden = false;
     $("voice-name").textContent = `${names[voice.kind]}, ${voice.seconds.toFixed(1)} s`;
-    $("voice-text").value = voice.text;
+    $("voice-text").value = voice.text || (voice.transcript ? voice.transcript.text.trim() : "");
     $("voice-text").focus();
   },
   tokens: (card, button) => act(button, "computing the losses …", async () => {
@@ -201,7 +208,9 @@ async function generate(path, fields) {
   const body = { ...settings(), ...fields };
   if (!$("stream").checked || body.best_of > 1) {
     const clip = await (await call(path, body)).json();
-    show(clip, `, ready after ${clip.after.toFixed(2)} s`).querySelector("audio").play().catch(() => {});
+    const card = show(clip, `, ready after ${clip.after.toFixed(2)} s`);
+    await card.drawing;
+    card.querySelector("audio").play().catch(() => {});
     return;
   }
   const began = performance.now();
@@ -221,8 +230,10 @@ async function generate(path, fields) {
     }
     player.add(part);
   }
+  player.end();
   const clip = await (await call(`api/clips/${id}`)).json();
   show(clip, `, first audio after ${(first / 1000).toFixed(2)} s, all after ${((performance.now() - began) / 1000).toFixed(2)} s`);
+  if (clip.error) throw new Error(clip.error);
 }
 
 // Plays 16-bit PCM as it comes.
@@ -230,6 +241,7 @@ class Player {
   constructor(rate) {
     this.rate = rate;
     this.context = new AudioContext();
+    this.context.resume(); // a context that was made without a gesture waits
     this.next = 0;
     this.rest = new Uint8Array(0);
   }
@@ -250,6 +262,10 @@ class Player {
     if (this.next < now) this.next = now + 0.1; // the first part, or one that came too late
     source.start(this.next);
     this.next += buffer.duration;
+  }
+  end() { // after the last sample
+    const left = Math.max(0, this.next - this.context.currentTime);
+    setTimeout(() => this.context.close(), 1000 * left + 500);
   }
 }
 
@@ -279,9 +295,12 @@ function wav(chunks, rate) {
 let recording = null;
 
 async function startRecording() {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext();
   await context.audioWorklet.addModule("recorder.js");
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: true }).catch((error) => {
+    context.close();
+    throw error;
+  });
   const source = context.createMediaStreamSource(stream);
   const node = new AudioWorkletNode(context, "recorder");
   const chunks = [];
