@@ -9,9 +9,13 @@ size of the vocabulary. The weights are those of Jelinek and Mercer's interpolat
 Weights are fitted by expectation maximization on a tenth of the training windows, with counts from
 the rest; the final counts use all windows that were read. A weight depends only on s, so the
 probabilities sum to 1.
+
+For a model whose loss is over the legal sets, both are divided by their sum over the legal set L of the
+position, so that model and baselines have the same normalizer: p(t | s, L) = p(t | s) / Σ_{u in L} p(u | s).
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +25,7 @@ from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.progress import track
 from soda_jax.schema import DataConfig, parse
 from soda_jax.tokens import VocabularyLayout
+from soda_jax.tokens.partition import Ranges, partition
 
 _BUCKETS = 32  # count buckets: [1, 2), [2, 4), …
 _ROUNDS = 60  # iterations of expectation maximization
@@ -50,6 +55,22 @@ class _Counts:
         found = self.pairs[index] == key
         return found * self.pair_counts[index] / np.maximum(self.contexts[previous], 1)
 
+    def conditional_sum(self, previous: np.ndarray, ranges: Ranges) -> np.ndarray:
+        """Returns Σ n(s, t) / n(s) over the ids t in `ranges`, f64 `[targets]`."""
+        first = previous.astype(np.int64) * len(self.targets)
+        found = np.zeros(len(previous), np.int64)
+        for start, stop in ranges:
+            found += self._below(first + stop) - self._below(first + start)
+        return found / np.maximum(self.contexts[previous], 1)
+
+    def _below(self, keys: np.ndarray) -> np.ndarray:
+        """Returns the count of all pairs below each of `keys`, int64."""
+        return self._cumulative[np.searchsorted(self.pairs, keys)]
+
+    @functools.cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.pair_counts)])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Baselines:
@@ -69,20 +90,37 @@ class Baselines:
     unigram: np.ndarray
     weights: np.ndarray
 
-    def losses(self, previous: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def losses(
+        self, previous: np.ndarray, following: np.ndarray, sets: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns −log p of each target under unigram and bigram, in nats, both f64 `[targets]`.
 
         Args:
           previous: ids of the previous tokens `[targets]`.
           following: ids of the targets `[targets]`.
+          sets: the legal set of each target, a number in `partition(layout).sets`, over which it is normalized
+            `[targets]`; None = all ids. A target must be in its set.
         """
         base = self.unigram[following]
         weight = self.weights[_groups(self.layout, self.counts, previous)]
         mixed = weight * self.counts.conditional(previous, following) + (1 - weight) * base
-        return -np.log(base), -np.log(mixed)
+        if sets is None:
+            return -np.log(base), -np.log(mixed)
+        of_base, of_mixed = np.ones((2, len(base)))
+        ranges = partition(self.layout).sets
+        for number in np.unique(sets):
+            at = sets == number
+            of_base[at] = sum(self.unigram[slice(*ids)].sum() for ids in ranges[number])
+            seen = self.counts.conditional_sum(previous[at], ranges[number])
+            of_mixed[at] = weight[at] * seen + (1 - weight[at]) * of_base[at]
+        return np.log(of_base / base), np.log(of_mixed / mixed)
 
     def sums(self, windows: Windows) -> dict[str, Sums]:
-        """Returns the loss sums of "unigram" and "bigram" over all windows."""
+        """Returns the loss sums of "unigram" and "bigram" over all windows.
+
+        Targets are normalized over their legal sets if the windows were opened with `legal_sets`, else over
+        all ids.
+        """
         shape = (len(windows.source_names), len(self.layout.class_names))
         result = {
             name: {"nll": np.zeros(shape), "count": np.zeros(shape)}
@@ -93,7 +131,9 @@ class Baselines:
             classes = batch["target_class"][:, :-1][mask].astype(np.int64)
             number = int(batch["source"][0])
             count = np.bincount(classes, minlength=shape[1])
-            for sums, nll in zip(result.values(), self.losses(previous, following), strict=True):
+            sets = batch["legal_set"][:, :-1][mask] if "legal_set" in batch else None
+            losses = self.losses(previous, following, sets)
+            for sums, nll in zip(result.values(), losses, strict=True):
                 sums["nll"][number] += np.bincount(classes, nll, shape[1])
                 sums["count"][number] += count
         return result

@@ -373,12 +373,10 @@ def score_loss(context: EvaluationContext) -> Scores:
 
 @evaluator("baselines")
 def score_baselines(context: EvaluationContext) -> Scores:
-    """Returns a dict with training_tokens, and the loss vectors of unigram and bigram."""
-    # The baselines are normalized over all ids and need no legal sets.
-    windows = open_windows(context.data) if context.head == "legal" else context.windows
-    fitted = fit_baselines(context.data)
+    """Returns a dict with training_tokens, head (the normalizer, that of the model), unigram and bigram."""
+    windows, fitted = context.windows, fit_baselines(context.data)
     vectors = {name: windows.loss_vector(sums) for name, sums in fitted.sums(windows).items()}
-    return {"training_tokens": fitted.tokens, **vectors}
+    return {"training_tokens": fitted.tokens, "head": context.head, **vectors}
 
 
 @evaluator("asr", packages=("jiwer",), needs_speech=True)

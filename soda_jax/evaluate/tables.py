@@ -9,7 +9,10 @@ from soda_jax.registry import EVALUATORS
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-    """Held-out losses of a class in nats per token; a baseline that was not measured is None."""
+    """Held-out losses of a class in nats per token.
+
+    A baseline that was not measured with the normalizer of the model is None.
+    """
 
     name: str
     model: float
@@ -26,6 +29,8 @@ class ClassRow:
 def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
     """Returns a row for each token class in the held-out windows, and a last row for all tokens."""
     loss, baselines = evaluation["loss"], evaluation.get("baselines", {})
+    if _head(baselines) != _head(loss):
+        baselines = {}
     rows = []
     for name in [*loss["classes"], "all"]:
         key = f"loss/{name}"
@@ -33,6 +38,11 @@ def class_rows(evaluation: Mapping[str, Any]) -> list[ClassRow]:
             unigram, bigram = (baselines.get(kind, {}).get(key) for kind in ("unigram", "bigram"))
             rows.append(ClassRow(name, loss["model"][key], unigram, bigram))
     return rows
+
+
+def _head(scores: Mapping[str, Any]) -> str:
+    # Results that do not name their normalizer are older, and over all ids.
+    return str(scores.get("head", "full"))
 
 
 def not_below(rows: list[ClassRow]) -> list[str]:
@@ -107,8 +117,10 @@ def _loss_lines(evaluation: Mapping[str, Any]) -> list[str]:
     loss, rows = evaluation["loss"], class_rows(evaluation)
     counts = f"{loss['tokens']:,} tokens, {loss['windows']} windows"
     title = f"\nheld-out loss in nats per token ({counts})"
-    if loss.get("head") == "legal":
-        title += "\nmodel: probabilities over the legal ids; baselines: over all ids"
+    if _head(loss) == "legal":
+        title += "\nprobabilities over the legal ids"
+    if "baselines" in evaluation and _head(evaluation["baselines"]) != _head(loss):
+        title += "; the baselines have another normalizer: measure them again"
     lines = [title, f"{'':12} {'model':>8} {'unigram':>8} {'bigram':>8} {'margin':>8}"]
     for row in rows:
         cells = [row.model, row.unigram, row.bigram, row.margin]

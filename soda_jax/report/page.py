@@ -111,8 +111,8 @@ def held_out(content: ReportContent) -> str:
             f'<tr{kind}><td>{escaped(name)}</td>{cells}<td class="{sign}">{shown}</td></tr>'
         )
     missed = not_below(rows)
-    if "baselines" not in evaluation:
-        verdict = "The baselines were not measured."
+    if all(row.margin is None for row in rows):
+        verdict = "The baselines were not measured with the normalizer of the model."
     elif missed:
         names = ", ".join(name.replace("_", " ") for name in missed)
         verdict = (

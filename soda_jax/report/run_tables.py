@@ -73,7 +73,7 @@ def held_out(runs: Runs) -> str:
     )
     note = (
         "<p>Nats per token; in small type the margin: loss of the better of the unigram and bigram baselines "
-        "(normalized over all ids) minus that of the model. Losses are comparable only for the same held-out data, front end and "
+        "minus that of the model, all with the same normalizer. Losses are comparable only for the same held-out data, front end and "
         "normalizer.</p>"
     )
     return section(

@@ -10,6 +10,7 @@ from soda_jax.data.dataset import make_dataset
 from soda_jax.evaluate import baselines
 from soda_jax.evaluate.baselines import fit_baselines
 from soda_jax.evaluate.windows import open_windows
+from soda_jax.tokens.partition import partition
 
 
 @pytest.fixture
@@ -99,6 +100,40 @@ def test_probabilities_sum_to_one_after_every_token(fitted, layout):
         for losses in fitted.losses(np.full(layout.size, previous), every):
             assert np.exp(-losses).sum() == pytest.approx(1)
             assert np.isfinite(losses).all()
+
+
+def test_losses_over_legal_ids_equal_a_computation_over_the_whole_vocabulary(
+    config, fitted, layout
+):
+    windows = open_windows(config, legal_sets=True)
+    sums, losses = fitted.sums(windows), slow_fit(config, layout)
+    shape = (2, len(layout.class_names))
+    wanted, kinds = {name: np.zeros(shape) for name in ("unigram", "bigram")}, set()
+    for batch in windows.batches(8):
+        for row, at in zip(*np.nonzero(batch["loss_mask"]), strict=True):
+            s, t = batch["tokens"][row, at : at + 2].tolist()
+            legal = partition(layout).legal_ids(batch["legal_set"][row, at]).tolist()
+            assert t in legal
+            kinds.add(len(legal))
+            key = batch["source"][row], layout.class_of_id[t]
+            for number, nll in enumerate(wanted.values()):
+                total = sum(math.exp(-losses(s, u)[number]) for u in legal)
+                nll[key] += losses(s, t)[number] + math.log(total)
+    assert kinds >= {1, 4, 5}, "some positions have one legal id, others those of a codebook"
+    every = fitted.sums(open_windows(config))
+    for name, nll in wanted.items():
+        np.testing.assert_allclose(sums[name]["nll"], nll, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(sums[name]["count"], every[name]["count"])
+        assert sums[name]["nll"].sum() < 0.9 * every[name]["nll"].sum()
+
+
+def test_probabilities_sum_to_one_over_every_legal_set(fitted, layout):
+    for number in range(len(partition(layout).sets)):
+        legal = partition(layout).legal_ids(number)
+        for previous in range(layout.size):
+            given = np.full(len(legal), previous), legal, np.full(len(legal), number)
+            for losses in fitted.losses(*given):
+                assert np.exp(-losses).sum() == pytest.approx(1)
 
 
 def test_the_bigram_loss_is_below_the_unigram_loss(config, fitted, layout):

@@ -103,6 +103,22 @@ def test_the_command_prints_tables_and_writes_json(workdir, capsys):
     assert "NOT below both baselines" in printed
 
 
+def test_baselines_have_the_normalizer_of_the_loss(workdir, capsys):
+    found = {}
+    for head in ("full", "legal"):
+        assert run(f"--workdir={workdir}", "--tasks=loss,baselines", f"--head={head}") == 0
+        assert ("over the legal ids" in capsys.readouterr().out) == (head == "legal")
+        found[head] = json.loads((workdir / "evaluation.json").read_text())
+        assert found[head]["loss"]["head"] == found[head]["baselines"]["head"] == head
+        assert all(row.margin is not None for row in class_rows(found[head]))
+    full, legal = found["full"], found["legal"]
+    for kind in ("unigram", "bigram"):
+        assert legal["baselines"][kind]["loss/all"] < full["baselines"][kind]["loss/all"]
+    mixed = {**legal, "baselines": full["baselines"]}
+    assert all(row.margin is None for row in class_rows(mixed))
+    assert "the baselines have another normalizer" in text_report(mixed)
+
+
 def test_the_loss_of_narrow_weights(workdir):
     scores = {
         dtype: evaluate(workdir, EvaluationOptions(tasks=("loss",), dtype=dtype))["loss"]
