@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
     model = load(
         args.workdir, step=args.step, codec=args.codec or "", dtype=args.dtype or "", mesh=mesh
-    )
+    ).for_decoding()
     if args.action != "batch":
         return _run_single(model, args, batch, voice, streams)
     summary = run_batch(model, requests, args.output, batch)

@@ -6,7 +6,6 @@ steps during a call, to the length of its longest row. One program is compiled f
 """
 
 import dataclasses
-import functools
 import numbers
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -155,10 +154,7 @@ class Engine:
         self._partition = partition(layout, codebooks)
         sets = self._partition.sets
         self._legal = legal_sets(VocabularyBlocks.of(layout), sets, [1] * len(sets))
-        convert = functools.partial(
-            decoding.decoding_weights, model.config, dtype=self.dtype, placement=self._placement
-        )
-        self._weights = jax.jit(convert)(params)
+        self._weights = decoding.decoding_weights(model.config, params, self.dtype, self._placement)
         self._wide = decoding.activation_dtype(self.dtype, platform)
         self._prefill = jax.jit(self._prefilled)
         self._admit = jax.jit(self._admitted, donate_argnums=0)

@@ -81,6 +81,15 @@ class SpeechModel(TrainedDecoder):
             placement=self.placement,
         )
 
+    def for_decoding(self) -> "SpeechModel":
+        """Returns this model with weights for decoding only: `params`, which losses need, is None.
+
+        The parameters of the layers are freed when no other reference to them exists.
+        """
+        model = dataclasses.replace(self, params=None)
+        vars(model)["engine"] = self.engine
+        return model
+
     def speak(
         self,
         text: str | Sequence[str],

@@ -5,7 +5,8 @@ token, so its speed is that of the memory: the weights are cast once, each layer
 scan would copy them), and the cache is updated in place.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +62,9 @@ def decoding_weights(
 ) -> Weights:
     """Returns the weights for `prefill` and `decode`, cast or quantized.
 
+    The arrays that do not change, which are the f32 blocks of embedding and head and the final norm, are those
+    of `params` and need no memory. Layers are copied, because each has separate arrays here.
+
     Args:
       config: decoder config.
       params: parameters of `ModelFunctions`, f32.
@@ -75,33 +79,53 @@ def decoding_weights(
       UserError: for an unknown dtype.
     """
     check_dtype(dtype)
-
-    def convert(array: jax.Array, contracted: tuple[int, ...]) -> Any:
-        return quantize(array, contracted) if dtype == "int8" else array.astype(dtype)
-
-    def matrix(name: str, array: jax.Array) -> Any:
-        if name.endswith("norm"):
-            return array
-        inputs = _inputs(name)
-        weight = convert(array, tuple(range(inputs)))
-        return output_major(weight, inputs) if one_cpu(placement) else weight
-
-    def layer(number: int) -> dict[str, Any]:
-        return {name: matrix(name, array[number]) for name, array in params["layers"].items()}
+    transposed = one_cpu(placement)
 
     def blocks(name: str) -> tuple[Any, ...]:
         found = [params[f"{name}_first"]]
         if config.vocabulary.groups:
             found.append(params[f"{name}_groups"])
-        return tuple(convert(block, (block.ndim - 1,)) for block in found)
+        return tuple(_converted(block, (block.ndim - 1,), dtype) for block in found)
 
     names = {"head": "embedding" if config.tie_embeddings else "head"}
     if not config.tie_embeddings:
         names["embedding"] = "embedding"
     return {
-        "layers": [layer(number) for number in range(config.num_layers)],
+        "layers": [
+            _layer(params["layers"], number, dtype=dtype, transposed=transposed)
+            for number in range(config.num_layers)
+        ],
         "final_norm": params["final_norm"],
         **{name: blocks(source) for name, source in names.items()},
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("contracted", "dtype"))
+def _narrowed(array: jax.Array, contracted: tuple[int, ...], dtype: str) -> Any:
+    return quantize(array, contracted) if dtype == "int8" else array.astype(dtype)
+
+
+def _converted(array: jax.Array, contracted: tuple[int, ...], dtype: str) -> Any:
+    # A jitted function copies an array that it returns unchanged.
+    return array if array.dtype == dtype else _narrowed(array, contracted, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "transposed"))
+def _layer(
+    layers: Mapping[str, jax.Array], number: jax.Array, *, dtype: str, transposed: bool
+) -> dict[str, Any]:
+    """Returns the converted weights of a layer of stacked parameters, as `OutputMajor` if `transposed`."""
+
+    def matrix(name: str, array: jax.Array) -> Any:
+        if name.endswith("norm"):
+            return array
+        inputs = _inputs(name)
+        weight = _converted(array, tuple(range(inputs)), dtype)
+        return output_major(weight, inputs) if transposed else weight
+
+    return {
+        name: matrix(name, jax.lax.dynamic_index_in_dim(array, number, keepdims=False))
+        for name, array in layers.items()
     }
 
 

@@ -1,5 +1,7 @@
 """The decoding loop compared with the plain forward pass, and rows with other rows of their batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from soda_jax.errors import UserError
 from soda_jax.generate import engine as engines
 from soda_jax.generate.engine import Engine
 from soda_jax.generate.sampling import GREEDY, RowSampling, Sampling, draw
+from soda_jax.model import ModelFunctions
+from soda_jax.model.placement import ONE_DEVICE
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
@@ -196,14 +200,53 @@ def test_an_unknown_dtype_or_no_slots_are_refused(functions, params, layout):
         Engine(functions, params, layout, 3, slots=0)
 
 
-@pytest.mark.parametrize("axes", [{"data": 4}, {"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
-def test_a_mesh_gives_the_tokens_of_one_device(engine, functions, params, layout, mixed, axes):
+def on_mesh(functions, params, axes):
+    """Returns the placement of a mesh, and the parameters on it; without axes those of one device."""
+    if not axes:
+        return ONE_DEVICE, params
     mesh = make_mesh(axes, jax.devices()[: np.prod(list(axes.values()))])
-    placed = jax.tree.map(
+    return OnMesh(mesh), jax.tree.map(
         lambda leaf, names: jax.device_put(leaf, rules.sharding(mesh, names, leaf.shape)),
         params,
         functions.axes,
     )
-    sharded = Engine(functions, placed, layout, layout.codebooks, placement=OnMesh(mesh), slots=8)
+
+
+def buffers(tree):
+    """Returns the size in bytes of each buffer of the arrays of a tree, by address."""
+    shards = [s.data for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards]
+    return {data.unsafe_buffer_pointer(): data.nbytes for data in shards}
+
+
+@pytest.mark.parametrize("axes", [{}, {"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_f32_weights_need_memory_only_for_the_layers(functions, layout, axes, tied):
+    functions = ModelFunctions(dataclasses.replace(functions.config, tie_embeddings=tied))
+    placement, params = on_mesh(functions, functions.init(0), axes)
+    before = buffers(jax.live_arrays())
+    engine = Engine(functions, params, layout, 3, placement=placement, slots=8)
+    new = buffers(jax.live_arrays()).items() - before.items()
+    assert sum(size for _, size in new) == sum(buffers(params["layers"]).values())
+    for name, value in params.items():
+        kept = buffers(engine._weights).items() >= buffers(value).items()
+        assert kept == (name != "layers"), name
+
+
+def test_a_model_for_decoding_frees_the_parameters_of_the_layers(functions, layout, model):
+    whole = dataclasses.replace(model, params=functions.init(1))
+    text = whole.transcribe(np.ones(300, np.float32), max_tokens=5)
+    layers, rest = buffers(whole.params["layers"]), buffers(whole.params)
+    only = whole.for_decoding()
+    assert only.transcribe(np.ones(300, np.float32), max_tokens=5) == text
+    del whole
+    live = buffers(jax.live_arrays())
+    assert not layers.keys() & live.keys()
+    assert rest.keys() - layers.keys() <= live.keys()
+
+
+@pytest.mark.parametrize("axes", [{"data": 4}, {"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
+def test_a_mesh_gives_the_tokens_of_one_device(engine, functions, params, layout, mixed, axes):
+    placement, placed = on_mesh(functions, params, axes)
+    sharded = Engine(functions, placed, layout, layout.codebooks, placement=placement, slots=8)
     options = {"stop": layout.eos, "budget": 30, "sampling": Sampling(1.0, 0, 0.9), "seed": 6}
     same(sharded(mixed, **options), engine(mixed, **options))
