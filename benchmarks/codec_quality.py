@@ -21,7 +21,7 @@ from _results import Results, parse, written
 
 from soda_jax.codecs.mel import MelCodec, MelSettings
 from soda_jax.codecs.mel_features import log_mel
-from soda_jax.evaluate.recognizer import load_recognizer
+from soda_jax.evaluate.recognizer import load_recognizer, transcribe_clips
 from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.progress import track
 from tokenize_pipeline import synthetic
@@ -101,10 +101,7 @@ class Listener:
 
     def word_error_rate(self, clips: list[np.ndarray], texts: list[str]) -> float:
         """Returns the corpus word error rate in per cent; numbers are compared digit by digit."""
-        heard = [
-            self._recognizer.transcribe(clip, synthetic.SAMPLE_RATE)
-            for clip in track(clips, "Whisper")
-        ]
+        heard = transcribe_clips(self._recognizer, clips, synthetic.SAMPLE_RATE, "Whisper")
         return 100 * word_errors(texts, heard, number_normalizer(texts)).corpus
 
 

