@@ -1,6 +1,7 @@
 """The decoding loop compared with the plain forward pass, and rows with other rows of their batch."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ from soda_jax.errors import UserError
 from soda_jax.generate import engine as engines
 from soda_jax.generate.engine import Engine
 from soda_jax.generate.sampling import GREEDY, RowSampling, Sampling, draw
-from soda_jax.model import ModelFunctions
+from soda_jax.model import ModelFunctions, VocabularyBlocks
+from soda_jax.model.decoding import rounded_params
 from soda_jax.model.placement import ONE_DEVICE
 from soda_jax.parallel import rules
 from soda_jax.parallel.mesh import make_mesh
 from soda_jax.parallel.placement import OnMesh
 from soda_jax.tokens.documents import audio_span, text_span
-from soda_jax.tokens.grammar import grammar
+from soda_jax.tokens.grammar import ILLEGAL, grammar
 from soda_jax.tokens.partition import partition
 
 
@@ -29,21 +31,26 @@ def prompts(layout):
 
 
 @pytest.fixture(scope="module")
-def full_logits(functions, params):
-    """Returns a function from the tokens of a document to its logits, computed without a cache."""
+def full_logits_of(functions):
+    """Returns a function of parameters and a document to its logits, computed without a cache."""
 
     @jax.jit
-    def forward(row):
+    def forward(params, row):
         decoder = functions.bind(params)
         positions = jnp.arange(row.shape[1])[None]
         return decoder.logits(decoder(row, jnp.ones_like(row), positions))[0]
 
-    def logits(tokens):
+    def logits(params, tokens):
         row = np.zeros((1, 128), np.int32)  # padding does not change the logits of earlier tokens
         row[0, : len(tokens)] = tokens
-        return np.asarray(forward(row))[: len(tokens)]
+        return np.asarray(forward(params, row))[: len(tokens)]
 
     return logits
+
+
+@pytest.fixture(scope="module")
+def full_logits(full_logits_of, params):
+    return functools.partial(full_logits_of, params)
 
 
 def test_greedy_takes_the_most_likely_legal_token_of_the_full_forward_pass(
@@ -250,3 +257,68 @@ def test_a_mesh_gives_the_tokens_of_one_device(engine, functions, params, layout
     sharded = Engine(functions, placed, layout, layout.codebooks, placement=placement, slots=8)
     options = {"stop": layout.eos, "budget": 30, "sampling": Sampling(1.0, 0, 0.9), "seed": 6}
     same(sharded(mixed, **options), engine(mixed, **options))
+
+
+MESHES = [{}, {"tensor": 2}, {"data": 2, "tensor": 2}]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 0, 0.9)], ids=["greedy", "top_p"])
+def test_int8_weights_on_a_mesh_give_the_tokens_of_rounded_parameters(
+    functions, params, layout, mixed, axes, sampling
+):
+    placement, placed = on_mesh(functions, params, axes)
+    narrow = Engine(
+        functions, placed, layout, layout.codebooks, dtype="int8", placement=placement, slots=8
+    )
+    rounded = Engine(functions, rounded_params(params, "int8"), layout, layout.codebooks)
+    options = {"stop": layout.eos, "budget": 30, "sampling": sampling, "seed": 6}
+    same(narrow(mixed, **options), rounded(mixed, **options), 2e-3)
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_int8_weights_are_split_over_the_tensor_axis(functions, params, layout, axes):
+    placement, placed = on_mesh(functions, params, axes)
+    engine = Engine(functions, placed, layout, 3, dtype="int8", placement=placement, slots=8)
+    ways = axes.get("tensor", 1)
+    arrays = [
+        leaf for leaf in jax.tree.leaves(engine._weights) if leaf.ndim > 1 and leaf.size > 200
+    ]
+    assert arrays and {leaf.dtype for leaf in arrays} == {jnp.dtype("int8")}
+    for leaf in arrays:
+        assert leaf.size == ways * leaf.addressable_shards[0].data.size, leaf.shape
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_without_the_grammar_tokens_are_drawn_from_all_ids(
+    functions, params, layout, mixed, full_logits_of, dtype, axes
+):
+    placement, placed = on_mesh(functions, params, axes)
+    engine = Engine(
+        functions, placed, layout, layout.codebooks, dtype=dtype, placement=placement, slots=8
+    )
+    sampling = Sampling(1.0, 0, 0.9)
+    results = engine(
+        mixed, stop=layout.eos, budget=12, sampling=sampling, seed=3, constrained=False
+    )
+    exact = params if dtype == "float32" else rounded_params(params, "int8")
+    blocks = VocabularyBlocks.of(layout)
+    illegal = 0
+    for number, (prompt, result) in enumerate(zip(mixed, results, strict=True)):
+        whole = np.concatenate([prompt, result.ids])
+        logits, total = full_logits_of(exact, whole), 0.0
+        for step, token in enumerate(result.ids.tolist()):
+            row = logits[len(prompt) - 1 + step]
+            # Draws are made in the order of the rows of the head, padding included.
+            rows = np.full(blocks.rows, -np.inf, np.float32)
+            rows[blocks.row_of_id] = row
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), number), step)
+            valid = jnp.asarray(blocks.valid_rows)[None]
+            index, score = draw(key[None], jnp.asarray(rows)[None], valid, sampling)
+            assert int(index[0]) == blocks.row_of_id[token]
+            total += float(score[0])
+        assert result.log_probability == pytest.approx(total, abs=2e-3)
+        assert result.legal == (grammar(layout).run(whole) != ILLEGAL)
+        illegal += not result.legal
+    assert illegal
