@@ -315,7 +315,9 @@ def test_without_the_grammar_tokens_are_drawn_from_all_ids(
             rows[blocks.row_of_id] = row
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), number), step)
             valid = jnp.asarray(blocks.valid_rows)[None]
-            index, score = draw(key[None], jnp.asarray(rows)[None], valid, sampling)
+            index, score = draw(
+                key[None], jnp.asarray(rows)[None], valid, RowSampling.of([sampling])
+            )
             assert int(index[0]) == blocks.row_of_id[token]
             total += float(score[0])
         assert result.log_probability == pytest.approx(total, abs=2e-3)
