@@ -1,8 +1,8 @@
 """The decoding loop compared with the plain forward pass, and rows with other rows of their batch."""
 
 import dataclasses
-import gc
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
