@@ -195,6 +195,22 @@ def test_invariant_9_any_setting_and_any_logits_draw_what_the_definitions_allow(
         assert set(found.tolist()) <= wanted, (ROWS[number], sampling)
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_top_p_of_a_large_vocabulary_equals_a_full_sort(spread, monkeypatch):
+    """With a small spread the largest logits have too little probability, so all are sorted."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(spread * rng.normal(size=(24, 5000)), jnp.float32)
+    legal = jnp.asarray(rng.random((24, 5000)) < 0.9)
+    settings = [Sampling(0.9, 0, 0.8), Sampling(1.0, 0, 1.0), Sampling(1.2, 40, 0.9), GREEDY,
+                Sampling(1.0, 3000, 0.99), Sampling(1.0, 3000, 1.0)] * 4  # fmt: skip
+    keys = jax.random.split(jax.random.key(0), 24)
+    large, scores = draw(keys, logits, legal, RowSampling.of(settings))
+    monkeypatch.setattr("soda_jax.generate.sampling._ENOUGH", 5000)
+    sorted_, expected = draw(keys, logits, legal, RowSampling.of(settings))
+    np.testing.assert_array_equal(large, sorted_)
+    np.testing.assert_array_equal(scores, expected)
+
+
 def test_rows_with_different_settings_are_drawn_as_alone():
     rng = np.random.default_rng(0)
     settings = [
