@@ -8,8 +8,8 @@ PARITY := .parity/installed
 QUIET := $(shell test -t 2 || echo --quiet)
 # With transformers, if `make parity` has installed it.
 BENCH_MIMI := $(if $(wildcard .parity/extras),.parity/bin/python,$(BIN)/python)
-# compare.py needs the commit of a baseline; head_quality.py takes an hour.
-BENCHMARKS := $(filter-out benchmarks/_% benchmarks/compare.py benchmarks/head_quality.py,$(wildcard benchmarks/*.py))
+# compare.py needs the commit of a baseline; head_quality.py takes an hour, scaling_coverage.py a quarter.
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/compare.py benchmarks/head_quality.py benchmarks/scaling_coverage.py,$(wildcard benchmarks/*.py))
 
 .PHONY: help demo test parity lint bench golden clean
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "retext",
     "inspect",
     "plan",
+    "scaling",
     "doctor",
     "train",
     "checkpoints",

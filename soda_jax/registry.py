@@ -19,6 +19,7 @@ A file outside the package registers a function with a decorator and is loaded b
 | `ATTENTION_BACKENDS` | `(segment_ids, Placement) -> Attention` | `model.attention` |
 | `LOSS_TERMS` | `(Decoder, hidden, batch) -> f32 sum over the targets` | `loss_terms` |
 | `METRICS` | `(StepResult) -> f32 scalar` | `log.metrics` |
+| `SCALING_RULES` | `() -> Rules`, see `soda_jax/scaling/rules.py` | `soda scaling plan --rules` |
 """
 
 import difflib
@@ -109,6 +110,7 @@ OPTIMIZERS = Registry("optimizer")
 ATTENTION_BACKENDS = Registry("attention backend")
 LOSS_TERMS = Registry("loss term")
 METRICS = Registry("metric")
+SCALING_RULES = Registry("set of scaling rules")
 
 
 def split_names(text: str) -> tuple[str, ...]:

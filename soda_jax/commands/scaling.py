@@ -1,0 +1,174 @@
+"""`soda scaling`: plans an IsoFLOP study and fits scaling laws to its results."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from soda_jax.commands._actions import add_action, add_number
+from soda_jax.errors import UserError
+
+SUMMARY = "scaling laws: plan the runs of an IsoFLOP study, fit their losses, predict"
+EXAMPLE = "soda scaling plan --out=plan.csv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions and their options."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    plan = add_action(
+        actions, "plan", "print and write the runs of a study", "soda scaling plan --out=plan.csv"
+    )
+    plan.add_argument("--out", metavar="FILE", help="CSV file of the runs")
+    plan.add_argument("--configs", metavar="DIR", help="also write a config file for each run")
+    plan.add_argument(
+        "--budgets", help="training FLOPs (3 × forward), comma-separated (those of the paper)"
+    )
+    plan.add_argument("--widths", help="candidate widths, comma-separated (those of the rules)")
+    add_number(plan, "--vocabulary", 144_644, "number of ids")
+    add_number(plan, "--sequence_length", 4096, "tokens per window")
+    plan.add_argument("--rules", default="soda", help="registered set of rules (%(default)s)")
+    plan.add_argument(
+        "--data", default="", help="data set of the config files (the mixture of the SODA suite)"
+    )
+    plan.add_argument("--topology", help="CHIP:SHAPE as in soda plan; adds hours and chips")
+    add_number(plan, "--slices", 1, "number of slices of the topology")
+    plan.add_argument(
+        "--compile", action="store_true", help="compile each step for the topology; takes minutes"
+    )
+    plan.add_argument(
+        "--rate", type=float, help="FLOP/s of a chip, counted like the budget; adds hours and chips"
+    )
+    add_number(plan, "--chips", 1, "number of chips for --rate")
+
+    fit = add_action(
+        actions,
+        "fit",
+        "fit scaling laws to a table of runs",
+        "soda scaling fit results.csv --select experiment=mine --out=fit.json",
+    )
+    fit.add_argument("table", metavar="TABLE", help="CSV or Parquet file with one row per run")
+    fit.add_argument(
+        "--select",
+        metavar="COLUMN=VALUE",
+        action="append",
+        default=[],
+        help="use only these rows; may be repeated",
+    )
+    fit.add_argument("--out", metavar="FILE", help="JSON file of the result")
+    for name in ("budget", "params", "tokens", "loss"):
+        fit.add_argument(f"--{name}", metavar="COLUMN", help=f"column of the {name}")
+    fit.add_argument(
+        "--keep_repeats",
+        action="store_true",
+        help="fit runs of the same model, tokens and budget that differ in the loss",
+    )
+    add_number(fit, "--bootstrap", 1000, "draws for the confidence intervals; 0 = none")
+    add_number(fit, "--seed", 0, "seed of the bootstrap")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the action; returns 0."""
+    return {"plan": _plan, "fit": _fit}[args.action](args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from soda_jax.files import write_atomic
+    from soda_jax.registry import SCALING_RULES
+    from soda_jax.scaling.grid import plan_runs, to_csv
+    from soda_jax.scaling.rules import BUDGETS
+    from soda_jax.scaling.run_config import config_text
+    from soda_jax.scaling.summary import plan_text
+
+    for name in ("vocabulary", "sequence_length", "chips"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
+    if args.rate is not None and not 0 < args.rate < math.inf:
+        raise UserError(f"--rate={args.rate} must be above 0")
+    if args.rate is not None and args.topology:
+        raise UserError("give --rate or --topology, not both")
+    if args.compile and not args.topology:
+        raise UserError("--compile needs --topology=CHIP:SHAPE")
+    _check_out(args.out)
+    rules = SCALING_RULES.get(args.rules, "--rules")()
+    budgets = _numbers("budgets", args.budgets) or BUDGETS
+    widths = _numbers("widths", args.widths)
+    if any(width != int(width) for width in widths):
+        raise UserError(f"--widths={args.widths} must be whole numbers")
+    plan = plan_runs(
+        rules, budgets, args.vocabulary, args.sequence_length, [int(width) for width in widths]
+    )
+    rows = [run.row() for run in plan.runs]
+    notes = _add_durations(args, plan.runs, rows)
+    print(plan_text(plan, rows))
+    print(*notes, sep="\n", end="\n" if notes else "")
+    if args.out:
+        write_atomic(args.out, to_csv(rows))
+        print(f"wrote {args.out}")
+    if args.configs:
+        for run in plan.runs:
+            write_atomic(Path(args.configs) / f"{run.name}.py", config_text(run, args.data))
+        print(f"wrote {len(plan.runs)} configs to {args.configs}")
+    return 0
+
+
+def _add_durations(args: argparse.Namespace, runs: Any, rows: list[dict[str, Any]]) -> list[str]:
+    """Adds hours and chips to the rows; returns a line for each run that cannot be trained."""
+    if args.rate is None and not args.topology:
+        return []
+    from soda_jax.scaling.duration import at_rate, on_topology
+
+    notes = []
+    for run, row in zip(runs, rows, strict=True):
+        if args.topology:
+            time = on_topology(run, args.topology, args.slices, args.compile)
+        else:
+            time = at_rate(run, args.rate, args.chips)
+        row["hours"] = "" if time.hours is None else time.hours
+        row["chips"] = time.chips
+        if time.why:
+            notes.append(f"no hours for {run.name}: {time.why}")
+    return notes
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from soda_jax.files import write_atomic
+    from soda_jax.scaling.fit import fit_table, to_text
+    from soda_jax.scaling.summary import fit_text
+    from soda_jax.scaling.table import read_runs
+
+    if args.bootstrap < 0 or args.seed < 0:
+        raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
+    _check_out(args.out)
+    select = {}
+    for text in args.select:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--select {text} must be COLUMN=VALUE")
+        select[column] = value
+    names = ("budget", "params", "tokens", "loss")
+    columns = {name: getattr(args, name) for name in names if getattr(args, name)}
+    runs = read_runs(args.table, select, columns, args.keep_repeats)
+    result = fit_table(runs, args.bootstrap, args.seed)
+    print(fit_text(result))
+    if args.out:
+        write_atomic(args.out, to_text(result))
+        print(f"wrote {args.out}")
+    return 0
+
+
+def _numbers(name: str, text: str | None) -> list[float]:
+    """Returns the numbers of a comma-separated option, which must be above 0."""
+    from soda_jax.registry import split_names
+
+    try:
+        values = [float(part) for part in split_names(text or "")]
+    except ValueError:
+        values = [math.nan]
+    if not all(0 < value < math.inf for value in values):
+        raise UserError(f"--{name}={text} must be numbers above 0, separated by commas")
+    return values
+
+
+def _check_out(file: str | None) -> None:
+    if file and Path(file).is_dir():
+        raise UserError(f"--out={file} is a folder: give the path of a file")

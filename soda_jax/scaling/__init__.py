@@ -1,0 +1,1 @@
+"""Plans IsoFLOP studies and fits scaling laws to their results."""

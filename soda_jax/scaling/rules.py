@@ -1,0 +1,94 @@
+"""Rules of an IsoFLOP study: which models to train at a budget, and with which hyperparameters.
+
+`Rules` groups small functions. Rules of your own are a function in a file for `soda --plugin=FILE`:
+
+    @SCALING_RULES.register("wide_batch")
+    def wide_batch():
+        return dataclasses.replace(soda(), batch=lambda budget, flops, width, sequence_length: 256)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from soda_jax.registry import SCALING_RULES
+from soda_jax.scaling.shape import Shape
+
+BUDGETS = (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20)  # 3 × forward FLOPs
+
+# Widths that the paper added by hand, by budget.
+_ADDED = {9e19: (2048,), 1.8e20: (2048, 2304), 3e20: (2048, 2304, 2816, 3072)}
+_STEPS = 2**16  # the batch is chosen so that a run takes at most about this many steps
+_MAX_LR = 0.01
+
+
+def widths(budget: float) -> Sequence[int]:
+    """Returns the candidate widths: 128 to 2048 in steps of 128, or of 256 above 2.7e19 FLOPs."""
+    step = 128 if budget / 3 <= 9e18 else 256
+    added = [more for known, more in _ADDED.items() if math.isclose(known, budget, rel_tol=1e-6)]
+    return sorted({*range(128, 2049, step), *(width for more in added for width in more)})
+
+
+def shape(width: int) -> Shape:
+    """Returns the model of a width: ff = 4d, heads of 128, d / (64 + 4·log2(d) − 7) layers."""
+    layers = max(1, round(width / (64 + 4 * math.log2(width) - 7)))
+    return Shape(width, layers, max(1, width // 128), 128, 4 * width)
+
+
+def peak_lr(width: int, batch: int) -> float:
+    """Returns the learning rate 0.33 · √batch / width."""
+    return 0.33 * math.sqrt(batch) / width
+
+
+def beta2(batch: int) -> float:
+    """Returns Adam's β2 = 0.98^(batch / 128), the same decay per sequence for every batch size."""
+    return 0.98 ** (batch / 128)
+
+
+def batch(budget: float, flops_per_token: float, width: int, sequence_length: int) -> int:
+    """Returns the batch size in windows: a power of two, for about 2^15 to 2^16 steps.
+
+    It is halved until `peak_lr` is at most 0.01.
+
+    Args:
+      budget: training FLOPs, 3 × forward.
+      flops_per_token: FLOPs of the forward pass per token.
+      width: width of the model.
+      sequence_length: tokens per window.
+    """
+    windows = budget / 3 / (flops_per_token * _STEPS * sequence_length)
+    size = 2 ** math.ceil(math.log2(windows)) if windows > 1 else 1
+    while size > 1 and peak_lr(width, size) > _MAX_LR:
+        size //= 2
+    return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The rules of a study; `dataclasses.replace` changes one of them.
+
+    Attributes:
+      widths: budget -> candidate widths.
+      shape: width -> sizes of the model.
+      batch: (budget, forward FLOPs per token, width, sequence length) -> windows per step.
+      peak_lr: (width, batch) -> learning rate after warmup.
+      beta2: batch -> decay of Adam's second moment.
+      min_batch: runs with a smaller batch are left out.
+      max_steps: runs of this many steps or more are left out.
+      tolerance: runs that miss the budget by more than this fraction are left out.
+    """
+
+    widths: Callable[[float], Sequence[int]] = widths
+    shape: Callable[[int], Shape] = shape
+    batch: Callable[[float, float, int, int], int] = batch
+    peak_lr: Callable[[int, int], float] = peak_lr
+    beta2: Callable[[int], float] = beta2
+    min_batch: int = 8
+    max_steps: int = 400_000
+    tolerance: float = 0.01
+
+
+@SCALING_RULES.register("soda")
+def soda() -> Rules:
+    """Returns the rules of the paper (SODA, IsoFLOP section)."""
+    return Rules()

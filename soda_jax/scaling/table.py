@@ -1,0 +1,315 @@
+"""Reads the results of IsoFLOP runs from CSV or Parquet, and sets bad rows aside by name."""
+
+import csv
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soda_jax.errors import UserError
+
+PARAMETER_COUNTS = ("params_total", "params_one_head", "params_non_embedding")
+# Runs that differ in one of these must not be fitted together: their losses are not comparable.
+_SAME = ("experiment", "vocabulary", "normalizer", "head", "tokenizer")
+_CLASS = "loss/"
+_SAME_BUDGET = 0.05  # achieved budgets, and those that follow from N and D, are not exactly equal
+_CONTRADICTION = math.log(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Finished runs, one entry per run in each array.
+
+    Attributes:
+      budget: training FLOPs of the curve that the run belongs to.
+      params: number of parameters.
+      tokens: number of training tokens.
+      loss: loss in nats.
+      counts: further parameter counts by name, `[runs]` each.
+      classes: loss by token class, `[runs]` each; NaN where it was not measured.
+      set_aside: a line for each row that is not used, with the reason; the first row is 1.
+      notes: how missing columns were filled in.
+      source: file, digest and columns, for the output.
+    """
+
+    budget: np.ndarray
+    params: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+    counts: Mapping[str, np.ndarray]
+    classes: Mapping[str, np.ndarray]
+    set_aside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, chosen: np.ndarray) -> "Runs":
+        """Returns the runs for which `chosen`, bool `[runs]`, is true."""
+        return dataclasses.replace(
+            self,
+            budget=self.budget[chosen],
+            params=self.params[chosen],
+            tokens=self.tokens[chosen],
+            loss=self.loss[chosen],
+            counts={name: value[chosen] for name, value in self.counts.items()},
+            classes={name: value[chosen] for name, value in self.classes.items()},
+        )
+
+
+def read_runs(
+    file: str,
+    select: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    keep_repeats: bool = False,
+) -> Runs:
+    """Reads a table of runs.
+
+    Two of budget, tokens and params are enough: the third follows from C = 6ND. Runs whose budgets
+    differ by less than 5% belong to one curve.
+
+    Args:
+      file: a CSV file, or a Parquet file (`.parquet`).
+      select: rows to read: column -> value.
+      columns: column that contains the budget, tokens, params or loss, where its name differs.
+      keep_repeats: whether runs of the same model, tokens and budget with different losses are kept.
+
+    Raises:
+      UserError: if the file is unreadable, columns are missing, no rows are left, experiments,
+        vocabularies or normalizers are mixed, or runs are repeated.
+    """
+    table, digest = _read(file)
+    lines = _selected(file, table, select or {})
+    _check_same(file, table, lines)
+    names = _find_columns(file, table, columns or {})
+    set_aside: list[str] = []
+    lines = _measured(file, table, lines, names, set_aside)
+
+    def numbers(column: str) -> np.ndarray:
+        return np.array([_number(table[column][line]) for line in lines])
+
+    sizes, note = _complete({key: numbers(column) for key, column in names.items()})
+    others = [name for name in PARAMETER_COUNTS if name in table and name != names.get("params")]
+    counts = {name: numbers(name) for name in others}
+    classes = [name for name in table if name.startswith(_CLASS) and name != f"{_CLASS}all"]
+    runs = Runs(
+        budget=_joined(sizes["budget"]),
+        params=sizes["params"],
+        tokens=sizes["tokens"],
+        loss=sizes["loss"],
+        counts={name: value for name, value in counts.items() if (value > 0).all()},
+        classes={name.removeprefix(_CLASS): numbers(name) for name in classes},
+        notes=(note,) if note else (),
+        source={
+            "file": Path(file).name,
+            "sha256": digest,
+            "columns": names,
+            "select": dict(select or {}),
+        },
+    )
+    chosen = np.ones(len(runs), bool) if note else _consistent(file, runs, lines, set_aside)
+    chosen &= _unrepeated(file, runs, lines, set_aside, keep_repeats)
+    return dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
+
+
+def _measured(
+    file: str,
+    table: Mapping[str, list[Any]],
+    lines: Sequence[int],
+    names: Mapping[str, str],
+    set_aside: list[str],
+) -> list[int]:
+    """Returns the rows in which all of `names` are finite and above 0; the others are set aside."""
+    kept = []
+    for line in lines:
+        cells = {column: table[column][line] for column in names.values()}
+        values = {column: _number(cell) for column, cell in cells.items()}
+        bad = [name for name, value in values.items() if not 0 < value < math.inf]
+        if bad:
+            what = ", ".join(f"{name} = {cells[name]}" for name in bad)
+            set_aside.append(f"row {line + 1}: {what}")
+        else:
+            kept.append(line)
+    if not kept:
+        raise UserError(
+            f"{file} has no usable row; the first is set aside because of {set_aside[0]}: "
+            f"{', '.join(names.values())} must be numbers above 0"
+        )
+    return kept
+
+
+def _read(file: str) -> tuple[dict[str, list[Any]], str]:
+    """Returns the columns of a table and the SHA-256 of the file."""
+    try:
+        content = Path(file).read_bytes()
+        if Path(file).suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            try:
+                table = pq.read_table(pa.BufferReader(content)).to_pydict()
+            except pa.ArrowException as error:
+                raise ValueError(error) from None
+        else:
+            rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
+            table = {
+                name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name
+            }
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {error}; give a CSV or Parquet table") from None
+    if not table or not next(iter(table.values())):
+        raise UserError(f"{file} has no rows; give a table with one row per run")
+    return table, hashlib.sha256(content).hexdigest()
+
+
+def _selected(file: str, table: Mapping[str, list[Any]], select: Mapping[str, str]) -> list[int]:
+    """Returns the indices of the rows that `select` describes."""
+    lines = list(range(len(next(iter(table.values())))))
+    for column, wanted in select.items():
+        if column not in table:
+            raise UserError(f"--select {column}={wanted}: {file} has columns {', '.join(table)}")
+        found = [line for line in lines if _same_value(table[column][line], wanted)]
+        if not found:
+            raise UserError(
+                f"--select {column}={wanted}: no such row in {file}; it has "
+                f"{_some(table[column][line] for line in lines)}"
+            )
+        lines = found
+    return lines
+
+
+def _same_value(value: Any, wanted: str) -> bool:
+    return str(value) == wanted or _number(value) == _number(wanted)
+
+
+def _some(values: Any) -> str:
+    """Returns up to eight different values as text."""
+    different = list(dict.fromkeys(str(value) for value in values))
+    return ", ".join(different[:8]) + (", …" if len(different) > 8 else "")
+
+
+def _check_same(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) -> None:
+    for column in _SAME:
+        if column in table:
+            values = list(dict.fromkeys(str(table[column][line]) for line in lines))
+            if len(values) > 1:
+                raise UserError(
+                    f"{file} mixes {len(values)} values of {column} ({_some(values)}), whose losses "
+                    f"cannot be compared; add --select {column}={values[0]}"
+                )
+
+
+def _find_columns(
+    file: str, table: Mapping[str, list[Any]], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns the column of budget, params, tokens and loss; without a column the key is absent."""
+    usual = {
+        "budget": ("budget",),
+        "params": ("params", "params_total"),
+        "tokens": ("tokens",),
+        "loss": ("loss", "loss/all"),
+    }
+    found: dict[str, str] = {}
+    for key, candidates in usual.items():
+        if key in given and given[key] not in table:
+            raise UserError(
+                f"--{key}={given[key]}: {file} has no such column, but {', '.join(table)}"
+            )
+        candidates = (given[key],) if key in given else candidates
+        column = next((name for name in candidates if name in table), "")
+        if column:
+            found[key] = column
+    sizes = [key for key in ("budget", "params", "tokens") if key in found]
+    if "loss" not in found or len(sizes) < 2:
+        missing = [key for key in usual if key not in found]
+        raise UserError(
+            f"{file} has no column {' or '.join(missing)}, but {', '.join(table)}; name it with "
+            f"--{missing[-1]}=COLUMN"
+        )
+    return found
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _complete(numbers: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """Adds the missing one of budget, params and tokens by C = 6ND; returns a note about it or ""."""
+    if "params" not in numbers:
+        added, note = numbers["budget"] / (6 * numbers["tokens"]), "budget / (6 · tokens)"
+        return {**numbers, "params": added}, f"params = {note}"
+    if "tokens" not in numbers:
+        added, note = numbers["budget"] / (6 * numbers["params"]), "budget / (6 · params)"
+        return {**numbers, "tokens": added}, f"tokens = {note}"
+    if "budget" not in numbers:
+        added = 6 * numbers["params"] * numbers["tokens"]
+        return {**numbers, "budget": added}, "budget = 6 · params · tokens"
+    return numbers, ""
+
+
+def _joined(budget: np.ndarray) -> np.ndarray:
+    """Returns the budgets with those that differ by less than 5% made equal, so they form a curve."""
+    joined, first = budget.copy(), 0.0
+    for index in np.argsort(budget, kind="stable"):
+        first = first if budget[index] <= first * (1 + _SAME_BUDGET) else budget[index]
+        joined[index] = first
+    return joined
+
+
+def _consistent(file: str, runs: Runs, lines: Sequence[int], set_aside: list[str]) -> np.ndarray:
+    """Returns which budgets agree with params and tokens, bool `[runs]`.
+
+    C / (6ND) depends on how the study counts parameters and FLOPs, but changes slowly with the size
+    of the model. A run contradicts the others if it is off their robust trend by a factor of 2.
+    """
+    ratio = np.log(runs.budget / (6 * runs.params * runs.tokens))
+    middle = float(np.median(ratio))
+    if abs(middle) > math.log(20):
+        raise UserError(
+            f"{file}: budgets are {math.exp(middle):.2g} × 6 · params · tokens in the median run; "
+            "budgets must be FLOPs, params and tokens plain counts"
+        )
+    trend = np.full(len(runs), middle)
+    if len(np.unique(runs.params)) > 2:
+        from scipy.stats import theilslopes
+
+        slope, offset, *_ = theilslopes(ratio, np.log(runs.params))
+        trend = offset + slope * np.log(runs.params)
+    chosen = np.abs(ratio - trend) <= _CONTRADICTION
+    for index in np.flatnonzero(~chosen).tolist():
+        usual = math.exp(trend[index]) * 6 * runs.params[index] * runs.tokens[index]
+        set_aside.append(
+            f"row {lines[index] + 1}: budget = {runs.budget[index]:g} contradicts params = "
+            f"{runs.params[index]:g} and tokens = {runs.tokens[index]:g}, which take about {usual:.2g}"
+        )
+    return chosen
+
+
+def _unrepeated(
+    file: str, runs: Runs, lines: Sequence[int], set_aside: list[str], keep: bool
+) -> np.ndarray:
+    """Returns which runs to use, bool `[runs]`: of identical rows only the first."""
+    chosen = np.ones(len(runs), bool)
+    seen: dict[tuple[float, ...], int] = {}
+    table = np.stack([runs.budget, runs.params, runs.tokens], 1)
+    for index, key in enumerate(map(tuple, table.tolist())):
+        first = seen.setdefault(key, index)
+        if first == index or (keep and runs.loss[first] != runs.loss[index]):
+            continue
+        if runs.loss[first] != runs.loss[index]:
+            raise UserError(
+                f"{file}: rows {lines[first] + 1} and {lines[index] + 1} are the same run with "
+                f"losses {runs.loss[first]:g} and {runs.loss[index]:g}; remove one, or add "
+                "--keep_repeats to fit both"
+            )
+        chosen[index] = False
+        set_aside.append(f"row {lines[index] + 1}: the same run as row {lines[first] + 1}")
+    return chosen

@@ -1,0 +1,189 @@
+"""`soda scaling fit`: the output, classes, parameter counts, intervals and bad tables."""
+
+import json
+
+import numpy as np
+import pytest
+from laws import LAWS, planted, rows_of, write
+
+from soda_jax import cli
+from soda_jax.errors import UserError
+from soda_jax.scaling.fit import fit_loss, fit_table
+from soda_jax.scaling.table import read_runs
+
+LAW = LAWS[0]
+NAMES = ("alpha", "beta", "E", "A", "B")
+
+
+def command(table, *options):
+    return cli.main(["scaling", "fit", table, "--bootstrap=0", *options])
+
+
+def test_the_command_writes_three_fits(tmp_path, capsys):
+    table = write(tmp_path / "runs.csv", rows_of(planted(LAW), experiment="mine"))
+    out = tmp_path / "fit.json"
+    options = ("--select", "experiment=mine", f"--out={out}")
+    assert cli.main(["scaling", "fit", table, *options, "--bootstrap=20"]) == 0
+    found = json.loads(out.read_text())
+    assert found["n"] == 63
+    a, b = LAW.exponents()
+    assert found["approach2"]["a"] == pytest.approx(a, abs=0.01)
+    assert found["approach2"]["b"] == pytest.approx(b, abs=0.01)
+    for method in ("variable_projection", "approach3"):
+        for name in NAMES:
+            assert found[method][name] == pytest.approx(getattr(LAW, name), rel=0.01)
+        assert found[method]["huber"] < 1e-9
+    assert len(found["draws"]["alpha"]) == 20 and found["intervals"]["seed"] == 0
+    assert found["table"]["file"] == "runs.csv" and len(found["table"]["sha256"]) == 64
+    printed = capsys.readouterr().out
+    assert "variable_projection" in printed and "bias of approach 2" in printed
+    assert out.read_text().count("\n") < 200  # lists of numbers are on one line
+
+
+def test_huber_is_that_of_the_residuals_in_nats():
+    runs = planted(LAW, noise=0.01)
+    found = fit_loss(runs, 0, 0)
+    for method in ("variable_projection", "approach3"):
+        one = found[method]
+        fitted = one["E"] + one["A"] * (runs.params / 1e6) ** -one["alpha"]
+        fitted += one["B"] * (runs.tokens / 1e9) ** -one["beta"]
+        size = np.abs(runs.loss - fitted)
+        expected = np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).mean()
+        assert one["huber"] == pytest.approx(expected)
+    assert found["variable_projection"]["huber"] <= found["approach3"]["huber"]
+
+
+def test_columns_with_other_names_and_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"C": r["budget"], "N": r["params"], "D": r["tokens"], "nll": r["loss"]}
+        for r in rows_of(planted(LAW))
+    ]
+    csv_file = write(tmp_path / "runs.csv", rows)
+    parquet = str(tmp_path / "runs.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    columns = {"budget": "C", "params": "N", "tokens": "D", "loss": "nll"}
+    first, second = read_runs(csv_file, {}, columns), read_runs(parquet, {}, columns)
+    np.testing.assert_array_equal(first.loss, second.loss)
+    np.testing.assert_array_equal(first.params, planted(LAW).params)
+    with pytest.raises(UserError, match="no column budget or params or tokens or loss, but C, N"):
+        read_runs(csv_file)
+    with pytest.raises(UserError, match="has no such column"):
+        read_runs(csv_file, {}, {"loss": "nlll"})
+
+
+@pytest.mark.parametrize("missing", ["budget", "params", "tokens"])
+def test_a_missing_count_follows_from_the_others(tmp_path, missing):
+    rows = [{k: v for k, v in r.items() if k != missing} for r in rows_of(planted(LAW))]
+    runs = read_runs(write(tmp_path / "runs.csv", rows))
+    np.testing.assert_allclose(getattr(runs, missing), getattr(planted(LAW), missing), rtol=1e-9)
+    assert runs.notes and runs.notes[0].startswith(f"{missing} = ")
+    assert len(np.unique(runs.budget)) == 7
+
+
+def test_classes_and_parameter_counts_have_fits_of_their_own(tmp_path):
+    runs, text = planted(LAW), LAWS[1]
+    losses = text.loss(runs.params, runs.tokens).tolist()
+    rows = rows_of(
+        runs,
+        **{"loss/text": [*losses[:-1], ""], "loss/marker": [""] * len(runs)},
+        params_one_head=(runs.params / 2).tolist(),
+    )
+    found = fit_table(read_runs(write(tmp_path / "runs.csv", rows)), draws=0)
+    assert found["classes"]["text"]["n"] == 62
+    assert found["classes"]["text"]["variable_projection"]["alpha"] == pytest.approx(0.34, rel=0.01)
+    assert "1 runs have no loss/text" in found["classes"]["text"]["warnings"]
+    assert "fewer than 6 runs" in found["classes"]["marker"]["reason"]
+    half = found["parameter_counts"]["params_one_head"]["variable_projection"]
+    assert half["A"] == pytest.approx(LAW.A * 2**-0.36, rel=0.01)
+
+
+def test_too_few_runs_in_a_budget_leave_the_other_fits(tmp_path):
+    rows = rows_of(planted(LAW))
+    found = fit_table(read_runs(write(tmp_path / "runs.csv", rows[:2] + rows[9:])), draws=5)
+    assert found["approach2"] is None and "has 2 runs" in found["approach2_reason"]
+    assert found["variable_projection"]["alpha"] == pytest.approx(LAW.alpha, rel=0.01)
+    assert found["approach3"]["alpha"] == pytest.approx(LAW.alpha, rel=0.01)
+    assert found["intervals"]["approach2"] == {"a": None, "b": None}
+
+
+def test_bad_rows_are_set_aside_by_name(tmp_path):
+    rows = rows_of(planted(LAW))
+    rows[3]["loss"] = "nan"
+    rows[5]["loss"] = ""
+    rows[7]["tokens"] = -1
+    rows[8]["budget"] *= 7
+    rows.append(rows[20])
+    runs = read_runs(write(tmp_path / "runs.csv", rows))
+    assert len(runs) == 63 - 4
+    for start, line in zip(
+        ("row 4: loss = nan", "row 6: loss = ", "row 8: tokens = -1", "row 9: budget = 7e+18 contra",
+         "row 64: the same run as row 21"),
+        runs.set_aside, strict=True,
+    ):  # fmt: skip
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append({**rows[0], "loss": 3.0}), "rows 1 and 64 are the same run"),
+        (lambda rows: rows[4].update(vocabulary=512), "mixes 2 values of vocabulary"),
+        (lambda rows: rows[4].update(normalizer="legal"), "mixes 2 values of normalizer"),
+        (lambda rows: [r.update(params=r["params"] / 1e6) for r in rows], "6 · params · tokens in"),
+        (lambda rows: [r.update(loss="x") for r in rows], "no usable row"),
+        (lambda rows: [r.pop("loss") for r in rows], "no column loss"),
+        (lambda rows: rows.clear() or rows.append({}), "has no rows"),
+        (lambda rows: rows.__delitem__(slice(5, None)), "5 usable runs"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(tmp_path, capsys, change, message):
+    rows = rows_of(planted(LAW), vocabulary=144_644, normalizer="full")
+    change(rows)
+    table = write(tmp_path / "runs.csv", rows)
+    assert command(table) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "runs.csv" in error
+
+
+def test_repeated_runs_can_be_kept(tmp_path):
+    rows = rows_of(planted(LAW))
+    rows.append({**rows[0], "loss": rows[0]["loss"] + 0.01})
+    table = write(tmp_path / "runs.csv", rows)
+    assert len(read_runs(table, keep_repeats=True)) == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--select", "experiment"], "must be COLUMN=VALUE"),
+        (["--select", "x=1"], "has columns budget"),
+        (["--select", "budget=7"], "no such row"),
+        (["--seed=-1"], "at least 0"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, capsys, options, message):
+    table = write(tmp_path / "runs.csv", rows_of(planted(LAW)))
+    assert command(table, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_an_error(capsys):
+    assert command("nowhere.csv") == 2
+    assert "nowhere.csv cannot be read" in capsys.readouterr().err
+
+
+def test_equal_seeds_give_equal_intervals():
+    runs = planted(LAW, noise=0.005)
+    first, again, other = (fit_loss(runs, 20, seed)["intervals"] for seed in (1, 1, 2))
+    assert first == again and first != other
+    low, high = first["variable_projection"]["alpha"]
+    assert 0 < high - low < 0.3 and first["approach2"]["a"][0] < first["approach2"]["a"][1]
+
+
+def test_a_left_out_budget_is_predicted():
+    errors = fit_loss(planted(LAW, noise=0.002), 0, 0)["left_out_error"]
+    assert len(errors) == 7
+    assert all(0 < one["mean_absolute"] < 0.005 for one in errors.values())
