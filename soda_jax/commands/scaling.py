@@ -65,10 +65,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(fit, "--bootstrap", 1000, "draws for the confidence intervals; 0 = none")
     add_number(fit, "--seed", 0, "seed of the bootstrap")
 
+    predict = add_action(
+        actions,
+        "predict",
+        "predict optimal sizes, losses and budgets from a fit",
+        "soda scaling predict fit.json --budget=1e21",
+    )
+    predict.add_argument("fit", nargs="?", metavar="FIT", help="JSON file of soda scaling fit")
+    predict.add_argument("--preset", help="published law instead of a fit: soda")
+    predict.add_argument("--budget", help="training FLOPs, comma-separated: optimal N, D and loss")
+    predict.add_argument("--params", type=float, help="parameters of a model, with --tokens")
+    predict.add_argument("--tokens", type=float, help="loss and over-training of this model")
+    predict.add_argument(
+        "--target_loss", type=float, help="nats: the budget that reaches this loss"
+    )
+    predict.add_argument("--vocabulary", type=int, help="number of ids (that of the table)")
+    predict.add_argument("--sequence_length", type=int, help="tokens per window (as in the table)")
+    predict.add_argument("--rules", default="soda", help="registered set of rules (%(default)s)")
+    predict.add_argument("--out", metavar="FILE", help="JSON file of the predictions")
+
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action; returns 0."""
-    return {"plan": _plan, "fit": _fit}[args.action](args)
+    return {"plan": _plan, "fit": _fit, "predict": _predict}[args.action](args)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -152,6 +171,43 @@ def _fit(args: argparse.Namespace) -> int:
     print(fit_text(result))
     if args.out:
         write_atomic(args.out, to_text(result))
+        print(f"wrote {args.out}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from soda_jax.files import write_json
+    from soda_jax.registry import SCALING_RULES
+    from soda_jax.scaling.predict import PRESETS, PowerLaws, SurfaceLaw, read_fit
+    from soda_jax.scaling.summary import prediction_text
+
+    _check_out(args.out)
+    if bool(args.fit) == bool(args.preset):
+        raise UserError("give the JSON of a fit, or --preset=soda")
+    if (args.params is None) != (args.tokens is None):
+        raise UserError("--params and --tokens belong together")
+    for name in ("params", "tokens", "target_loss", "vocabulary", "sequence_length"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}={value:g} must be above 0")
+    law: SurfaceLaw | PowerLaws
+    if args.preset:
+        if args.preset not in PRESETS:
+            raise UserError(f"--preset={args.preset} is unknown; use {', '.join(PRESETS)}")
+        law = PRESETS[args.preset]
+    else:
+        rules = SCALING_RULES.get(args.rules, "--rules")()
+        law = read_fit(args.fit, rules, args.vocabulary, args.sequence_length)
+    rows = [law.optimum(budget) for budget in _numbers("budget", args.budget)]
+    if args.params is not None:
+        rows.append(law.model(args.params, args.tokens))
+    if args.target_loss is not None:
+        rows.append(law.budget_for(args.target_loss))
+    if not rows:
+        raise UserError("give --budget, --params with --tokens, or --target_loss")
+    print(prediction_text(rows, law.note))
+    if args.out:
+        write_json(args.out, {"note": law.note, "predictions": rows})
         print(f"wrote {args.out}")
     return 0
 

@@ -96,3 +96,25 @@ def _methods(result: Mapping[str, Any]) -> list[str]:
             )
             lines.append(f"{'  95% interval':20}{cells}".rstrip())
     return lines
+
+
+def prediction_text(rows: Sequence[Mapping[str, Any]], note: str) -> str:
+    """Returns predictions as lines, with 95% intervals in brackets."""
+    lines = [note]
+    for row in rows:
+        parts = []
+        for name, label, form in (
+            ("budget", "FLOPs", "{:.3g}".format),
+            ("params", "parameters", count),
+            ("tokens", "tokens", count),
+            ("tokens_per_parameter", "tokens per parameter", "{:.3g}".format),
+            ("loss", "nats", "{:.4f}".format),
+            ("over_training", "× the optimal tokens of this size", "{:.3g}".format),
+        ):
+            if row.get(name) is not None:
+                known = row["intervals"].get(name)
+                around = f" [{form(known[0])} – {form(known[1])}]" if known else ""
+                parts.append(f"{form(row[name])}{around} {label}")
+        parts += [f"{name} {loss:.4f}" for name, loss in row.get("classes", {}).items()]
+        lines.append(", ".join(parts))
+    return "\n".join(lines)

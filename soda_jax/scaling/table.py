@@ -110,11 +110,38 @@ def read_runs(
             "sha256": digest,
             "columns": names,
             "select": dict(select or {}),
+            **_study(file, table, lines),
         },
     )
     chosen = np.ones(len(runs), bool) if note else _consistent(file, runs, lines, set_aside)
     chosen &= _unrepeated(file, runs, lines, set_aside, keep_repeats)
     return dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
+
+
+def _study(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) -> dict[str, int]:
+    """Returns the vocabulary and the length of a window, if the table has the columns of a plan.
+
+    Raises:
+      UserError: if the runs differ in them.
+    """
+    needed = ("params_total", "params_one_head", "width", "tokens", "batch", "steps")
+    if any(name not in table for name in needed):
+        return {}
+    value = {name: np.array([_number(table[name][line]) for line in lines]) for name in needed}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sizes = {
+            "vocabulary": (value["params_total"] - value["params_one_head"]) / value["width"],
+            "length": value["tokens"] / (value["batch"] * value["steps"]),
+        }
+    if any(not np.array_equal(size, np.round(size)) or size.min() < 1 for size in sizes.values()):
+        return {}  # columns of these names that are not those of a plan
+    for name, size in sizes.items():
+        if len(np.unique(size)) > 1:
+            raise UserError(
+                f"{file} mixes runs whose {name} is {_some(map(int, np.unique(size)))}, whose losses "
+                "cannot be compared; fit a table of one study"
+            )
+    return {name: round(size[0]) for name, size in sizes.items()}
 
 
 def _measured(

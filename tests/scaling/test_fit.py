@@ -9,6 +9,8 @@ from laws import LAWS, planted, rows_of, write
 from soda_jax import cli
 from soda_jax.errors import UserError
 from soda_jax.scaling.fit import fit_loss, fit_table
+from soda_jax.scaling.grid import plan_runs
+from soda_jax.scaling.rules import BUDGETS, soda
 from soda_jax.scaling.table import read_runs
 
 LAW = LAWS[0]
@@ -146,6 +148,32 @@ def test_bad_tables_are_refused_in_one_line(tmp_path, capsys, change, message):
     assert command(table) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "runs.csv" in error
+
+
+def planned(vocabulary, count="params_total"):
+    plan = plan_runs(soda(), BUDGETS, vocabulary, 4096)
+    rows = [run.row() for run in plan.runs]
+    for row in rows:
+        row["loss"] = float(LAW.loss(row[count], row["tokens"]))
+    return rows
+
+
+@pytest.mark.parametrize("count", ["params_total", "params_one_head", "params_non_embedding"])
+def test_a_plan_with_losses_can_be_fitted_for_every_parameter_count(tmp_path, count):
+    table = write(tmp_path / "runs.csv", planned(144_644, count))
+    runs = read_runs(table, columns={"params": count})
+    assert len(runs) == 66 and not runs.set_aside and len(runs.counts) == 2
+    assert runs.source["vocabulary"] == 144_644 and runs.source["length"] == 4096
+    found = fit_loss(runs, 0, 0)["variable_projection"]
+    assert [found[name] for name in NAMES] == pytest.approx(
+        [getattr(LAW, name) for name in NAMES], rel=0.01
+    )
+
+
+def test_plans_of_two_vocabularies_are_not_mixed(tmp_path):
+    table = write(tmp_path / "runs.csv", planned(144_644) + planned(50_000))
+    with pytest.raises(UserError, match="mixes runs whose vocabulary is 50000, 144644"):
+        read_runs(table)
 
 
 def test_repeated_runs_can_be_kept(tmp_path):

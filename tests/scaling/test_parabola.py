@@ -7,7 +7,10 @@ import pytest
 from laws import LAWS, planted
 
 from soda_jax.scaling.bias import approach2_bias, drift_warning, flops_law
+from soda_jax.scaling.grid import plan_runs
 from soda_jax.scaling.parabola import fit_parabolas
+from soda_jax.scaling.rules import BUDGETS, soda
+from soda_jax.scaling.table import Runs
 
 
 def fit(runs):
@@ -79,3 +82,17 @@ def test_flops_follow_the_table_and_not_6nd():
     assert flops_law(runs) == pytest.approx((6, 1))
     other = dataclasses.replace(runs, tokens=runs.budget / (40 * runs.params**0.9))
     assert flops_law(other) == pytest.approx((40, 0.9))
+
+
+def test_the_published_surface_gives_the_papers_exponents_on_the_papers_flops():
+    law = LAWS[2]
+    rows = [run.row() for run in plan_runs(soda(), BUDGETS, 144_644, 4096).runs]
+    budget, params, tokens = (
+        np.array([float(row[name]) for row in rows])
+        for name in ("budget", "params_total", "tokens")
+    )
+    runs = Runs(budget, params, tokens, law.loss(params, tokens), {}, {})
+    assert law.exponents() == pytest.approx((0.391, 0.609), abs=1e-3)
+    assert law.exponents(flops_law(runs)[1]) == pytest.approx((0.367, 0.579), abs=5e-3)
+    bias = approach2_bias(law, runs)
+    assert bias["params_factor"] > 1.05 and bias["tokens_factor"] < 0.95

@@ -1,0 +1,119 @@
+"""`soda scaling predict`: optima under the true FLOPs, the preset of the paper, intervals."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from laws import LAWS, planted, rows_of, write
+
+from soda_jax import cli
+from soda_jax.scaling.fit import fit_table, to_text
+from soda_jax.scaling.grid import plan_runs
+from soda_jax.scaling.predict import PRESETS, model_flops, read_fit
+from soda_jax.scaling.rules import BUDGETS, soda
+from soda_jax.scaling.table import read_runs
+
+LAW = LAWS[0]
+
+
+def fitted(tmp_path, rows, draws=0):
+    table = write(tmp_path / "runs.csv", rows)
+    file = tmp_path / "fit.json"
+    file.write_text(to_text(fit_table(read_runs(table), draws)))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The rows of the paper's plan with losses of a planted law of params_total."""
+    rows = [run.row() for run in plan_runs(soda(), BUDGETS, 144_644, 4096).runs]
+    for row in rows:
+        row["loss"] = float(LAW.loss(row["params_total"], row["tokens"]))
+    return rows
+
+
+@pytest.mark.parametrize(("budget", "ratio"), [(1e20, 13), (1e23, 58)])
+def test_the_preset_gives_the_papers_tokens_per_parameter(budget, ratio):
+    assert PRESETS["soda"].optimum(budget)["tokens_per_parameter"] == pytest.approx(ratio, rel=0.1)
+
+
+@pytest.mark.parametrize(("params", "factor"), [(135e6, 940), (600e6, 90), (1.7e9, 18), (4e9, 4.5)])
+def test_the_preset_gives_the_papers_over_training(params, factor):
+    found = PRESETS["soda"].model(params, 500e9)["over_training"]
+    assert found == pytest.approx(factor, rel=0.1)
+
+
+def test_the_preset_states_which_parameters_it_counts(capsys):
+    assert cli.main(["scaling", "predict", "--preset=soda", "--budget=1e20"]) == 0
+    assert "nominal size" in capsys.readouterr().out
+
+
+def test_the_flops_of_a_size_are_those_of_the_model():
+    flops = model_flops(soda(), 144_644, 4096)
+    shape = soda().shape(768)
+    expected = 3 * shape.forward_flops_per_token(144_644, 4096)
+    params = float(shape.parameters(144_644))
+    assert flops(np.array(params)) == pytest.approx(expected)
+    assert flops(np.array(params)) != pytest.approx(6 * params, rel=0.1)
+
+
+def test_the_optimum_is_the_lowest_loss_that_the_budget_allows(tmp_path, study):
+    law = read_fit(fitted(tmp_path, study), soda(), None, None)
+    assert "144,644 ids" in law.note
+    best = law.optimum(1e21)
+    flops = model_flops(soda(), 144_644, 4096)
+    assert best["tokens"] * flops(np.array(best["params"])) == pytest.approx(1e21)
+    sizes = best["params"] * np.geomspace(0.3, 3, 61)
+    assert best["loss"] <= LAW.loss(sizes, 1e21 / flops(sizes)).min() * (1 + 1e-6)
+
+
+def test_the_budget_of_a_loss_reaches_it(tmp_path, study):
+    law = read_fit(fitted(tmp_path, study), soda(), None, None)
+    loss = law.optimum(3e21)["loss"]
+    assert law.budget_for(loss)["budget"] == pytest.approx(3e21, rel=0.01)
+
+
+def test_an_optimal_model_is_not_over_trained(tmp_path, study):
+    law = read_fit(fitted(tmp_path, study), soda(), None, None)
+    best = law.optimum(1e21)
+    found = law.model(best["params"], 3 * best["tokens"])
+    assert found["over_training"] == pytest.approx(3, rel=0.05)
+    assert found["budget"] == pytest.approx(3e21, rel=1e-6)
+
+
+def test_other_tables_use_their_own_flops_and_have_intervals(tmp_path, capsys):
+    runs = planted(LAW, noise=0.003)
+    tokens = runs.tokens * 1.2  # C = 5ND
+    loss = runs.loss + LAW.loss(runs.params, tokens) - LAW.loss(runs.params, runs.tokens)
+    runs = dataclasses.replace(runs, tokens=tokens, loss=loss)
+    rows = rows_of(runs, **{"loss/text": (runs.loss / 2).tolist()})
+    file, out = fitted(tmp_path, rows, draws=40), tmp_path / "predictions.json"
+    options = ["--budget=1e21", "--params=1e9", "--tokens=1e11", f"--out={out}"]
+    assert cli.main(["scaling", "predict", file, *options]) == 0
+    optimum, model = json.loads(out.read_text())["predictions"]
+    expected, _ = LAW.optimum(1e21 / 5)
+    low, high = optimum["intervals"]["params"]
+    assert low < expected < high and low < optimum["params"] < high
+    assert model["classes"]["text"] == pytest.approx(model["loss"] / 2, rel=0.01)
+    assert "FLOPs as in the table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give the JSON of a fit"),
+        (["--preset=sodo", "--budget=1e20"], "use soda"),
+        (["--preset=soda"], "give --budget"),
+        (["--preset=soda", "--params=1e9"], "belong together"),
+        (["--preset=soda", "--target_loss=2"], "a preset has no loss"),
+        (["--preset=soda", "--budget=-1"], "above 0"),
+        (["nowhere.json", "--budget=1e20"], "nowhere.json is not a fit"),
+        (["fit.json", "--target_loss=1"], "irreducible loss is 1.86"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    fitted(tmp_path, rows_of(planted(LAW)))
+    assert cli.main(["scaling", "predict", *options]) == 2
+    assert message in capsys.readouterr().err
