@@ -14,8 +14,8 @@ from _machine import describe_machine
 from _results import parse, written
 
 from soda_jax.scaling.bootstrap import bootstrap
+from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface, fit_surface
-from soda_jax.scaling.table import Runs
 
 LAWS = {
     "0.36, 0.40": Surface(0.36, 0.40, 1.86, 4.15, 1.05),

@@ -22,8 +22,8 @@ from soda_jax.scaling.fit import fit_loss
 from soda_jax.scaling.grid import plan_runs
 from soda_jax.scaling.log_sum_exp import all_starts
 from soda_jax.scaling.rules import BUDGETS, soda
+from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import DELTA, Surface, fit_surface
-from soda_jax.scaling.table import Runs
 
 LAW = Surface(0.36, 0.40, 1.86, 4.15, 1.05)
 NOISE = 0.003  # nats

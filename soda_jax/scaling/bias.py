@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from soda_jax.scaling.parabola import fit_parabolas
+from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface
-from soda_jax.scaling.table import Runs
 
 DRIFT = 1.5  # factor from the smallest to the largest budget that is reported
 _BEYOND = 10.0  # approach 2 is extrapolated to this multiple of the largest budget

@@ -12,8 +12,8 @@ import numpy as np
 
 from soda_jax.scaling.bias import flops_law
 from soda_jax.scaling.parabola import fit_parabolas
+from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface, fit_surfaces
-from soda_jax.scaling.table import Runs
 
 LEVEL = 0.95
 COEFFICIENTS = ("alpha", "beta", "E", "A", "B")
@@ -37,8 +37,9 @@ class Bootstrap:
     def intervals(self) -> dict[str, Any]:
         """Returns the 95% intervals of the coefficients and of the exponents a and b."""
         alpha, beta = self.surfaces[:, 0], self.surfaces[:, 1]
+        flat = (self.surfaces[:, 3:] <= 0).any(1)  # without an optimum
         by_surface = dict(zip(COEFFICIENTS, self.surfaces.T, strict=True))
-        total = alpha + self.power * beta
+        total = np.where(flat, np.nan, alpha + self.power * beta)
         by_surface |= {"a": beta / total, "b": alpha / total}
         by_parabola = dict(zip("ab", self.exponents.T, strict=True))
         return {

@@ -14,8 +14,8 @@ from soda_jax.scaling.bias import approach2_bias, drift_warning, flops_law
 from soda_jax.scaling.bootstrap import COEFFICIENTS, bootstrap
 from soda_jax.scaling.log_sum_exp import fit_log_sum_exp
 from soda_jax.scaling.parabola import fit_parabolas
-from soda_jax.scaling.surface import Surface, fit_surface
-from soda_jax.scaling.table import Runs
+from soda_jax.scaling.runs import Runs
+from soda_jax.scaling.surface import EXPONENTS, Surface, fit_surface
 
 MIN_RUNS = 6  # one more than there are coefficients
 
@@ -69,9 +69,15 @@ def fit_loss(runs: Runs, draws: int, seed: int) -> dict[str, Any]:
     surface = fit_surface(runs.params, runs.tokens, runs.loss)
     constant, power = flops_law(runs)
     warnings = [*parabolas.warnings]
+    if len(np.unique(runs.budget)) < 2:
+        warnings.append("there is one budget, which does not determine the surface")
     for coefficient in ("A", "B"):
         if getattr(surface, coefficient) == 0:
-            warnings.append(f"{coefficient} = 0: the runs do not determine the surface")
+            warnings.append(f"{coefficient} = 0: the losses do not fall along this axis")
+    for exponent in ("alpha", "beta"):
+        if getattr(surface, exponent) in EXPONENTS:
+            low, high = EXPONENTS
+            warnings.append(f"{exponent} is at the limit of the search, {low} to {high}")
     if line := drift_warning(surface, runs):
         warnings.append(line)
     result: dict[str, Any] = {

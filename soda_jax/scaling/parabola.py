@@ -107,7 +107,7 @@ def fit_parabolas(
     """Returns the result of approach 2.
 
     A budget whose parabola opens downward has no minimum and is left out of the power laws. There is
-    no result if a budget has fewer than three models or fewer than two budgets have a minimum.
+    no result if a budget has fewer than three different sizes or fewer than two budgets have a minimum.
 
     Args:
       budget: training FLOPs of the curve of each run, `[runs]`; equal values form a curve.
@@ -120,7 +120,7 @@ def fit_parabolas(
     few = [
         f"budget {value:g} has {count} run{'s' * (count > 1)}, a parabola needs {MIN_RUNS}"
         for value, chosen in curves
-        if (count := len(np.unique(params[chosen]))) < MIN_RUNS
+        if (count := min(len(np.unique(x[chosen])) for x in (params, tokens))) < MIN_RUNS
     ]
     if few:
         return Approach2(None, None, reason="; ".join(few), warnings=tuple(few))

@@ -18,8 +18,8 @@ from soda_jax.errors import UserError
 from soda_jax.scaling.bootstrap import COEFFICIENTS, interval
 from soda_jax.scaling.parabola import PowerLaw
 from soda_jax.scaling.rules import Rules
+from soda_jax.scaling.runs import PARAMETER_COUNTS
 from soda_jax.scaling.surface import Surface
-from soda_jax.scaling.table import PARAMETER_COUNTS
 
 _BUDGETS = np.geomspace(1e12, 1e28, 321)
 _SIZES = 2000  # points of the search over N

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 DELTA = 1e-3  # nats
-_EXPONENTS = (0.03, 2.5)  # range of the search
+EXPONENTS = (0.03, 2.5)  # range of the search
 _GRID = 32  # points of each exponent
 _STARTS = 12  # starts of a single fit
 _STEPS = (1.0, 0.5, 0.1, 0.01)  # fractions of a Gauss-Newton step that are tried
@@ -55,8 +55,8 @@ class Surface:
         return dataclasses.replace(self, huber=float(value))
 
     def exponents(self, power: float = 1.0) -> tuple[float, float]:
-        """Returns (a, b) of N* ∝ C^a and D* ∝ C^b if C ∝ N^power · D; NaN if A or B is 0."""
-        if not self.A or not self.B:
+        """Returns (a, b) of N* ∝ C^a and D* ∝ C^b if C ∝ N^power · D; NaN without an optimum."""
+        if min(self.A, self.B, self.alpha, self.beta) <= 0:
             return math.nan, math.nan
         total = self.alpha + power * self.beta
         return self.beta / total, self.alpha / total
@@ -130,7 +130,7 @@ def _grid_starts(
     params: np.ndarray, tokens: np.ndarray, losses: np.ndarray, counts: np.ndarray, number: int
 ) -> np.ndarray:
     """Returns the exponents with the smallest sum of squares on a grid, `[draws, number, 2]`."""
-    line = np.geomspace(*_EXPONENTS, _GRID)
+    line = np.geomspace(*EXPONENTS, _GRID)
     pairs = np.stack([axis.ravel() for axis in np.meshgrid(line, line, indexing="ij")], 1)
     columns = _columns(params, tokens, pairs)
     products = columns[:, :, None] * columns[:, None]  # [grid, 3, 3, runs]
@@ -214,7 +214,7 @@ def _descend(
     total = counts.sum(1)
 
     def project(exponents: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-        inside = np.clip(exponents, *_EXPONENTS)
+        inside = np.clip(exponents, *EXPONENTS)
         linear, residuals = _project(_columns(params, tokens, inside), losses, weights)
         values = (counts * huber(residuals)).sum(1) / total
         return np.concatenate([inside, linear], 1), residuals, values

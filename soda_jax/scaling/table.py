@@ -11,55 +11,18 @@ from typing import Any
 import numpy as np
 
 from soda_jax.errors import UserError
+from soda_jax.scaling.runs import PARAMETER_COUNTS, Runs
+from soda_jax.scaling.table_checks import (
+    check_comparable,
+    consistent,
+    number,
+    some,
+    study_of,
+    unrepeated,
+)
 
-PARAMETER_COUNTS = ("params_total", "params_one_head", "params_non_embedding")
-# Runs that differ in one of these must not be fitted together: their losses are not comparable.
-_SAME = ("experiment", "vocabulary", "normalizer", "head", "tokenizer")
 _CLASS = "loss/"
 _SAME_BUDGET = 0.05  # achieved budgets, and those that follow from N and D, are not exactly equal
-_CONTRADICTION = math.log(2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """Finished runs, one entry per run in each array.
-
-    Attributes:
-      budget: training FLOPs of the curve that the run belongs to.
-      params: number of parameters.
-      tokens: number of training tokens.
-      loss: loss in nats.
-      counts: further parameter counts by name, `[runs]` each.
-      classes: loss by token class, `[runs]` each; NaN where it was not measured.
-      set_aside: a line for each row that is not used, with the reason; the first row is 1.
-      notes: how missing columns were filled in.
-      source: file, digest and columns, for the output.
-    """
-
-    budget: np.ndarray
-    params: np.ndarray
-    tokens: np.ndarray
-    loss: np.ndarray
-    counts: Mapping[str, np.ndarray]
-    classes: Mapping[str, np.ndarray]
-    set_aside: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    def take(self, chosen: np.ndarray) -> "Runs":
-        """Returns the runs for which `chosen`, bool `[runs]`, is true."""
-        return dataclasses.replace(
-            self,
-            budget=self.budget[chosen],
-            params=self.params[chosen],
-            tokens=self.tokens[chosen],
-            loss=self.loss[chosen],
-            counts={name: value[chosen] for name, value in self.counts.items()},
-            classes={name: value[chosen] for name, value in self.classes.items()},
-        )
 
 
 def read_runs(
@@ -85,13 +48,13 @@ def read_runs(
     """
     table, digest = _read(file)
     lines = _selected(file, table, select or {})
-    _check_same(file, table, lines)
+    check_comparable(file, table, lines)
     names = _find_columns(file, table, columns or {})
     set_aside: list[str] = []
     lines = _measured(file, table, lines, names, set_aside)
 
     def numbers(column: str) -> np.ndarray:
-        return np.array([_number(table[column][line]) for line in lines])
+        return np.array([number(table[column][line]) for line in lines])
 
     sizes, note = _complete({key: numbers(column) for key, column in names.items()})
     others = [name for name in PARAMETER_COUNTS if name in table and name != names.get("params")]
@@ -110,38 +73,12 @@ def read_runs(
             "sha256": digest,
             "columns": names,
             "select": dict(select or {}),
-            **_study(file, table, lines),
+            **study_of(file, table, lines),
         },
     )
-    chosen = np.ones(len(runs), bool) if note else _consistent(file, runs, lines, set_aside)
-    chosen &= _unrepeated(file, runs, lines, set_aside, keep_repeats)
+    chosen = np.ones(len(runs), bool) if note else consistent(file, runs, lines, set_aside)
+    chosen &= unrepeated(file, runs, lines, set_aside, keep_repeats)
     return dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
-
-
-def _study(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) -> dict[str, int]:
-    """Returns the vocabulary and the length of a window, if the table has the columns of a plan.
-
-    Raises:
-      UserError: if the runs differ in them.
-    """
-    needed = ("params_total", "params_one_head", "width", "tokens", "batch", "steps")
-    if any(name not in table for name in needed):
-        return {}
-    value = {name: np.array([_number(table[name][line]) for line in lines]) for name in needed}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sizes = {
-            "vocabulary": (value["params_total"] - value["params_one_head"]) / value["width"],
-            "length": value["tokens"] / (value["batch"] * value["steps"]),
-        }
-    if any(not np.array_equal(size, np.round(size)) or size.min() < 1 for size in sizes.values()):
-        return {}  # columns of these names that are not those of a plan
-    for name, size in sizes.items():
-        if len(np.unique(size)) > 1:
-            raise UserError(
-                f"{file} mixes runs whose {name} is {_some(map(int, np.unique(size)))}, whose losses "
-                "cannot be compared; fit a table of one study"
-            )
-    return {name: round(size[0]) for name, size in sizes.items()}
 
 
 def _measured(
@@ -155,7 +92,7 @@ def _measured(
     kept = []
     for line in lines:
         cells = {column: table[column][line] for column in names.values()}
-        values = {column: _number(cell) for column, cell in cells.items()}
+        values = {column: number(cell) for column, cell in cells.items()}
         bad = [name for name, value in values.items() if not 0 < value < math.inf]
         if bad:
             what = ", ".join(f"{name} = {cells[name]}" for name in bad)
@@ -204,31 +141,14 @@ def _selected(file: str, table: Mapping[str, list[Any]], select: Mapping[str, st
         if not found:
             raise UserError(
                 f"--select {column}={wanted}: no such row in {file}; it has "
-                f"{_some(table[column][line] for line in lines)}"
+                f"{some(table[column][line] for line in lines)}"
             )
         lines = found
     return lines
 
 
 def _same_value(value: Any, wanted: str) -> bool:
-    return str(value) == wanted or _number(value) == _number(wanted)
-
-
-def _some(values: Any) -> str:
-    """Returns up to eight different values as text."""
-    different = list(dict.fromkeys(str(value) for value in values))
-    return ", ".join(different[:8]) + (", …" if len(different) > 8 else "")
-
-
-def _check_same(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) -> None:
-    for column in _SAME:
-        if column in table:
-            values = list(dict.fromkeys(str(table[column][line]) for line in lines))
-            if len(values) > 1:
-                raise UserError(
-                    f"{file} mixes {len(values)} values of {column} ({_some(values)}), whose losses "
-                    f"cannot be compared; add --select {column}={values[0]}"
-                )
+    return str(value) == wanted or number(value) == number(wanted)
 
 
 def _find_columns(
@@ -261,13 +181,6 @@ def _find_columns(
     return found
 
 
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
 def _complete(numbers: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
     """Adds the missing one of budget, params and tokens by C = 6ND; returns a note about it or ""."""
     if "params" not in numbers:
@@ -289,54 +202,3 @@ def _joined(budget: np.ndarray) -> np.ndarray:
         first = first if budget[index] <= first * (1 + _SAME_BUDGET) else budget[index]
         joined[index] = first
     return joined
-
-
-def _consistent(file: str, runs: Runs, lines: Sequence[int], set_aside: list[str]) -> np.ndarray:
-    """Returns which budgets agree with params and tokens, bool `[runs]`.
-
-    C / (6ND) depends on how the study counts parameters and FLOPs, but changes slowly with the size
-    of the model. A run contradicts the others if it is off their robust trend by a factor of 2.
-    """
-    ratio = np.log(runs.budget / (6 * runs.params * runs.tokens))
-    middle = float(np.median(ratio))
-    if abs(middle) > math.log(20):
-        raise UserError(
-            f"{file}: budgets are {math.exp(middle):.2g} × 6 · params · tokens in the median run; "
-            "budgets must be FLOPs, params and tokens plain counts"
-        )
-    trend = np.full(len(runs), middle)
-    if len(np.unique(runs.params)) > 2:
-        from scipy.stats import theilslopes
-
-        slope, offset, *_ = theilslopes(ratio, np.log(runs.params))
-        trend = offset + slope * np.log(runs.params)
-    chosen = np.abs(ratio - trend) <= _CONTRADICTION
-    for index in np.flatnonzero(~chosen).tolist():
-        usual = math.exp(trend[index]) * 6 * runs.params[index] * runs.tokens[index]
-        set_aside.append(
-            f"row {lines[index] + 1}: budget = {runs.budget[index]:g} contradicts params = "
-            f"{runs.params[index]:g} and tokens = {runs.tokens[index]:g}, which take about {usual:.2g}"
-        )
-    return chosen
-
-
-def _unrepeated(
-    file: str, runs: Runs, lines: Sequence[int], set_aside: list[str], keep: bool
-) -> np.ndarray:
-    """Returns which runs to use, bool `[runs]`: of identical rows only the first."""
-    chosen = np.ones(len(runs), bool)
-    seen: dict[tuple[float, ...], int] = {}
-    table = np.stack([runs.budget, runs.params, runs.tokens], 1)
-    for index, key in enumerate(map(tuple, table.tolist())):
-        first = seen.setdefault(key, index)
-        if first == index or (keep and runs.loss[first] != runs.loss[index]):
-            continue
-        if runs.loss[first] != runs.loss[index]:
-            raise UserError(
-                f"{file}: rows {lines[first] + 1} and {lines[index] + 1} are the same run with "
-                f"losses {runs.loss[first]:g} and {runs.loss[index]:g}; remove one, or add "
-                "--keep_repeats to fit both"
-            )
-        chosen[index] = False
-        set_aside.append(f"row {lines[index] + 1}: the same run as row {lines[first] + 1}")
-    return chosen

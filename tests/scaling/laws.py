@@ -3,8 +3,8 @@
 import numpy as np
 
 from soda_jax.scaling.grid import to_csv
+from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface
-from soda_jax.scaling.table import Runs
 
 LAWS = (
     Surface(0.36, 0.40, 1.86, 4.15, 1.05),

@@ -1,5 +1,6 @@
 """`soda scaling fit`: the output, classes, parameter counts, intervals and bad tables."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from laws import LAWS, planted, rows_of, write
 
 from soda_jax import cli
 from soda_jax.errors import UserError
-from soda_jax.scaling.fit import fit_loss, fit_table
+from soda_jax.scaling.fit import fit_loss, fit_table, to_text
 from soda_jax.scaling.grid import plan_runs
 from soda_jax.scaling.rules import BUDGETS, soda
 from soda_jax.scaling.table import read_runs
@@ -201,6 +202,22 @@ def test_bad_options_are_named(tmp_path, capsys, options, message):
 def test_a_missing_file_is_an_error(capsys):
     assert command("nowhere.csv") == 2
     assert "nowhere.csv cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda runs: {"loss": 8 - runs.loss}, "A = 0"),
+        (lambda runs: {"loss": np.full(len(runs), 3.0)}, "B = 0"),
+        (lambda runs: {"tokens": np.full(len(runs), 1e9)}, "has 1 run, a parabola needs 3"),
+        (lambda runs: {"budget": np.full(len(runs), 1e18)}, "there is one budget"),
+    ],
+)
+def test_losses_that_determine_no_law_give_warnings_and_valid_json(change, message):
+    runs = planted(LAW, noise=0.003)
+    found = fit_table(dataclasses.replace(runs, **change(runs)), draws=5)
+    assert any(message in line for line in found["warnings"])
+    json.loads(to_text(found), parse_constant=pytest.fail)  # no NaN
 
 
 def test_equal_seeds_give_equal_intervals():

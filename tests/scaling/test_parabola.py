@@ -10,7 +10,7 @@ from soda_jax.scaling.bias import approach2_bias, drift_warning, flops_law
 from soda_jax.scaling.grid import plan_runs
 from soda_jax.scaling.parabola import fit_parabolas
 from soda_jax.scaling.rules import BUDGETS, soda
-from soda_jax.scaling.table import Runs
+from soda_jax.scaling.runs import Runs
 
 
 def fit(runs):
