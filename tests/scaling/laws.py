@@ -9,7 +9,7 @@ from soda_jax.scaling.surface import Surface
 LAWS = (
     Surface(0.36, 0.40, 1.86, 4.15, 1.05),
     Surface(0.34, 0.28, 1.69, 406 / 1e6**0.34, 410 / 1e9**0.28),  # Hoffmann et al.
-    Surface(0.684, 0.439, 3.169, 215_886 / 1e6**0.684, 4750 / 1e9**0.439),  # soda.md §11
+    Surface(0.684, 0.439, 3.169, 215_886 / 1e6**0.684, 4750 / 1e9**0.439),  # arXiv 2603.22339, SODA
 )
 
 
