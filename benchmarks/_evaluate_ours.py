@@ -52,7 +52,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
                 done.update(done=tokens, mean=sum(float(s.nll.sum()) for s in sums) / tokens)
 
     else:
-        engine = Engine(model, params, layout, layout.codebooks)
+        engine = Engine(model, params, layout, layout.codebooks, dtype=order["dtype"])
         prompts = items.recordings()
 
         def run(steps: int) -> None:

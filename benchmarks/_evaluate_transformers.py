@@ -1,4 +1,4 @@
-"""Worker of `evaluate.py`: Transformers' Qwen3 in f32."""
+"""Worker of `evaluate.py`: Transformers' Qwen3."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +25,7 @@ def build(order: dict[str, Any], setting: dict[str, Any]) -> Step:
         raise MissingError(f"torch {torch.__version__} finds no GPU")
     device = torch.device("cuda" if on_gpu else "cpu")
     model = transformers.Qwen3ForCausalLM.from_pretrained(
-        order["folder"], dtype=torch.float32, attn_implementation="sdpa"
+        order["folder"], dtype=getattr(torch, order["dtype"]), attn_implementation="sdpa"
     )
     model = model.eval().to(device)
     done: dict[str, Any] = {}

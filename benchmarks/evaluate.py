@@ -6,7 +6,7 @@
 `score`: log-probabilities of audio tokens, as in sBLIMP, over all ids in f32; a further row is normalized over the ids
 that can come next. The mean of both sides is printed: they score the same items with the same weights. Transformers
 sorts the items by length and pads them in batches, as we do. `asr`: greedy transcripts of 16 recordings of 5 s at a
-time, 40 tokens each. Weights are random (d 512 × 4 layers, 144,644 ids). The sides run alternately.
+time, 40 tokens each, in f32 and in bf16. Weights are random (d 512 × 4 layers, 144,644 ids). The sides run alternately.
 """
 
 import argparse
@@ -106,6 +106,7 @@ def main() -> None:
             for task in args.tasks.split(","):
                 order: dict[str, Any] = {
                     "folder": folder, "task": task, "items": args.items, "platform": platform,
+                    "dtype": "float32",
                 }  # fmt: skip
                 sides = {}
                 if args.transformers_python:
@@ -117,6 +118,12 @@ def main() -> None:
                     sides[f"ours, {head}"] = Command(
                         sys.executable, "_evaluate_ours.py", {**order, "head": head}
                     )
+                if task == "asr":
+                    for side, worker in (("ours, legal", "_evaluate_ours.py"),
+                                         ("transformers", "_evaluate_transformers.py")):  # fmt: skip
+                        if side in sides:
+                            narrow = {**order, "dtype": "bfloat16", "head": "legal"}
+                            sides[f"{side}, bf16"] = Command(sides[side].python, worker, narrow)
                 turns = take_turns(sides, args.rounds, 0.0, platform == "cpu", task)
                 unit = "tokens/s" if task == "score" else "utterances/s"
                 print(table(task, turns, unit) + "\n", flush=True)
