@@ -175,7 +175,7 @@ def _evaluate(home: Path) -> None:
     from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
 
     options = EvaluationOptions(limit=EVALUATED, max_seconds=LONGEST_SECONDS)
-    write_json(home / "evaluation.json", evaluate(home / "run", options))
+    write_json(home / "run" / "evaluation.json", evaluate(home / "run", options))
 
 
 def _report(home: Path, seconds: dict[str, float]) -> None:
@@ -186,7 +186,7 @@ def _report(home: Path, seconds: dict[str, float]) -> None:
     from soda_jax.report.page import write_report
     from soda_jax.train.metric_logs import FILE, read_starts
 
-    evaluation = json.loads((home / "evaluation.json").read_text("utf-8"))
+    evaluation = json.loads((home / "run" / "evaluation.json").read_text("utf-8"))
     model = soda_jax.load(str(home / "run"))
     starts = read_starts(home / "run")
     speech, text = (Manifest.load(home / name) for name in ("speech", "text"))
