@@ -1,4 +1,4 @@
-"""How often the 95% intervals of `soda scaling fit` contain the law behind noisy tables.
+"""How often the 95% intervals of `soda scaling fit` contain the law that made a noisy table.
 
     python benchmarks/scaling_coverage.py
 

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     from soda_jax.generate.speech_model import load
     from soda_jax.model.decoding import check_dtype
-    from soda_jax.serve.app import Limits, Server
+    from soda_jax.serve.app import Server
+    from soda_jax.serve.checks import Limits
     from soda_jax.train.program import use_compilation_cache
 
     with listener:

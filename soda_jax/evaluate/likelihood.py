@@ -101,7 +101,7 @@ class ModelLikelihood:
           codebooks: number of codebooks in the sequences.
           heads: the normalizers, of `HEADS`.
           batch_tokens: tokens of a batch, padding included; 0 = the default of the platform.
-          greedy: whether to compute `TokenSums.greedy`, which needs the logits of the scored tokens once more.
+          greedy: whether to compute `TokenSums.greedy`, which computes the logits of the scored tokens again.
         """
         config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
         self._decoder = dataclasses.replace(decoder, model=ModelFunctions(config))

@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import functools
 import io
-import json
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -29,12 +28,12 @@ from soda_jax.generate.pipeline import Work, find_task
 from soda_jax.generate.sampling import Sampling
 from soda_jax.generate.speech_model import SpeechModel
 from soda_jax.generate.streaming import SpeechStream
+from soda_jax.serve.checks import HttpError, Limits, checked_json, read_body
 from soda_jax.serve.clips import Clip, Clips, UnknownClipError
 from soda_jax.serve.guard import Guard
 from soda_jax.serve.inspect import TokenView, mel_image
 from soda_jax.serve.worker import BusyError, Worker
 
-_JSON_BYTES = 1 << 16
 _MOST_SAMPLES = 1 << 25  # of an upload, in all channels; 134 MB as f32
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -44,41 +43,6 @@ _PAGE = {
 }
 # Seconds between checks whether the client is still connected.
 _CHECK = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a request may ask for.
-
-    Attributes:
-      upload_bytes: largest sound file.
-      upload_seconds: longest recording.
-      text_characters: longest text.
-      max_seconds: longest generated utterance.
-      total_seconds: longest speech of a request, of all pieces and candidates together.
-      max_tokens: longest transcript of a segment or text continuation, in tokens.
-      best_of: most candidates.
-      waiting: most requests that wait for the model.
-      per_minute: most requests of a client per minute that need the model or a computation.
-    """
-
-    upload_bytes: int = 20_000_000
-    upload_seconds: float = 120.0
-    text_characters: int = 2_000
-    max_seconds: float = 30.0
-    total_seconds: float = 600.0
-    max_tokens: int = 448
-    best_of: int = 8
-    waiting: int = 16
-    per_minute: int = 120
-
-
-class _HttpError(Exception):
-    """Ends a request with a status and a message."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
 
 
 class Server:
@@ -177,22 +141,22 @@ class Server:
         )
 
     async def _post_clip(self, request: Request) -> Response:
-        content = await _body(request, self._limits.upload_bytes)
+        content = await read_body(request, self._limits.upload_bytes)
         most = self._limits.upload_seconds
 
         def read() -> np.ndarray:
             seconds = sound_seconds(content)
             if seconds is not None and seconds > most:
-                raise _HttpError(
+                raise HttpError(
                     413, f"the recording lasts {seconds:.0f} s, at most {most:g} s are accepted"
                 )
             if _samples(content) > _MOST_SAMPLES:
-                raise _HttpError(413, "the recording has too many channels or too high a rate")
+                raise HttpError(413, "the recording has too many channels or too high a rate")
             return read_audio(content, self._model.codec.sample_rate, name="the upload")
 
         audio = await self._compute(read)
         if len(audio) > most * self._model.codec.sample_rate:
-            raise _HttpError(413, f"the recording is longer than {most:g} s")
+            raise HttpError(413, f"the recording is longer than {most:g} s")
         clip = self._clips.add(Clip("upload", self._model.codec.sample_rate, audio))
         return JSONResponse(clip.summary())
 
@@ -214,8 +178,8 @@ class Server:
         return JSONResponse(await self._compute(self._tokens, clip))
 
     async def _speak(self, request: Request) -> Response:
-        body = await self._settings(
-            request, "text", "voice", "voice_text", "piece_characters", "stream"
+        body = await checked_json(
+            request, self._limits, "text", "voice", "voice_text", "piece_characters", "stream"
         )
         text = self._text_of(body)
         self._check_length(text, body)
@@ -229,12 +193,12 @@ class Server:
         return await self._generate(request, "speak", job, body)
 
     async def _continue(self, request: Request) -> Response:
-        body = await self._settings(request, "clip", "stream")
+        body = await checked_json(request, self._limits, "clip", "stream")
         job = tasks.Request(str(body["seed"]), audio=self._complete(body.get("clip")).audio)
         return await self._generate(request, "continue", job, body)
 
     async def _transcribe(self, request: Request) -> Response:
-        body = await self._settings(request, "clip", "segment_seconds")
+        body = await checked_json(request, self._limits, "clip", "segment_seconds")
         clip = self._complete(body.get("clip"))
         result = await self._result(
             request, "transcribe", tasks.Request(str(body["seed"]), audio=clip.audio), body
@@ -247,7 +211,7 @@ class Server:
         return JSONResponse(clip.summary())
 
     async def _text(self, request: Request) -> Response:
-        body = await self._settings(request, "text")
+        body = await checked_json(request, self._limits, "text")
         job = tasks.Request(str(body["seed"]), self._text_of(body))
         result = await self._result(request, "text", job, body)
         return JSONResponse({"text": result.text, "finished": result.finished})
@@ -355,7 +319,7 @@ class Server:
         pieces = split_text(text, context.piece_characters([], text))
         seconds = len(pieces) * min(body["max_seconds"], fits) * body["best_of"]
         if seconds > most:
-            raise _HttpError(
+            raise HttpError(
                 413,
                 f"{len(pieces)} pieces of text with {body['best_of']} candidates may last {seconds:.0f} s, "
                 f"at most {most:g} s are accepted: use a lower max_seconds or a shorter text",
@@ -370,7 +334,7 @@ class Server:
             raise UserError("clip is missing: upload a recording to /api/clips first")
         clip = self._clips[identifier]
         if clip.audio is None:
-            raise _HttpError(409, "the clip is not complete yet")
+            raise HttpError(409, "the clip is not complete yet")
         if not len(clip.audio):
             raise UserError("the clip has no audio")
         return clip
@@ -378,50 +342,10 @@ class Server:
     def _text_of(self, body: Mapping[str, Any]) -> str:
         text, most = body.get("text", ""), self._limits.text_characters
         if len(text) > most:
-            raise _HttpError(
+            raise HttpError(
                 413, f"the text has {len(text):,} characters, at most {most:,} are accepted"
             )
         return text
-
-    async def _settings(self, request: Request, *fields: str) -> dict[str, Any]:
-        """Returns the JSON object of a request with checked fields and defaults."""
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            raise _HttpError(415, "send a JSON object with content-type: application/json")
-        content = await _body(request, _JSON_BYTES)
-        try:
-            body = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"the request is not JSON: {error}") from None
-        if not isinstance(body, dict):
-            raise UserError("the request is not a JSON object")
-        limits = self._limits
-        numbers: dict[str, tuple[type, float, float]] = {
-            "temperature": (float, 0, 1e6), "top_p": (float, 0, 1), "top_k": (int, 0, 2**31 - 1),
-            "seed": (int, 0, 2**32 - 1), "best_of": (int, 1, limits.best_of),
-            "max_seconds": (float, 0, limits.max_seconds), "max_tokens": (int, 1, limits.max_tokens),
-            "piece_characters": (int, 1, limits.text_characters),
-            "segment_seconds": (float, 0, limits.upload_seconds),
-        }  # fmt: skip
-        always = ("temperature", "top_p", "top_k", "seed", "best_of", "max_seconds", "max_tokens")
-        for name, value in body.items():
-            if name not in (*fields, *always):
-                raise UserError(
-                    f"the field {name[:40]!r} is unknown: use {', '.join((*fields, *always))}"
-                )
-            if name in numbers:
-                kind, least, most = numbers[name]
-                right = isinstance(value, int if kind is int else int | float)
-                if not right or isinstance(value, bool) or not least <= value <= most:
-                    raise UserError(
-                        f"{name} {str(value)[:40]} must be a number from {least:g} to {most:g}"
-                    )
-            elif name == "stream":
-                if not isinstance(value, bool):
-                    raise UserError("stream must be true or false")
-            elif not isinstance(value, str):
-                raise UserError(f"{name} must be a string")
-        given = {"seed": 0, "best_of": 1, "max_seconds": min(15.0, limits.max_seconds)}
-        return {**given, **body}
 
     async def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function in a thread, one at a time."""
@@ -458,16 +382,6 @@ def wav_header(sample_rate: int, samples: int | None) -> bytes:
     )  # fmt: skip
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Returns the body of a request; raises 413 as soon as it is longer than `most` bytes."""
-    buffer = io.BytesIO()
-    async for chunk in request.stream():
-        buffer.write(chunk)
-        if buffer.tell() > most:
-            raise _HttpError(413, f"the request is larger than {most:,} bytes")
-    return buffer.getvalue()
-
-
 def _answers(function: Callable[[Request], Any]) -> Callable[[Request], Any]:
     """Returns a route whose errors are JSON objects with `error`."""
 
@@ -475,7 +389,7 @@ def _answers(function: Callable[[Request], Any]) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
         try:
             return await function(request)
-        except _HttpError as error:
+        except HttpError as error:
             return _error(error.status, error)
         except UnknownClipError as error:
             return _error(404, error)

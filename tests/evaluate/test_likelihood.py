@@ -43,7 +43,7 @@ def log_probabilities(model):
 
 
 def text_sequences(log_probabilities, head, rng):
-    """Random prompts, each with the most likely text as far as it goes, and once with another last byte."""
+    """Random prompts, each with the most likely text up to its end, and once with another last byte."""
     sequences, expected = [], []
     for length in rng.integers(1, 12, 40):
         ids = np.concatenate([[LAYOUT.bos], rng.integers(97, 123, length)]).astype(np.int32)

@@ -10,7 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from soda_jax.serve.app import Limits, Server
+from soda_jax.serve.app import Server
+from soda_jax.serve.checks import Limits
 
 
 class Client:
