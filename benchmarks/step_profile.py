@@ -84,15 +84,15 @@ def profile(order: dict[str, Any], remat: str) -> dict[str, float]:
 
     program, batch = prepare(order, {"remat": remat})
     state = program.init()
-    compiled = program.step.lower(state, batch).compile()
+    compiled = program.step.trace(state, batch).lower().compile()
     module = parse_module(compiled.as_text())
     lines = {name: line for body in module.computations.values() for name, line in body.items()}
     for _ in range(2):
-        state, _ = jax.block_until_ready(compiled(state, batch))
+        state, _ = jax.block_until_ready(compiled(state, batch, program.step.rates))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(STEPS):
-                state, _ = jax.block_until_ready(compiled(state, batch))
+                state, _ = jax.block_until_ready(compiled(state, batch, program.step.rates))
         times: dict[str, float] = collections.defaultdict(float)
         for name, milliseconds in events(folder):
             # The time of a loop is that of the instructions in it.

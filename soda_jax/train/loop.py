@@ -1,7 +1,7 @@
 """The training loop: opens the data, restores a checkpoint, runs the steps, logs and saves."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from soda_jax.parallel.batches import local_rows, place_batch, rows_of_devices
 from soda_jax.parallel.preemption import StopRequest
 from soda_jax.schema import RunConfig, SafetyConfig, run_config
 from soda_jax.train.hooks import Hook, RunView
-from soda_jax.train.program import make_program, use_compilation_cache
+from soda_jax.train.program import Program, make_program, use_compilation_cache
 from soda_jax.train.run_files import open_checkpoints, open_data, run_metadata, write_run_files
 from soda_jax.train.start import find_start
 from soda_jax.train.telemetry import Telemetry
@@ -28,6 +28,10 @@ DONE = 0
 PREEMPTED = 75
 
 
+class DivergedError(UserError):
+    """Training does not make progress: too many updates in a row were skipped."""
+
+
 def train(
     config: RunConfig | Mapping[str, Any],
     workdir: str | Path,
@@ -35,6 +39,7 @@ def train(
     hooks: Sequence[Hook] = (),
     profile_steps: tuple[int, int] | None = None,
     allow_data_change: bool = False,
+    program_of: Callable[..., Program] | None = None,
 ) -> int:
     """Trains a model; resumes from the newest valid checkpoint in `workdir` if there is one.
 
@@ -48,13 +53,15 @@ def train(
       profile_steps: first and last step of a profiler trace, written to `workdir/profile`.
       allow_data_change: resume even if the data differs from the data of the checkpoint; tokenizer,
         codec and vocabulary layout must still match.
+      program_of: makes the program, `make_program` by default; a `ProgramCache` shares the programs of
+        several runs.
 
     Returns:
       `DONE` (0) after the last step, or `PREEMPTED` (75) after SIGTERM and a final checkpoint.
 
     Raises:
-      UserError: if the config, the data or a checkpoint is invalid, or too many updates in a
-        row were skipped.
+      UserError: if the config, the data or a checkpoint is invalid.
+      DivergedError: if too many updates in a row were skipped.
     """
     config, workdir = run_config(config), folder.local_workdir(workdir)
     use_compilation_cache()
@@ -65,7 +72,7 @@ def train(
         dataset = open_data(
             config.data, start, allow_data_change, legal_sets=config.model.head == "legal"
         )
-        program = make_program(
+        program = (program_of or make_program)(
             config, dataset.layout, len(dataset.source_names), codebooks=dataset.codebooks
         )
         if config.log.wandb_project:
@@ -130,11 +137,11 @@ def train(
 def _check_skipped(
     safety: SafetyConfig, checkpointer: Checkpointer, step: int, values: Mapping[str, float]
 ) -> None:
-    """Raises UserError, in every process, after too many consecutive skipped updates."""
+    """Raises DivergedError, in every process, after too many consecutive skipped updates."""
     limit = safety.max_skipped_in_a_row
     if limit and values["skipped_in_a_row"] >= limit:
         checkpointer.wait()
-        raise UserError(
+        raise DivergedError(
             f"step {step}: {limit} updates in a row were skipped (gradient norm "
             f"{values['gradient_norm']:.3g}); the last good checkpoint is kept. Lower optimizer.peak_lr "
             "or inspect the data of these steps"

@@ -14,7 +14,7 @@ import optax
 
 from soda_jax.registry import OPTIMIZERS
 from soda_jax.schema import OptimizerConfig
-from soda_jax.train.schedules import make_schedule
+from soda_jax.train.schedules import Lengths, make_schedule
 
 # Parameters that the paper stores as one matrix: name → mask of the non-padding rows, see
 # `soda_jax.model.decoder.stored_matrices`.
@@ -127,7 +127,7 @@ def adamw(
     """Returns (cautious) AdamW with AdamC weight decay.
 
     Args:
-      config: the `optimizer` settings of a run.
+      config: the `optimizer` settings of a run, see `make_optimizer`.
       schedule: learning rate as a function of the step.
       params: the parameters or their abstract shapes, for the decay mask.
       matrices: parameters that form one matrix, see `ModelFunctions.matrices`.
@@ -141,13 +141,13 @@ def adamw(
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Any, matrices: Sequence[Matrix] = ()
+    config: OptimizerConfig, steps: int | Lengths, params: Any, matrices: Sequence[Matrix] = ()
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """Returns the registered optimizer `config.name` and its schedule, without gradient clipping.
 
     Args:
-      config: the `optimizer` settings of a run.
-      steps: length of the run.
+      config: the `optimizer` settings of a run; in a jitted function, `peak_lr` may be an f32 scalar.
+      steps: length of the run, or the lengths of its schedule.
       params: the parameters or their abstract shapes.
       matrices: parameters that form one matrix, see `ModelFunctions.matrices`.
 

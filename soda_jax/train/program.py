@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.hardware import Chip, chip_of
@@ -22,6 +23,7 @@ from soda_jax.schema import ModelConfig, RunConfig
 from soda_jax.tokens import VocabularyLayout
 from soda_jax.tokens.partition import joint_sets
 from soda_jax.train.optimizer import make_optimizer
+from soda_jax.train.schedules import Lengths, lengths_of
 from soda_jax.train.state import State, abstract_state, make_state, state_from_params
 from soda_jax.train.step import make_train_step
 
@@ -34,6 +36,49 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+class Rates(NamedTuple):
+    """Hyperparameters that are data of the compiled step, not constants in it.
+
+    Attributes:
+      peak_lr: learning rate after warmup, f32.
+      lengths: lengths of the schedule, int32.
+    """
+
+    peak_lr: Any
+    lengths: Lengths
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Rates":
+        """Returns the values of a config.
+
+        Raises:
+          UserError: for an invalid schedule.
+        """
+        lengths = lengths_of(config.optimizer, config.steps)
+        return cls(np.float32(config.optimizer.peak_lr), Lengths(*map(np.int32, lengths)))
+
+
+@dataclasses.dataclass
+class TrainStep:
+    """The jitted step (state, batch) → (state, metrics); the state is donated.
+
+    Attributes:
+      jitted: (state, batch, rates) → (state, metrics).
+      rates: learning rate and lengths of the run.
+    """
+
+    jitted: Any
+    rates: Rates
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        """Runs a step."""
+        return self.jitted(state, batch, self.rates)
+
+    def trace(self, state: Any, batch: Any) -> Any:
+        """Traces the step for abstract or concrete arguments, like a jitted function."""
+        return self.jitted.trace(state, batch, self.rates)
+
+
 @dataclasses.dataclass
 class Program:
     """The mesh, the model and the jitted functions of a run.
@@ -44,7 +89,7 @@ class Program:
       abstract: shapes, dtypes and shardings of the training state.
       init: () → state, jitted.
       begin: parameters → state at step 0, jitted; the parameters are donated.
-      step: (state, batch) → (state, metrics), jitted; the state is donated.
+      step: the training step.
     """
 
     mesh: jax.sharding.Mesh
@@ -52,7 +97,7 @@ class Program:
     abstract: State
     init: Any
     begin: Any
-    step: Any
+    step: TrainStep
 
 
 def check_sizes(config: RunConfig, mesh: Mapping[str, int], platform: str) -> None:
@@ -153,9 +198,8 @@ def make_program(
     check_attention(config, chip_of(devices[0].device_kind))
     blocks = VocabularyBlocks.of(layout)
     model = ModelFunctions(decoder_config(config.model, blocks))
-    optimizer, schedule = make_optimizer(
-        config.optimizer, config.steps, model.abstract, model.matrices
-    )
+    rates = Rates.of(config)
+    optimizer, _ = make_optimizer(config.optimizer, config.steps, model.abstract, model.matrices)
     abstract = abstract_state(model, optimizer, mesh)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # The optimizer state is created inside jit with its shardings; otherwise the first steps
@@ -168,14 +212,27 @@ def make_program(
         donate_argnums=0,
         out_shardings=state_shardings,
     )
-    train_step = make_train_step(
-        model, optimizer, schedule, config, mesh, classes=len(layout.class_names), sources=sources,
-        legal=sets_of_head(config.model, layout, codebooks),
-    )  # fmt: skip
+    legal = sets_of_head(config.model, layout, codebooks)
+
+    def train_step(state: State, batch: Any, rates: Rates) -> tuple[State, dict[str, jax.Array]]:
+        # Made here, so that runs that differ only in `Rates` share one compiled step.
+        settings = dataclasses.replace(config.optimizer, peak_lr=rates.peak_lr)
+        made = make_optimizer(settings, rates.lengths, model.abstract, model.matrices)
+        step = make_train_step(
+            model,
+            *made,
+            config,
+            mesh,
+            classes=len(layout.class_names),
+            sources=sources,
+            legal=legal,
+        )
+        return step(state, batch)
+
     step = jax.jit(
         train_step,
         donate_argnums=0,
         out_shardings=(state_shardings, rules.replicated(mesh)),
         compiler_options=compiler_options(platform),
     )
-    return Program(mesh, model, abstract, init, begin, step)
+    return Program(mesh, model, abstract, init, begin, TrainStep(step, rates))

@@ -310,7 +310,7 @@ def test_a_step_overwrites_the_moments_where_they_lie(config):
         )
         for name, array in make_batch(8, 32).items()
     }
-    module = parse_module(program.step.lower(program.abstract, batch).compile().as_text())
+    module = parse_module(program.step.trace(program.abstract, batch).lower().compile().as_text())
     entry = module.computations[module.entry]
     given = {name for name, line in entry.items() if line.opcode == "parameter"}
     assert len(given) > 50  # parameters, two moments of each, the batch

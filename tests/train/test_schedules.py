@@ -1,20 +1,38 @@
 """Schedules at their corners."""
 
+import dataclasses
+
+import jax
 import numpy as np
+import optax
 import pytest
 
 from soda_jax.configs import base
 from soda_jax.errors import UserError
 from soda_jax.schema import OptimizerConfig, parse, run_config
-from soda_jax.train.schedules import make_schedule, warmup_cosine, warmup_stable_decay
+from soda_jax.train.schedules import Lengths, lengths_of, make_schedule
 
 
 def values(schedule, *steps):
     return [float(schedule(step)) for step in steps]
 
 
+def settings(**changes):
+    return parse(OptimizerConfig, changes, "optimizer")
+
+
+def wsd(peak, steps, warmup, decay):
+    changes = {"peak_lr": peak, "warmup_fraction": warmup, "decay_fraction": decay}
+    return make_schedule(settings(**changes), steps)
+
+
+def cosine(peak, steps, warmup):
+    options = settings(schedule="cosine", peak_lr=peak, warmup_fraction=warmup)
+    return make_schedule(options, steps)
+
+
 def test_wsd_rises_holds_and_falls_at_its_corners():
-    schedule = warmup_stable_decay(2.0, 100, warmup_fraction=0.10, decay_fraction=0.20)
+    schedule = wsd(2.0, 100, 0.10, 0.20)
     found = values(schedule, 0, 5, 10, 11, 79, 80, 81, 90, 99, 100)
     assert found == pytest.approx([0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.9, 1.0, 0.1, 0.0])
 
@@ -35,39 +53,72 @@ def test_wsd_of_the_suite_has_the_stages_of_the_paper():
     [(0.0, 0.0, [1.0, 1.0, 1.0]), (0.0, 1.0, [1.0, 0.5, 0.1]), (1.0, 0.0, [0.0, 0.5, 0.9])],
 )
 def test_wsd_without_a_stage(warmup, decay, expected):
-    schedule = warmup_stable_decay(1.0, 10, warmup_fraction=warmup, decay_fraction=decay)
+    schedule = wsd(1.0, 10, warmup, decay)
     assert values(schedule, 0, 5, 9) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0.6, 0.5), (-0.1, 0.2), (0.1, -0.2)])
 def test_wsd_whose_stages_overlap_is_refused(warmup, decay):
     with pytest.raises(UserError, match=r"optimizer\.warmup_fraction .* sum must be at most 1"):
-        warmup_stable_decay(1.0, 10, warmup_fraction=warmup, decay_fraction=decay)
+        options = OptimizerConfig(warmup_fraction=warmup, decay_fraction=decay)
+        make_schedule(options, 10)
 
 
 def test_cosine_rises_and_falls_by_half_a_cosine():
-    schedule = warmup_cosine(2.0, 100, warmup_fraction=0.04)
+    schedule = cosine(2.0, 100, 0.04)
     steps = np.array([4, 20, 52, 76, 100])
     expected = 1.0 + np.cos(np.pi * (steps - 4) / 96)
     assert values(schedule, 0, 2) == [0.0, 1.0]
     assert values(schedule, *steps) == pytest.approx(expected.tolist(), abs=1e-6)
-    assert values(warmup_cosine(2.0, 100, warmup_fraction=0.0), 0) == [2.0]
+    assert values(cosine(2.0, 100, 0.0), 0) == [2.0]
 
 
 @pytest.mark.parametrize("warmup", [1.0, 1.5, -0.1])
 def test_cosine_without_room_is_refused(warmup):
     with pytest.raises(UserError, match=r"optimizer\.warmup"):
-        warmup_cosine(1.0, 10, warmup_fraction=warmup)
-
-
-def settings(**changes):
-    return parse(OptimizerConfig, changes, "optimizer")
+        make_schedule(OptimizerConfig(schedule="cosine", warmup_fraction=warmup), 10)
 
 
 def test_the_config_chooses_the_schedule():
     assert values(make_schedule(settings(), 100), 50) == [pytest.approx(3e-3)]
-    cosine = make_schedule(settings(schedule="cosine", warmup_fraction=0.0), 100)
-    assert values(cosine, 50) == [pytest.approx(1.5e-3)]
+    assert values(cosine(3e-3, 100, 0.0), 50) == [pytest.approx(1.5e-3)]
+
+
+@pytest.mark.parametrize("steps", [10, 97, 1000])
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 0.1])
+def test_schedules_are_those_of_optax(steps, warmup):
+    rise, fall = round(warmup * steps), round(0.2 * steps)
+    parts = [
+        optax.linear_schedule(0.0, 0.7, rise), lambda step: 0.7, optax.linear_schedule(0.7, 0.0, fall)
+    ]  # fmt: skip
+    expected = {
+        "wsd": optax.join_schedules(parts, [rise, steps - fall]),
+        "cosine": optax.warmup_cosine_decay_schedule(0.0, 0.7, rise, steps),
+    }
+    found = {"wsd": wsd(0.7, steps, warmup, 0.2), "cosine": cosine(0.7, steps, warmup)}
+    every = np.arange(steps + 1)
+    for name, schedule in found.items():
+        np.testing.assert_allclose(
+            jax.vmap(schedule)(every), jax.vmap(expected[name])(every), atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("name", ["wsd", "cosine"])
+def test_lengths_may_be_data_of_a_compiled_function(name):
+    options = settings(schedule=name)
+    traces = []
+
+    @jax.jit
+    def rate(step, peak, lengths):
+        traces.append(1)
+        return make_schedule(dataclasses.replace(options, peak_lr=peak), lengths)(step)
+
+    for steps in (50, 400):
+        lengths = Lengths(*map(np.int32, lengths_of(options, steps)))
+        for step in (1, 20, 45):
+            found = rate(step, np.float32(3e-3), lengths)
+            assert float(found) == pytest.approx(float(make_schedule(options, steps)(step)))
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
