@@ -61,6 +61,14 @@ class Progress:
             line += f"/{self.total:g}, about {left:.0f} s left" if rate > 0 else f"/{self.total:g}"
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
+    def restart(self, done: float) -> None:
+        """Sets the units that are done, without counting them in the rate."""
+        # As if the work began with what the rate so far has not done.
+        self._start += done - self.done
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
     def close(self) -> None:
         """Stops the bar, or prints a last line with the elapsed time."""
         if self._bar is not None:

@@ -18,3 +18,15 @@ def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.
 def add_number(parser: argparse.ArgumentParser, name: str, default: float, meaning: str) -> None:
     """Adds an option with default `default` and its type; the help shows the default."""
     parser.add_argument(name, type=type(default), default=default, help=f"{meaning} (%(default)s)")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that run in several processes."""
+    processes = parser.add_argument_group(
+        "processes", "multi-process runs; not needed with Slurm, Open MPI, Cloud TPU or Kubernetes"
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    processes.add_argument(
+        "--processes", type=int, metavar="N", help="number of processes (1 = single-process)"
+    )
+    processes.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")

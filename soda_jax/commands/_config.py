@@ -41,6 +41,12 @@ def load_config(file: str, overrides: Sequence[str]) -> Any:
     return values.config
 
 
+def overridden(overrides: Sequence[str]) -> list[str]:
+    """Returns the dotted names of the settings that `overrides` change."""
+    words = _one_word_each(overrides)
+    return [word.removeprefix("--config.").partition("=")[0] for word in words]
+
+
 def _one_word_each(overrides: Sequence[str]) -> list[str]:
     """Rewrites `--config.key value` and `--noconfig.key`, which absl allows, as `--config.key=…`."""
     words: list[str] = []

@@ -1,15 +1,16 @@
-"""`soda scaling`: plans an IsoFLOP study and fits scaling laws to its results."""
+"""`soda scaling`: plans and runs an IsoFLOP study, and fits scaling laws to its results."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import Any
 
-from soda_jax.commands._actions import add_action, add_number
+from soda_jax.commands._actions import add_action, add_number, add_processes
 from soda_jax.errors import UserError
 
-SUMMARY = "scaling laws: plan the runs of an IsoFLOP study, fit their losses, predict"
+SUMMARY = "scaling laws: plan and run an IsoFLOP study, fit its losses, predict"
 EXAMPLE = "soda scaling plan --out=plan.csv"
+PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--out", metavar="FILE", help="CSV file of the runs")
     plan.add_argument("--configs", metavar="DIR", help="also write a config file for each run")
     plan.add_argument(
-        "--budgets", help="training FLOPs (3 × forward), comma-separated (those of the paper)"
+        "--budgets", help="training FLOPs (3 × forward), comma-separated (those of the rules)"
     )
     plan.add_argument("--widths", help="candidate widths, comma-separated (those of the rules)")
     add_number(plan, "--vocabulary", 144_644, "number of ids")
@@ -39,6 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, help="FLOP/s of a chip, counted like the budget; adds hours and chips"
     )
     add_number(plan, "--chips", 1, "number of chips for --rate")
+
+    execute = add_action(
+        actions,
+        "run",
+        "train the runs of a plan; skips finished ones and resumes the others",
+        "soda scaling run plan.csv --workdir=study --data=DIR --config.model.remat=none",
+    )
+    execute.add_argument("plan", metavar="PLAN", help="CSV file of soda scaling plan")
+    execute.add_argument("--workdir", required=True, help="folder of the study")
+    execute.add_argument(
+        "--config",
+        help="config file or name with what the plan does not decide, such as the data "
+        "(configs/base.py); --config.key=value changes a setting",
+    )
+    execute.add_argument("--data", help="folder of the only data set, in both orders")
+    add_number(execute, "--attempts", 3, "failed attempts after which a run has failed")
+    add_processes(execute)
 
     fit = add_action(
         actions,
@@ -86,15 +104,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the action; returns 0."""
-    return {"plan": _plan, "fit": _fit, "predict": _predict}[args.action](args)
+    """Runs the action; returns its exit status."""
+    if args.unknown and args.action != "run":
+        raise UserError(f"unknown option {args.unknown[0]} for soda scaling {args.action}")
+    return {"plan": _plan, "run": _run, "fit": _fit, "predict": _predict}[args.action](args)
 
 
 def _plan(args: argparse.Namespace) -> int:
     from soda_jax.files import write_atomic
     from soda_jax.registry import SCALING_RULES
     from soda_jax.scaling.grid import plan_runs, to_csv
-    from soda_jax.scaling.rules import BUDGETS
     from soda_jax.scaling.run_config import config_text
     from soda_jax.scaling.summary import plan_text
 
@@ -109,7 +128,7 @@ def _plan(args: argparse.Namespace) -> int:
         raise UserError("--compile needs --topology=CHIP:SHAPE")
     _check_out(args.out)
     rules = SCALING_RULES.get(args.rules, "--rules")()
-    budgets = _numbers("budgets", args.budgets) or BUDGETS
+    budgets = _numbers("budgets", args.budgets) or rules.budgets
     widths = _numbers("widths", args.widths)
     if any(width != int(width) for width in widths):
         raise UserError(f"--widths={args.widths} must be whole numbers")
@@ -128,6 +147,36 @@ def _plan(args: argparse.Namespace) -> int:
             write_atomic(Path(args.configs) / f"{run.name}.py", config_text(run, args.data))
         print(f"wrote {len(plan.runs)} configs to {args.configs}")
     return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.attempts < 1:
+        raise UserError(f"--attempts={args.attempts} must be at least 1")
+    if args.config and args.data:
+        raise UserError("give --data or --config, not both")
+    from ml_collections import ConfigDict
+
+    from soda_jax.commands._config import load_config, overridden
+    from soda_jax.configs import base
+    from soda_jax.scaling.grid import read_plan
+    from soda_jax.scaling.run_config import check_overrides, job_of
+    from soda_jax.scaling.study import Study
+
+    runs = read_plan(args.plan)
+    if not runs:
+        raise UserError(f"{args.plan} has no runs; write it with soda scaling plan")
+    names = overridden(args.unknown)
+    check_overrides(runs[0], names)
+    config = load_config(args.config or "configs/base.py", args.unknown)
+    if not args.config:
+        sources = {"data": base.source(args.data, 1.0)} if args.data else base.suite_sources()
+        config.data.sources = ConfigDict(sources)
+    study = Study(args.workdir, [job_of(run, config, names) for run in runs])
+    from soda_jax.parallel import hosts
+    from soda_jax.scaling.execute import run_study
+
+    hosts.start(args.coordinator, args.processes, args.process)
+    return run_study(study, args.attempts)
 
 
 def _add_durations(args: argparse.Namespace, runs: Any, rows: list[dict[str, Any]]) -> list[str]:

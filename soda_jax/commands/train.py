@@ -2,6 +2,8 @@
 
 import argparse
 
+from soda_jax.commands._actions import add_processes
+
 SUMMARY = "train a model from a config; resumes from the newest checkpoint, if any"
 EXAMPLE = "soda train --config=configs/demo.py --workdir=runs/demo --config.model.num_layers=6"
 PASSES_UNKNOWN_OPTIONS = True  # overrides --config.key=value are in args.unknown
@@ -28,14 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deterministic", action="store_true", help="use bit-for-bit deterministic kernels on GPU"
     )
-    processes = parser.add_argument_group(
-        "processes", "multi-process runs; not needed with Slurm, Open MPI, Cloud TPU or Kubernetes"
-    )
-    processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    processes.add_argument(
-        "--processes", type=int, metavar="N", help="number of processes (1 = single-process)"
-    )
-    processes.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -68,6 +68,7 @@ class Rules:
     """The rules of a study; `dataclasses.replace` changes one of them.
 
     Attributes:
+      budgets: the budgets of the study, training FLOPs.
       widths: budget -> candidate widths.
       shape: width -> sizes of the model.
       batch: (budget, forward FLOPs per token, width, sequence length) -> windows per step.
@@ -78,6 +79,7 @@ class Rules:
       tolerance: runs that miss the budget by more than this fraction are left out.
     """
 
+    budgets: Sequence[float] = BUDGETS
     widths: Callable[[float], Sequence[int]] = widths
     shape: Callable[[int], Shape] = shape
     batch: Callable[[float, float, int, int], int] = batch
@@ -92,3 +94,42 @@ class Rules:
 def soda() -> Rules:
     """Returns the rules of the paper (SODA, IsoFLOP section)."""
     return Rules()
+
+
+_TOY_WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+_TOY_BUDGETS = tuple(10 ** (11 + half / 2) for half in range(5))
+_TOY_MAX_LR = 0.03
+
+
+def _toy_widths(budget: float) -> Sequence[int]:
+    """Returns five widths, which grow by one step of the list with each half decade."""
+    first = max(0, round(2 * math.log10(budget / _TOY_BUDGETS[0])))
+    return _TOY_WIDTHS[first : first + 5]
+
+
+def _toy_shape(width: int) -> Shape:
+    layers, heads = max(1, round(width / 32)), max(1, width // 32)
+    return Shape(width, layers, heads, width // heads, 4 * width)
+
+
+def _toy_batch(budget: float, flops_per_token: float, width: int, sequence_length: int) -> int:
+    """Returns about √windows / 16, a power of two: both batch and steps grow with the budget."""
+    windows = budget / 3 / (flops_per_token * sequence_length)
+    return 2 ** max(0, round(math.log2(math.sqrt(windows) / 16)))
+
+
+@SCALING_RULES.register("toy")
+def toy() -> Rules:
+    """Returns rules for a toy study of short windows that two CPU cores finish in an hour.
+
+    The learning rate is that of the paper with a higher limit; its β2 is meant for long runs.
+    """
+    return Rules(
+        budgets=_TOY_BUDGETS,
+        widths=_toy_widths,
+        shape=_toy_shape,
+        batch=_toy_batch,
+        peak_lr=lambda width, batch: min(_TOY_MAX_LR, peak_lr(width, batch)),
+        beta2=lambda batch: 0.98,
+        min_batch=1,
+    )

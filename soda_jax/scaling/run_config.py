@@ -1,8 +1,12 @@
-"""The config of a planned run, for `soda train` and as a file."""
+"""The config of a planned run, for `soda train`, as a file, and as a job of a study."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from soda_jax.errors import UserError
 from soda_jax.scaling.grid import PlannedRun
+from soda_jax.scaling.study import Job
+from soda_jax.schema import run_config
 
 # The recipe of the IsoFLOP runs (SODA, training table), except for what the plan decides.
 _OPTIMIZER = {
@@ -55,6 +59,37 @@ def config_of(run: PlannedRun, data: str = "") -> Any:
     sources = {"data": base.source(data, 1.0)} if data else base.suite_sources()
     config.data.sources = ConfigDict(sources)
     return config
+
+
+def job_of(run: PlannedRun, base: Any, kept: Iterable[str] = ()) -> Job:
+    """Returns a planned run as a job of a study.
+
+    Args:
+      run: the run.
+      base: ConfigDict with the data, the evaluation and everything else that the plan does not decide.
+      kept: dotted names of settings of the recipe that keep their value in `base`.
+    """
+    config = base.copy_and_resolve_references()
+    for section, value in settings_of(run).items():
+        values = value if isinstance(value, dict) else {"": value}
+        for name, setting in values.items():
+            dotted = f"{section}.{name}".rstrip(".")
+            if dotted not in kept:
+                config.update_from_flattened_dict({dotted: setting})
+    return Job(run.name, run_config(config), run.flops, run.row(), run.vocabulary)
+
+
+def check_overrides(run: PlannedRun, names: Sequence[str]) -> None:
+    """Raises UserError if a setting that the plan decides is in `names`, dotted names."""
+    recipe = {f"optimizer.{name}" for name in _OPTIMIZER} | {"mesh.data", "mesh.fsdp"}
+    for section, value in settings_of(run).items():
+        for name in value if isinstance(value, dict) else ("",):
+            dotted = f"{section}.{name}".rstrip(".")
+            if dotted in names and dotted not in recipe:
+                raise UserError(
+                    f"--config.{dotted}: the plan decides this setting; write another plan with soda "
+                    "scaling plan"
+                )
 
 
 def config_text(run: PlannedRun, data: str = "") -> str:

@@ -1,0 +1,255 @@
+"""Trains the runs of a study, one after another in one process or job."""
+
+import contextlib
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from soda_jax.checkpoints import CheckpointReader, folder
+from soda_jax.data.dataset import Dataset, make_dataset
+from soda_jax.errors import UserError
+from soda_jax.evaluate.loss import LossHook
+from soda_jax.parallel import hosts
+from soda_jax.progress import Progress, progress
+from soda_jax.scaling.results import check_loss, result_row, write_results
+from soda_jax.scaling.study import DONE, OPEN, Job, RunFolder, Study
+from soda_jax.schema import RunConfig, to_dict
+from soda_jax.train.hooks import RunView
+from soda_jax.train.loop import PREEMPTED, DivergedError, train
+from soda_jax.train.metric_logs import FILE, read_metrics
+from soda_jax.train.program_cache import ProgramCache
+
+LOG = "log.txt"
+_REPORTS = 50  # calls of the progress hook per run
+
+# Outcomes of a run, besides `PREEMPTED`: go on with the next one, or do not repeat this one.
+_NEXT, _IMPOSSIBLE = 0, -1
+
+Train = Callable[..., int]
+
+
+def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
+    """Trains every run that is not finished and that no other process trains.
+
+    A run that crashes or diverges is repeated until it has failed `attempts` times. A run that is
+    impossible as configured is not repeated in this call.
+
+    Args:
+      study: the study; `results.csv` and `results.parquet` in its folder are written after each run.
+      attempts: failed attempts after which a run has failed.
+      train_run: trains a run, with the arguments of `soda_jax.train.loop.train`.
+
+    Returns:
+      0 if all runs are finished or in other processes, 1 if a run failed, 75 after SIGTERM.
+
+    Raises:
+      UserError: if the data cannot be opened or has another vocabulary than the plan.
+    """
+    data = _DataSets()
+    for run in study.runs:
+        data.check(run.job)
+    if hosts.is_primary():
+        study.save()
+    trainer = _Trainer(data, train_run)
+    impossible: set[str] = set()
+    with progress("FLOPs of the study", sum(run.job.cost for run in study.runs)) as bar:
+        bar.restart(_finished_cost(study))
+        while True:
+            with contextlib.ExitStack() as stack:
+                name = None
+                if hosts.is_primary():
+                    name = _claim(study, attempts, impossible, stack)
+                name = hosts.broadcast_json(name, "run of a study")
+                if name is None:
+                    break
+                run = next(run for run in study.runs if run.job.name == name)
+                outcome = trainer.train(run, _Report(study, run, bar))
+                if outcome == _IMPOSSIBLE:
+                    impossible.add(name)
+                if hosts.is_primary():
+                    write_results(study, attempts)
+                if outcome == PREEMPTED:
+                    return PREEMPTED
+    return _summarize(study, attempts)
+
+
+def _claim(
+    study: Study, attempts: int, impossible: set[str], stack: contextlib.ExitStack
+) -> str | None:
+    """Returns the name of an open run, whose lock `stack` then holds; None if there is none."""
+    for run in study.runs:
+        if run.job.name in impossible or run.status(attempts) != OPEN:
+            continue
+        attempt = contextlib.ExitStack()
+        # Another process may have finished the run before the lock was taken.
+        if attempt.enter_context(run.claim()) and run.status(attempts) == OPEN:
+            stack.push(attempt)
+            return run.job.name
+        attempt.close()
+    return None
+
+
+class _DataSets:
+    """Opens each mixture of a study once, for its layout."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Dataset] = {}
+
+    def of(self, config: RunConfig) -> Dataset:
+        key = json.dumps(to_dict(config.data), sort_keys=True)
+        if key not in self._open:
+            self._open[key] = make_dataset(config.data, legal_sets=config.model.head == "legal")
+        return self._open[key]
+
+    def check(self, job: Job) -> None:
+        """Raises UserError if the data has another vocabulary than the plan."""
+        size = self.of(job.config).layout.size
+        if job.vocabulary and size != job.vocabulary:
+            paths = ", ".join(source.path for source in job.config.data.sources.values())
+            raise UserError(
+                f"{paths}: {size:,} ids, but the plan is for {job.vocabulary:,}; write it again with "
+                f"soda scaling plan --vocabulary={size}"
+            )
+
+
+class _Trainer:
+    """Trains runs; equal programs and evaluations are compiled once."""
+
+    def __init__(self, data: _DataSets, train_run: Train):
+        self._data, self._train = data, train_run
+        self._programs = ProgramCache()
+        self._losses: dict[str, LossHook] = {}
+
+    def train(self, run: RunFolder, report: "_Report") -> int:
+        """Trains a run to its end and stores what happened.
+
+        Returns:
+          `PREEMPTED` after SIGTERM, `_IMPOSSIBLE` if repeating it is useless, else `_NEXT`.
+        """
+        config, workdir = run.next_attempt()
+        steps = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory)).steps()
+        report.begin(max(steps, default=0))
+        self._note(run.start, max(steps, default=0))
+        try:
+            with _log_to(workdir / LOG):
+                code = self._train(
+                    config,
+                    workdir,
+                    hooks=[self._loss(config), report],
+                    program_of=self._programs,
+                )
+            if code == PREEMPTED:
+                self._note(run.preempted)
+                return PREEMPTED
+            self._finish(run, config, workdir)
+        except DivergedError as error:
+            self._failed(run.diverged, run, error)
+        except UserError as error:
+            self._failed(run.crashed, run, error)
+            return _IMPOSSIBLE
+        except Exception as error:  # any bug or lack of memory must not end the study
+            self._failed(run.crashed, run, error)
+        return _NEXT
+
+    def _loss(self, config: RunConfig) -> LossHook:
+        dataset = self._data.of(config)
+        key = self._programs.key(config, dataset.layout, to_dict(config.data))
+        hook = self._losses.setdefault(key, LossHook(1, config.evaluate.batches))
+        hook.every = config.evaluate.every_steps or config.steps
+        return hook
+
+    def _finish(self, run: RunFolder, config: RunConfig, workdir: Path) -> None:
+        import jax
+
+        rows = read_metrics(workdir / FILE)
+        # The JSON has null for a value that is not finite.
+        last = {name: math.nan if value is None else value for name, value in rows[-1].items()}
+        dataset = self._data.of(config)
+        losses = result_row(last, dataset.source_names)
+        if reason := check_loss(losses, dataset.layout.size):
+            raise DivergedError(reason)
+        front_end = dataset.front_end
+        result = {
+            **losses,
+            "vocabulary": dataset.layout.size,
+            "head": config.model.head,
+            "tokenizer": f"{front_end.tokenizer}/{front_end.codec}",
+            "seconds": round(sum(row["seconds"] for row in rows), 3),
+            "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in rows)),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._note(run.finish, result)
+
+    def _failed(self, note: Callable[[str], None], run: RunFolder, error: Exception) -> None:
+        line = str(error).partition("\n")[0] or type(error).__name__
+        line = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+        self._note(note, line)
+        _print(f"{run.job.name} {note.__name__}: {line}")
+
+    def _note(self, note: Callable[..., None], *values: Any) -> None:
+        if hosts.is_primary():
+            note(*values)
+
+
+class _Report:
+    """A hook that shows the progress of a run in that of the study."""
+
+    def __init__(self, study: Study, run: RunFolder, bar: Progress):
+        self._study, self._job, self._bar = study, run.job, bar
+        self._steps = run.job.config.steps
+        self._terminal = sys.stderr  # during a run, messages are written to its log
+        self.every = max(1, self._steps // _REPORTS)
+        self._done = 0
+
+    def begin(self, step: int) -> None:
+        """Counts the steps of earlier attempts and the runs of other processes as done."""
+        self._done = step
+        self._bar.restart(_finished_cost(self._study) + self._job.cost * step / self._steps)
+
+    def __call__(self, view: RunView) -> Mapping[str, float]:
+        """Advances the progress."""
+        steps, self._done = view.step - self._done, view.step
+        note = f"{self._job.name} step {view.step}/{self._steps}"
+        with contextlib.redirect_stderr(self._terminal):
+            self._bar.advance(self._job.cost * steps / self._steps, note)
+        return {}
+
+
+def _finished_cost(study: Study) -> float:
+    return sum(run.job.cost for run in study.runs if run.result() is not None)
+
+
+def _summarize(study: Study, attempts: int) -> int:
+    """Prints what is finished and what is not; returns 1 if a run failed, else 0."""
+    status = {run.job.name: run.status(attempts) for run in study.runs}
+    done = sum(value == DONE for value in status.values())
+    open_runs = sum(value == OPEN for value in status.values())
+    others = f", {open_runs} in other processes or not possible" if open_runs else ""
+    _print(f"{study.folder}/results.csv: {done} of {len(status)} runs finished{others}")
+    failures = [run for run in study.runs if run.result() is None and run.attempts().failures]
+    for run in failures:
+        found = run.attempts()
+        _print(f"{run.job.name}: failed {found.failures} times: {found.error}")
+    return 1 if failures else 0
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Writes the messages of a run to a file instead of the terminal, in process 0."""
+    if not hosts.is_primary():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", buffering=1, encoding="utf-8") as file, contextlib.redirect_stderr(file):
+        yield
+
+
+def _print(line: str) -> None:
+    if hosts.is_primary():
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,239 @@
+"""The folder of a study: its runs, their attempts, and which process trains which run.
+
+    STUDY/study.json          name of the experiment, and the config of each run
+    STUDY/runs/NAME/attempts.jsonl
+    STUDY/runs/NAME/seed_0/   workdir of the run; a run that diverged is repeated in seed_1
+    STUDY/runs/NAME/result.json
+    STUDY/results.csv, STUDY/results.parquet
+
+A process holds a lock on a run while it trains it. The operating system releases the lock when the
+process ends in any way, so several processes on one file system can work on a study.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from soda_jax.errors import UserError
+from soda_jax.files import write_json
+from soda_jax.schema import RunConfig, to_dict
+
+DONE, FAILED, OPEN = "done", "failed", "open"
+_STARTED, _CRASHED, _DIVERGED, _PREEMPTED = "started", "crashed", "diverged", "preempted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of a study.
+
+    Attributes:
+      name: name, unique in the study.
+      config: all settings of the run, as for `soda train`.
+      cost: cost of the run in any unit that is proportional to its duration, such as FLOPs.
+      columns: columns of the table that are known before the run.
+      vocabulary: number of ids that the data must have; 0 accepts any.
+    """
+
+    name: str
+    config: RunConfig
+    cost: float
+    columns: Mapping[str, Any]
+    vocabulary: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempts:
+    """What happened to a run so far.
+
+    Attributes:
+      crashed: attempts that ended with an error, or were killed without progress since the start.
+      diverged: attempts whose loss diverged, each with another seed.
+      error: message of the last error, "" if there was none.
+      started, ended: times of the first start and of the last event, ISO 8601 in UTC; "" without.
+    """
+
+    crashed: int = 0
+    diverged: int = 0
+    error: str = ""
+    started: str = ""
+    ended: str = ""
+
+    @property
+    def failures(self) -> int:
+        """Number of attempts that count against the limit."""
+        return self.crashed + self.diverged
+
+
+class RunFolder:
+    """Files of one run of a study."""
+
+    def __init__(self, folder: Path, job: Job):
+        """Stores the folder of the run, which need not exist."""
+        self.folder, self.job = folder, job
+        self._log = folder / "attempts.jsonl"
+
+    def next_attempt(self) -> tuple[RunConfig, Path]:
+        """Returns the config of the next attempt, which has another seed after a divergence, and its workdir."""
+        offset = self.attempts().diverged
+        config = dataclasses.replace(self.job.config, seed=self.job.config.seed + offset)
+        return config, self.folder / f"seed_{config.seed}"
+
+    def result(self) -> dict[str, Any] | None:
+        """Returns the row of the finished run, None if it is not finished."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+    def finish(self, row: Mapping[str, Any]) -> None:
+        """Stores the row of the finished run."""
+        write_json(self.folder / "result.json", row)
+
+    def status(self, limit: int) -> str:
+        """Returns `DONE`, `FAILED` after `limit` failed attempts, or `OPEN`."""
+        if self.result() is not None:
+            return DONE
+        return FAILED if self.attempts().failures >= limit else OPEN
+
+    def attempts(self) -> Attempts:
+        """Returns what happened so far.
+
+        An attempt without an end was killed. It counts as crashed if the next one starts from the same
+        step: a run that crashes the whole process must not be repeated forever, and one that is killed at
+        the time limit of a cluster must not fail.
+        """
+        crashed = diverged = 0
+        error, before = "", None
+        events = self._events()
+        for event in events:
+            kind = event["event"]
+            if kind == _STARTED and before == event["step"]:
+                crashed, error = crashed + 1, error or "the process was killed"
+            before = event["step"] if kind == _STARTED else None
+            crashed += kind == _CRASHED
+            diverged += kind == _DIVERGED
+            error = event.get("error", error)
+        times = [event["time"] for event in events] or [""]
+        return Attempts(crashed, diverged, error, times[0], times[-1])
+
+    def start(self, step: int) -> None:
+        """Notes the start of an attempt from a checkpoint at `step`, 0 without one."""
+        self._note(_STARTED, step=step)
+
+    def crashed(self, error: str) -> None:
+        """Notes that the attempt ended with an error."""
+        self._note(_CRASHED, error=error)
+
+    def diverged(self, error: str) -> None:
+        """Notes that the loss diverged; the next attempt starts from the beginning with another seed."""
+        self._note(_DIVERGED, error=error)
+
+    def preempted(self) -> None:
+        """Notes that the attempt saved a checkpoint and stopped."""
+        self._note(_PREEMPTED)
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Holds the lock of the run; yields False if another process holds it."""
+        with _lock(self.folder / ".lock", wait=False) as held:
+            yield held
+
+    def _events(self) -> list[dict[str, Any]]:
+        lines = self._log.read_text("utf-8").splitlines() if self._log.exists() else []
+        events = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # a killed process left half a line
+                events.append(json.loads(line))
+        return events
+
+    def _note(self, event: str, **values: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": time, **values}) + "\n")
+
+
+class Study:
+    """A study in a folder.
+
+    Attributes:
+      folder: the folder.
+      experiment: name of the study, the name of its folder when it was begun.
+      runs: the runs in the order of the plan.
+    """
+
+    def __init__(self, folder: str | Path, jobs: Sequence[Job]):
+        """Opens a study; nothing is written.
+
+        Raises:
+          UserError: if two jobs have the same name, or the folder contains a study whose runs are not
+            among the jobs or have other configs. Jobs may be added to a study.
+        """
+        self.folder = Path(folder)
+        self.runs = [RunFolder(self.folder / "runs" / job.name, job) for job in jobs]
+        names = [job.name for job in jobs]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"the plan has {repeated[0]} twice; remove one of the rows")
+        # As JSON, which turns tuples into lists.
+        self._configs = json.loads(json.dumps({job.name: to_dict(job.config) for job in jobs}))
+        self.experiment = self.folder.resolve().name
+        self._file = self.folder / "study.json"
+        if self._file.exists():
+            before = json.loads(self._file.read_text("utf-8"))
+            self.experiment = before["experiment"]
+            self._check_same(before["configs"])
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        for name, config in before.items():
+            if name not in self._configs:
+                raise UserError(
+                    f"{self.folder} contains a study with the run {name}, which the plan lacks; give "
+                    "another --workdir"
+                )
+            if differing := _differences(config, self._configs[name]):
+                raise UserError(
+                    f"{self.folder} contains a study whose run {name} has {differing[0]}; give another "
+                    "--workdir"
+                )
+
+    def save(self) -> None:
+        """Writes the name and the configs."""
+        write_json(self._file, {"experiment": self.experiment, "configs": self._configs})
+
+    @contextlib.contextmanager
+    def table_lock(self) -> Iterator[None]:
+        """Waits until no other process writes the table of results."""
+        with _lock(self.folder / ".results.lock", wait=True):
+            yield
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: bool) -> Iterator[bool]:
+    """Holds a lock on a file; yields False if another process holds it and `wait` is False."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be locked ({error.strerror}); put the study on a file system with locks"
+            ) from None
+        yield True
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Returns `NAME = OLD instead of NEW` for each value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys((*before, *now))
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if before == now else [f"{name} = {before!r} instead of {now!r}"]
