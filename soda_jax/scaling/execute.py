@@ -170,7 +170,7 @@ class _Trainer:
         # The JSON has null for a value that is not finite.
         last = {name: math.nan if value is None else value for name, value in rows[-1].items()}
         dataset = self._data.of(config)
-        losses = result_row(last, dataset.source_names)
+        losses = result_row(last)
         if reason := check_loss(losses, dataset.layout.size):
             raise DivergedError(reason)
         front_end = dataset.front_end
@@ -210,7 +210,11 @@ class _Report:
     def begin(self, step: int) -> None:
         """Counts the steps of earlier attempts and the runs of other processes as done."""
         self._done = step
-        self._bar.restart(_finished_cost(self._study) + self._job.cost * step / self._steps)
+        done = _finished_cost(self._study) + self._job.cost * step / self._steps
+        if done > self._bar.done:
+            self._bar.advance(done - self._bar.done)
+        else:  # a failed attempt
+            self._bar.restart(done)
 
     def __call__(self, view: RunView) -> Mapping[str, float]:
         """Advances the progress."""

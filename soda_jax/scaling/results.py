@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ from soda_jax.scaling.study import DONE, Study
 _VALIDATION = "validation/loss/"
 
 
-def result_row(metrics: Mapping[str, Any], sources: Sequence[str]) -> dict[str, float]:
+def result_row(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Returns `loss` and `loss/CLASS`, the held-out losses in nats, from the metrics of a step.
 
     Args:
-      metrics: metrics with `validation/loss/…`, see `soda_jax.evaluate.loss.LossHook`.
-      sources: names of the data sources, whose own losses are left out.
+      metrics: metrics with `validation/loss/…`, see `soda_jax.evaluate.loss.LossHook`. The losses of a
+        source, `validation/loss/SOURCE/CLASS`, are left out.
     """
     row: dict[str, float] = {}
     for name, value in metrics.items():
         part = name.removeprefix(_VALIDATION)
-        if name.startswith(_VALIDATION) and part.partition("/")[0] not in sources:
+        if name.startswith(_VALIDATION) and "/" not in part:
             row["loss" if part == "all" else f"loss/{part}"] = value
     return row
 

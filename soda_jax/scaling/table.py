@@ -48,10 +48,11 @@ def read_runs(
     """
     table, digest = _read(file)
     lines = _selected(file, table, select or {})
-    check_comparable(file, table, lines)
     names = _find_columns(file, table, columns or {})
     set_aside: list[str] = []
     lines = _measured(file, table, lines, names, set_aside)
+    # Only now: a run that is not finished has no vocabulary.
+    check_comparable(file, table, lines)
 
     def numbers(column: str) -> np.ndarray:
         return np.array([number(table[column][line]) for line in lines])

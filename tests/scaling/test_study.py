@@ -1,0 +1,172 @@
+"""The files of a study: attempts, locks, settings and the table of results."""
+
+import csv
+import dataclasses
+import math
+import multiprocessing
+
+import pytest
+
+from soda_jax.configs import base
+from soda_jax.errors import UserError
+from soda_jax.scaling.grid import plan_runs
+from soda_jax.scaling.results import check_loss, result_row, write_results
+from soda_jax.scaling.rules import toy
+from soda_jax.scaling.run_config import check_overrides, job_of
+from soda_jax.scaling.study import DONE, FAILED, OPEN, Study
+from soda_jax.scaling.table import read_runs
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan_runs(toy(), [1e11, 1e12], 2310, 256).runs
+
+
+@pytest.fixture
+def study(planned, tmp_path):
+    return Study(tmp_path / "mine", [job_of(run, base.default()) for run in planned])
+
+
+def test_a_job_has_the_settings_of_the_plan_and_those_of_the_base_config(planned):
+    config = base.default()
+    config.model.remat = "none"
+    config.optimizer.weight_decay = 0.7
+    run = planned[3]
+    job = job_of(run, config, kept=["optimizer.weight_decay"])
+    assert job.config.model.remat == "none" and job.config.optimizer.weight_decay == 0.7
+    assert job.config.model.hidden_size == run.shape.width == 48
+    assert job.config.optimizer.eps == 1e-15  # the recipe
+    assert job.config.steps == run.steps and job.config.optimizer.peak_lr == run.lr
+    assert (job.cost, job.vocabulary) == (run.flops, 2310)
+
+
+def test_settings_of_the_plan_cannot_be_overridden(planned):
+    check_overrides(planned[0], ["optimizer.weight_decay", "model.remat", "mesh.fsdp", "seed"])
+    for name in ("steps", "batch_size", "optimizer.peak_lr", "model.num_layers"):
+        with pytest.raises(UserError, match=rf"--config\.{name}: the plan decides this setting"):
+            check_overrides(planned[0], ["model.remat", name])
+
+
+def test_a_run_is_open_until_it_is_finished_or_has_failed_too_often(study):
+    run = study.runs[0]
+    assert run.status(2) == OPEN and run.attempts().started == ""
+    run.start(0)
+    run.crashed("out of memory")
+    assert run.status(2) == OPEN and run.status(1) == FAILED
+    assert run.attempts().error == "out of memory"
+    run.start(10)
+    run.preempted()
+    assert run.attempts().failures == 1
+    run.start(20)
+    run.diverged("the loss is nan")
+    assert run.status(2) == FAILED and run.status(3) == OPEN
+    run.start(0)
+    run.finish({"loss": 2.0, "ended": "now"})
+    assert run.status(2) == DONE
+
+
+def test_a_divergence_changes_the_seed_and_the_workdir_and_a_crash_does_not(study):
+    run = study.runs[0]
+    config, first = run.next_attempt()
+    run.start(0)
+    run.crashed("a bug")
+    assert run.next_attempt() == (config, first)
+    run.start(0)
+    run.diverged("the loss is nan")
+    other, second = run.next_attempt()
+    assert other == dataclasses.replace(config, seed=config.seed + 1) and second != first
+
+
+def test_a_killed_attempt_counts_only_if_it_made_no_progress(study):
+    run = study.runs[0]
+    for step in (0, 100, 200):  # the time limit of a cluster
+        run.start(step)
+    assert run.attempts().failures == 0
+    for _ in range(2):
+        run.start(200)
+    assert run.attempts().failures == 2
+    assert run.attempts().error == "the process was killed"
+
+
+def test_a_half_written_line_is_ignored(study):
+    run = study.runs[0]
+    run.start(0)
+    with (run.folder / "attempts.jsonl").open("a") as file:
+        file.write('{"event": "cras')
+    assert run.attempts().failures == 0 and run.attempts().started
+
+
+def _hold(folder, planned, entered, leave):
+    run = Study(folder, [job_of(run, base.default()) for run in planned]).runs[0]
+    with run.claim() as held:
+        entered.put(held)
+        leave.wait(30)
+
+
+def test_only_one_process_claims_a_run_and_its_end_releases_it(study, planned):
+    context = multiprocessing.get_context("spawn")
+    entered, leave = context.Queue(), context.Event()
+    process = context.Process(target=_hold, args=(study.folder, planned, entered, leave))
+    process.start()
+    assert entered.get(timeout=60)
+    with study.runs[0].claim() as held:
+        assert not held
+    with study.runs[1].claim() as held:
+        assert held
+    process.kill()  # no chance to clean up
+    process.join()
+    with study.runs[0].claim() as held:
+        assert held
+
+
+def test_another_plan_or_config_in_the_same_folder_is_refused(study, planned):
+    study.save()
+    jobs = [job_of(run, base.default()) for run in planned]
+    more = plan_runs(toy(), [1e11, 1e12, 1e13], 2310, 256).runs
+    Study(study.folder, [job_of(run, base.default()) for run in more])  # runs may be added
+    with pytest.raises(UserError, match=r"with the run isoflop_1e12_d128, which the plan lacks"):
+        Study(study.folder, jobs[:-1])
+    config = base.default()
+    config.model.remat = "dots"
+    with pytest.raises(UserError, match=r"isoflop_1e11_d16 has model\.remat = 'full' instead of"):
+        Study(study.folder, [job_of(run, config) for run in planned])
+    with pytest.raises(UserError, match="isoflop_1e11_d16 twice"):
+        Study(study.folder, [jobs[0], jobs[0]])
+
+
+def test_the_table_has_a_row_per_run_and_can_be_fitted(study):
+    for number, run in enumerate(study.runs[:8]):
+        run.start(0)
+        loss = 2.0 + 0.01 * (number % 5 - 2) ** 2 - 0.1 * (number // 5)
+        run.finish({"loss": loss, "loss/text": 1.0, "vocabulary": 2310, "ended": "now"})
+    study.runs[8].start(0)
+    study.runs[8].crashed("a bug")
+    rows = write_results(study, attempts_limit := 1)
+    assert [row["status"] for row in rows] == [DONE] * 8 + [FAILED, OPEN] and attempts_limit == 1
+    with (study.folder / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["loss"] for row in table[8:]] == ["", ""]
+    assert {row["experiment"] for row in table} == {"mine"}
+    assert table[8]["error"] == "a bug" and table[0]["attempts"] == "1"
+    for name in ("results.csv", "results.parquet"):
+        runs = read_runs(str(study.folder / name))
+        assert len(runs) == 8 and len(runs.set_aside) == 2
+        assert runs.loss[0] == pytest.approx(2.04) and runs.classes["text"].tolist() == [1.0] * 8
+        assert runs.source["vocabulary"] == 2310
+
+
+def test_the_row_of_a_run_has_the_classes_but_not_the_sources():
+    # A source may have the name of a class.
+    metrics = {
+        "step": 3, "loss/all": 9.0, "validation/loss/all": 2.0, "validation/loss/text": 1.0,
+        "validation/loss/text/all": 3.0, "validation/loss/text/marker": 4.0, "seconds": 0.1,
+    }  # fmt: skip
+    assert result_row(metrics) == {"loss": 2.0, "loss/text": 1.0}
+
+
+def test_a_loss_that_is_no_number_or_worse_than_a_uniform_guess_is_a_divergence():
+    assert check_loss({"loss": 6.9}, 1000) == ""
+    assert "is nan" in check_loss({"loss": math.nan}, 1000)
+    assert "6.92 is above that of a uniform guess, 6.908" in check_loss({"loss": 6.92}, 1000)
+    with pytest.raises(UserError, match="no validation split"):
+        check_loss({}, 1000)
