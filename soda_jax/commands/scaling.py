@@ -51,10 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     execute.add_argument("--workdir", required=True, help="folder of the study")
     execute.add_argument(
         "--config",
-        help="config file or name with what the plan does not decide, such as the data "
-        "(configs/base.py); --config.key=value changes a setting",
+        default="isoflop",
+        help="config file or name with what the plan does not decide (%(default)s); "
+        "--config.key=value changes a setting",
     )
-    execute.add_argument("--data", help="folder of the only data set, in both orders")
+    execute.add_argument("--data", help="folder of the only data set, instead of those of the config")
     add_number(execute, "--attempts", 3, "failed attempts after which a run has failed")
     add_processes(execute)
 
@@ -152,8 +153,6 @@ def _plan(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.attempts < 1:
         raise UserError(f"--attempts={args.attempts} must be at least 1")
-    if args.config and args.data:
-        raise UserError("give --data or --config, not both")
     from ml_collections import ConfigDict
 
     from soda_jax.commands._config import load_config, overridden
@@ -167,10 +166,9 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.plan} has no runs; write it with soda scaling plan")
     names = overridden(args.unknown)
     check_overrides(runs[0], names)
-    config = load_config(args.config or "configs/base.py", args.unknown)
-    if not args.config:
-        sources = {"data": base.source(args.data, 1.0)} if args.data else base.suite_sources()
-        config.data.sources = ConfigDict(sources)
+    config = load_config(args.config, args.unknown)
+    if args.data:
+        config.data.sources = ConfigDict({"data": base.source(args.data, 1.0)})
     study = Study(args.workdir, [job_of(run, config, names) for run in runs])
     from soda_jax.parallel import hosts
     from soda_jax.scaling.execute import run_study
