@@ -20,7 +20,7 @@ from soda_jax.tokens import Utterance
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeldOutUtterance:
-    """A held-out utterance and its name, `DOCUMENT#NUMBER`."""
+    """A held-out utterance and its name, `DOCUMENT#NUMBER`, or `SOURCE/DOCUMENT#NUMBER` if that is not unique."""
 
     name: str
     utterance: Utterance
@@ -35,10 +35,14 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
     config, _ = with_split(config, "validation")
 
     def each() -> Iterator[HeldOutUtterance]:
+        names: set[str] = set()
         for document in documents(open_splits(config, "validation")):
             for number, utterance in enumerate(document.utterances):
                 if utterance.text.strip() and len(utterance.codes):
-                    yield HeldOutUtterance(f"{document.document_id}#{number}", utterance)
+                    name = f"{document.document_id}#{number}"
+                    name = f"{document.source}/{name}" if name in names else name
+                    names.add(name)
+                    yield HeldOutUtterance(name, utterance)
 
     found = list(itertools.islice(each(), limit or None))
     if not found:

@@ -1,5 +1,7 @@
 """Retrieval by likelihood, from likelihoods that are made by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_nll import decoder  # noqa: F401, a fixture
@@ -100,11 +102,56 @@ def test_equal_texts_and_long_recordings_are_left_out_and_named(context):
         {"name": "d#a.2", "reason": "it has the text of d#A1"},
         {
             "name": "d#C10",
-            "reason": "its 32 audio tokens and the longest text exceed the context of 32 tokens",
+            "reason": "its 36 tokens exceed the context of 32 tokens",
         },
     ]
     with pytest.raises(UserError, match="two different utterances, the held-out ones have 1"):
         score(context([utterance("A", 1), utterance("A", 2)]))
+
+
+def test_one_long_text_leaves_the_other_utterances_in(context):
+    # 27 text tokens and 1 frame do not fit into 32 tokens; 24 do, but not with the recordings of B and C.
+    held_out = [
+        utterance("x" * 27, 1),
+        utterance("y" * 24, 1),
+        utterance("B", 2),
+        utterance("C", 4),
+    ]
+    result = score(context(held_out))
+    assert (result["items"], result["scored"]) == (4, 2)
+    assert [row["reason"] for row in result["failed"]] == [
+        "its 35 tokens exceed the context of 32 tokens",
+        "its 26 text tokens or 5 audio tokens do not fit into the context of 32 tokens with those of the others",
+    ]
+
+
+def test_log_probabilities_that_are_not_finite_end_it(context, monkeypatch, tmp_path):
+    opened = context(map(utterance, TEXTS, FRAMES))
+    opened.options = dataclasses.replace(opened.options, partial=tmp_path)
+    monkeypatch.setitem(LOG_P, "B", (-6.0, float("nan"), -48.0))
+    with pytest.raises(UserError, match="retrieval: a log-probability is not finite"):
+        score(opened)
+    assert "NaN" not in "".join(path.read_text() for path in tmp_path.glob("*.jsonl"))
+
+
+def test_other_recordings_of_the_same_names_are_scored_again(context, tmp_path):
+    def scored(frames):
+        opened = context(map(utterance, TEXTS, FRAMES))
+        codes = np.ones((frames, 3), np.uint16)
+        item = opened.held_out[0]
+        opened.held_out[0] = HeldOutUtterance(
+            item.name, dataclasses.replace(item.utterance, codes=codes)
+        )
+        opened.options = dataclasses.replace(opened.options, partial=tmp_path)
+        score(opened)
+        return opened.likelihood.calls
+
+    assert [scored(1), scored(1), scored(2)] == [3 + 9, 3, 3 + 9]
+
+
+def test_equal_up_to_rounding_is_a_tie():
+    scores = -100 * np.ones((4, 4)) + 1e-5 * np.random.default_rng(0).normal(size=(4, 4))
+    assert recalls(scores, 1e-5 * np.abs(scores))["recall@1"] == 1 / 4
 
 
 def test_recall_of_a_matrix():

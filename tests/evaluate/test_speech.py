@@ -43,6 +43,14 @@ def test_only_utterances_with_text_and_audio_are_used_up_to_the_limit(config, he
     assert held_out[0].name == "validation-0#0"
 
 
+def test_utterances_of_equally_named_documents_have_different_names(config, write, tmp_path):
+    write(tmp_path / "other", seed=5)
+    both = {**config["sources"], "other": {"path": str(tmp_path / "other")}}
+    names = [h.name for h in held_out_utterances({**config, "sources": both}, 0)]
+    assert len(set(names)) == len(names) == 12
+    assert names[0] == "validation-0#0" and names[6] == "speech/validation-0#0"
+
+
 def test_asr_returns_transcripts_with_their_references(held_out):
     by_codes = {item.utterance.codes.tobytes(): item.utterance.text for item in held_out}
     model = SimpleNamespace(

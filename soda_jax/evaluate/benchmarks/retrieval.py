@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from soda_jax.errors import UserError
+from soda_jax.evaluate.choices import TIE
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
 from soda_jax.evaluate.likelihood import ScoredSequence
 from soda_jax.evaluate.speech import HeldOutUtterance
@@ -57,7 +58,7 @@ def score_retrieval(context: EvaluationContext) -> dict[str, Any]:
       and kind ("text to audio, likelihood", "text to audio, ratio", "audio to text") the values of `recalls`.
 
     Raises:
-      UserError: if fewer than two utterances remain.
+      UserError: if fewer than two utterances remain, or a log-probability is not finite.
     """
     context.require("retrieval", "audio", "text")
     layout, metadata = context.model.layout, context.model.metadata["data"]
@@ -68,8 +69,8 @@ def score_retrieval(context: EvaluationContext) -> dict[str, Any]:
             f"retrieval needs two different utterances, the held-out ones have {len(items)}"
         )
     results = context.partial(
-        "retrieval", entries=[item.name for item in items], weights_dtype=context.weights_dtype,
-        head=context.options.head,
+        "retrieval", entries=[_content(item) for item in items],
+        weights_dtype=context.weights_dtype, head=context.options.head,
     )  # fmt: skip
     likelihood, audio = context.likelihood, [_audio(item, layout, codebooks) for item in items]
     tokens = np.array([len(span) - 2.0 for span in audio])
@@ -87,10 +88,11 @@ def score_retrieval(context: EvaluationContext) -> dict[str, Any]:
     recall = {}
     for head in likelihood.heads:
         matrix = np.array([results[item.name]["scores"][head] for item in items])
+        rounding = TIE * np.abs(matrix)
         recall[head] = {
-            "text to audio, likelihood": recalls(matrix / tokens),
-            "text to audio, ratio": recalls(matrix - prior[head]),
-            "audio to text": recalls(matrix.T),
+            "text to audio, likelihood": recalls(matrix / tokens, rounding / tokens),
+            "text to audio, ratio": recalls(matrix - prior[head], rounding),
+            "audio to text": recalls(matrix.T, rounding.T),
         }
     return {
         "items": len(context.held_out),
@@ -100,19 +102,22 @@ def score_retrieval(context: EvaluationContext) -> dict[str, Any]:
     }
 
 
-def recalls(scores: np.ndarray) -> dict[str, float]:
+def recalls(scores: np.ndarray, rounding: np.ndarray | float = 0.0) -> dict[str, float]:
     """Returns how often the right candidate is among the first k, for the k of `RANKS`, and its median rank.
 
     Equal scores are in random order: the recalls are expected values and the rank is the mean of the equal ones.
 
     Args:
-      scores: f64 `[queries, candidates]`; candidate i is the right one of query i.
+      scores: f64 `[queries, candidates]`, finite; candidate i is the right one of query i.
+      rounding: scores that differ by at most this from that of the right candidate are equal to it, f64
+        `[queries, candidates]`.
 
     Returns:
       a dict with recall@1, recall@5, recall@10 and median_rank (from 1).
     """
     right = np.diagonal(scores)[:, None]
-    better, equal = (scores > right).sum(axis=1), (scores == right).sum(axis=1)
+    close = np.abs(scores - right) <= rounding
+    better, equal = ((scores > right) & ~close).sum(axis=1), close.sum(axis=1)
     found = {f"recall@{k}": float(np.clip((k - better) / equal, 0, 1).mean()) for k in RANKS}
     return found | {"median_rank": float(np.median(better + (equal + 1) / 2))}
 
@@ -123,14 +128,22 @@ def _usable(
     """Returns the utterances with different texts that fit, and the reasons of the others."""
     names: dict[str, str] = {}
     kept, failed = [], []
-    # The longest text is scored with every recording.
-    room = context - 1 - max(2 + len(item.utterance.text_ids) for item in held_out)
-    for item in held_out:
-        text, size = normalize(item.utterance.text), 2 + codebooks * len(item.utterance.codes)
+    texts = np.array([2 + len(item.utterance.text_ids) for item in held_out])
+    sounds = np.array([2 + codebooks * len(item.utterance.codes) for item in held_out])
+    # Every text is scored with every recording: the longest text is chosen that leaves most utterances.
+    fitting = [((texts <= n) & (sounds <= context - 1 - n)).sum() for n in texts]
+    longest = int(texts[np.argmax(fitting)])
+    for item, length, size in zip(held_out, texts.tolist(), sounds.tolist(), strict=True):
+        text = normalize(item.utterance.text)
         if not len(item.utterance.text_ids):
             reason = "it has no text tokens"
-        elif size > room:
-            reason = f"its {size} audio tokens and the longest text exceed the context of {context} tokens"
+        elif 1 + length + size > context:
+            reason = f"its {1 + length + size} tokens exceed the context of {context} tokens"
+        elif length > longest or size > context - 1 - longest:
+            reason = (
+                f"its {length} text tokens or {size} audio tokens do not fit into the context of {context} "
+                "tokens with those of the others"
+            )
         elif text in names:
             reason = f"it has the text of {names[text]}"
         else:
@@ -139,6 +152,11 @@ def _usable(
             continue
         failed.append({"name": item.name, "reason": reason})
     return kept, failed
+
+
+def _content(item: HeldOutUtterance) -> tuple[str, list[int], bytes]:
+    """Returns the name and the tokens of an utterance."""
+    return item.name, item.utterance.text_ids.tolist(), item.utterance.codes.tobytes()
 
 
 def _audio(item: HeldOutUtterance, layout: VocabularyLayout, codebooks: int) -> np.ndarray:
@@ -156,9 +174,14 @@ def _sequence(
 def _log_probabilities(
     likelihood: Any, sequences: Sequence[ScoredSequence]
 ) -> dict[str, np.ndarray]:
-    """Returns Σ log p of the scored tokens in nats, f64 `[sequences]`, by head."""
+    """Returns Σ log p of the scored tokens in nats, f64 `[sequences]`, by head; UserError unless finite."""
     found = {head: np.zeros(len(sequences)) for head in likelihood.heads}
     for indices, by_head in likelihood(sequences):
         for head, sums in by_head.items():
             found[head][indices] = [-one.nll.sum() for one in sums]
+            if not np.isfinite(found[head][indices]).all():
+                raise UserError(
+                    "retrieval: a log-probability is not finite: the parameters of this checkpoint are damaged "
+                    "or the training diverged"
+                )
     return found
