@@ -31,14 +31,16 @@ FOLDER = "evaluations"  # in the workdir
 _ITEMS = ("items", "utterances", "windows")
 # The other processes wait while process 0 writes, and may be slower.
 _SECONDS = 3600.0
+# Settings of a run that do not change its parameters, except by rounding.
+_NO_EFFECT = {"loss_chunk", "mesh", "checkpoint", "evaluate", "export", "log"}
 
 
 class EvaluationHook:
     """Runs `evaluate.tasks` on the first `evaluate.limit` items; logs `evaluation/TASK/…`.
 
     The scores are those of `soda evaluate` and are written to `WORKDIR/evaluations/STEP.json`. If this file
-    exists with the same settings, for example after resuming from an earlier step, its numbers are logged and
-    nothing is scored. The parameters stay on the mesh of the run; all processes call the evaluators.
+    exists with the same settings of evaluation and training, for example after resuming from an earlier step,
+    its numbers are logged and nothing is scored. The parameters stay on the mesh of the run; all processes call the evaluators.
 
     Attributes:
       every: steps between two evaluations.
@@ -79,8 +81,7 @@ class EvaluationHook:
         """
         path = run.workdir / FOLDER / f"{run.step}.json"
         # Only the file of process 0 counts, because on other hosts `workdir` may be another folder.
-        stored = self._stored(path)
-        values = hosts.broadcast_json(stored and metrics(stored), "evaluation there", _SECONDS)
+        values = hosts.broadcast_json(self._stored(path, run), "evaluation there", _SECONDS)
         if values is None:
             result = self._evaluate(run)
             # Decoded weights are in reference cycles, and training needs their memory now.
@@ -92,14 +93,15 @@ class EvaluationHook:
             values = metrics(result)
         return values
 
-    def _stored(self, path: Path) -> dict[str, Any] | None:
-        """Returns the result in a file; None if there is none with these settings and without a failure."""
+    def _stored(self, path: Path, run: Any) -> dict[str, float] | None:
+        """Returns the numbers in a file; None if there are none with these settings and without a failure."""
         try:
             found = json.loads(path.read_text("utf-8"))
             same = found["settings"] == self._settings() and not found["failed"]
-        except (OSError, ValueError, KeyError, TypeError):
+            same = same and _trained(found["config"]) == _trained(run.metadata()["config"])
+            return metrics(found) if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return found if same else None
 
     def _settings(self) -> dict[str, Any]:
         options = self.options
@@ -160,6 +162,11 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
     for task, seconds in result["seconds"].items():
         found[f"evaluation/{task}/seconds"] = seconds
     return found | {"evaluation/seconds": sum(result["seconds"].values())}
+
+
+def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that determine the parameters at a step, as read from JSON."""
+    return json.loads(json.dumps({k: v for k, v in config.items() if k not in _NO_EFFECT}))
 
 
 def _numbers(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -128,6 +129,18 @@ def test_a_file_of_other_settings_is_replaced(config, tmp_path, steps):
     assert run(with_tasks(config, "noted"), tmp_path) == DONE
     assert steps == [2, 4, 6]
     assert json.loads((tmp_path / "evaluations" / "4.json").read_text())["step"] == 4
+
+
+def test_a_file_of_other_settings_of_training_is_replaced(config, tmp_path, steps):
+    def stored(rate, **changes):
+        asked = with_tasks(config, "noted", 6, optimizer__peak_lr=rate, **changes)
+        assert run(asked, tmp_path) == DONE
+        shutil.rmtree(tmp_path / "checkpoints")
+        return json.loads((tmp_path / "evaluations" / "6.json").read_text())["noted"]["total"]
+
+    first = stored(1e-3)
+    assert stored(1e-3, checkpoint__keep=1, log__every_steps=3) == first and steps == [6]
+    assert stored(1e-2) != first and steps == [6, 6]
 
 
 @pytest.mark.parametrize("error", [UserError("no such item"), ValueError("no such item")])
