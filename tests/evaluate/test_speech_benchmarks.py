@@ -235,3 +235,6 @@ def test_unknown_recognizers_are_refused(tmp_path):
     pytest.importorskip("faster_whisper")
     with pytest.raises(UserError, match=r"has no model\.bin"):
         load_recognizer(f"whisper:{tmp_path}")
+    (tmp_path / "model.bin").write_text("not a model")
+    with pytest.raises(UserError, match=rf"{tmp_path} cannot be loaded \(.*give a CTranslate2"):
+        load_recognizer(f"whisper:{tmp_path}")
