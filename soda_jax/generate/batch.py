@@ -190,7 +190,8 @@ def run_batch(
 ) -> BatchSummary:
     """Generates the items that the output folder lacks, and shows the progress.
 
-    Items that failed before are tried again, and items whose row or sound file has changed are generated again. Results of
+    Items that failed before are tried again, and items whose row or sound file has changed, or whose audio is
+    missing, are generated again. Results of
     items that are not requested are kept.
 
     Raises:
@@ -199,11 +200,13 @@ def run_batch(
     folder = Path(output)
     rows = _open(folder, _settings(model, batch))
     keys = {request.name: _key(request) for request in requests}
-    known = {
-        row["name"]: row
-        for row in rows
-        if row["name"] not in keys or (row.get("input") == keys[row["name"]] and "error" not in row)
-    }
+
+    def complete(row: Mapping[str, Any]) -> bool:
+        if row.get("input") != keys[row["name"]] or "error" in row:
+            return False
+        return "audio" not in row or (folder / row["audio"]).is_file()
+
+    known = {row["name"]: row for row in rows if row["name"] not in keys or complete(row)}
     for row in rows:
         if row["name"] not in known and "audio" in row:
             (folder / row["audio"]).unlink(missing_ok=True)
@@ -315,14 +318,19 @@ def _open(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not the output of a batch: give a new folder")
-        write_json(path, settings)
+        try:
+            write_json(path, settings)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): give a folder that you may write to"
+            ) from None
         return []
     try:
-        before = json.loads(path.read_text("utf-8"))
+        before = dict(json.loads(path.read_text("utf-8")))
         rows = read_json_lines(folder / RESULTS) if (folder / RESULTS).exists() else []
         for row in rows:
             _ = row["name"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is damaged ({error}): give a new folder") from None
     for name, value in settings.items():
         if before.get(name) != value:

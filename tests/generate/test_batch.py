@@ -102,6 +102,24 @@ def test_failed_and_changed_items_are_generated_again(model, tmp_path, capsys):
     assert (after[0]["seconds"], after[1]) == (0.2, before[1])
 
 
+def test_an_item_whose_audio_was_removed_is_generated_again(model, tmp_path):
+    run_batch(model, TEXTS, tmp_path / "out", OPTIONS)
+    before = (tmp_path / "out" / "n1.wav").read_bytes()
+    (tmp_path / "out" / "n1.wav").unlink()
+    run_batch(model, TEXTS, tmp_path / "out", OPTIONS)
+    assert (tmp_path / "out" / "n1.wav").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/out cannot be written \(Not a directory\)"):
+        run_batch(model, TEXTS, tmp_path / "file" / "out", OPTIONS)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.json").write_text("[1]")
+    with pytest.raises(UserError, match="is damaged"):
+        run_batch(model, TEXTS, tmp_path / "out", OPTIONS)
+
+
 def test_results_of_other_settings_or_other_files_are_kept(model, tmp_path):
     run_batch(model, TEXTS[:1], tmp_path / "out", OPTIONS)
     content = (tmp_path / "out" / "results.jsonl").read_bytes()
