@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from soda_jax.errors import UserError
+
 _LARGE = 16 * 2**20  # bytes
 
 
@@ -31,6 +33,30 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def check_output(path: str | os.PathLike[str], option: str) -> None:
+    """Creates the folder of an output file, before anything is computed for it.
+
+    Args:
+      path: the file.
+      option: the option that gives it, for the message.
+
+    Raises:
+      UserError: if no file can be written there.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir() or not target.name:
+            raise IsADirectoryError(None, "it is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}={path} cannot be written ({error.strerror}): give a file in a folder that you may "
+            "write to"
+        ) from None
 
 
 def file_state(path: str | os.PathLike[str]) -> tuple[str, int, int]:

@@ -109,14 +109,14 @@ def run(args: argparse.Namespace) -> int:
 
     from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
     from soda_jax.evaluate.tables import text_report
-    from soda_jax.files import write_json
+    from soda_jax.files import check_output, write_json
     from soda_jax.registry import split_names
     from soda_jax.train.program import use_compilation_cache
 
     tasks = split_names(args.tasks) if args.tasks is not None else SUITES[args.suite or "held_out"]
     output = Path(args.output or Path(args.workdir) / "evaluation.json")
-    if output.is_dir() or not output.name:
-        raise UserError(f"--output={output} is a folder: give the path of a JSON file")
+    if args.output or Path(args.workdir).is_dir():
+        check_output(output, "--output")
     partial = output.with_name(f"{output.name}.partial")
     options = EvaluationOptions(
         tasks, args.limit, args.step, args.codec, paths, args.max_seconds, args.seed,

@@ -167,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     if streams and (args.best_of > 1 or args.unconstrained):
         raise UserError("--stream cannot be used with --best_of or --unconstrained")
 
+    from soda_jax.files import check_output
     from soda_jax.generate.batch import BatchOptions, read_examples, read_manifest, run_batch
     from soda_jax.generate.pipeline import check_best_of, find_task
     from soda_jax.generate.sampling import Sampling
@@ -196,6 +197,8 @@ def run(args: argparse.Namespace) -> int:
     voice = (args.voice, args.voice_text) if getattr(args, "voice", None) else (None, "")
     if args.action == "batch":
         requests = read_manifest(args.input, name, voice)
+    elif getattr(args, "output", "-") != "-":
+        check_output(args.output, "--output")
     use_compilation_cache()
     model = load(
         args.workdir, step=args.step, codec=args.codec or "", dtype=args.dtype or "", mesh=mesh

@@ -34,17 +34,16 @@ def run(args: argparse.Namespace) -> int:
 
     from soda_jax.errors import UserError
 
-    output = Path(args.output)
-    if output.is_dir() or not output.name:
-        raise UserError(f"--output={args.output} is a folder: give the path of an HTML file")
     if args.samples < 0:
         raise UserError(f"--samples={args.samples} must be at least 0")
 
+    from soda_jax.files import check_output
     from soda_jax.report.comparison import write_comparison
     from soda_jax.report.recordings import read_recordings
     from soda_jax.report.runs import read_runs
 
-    runs = read_runs(args.runs)
+    runs, output = read_runs(args.runs), Path(args.output)
+    check_output(output, "--output")
     folders = [(run.samples, run.label) for run in runs if run.samples]
     folders += [(Path(folder), folder) for folder in args.audio]
     recordings = [read_recordings(folder, title, args.samples) for folder, title in folders]

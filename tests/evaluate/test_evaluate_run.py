@@ -159,6 +159,19 @@ def test_bad_options_are_refused(workdir, argument, message):
     assert not (workdir / "evaluation.json").exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_scored(
+    workdir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("soda_jax.evaluate.evaluators.evaluate", None)
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "a.json", tmp_path):
+        with pytest.raises(UserError, match=f"--output={output} cannot be written"):
+            run(f"--workdir={workdir}", "--tasks=loss", f"--output={output}")
+    (workdir / "evaluation.json").mkdir()
+    with pytest.raises(UserError, match=r"evaluation\.json cannot be written \(it is a folder\)"):
+        run(f"--workdir={workdir}", "--tasks=loss")
+
+
 def test_a_missing_package_is_an_error_before_anything_is_scored(workdir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"asr needs jiwer.*soda-jax\[eval\]"):

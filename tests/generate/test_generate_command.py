@@ -188,6 +188,7 @@ def test_a_batch_counts_failed_items_and_exits_with_1(loaded, tmp_path, capsys):
             "takes no examples",
         ),
         (["speak", "one", "--output=x.wav"], "--workdir"),
+        (["--workdir=R", "speak", "one", "--output=."], "--output=. cannot be written"),
         (["--workdir=R", "speak", "one", "--output=x.wav", "--voice=a.wav"], "--voice_text"),
         (["--workdir=R", "speak", "one", "--output=x.wav", "--max_seconds=0"], "max_seconds"),
         (["--workdir=R", "speak", "one", "--output=x.wav", "--top_p=0"], "top_p"),

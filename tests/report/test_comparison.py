@@ -411,7 +411,8 @@ def test_damaged_files_are_errors_of_one_line(tmp_path, capsys, name, content, m
         (["gs://bucket/run"], "is a URL"),
         (["."], "has no metrics.jsonl and no evaluation.json"),
         (["a", "--audio=nowhere"], "nowhere/results.jsonl cannot be read"),
-        (["a", "--output=."], "--output=. is a folder"),
+        (["a", "--output=."], "--output=. cannot be written (it is a folder)"),
+        (["a", "--output=a/evaluation.json/x.html"], "--output=a/evaluation.json/x.html cannot"),
         (["a", "--samples=-1"], "--samples=-1 must be at least 0"),
     ],
 )
