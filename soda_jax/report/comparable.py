@@ -48,7 +48,7 @@ def differences(
 
     Args:
       column: the column.
-      scores: the result of the task `column.task` in the JSON of `soda evaluate`.
+      scores: the result of the task `column.task` in the JSON of `soda evaluate`, with weights_dtype.
       limit: the `--limit` of the evaluation, None or 0 for all items.
       normalizer: ids over which log-probabilities are normalized, "full" or "legal".
       tokens: tokens whose log-probability counts, "all" or "semantic".
@@ -62,6 +62,8 @@ def differences(
         found.append(f"{items:,} items, the benchmark has {whole}")
     if used < items:
         found.append(f"{items - used:,} of {items:,} items are left out")
+    if scores.get("weights_dtype") == "int8":
+        found.append("weights rounded to int8")
     if scores.get("missing_parts"):
         found.append(f"parts without data: {', '.join(map(str, scores['missing_parts']))}")
     if normalizer != "full":

@@ -209,14 +209,18 @@ def series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Returns the centered moving average with a window of 1/30 of the values."""
+    """Returns the centered moving average of the finite values, with a window of 1/30 of all; NaN without any."""
     reach = len(values) // 60
     if not reach:
         return values
-    sums = np.cumsum(np.concatenate([[0.0], values]))
+    finite = np.isfinite(values)
+    sums, counts = (
+        np.concatenate([[0.0], np.cumsum(part)]) for part in (np.where(finite, values, 0.0), finite)
+    )
     index = np.arange(len(values))
     first, last = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    number = counts[last] - counts[first]
+    return np.where(number > 0, (sums[last] - sums[first]) / np.maximum(number, 1), np.nan)
 
 
 def _envelope(audio: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,23 +40,34 @@ def read_recordings(folder: Path, title: str, count: int) -> Recordings:
     """Reads the first `count` samples of a folder.
 
     A clip that cannot be shown, for example because it is silent, is replaced by a note. Rows without
-    `audio` are counted and are not samples. A last line without its end, of a batch that was stopped, is skipped.
+    `audio` are counted and are not samples. A last line that was cut, of a batch that was stopped, is skipped.
 
     Raises:
       UserError: if the manifest is missing or damaged, or names a sound file that does not exist.
     """
     path = folder / MANIFEST
     try:
-        *lines, _ = path.read_text("utf-8").split("\n")
+        *lines, last = path.read_bytes().split(b"\n")
+        whole = [line.decode("utf-8") for line in lines]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): give the output folder of soda generate … batch"
         ) from None
-    rows = [(f"{path}:{n}", _row(path, n, line)) for n, line in enumerate(lines, 1) if line]
+    if _is_json(last):  # written by hand or by another program, without an end of line
+        whole.append(last.decode("utf-8"))
+    rows = [(f"{path}:{n}", _row(path, n, line)) for n, line in enumerate(whole, 1) if line.strip()]
     heard = [(where, row) for where, row in rows if row.get("audio")]
     samples = tuple(_sample(folder, where, row) for where, row in heard[:count])
     failed = sum("error" in row for _, row in rows)
     return Recordings(title, samples, len(heard), failed, len(rows) - len(heard) - failed)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:

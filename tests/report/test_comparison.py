@@ -5,6 +5,7 @@ import re
 import warnings
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from evaluations import (
     SMALL,
@@ -20,6 +21,7 @@ from evaluations import (
 from soda_jax import cli
 from soda_jax.errors import UserError
 from soda_jax.report.comparison import render_comparison
+from soda_jax.report.figures import smoothed
 from soda_jax.report.published import COLUMNS
 from soda_jax.report.recordings import read_recordings
 from soda_jax.report.runs import read_runs
@@ -132,6 +134,14 @@ def test_small_scorers_and_subsets_are_never_in_the_columns_of_the_paper(tmp_pat
     assert re.search(r"\d–\d", row[2]) and "full ids" in row
 
 
+def test_scores_of_int8_weights_are_not_in_the_columns_of_the_paper(tmp_path):
+    given = evaluation(hellaswag=choices(10_042, 0.5)) | {"weights_dtype": "int8"}
+    tables = page(write_run(tmp_path / "a", given))
+    (cells,) = own_cells(tables)
+    assert set(cells.values()) == {"–"}
+    assert "weights rounded to int8" in tables.rows(OTHERS)[1][-1]
+
+
 def test_held_out_scores_name_scorer_and_normalizer_outside_of_the_columns(tmp_path):
     given = evaluation(
         asr={"utterances": 20, "decoding": "greedy", "finished_share": 0.95}
@@ -233,10 +243,20 @@ def test_failed_items_are_counted_and_the_first_are_named(tmp_path):
 
 def test_numbers_of_other_tasks_are_shown(tmp_path):
     given = evaluation(grammar={"utterances": 3, "speech": {"legal_share": 0.125}, "seed": 0})
-    given |= {"tasks": [*given["tasks"], "mine"], "mine": {"speed": 7, "name": "x"}}
+    given |= {"tasks": [*given["tasks"], "mine"], "mine": {"speed": 7, "name": "x", "failed": 3}}
     rows = page(write_run(tmp_path / "a", given)).rows("Other tasks")
     assert ["mine name", "x"] in rows
     assert ["grammar speech legal share", "0.125"] in rows and ["mine speed", "7"] in rows
+    assert ["mine failed", "3"] in rows
+
+
+def test_a_loss_that_is_not_finite_does_not_end_the_curve():
+    values = np.arange(200.0)
+    values[[50, 51]] = np.nan, np.inf
+    found = smoothed(values)
+    assert np.isfinite(found).all() and found[100:190] == pytest.approx(values[100:190])
+    assert found[50] == pytest.approx(np.mean([47, 48, 49, 52, 53]))
+    assert np.isnan(smoothed(np.full(100, np.nan))).all()
 
 
 def test_curves_of_all_runs_are_in_one_figure(tmp_path):
@@ -322,8 +342,6 @@ def test_a_page_stays_below_its_size_limit(tmp_path):
 
 
 def test_a_silent_clip_is_replaced_by_a_note(tmp_path):
-    import numpy as np
-
     from soda_jax.codecs.audio import write_wav
 
     folder = write_samples(tmp_path / "s", 1)
@@ -347,6 +365,9 @@ def test_items_without_audio_are_counted(tmp_path):
     found = read_recordings(folder, "s", 5)
     assert (found.total, found.failed, found.silent) == (2, 1, 1)
     run = write_run(tmp_path / "a", evaluation())
+    rows = (folder / "results.jsonl").read_text().splitlines()[:2]
+    (folder / "results.jsonl").write_text("\n".join(rows))  # written without a last end of line
+    assert read_recordings(folder, "s", 5).total == 2
     text = render_comparison(read_runs([str(run)]), [found])
     assert "s: the first 2 of 2 samples; 1 items failed, 1 have no audio" in text
 
