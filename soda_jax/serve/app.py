@@ -200,6 +200,10 @@ class Server:
     async def _transcribe(self, request: Request) -> Response:
         body = await checked_json(request, self._limits, "clip", "segment_seconds")
         clip = self._complete(body.get("clip"))
+        assert clip.audio is not None
+        longest = tasks.TaskContext(self._model, self._options(body)).segment_samples
+        # All segments but the last have at least half of this length.
+        self._check_prompts(max(1, -(-2 * len(clip.audio) // longest) - 1), "segments", body)
         result = await self._result(
             request, "transcribe", tasks.Request(str(body["seed"]), audio=clip.audio), body
         )
@@ -323,6 +327,17 @@ class Server:
                 413,
                 f"{len(pieces)} pieces of text with {body['best_of']} candidates may last {seconds:.0f} s, "
                 f"at most {most:g} s are accepted: use a lower max_seconds or a shorter text",
+            )
+        self._check_prompts(len(pieces), "pieces of text", body)
+
+    def _check_prompts(self, count: int, what: str, body: Mapping[str, Any]) -> None:
+        """Raises an error if a request has so many prompts that the others would wait too long."""
+        most = self._limits.prompts
+        if count * body["best_of"] > most:
+            raise HttpError(
+                413,
+                f"up to {count} {what} with {body['best_of']} candidates are more than {most}: use a shorter text or "
+                "recording, longer pieces or segments, or a lower best_of",
             )
 
     def _options(self, body: Mapping[str, Any]) -> tasks.TaskOptions:

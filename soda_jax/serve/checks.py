@@ -22,6 +22,7 @@ class Limits:
       text_characters: longest text.
       max_seconds: longest generated utterance.
       total_seconds: longest speech of a request, of all pieces and candidates together.
+      prompts: most pieces of text or segments of a recording, times candidates, of a request.
       max_tokens: longest transcript of a segment or text continuation, in tokens.
       best_of: most candidates.
       waiting: most requests that wait for the model.
@@ -33,6 +34,7 @@ class Limits:
     text_characters: int = 2_000
     max_seconds: float = 30.0
     total_seconds: float = 600.0
+    prompts: int = 256
     max_tokens: int = 448
     best_of: int = 8
     waiting: int = 16

@@ -218,6 +218,18 @@ def test_requests_of_other_sites_are_refused(server, headers, status):
     assert server("GET", "/api/model", headers=proxied)[0] == 200
 
 
+def test_a_request_with_many_prompts_is_refused(server):
+    many = {"text": "a. " * 60, "piece_characters": 1, "max_seconds": 0.1, "best_of": 8}
+    found = server.json("POST", "/api/speak", many, 413)
+    assert "up to 120 pieces of text with 8 candidates are more than 256" in found["error"]
+    identifier = server.json("POST", "/api/clips", sound(20_000))["clip"]
+    body = {"clip": identifier, "segment_seconds": 0.1, "max_tokens": 1}
+    found = server.json("POST", "/api/transcribe", body, 413)
+    assert "up to 399 segments with 1 candidates are more than 256" in found["error"]
+    found = server.json("POST", "/api/transcribe", body | {"segment_seconds": 0.2})
+    assert 100 <= len(found["transcript"]["parts"]) <= 199
+
+
 def test_nested_json_is_refused(server):
     headers = {"content-type": "application/json"}
     status, content, _ = server("POST", "/api/speak", b"[" * 60_000, headers)
