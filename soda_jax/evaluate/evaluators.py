@@ -382,7 +382,8 @@ def score_baselines(context: EvaluationContext) -> Scores:
 @evaluator("asr", packages=("jiwer",), needs_speech=True)
 def score_asr(context: EvaluationContext) -> Scores:
     """Returns the word error rates of transcripts, see `evaluate_asr`."""
-    return evaluate_asr(context.speech_model, context.held_out)
+    limit = context.speech_model.metadata["data"]["sequence_length"]
+    return evaluate_asr(context.speech_model, context.held_out, limit)
 
 
 @evaluator("tts", packages=("jiwer",), needs_speech=True)

@@ -10,10 +10,10 @@ import numpy as np
 from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
 from soda_jax.evaluate.recognizer import load_recognizer, transcribe_clips
-from soda_jax.evaluate.wer import number_normalizer, word_errors
+from soda_jax.evaluate.wer import Normalizer, normalize, number_normalizer, word_errors
 from soda_jax.evaluate.windows import with_split
 from soda_jax.generate.sampling import Sampling
-from soda_jax.generate.speech_model import SpeechModel
+from soda_jax.generate.speech_model import SpeechModel, Transcript
 from soda_jax.schema import DataConfig
 from soda_jax.tokens import Utterance
 
@@ -50,22 +50,42 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
     return found
 
 
-def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> dict[str, Any]:
+def evaluate_asr(
+    model: SpeechModel, held_out: Sequence[HeldOutUtterance], context: int = 0
+) -> dict[str, Any]:
     """Transcribes the stored codes greedily and compares texts normalized by `normalize`.
 
+    An utterance whose prompt has `context` or more tokens counts as all errors (0 = no limit); one whose text
+    has no word is left out.
+
     Returns:
-      a JSON-able dict with utterances, decoding, finished_share (of transcripts that the model ended),
-      word_error_rate (corpus), mean_word_error_rate, examples.
+      a JSON-able dict with items, utterances (those scored), failed (name and reason), decoding, finished_share (of transcripts that
+      the model ended), word_error_rate (corpus), mean_word_error_rate, examples.
     """
+    items = len(held_out)
+    held_out, failed = _with_words(held_out, normalize)
     prompts = [model.audio_prompt(item.utterance.codes) for item in held_out]
-    found = model.transcribe_prompts(prompts, progress="transcribe")
-    texts = [transcript.text for transcript in found]
+    fits = [not context or len(prompt) < context for prompt in prompts]
+    failed += [
+        {
+            "name": item.name,
+            "reason": f"the prompt has {len(prompt)} tokens, the context {context}",
+        }
+        for item, prompt, fit in zip(held_out, prompts, fits, strict=True)
+        if not fit
+    ]
+    usable = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    found = iter(model.transcribe_prompts(usable, progress="transcribe"))
+    transcripts = [next(found) if fit else Transcript("", False) for fit in fits]
+    texts = [transcript.text for transcript in transcripts]
     references = [item.utterance.text for item in held_out]
     errors = word_errors(references, texts)
     return {
+        "items": items,
         "utterances": errors.utterances,
+        "failed": failed,
         "decoding": "greedy",
-        "finished_share": float(np.mean([transcript.finished for transcript in found])),
+        "finished_share": float(np.mean([transcript.finished for transcript in transcripts])),
         "word_error_rate": errors.corpus,
         "mean_word_error_rate": errors.mean,
         "examples": [
@@ -73,6 +93,19 @@ def evaluate_asr(model: SpeechModel, held_out: Sequence[HeldOutUtterance]) -> di
             for item, text in zip(held_out, texts, strict=True)
         ],
     }
+
+
+def _with_words(
+    held_out: Sequence[HeldOutUtterance], normalizer: Normalizer
+) -> tuple[list[HeldOutUtterance], list[dict[str, str]]]:
+    """Returns the utterances whose normalized text has words, and the others with the reason."""
+    kept = [item for item in held_out if normalizer(item.utterance.text)]
+    names = {item.name for item in kept}
+    reason = "the reference has no words"
+    failed = [{"name": i.name, "reason": reason} for i in held_out if i.name not in names]
+    if not kept:
+        raise UserError("no word error rate: no reference of the validation splits has words")
+    return kept, failed
 
 
 def evaluate_without_grammar(
@@ -134,14 +167,17 @@ def evaluate_tts(
 
     For comparison, the stored codes of the recordings are decoded and transcribed too (`load_recognizer`). An
     utterance that the model does not end within `max_seconds` has an empty transcript, which is an
-    error rate of 100%. Texts are normalized by `number_normalizer`.
+    error rate of 100%. Texts are normalized by `number_normalizer`; an utterance without a word is left out.
 
     Returns:
-      a JSON-able dict with utterances, recognizer, sampling, max_seconds, seed, complete_share,
+      a JSON-able dict with items, utterances (those scored), failed (name and reason of the others), recognizer, sampling, max_seconds, seed, complete_share,
       word_error_rate (corpus), mean_word_error_rate, codec_word_error_rate,
       codec_mean_word_error_rate, examples.
     """
     whisper = load_recognizer(recognizer)
+    normalizer = number_normalizer([item.utterance.text for item in held_out])
+    items = len(held_out)
+    held_out, failed = _with_words(held_out, normalizer)
     references = [item.utterance.text for item in held_out]
     speeches = model.speak(references, max_seconds=max_seconds, seed=seed, progress="speak")
     complete = [speech.finished and len(speech.codes) > 0 for speech in speeches]
@@ -153,12 +189,13 @@ def evaluate_tts(
     texts = iter(transcribe_clips(whisper, spoken, rate, "recognize"))
     heard = [next(texts) if done else "" for done in complete]
     codec_heard = transcribe_clips(whisper, decoded, rate, "codec")
-    normalizer = number_normalizer(references)
     errors = word_errors(references, heard, normalizer)
     codec_errors = word_errors(references, codec_heard, normalizer)
     rows = zip(held_out, references, heard, codec_heard, complete, strict=True)
     return {
+        "items": items,
         "utterances": errors.utterances,
+        "failed": failed,
         "recognizer": whisper.name,
         "sampling": "temperature 0.9, top-p 0.8",
         "max_seconds": max_seconds,

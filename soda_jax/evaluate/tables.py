@@ -137,6 +137,7 @@ def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
     return [
         f"\nASR: {asr['word_error_rate']:.1%} corpus WER over {asr['utterances']} held-out "
         f"utterances, {asr['decoding']}, {asr['finished_share']:.1%} of the transcripts end",
+        *failed_lines(asr.get("failed", ()), "failed"),
         *(f"  {row['reference']!r} → {row['hypothesis']!r}" for row in asr["examples"][:5]),
     ]
 
@@ -164,5 +165,6 @@ def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
         "codec reconstructions of the recordings: "
         f"{tts['codec_mean_word_error_rate']:.1%} mean WER, "
         f"{tts['codec_word_error_rate']:.1%} corpus",
+        *failed_lines(tts.get("failed", ()), "left out"),
         *(f"  {row['reference']!r} → {row['heard']!r}" for row in tts["examples"][:5]),
     ]

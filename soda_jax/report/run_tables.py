@@ -149,6 +149,9 @@ def failed(runs: Runs) -> str:
                 named += f"<div>and {len(row.failed) - _SHOWN:,} more</div>"
             counts = f"{len(row.failed):,} of {row.items:,}"
             rows.append((escaped(row.task), run_name(number, run.label), counts, named))
-    note = "<p>librispeech and seed_tts_eval count a failed item as all errors; the other tasks leave it out.</p>"
+    note = (
+        "<p>asr, librispeech and seed_tts_eval count a failed item as all errors, unless its reference has no word; "
+        "the other tasks leave it out.</p>"
+    )
     head = ("task", "run", "failed", "name and reason")
     return section("Failed items", note + table(head, rows, {1, 3})) if rows else ""

@@ -1,5 +1,6 @@
 """ASR and TTS scores with a fake model and a fake recognizer."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -72,6 +73,47 @@ def test_asr_returns_transcripts_with_their_references(held_out):
     for row, item in zip(result["examples"], held_out, strict=True):
         assert row["hypothesis"] == row["reference"].upper() + "."
         assert row["reference"] == item.utterance.text
+
+
+def test_recordings_longer_than_the_context_are_all_errors_and_named(held_out):
+    lengths = [len(item.utterance.codes.tobytes()) for item in held_out]
+    by_codes = {item.utterance.codes.tobytes(): item.utterance.text for item in held_out}
+    model = SimpleNamespace(
+        audio_prompt=lambda codes: codes.tobytes(),
+        transcribe_prompts=lambda prompts, progress: [
+            Transcript(by_codes[prompt], True) for prompt in prompts
+        ],
+    )
+    context = max(lengths)
+    result = evaluate_asr(model, held_out, context)
+    long = [length >= context for length in lengths]
+    assert 0 < sum(long) < len(held_out) == result["utterances"]
+    assert result["mean_word_error_rate"] == pytest.approx(np.mean(long))
+    assert [row["name"] for row in result["failed"]] == [
+        item.name for item, is_long in zip(held_out, long, strict=True) if is_long
+    ]
+    printed = text_report({"step": 1, "tasks": ["asr"], "asr": result})
+    assert f"the prompt has {context} tokens, the context {context}" in printed
+
+
+def test_texts_without_words_are_left_out_and_named(held_out, monkeypatch):
+    monkeypatch.setitem(RECOGNIZERS._functions, "whisper", lambda argument: Echo())
+    silent = dataclasses.replace(held_out[0].utterance, text="♪ …!")
+    items = [dataclasses.replace(held_out[0], utterance=silent), *held_out[1:]]
+
+    def speak(texts, **_):
+        return [
+            SimpleNamespace(audio=hidden(text), codes=np.ones((2, 3)), finished=True)
+            for text in texts
+        ]
+
+    codec = SimpleNamespace(decode=lambda codes: [hidden("one")], sample_rate=100)
+    model = SimpleNamespace(speak=speak, codec=codec, codebooks=3)
+    result = evaluate_tts(model, items)
+    assert (result["items"], result["utterances"]) == (len(held_out), len(held_out) - 1)
+    assert result["word_error_rate"] == 0
+    assert result["failed"] == [{"name": held_out[0].name, "reason": "the reference has no words"}]
+    assert "left out: validation-0#0" in text_report({"step": 1, "tasks": ["tts"], "tts": result})
 
 
 def test_tts_counts_an_unfinished_utterance_as_all_errors(held_out, monkeypatch):
