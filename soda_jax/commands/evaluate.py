@@ -1,7 +1,11 @@
 """`soda evaluate`: scores a checkpoint on held-out data."""
 
 import argparse
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from soda_jax.commands._mesh import add_mesh, parse_mesh
 from soda_jax.evaluate.suites import SUITES
@@ -124,7 +128,30 @@ def run(args: argparse.Namespace) -> int:
         args.recognizer, args.speaker_encoder, args.shots, partial,
     )  # fmt: skip
     use_compilation_cache()
-    evaluation = evaluate(args.workdir, options, lambda result: write_json(output, result))
+    saved: list[bool] = []
+
+    def save(result: dict[str, Any]) -> None:
+        if not saved:
+            _keep_other_scores(output, tasks)
+            saved.append(True)
+        write_json(output, result)
+
+    evaluation = evaluate(args.workdir, options, save)
     print(text_report(evaluation))
     print(f"\nwritten to {output}")
     return 0
+
+
+def _keep_other_scores(output: Path, tasks: Sequence[str]) -> None:
+    """Renames an existing output if it has scores of other tasks, which would be lost."""
+    try:
+        earlier = json.loads(output.read_text("utf-8"))["tasks"]
+        others = [str(task) for task in earlier if task not in tasks]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if others:
+        number = 1
+        while (kept := output.with_name(f"{output.stem}-{number}{output.suffix}")).exists():
+            number += 1
+        output.rename(kept)
+        print(f"{output} has scores of {', '.join(others)}: kept as {kept}", file=sys.stderr)

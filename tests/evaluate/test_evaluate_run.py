@@ -172,6 +172,19 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_scored(
         run(f"--workdir={workdir}", "--tasks=loss")
 
 
+def test_scores_of_other_tasks_are_kept(workdir, capsys):
+    assert run(f"--workdir={workdir}", "--tasks=loss,baselines") == 0
+    assert run(f"--workdir={workdir}", "--tasks=baselines,loss") == 0  # the same tasks
+    assert not list(workdir.glob("evaluation-*"))
+    before = (workdir / "evaluation.json").read_bytes()
+    for number in (1, 2):
+        assert run(f"--workdir={workdir}", "--tasks=loss") == 0
+        assert (workdir / "evaluation-1.json").read_bytes() == before
+        assert ("evaluation-1.json" in capsys.readouterr().err) == (number == 1)
+    assert json.loads((workdir / "evaluation.json").read_text())["tasks"] == ["loss"]
+    assert not (workdir / "evaluation-2.json").exists()
+
+
 def test_a_missing_package_is_an_error_before_anything_is_scored(workdir, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"asr needs jiwer.*soda-jax\[eval\]"):
