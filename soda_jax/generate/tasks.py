@@ -82,8 +82,10 @@ class TaskOptions:
             ("pause_seconds", 0.0, 60.0),
         ):
             value = getattr(self, name)
-            if not least <= value <= most or (name == "max_seconds" and value == 0):
-                raise UserError(f"{name} {value} is out of range: pass {least:g} to {most:,}")
+            above = name == "max_seconds"
+            if not least <= value <= most or (above and value == 0):
+                lower = f"a number above {least:g}, up" if above else f"{least:g}"
+                raise UserError(f"{name} {value} is out of range: pass {lower} to {most:,}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -183,6 +183,8 @@ def test_unknown_tasks_and_wrong_options_are_refused(model):
         Pipeline(model, "speak", best_of=0)
     with pytest.raises(UserError, match="candidates that differ"):
         Pipeline(model, "transcribe", best_of=2)
+    with pytest.raises(UserError, match="max_seconds 0 is out of range: pass a number above 0, up"):
+        TaskOptions(max_seconds=0)
     with pytest.raises(UserError, match="max_seconds nan is out of range"):
         TaskOptions(max_seconds=float("nan"))
 
