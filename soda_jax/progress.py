@@ -61,11 +61,10 @@ class Progress:
             line += f"/{self.total:g}, about {left:.0f} s left" if rate > 0 else f"/{self.total:g}"
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
-    def restart(self, done: float) -> None:
-        """Sets the units that are done, without counting them in the rate."""
-        # As if the work began with what the rate so far has not done.
-        self._start += done - self.done
-        self.done = done
+    def restart(self, done: float, seconds: float) -> None:
+        """Sets the number of units that are done and the seconds that they took, for the rate."""
+        self._start, self.done = 0, done
+        self._began = time.monotonic() - seconds
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 

@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="config file or name with what the plan does not decide (%(default)s); "
         "--config.key=value changes a setting",
     )
-    execute.add_argument("--data", help="folder of the only data set, instead of those of the config")
+    execute.add_argument(
+        "--data", help="folder of the only data set, instead of those of the config"
+    )
     add_number(execute, "--attempts", 3, "failed attempts after which a run has failed")
     add_processes(execute)
 

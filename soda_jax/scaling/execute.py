@@ -58,7 +58,6 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
     trainer = _Trainer(data, train_run)
     impossible: set[str] = set()
     with progress("FLOPs of the study", sum(run.job.cost for run in study.runs)) as bar:
-        bar.restart(_finished_cost(study))
         while True:
             with contextlib.ExitStack() as stack:
                 name = None
@@ -74,6 +73,7 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
                 if hosts.is_primary():
                     write_results(study, attempts)
                 if outcome == PREEMPTED:
+                    _print(f"stopped during {name}; run the command again to continue")
                     return PREEMPTED
     return _summarize(study, attempts)
 
@@ -208,13 +208,19 @@ class _Report:
         self._done = 0
 
     def begin(self, step: int) -> None:
-        """Counts the steps of earlier attempts and the runs of other processes as done."""
+        """Counts the steps of earlier attempts and the runs of other processes as done.
+
+        The time left follows from the seconds per FLOP of all finished runs, and from the number of
+        processes that work on the study.
+        """
         self._done = step
-        done = _finished_cost(self._study) + self._job.cost * step / self._steps
-        if done > self._bar.done:
-            self._bar.advance(done - self._bar.done)
-        else:  # a failed attempt
-            self._bar.restart(done)
+        results = [(run.job.cost, run.result()) for run in self._study.runs]
+        finished = [(cost, result["seconds"]) for cost, result in results if result]
+        cost, seconds = (sum(values) for values in zip((0.0, 0.0), *finished, strict=True))
+        done = cost + self._job.cost * step / self._steps
+        if cost:
+            seconds *= done / cost
+        self._bar.restart(done, seconds / max(1, self._study.workers()))
 
     def __call__(self, view: RunView) -> Mapping[str, float]:
         """Advances the progress."""
@@ -223,10 +229,6 @@ class _Report:
         with contextlib.redirect_stderr(self._terminal):
             self._bar.advance(self._job.cost * steps / self._steps, note)
         return {}
-
-
-def _finished_cost(study: Study) -> float:
-    return sum(run.job.cost for run in study.runs if run.result() is not None)
 
 
 def _summarize(study: Study, attempts: int) -> int:

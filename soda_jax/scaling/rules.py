@@ -96,15 +96,15 @@ def soda() -> Rules:
     return Rules()
 
 
-_TOY_WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+_TOY_WIDTHS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 _TOY_BUDGETS = tuple(10 ** (11 + half / 2) for half in range(5))
 _TOY_MAX_LR = 0.03
 
 
 def _toy_widths(budget: float) -> Sequence[int]:
-    """Returns five widths, which grow by one step of the list with each half decade."""
+    """Returns six widths, which grow by one step of the list with each half decade."""
     first = max(0, round(2 * math.log10(budget / _TOY_BUDGETS[0])))
-    return _TOY_WIDTHS[first : first + 5]
+    return _TOY_WIDTHS[first : first + 6]
 
 
 def _toy_shape(width: int) -> Shape:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from soda_jax.errors import UserError
 from soda_jax.files import write_json
 from soda_jax.schema import RunConfig, to_dict
 
+# `Study.workers` holds each lock for a moment, which must not look like another process at work.
+_TRIES, _SECONDS_BETWEEN_TRIES = 3, 0.05
 DONE, FAILED, OPEN = "done", "failed", "open"
 _STARTED, _CRASHED, _DIVERGED, _PREEMPTED = "started", "crashed", "diverged", "preempted"
 
@@ -151,9 +154,9 @@ class RunFolder:
 
     def _note(self, event: str, **values: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        time = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": time, **values}) + "\n")
+            file.write(json.dumps({"event": event, "time": now, **values}) + "\n")
 
 
 class Study:
@@ -203,6 +206,15 @@ class Study:
         """Writes the name and the configs."""
         write_json(self._file, {"experiment": self.experiment, "configs": self._configs})
 
+    def workers(self) -> int:
+        """Returns the number of runs that processes, this one included, hold now."""
+        count = 0
+        for run in self.runs:
+            if run.result() is None and run.folder.exists():
+                with run.claim() as held:
+                    count += not held
+        return count
+
     @contextlib.contextmanager
     def table_lock(self) -> Iterator[None]:
         """Waits until no other process writes the table of results."""
@@ -215,15 +227,20 @@ def _lock(path: Path, wait: bool) -> Iterator[bool]:
     """Holds a lock on a file; yields False if another process holds it and `wait` is False."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be locked ({error.strerror}); put the study on a file system with locks"
-            ) from None
+        for left in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if not left:
+                    yield False
+                    return
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be locked ({error.strerror}); put the study on a file system with "
+                    "locks"
+                ) from None
         yield True
 
 

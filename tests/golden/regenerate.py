@@ -125,8 +125,10 @@ def sizes_table() -> str:
         "GFLOP a token", "state, GB", "batch × sequence × steps",
     )  # fmt: skip
     rows = [head, ("---",) + ("---:",) * (len(head) - 1)]
-    # Variants with a head over legal ids have the same sizes.
-    names = [name for name in config_names() if not name.endswith("_legal")]
+    # Variants with a head over legal ids have the same sizes; a plan decides those of a study.
+    names = [
+        name for name in config_names() if not name.endswith(("_legal", "isoflop", "_scaling"))
+    ]
     configs = {name: load(name) for name in names}
     for name in sorted(configs, key=lambda name: configs[name].model.hidden_size):
         config = configs[name]

@@ -15,7 +15,7 @@ from soda_jax.model.functions import ModelFunctions
 from soda_jax.registry import SCALING_RULES
 from soda_jax.scaling.duration import at_rate, on_topology
 from soda_jax.scaling.grid import COLUMNS, plan_runs, read_plan, to_csv
-from soda_jax.scaling.rules import BUDGETS, soda
+from soda_jax.scaling.rules import BUDGETS, soda, toy
 from soda_jax.scaling.run_config import config_of, config_text
 from soda_jax.scaling.shape import Shape
 from soda_jax.schema import run_config, to_dict
@@ -32,6 +32,18 @@ def paper():
 def row(plan, budget, width):
     (found,) = [r for r in plan.runs if (r.budget, r.shape.width) == (budget, width)]
     return found.row()
+
+
+def test_the_toy_rules_give_six_widths_per_budget():
+    rules = toy()
+    plan = plan_runs(rules, rules.budgets, 2310, 256)
+    assert len(plan.runs) == 30 and not plan.left_out
+    assert max(rules.budgets) / min(rules.budgets) == pytest.approx(100)
+    widths = [[run.shape.width for run in plan.runs if run.budget == b] for b in rules.budgets]
+    assert widths[0] == [12, 16, 24, 32, 48, 64] and widths[4] == [48, 64, 96, 128, 192, 256]
+    assert max(run.lr for run in plan.runs) <= 0.03
+    for run in plan.runs:
+        run_config(config_of(run, "data"))
 
 
 def test_the_default_grid_is_that_of_the_paper(paper):
