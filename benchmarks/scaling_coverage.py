@@ -13,7 +13,7 @@ import numpy as np
 from _machine import describe_machine
 from _results import parse, written
 
-from soda_jax.scaling.bootstrap import bootstrap
+from soda_jax.scaling.bootstrap import bootstrap, draw_weights
 from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface, fit_surface
 
@@ -59,7 +59,8 @@ def main() -> None:
                 for seed in range(args.tables):
                     runs = make_runs(law, budgets, sizes, noise, random)
                     surface = fit_surface(runs.params, runs.tokens, runs.loss)
-                    ranges = bootstrap(runs, surface, args.draws, seed).intervals()
+                    weights = draw_weights(args.draws, len(runs), seed)
+                    ranges = bootstrap(runs, surface, weights).intervals()
                     for key in NAMES:
                         low, high = ranges["variable_projection"][key]
                         hits[key] += low <= truth[key] <= high

@@ -1,4 +1,4 @@
-"""Time of a bootstrap draw: variable projection and approach 3, and the losses that they reach.
+"""Time of a bootstrap draw by variable projection and by approach 3.
 
     python benchmarks/scaling_fit.py
 
@@ -17,7 +17,7 @@ from _machine import describe_machine
 from _results import parse, written
 from scipy.optimize import minimize
 
-from soda_jax.scaling.bootstrap import bootstrap
+from soda_jax.scaling.bootstrap import bootstrap, draw_weights
 from soda_jax.scaling.fit import fit_loss
 from soda_jax.scaling.grid import plan_runs
 from soda_jax.scaling.log_sum_exp import all_starts
@@ -70,10 +70,10 @@ def main() -> None:
     ours, whole = [], []
     for seed in range(args.repeats):
         began = time.perf_counter()
-        bootstrap(runs, surface, args.draws, seed)
+        bootstrap(runs, surface, draw_weights(args.draws, len(runs), seed))
         ours.append((time.perf_counter() - began) / args.draws)
         began = time.perf_counter()
-        fit_loss(runs, args.draws, seed)
+        fit_loss(runs, draw_weights(args.draws, len(runs), seed), seed)
         whole.append(time.perf_counter() - began)
 
     random = np.random.default_rng(0)

@@ -103,14 +103,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     predict.add_argument("--vocabulary", type=int, help="number of ids (that of the table)")
     predict.add_argument("--sequence_length", type=int, help="tokens per window (as in the table)")
     predict.add_argument("--rules", default="soda", help="registered set of rules (%(default)s)")
+    predict.add_argument(
+        "--head",
+        choices=("full", "legal"),
+        default="full",
+        help="legal: how the optimum moves if only the rows of legal ids are multiplied (%(default)s)",
+    )
+    add_number(predict, "--text_share", 0.1, "--head=legal: share of the positions in text")
+    predict.add_argument(
+        "--head_rows",
+        type=float,
+        help="--head=legal: mean number of logits a token, of other layouts",
+    )
     predict.add_argument("--out", metavar="FILE", help="JSON file of the predictions")
+
+    metrics = add_action(
+        actions,
+        "metrics",
+        "rank correlation of downstream scores with each NLL of a table of runs",
+        "soda scaling metrics results.csv --scores=asr_wer,swuggy --out=metrics.csv",
+    )
+    metrics.add_argument("table", metavar="TABLE", help="CSV or Parquet file with one row per run")
+    metrics.add_argument("--scores", required=True, help="columns of scores, comma-separated")
+    metrics.add_argument("--losses", default="", help="columns of NLLs (loss and all loss/CLASS)")
+    metrics.add_argument(
+        "--select", metavar="COLUMN=VALUE", action="append", default=[], help="use only these rows"
+    )
+    metrics.add_argument("--out", metavar="FILE", help="CSV file of the correlations")
+    add_number(metrics, "--bootstrap", 1000, "resamples of the runs for the intervals; 0 = none")
+    add_number(metrics, "--seed", 0, "seed of the bootstrap")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action; returns its exit status."""
     if args.unknown and args.action != "run":
         raise UserError(f"unknown option {args.unknown[0]} for soda scaling {args.action}")
-    return {"plan": _plan, "run": _run, "fit": _fit, "predict": _predict}[args.action](args)
+    actions = {"plan": _plan, "run": _run, "fit": _fit, "predict": _predict, "metrics": _metrics}
+    return actions[args.action](args)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -130,6 +159,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.compile and not args.topology:
         raise UserError("--compile needs --topology=CHIP:SHAPE")
     _check_out(args.out)
+    if args.configs:
+        _check_out(str(Path(args.configs) / "config.py"), "--configs")
     rules = SCALING_RULES.get(args.rules, "--rules")()
     budgets = _numbers("budgets", args.budgets) or rules.budgets
     widths = _numbers("widths", args.widths)
@@ -207,12 +238,7 @@ def _fit(args: argparse.Namespace) -> int:
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
     _check_out(args.out)
-    select = {}
-    for text in args.select:
-        column, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--select {text} must be COLUMN=VALUE")
-        select[column] = value
+    select = _selection(args.select)
     names = ("budget", "params", "tokens", "loss")
     columns = {name: getattr(args, name) for name in names if getattr(args, name)}
     runs = read_runs(args.table, select, columns, args.keep_repeats)
@@ -224,10 +250,43 @@ def _fit(args: argparse.Namespace) -> int:
     return 0
 
 
+def _selection(texts: list[str]) -> dict[str, str]:
+    """Returns --select COLUMN=VALUE as column -> value."""
+    select: dict[str, str] = {}
+    for text in texts:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--select {text} must be COLUMN=VALUE")
+        if column in select:
+            raise UserError(f"--select {text}: {column} already has the value {select[column]}")
+        select[column] = value
+    return select
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    from soda_jax.files import write_atomic
+    from soda_jax.registry import split_names
+    from soda_jax.scaling.grid import to_csv
+    from soda_jax.scaling.metrics import correlations, metrics_text
+
+    if args.bootstrap < 0 or args.seed < 0:
+        raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
+    _check_out(args.out)
+    scores, losses = split_names(args.scores), split_names(args.losses)
+    table = correlations(
+        args.table, scores, losses, _selection(args.select), args.bootstrap, args.seed
+    )
+    print(metrics_text(table))
+    if args.out:
+        write_atomic(args.out, to_csv(table.rows))
+        print(f"wrote {args.out}")
+    return 0
+
+
 def _predict(args: argparse.Namespace) -> int:
     from soda_jax.files import write_json
     from soda_jax.registry import SCALING_RULES
-    from soda_jax.scaling.predict import PRESETS, PowerLaws, SurfaceLaw, read_fit
+    from soda_jax.scaling.predict import PRESETS, PowerLaws, SurfaceLaw, read_fit, with_legal_head
     from soda_jax.scaling.summary import prediction_text
 
     _check_out(args.out)
@@ -235,11 +294,15 @@ def _predict(args: argparse.Namespace) -> int:
         raise UserError("give the JSON of a fit, or --preset=soda")
     if (args.params is None) != (args.tokens is None):
         raise UserError("--params and --tokens belong together")
-    for name in ("params", "tokens", "target_loss", "vocabulary", "sequence_length"):
+    for name in ("params", "tokens", "target_loss", "vocabulary", "sequence_length", "head_rows"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}={value:g} must be above 0")
     law: SurfaceLaw | PowerLaws
+    if args.head_rows is not None and args.head == "full":
+        raise UserError(f"--head_rows={args.head_rows:g} needs --head=legal")
+    if args.head == "legal" and args.preset:
+        raise UserError(f"--head=legal needs a loss, which --preset={args.preset} does not have")
     if args.preset:
         if args.preset not in PRESETS:
             raise UserError(f"--preset={args.preset} is unknown; use {', '.join(PRESETS)}")
@@ -247,6 +310,8 @@ def _predict(args: argparse.Namespace) -> int:
     else:
         rules = SCALING_RULES.get(args.rules, "--rules")()
         law = read_fit(args.fit, rules, args.vocabulary, args.sequence_length)
+        if args.head == "legal":
+            law = with_legal_head(law, rules, args.text_share, args.head_rows)
     rows = [law.optimum(budget) for budget in _numbers("budget", args.budget)]
     if args.params is not None:
         rows.append(law.model(args.params, args.tokens))
@@ -274,6 +339,9 @@ def _numbers(name: str, text: str | None) -> list[float]:
     return values
 
 
-def _check_out(file: str | None) -> None:
+def _check_out(file: str | None, option: str = "--out") -> None:
     if file and Path(file).is_dir():
-        raise UserError(f"--out={file} is a folder: give the path of a file")
+        raise UserError(f"{option}={file} is a folder: give the path of a file")
+    for parent in Path(file or ".").parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{option}={file}: {parent} is a file: give another folder")

@@ -51,21 +51,25 @@ def approach2_bias(surface: Surface, runs: Runs) -> dict[str, Any] | None:
         return None
     budget = _BEYOND * float(runs.budget.max())
     params, tokens = optimum(surface, runs, budget)
+    with np.errstate(over="ignore"):
+        factors = float(found.params.at(budget) / params), float(found.tokens.at(budget) / tokens)
+    if not all(map(math.isfinite, factors)):
+        return None
     return {
         "a": found.params.exponent - a,
         "b": found.tokens.exponent - b,
         "budget": budget,
-        "params_factor": float(found.params.at(budget) / params),
-        "tokens_factor": float(found.tokens.at(budget) / tokens),
+        "params_factor": factors[0],
+        "tokens_factor": factors[1],
     }
 
 
 def drift_warning(surface: Surface, runs: Runs) -> str:
     """Returns a line if the grid drifts from the optimum as the budget grows, otherwise ""."""
     budgets = np.unique(runs.budget)
-    if len(budgets) < 2 or math.isnan(surface.exponents()[0]):
-        return ""
     best, _ = optimum(surface, runs, budgets)
+    if len(budgets) < 2 or not np.isfinite(best).all():
+        return ""
     middle = [np.log(runs.params[runs.budget == budget]).mean() for budget in budgets]
     logs = np.log(budgets)
     slope, offset = np.polyfit(logs, middle - np.log(best), 1)

@@ -39,7 +39,7 @@ class Bootstrap:
         alpha, beta = self.surfaces[:, 0], self.surfaces[:, 1]
         flat = (self.surfaces[:, 3:] <= 0).any(1)  # without an optimum
         by_surface = dict(zip(COEFFICIENTS, self.surfaces.T, strict=True))
-        total = np.where(flat, np.nan, alpha + self.power * beta)
+        total = np.where(flat | (self.power <= 0), np.nan, alpha + self.power * beta)
         by_surface |= {"a": beta / total, "b": alpha / total}
         by_parabola = dict(zip("ab", self.exponents.T, strict=True))
         return {
@@ -48,6 +48,11 @@ class Bootstrap:
             "variable_projection": {name: interval(v) for name, v in by_surface.items()},
             "approach2": {name: interval(v) for name, v in by_parabola.items()},
         }
+
+
+def draw_weights(draws: int, runs: int, seed: int) -> np.ndarray:
+    """Returns the weights of each draw, f64 `[draws, runs]`; equal seeds give equal weights."""
+    return np.random.default_rng(seed).exponential(size=(draws, runs))
 
 
 def interval(values: np.ndarray) -> list[float] | None:
@@ -59,16 +64,16 @@ def interval(values: np.ndarray) -> list[float] | None:
     return [float(value) for value in np.percentile(values, [outside, 100 - outside])]
 
 
-def bootstrap(runs: Runs, surface: Surface, draws: int, seed: int) -> Bootstrap:
+def bootstrap(runs: Runs, surface: Surface, weights: np.ndarray) -> Bootstrap:
     """Repeats variable projection and approach 2 with random weights.
 
     Args:
       runs: the runs.
       surface: the fit to all runs.
-      draws: number of repetitions.
-      seed: seed of the weights; equal seeds give equal draws.
+      weights: weights of the runs in each repetition, `[draws, runs]`, see `draw_weights`. Fits of other
+        losses of the same runs use the same weights, so their draws can be compared one by one.
     """
-    weights = np.random.default_rng(seed).exponential(size=(draws, len(runs)))
+    draws = len(weights)
     losses = np.broadcast_to(runs.loss, weights.shape)
     surfaces = [
         fit_surfaces(

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ COLUMNS = (
     "budget", "width", "layers", "heads", "d_ff", "batch", "steps", "lr", "beta2", "params_total",
     "params_one_head", "params_non_embedding", "tokens", "flops",
 )  # fmt: skip
+_MAX_WIDTH = 1_000_000
 _FLOATS = ("budget", "lr", "beta2", "flops")
 
 
@@ -100,8 +102,10 @@ def plan_runs(
       widths: candidate widths for every budget; empty uses those of `rules`.
 
     Raises:
-      UserError: if no candidate fits the rules.
+      UserError: if no candidate fits the rules, or a width is above 1,000,000.
     """
+    if too_wide := [width for width in widths if not 1 <= width <= _MAX_WIDTH]:
+        raise UserError(f"--widths: {too_wide[0]:.3g} must be from 1 to {_MAX_WIDTH:,}")
     runs, left_out = [], []
     for budget in sorted(set(budgets)):
         for width in sorted(set(widths)) or rules.widths(budget):
@@ -132,10 +136,14 @@ def _reason(rules: Rules, run: PlannedRun) -> str:
     if run.batch < rules.min_batch:
         return f"batch {run.batch} is below {rules.min_batch}"
     if run.steps >= rules.max_steps:
-        return f"{run.steps:,} steps; there must be fewer than {rules.max_steps:,}"
+        return f"{_whole(run.steps)} steps; there must be fewer than {rules.max_steps:,}"
     if abs(run.flops / run.budget - 1) > rules.tolerance:
         return f"{run.steps} steps miss the budget by more than {rules.tolerance:.0%}"
     return ""
+
+
+def _whole(value: int) -> str:
+    return f"{value:,}" if value < 1e12 else f"{value:.3g}"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -154,7 +162,7 @@ def read_plan(file: str | Path) -> tuple[PlannedRun, ...]:
     counts of parameters and tokens.
 
     Raises:
-      UserError: if the file is missing, lacks a column, or a row contradicts itself.
+      UserError: if the file is missing, lacks a column or runs, or a row contradicts itself.
     """
     try:
         with open(file, newline="", encoding="utf-8") as lines:
@@ -163,6 +171,8 @@ def read_plan(file: str | Path) -> tuple[PlannedRun, ...]:
         raise UserError(
             f"{file} cannot be read: {error}; give a table of soda scaling plan"
         ) from None
+    if not rows:
+        raise UserError(f"{file} has no runs; write it with soda scaling plan")
     return tuple(_parse(f"{file}, line {line}", row) for line, row in enumerate(rows, start=2))
 
 
@@ -173,6 +183,8 @@ def _parse(where: str, row: Mapping[str, Any]) -> PlannedRun:
         value: dict[str, Any] = {
             name: float(row[name]) if name in _FLOATS else int(row[name]) for name in COLUMNS
         }
+        if bad := [name for name in COLUMNS if not 0 < value[name] < math.inf]:
+            raise ValueError(f"{bad[0]} = {row[bad[0]]} is not a number above 0")
         width, layers, heads, d_ff = (value[key] for key in ("width", "layers", "heads", "d_ff"))
         layer = (value["params_non_embedding"] - width) // layers
         head_dim = (layer - 3 * width * d_ff - 2 * width) // (4 * width * heads + 2)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 MIN_RUNS = 3
+_NAMED = 8  # budgets in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +118,16 @@ def fit_parabolas(
     """
     weights = np.ones_like(loss) if weights is None else weights
     curves = [(value, budget == value) for value in np.unique(budget)]
-    few = [
-        f"budget {value:g} has {count} run{'s' * (count > 1)}, a parabola needs {MIN_RUNS}"
-        for value, chosen in curves
-        if (count := min(len(np.unique(x[chosen])) for x in (params, tokens))) < MIN_RUNS
-    ]
+    few = []
+    for value, chosen in curves:
+        count = min(len(np.unique(x[chosen])) for x in (params, tokens))
+        if count < MIN_RUNS:
+            what = "run" if count == chosen.sum() else "size"
+            few.append(f"budget {value:g} has {count} {what}{'s' * (count > 1)}")
     if few:
-        return Approach2(None, None, reason="; ".join(few), warnings=tuple(few))
+        more = f" and {len(few) - _NAMED} others" * (len(few) > _NAMED)
+        reason = f"{'; '.join(few[:_NAMED])}{more}, a parabola needs {MIN_RUNS}"
+        return Approach2(None, None, reason=reason, warnings=(reason,))
     by_params, by_tokens = (
         tuple(
             _parabola(value, x[chosen], loss[chosen], weights[chosen]) for value, chosen in curves

@@ -21,7 +21,7 @@ class Runs:
       counts: further parameter counts by name, `[runs]` each.
       classes: loss by token class, `[runs]` each; NaN where it was not measured.
       set_aside: a line for each row that is not used, with the reason; the first row is 1.
-      notes: how missing columns were filled in.
+      notes: how missing columns were filled in, and cells that are not used.
       source: file, digest and columns, for the output.
     """
 

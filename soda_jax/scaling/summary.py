@@ -64,7 +64,8 @@ def fit_text(result: Mapping[str, Any]) -> str:
         for name, one in result.get(kind, {}).items():
             lines += ["", f"{name}:", *(_methods(one) if "approach3" in one else [one["reason"]])]
             lines += [f"warning: {line}" for line in one.get("warnings", ())]
-    notes = [f"assumed: {line}" for line in result.get("notes", ())]
+    lines += _class_optima(result)
+    notes = [f"note: {line}" for line in result.get("notes", ())]
     notes += [f"set aside: {line}" for line in result.get("set_aside", ())]
     notes += [f"warning: {line}" for line in result["warnings"]]
     return "\n".join([*lines, *([""] if notes else []), *notes])
@@ -98,23 +99,79 @@ def _methods(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _class_optima(result: Mapping[str, Any]) -> list[str]:
+    """Returns N* and D* of each class at each budget, and how the classes differ."""
+    classes = {name: one for name, one in result["classes"].items() if "optima" in one}
+    if not classes:
+        return []
+    lines = ["", "optima of the classes by variable projection, FLOPs of the table:"]
+    lines.append(f"{'class':12} {'FLOPs':>9} {'N*':>24} {'D*':>24} {'nats':>9}")
+    for name, one in {"all": result, **classes}.items():
+        for row in one["optima"]:
+            cells = [_around(row, key, count) for key in ("params", "tokens")]
+            loss = "–" if row["loss"] is None else f"{row['loss']:.4f}"
+            lines.append(f"{name:12} {row['budget']:>9.3g} {cells[0]:>24} {cells[1]:>24} {loss:>9}")
+    pairs = [one for one in result["class_differences"] if one.get("intervals")]
+    if not pairs:
+        return lines
+    pairs = [one for one in pairs if one["intervals"]["params_ratio"]]
+    lines += (
+        ["", f"N* of one class divided by that of another at {pairs[0]['budget']:.3g} FLOPs:"]
+        if pairs
+        else []
+    )
+    for one in pairs:
+        low, high = one["intervals"]["params_ratio"]
+        verdict = "differs" if low > 1 or high < 1 else "not resolved"
+        lines.append(
+            f"{one['first']} / {one['second']}: {one['params_ratio']:.3g} [{low:.3g} – {high:.3g}], {verdict}"
+        )
+    if len(pairs) > 1:
+        lines.append(
+            f"each interval is at 95%: of {len(pairs)} pairs, about {len(pairs) / 20:.1f} differ by chance"
+        )
+    return lines
+
+
+def _around(row: Mapping[str, Any], key: str, form: Any) -> str:
+    if row[key] is None:
+        return "–"
+    known = row.get("intervals", {}).get(key)
+    return form(row[key]) + (f" [{form(known[0])} – {form(known[1])}]" if known else "")
+
+
 def prediction_text(rows: Sequence[Mapping[str, Any]], note: str) -> str:
     """Returns predictions as lines, with 95% intervals in brackets."""
     lines = [note]
     for row in rows:
-        parts = []
-        for name, label, form in (
-            ("budget", "FLOPs", "{:.3g}".format),
-            ("params", "parameters", count),
-            ("tokens", "tokens", count),
-            ("tokens_per_parameter", "tokens per parameter", "{:.3g}".format),
-            ("loss", "nats", "{:.4f}".format),
-            ("over_training", "× the optimal tokens of this size", "{:.3g}".format),
-        ):
-            if row.get(name) is not None:
-                known = row["intervals"].get(name)
-                around = f" [{form(known[0])} – {form(known[1])}]" if known else ""
-                parts.append(f"{form(row[name])}{around} {label}")
-        parts += [f"{name} {loss:.4f}" for name, loss in row.get("classes", {}).items()]
-        lines.append(", ".join(parts))
+        lines.append(_one_prediction(row))
+        for name, loss in row.get("classes", {}).items():
+            known = row.get("class_intervals", {}).get(name)
+            line = f"  {name} {loss:.4f}" + (f" [{known[0]:.4f} – {known[1]:.4f}]" if known else "")
+            if own := row.get("class_optima", {}).get(name):
+                cells = [_around(own, key, count) for key in ("params", "tokens")]
+                line += f" nats; its own optimum {cells[0]} parameters, {cells[1]} tokens"
+            lines.append(line)
+        if full := row.get("full_head"):
+            lines.append(f"  with the head over all ids: {_one_prediction(full)}")
+            moved = [_around(row, f"{key}_ratio", "{:.3f}".format) for key in ("params", "tokens")]
+            line = f"  relative to it: N* × {moved[0]}, D* × {moved[1]}"
+            if needed := row["full_budget_ratio"]:
+                line += f"; it needs {needed:.3g} × the FLOPs for this loss"
+            lines.append(line)
     return "\n".join(lines)
+
+
+def _one_prediction(row: Mapping[str, Any]) -> str:
+    parts = []
+    for name, label, form in (
+        ("budget", "FLOPs", "{:.3g}".format),
+        ("params", "parameters", count),
+        ("tokens", "tokens", count),
+        ("tokens_per_parameter", "tokens per parameter", "{:.3g}".format),
+        ("loss", "nats", "{:.4f}".format),
+        ("over_training", "× the optimal tokens of this size", "{:.3g}".format),
+    ):
+        if row.get(name) is not None:
+            parts.append(f"{_around(row, name, form)} {label}")
+    return ", ".join(parts)

@@ -43,11 +43,7 @@ class Surface:
 
     def loss(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Returns the loss in nats for counts of parameters and tokens."""
-        return (
-            self.E
-            + self.A * (np.asarray(params) / 1e6) ** -self.alpha
-            + self.B * (np.asarray(tokens) / 1e9) ** -self.beta
-        )
+        return losses_of(np.array(self.coefficients), np.asarray(params), np.asarray(tokens))
 
     def measured(self, params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> "Surface":
         """Returns the surface with `huber` computed for measured losses `[runs]`."""
@@ -56,7 +52,7 @@ class Surface:
 
     def exponents(self, power: float = 1.0) -> tuple[float, float]:
         """Returns (a, b) of N* ∝ C^a and D* ∝ C^b if C ∝ N^power · D; NaN without an optimum."""
-        if min(self.A, self.B, self.alpha, self.beta) <= 0:
+        if min(self.A, self.B, self.alpha, self.beta, power) <= 0:
             return math.nan, math.nan
         total = self.alpha + power * self.beta
         return self.beta / total, self.alpha / total
@@ -64,11 +60,50 @@ class Surface:
     def optimum(
         self, constant: float | np.ndarray, power: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (N*, D*), the counts with the lowest loss on the curve N^power · D = constant."""
-        scale = constant / (1e6**power * 1e9)
-        ratio = self.alpha * self.A / (self.beta * power * self.B)
-        params = (ratio * scale**self.beta) ** (1 / (self.alpha + power * self.beta))
-        return np.asarray(params * 1e6), np.asarray(scale * params**-power * 1e9)
+        """Returns (N*, D*), the counts with the lowest loss on the curve N^power · D = constant.
+
+        NaN without an optimum, that is, if A, B or the power is not above 0.
+        """
+        return optima(np.array(self.coefficients), constant, power)
+
+    @property
+    def coefficients(self) -> tuple[float, float, float, float, float]:
+        """α, β, E, A and B."""
+        return self.alpha, self.beta, self.E, self.A, self.B
+
+
+def losses_of(coefficients: np.ndarray, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Returns the losses of several surfaces in nats.
+
+    Args:
+      coefficients: α, β, E, A and B, `[..., 5]`.
+      params, tokens: plain counts, `[...]`.
+    """
+    alpha, beta, e, a, b = np.moveaxis(np.asarray(coefficients, float), -1, 0)
+    with np.errstate(over="ignore"):
+        return e + a * (params / 1e6) ** -alpha + b * (tokens / 1e9) ** -beta
+
+
+def optima(
+    coefficients: np.ndarray, constant: float | np.ndarray, power: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (N*, D*) of several surfaces, the counts with the lowest loss on N^power · D = constant.
+
+    The derivative of E + A · N^-α + B · D^-β along the curve is 0 if α · A · N^-α = power · β · B · D^-β.
+
+    Args:
+      coefficients: α, β, E, A and B, `[..., 5]`, for N in millions and D in billions.
+      constant: value of N^power · D for plain counts, `[...]`.
+      power: exponent of N in the FLOPs.
+    """
+    alpha, beta, _, a, b = np.moveaxis(np.asarray(coefficients, float), -1, 0)
+    scale = constant / (1e6**power * 1e9)
+    with np.errstate(all="ignore"):
+        ratio = alpha * a / (beta * power * b)
+        params = (ratio * scale**beta) ** (1 / (alpha + power * beta))
+        tokens = scale * params**-power
+        known = (a > 0) & (b > 0) & (alpha > 0) & (beta > 0) & (power > 0) & np.isfinite(tokens)
+    return np.where(known, params * 1e6, np.nan), np.where(known, tokens * 1e9, np.nan)
 
 
 def huber(residuals: np.ndarray, delta: float = DELTA) -> np.ndarray:

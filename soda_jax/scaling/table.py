@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,8 +47,8 @@ def read_runs(
       UserError: if the file is unreadable, columns are missing, no rows are left, experiments,
         vocabularies or normalizers are mixed, or runs are repeated.
     """
-    table, digest = _read(file)
-    lines = _selected(file, table, select or {})
+    table, digest = read_table(file)
+    lines = select_rows(file, table, select or {})
     names = _find_columns(file, table, columns or {})
     set_aside: list[str] = []
     lines = _measured(file, table, lines, names, set_aside)
@@ -61,14 +62,27 @@ def read_runs(
     others = [name for name in PARAMETER_COUNTS if name in table and name != names.get("params")]
     counts = {name: numbers(name) for name in others}
     classes = [name for name in table if name.startswith(_CLASS) and name != f"{_CLASS}all"]
+    budget, joined = _joined(sizes["budget"])
+    notes = [note, joined]
+    for name in (*others, *classes):
+        values = numbers(name)
+        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0))).tolist()
+        if bad:
+            cell = table[name][lines[bad[0]]]
+            notes.append(
+                f"{name} is {cell if cell not in (None, '') else 'empty'} in row {lines[bad[0]] + 1}"
+                + f" and not a number above 0 in {len(bad)} rows" * (len(bad) > 1)
+                + (", so it is not fitted" if name in others else ", which its fit leaves out")
+            )
+            counts.pop(name, None)
     runs = Runs(
-        budget=_joined(sizes["budget"]),
+        budget=budget,
         params=sizes["params"],
         tokens=sizes["tokens"],
         loss=sizes["loss"],
-        counts={name: value for name, value in counts.items() if (value > 0).all()},
+        counts=counts,
         classes={name.removeprefix(_CLASS): numbers(name) for name in classes},
-        notes=(note,) if note else (),
+        notes=tuple(line for line in notes if line),
         source={
             "file": Path(file).name,
             "sha256": digest,
@@ -78,7 +92,7 @@ def read_runs(
         },
     )
     chosen = np.ones(len(runs), bool) if note else consistent(file, runs, lines, set_aside)
-    chosen &= unrepeated(file, runs, lines, set_aside, keep_repeats)
+    chosen = unrepeated(file, runs, lines, set_aside, keep_repeats, chosen)
     return dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
 
 
@@ -108,7 +122,7 @@ def _measured(
     return kept
 
 
-def _read(file: str) -> tuple[dict[str, list[Any]], str]:
+def read_table(file: str) -> tuple[dict[str, list[Any]], str]:
     """Returns the columns of a table and the SHA-256 of the file."""
     try:
         content = Path(file).read_bytes()
@@ -121,10 +135,7 @@ def _read(file: str) -> tuple[dict[str, list[Any]], str]:
             except pa.ArrowException as error:
                 raise ValueError(error) from None
         else:
-            rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
-            table = {
-                name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name
-            }
+            table = _read_csv(content.decode("utf-8-sig"))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read: {error}; give a CSV or Parquet table") from None
     if not table or not next(iter(table.values())):
@@ -132,7 +143,29 @@ def _read(file: str) -> tuple[dict[str, list[Any]], str]:
     return table, hashlib.sha256(content).hexdigest()
 
 
-def _selected(file: str, table: Mapping[str, list[Any]], select: Mapping[str, str]) -> list[int]:
+def _read_csv(text: str) -> dict[str, list[Any]]:
+    """Returns the columns of a CSV table; a short row has None in its last columns.
+
+    Raises:
+      ValueError: if two columns have one name, or a row has more cells than there are columns.
+    """
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
+    names = [name for name in header if name]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"two columns are called {repeated[0]}")
+    for number_of_row, row in enumerate(rows, start=1):
+        if len(row) > len(header):
+            raise ValueError(
+                f"row {number_of_row} has {len(row)} cells, but there are {len(header)} columns"
+            )
+    return {
+        name: [row[index] if index < len(row) else None for row in rows]
+        for index, name in enumerate(header)
+        if name
+    }
+
+
+def select_rows(file: str, table: Mapping[str, list[Any]], select: Mapping[str, str]) -> list[int]:
     """Returns the indices of the rows that `select` describes."""
     lines = list(range(len(next(iter(table.values())))))
     for column, wanted in select.items():
@@ -196,10 +229,22 @@ def _complete(numbers: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], st
     return numbers, ""
 
 
-def _joined(budget: np.ndarray) -> np.ndarray:
-    """Returns the budgets with those that differ by less than 5% made equal, so they form a curve."""
-    joined, first = budget.copy(), 0.0
+def _joined(budget: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns the budgets, equal within a curve, and a note about it or "".
+
+    Budgets that are less than 5% above the smallest of a curve belong to it and are replaced by the
+    geometric mean of the curve, which leaves the FLOPs of the table unbiased.
+    """
+    joined, curve = budget.copy(), np.zeros(len(budget), int)
+    first, number_of_curve = 0.0, 0
     for index in np.argsort(budget, kind="stable"):
-        first = first if budget[index] <= first * (1 + _SAME_BUDGET) else budget[index]
-        joined[index] = first
-    return joined
+        if budget[index] > first * (1 + _SAME_BUDGET):
+            first, number_of_curve = budget[index], number_of_curve + 1
+        curve[index] = number_of_curve
+    for one in np.unique(curve):
+        inside = curve == one
+        if len(np.unique(budget[inside])) > 1:
+            joined[inside] = np.exp(np.log(budget[inside]).mean())
+    before, after = len(np.unique(budget)), len(np.unique(joined))
+    note = f"{before} budgets that differ by less than {_SAME_BUDGET:.0%} are {after} curves"
+    return joined, note if before > after else ""

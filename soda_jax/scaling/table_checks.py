@@ -35,7 +35,11 @@ def study_of(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) ->
     needed = ("params_total", "params_one_head", "width", "tokens", "batch", "steps")
     if any(name not in table for name in needed):
         return {}
-    value = {name: np.array([number(table[name][line]) for line in lines]) for name in needed}
+    cells = np.array([[number(table[name][line]) for line in lines] for name in needed])
+    complete = np.isfinite(cells).all(0)
+    if not complete.any():
+        return {}
+    value = dict(zip(needed, cells[:, complete], strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         sizes = {
             "vocabulary": (value["params_total"] - value["params_one_head"]) / value["width"],
@@ -82,24 +86,30 @@ def consistent(file: str, runs: Runs, lines: Sequence[int], set_aside: list[str]
 
 
 def unrepeated(
-    file: str, runs: Runs, lines: Sequence[int], set_aside: list[str], keep: bool
+    file: str,
+    runs: Runs,
+    lines: Sequence[int],
+    set_aside: list[str],
+    keep: bool,
+    usable: np.ndarray,
 ) -> np.ndarray:
-    """Returns which runs to use, bool `[runs]`: of identical rows only the first."""
-    chosen = np.ones(len(runs), bool)
+    """Returns which of the `usable` runs, bool `[runs]`, to use: of identical rows only the first."""
+    chosen = usable.copy()
     seen: dict[tuple[float, ...], int] = {}
     table = np.stack([runs.budget, runs.params, runs.tokens], 1)
-    for index, key in enumerate(map(tuple, table.tolist())):
+    for index in np.flatnonzero(usable).tolist():
+        key = tuple(table[index].tolist())
         first = seen.setdefault(key, index)
-        if first == index or (keep and runs.loss[first] != runs.loss[index]):
-            continue
-        if runs.loss[first] != runs.loss[index]:
+        if runs.loss[first] != runs.loss[index] and not keep:
             raise UserError(
                 f"{file}: rows {lines[first] + 1} and {lines[index] + 1} are the same run with "
                 f"losses {runs.loss[first]:g} and {runs.loss[index]:g}; remove one, or add "
                 "--keep_repeats to fit both"
             )
-        chosen[index] = False
-        set_aside.append(f"row {lines[index] + 1}: the same run as row {lines[first] + 1}")
+        first = seen.setdefault((*key, float(runs.loss[index])), index)
+        if first != index:
+            chosen[index] = False
+            set_aside.append(f"row {lines[index] + 1}: the same run as row {lines[first] + 1}")
     return chosen
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from soda_jax import cli
@@ -17,8 +18,9 @@ from soda_jax.scaling.duration import at_rate, on_topology
 from soda_jax.scaling.grid import COLUMNS, plan_runs, read_plan, to_csv
 from soda_jax.scaling.rules import BUDGETS, soda, toy
 from soda_jax.scaling.run_config import config_of, config_text
-from soda_jax.scaling.shape import Shape
+from soda_jax.scaling.shape import Shape, legal_head_rows
 from soda_jax.schema import run_config, to_dict
+from soda_jax.tokens.grammar import grammar
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 V, S = 144_644, 4096
@@ -97,6 +99,31 @@ def test_a_head_over_few_ids_takes_fewer_flops():
     assert saved == 2 * 256 * (V - 2048)
 
 
+@pytest.mark.parametrize("full_every", [0, 17])
+def test_rows_of_the_legal_head_are_those_of_the_grammar(full_every):
+    layout = VocabularyLayout.soda()
+    frame = layout.codebook_offsets.tolist()
+    text, audio = [5] * 40, frame * 100
+    spans = [layout.text_start, *text, layout.text_end]
+    spans += [layout.audio_start, *audio, layout.audio_end]
+    rules, rows, in_text, state = grammar(layout), [], [], None
+    for token in [layout.bos, *spans * 3, layout.eos]:
+        state = rules.start if state is None else state
+        legal = rules.legal(state)
+        rows.append(legal.sum())
+        in_text.append(legal[5])
+        state = rules.step(state, token)
+    share = np.mean(in_text)
+    expected = np.mean(rows) + (V / full_every if full_every else 0)
+    found = legal_head_rows(layout, share, full_every)
+    assert found == pytest.approx(expected, rel=2e-3)
+    # Nine tenths of the positions are audio, with 2,048 or 2,049 ids.
+    assert legal_head_rows(layout, 0.1) == pytest.approx(0.9 * 2048 + 0.1 * 128_001, rel=1e-3)
+    shape = Shape(256, 3, 2, 128, 1024)
+    saved = shape.forward_flops_per_token(V, S) - shape.forward_flops_per_token(V, S, found)
+    assert saved == pytest.approx(2 * 256 * (V - found))
+
+
 def test_a_config_file_is_what_the_trainer_gets(paper, tmp_path):
     run = paper.runs[0]
     file = tmp_path / f"{run.name}.py"
@@ -119,6 +146,11 @@ def test_a_table_can_be_read_again(paper, tmp_path):
         (lambda text: text.replace(",width,", ",wide,"), "line 2 has no width"),
         (lambda text: text.replace("82031", "82032"), "line 2: tokens = 10751967232, but"),
         (lambda text: text.replace("82031", "many"), "line 2: invalid literal"),
+        (
+            lambda text: text.replace("\n3e+18,", "\nnan,"),
+            "line 2: budget = nan is not a number above",
+        ),
+        (lambda text: text.splitlines()[0], "has no runs"),
     ],
 )
 def test_a_changed_table_is_refused(paper, tmp_path, change, message):
@@ -153,6 +185,10 @@ def test_the_command_writes_the_columns_and_one_config_per_run(tmp_path, capsys)
         ("--rules=sodo", "did you mean soda"),
         ("--compile", "--compile needs --topology"),
         ("--out=.", "--out=. is a folder"),
+        (f"--out={__file__}/plan.csv", "test_grid.py is a file"),
+        (f"--configs={__file__}", "--configs=.*test_grid.py is a file"),
+        ("--widths=1e300", "--widths: 1e.300 must be from 1 to 1,000,000"),
+        ("--budgets=1e300", "e.[0-9]+ steps; there must be fewer"),
     ],
 )
 def test_bad_options_are_named(option, message, capsys):

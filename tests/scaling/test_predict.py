@@ -8,11 +8,14 @@ import pytest
 from laws import LAWS, planted, rows_of, write
 
 from soda_jax import cli
+from soda_jax.errors import UserError
 from soda_jax.scaling.fit import fit_table, to_text
 from soda_jax.scaling.grid import plan_runs
 from soda_jax.scaling.predict import PRESETS, model_flops, read_fit
 from soda_jax.scaling.rules import BUDGETS, soda
+from soda_jax.scaling.shape import Shape, legal_head_rows
 from soda_jax.scaling.table import read_runs
+from soda_jax.tokens.vocabulary import VocabularyLayout
 
 LAW = LAWS[0]
 
@@ -99,9 +102,98 @@ def test_other_tables_use_their_own_flops_and_have_intervals(tmp_path, capsys):
     assert "FLOPs as in the table" in capsys.readouterr().out
 
 
+def test_intervals_of_budget_and_over_training_contain_the_truth(tmp_path):
+    law = read_fit(
+        fitted(tmp_path, rows_of(planted(LAW, noise=0.003)), draws=60), soda(), None, None
+    )
+    params, tokens = (float(x) for x in LAW.optimum(3e19 / 6))
+    found = law.budget_for(float(LAW.loss(params, tokens)))
+    low, high = found["intervals"]["budget"]
+    assert low < 3e19 < high < 1.2 * low and low < found["budget"] < high
+    assert found["intervals"]["loss"] is None  # it is given
+    found = law.model(params, 4 * tokens)
+    low, high = found["intervals"]["over_training"]
+    assert low < 4 < high and low < found["over_training"] < high
+
+
+def test_optima_of_classes_are_predicted(tmp_path, capsys):
+    runs, text = planted(LAW, noise=0.002), LAWS[1]
+    losses = text.loss(runs.params, runs.tokens)
+    file = fitted(tmp_path, rows_of(runs, **{"loss/text": losses.tolist()}), draws=30)
+    found = read_fit(file, soda(), None, None).optimum(1e20)
+    own, expected = found["class_optima"]["text"], text.optimum(1e20 / 6)
+    assert own["params"] == pytest.approx(float(expected[0]), rel=0.01)
+    assert own["tokens"] == pytest.approx(float(expected[1]), rel=0.01)
+    assert own["loss"] < found["classes"]["text"] and own["intervals"]["params"] is not None
+    there = text.loss(found["params"], found["tokens"])
+    assert found["classes"]["text"] == pytest.approx(float(there), rel=1e-4)
+    assert cli.main(["scaling", "predict", file, "--budget=1e20"]) == 0
+    assert "its own optimum" in capsys.readouterr().out
+
+
+def test_small_models_cost_less_than_large_ones():
+    flops = model_flops(soda(), 2310, 256)
+    sizes = np.geomspace(*flops.sizes, 400)[1:-1]
+    assert flops.sizes[0] < 4e5 and (np.diff(flops(sizes)) > 0).all()
+    assert np.isnan(flops(np.array([1e4, 1e14]))).all()
+
+
+def test_a_legal_head_moves_the_optimum(tmp_path, study, capsys):
+    file, out = fitted(tmp_path, study, draws=10), tmp_path / "predictions.json"
+    options = ["--budget=3e18,1e21", "--head=legal", f"--out={out}"]
+    assert cli.main(["scaling", "predict", file, *options]) == 0
+    small, large = json.loads(out.read_text())["predictions"]
+    rows = legal_head_rows(VocabularyLayout.soda(), 0.1)
+    for row in (small, large):
+        budget = row["budget"]
+        for head_rows, one in ((rows, row), (None, row["full_head"])):
+            flops = model_flops(soda(), 144_644, 4096, "params_total", head_rows)
+            sizes = one["params"] * np.geomspace(0.3, 3, 61)
+            assert one["loss"] <= LAW.loss(sizes, budget / flops(sizes)).min() * (1 + 1e-5)
+        low, high = row["intervals"]["tokens_ratio"]
+        assert low <= row["tokens_ratio"] * 1.001 and row["tokens_ratio"] <= high * 1.001
+        assert row["loss"] < row["full_head"]["loss"] and row["full_budget_ratio"] > 1
+    # The head takes a larger part of the FLOPs of small models.
+    assert small["full_budget_ratio"] > large["full_budget_ratio"]
+    assert "relative to it: N* ×" in capsys.readouterr().out
+    assert (
+        cli.main(
+            ["scaling", "predict", file, "--budget=3e18", "--vocabulary=50000", "--head=legal"]
+        )
+        == 2
+    )
+    assert "give --head_rows" in capsys.readouterr().err
+
+
+def test_counts_and_rules_that_are_not_those_of_the_table_are_not_used_silently(tmp_path, study):
+    own = [{**row, "params": row["params_one_head"]} for row in study]
+    law = read_fit(fitted(tmp_path, own), soda(), None, None)
+    assert "FLOPs as in the table" in law.note and law.study is None
+    file = fitted(tmp_path, study)
+    assert "warning" not in read_fit(file, soda(), None, None).note
+    narrow = dataclasses.replace(soda(), shape=lambda width: Shape(width, 40, 1, 64, width))
+    assert "check --rules" in read_fit(file, narrow, None, None).note
+
+
+def test_a_surface_without_an_optimum_has_none(tmp_path):
+    file = fitted(tmp_path, rows_of(planted(LAW)))
+    law = read_fit(file, soda(), None, None)
+    flat = dataclasses.replace(law, surface=dataclasses.replace(law.surface, A=0.0))
+    with pytest.raises(UserError, match="no minimum at 1e.20 FLOPs"):
+        flat.optimum(1e20)
+    assert flat.model(1e8, 1e9)["over_training"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["fit.json", "--budget=1e300"], "no minimum at 1e+300 FLOPs"),
+        (["fit.json", "--budget=1e-5"], "no minimum at 1e-05 FLOPs"),
+        (["fit.json", "--params=1e300", "--tokens=1e300"], "is out of range"),
+        (["fit.json", "--budget=1e20", "--head=legal"], "needs the FLOPs of models"),
+        (["fit.json", "--budget=1e20", "--head_rows=9"], "needs --head=legal"),
+        (["--preset=soda", "--params=1e300", "--tokens=1"], "is out of range"),
+        (["--preset=soda", "--budget=1e20", "--head=legal"], "does not have"),
         ([], "give the JSON of a fit"),
         (["--preset=sodo", "--budget=1e20"], "use soda"),
         (["--preset=soda"], "give --budget"),
