@@ -174,8 +174,9 @@ class SurfaceLaw:
           budget: FLOPs, a number or `[draws]`.
           sizes: points of the search.
         """
-        # The ends differ from those of the table by rounding, which must not give NaN.
-        line = np.linspace(*self.flops.log_params[[0, -1]], sizes)
+        # Not `self.flops`, which would give NaN where rounding moves an end out of the known sizes.
+        first, last = self.flops.log_params[[0, -1]].tolist()
+        line = np.linspace(first, last, sizes)
         per_token = np.exp(np.interp(line, self.flops.log_params, self.flops.log_flops))
         budgets = np.broadcast_to(budget, len(draws))[:, None]
         losses = losses_of(draws[:, None], np.exp(line), budgets / per_token)
