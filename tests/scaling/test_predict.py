@@ -36,6 +36,14 @@ def study():
     return rows
 
 
+@pytest.fixture(scope="module")
+def planted_fit(tmp_path_factory):
+    """A folder with fit.json of a planted law."""
+    folder = tmp_path_factory.mktemp("planted")
+    fitted(folder, rows_of(planted(LAW)))
+    return folder
+
+
 @pytest.mark.parametrize(("budget", "ratio"), [(1e20, 13), (1e23, 58)])
 def test_the_preset_gives_the_papers_tokens_per_parameter(budget, ratio):
     assert PRESETS["soda"].optimum(budget)["tokens_per_parameter"] == pytest.approx(ratio, rel=0.1)
@@ -204,8 +212,7 @@ def test_a_surface_without_an_optimum_has_none(tmp_path):
         (["fit.json", "--target_loss=1"], "irreducible loss is 1.86"),
     ],
 )
-def test_bad_options_are_named(tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.chdir(tmp_path)
-    fitted(tmp_path, rows_of(planted(LAW)))
+def test_bad_options_are_named(planted_fit, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(planted_fit)
     assert cli.main(["scaling", "predict", *options]) == 2
     assert message in capsys.readouterr().err
