@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.commands._actions import add_action, add_number, add_processes
+from soda_jax.commands._scaling_figures import add_figure_actions, run_pitfalls, run_report
 from soda_jax.errors import UserError
 
 SUMMARY = "scaling laws: plan and run an IsoFLOP study, fit its losses, predict"
@@ -116,7 +117,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="--head=legal: mean number of logits a token, of other layouts",
     )
     predict.add_argument("--out", metavar="FILE", help="JSON file of the predictions")
-
     metrics = add_action(
         actions,
         "metrics",
@@ -132,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metrics.add_argument("--out", metavar="FILE", help="CSV file of the correlations")
     add_number(metrics, "--bootstrap", 1000, "resamples of the runs for the intervals; 0 = none")
     add_number(metrics, "--seed", 0, "seed of the bootstrap")
+    add_figure_actions(actions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -139,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     if args.unknown and args.action != "run":
         raise UserError(f"unknown option {args.unknown[0]} for soda scaling {args.action}")
     actions = {"plan": _plan, "run": _run, "fit": _fit, "predict": _predict, "metrics": _metrics}
+    actions |= {"report": run_report, "pitfalls": run_pitfalls}
     return actions[args.action](args)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from soda_jax.errors import UserError
 from soda_jax.report import figures
 from soda_jax.report.content import Clip, Sample
 from soda_jax.report.run_figures import color_of
@@ -30,10 +29,7 @@ def page(title: str, intro: str, sections: str) -> str:
     Raises:
       UserError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("matplotlib is missing: pip install 'soda-jax[demo]'") from None
+    figures.require_matplotlib()
     template = resources.files("soda_jax.report").joinpath("page.html").read_text("utf-8")
     return string.Template(template).substitute(
         title=html.escape(title),

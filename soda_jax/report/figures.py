@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from soda_jax.codecs.mel_features import MelGrid, log_mel
+from soda_jax.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +56,14 @@ def styled(draw: Drawing) -> Drawing:
             return draw(*args, **options)
 
     return wrapper  # type: ignore[return-value]
+
+
+def require_matplotlib() -> None:
+    """Raises UserError if matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("matplotlib is missing: pip install 'soda-jax[demo]'") from None
 
 
 @styled
@@ -179,6 +188,23 @@ def svg(figure: "Figure", label: str) -> str:
     body = rest.partition("</metadata>")[2] or rest
     # Group ids are the same in every figure and nothing refers to them, so they are removed.
     return named + re.sub(r'<g id="[^"]*"', "<g", body)
+
+
+def svg_document(figure: "Figure", label: str) -> str:
+    """Closes a figure and returns it as an SVG file with a white background, for documents.
+
+    Args:
+      figure: the figure.
+      label: the title of the file; equal figures with equal labels give equal files.
+    """
+    import matplotlib.pyplot as plt
+
+    buffer = io.StringIO()
+    with plt.rc_context({**_STYLE, "svg.hashsalt": label}):
+        metadata = {"Date": None, "Creator": None, "Title": label}
+        figure.savefig(buffer, format="svg", facecolor="white", metadata=metadata)
+    plt.close(figure)
+    return re.sub(r" +$", "", buffer.getvalue(), flags=re.MULTILINE)
 
 
 def png(figure: "Figure", dots_per_inch: int = 150) -> bytes:

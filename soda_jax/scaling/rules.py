@@ -45,20 +45,27 @@ def beta2(batch: int) -> float:
     return 0.98 ** (batch / 128)
 
 
-def batch(budget: float, flops_per_token: float, width: int, sequence_length: int) -> int:
+def batch(
+    budget: float,
+    flops_per_token: float,
+    width: int,
+    sequence_length: int,
+    max_lr: float = _MAX_LR,
+) -> int:
     """Returns the batch size in windows: a power of two, for about 2^15 to 2^16 steps.
 
-    It is halved until `peak_lr` is at most 0.01.
+    It is halved until `peak_lr` is at most `max_lr`.
 
     Args:
       budget: training FLOPs, 3 × forward.
       flops_per_token: FLOPs of the forward pass per token.
       width: width of the model.
       sequence_length: tokens per window.
+      max_lr: limit of the learning rate; infinity for none.
     """
     windows = budget / 3 / (flops_per_token * _STEPS * sequence_length)
     size = 2 ** math.ceil(math.log2(windows)) if windows > 1 else 1
-    while size > 1 and peak_lr(width, size) > _MAX_LR:
+    while size > 1 and peak_lr(width, size) > max_lr:
         size //= 2
     return size
 

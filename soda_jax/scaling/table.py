@@ -53,7 +53,7 @@ def read_runs(
     set_aside: list[str] = []
     lines = _measured(file, table, lines, names, set_aside)
     # Only now: a run that is not finished has no vocabulary.
-    check_comparable(file, table, lines)
+    same = check_comparable(file, table, lines)
 
     def numbers(column: str) -> np.ndarray:
         return np.array([number(table[column][line]) for line in lines])
@@ -89,6 +89,7 @@ def read_runs(
             "columns": names,
             "select": dict(select or {}),
             **study_of(file, table, lines),
+            "comparable": same,
         },
     )
     chosen = np.ones(len(runs), bool) if note else consistent(file, runs, lines, set_aside)

@@ -14,8 +14,15 @@ _SAME = ("experiment", "vocabulary", "normalizer", "head", "tokenizer")
 _CONTRADICTION = math.log(2)
 
 
-def check_comparable(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) -> None:
-    """Raises UserError if the rows have several values of a column that must be the same."""
+def check_comparable(
+    file: str, table: Mapping[str, list[Any]], lines: Sequence[int]
+) -> dict[str, str]:
+    """Returns the value of each column that must be the same in all rows.
+
+    Raises:
+      UserError: if the rows have several values of one of them.
+    """
+    same = {}
     for column in _SAME:
         if column in table:
             values = list(dict.fromkeys(str(table[column][line]) for line in lines))
@@ -24,6 +31,8 @@ def check_comparable(file: str, table: Mapping[str, list[Any]], lines: Sequence[
                     f"{file} mixes {len(values)} values of {column} ({some(values)}), whose losses "
                     f"cannot be compared; add --select {column}={values[0]}"
                 )
+            same[column] = values[0]
+    return same
 
 
 def study_of(file: str, table: Mapping[str, list[Any]], lines: Sequence[int]) -> dict[str, int]:

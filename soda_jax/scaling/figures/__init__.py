@@ -1,0 +1,1 @@
+"""Figures and the HTML report of scaling studies; see the README of `soda_jax.scaling`."""

@@ -1,0 +1,67 @@
+"""Contours of the fitted loss over N and D, with the runs and the efficient frontier."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from soda_jax.report.figures import styled, subplots
+from soda_jax.scaling.figures.fitted import FittedRuns
+from soda_jax.scaling.figures.style import (
+    GRAY,
+    PARABOLA,
+    budget_text,
+    log_counts,
+    ordered_style,
+    ramp,
+    spread,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FRONTIER = "efficient frontier, N*(C) and D*(C)"
+_LEVELS = 12
+_POINTS = 120
+
+
+@styled
+def contours_figure(fitted: FittedRuns) -> "Figure":
+    """Returns contours of the loss in nats over N and D on logarithmic axes.
+
+    Args:
+      fitted: the runs and their fits.
+    """
+    figure, (axis,) = subplots(1, 1, (8.6, 5.4), layout="constrained")
+    runs = fitted.runs
+    params, tokens = spread(runs.params, 1.6), spread(runs.tokens, 1.6)
+    n, d = np.geomspace(*params, _POINTS), np.geomspace(*tokens, _POINTS)
+    loss = fitted.surface.loss(n[:, None], d[None]).T
+    # Levels at equal shares of the area, because the loss rises steeply toward small N and D.
+    levels = np.unique(np.quantile(loss, np.linspace(0.02, 0.98, _LEVELS)).round(3))
+    colors = [ramp(where) for where in np.linspace(0, 1, len(levels))]
+    if len(levels) > 1:
+        lines = axis.contour(n, d, loss, levels=levels, colors=colors, linewidths=1.1)
+        axis.clabel(lines, fmt="%.4g", fontsize=7.5, inline_spacing=2)
+    for budget in fitted.budgets:
+        axis.plot(n, fitted.tokens_for(budget, n), ":", color=GRAY, linewidth=0.8, alpha=0.8)
+    for index, budget in enumerate(fitted.budgets):
+        chosen = runs.budget == budget
+        style = ordered_style(index, len(fitted.budgets))
+        axis.plot(
+            *(runs.params[chosen], runs.tokens[chosen]), linestyle="none", markersize=4.5,
+            label=budget_text(budget), **style,
+        )  # fmt: skip
+    budgets = np.geomspace(fitted.budgets[0] / 100, fitted.budgets[-1] * 100, 200)
+    best = fitted.optimum(fitted.surface, budgets)
+    handles, labels = axis.get_legend_handles_labels()
+    if np.isfinite(best[0]).any():
+        frontier = axis.plot(*best, "-", color=PARABOLA, linewidth=2.6, label=FRONTIER)
+        axis.legend(handles=frontier, loc="lower left", fontsize=8)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(*params)
+    axis.set_ylim(*tokens)
+    log_counts(axis, "x", "parameters, N")
+    log_counts(axis, "y", "training tokens, D")
+    figure.legend(handles, labels, title="runs, FLOPs", loc="outside right upper")
+    return figure
