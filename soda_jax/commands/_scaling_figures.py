@@ -18,7 +18,9 @@ def add_figure_actions(actions: Any) -> None:
     report.add_argument("table", metavar="TABLE", help="CSV or Parquet file with one row per run")
     report.add_argument("--out", metavar="DIR", required=True, help="folder of the report")
     report.add_argument(
-        "--fit", metavar="FILE", help="JSON of soda scaling fit (fits the table); its selection is used"
+        "--fit",
+        metavar="FILE",
+        help="JSON of soda scaling fit (fits the table); its selection is used",
     )
     report.add_argument(
         "--held_out", metavar="TABLE", help="runs that are predicted and were not fitted"
@@ -32,9 +34,7 @@ def add_figure_actions(actions: Any) -> None:
     )
     for name in ("budget", "params", "tokens", "loss"):
         report.add_argument(f"--{name}", metavar="COLUMN", help=f"column of the {name}")
-    report.add_argument(
-        "--keep_repeats", action="store_true", help="as in soda scaling fit"
-    )
+    report.add_argument("--keep_repeats", action="store_true", help="as in soda scaling fit")
     report.add_argument("--title", help="heading of the page")
     add_number(report, "--bootstrap", 1000, "draws for the confidence intervals; 0 = none")
     add_number(report, "--seed", 0, "seed of the bootstrap")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-# A placeholder color; in SVG it is replaced by the text color of the page.
-_INK = "#010203"
+# A placeholder color; in inline SVG it is replaced by the text color of the page.
+INK = "#010203"
 _TRAINING, _VALIDATION, _BIGRAM, _UNIGRAM = "#5b8fd1", "#e0782f", "#3f9a6b", "#9a86c9"
 _STYLE: Any = {  # matplotlib rcParams
     "font.family": "sans-serif",
@@ -28,14 +28,14 @@ _STYLE: Any = {  # matplotlib rcParams
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.grid": True,
     "grid.color": "#808080",
     "grid.alpha": 0.22,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "soda",
@@ -182,7 +182,7 @@ def svg(figure: "Figure", label: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     start, rest = text.split(">", 1)
     named = f'{start} role="img" aria-label="{html.escape(label)}">'
     body = rest.partition("</metadata>")[2] or rest

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soda_jax.report.figures import styled, subplots
+from soda_jax.report.figures import INK, styled, subplots
 from soda_jax.scaling.bootstrap import interval
 from soda_jax.scaling.figures.fitted import FittedRuns, band
 from soda_jax.scaling.figures.style import (
@@ -60,9 +60,9 @@ def classes_figure(fitted: FittedRuns) -> "Figure":
             best = float(fitted.optimum(one.surface, budget)[0])
             if sizes[0] <= best <= sizes[-1]:
                 at = float(one.surface.loss(best, fitted.tokens_for(budget, best)))
-                axis.plot(best, at, "*", color=GRAY, markersize=8.5, zorder=4)
+                axis.plot(best, at, "*", color=INK, markersize=8.5, zorder=4)
         axis.set_title(titled(name))
-        log_counts(axis, "x", "")
+        log_counts(axis, "x", "", most=4)
     _finish(figure, axes, len(fitted.classes), columns)
     return figure
 
@@ -80,7 +80,7 @@ def _finish(figure: "Figure", axes: Any, panels: int, columns: int) -> None:
     for axis in axes[:panels]:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    star: Any = {"marker": "*", "markersize": 9, "linestyle": "none", "color": GRAY}
+    star: Any = {"marker": "*", "markersize": 9, "linestyle": "none", "color": INK}
     handles["minimum"] = Line2D([], [], **star)
     figure.legend(
         list(handles.values()), list(handles), title="FLOPs", loc="outside lower center",
@@ -106,7 +106,7 @@ def class_optima_figure(fitted: FittedRuns) -> "Figure":
     middle = float(np.exp(np.log(fitted.budgets).mean()))
     everything = {"all": (fitted.surface, fitted.draws)}
     everything |= {name: (one.surface, one.draws) for name, one in fitted.classes.items()}
-    shown = []
+    shown, absent = [], []
     for index, (name, (surface, draws)) in enumerate(everything.items()):
         style: dict[str, Any] = class_style(index - 1) if index else {"color": GRAY}
         width = {"linewidth": 1.5, "markersize": 5} if index else {"linewidth": 3.2}
@@ -129,8 +129,10 @@ def class_optima_figure(fitted: FittedRuns) -> "Figure":
         for axis, value, around in zip((sizes, powers), (at, a), ranges, strict=True):
             if np.isfinite(value):
                 axis.plot(value, row, marker, color=style["color"], markersize=6)
-            if around:
+            if around and np.isfinite(value):
                 axis.plot(around, [row, row], "-|", color=style["color"], linewidth=1.4)
+        if not np.isfinite(at):
+            absent.append(row)
     names = [titled(name) for name in everything]
     for axis in (sizes, powers):
         axis.set_yticks(-np.arange(len(names)), names)
@@ -140,7 +142,9 @@ def class_optima_figure(fitted: FittedRuns) -> "Figure":
     sizes.set_xscale("log")
     left, right = sizes.get_xlim()
     sizes.set_xlim(max(left, low / _FAR), min(right, high * _FAR))
-    log_counts(sizes, "x", "optimal parameters, N*")
+    log_counts(sizes, "x", "optimal parameters, N*", most=4)
+    for row in absent:
+        sizes.text(np.sqrt(low * high), row, "no optimum", ha="center", va="center", fontsize=8)
     sizes.set_title(f"N* at {budget_text(middle)} FLOPs")
     powers.set_yticklabels([])
     powers.set_xlabel("a")

@@ -1,10 +1,11 @@
 """Contours of the fitted loss over N and D, with the runs and the efficient frontier."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from soda_jax.report.figures import styled, subplots
+from soda_jax.report.figures import INK, styled, subplots
 from soda_jax.scaling.figures.fitted import FittedRuns
 from soda_jax.scaling.figures.style import (
     GRAY,
@@ -12,7 +13,6 @@ from soda_jax.scaling.figures.style import (
     budget_text,
     log_counts,
     ordered_style,
-    ramp,
     spread,
 )
 
@@ -36,12 +36,15 @@ def contours_figure(fitted: FittedRuns) -> "Figure":
     params, tokens = spread(runs.params, 1.6), spread(runs.tokens, 1.6)
     n, d = np.geomspace(*params, _POINTS), np.geomspace(*tokens, _POINTS)
     loss = fitted.surface.loss(n[:, None], d[None]).T
-    # Levels at equal shares of the area, because the loss rises steeply toward small N and D.
-    levels = np.unique(np.quantile(loss, np.linspace(0.02, 0.98, _LEVELS)).round(3))
-    colors = [ramp(where) for where in np.linspace(0, 1, len(levels))]
-    if len(levels) > 1:
-        lines = axis.contour(n, d, loss, levels=levels, colors=colors, linewidths=1.1)
-        axis.clabel(lines, fmt="%.4g", fontsize=7.5, inline_spacing=2)
+    # The scales and limits are set first, because the labels are positioned on the screen.
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(*params)
+    axis.set_ylim(*tokens)
+    levels = contour_levels(loss)
+    if len(levels):
+        lines = axis.contour(n, d, loss, levels=levels, colors=INK, linewidths=0.9, alpha=0.75)
+        axis.clabel(lines, fmt="%g", fontsize=8, inline_spacing=3)
     for budget in fitted.budgets:
         axis.plot(n, fitted.tokens_for(budget, n), ":", color=GRAY, linewidth=0.8, alpha=0.8)
     for index, budget in enumerate(fitted.budgets):
@@ -57,11 +60,19 @@ def contours_figure(fitted: FittedRuns) -> "Figure":
     if np.isfinite(best[0]).any():
         frontier = axis.plot(*best, "-", color=PARABOLA, linewidth=2.6, label=FRONTIER)
         axis.legend(handles=frontier, loc="lower left", fontsize=8)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlim(*params)
-    axis.set_ylim(*tokens)
     log_counts(axis, "x", "parameters, N")
     log_counts(axis, "y", "training tokens, D")
     figure.legend(handles, labels, title="runs, FLOPs", loc="outside right upper")
     return figure
+
+
+def contour_levels(loss: np.ndarray) -> np.ndarray:
+    """Returns about twelve rounded levels at equal shares of the area, ascending.
+
+    The loss rises steeply toward small N and D, so that levels at equal distances would be crowded there.
+    """
+    values = np.quantile(loss, np.linspace(0.02, 0.98, _LEVELS))
+    step = float(np.diff(values).min())
+    if not step > 0:
+        return values[:0]
+    return np.unique(values.round(max(0, -math.floor(math.log10(step)))))

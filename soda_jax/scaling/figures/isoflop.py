@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soda_jax.report.figures import styled, subplots
+from soda_jax.report.figures import INK, styled, subplots
 from soda_jax.scaling.figures.fitted import FittedRuns
-from soda_jax.scaling.figures.style import budget_text, log_counts, ordered_style
+from soda_jax.scaling.figures.style import GRAY, budget_text, log_counts, ordered_style
 from soda_jax.scaling.parabola import Parabola
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _mark(axis: Any, points: list[tuple[float, float]], label: str) -> None:
     if not surface:
         style |= {"markersize": 7.5, "markerfacecolor": "none", "markeredgewidth": 1.3}
     x, y = zip(*points, strict=True)
-    axis.plot(x, y, linestyle="none", color="#808080", label=label, zorder=4, **style)
+    axis.plot(x, y, linestyle="none", color=INK, label=label, zorder=4, **style)
 
 
 def _limits(axes: Any, losses: np.ndarray, minima: dict[Any, list[tuple[float, float]]]) -> None:
@@ -104,9 +104,9 @@ def _legend(figure: "Figure", axis: Any, parabolas: bool) -> None:
 
     handles, labels = axis.get_legend_handles_labels()
     marks = [h for h, label in zip(handles, labels, strict=True) if label.startswith("minimum")]
-    lines = [Line2D([], [], color="#808080", linestyle="-", label="fitted surface")]
+    lines = [Line2D([], [], color=GRAY, linestyle="-", label="fitted surface")]
     if parabolas:
-        lines.append(Line2D([], [], color="#808080", linestyle="--", label="parabola"))
+        lines.append(Line2D([], [], color=GRAY, linestyle="--", label="parabola"))
     budgets = [h for h, label in zip(handles, labels, strict=True) if "minimum" not in label]
     title = "FLOPs"
     figure.legend(handles=budgets, title=title, loc="outside right upper")

@@ -20,6 +20,7 @@ from soda_jax.scaling.figures.style import (
     spread,
 )
 from soda_jax.scaling.runs import Runs
+from soda_jax.scaling.summary import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +122,13 @@ def measured_figure(
     by_fit = fitted.surface.loss(runs.params, runs.tokens)
     left_out = left_out_losses(runs)
     groups: list[tuple[str, Any, Any, Any, dict[str, Any]]] = [
-        (FITTED, runs.budget, runs.loss, by_fit, {"marker": "o", "color": SURFACE, "markersize": 6}),
+        (
+            FITTED,
+            runs.budget,
+            runs.loss,
+            by_fit,
+            {"marker": "o", "color": SURFACE, "markersize": 6},
+        ),
         (LEFT_OUT, runs.budget, runs.loss, left_out, {"marker": "x", "color": PARABOLA}),
     ]
     groups[0][-1]["markerfacecolor"] = "none"
@@ -139,9 +146,6 @@ def measured_figure(
             losses.plot(measured, predicted, linestyle="none", label=label, **style)
             relative = 100 * (predicted / measured - 1)
             errors.plot(budget, relative, linestyle="none", label=label, **style)
-    if held_out is not None and known:
-        low, high = 100 * known[0].error_interval
-        errors.vlines(held_out.budget, low, high, color=PALETTE[4], linewidth=1.6)
     losses.set_xlim(*ends)
     losses.set_ylim(*ends)
     losses.set_xlabel("measured loss, nats")
@@ -173,7 +177,7 @@ def held_out_figure(held_out: Runs, known: list[Prediction]) -> "Figure":
         errors = np.array([100 * one.error[run] for one in known])
         ranges = np.array([100 * one.error_interval[:, run] for one in known])
         axis.hlines(rows, *ranges.T, color=color, linewidth=1.4)
-        label = f"{budget_text(held_out.budget[run])} FLOPs, N = {held_out.params[run]:.3g}"
+        label = f"{budget_text(held_out.budget[run])} FLOPs, N = {count(held_out.params[run])}"
         style: Any = {"linestyle": "none", "marker": MARKERS[run % len(MARKERS)], "color": color}
         axis.plot(errors, rows, markersize=6, label=label, **style)
     names = [titled(one.name) for one in known]

@@ -7,6 +7,7 @@ import numpy as np
 from soda_jax.report.figures import styled, subplots
 from soda_jax.scaling.figures.fitted import FittedRuns, band
 from soda_jax.scaling.figures.style import (
+    GRAY,
     LOG_SUM_EXP,
     PARABOLA,
     SURFACE,
@@ -74,9 +75,7 @@ def optima_figure(fitted: FittedRuns) -> "Figure":
                 )
     runs = fitted.runs
     for axis, counts, values in zip(axes, (runs.params, runs.tokens), shown, strict=True):
-        axis.plot(
-            *(runs.budget, counts, "_"), color="#808080", markersize=7, alpha=0.8, label="runs"
-        )
+        axis.plot(*(runs.budget, counts, "_"), color=GRAY, markersize=7, alpha=0.8, label="runs")
         low, high = spread(np.concatenate([counts, *values]))
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -90,7 +89,10 @@ def optima_figure(fitted: FittedRuns) -> "Figure":
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles))
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(4, len(handles)),
     )
     return figure
 

@@ -219,7 +219,7 @@ def head_figure() -> "Figure":
     shares.set_ylabel("share of the head in the FLOPs, %")
     shares.legend()
     found = []
-    for budget in np.geomspace(1e18, 1e23, 21):
+    for budget in np.geomspace(1e18, 1e22, 17):
         optima = []
         for head_rows in (None, LEGAL_ROWS):
             params, tokens, loss = _losses(budget, head_rows)
@@ -236,4 +236,3 @@ def head_figure() -> "Figure":
     moves.set_ylabel("optimum, legal head / full head")
     moves.legend()
     return figure
-

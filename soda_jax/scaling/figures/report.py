@@ -6,7 +6,6 @@ Each part is a function from `Content` to HTML; a part without data states the r
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from soda_jax.scaling.summary import count
 NAMES = (
     "isoflop", "optima", "contours", "classes", "class_optima", "measured", "held_out",
 )  # fmt: skip
+_LISTED = 8  # longer lists are collapsed
 _COEFFICIENTS = ("alpha", "beta", "E", "A", "B", "a", "b")
 _METHODS = {
     "variable_projection": "variable projection",
@@ -107,6 +107,9 @@ def missing(fitted: FittedRuns, held_out: Runs | None) -> list[str]:
         lines.append(f"approach 2: {fit['approach2_reason']}")
     if not np.isfinite(fitted.optimum(fitted.surface, fitted.budgets)[0]).any():
         lines.append("optimum of the surface: A, B or the power of N in the FLOPs is not above 0")
+    for name, one in fitted.classes.items():
+        if not np.isfinite(fitted.optimum(one.surface, fitted.budgets)[0]).any():
+            lines.append(f"optimum of class {name}: A or B of its surface is 0")
     if not fit.get("left_out_error"):
         lines.append("predictions without a budget: fewer than 6 runs remain without any budget")
     if held_out is None:
@@ -114,9 +117,7 @@ def missing(fitted: FittedRuns, held_out: Runs | None) -> list[str]:
     return lines
 
 
-def _drawn(
-    fitted: FittedRuns, held_out: Runs | None, known: Sequence[Prediction]
-) -> list[Drawn]:
+def _drawn(fitted: FittedRuns, held_out: Runs | None, known: Sequence[Prediction]) -> list[Drawn]:
     found = [
         Drawn(
             "isoflop",
@@ -232,9 +233,10 @@ def _coefficients(content: Content) -> str:
     head = ["method", "α", "β", "E", "A", "B", "a", "b", "Huber, 1e-6"]
     law = fit["flops_law"]
     note = (
-        "<p>L = E + A/N^α + B/D^β in nats, N in millions of parameters, D in billions of tokens; "
-        "N* ∝ C^a and D* ∝ C^b. Approach 2 has only a and b. The FLOPs of the table are "
-        f"C ≈ {law['constant']:.3g} · N^{law['power']:.3f} · D. Small numbers: 95% intervals.</p>"
+        "<p>L = E + A/N<sup>α</sup> + B/D<sup>β</sup> in nats, N in millions of parameters, D in billions "
+        "of tokens; N* ∝ C<sup>a</sup> and D* ∝ C<sup>b</sup>. Approach 2 has only a and b. The FLOPs of "
+        f"the table are C ≈ {law['constant']:.3g} · N<sup>{law['power']:.3f}</sup> · D. Small numbers: 95% "
+        "intervals.</p>"
     )
     bias = fit.get("approach2_bias")
     more = ""
@@ -291,7 +293,7 @@ def _class_table(content: Content) -> str:
 def _left_out(content: Content) -> str:
     """Returns a table with the errors of each budget that is left out of the fit."""
     rows = [
-        [escaped(name), f"{100 * one['mean']:+.3f}", f"{100 * one['mean_absolute']:.3f}"]
+        [budget_text(float(name)), f"{100 * one['mean']:+.3f}", f"{100 * one['mean_absolute']:.3f}"]
         for name, one in (content.fitted.fit.get("left_out_error") or {}).items()
     ]
     return table(["budget left out", "mean error, %", "mean absolute, %"], rows) if rows else ""
@@ -322,19 +324,24 @@ def _held_out_table(content: Content) -> str:
             )
     head = ["budget", "N", "D", "class", "predicted, nats", "measured, nats", "error, %"]
     source = escaped(str(held_out.source.get("file", "")))
-    return f"<p>Runs of {source}, which are not part of the fit.</p>" + table(head, rows, texts=(3,))
+    return f"<p>Runs of {source}, which are not part of the fit.</p>" + table(
+        head, rows, texts=(3,)
+    )
 
 
 def _notes(content: Content) -> str:
     """Returns the sections with warnings, set-aside rows, assumptions and missing parts."""
     fit = content.fitted.fit
     html = ""
-    warned = [*fit["warnings"]]
-    for name, one in fit["classes"].items():
-        warned += [f"{titled(name)}: {line}" for line in one.get("warnings", ())]
+    by_class = [
+        f"{titled(name)}: {line}"
+        for name, one in fit["classes"].items()
+        for line in one.get("warnings", ())
+    ]
     held = content.held_out.set_aside if content.held_out is not None else ()
     groups = (
-        ("Warnings", warned),
+        ("Warnings", list(fit["warnings"])),
+        ("Warnings about classes", by_class),
         ("Rows set aside", [*fit.get("set_aside", ()), *(f"held-out table, {x}" for x in held)]),
         ("Assumptions", list(fit.get("notes", ()))),
         ("Left out of this page", missing(content.fitted, content.held_out)),
@@ -342,7 +349,10 @@ def _notes(content: Content) -> str:
     for title, lines in groups:
         if lines:
             items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
-            html += section(title, f'<div class="card"><ul>{items}</ul></div>')
+            listed = f"<ul>{items}</ul>"
+            if len(lines) > _LISTED:
+                listed = f"<details><summary>{len(lines)} lines</summary>{listed}</details>"
+            html += section(title, f'<div class="card">{listed}</div>')
     return html
 
 

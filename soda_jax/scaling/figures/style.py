@@ -5,7 +5,6 @@ readable in grayscale.
 """
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,19 +58,20 @@ def class_style(index: int) -> dict[str, Any]:
     return {
         "color": PALETTE[index % len(PALETTE)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index % len(LINES)],
+        "linestyle": LINES[(index + index // len(PALETTE)) % len(LINES)],
     }
 
 
-def log_counts(axis: "Axes", which: str, label: str) -> None:
+def log_counts(axis: "Axes", which: str, label: str, most: int = 7) -> None:
     """Makes an axis logarithmic with counts such as 100M as ticks.
 
     Args:
       axis: the axes.
       which: "x" or "y".
       label: label of the axis.
+      most: largest number of ticks.
     """
-    _log(axis, which, label, lambda value, _: count(value))
+    _log(axis, which, label, lambda value, _: count(value), most)
 
 
 def log_budgets(axis: "Axes", which: str, label: str = "training FLOPs, C") -> None:
@@ -84,20 +84,20 @@ def log_factors(axis: "Axes", which: str, label: str) -> None:
     _log(axis, which, label, lambda value, _: f"{value:g}")
 
 
-def _log(axis: "Axes", which: str, label: str, form: Any) -> None:
+def _log(axis: "Axes", which: str, label: str, form: Any, most: int = 7) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     getattr(axis, f"set_{which}scale")("log")
     getattr(axis, f"set_{which}label")(label)
     low, high = getattr(axis, f"get_{which}lim")()
     line = axis.xaxis if which == "x" else axis.yaxis
-    line.set_major_locator(FixedLocator(log_ticks(low, high)))
+    line.set_major_locator(FixedLocator(log_ticks(low, high, most)))
     line.set_major_formatter(FuncFormatter(form))
     line.set_minor_locator(NullLocator())
     getattr(axis, f"set_{which}lim")(low, high)
 
 
-def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Returns round numbers from `low` to `high`, at least two where possible and at most `most`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
@@ -122,11 +122,3 @@ def spread(values: np.ndarray, margin: float = 1.15) -> tuple[float, float]:
     """Returns the range of finite values above 0, wider by a factor on each side."""
     known = values[np.isfinite(values) & (values > 0)]
     return float(known.min()) / margin, float(known.max()) * margin
-
-
-def legend_of(axis: "Axes", handles: Sequence[Any] = (), **options: Any) -> None:
-    """Adds a legend with one entry per label, of the axes or of `handles`."""
-    if not handles:
-        found, labels = axis.get_legend_handles_labels()
-        handles = list(dict(zip(labels, found, strict=True)).values())
-    axis.legend(handles=list(handles), **options)
