@@ -10,6 +10,7 @@ import pytest
 from laws import LAWS, planted, rows_of, write
 
 from soda_jax import cli
+from soda_jax.errors import UserError
 from soda_jax.scaling.figures.classes import class_optima_figure, classes_figure
 from soda_jax.scaling.figures.contours import FRONTIER, contour_levels, contours_figure
 from soda_jax.scaling.figures.fitted import fitted_runs
@@ -109,8 +110,9 @@ def test_optimum_lines_agree_with_the_planted_law(fitted):
     np.testing.assert_allclose(minima, [one.minimum for one in fitted.parabolas.by_params])
 
 
-def test_a_fit_without_draws_has_no_band(table):
-    fitted = fitted_runs(read_runs(table), fit_table(read_runs(table), 0))
+def test_a_fit_without_draws_has_no_band(table, fit):
+    fit = {name: value for name, value in fit.items() if name not in ("draws", "intervals")}
+    fitted = fitted_runs(read_runs(table), fit)
     assert not any(axis.collections for axis in optima_figure(fitted).axes)
     assert any(reason.startswith("intervals:") for reason in missing(fitted, None))
 
@@ -218,14 +220,13 @@ def test_a_fitted_run_is_not_held_out(tmp_path, table, fit, capsys):
     assert not (tmp_path / "o").exists()
 
 
-def test_held_out_runs_of_another_tokenizer_are_refused(tmp_path):
-    runs = planted(LAW, budgets=4, sizes=4)
-    fitted_file = write(tmp_path / "a.csv", rows_of(runs, tokenizer="a"))
-    others = rows_of(planted(LAW, budgets=2, sizes=3), tokenizer="b")
-    with pytest.raises(Exception, match="has tokenizer b, but the fitted runs have a"):
-        known = read_runs(fitted_file)
-        held_out = read_runs(write(tmp_path / "b.csv", others))
-        predictions(fitted_runs(known, fit_table(known, 0)), held_out)
+@pytest.mark.parametrize("column", ["tokenizer", "vocabulary", "normalizer"])
+def test_held_out_runs_of_another_tokenizer_are_refused(tmp_path, fitted, column):
+    file = write(tmp_path / "b.csv", rows_of(planted(LAW, budgets=2, sizes=3), **{column: "b"}))
+    source = {**fitted.runs.source, "comparable": {column: "a"}}
+    fitted = dataclasses.replace(fitted, runs=dataclasses.replace(fitted.runs, source=source))
+    with pytest.raises(UserError, match=f"b.csv has {column} b, but the fitted runs have a"):
+        predictions(fitted, read_runs(file))
 
 
 def test_bad_options_are_refused(tmp_path, table, capsys):

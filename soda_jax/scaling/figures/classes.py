@@ -59,7 +59,7 @@ def classes_figure(fitted: FittedRuns) -> "Figure":
             )  # fmt: skip
             best = float(fitted.optimum(one.surface, budget)[0])
             if sizes[0] <= best <= sizes[-1]:
-                at = float(one.surface.loss(best, fitted.tokens_for(budget, best)))
+                at = float(one.surface.loss(np.array(best), fitted.tokens_for(budget, best)))
                 axis.plot(best, at, "*", color=INK, markersize=8.5, zorder=4)
         axis.set_title(titled(name))
         log_counts(axis, "x", "", most=4)
@@ -109,11 +109,11 @@ def class_optima_figure(fitted: FittedRuns) -> "Figure":
     shown, absent = [], []
     for index, (name, (surface, draws)) in enumerate(everything.items()):
         style: dict[str, Any] = class_style(index - 1) if index else {"color": GRAY}
-        width = {"linewidth": 1.5, "markersize": 5} if index else {"linewidth": 3.2}
+        width: dict[str, Any] = {"linewidth": 1.5, "markersize": 5} if index else {"linewidth": 3.2}
         best = fitted.optimum(surface, budgets)[0]
         if np.isfinite(best).any():
             shown.append(best)
-            every = {"markevery": (index % 3, _POINTS // 5)}
+            every: Any = {"markevery": (index % 3, _POINTS // 5)}
             lines.plot(budgets, best, label=titled(name), **every, **width, **style)
         a, row = surface.exponents(fitted.power)[0], -index
         marker = style.get("marker", "o")

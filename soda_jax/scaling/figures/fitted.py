@@ -63,7 +63,7 @@ class FittedRuns:
         """Budgets of the curves in FLOPs, ascending, `[budgets]`."""
         return np.unique(self.runs.budget)
 
-    def tokens_for(self, budget: float | np.ndarray, params: np.ndarray) -> np.ndarray:
+    def tokens_for(self, budget: float | np.ndarray, params: float | np.ndarray) -> np.ndarray:
         """Returns the tokens that a budget allows a model, under the FLOPs of the table."""
         return budget / (self.constant * np.asarray(params) ** self.power)
 

@@ -37,7 +37,7 @@ def isoflop_figure(fitted: FittedRuns) -> "Figure":
         best = float(fitted.optimum(fitted.surface, budget)[0])
         sizes = _sizes(runs.params[chosen], best)
         slices = (sizes, fitted.tokens_for(budget, sizes))
-        at = (best, float(fitted.tokens_for(budget, best)))
+        at = (np.asarray(best), np.asarray(fitted.tokens_for(budget, best)))
         losses = fitted.surface.loss(*slices)
         parabolas = (fitted.parabolas.by_params, fitted.parabolas.by_tokens)
         for number, counts in enumerate((runs.params[chosen], runs.tokens[chosen])):
@@ -49,7 +49,7 @@ def isoflop_figure(fitted: FittedRuns) -> "Figure":
             )  # fmt: skip
             if sizes[0] <= best <= sizes[-1]:
                 minima.setdefault((number, SURFACE_MINIMUM), []).append(
-                    (at[number], float(fitted.surface.loss(*at)))
+                    (float(at[number]), float(fitted.surface.loss(*at)))
                 )
             if index < len(parabolas[number]):
                 one = parabolas[number][index]

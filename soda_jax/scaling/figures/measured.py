@@ -121,19 +121,13 @@ def measured_figure(
     runs = fitted.runs
     by_fit = fitted.surface.loss(runs.params, runs.tokens)
     left_out = left_out_losses(runs)
+    circle = {"marker": "o", "color": SURFACE, "markersize": 6, "markerfacecolor": "none"}
     groups: list[tuple[str, Any, Any, Any, dict[str, Any]]] = [
-        (
-            FITTED,
-            runs.budget,
-            runs.loss,
-            by_fit,
-            {"marker": "o", "color": SURFACE, "markersize": 6},
-        ),
+        (FITTED, runs.budget, runs.loss, by_fit, circle),
         (LEFT_OUT, runs.budget, runs.loss, left_out, {"marker": "x", "color": PARABOLA}),
     ]
-    groups[0][-1]["markerfacecolor"] = "none"
     if held_out is not None and known:
-        style = {"marker": "*", "color": PALETTE[4], "markersize": 12}
+        style: dict[str, Any] = {"marker": "*", "color": PALETTE[4], "markersize": 12}
         groups.append((HELD_OUT, held_out.budget, held_out.loss, known[0].predicted, style))
     everything = np.concatenate([values for _, _, one, two, _ in groups for values in (one, two)])
     everything = everything[np.isfinite(everything)]

@@ -38,7 +38,7 @@ def optima_figure(fitted: FittedRuns) -> "Figure":
     """
     figure, axes = subplots(1, 2, (10.8, 4.3), layout="constrained")
     budgets = np.geomspace(fitted.budgets[0] / _BEYOND, fitted.budgets[-1] * _BEYOND, _POINTS)
-    names = (
+    names: tuple[tuple[str, Any, dict[str, Any]], ...] = (
         (SURFACE_LINE, fitted.surface, {"color": SURFACE, "linestyle": "-", "linewidth": 2}),
         (LOG_SUM_EXP_LINE, fitted.log_sum_exp, {"color": LOG_SUM_EXP, "linestyle": ":"}),
     )
@@ -58,8 +58,12 @@ def optima_figure(fitted: FittedRuns) -> "Figure":
     curves = (fitted.parabolas.by_params, fitted.parabolas.by_tokens)
     for number, (law, ones) in enumerate(zip(laws, curves, strict=True)):
         if law is not None:
-            style = {"color": PARABOLA, "linestyle": "--", "linewidth": 1.8}
-            axes[number].plot(budgets, law.at(budgets), label=PARABOLA_LINE, **style)
+            axes[number].plot(
+                *(budgets, law.at(budgets), "--"),
+                color=PARABOLA,
+                linewidth=1.8,
+                label=PARABOLA_LINE,
+            )
             shown[number].append(law.at(budgets))
         for inside, fill in ((True, PARABOLA), (False, "none")):
             points = [

@@ -71,7 +71,7 @@ def pitfall_figures() -> list[Drawn]:
 
 
 def model_sizes(
-    widths: Sequence[int], matrices: int = 2, head_rows: float | None = None
+    widths: Sequence[int] | np.ndarray, matrices: int = 2, head_rows: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns parameters and training FLOPs per token of the paper's models, `[widths]` each.
 
@@ -184,10 +184,12 @@ def lr_cap_figure() -> "Figure":
         color, marker = PALETTE[index], MARKERS[index]
         for one, line, fill in ((free, ":", "none"), (capped, "-", color)):
             label = f"{budget_text(budget)}, {'without' if one is free else 'with'} the cap"
-            style = {"color": color, "marker": marker, "markerfacecolor": fill, "markersize": 4.5}
-            style["zorder"] = 3 if one is capped else 2
+            order = 3 if one is capped else 2
             for axis, values in ((batches, one.batch), (rates, one.lr), (steps, one.steps)):
-                axis.plot(widths, values, line, label=label, **style)
+                axis.plot(
+                    *(widths, values, line), color=color, marker=marker, markerfacecolor=fill,
+                    markersize=4.5, zorder=order, label=label,
+                )  # fmt: skip
     rates.axhline(0.01, color=GRAY, linewidth=1.2)
     steps.axhline(soda().max_steps, color=GRAY, linewidth=1.2)
     batches.axhline(soda().min_batch, color=GRAY, linewidth=1.2)
