@@ -89,8 +89,7 @@ def run_report(args: argparse.Namespace) -> int:
         fitted = fitted_runs(runs, fit_table(runs, args.bootstrap, args.seed))
     held_out = None
     if args.held_out:
-        named = {key: name for key, name in columns.items() if key != "loss" or not args.fit}
-        held_out = read_runs(args.held_out, {}, named or {}, args.keep_repeats)
+        held_out = read_runs(args.held_out, {}, columns, args.keep_repeats)
     for line in write_scaling_report(args.out, fitted, held_out, args.title, formats):
         print(line)
     return 0
