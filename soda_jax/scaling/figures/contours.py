@@ -19,7 +19,7 @@ from soda_jax.scaling.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FRONTIER = "efficient frontier, N*(C) and D*(C)"
+FRONTIER = "efficient frontier"
 _LEVELS = 12
 _POINTS = 120
 
@@ -56,13 +56,11 @@ def contours_figure(fitted: FittedRuns) -> "Figure":
         )  # fmt: skip
     budgets = np.geomspace(fitted.budgets[0] / 100, fitted.budgets[-1] * 100, 200)
     best = fitted.optimum(fitted.surface, budgets)
-    handles, labels = axis.get_legend_handles_labels()
     if np.isfinite(best[0]).any():
-        frontier = axis.plot(*best, "-", color=PARABOLA, linewidth=2.6, label=FRONTIER)
-        axis.legend(handles=frontier, loc="lower left", fontsize=8)
+        axis.plot(*best, "-", color=PARABOLA, linewidth=2.6, label=FRONTIER)
     log_counts(axis, "x", "parameters, N")
     log_counts(axis, "y", "training tokens, D")
-    figure.legend(handles, labels, title="runs, FLOPs", loc="outside right upper")
+    figure.legend(title="FLOPs", loc="outside right upper")
     return figure
 
 

@@ -137,7 +137,7 @@ def _drawn(fitted: FittedRuns, held_out: Runs | None, known: Sequence[Prediction
         Drawn(
             "contours",
             "Loss surface",
-            "Contours of the fitted loss in nats, the runs, and the efficient frontier. Dotted: equal FLOPs.",
+            "Contours of the fitted loss in nats, the runs, and the efficient frontier, N*(C) and D*(C). Dotted: equal FLOPs.",
             contours_figure(fitted),
         ),
     ]
