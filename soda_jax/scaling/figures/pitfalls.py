@@ -21,7 +21,9 @@ from soda_jax.scaling.figures.style import (
     ordered_style,
 )
 from soda_jax.scaling.rules import BUDGETS, batch, peak_lr, soda
+from soda_jax.scaling.shape import legal_head_rows
 from soda_jax.scaling.surface import Surface
+from soda_jax.tokens.vocabulary import VocabularyLayout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 VOCABULARY, LENGTH = 144_644, 4096
 # The surface that arXiv 2603.22339 fitted to SODA's runs; N in millions, D in billions.
 SODA_SURFACE = Surface(0.684, 0.439, 3.169, 215_886 / 1e6**0.684, 4750 / 1e9**0.439)
-# Mean logits per position with `model.head` = "legal": 2,048 ids in audio and 128,001 in text, and one
-# position in ten is text.
-LEGAL_ROWS = 0.1 * 128_001 + 0.9 * 2048
 PENALTIES = (0.001, 0.003, 0.01)
 _WIDTHS = np.arange(128, 3073, 128)
 _CAPPED_BUDGETS = (3e18, 3e19, 3e20)
@@ -210,7 +209,8 @@ def lr_cap_figure() -> "Figure":
 def head_figure() -> "Figure":
     """Returns the share of the head in the FLOPs, and the shift of the optimum with a legal head."""
     figure, (shares, moves) = subplots(1, 2, (10.8, 4.2), layout="constrained")
-    names = (("all 144,644 ids", None), (f"legal ids, {LEGAL_ROWS:,.0f} on average", LEGAL_ROWS))
+    legal = legal_head_rows(VocabularyLayout.soda())
+    names = (("all 144,644 ids", None), (f"legal ids, {legal:,.0f} on average", legal))
     for index, (label, rows) in enumerate(names):
         _, flops = model_sizes(_WIDTHS, head_rows=rows)
         head = 6 * _WIDTHS * (VOCABULARY if rows is None else rows)
@@ -223,7 +223,7 @@ def head_figure() -> "Figure":
     found = []
     for budget in np.geomspace(1e18, 1e22, 17):
         optima = []
-        for head_rows in (None, LEGAL_ROWS):
+        for head_rows in (None, legal):
             params, tokens, loss = _losses(budget, head_rows)
             best = int(loss.argmin())
             optima.append((params[best], tokens[best]))
