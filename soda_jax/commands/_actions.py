@@ -1,7 +1,10 @@
 """Actions of a sub-command, such as `train` in `soda tokenizer train`."""
 
 import argparse
+import math
 from typing import Any
+
+from soda_jax.errors import UserError
 
 
 def add_action(actions: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -30,3 +33,19 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         "--processes", type=int, metavar="N", help="number of processes (1 = single-process)"
     )
     processes.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
+
+
+def add_near_best(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that leaves out the runs far above the best of their budget."""
+    add_number(
+        parser,
+        "--near_best",
+        0.0,
+        "use only runs this many nats above the best of their budget; 0 = all",
+    )
+
+
+def check_near_best(nats: float) -> None:
+    """Raises UserError if the value of `--near_best` is invalid."""
+    if not 0 <= nats < math.inf:
+        raise UserError(f"--near_best={nats} must be a number of nats, at least 0")

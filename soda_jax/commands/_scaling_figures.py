@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from soda_jax.commands._actions import add_action, add_number
+from soda_jax.commands._actions import add_action, add_near_best, add_number, check_near_best
 from soda_jax.errors import UserError
 
 
@@ -35,6 +35,7 @@ def add_figure_actions(actions: Any) -> None:
     for name in ("budget", "params", "tokens", "loss"):
         report.add_argument(f"--{name}", metavar="COLUMN", help=f"column of the {name}")
     report.add_argument("--keep_repeats", action="store_true", help="as in soda scaling fit")
+    add_near_best(report)
     report.add_argument("--title", help="heading of the page")
     add_number(report, "--bootstrap", 1000, "draws for the confidence intervals; 0 = none")
     add_number(report, "--seed", 0, "seed of the bootstrap")
@@ -66,6 +67,7 @@ def run_report(args: argparse.Namespace) -> int:
 
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
+    check_near_best(args.near_best)
     select: dict[str, str] = {}
     for text in args.select:
         column, equals, value = text.partition("=")
@@ -75,17 +77,18 @@ def run_report(args: argparse.Namespace) -> int:
     names = ("budget", "params", "tokens", "loss")
     columns = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.fit:
-        if select or columns:
+        if select or columns or args.near_best:
             raise UserError(
                 f"--fit={args.fit} has a selection and columns: give --fit or the options of a fit, "
                 "not both"
             )
         fit = read_fit_json(args.fit)
         select, columns = fit["table"]["select"], fit["table"]["columns"]
-        runs = read_runs(args.table, select, columns, args.keep_repeats)
+        near_best = fit["table"].get("near_best", 0.0)
+        runs = read_runs(args.table, select, columns, args.keep_repeats, near_best)
         fitted = fitted_runs(runs, fit, args.fit)
     else:
-        runs = read_runs(args.table, select, columns, args.keep_repeats)
+        runs = read_runs(args.table, select, columns, args.keep_repeats, args.near_best)
         fitted = fitted_runs(runs, fit_table(runs, args.bootstrap, args.seed))
     held_out = None
     if args.held_out:

@@ -5,7 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from soda_jax.commands._actions import add_action, add_number, add_processes
+from soda_jax.commands._actions import (
+    add_action,
+    add_near_best,
+    add_number,
+    add_processes,
+    check_near_best,
+)
 from soda_jax.commands._scaling_figures import add_figure_actions, run_pitfalls, run_report
 from soda_jax.errors import UserError
 
@@ -84,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fit runs of the same model, tokens and budget that differ in the loss",
     )
+    add_near_best(fit)
     add_number(fit, "--bootstrap", 1000, "draws for the confidence intervals; 0 = none")
     add_number(fit, "--seed", 0, "seed of the bootstrap")
 
@@ -239,11 +246,12 @@ def _fit(args: argparse.Namespace) -> int:
 
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
+    check_near_best(args.near_best)
     _check_out(args.out)
     select = _selection(args.select)
     names = ("budget", "params", "tokens", "loss")
     columns = {name: getattr(args, name) for name in names if getattr(args, name)}
-    runs = read_runs(args.table, select, columns, args.keep_repeats)
+    runs = read_runs(args.table, select, columns, args.keep_repeats, args.near_best)
     result = fit_table(runs, args.bootstrap, args.seed)
     print(fit_text(result))
     if args.out:

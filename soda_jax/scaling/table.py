@@ -31,6 +31,7 @@ def read_runs(
     select: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None,
     keep_repeats: bool = False,
+    near_best: float = 0.0,
 ) -> Runs:
     """Reads a table of runs.
 
@@ -42,6 +43,8 @@ def read_runs(
       select: rows to read: column -> value.
       columns: column that contains the budget, tokens, params or loss, where its name differs.
       keep_repeats: whether runs of the same model, tokens and budget with different losses are kept.
+      near_best: keep only runs whose loss is at most this many nats above the lowest of their budget;
+        0 keeps all. Runs of very few steps do not follow the law of those near the optimum.
 
     Raises:
       UserError: if the file is unreadable, columns are missing, no rows are left, experiments,
@@ -88,13 +91,26 @@ def read_runs(
             "sha256": digest,
             "columns": names,
             "select": dict(select or {}),
+            "near_best": near_best,
             **study_of(file, table, lines),
             "comparable": same,
         },
     )
     chosen = np.ones(len(runs), bool) if note else consistent(file, runs, lines, set_aside)
     chosen = unrepeated(file, runs, lines, set_aside, keep_repeats, chosen)
-    return dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
+    runs = dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
+    return _near_best(runs, near_best) if near_best else runs
+
+
+def _near_best(runs: Runs, nats: float) -> Runs:
+    """Returns the runs whose loss is within `nats` of the lowest of their budget, with a note."""
+    lowest = {budget: runs.loss[runs.budget == budget].min() for budget in np.unique(runs.budget)}
+    near = runs.loss <= np.array([lowest[budget] for budget in runs.budget]) + nats
+    line = (
+        f"{int((~near).sum())} runs are more than {nats:g} nats above the best of their budget and are not "
+        "used"
+    )
+    return dataclasses.replace(runs.take(near), notes=(*runs.notes, line))
 
 
 def _measured(

@@ -350,3 +350,17 @@ def test_draws_without_an_optimum_are_counted():
     found = fit_loss(runs, draw_weights(40, len(runs), 0))
     assert any("of 40 draws, which have no optimum" in line for line in found["warnings"])
     json.loads(to_text(found), parse_constant=pytest.fail)
+
+
+def test_runs_far_above_the_best_of_their_budget_can_be_left_out(tmp_path):
+    rows = rows_of(planted(LAWS[0]))
+    table = write(tmp_path / "runs.csv", rows)
+    everything, near = read_runs(table), read_runs(table, near_best=0.05)
+    lowest = {b: everything.loss[everything.budget == b].min() for b in set(everything.budget)}
+    expected = [
+        x for x, b in zip(everything.loss, everything.budget, strict=True) if x <= lowest[b] + 0.05
+    ]
+    assert near.loss.tolist() == expected and 0 < len(expected) < len(everything)
+    left = len(everything) - len(expected)
+    assert near.notes[-1].startswith(f"{left} runs are more than 0.05 nats above the best")
+    assert near.source["near_best"] == 0.05
