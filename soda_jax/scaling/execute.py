@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
         study.save()
     trainer = _Trainer(data, train_run)
     impossible: set[str] = set()
-    with progress("FLOPs of the study", sum(run.job.cost for run in study.runs)) as bar:
+    total = sum(run.job.cost for run in study.runs)
+    with progress("FLOPs of the study", total) if hosts.is_primary() else nullcontext() as bar:
         while True:
             with contextlib.ExitStack() as stack:
                 name = None
@@ -75,7 +77,7 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
                 if outcome == PREEMPTED:
                     _print(f"stopped during {name}; run the command again to continue")
                     return PREEMPTED
-    return _summarize(study, attempts)
+    return hosts.broadcast_json(_summarize(study, attempts), "end of a study")
 
 
 def _claim(
@@ -131,7 +133,9 @@ class _Trainer:
         Returns:
           `PREEMPTED` after SIGTERM, `_IMPOSSIBLE` if repeating it is useless, else `_NEXT`.
         """
-        config, workdir = run.next_attempt()
+        # The files may be those of process 0 only, so the other processes ask it.
+        seed = hosts.broadcast_json(run.next_seed(), "seed of a run")
+        config, workdir = run.attempt(seed)
         steps = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory)).steps()
         report.begin(max(steps, default=0))
         self._note(run.start, max(steps, default=0))
@@ -143,18 +147,18 @@ class _Trainer:
                     hooks=[self._loss(config), report],
                     program_of=self._programs,
                 )
-            if code == PREEMPTED:
-                self._note(run.preempted)
-                return PREEMPTED
-            self._finish(run, config, workdir)
+        # In a job of several processes, an error in one of them has ended all of them.
         except DivergedError as error:
-            self._failed(run.diverged, run, error)
+            return self._failed(run.diverged, run, error)
         except UserError as error:
-            self._failed(run.crashed, run, error)
-            return _IMPOSSIBLE
+            return self._failed(run.crashed, run, error)
         except Exception as error:  # any bug or lack of memory must not end the study
-            self._failed(run.crashed, run, error)
-        return _NEXT
+            return self._failed(run.crashed, run, error)
+        if code == PREEMPTED:
+            self._note(run.preempted)
+            return PREEMPTED
+        outcome = self._finish(run, config, workdir) if hosts.is_primary() else None
+        return hosts.broadcast_json(outcome, "outcome of a run")
 
     def _loss(self, config: RunConfig) -> LossHook:
         dataset = self._data.of(config)
@@ -163,7 +167,8 @@ class _Trainer:
         hook.every = config.evaluate.every_steps or config.steps
         return hook
 
-    def _finish(self, run: RunFolder, config: RunConfig, workdir: Path) -> None:
+    def _finish(self, run: RunFolder, config: RunConfig, workdir: Path) -> int:
+        """Stores the row of a run that reached its last step, or that it diverged."""
         import jax
 
         rows = read_metrics(workdir / FILE)
@@ -171,8 +176,11 @@ class _Trainer:
         last = {name: math.nan if value is None else value for name, value in rows[-1].items()}
         dataset = self._data.of(config)
         losses = result_row(last)
-        if reason := check_loss(losses, dataset.layout.size):
-            raise DivergedError(reason)
+        try:
+            if reason := check_loss(losses, dataset.layout.size):
+                return self._failed(run.diverged, run, DivergedError(reason))
+        except UserError as error:
+            return self._failed(run.crashed, run, error)
         front_end = dataset.front_end
         result = {
             **losses,
@@ -184,13 +192,17 @@ class _Trainer:
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._note(run.finish, result)
+        run.finish(result)
+        return _NEXT
 
-    def _failed(self, note: Callable[[str], None], run: RunFolder, error: Exception) -> None:
+    def _failed(self, note: Callable[[str], None], run: RunFolder, error: Exception) -> int:
+        """Notes a failed attempt; returns whether to repeat the run in this call."""
         line = str(error).partition("\n")[0] or type(error).__name__
         line = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
         self._note(note, line)
         _print(f"{run.job.name} {note.__name__}: {line}")
+        impossible = isinstance(error, UserError) and not isinstance(error, DivergedError)
+        return _IMPOSSIBLE if impossible else _NEXT
 
     def _note(self, note: Callable[..., None], *values: Any) -> None:
         if hosts.is_primary():
@@ -200,7 +212,7 @@ class _Trainer:
 class _Report:
     """A hook that shows the progress of a run in that of the study."""
 
-    def __init__(self, study: Study, run: RunFolder, bar: Progress):
+    def __init__(self, study: Study, run: RunFolder, bar: Progress | None):
         self._study, self._job, self._bar = study, run.job, bar
         self._steps = run.job.config.steps
         self._terminal = sys.stderr  # during a run, messages are written to its log
@@ -214,6 +226,8 @@ class _Report:
         processes that work on the study.
         """
         self._done = step
+        if self._bar is None:
+            return
         results = [(run.job.cost, run.result()) for run in self._study.runs]
         finished = [(cost, result["seconds"]) for cost, result in results if result]
         cost, seconds = (sum(values) for values in zip((0.0, 0.0), *finished, strict=True))
@@ -225,6 +239,8 @@ class _Report:
     def __call__(self, view: RunView) -> Mapping[str, float]:
         """Advances the progress."""
         steps, self._done = view.step - self._done, view.step
+        if self._bar is None:
+            return {}
         note = f"{self._job.name} step {view.step}/{self._steps}"
         with contextlib.redirect_stderr(self._terminal):
             self._bar.advance(self._job.cost * steps / self._steps, note)

@@ -80,11 +80,13 @@ class RunFolder:
         self.folder, self.job = folder, job
         self._log = folder / "attempts.jsonl"
 
-    def next_attempt(self) -> tuple[RunConfig, Path]:
-        """Returns the config of the next attempt, which has another seed after a divergence, and its workdir."""
-        offset = self.attempts().diverged
-        config = dataclasses.replace(self.job.config, seed=self.job.config.seed + offset)
-        return config, self.folder / f"seed_{config.seed}"
+    def next_seed(self) -> int:
+        """Returns the seed of the next attempt, which is another one after a divergence."""
+        return self.job.config.seed + self.attempts().diverged
+
+    def attempt(self, seed: int) -> tuple[RunConfig, Path]:
+        """Returns the config and the workdir of an attempt."""
+        return dataclasses.replace(self.job.config, seed=seed), self.folder / f"seed_{seed}"
 
     def result(self) -> dict[str, Any] | None:
         """Returns the row of the finished run, None if it is not finished."""

@@ -67,13 +67,13 @@ def test_a_run_is_open_until_it_is_finished_or_has_failed_too_often(study):
 
 def test_a_divergence_changes_the_seed_and_the_workdir_and_a_crash_does_not(study):
     run = study.runs[0]
-    config, first = run.next_attempt()
+    config, first = run.attempt(run.next_seed())
     run.start(0)
     run.crashed("a bug")
-    assert run.next_attempt() == (config, first)
+    assert run.attempt(run.next_seed()) == (config, first)
     run.start(0)
     run.diverged("the loss is nan")
-    other, second = run.next_attempt()
+    other, second = run.attempt(run.next_seed())
     assert other == dataclasses.replace(config, seed=config.seed + 1) and second != first
 
 

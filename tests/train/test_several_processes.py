@@ -158,3 +158,32 @@ def test_a_killed_process_ends_the_other_with_status_76_and_one_line_that_names_
     assert len(lines) == 1, output
     assert lines[0].startswith(f"soda: process {1 - victim} of 2: process {victim} failed: ")
     assert "restart the run" in lines[0] and "Traceback" not in output
+
+
+STUDY = """
+import sys
+from pathlib import Path
+port, number, datasets, folder = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+from soda_jax.parallel import hosts
+hosts.start(f"localhost:{port}", 2, number)
+from soda_jax.scaling.execute import run_study
+from soda_jax.scaling.study import Job, Study
+from soda_jax.schema import run_config
+from train_toys import tiny_config
+
+# As on hosts without a shared disk: each process has a folder of its own.
+checkpoints = {"checkpoint__directory": f"{folder}/checkpoints", "checkpoint__every_steps": 0}
+config = run_config(tiny_config(Path(datasets), steps=16, **checkpoints))
+sys.exit(run_study(Study(Path(folder) / f"host_{number}", [Job("only", config, 16.0, {})]), 2))
+"""
+
+
+def test_the_processes_of_one_job_train_a_run_of_a_study_together(datasets, tmp_path):
+    codes, printed = run_two(
+        STUDY, str(datasets), str(tmp_path), environment=environment_of_two(), timeout=300
+    )
+    assert codes == [0, 0], printed
+    assert "1 of 1 runs finished" in printed[0] and "FLOPs of the study" not in printed[1]
+    table = (tmp_path / "host_0" / "results.csv").read_text().splitlines()
+    assert len(table) == 2 and ",done," in table[1] and table[1].endswith(",8 x cpu")
+    assert not (tmp_path / "host_1" / "results.csv").exists()
