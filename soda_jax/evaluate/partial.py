@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -78,6 +78,30 @@ class PartialResults:
         blocks = [rest[at : at + size] for at in range(0, len(rest), size)]
         label = self.task if len(rest) == len(entries) else f"{self.task}, resumed"
         yield from track(iter(blocks), f"{label}, blocks of {size} {what}", len(blocks))
+
+    def fill(
+        self,
+        entries: Sequence[Entry],
+        score: Callable[[list[Entry]], Iterable[tuple[Entry, Mapping[str, Any]]]],
+        size: int = 0,
+        what: str = "items",
+        keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
+    ) -> list[dict[str, Any]]:
+        """Scores the entries without a result, and returns the results of all entries, in order.
+
+        Args:
+          entries: the items.
+          score: yields (entry, result) for a block of entries, in any order; each result is stored at once.
+          size: entries of a block; 0 = all, and `score` shows the progress.
+          what: what the entries are, for the progress.
+          keep: whether to write a result, see `add`.
+        """
+        rest = [entry for entry in entries if entry.name not in self._rows]
+        blocks: Iterable[list[Entry]] = [rest] if rest else []
+        for block in self.pending(entries, size, what) if size else blocks:
+            for entry, row in score(block):
+                self.add(entry.name, row, keep(row))
+        return [self[entry.name] for entry in entries]
 
     def add(self, name: str, row: Mapping[str, Any], keep: bool = True) -> None:
         """Adds the result of an item, a JSON-able dict without the key `name`.

@@ -53,12 +53,15 @@ def score_librispeech(context: EvaluationContext) -> dict[str, Any]:
     results = context.partial(
         "librispeech", entries=every, shots=[name for name, _ in shots], weights_dtype=dtype
     )
-    for block in results.pending(spoken, _BLOCK, "recordings"):
-        for entry, row in zip(block, _transcribe(context, block, shots), strict=True):
-            results.add(entry.name, row, keep="failed" not in row)
     if not spoken:
         raise UserError(f"{context.data_folder('librispeech')}: no transcript has words")
-    rows = [results[entry.name] for entry in spoken]
+    rows = results.fill(
+        spoken,
+        lambda block: zip(block, _transcribe(context, block, shots), strict=True),
+        _BLOCK,
+        "recordings",
+        keep=lambda row: "failed" not in row,
+    )
     references = [entry.content[1] for entry in spoken]
     errors = word_errors(references, [row["text"] for row in rows])
     failed = [

@@ -72,10 +72,13 @@ def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
         recognizer=options.recognizer, speaker_encoder=options.speaker_encoder, weights_dtype=dtype,
     )  # fmt: skip
     numbers = {entry.name: number for number, entry in enumerate(spoken)}
-    for block in results.pending(spoken, _BLOCK, "texts"):
-        for entry, row in zip(block, _speak(context, block, numbers, scorers), strict=True):
-            results.add(entry.name, row, keep=row.get("spoken", True))
-    rows = [results[entry.name] for entry in spoken]
+    rows = results.fill(
+        spoken,
+        lambda block: zip(block, _speak(context, block, numbers, scorers), strict=True),
+        _BLOCK,
+        "texts",
+        keep=lambda row: row.get("spoken", True),
+    )
     errors = word_errors([e.content[0] for e in spoken], [row["heard"] for row in rows])
     complete = [row for row in rows if "failed" not in row]
     known = set(numbers)
