@@ -23,9 +23,11 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate import benchmarks
 from soda_jax.evaluate.baselines import fit_baselines
 from soda_jax.evaluate.choices import Entry
+from soda_jax.evaluate.generation import HeldOutGenerator
 from soda_jax.evaluate.likelihood import Likelihood, ModelLikelihood
 from soda_jax.evaluate.loss import held_out_sums
 from soda_jax.evaluate.partial import PartialResults
+from soda_jax.evaluate.recognizer import identity, load_recognizer
 from soda_jax.evaluate.speech import (
     HeldOutUtterance,
     evaluate_asr,
@@ -220,6 +222,13 @@ class EvaluationContext:
         limit = self.options.limit
         return held_out_utterances(self.data, _UTTERANCES if limit is None else limit)
 
+    @cached_property
+    def generator(self) -> HeldOutGenerator:
+        """Continues the prompts of held-out utterances; all tasks share its results."""
+        model, options = self.speech_model, self.options
+        kept = self.partial("generated", seed=options.seed, weights_dtype=model.engine.dtype)
+        return HeldOutGenerator(model, kept, max_seconds=options.max_seconds, seed=options.seed)
+
     def first(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Returns the first `options.limit` entries, evenly from all parts; all without a limit."""
         if not self.options.limit:
@@ -284,13 +293,13 @@ class EvaluationContext:
         """Returns the results of a task so far.
 
         Args:
-          task: name of the task.
+          task: name of the task, or of what several tasks share.
           **settings: what the results depend on besides the checkpoint and the data. A list of entries
             is represented by a hash, which also covers the size and time of the sound files that they name.
         """
-        speech = getattr(EVALUATORS.get(task, "tasks"), "needs_speech", False)
 
         def digest(entries: Sequence[Any]) -> str:
+            speech = getattr(EVALUATORS.get(task, "tasks"), "needs_speech", False)
             contents = [getattr(entry, "content", None) for entry in entries] if speech else []
             paths = [
                 part
@@ -382,27 +391,25 @@ def score_baselines(context: EvaluationContext) -> Scores:
 @evaluator("asr", packages=("jiwer",), needs_speech=True)
 def score_asr(context: EvaluationContext) -> Scores:
     """Returns the word error rates of transcripts, see `evaluate_asr`."""
-    limit = context.speech_model.metadata["data"]["sequence_length"]
-    return evaluate_asr(context.speech_model, context.held_out, limit)
+    return evaluate_asr(context.generator, context.held_out)
 
 
 @evaluator("tts", packages=("jiwer",), needs_speech=True)
 def score_tts(context: EvaluationContext) -> Scores:
     """Returns the word error rates of generated speech, see `evaluate_tts`."""
-    options = context.options
-    return evaluate_tts(
-        context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed,
-        recognizer=options.recognizer,
-    )  # fmt: skip
+    recognizer = load_recognizer(context.options.recognizer)
+    results = context.partial(
+        "tts",
+        recognizer=identity(context.options.recognizer, recognizer),
+        codec=context.speech_model.codec.fingerprint,
+    )
+    return evaluate_tts(context.generator, context.held_out, recognizer, results)
 
 
 @evaluator("grammar", needs_speech=True)
 def score_without_grammar(context: EvaluationContext) -> Scores:
     """Returns what the grammar changes when the model samples, see `evaluate_without_grammar`."""
-    options = context.options
-    return evaluate_without_grammar(
-        context.speech_model, context.held_out, max_seconds=options.max_seconds, seed=options.seed
-    )
+    return evaluate_without_grammar(context.generator, context.held_out)
 
 
 def check_packages(tasks: Sequence[str]) -> None:

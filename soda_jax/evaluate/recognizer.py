@@ -8,14 +8,14 @@ that this changes; docs/evaluate.md has the error rates. Every clip has a separa
 import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from soda_jax.errors import UserError
-from soda_jax.progress import track
+from soda_jax.files import file_state
 from soda_jax.registry import RECOGNIZERS
 
 _RATE = 16_000
@@ -57,21 +57,19 @@ def load_recognizer(spec: str = "whisper") -> Recognizer:
     return cast(Recognizer, RECOGNIZERS.get(name, "recognizer")(argument))
 
 
+def identity(spec: str, recognizer: Recognizer) -> list[Any]:
+    """Returns what the texts of a recognizer depend on: its spec and name, and size and time of a model file."""
+    return [spec, recognizer.name, file_state(Path(spec.partition(":")[2]) / "model.bin")]
+
+
 def transcribe_clips(
-    recognizer: Recognizer, clips: Sequence[np.ndarray], sample_rate: int, progress: str
+    recognizer: Recognizer, clips: Sequence[np.ndarray], sample_rate: int
 ) -> list[str]:
-    """Returns the texts of clips, f32 mono `[samples]`; `progress` is the label of the display."""
+    """Returns the texts of clips, f32 mono `[samples]`, together if the recognizer can."""
     batch = getattr(recognizer, "transcribe_batch", None)
-
-    def texts() -> Iterator[str]:
-        for start in range(0, len(clips), 4 * _ROWS):
-            some = clips[start : start + 4 * _ROWS]
-            if batch is None:
-                yield from (recognizer.transcribe(clip, sample_rate) for clip in some)
-            else:
-                yield from batch(some, sample_rate)
-
-    return list(track(texts(), progress, len(clips)))
+    if batch is None:
+        return [recognizer.transcribe(clip, sample_rate) for clip in clips]
+    return list(batch(clips, sample_rate))
 
 
 @RECOGNIZERS.register("whisper")

@@ -9,13 +9,16 @@ import numpy as np
 
 from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
-from soda_jax.evaluate.recognizer import load_recognizer, transcribe_clips
+from soda_jax.evaluate.generation import Asked, Clip, HeldOutGenerator, reasons
+from soda_jax.evaluate.partial import PartialResults
+from soda_jax.evaluate.recognizer import Recognizer, transcribe_clips
 from soda_jax.evaluate.wer import Normalizer, normalize, number_normalizer, word_errors
 from soda_jax.evaluate.windows import with_split
-from soda_jax.generate.sampling import Sampling
-from soda_jax.generate.speech_model import SpeechModel, Transcript
+from soda_jax.generate.sampling import GREEDY, Sampling
 from soda_jax.schema import DataConfig
 from soda_jax.tokens import Utterance
+
+_CLIPS = 32  # that are transcribed between two writes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,41 +54,35 @@ def held_out_utterances(config: DataConfig, limit: int) -> list[HeldOutUtterance
 
 
 def evaluate_asr(
-    model: SpeechModel, held_out: Sequence[HeldOutUtterance], context: int = 0
+    generator: HeldOutGenerator, held_out: Sequence[HeldOutUtterance]
 ) -> dict[str, Any]:
     """Transcribes the stored codes greedily and compares texts normalized by `normalize`.
 
-    An utterance whose prompt has `context` or more tokens counts as all errors (0 = no limit); one whose text
-    has no word is left out.
+    An utterance whose prompt leaves no room in the context counts as all errors; one whose text has no word is left
+    out.
 
     Returns:
-      a JSON-able dict with items, utterances (those scored), failed (name and reason), decoding, finished_share (of transcripts that
-      the model ended), word_error_rate (corpus), mean_word_error_rate, examples.
+      a JSON-able dict with items, utterances (those scored), failed (name and reason), limited (name and reason of the
+      transcripts that the context ended), decoding, finished_share (of transcripts that the model ended),
+      word_error_rate (corpus), mean_word_error_rate, examples.
     """
-    items = len(held_out)
+    items, model = len(held_out), generator.model
     held_out, failed = _with_words(held_out, normalize)
-    prompts = [model.audio_prompt(item.utterance.codes) for item in held_out]
-    fits = [not context or len(prompt) < context for prompt in prompts]
-    failed += [
-        {
-            "name": item.name,
-            "reason": f"the prompt has {len(prompt)} tokens, the context {context}",
-        }
-        for item, prompt, fit in zip(held_out, prompts, fits, strict=True)
-        if not fit
+    asked = [
+        Asked(item.name, number, model.audio_prompt(item.utterance.codes))
+        for number, item in enumerate(held_out)
     ]
-    usable = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
-    found = iter(model.transcribe_prompts(usable, progress="transcribe"))
-    transcripts = [next(found) if fit else Transcript("", False) for fit in fits]
-    texts = [transcript.text for transcript in transcripts]
+    found = generator(asked, "text", GREEDY, "transcribe")
+    texts = ["" if one.failed else model.tokenizer.decode(one.ids) for one in found]
     references = [item.utterance.text for item in held_out]
     errors = word_errors(references, texts)
     return {
         "items": items,
         "utterances": errors.utterances,
-        "failed": failed,
+        "failed": failed + reasons(asked, found, "failed"),
+        "limited": reasons(asked, found, "limited"),
         "decoding": "greedy",
-        "finished_share": float(np.mean([transcript.finished for transcript in transcripts])),
+        "finished_share": float(np.mean([one.finished for one in found])),
         "word_error_rate": errors.corpus,
         "mean_word_error_rate": errors.mean,
         "examples": [
@@ -109,97 +106,121 @@ def _with_words(
 
 
 def evaluate_without_grammar(
-    model: SpeechModel,
-    held_out: Sequence[HeldOutUtterance],
-    *,
-    max_seconds: float = 15.0,
-    seed: int = 0,
+    generator: HeldOutGenerator, held_out: Sequence[HeldOutUtterance]
 ) -> dict[str, Any]:
     """Samples speech and transcripts with and without the grammar.
 
     Returns:
       a JSON-able dict with utterances, sampling, max_seconds, seed, and for "speech" and "text" a dict
       with finished_share (with the grammar), and without it finished_share_without and legal_share, the
-      share of streams that are legal up to their last token.
+      share of streams that are legal up to their last token; failed (name and reason of the prompts that leave no room
+      in the context, which are left out) and limited (those of the streams that the context ended).
+
+    Raises:
+      UserError: if no prompt of a kind fits into the context.
     """
-    layout, frames = model.layout, max(1, int(max_seconds * model.codec.frame_rate))
-    texts = [model.text_prompt(item.utterance.text) for item in held_out]
-    codes = [model.audio_prompt(item.utterance.codes) for item in held_out]
-    budget = frames * model.codebooks + 1
-    kinds = {
-        "speech": (texts, layout.audio_end, budget, frames),
-        "text": (codes, layout.text_end, 448, 0),
+    model, sampling = generator.model, Sampling()
+    prompts = {
+        "speech": [model.text_prompt(item.utterance.text) for item in held_out],
+        "text": [model.audio_prompt(item.utterance.codes) for item in held_out],
     }
-    sampling = Sampling()
     result: dict[str, Any] = {
         "utterances": len(held_out),
-        "sampling": f"temperature {sampling.temperature}, top-p {sampling.top_p}",
-        "max_seconds": max_seconds,
-        "seed": seed,
+        "sampling": _sampling_text(sampling),
+        "max_seconds": generator.max_seconds,
+        "seed": generator.seed,
     }
-    for kind, (prompts, stop, most, most_frames) in kinds.items():
+    for kind, ids in prompts.items():
+        asked = [Asked(item.name, n, ids[n]) for n, item in enumerate(held_out)]
         found = {
-            constrained: model.engine(
-                prompts, stop=stop, budget=most, max_frames=most_frames, sampling=sampling, seed=seed,
-                constrained=constrained, progress=f"{kind} with{'' if constrained else 'out'} grammar",
+            constrained: generator(
+                asked,
+                kind,
+                sampling,
+                f"{kind} with{'' if constrained else 'out'} grammar",
+                constrained,
             )
             for constrained in (True, False)
-        }  # fmt: skip
+        }
+        free = [one for one in found[False] if not one.failed]
+        failed = reasons(asked, found[False], "failed")
+        if not free:
+            raise UserError(f"grammar: no {kind} can be generated: {failed[0]['reason']}")
         result[kind] = {
-            "finished_share": float(np.mean([row.finished for row in found[True]])),
-            "finished_share_without": float(
-                np.mean([row.finished and row.legal for row in found[False]])
+            "finished_share": float(
+                np.mean([one.finished for one in found[True] if not one.failed])
             ),
-            "legal_share": float(np.mean([row.legal for row in found[False]])),
+            "finished_share_without": float(np.mean([one.finished and one.legal for one in free])),
+            "legal_share": float(np.mean([one.legal for one in free])),
+            "failed": failed,
+            "limited": reasons(asked, found[True], "limited")
+            + reasons(asked, found[False], "limited"),
         }
     return result
 
 
 def evaluate_tts(
-    model: SpeechModel,
+    generator: HeldOutGenerator,
     held_out: Sequence[HeldOutUtterance],
-    *,
-    max_seconds: float = 15.0,
-    seed: int = 0,
-    recognizer: str = "whisper",
+    recognizer: Recognizer,
+    results: PartialResults | None = None,
 ) -> dict[str, Any]:
     """Generates speech for held-out texts without a voice prompt; transcribes it.
 
-    For comparison, the stored codes of the recordings are decoded and transcribed too (`load_recognizer`). An
-    utterance that the model does not end within `max_seconds` has an empty transcript, which is an
-    error rate of 100%. Texts are normalized by `number_normalizer`; an utterance without a word is left out.
+    For comparison, the stored codes of the recordings are decoded and transcribed too. An utterance that the model
+    does not end within `max_seconds` or the context has an empty transcript, which is an error rate of 100%. Texts are
+    normalized by `number_normalizer`; an utterance without a word is left out.
+
+    Args:
+      generator: generates the speech.
+      held_out: the utterances.
+      recognizer: transcribes it, see `load_recognizer`.
+      results: the transcripts so far, opened with settings that contain recognizer and codec; by default they are
+        kept in memory.
 
     Returns:
-      a JSON-able dict with items, utterances (those scored), failed (name and reason of the others), recognizer, sampling, max_seconds, seed, complete_share,
-      word_error_rate (corpus), mean_word_error_rate, codec_word_error_rate,
+      a JSON-able dict with items, utterances (those scored), failed (name and reason of those that were not spoken),
+      limited (name and reason of the utterances that the context ended), recognizer, sampling, max_seconds, seed,
+      complete_share, word_error_rate (corpus), mean_word_error_rate, codec_word_error_rate,
       codec_mean_word_error_rate, examples.
     """
-    whisper = load_recognizer(recognizer)
+    model, sampling = generator.model, Sampling()
+    results = results or PartialResults(None, "tts", {})
     normalizer = number_normalizer([item.utterance.text for item in held_out])
     items = len(held_out)
     held_out, failed = _with_words(held_out, normalizer)
     references = [item.utterance.text for item in held_out]
-    speeches = model.speak(references, max_seconds=max_seconds, seed=seed, progress="speak")
-    complete = [speech.finished and len(speech.codes) > 0 for speech in speeches]
-    spoken = [speech.audio for speech, done in zip(speeches, complete, strict=True) if done]
-    decoded = [
-        model.codec.decode([item.utterance.codes[:, : model.codebooks]])[0] for item in held_out
+    asked = [
+        Asked(item.name, number, model.text_prompt(item.utterance.text))
+        for number, item in enumerate(held_out)
     ]
-    rate = model.codec.sample_rate
-    texts = iter(transcribe_clips(whisper, spoken, rate, "recognize"))
+    found = generator(asked, "speech", sampling, "speak")
+    spoken = [Clip.of(a.name, generator.codes(one)) for a, one in zip(asked, found, strict=True)]
+    complete = [one.finished and len(c.codes) > 0 for one, c in zip(found, spoken, strict=True)]
+    stored = [Clip.of(item.name, item.utterance.codes[:, : model.codebooks]) for item in held_out]
+
+    def transcribe(block: list[Clip]) -> Iterator[tuple[Clip, dict[str, str]]]:
+        sounds = [clip.sound(model) for clip in block]
+        texts = transcribe_clips(recognizer, sounds, model.codec.sample_rate)
+        return ((clip, {"text": text}) for clip, text in zip(block, texts, strict=True))
+
+    clips = [clip for clip, done in zip(spoken, complete, strict=True) if done]
+    rows = results.fill([*clips, *stored], transcribe, _CLIPS, "clips")
+    texts = iter(row["text"] for row in rows)
     heard = [next(texts) if done else "" for done in complete]
-    codec_heard = transcribe_clips(whisper, decoded, rate, "codec")
+    codec_heard = list(texts)
     errors = word_errors(references, heard, normalizer)
     codec_errors = word_errors(references, codec_heard, normalizer)
-    rows = zip(held_out, references, heard, codec_heard, complete, strict=True)
+    examples = zip(held_out, references, heard, codec_heard, complete, strict=True)
     return {
         "items": items,
         "utterances": errors.utterances,
-        "failed": failed,
-        "recognizer": whisper.name,
-        "sampling": "temperature 0.9, top-p 0.8",
-        "max_seconds": max_seconds,
-        "seed": seed,
+        "failed": failed + reasons(asked, found, "failed"),
+        "limited": reasons(asked, found, "limited"),
+        "recognizer": recognizer.name,
+        "sampling": _sampling_text(sampling),
+        "max_seconds": generator.max_seconds,
+        "seed": generator.seed,
         "complete_share": float(np.mean(complete)),
         "word_error_rate": errors.corpus,
         "mean_word_error_rate": errors.mean,
@@ -213,6 +234,10 @@ def evaluate_tts(
                 "heard_from_codec": codec_text,
                 "complete": done,
             }
-            for item, reference, text, codec_text, done in rows
+            for item, reference, text, codec_text, done in examples
         ],
     }
+
+
+def _sampling_text(sampling: Sampling) -> str:
+    return f"temperature {sampling.temperature}, top-p {sampling.top_p}"

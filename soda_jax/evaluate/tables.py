@@ -104,6 +104,17 @@ def failed_lines(failed: Sequence[Mapping[str, str]], what: str = "not scored") 
     return lines
 
 
+def limited_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Returns the number of items that the context of the model ended and the first of them; empty without one."""
+    limited = scores.get("limited", ())
+    if not limited:
+        return []
+    return [
+        f"{len(limited):,} reach the end of the context of the model",
+        *failed_lines(limited, "limited"),
+    ]
+
+
 def _score_lines(scores: Mapping[str, Any]) -> list[str]:
     """Returns one line per number or string in the scores of an evaluator that has no table."""
     shown = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
@@ -138,6 +149,7 @@ def _asr_lines(asr: Mapping[str, Any]) -> list[str]:
         f"\nASR: {asr['word_error_rate']:.1%} corpus WER over {asr['utterances']} held-out "
         f"utterances, {asr['decoding']}, {asr['finished_share']:.1%} of the transcripts end",
         *failed_lines(asr.get("failed", ()), "failed"),
+        *limited_lines(asr),
         *(f"  {row['reference']!r} → {row['hypothesis']!r}" for row in asr["examples"][:5]),
     ]
 
@@ -154,6 +166,9 @@ def _grammar_lines(grammar: Mapping[str, Any]) -> list[str]:
             f"{kind:12} {row['legal_share']:>8.1%} {row['finished_share_without']:>9.1%} "
             f"{row['finished_share']:>26.1%}"
         )
+    for kind in ("speech", "text"):
+        lines += failed_lines(grammar[kind].get("failed", ()), f"{kind} left out")
+        lines += limited_lines(grammar[kind])
     return lines
 
 
@@ -165,6 +180,7 @@ def _tts_lines(tts: Mapping[str, Any]) -> list[str]:
         "codec reconstructions of the recordings: "
         f"{tts['codec_mean_word_error_rate']:.1%} mean WER, "
         f"{tts['codec_word_error_rate']:.1%} corpus",
-        *failed_lines(tts.get("failed", ()), "left out"),
+        *failed_lines(tts.get("failed", ()), "failed"),
+        *limited_lines(tts),
         *(f"  {row['reference']!r} → {row['heard']!r}" for row in tts["examples"][:5]),
     ]

@@ -20,7 +20,7 @@ from soda_jax.evaluate import naturalness
 from soda_jax.evaluate.benchmarks._pairs import file_in, read_lines
 from soda_jax.evaluate.choices import Entry
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
-from soda_jax.evaluate.recognizer import load_recognizer
+from soda_jax.evaluate.recognizer import identity, load_recognizer
 from soda_jax.evaluate.speakers import load_encoder
 from soda_jax.evaluate.tables import failed_lines
 from soda_jax.evaluate.wer import normalize, word_errors
@@ -69,7 +69,7 @@ def score_seed_tts_eval(context: EvaluationContext) -> dict[str, Any]:
     dtype = context.speech_model.engine.dtype
     results = context.partial(
         "seed_tts_eval", entries=spoken, seed=options.seed, max_seconds=options.max_seconds,
-        recognizer=options.recognizer, speaker_encoder=options.speaker_encoder, weights_dtype=dtype,
+        recognizer=identity(options.recognizer, scorers.recognizer), speaker_encoder=options.speaker_encoder, weights_dtype=dtype,
     )  # fmt: skip
     numbers = {entry.name: number for number, entry in enumerate(spoken)}
     rows = results.fill(
