@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from benchmark_files import write_tone
-from toy_speech import make_functions, make_model, open_context, scores_of
+from toy_speech import LAYOUT, make_functions, make_model, open_context, scores_of
 
 from soda_jax.errors import UserError
 from soda_jax.evaluate.benchmarks import fad
 from soda_jax.evaluate.speech import HeldOutUtterance
 from soda_jax.evaluate.tables import text_report
+from soda_jax.generate.engine import Event, Generated
 from soda_jax.tokens import Utterance
 from soda_jax.tokens.text import ByteTokenizer
 
@@ -51,7 +52,13 @@ def test_the_distance_of_samples_approaches_that_of_their_gaussians():
 class Loudness:
     """Embeds every 0.1 s of a clip as its loudness and the square of it."""
 
-    def __call__(self, clips, sample_rate, label):
+    clips, most = 0, 1_000
+
+    def __call__(self, clips, sample_rate):
+        clips = list(clips)
+        if Loudness.clips == Loudness.most:
+            raise KeyboardInterrupt
+        Loudness.clips += len(clips)
         loud = [np.abs(c).reshape(-1, sample_rate // 10).mean(axis=1) for c in clips]
         return [np.stack([level, level**2], axis=1) for level in loud]
 
@@ -60,9 +67,10 @@ class Loudness:
 def context(monkeypatch, tmp_path):
     """context(levels, **options): speech of these loudnesses, and six held-out utterances."""
     monkeypatch.setattr(fad, "WhisperEncoder", Loudness)
-    model = make_model(make_functions())
+    monkeypatch.setattr(Loudness, "clips", 0)
 
-    def make(levels, folder=tmp_path, **options):
+    def make(levels, folder=tmp_path, context=512, **options):
+        model = make_model(make_functions(), context=context)
         opened = open_context(model, "fad", folder, **options)
         codes = [np.full((4, 2), n % 6, np.uint16) for n in range(6)]
         held_out = [
@@ -70,12 +78,18 @@ def context(monkeypatch, tmp_path):
             for n, code in enumerate(codes)
         ]
 
-        def speak(texts, **_):
-            sounds = [np.full(400, level, np.float32) for level in levels]
-            return [SimpleNamespace(audio=sound, finished=n > 0) for n, sound in enumerate(sounds)]
+        def stream(jobs, seed, constrained):
+            for n, job in enumerate(jobs):
+                spoken.append(job.number)
+                # A code of the codec is a loudness of 0.01.
+                codes = np.full((4, 2), round(levels[job.number] * 100), np.uint16)
+                ids = [*LAYOUT.codes_to_ids(codes).reshape(-1).tolist(), LAYOUT.audio_end]
+                done = job.number > 0 and len(ids) <= job.budget
+                yield Event(n, ids, Generated(np.array(ids[-job.budget :]), done, -1.0))
 
-        speech = SimpleNamespace(codec=model.codec, codebooks=2, speak=speak)
-        vars(opened).update(held_out=held_out, speech_model=speech)
+        spoken = []
+        vars(model)["engine"] = SimpleNamespace(stream=stream, dtype="float32", spoken=spoken)
+        vars(opened).update(held_out=held_out)
         return opened
 
     return make
@@ -83,12 +97,11 @@ def context(monkeypatch, tmp_path):
 
 def test_speech_like_the_recordings_has_a_smaller_distance(context, tmp_path):
     for n in range(6):
-        write_tone(tmp_path / f"{n}.wav", n / 100 + 0.01, seconds=0.4)
+        write_tone(tmp_path / f"{n}.wav", (n % 5 + 1) / 100, seconds=0.4)
     same, other = (
-        scores_of(context(levels))
-        for levels in (np.arange(6) / 100 + 0.01, np.arange(6) / 10 + 0.01)
+        scores_of(context(levels)) for levels in ((np.arange(6) % 5 + 1) / 100, np.zeros(6))
     )
-    assert same["distance"] < 1e-6 < 1e-3 < other["distance"]
+    assert same["distance"] < 1e-6 < 5e-4 < other["distance"]
     assert (same["vectors"], same["reference_vectors"], same["reference_clips"]) == (24, 24, 6)
     assert same["complete_share"] == pytest.approx(5 / 6) and same["reference"] == str(tmp_path)
     assert same["halves"]["generated"] == pytest.approx(same["halves"]["reference"], abs=1e-6)
@@ -122,9 +135,57 @@ def test_recordings_that_cannot_be_read_are_left_out_and_named(context, tmp_path
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.wav").write_text("no sound")
     opened = context(np.arange(6) / 100, folder=tmp_path / "bad")
-    opened.speech_model.speak = None  # not reached
+    vars(opened)["generator"] = None  # not reached
     with pytest.raises(UserError, match=r"no sound file can be read, the first: .*a\.wav"):
         scores_of(opened)
+
+
+def test_a_stopped_evaluation_speaks_and_embeds_no_clip_twice(context, tmp_path, monkeypatch):
+    def scored(most=1_000, folder=tmp_path / "partial"):
+        opened = context(np.arange(6)[::-1] / 100, partial=folder)
+        object.__setattr__(opened.options, "benchmarks", {})
+        monkeypatch.setattr(Loudness, "most", Loudness.clips + most)
+        return opened.speech_model.engine.spoken, opened
+
+    whole = scores_of(scored(folder=None)[1])
+    spoken, before = [], Loudness.clips
+    assert before == 12  # six recordings and six generated clips
+    for most in (4, 5):
+        some, opened = scored(most)
+        with pytest.raises(KeyboardInterrupt):
+            scores_of(opened)
+        spoken += some
+    some, opened = scored()
+    assert scores_of(opened) == whole
+    assert (spoken, some, Loudness.clips - before) == ([*range(6)], [], 12)
+
+
+def test_speech_that_the_context_ends_is_counted_and_named(context):
+    # A prompt of 5 tokens: 10 tokens have room for 2 frames and the end marker, 7 for none.
+    opened = context(np.arange(6) / 100, context=10)
+    object.__setattr__(opened.options, "benchmarks", {})
+    vars(opened.speech_model)["engine"].stream = cut(2)
+    result = scores_of(opened)
+    assert len(result["limited"]) == 6 and result["vectors"] == 12 and result["failed"] == []
+    printed = text_report({"step": 1, "tasks": ["fad"], "fad": result})
+    assert "6 reach the end of the context of the model" in printed and "limited: u0" in printed
+    opened = context(np.arange(6) / 100, context=7)
+    object.__setattr__(opened.options, "benchmarks", {})
+    with pytest.raises(UserError, match="6 clips have 0 vectors"):
+        scores_of(opened)
+
+
+def cut(frames):
+    """Returns a stream that is cut off after some frames."""
+
+    def stream(jobs, seed, constrained):
+        for n, job in enumerate(jobs):
+            assert (job.max_frames, job.budget) == (frames, 2 * frames + 1)
+            codes = np.full((frames, 2), n, np.uint16)
+            ids = [*LAYOUT.codes_to_ids(codes).reshape(-1).tolist(), LAYOUT.audio_end]
+            yield Event(n, ids, Generated(np.array(ids), False, -1.0))
+
+    return stream
 
 
 def test_whisper_tells_tones_from_noise():
@@ -133,7 +194,7 @@ def test_whisper_tells_tones_from_noise():
     rng, time = np.random.default_rng(0), np.arange(16_000) / 16_000
     tones = [np.sin(2 * np.pi * f * time).astype(np.float32) / 4 for f in (200, 220, 240, 260)]
     noise = [rng.normal(0, 0.1, 16_000).astype(np.float32) for _ in range(2)]
-    embedded = fad.WhisperEncoder()([*tones, *noise, np.zeros(0, np.float32)], 16_000, "embed")
+    embedded = fad.WhisperEncoder()([*tones, *noise, np.zeros(0, np.float32)], 16_000)
     assert [part.shape for part in embedded] == [(50, 384)] * 6 + [(0, 384)]
     near = fad.distance(embedded[:4:2], embedded[1:4:2])
     assert fad.distance(embedded[:2], embedded[4:6]) > 1.5 * near
