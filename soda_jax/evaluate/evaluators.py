@@ -35,7 +35,7 @@ from soda_jax.evaluate.speech import (
     evaluate_without_grammar,
     held_out_utterances,
 )
-from soda_jax.evaluate.windows import Windows, open_windows
+from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.files import file_state, is_url
 from soda_jax.generate.checkpoint import TrainedDecoder, load_decoder
 from soda_jax.generate.engine import LARGEST_SEED
@@ -284,6 +284,22 @@ class EvaluationContext:
         rounded = jax.jit(rounded_params, static_argnums=1)(decoder.params, dtype)
         return dataclasses.replace(decoder, params=rounded)
 
+    def loss_sums(self, task: str, windows: Windows, batch_size: int = 8, limit: int = 0) -> Sums:
+        """Returns the loss sums over windows with the weights rounded to `options.dtype`, see `held_out_sums`.
+
+        Raises:
+          UserError: if a loss is not finite.
+        """
+        sums = held_out_sums(self.rounded_model, windows, batch_size, limit)
+        bad = ~np.isfinite(sums["nll"]).all(axis=1)
+        if bad.any():
+            source = windows.source_names[int(bad.argmax())]
+            raise UserError(
+                f"{task}: the loss of source {source} is not finite: the parameters of step {self.model.step} in "
+                f"{self._workdir} are damaged or the training diverged; score an earlier checkpoint with --step=N"
+            )
+        return sums
+
     @property
     def weights_dtype(self) -> str:
         """The dtype to which the weights are rounded in losses."""
@@ -364,9 +380,12 @@ def score_loss(context: EvaluationContext) -> Scores:
     Returns:
       a dict with windows, tokens, left_out, classes, sources, head (the normalizer, "full" or "legal"),
       compute_dtype, weights_dtype, and model (the loss vector).
+
+    Raises:
+      UserError: if a loss is not finite.
     """
     windows = context.windows
-    sums = held_out_sums(context.rounded_model, windows)
+    sums = context.loss_sums("loss", windows)
     return {
         "windows": windows.count,
         "tokens": int(sums["count"].sum()),

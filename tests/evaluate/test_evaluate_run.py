@@ -1,6 +1,7 @@
 """Held-out loss of a checkpoint, from the command and from the hook of the trainer."""
 
 import argparse
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -132,6 +133,19 @@ def test_the_loss_of_narrow_weights(workdir):
     assert 0 < abs(loss["bfloat16"] - loss[""]) < 0.01 and 0 < abs(loss["int8"] - loss[""]) < 0.05
     with pytest.raises(UserError, match="dtype 'int4' is unknown"):
         EvaluationOptions(dtype="int4")
+
+
+@pytest.mark.parametrize("task", ["loss", "nll"])
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_checkpoint(
+    workdir, params, task, monkeypatch
+):
+    broken = jax.tree.map(lambda array: array * np.nan, params)
+    decoder = dataclasses.replace(load_decoder(workdir), params=broken)
+    monkeypatch.setattr("soda_jax.evaluate.evaluators.load_decoder", lambda *_: decoder)
+    with pytest.raises(UserError, match=rf"^{task}: the loss of source \w+ is not finite") as error:
+        run(f"--workdir={workdir}", f"--tasks={task}")
+    assert f"step 4 in {workdir} are damaged" in str(error.value) and "\n" not in str(error.value)
+    assert not (workdir / "evaluation.json").exists()
 
 
 def test_moved_data_is_read_from_the_given_folder(workdir, tmp_path, capsys):

@@ -22,7 +22,6 @@ import numpy as np
 from soda_jax.data.dataset import documents, open_splits
 from soda_jax.errors import UserError
 from soda_jax.evaluate.evaluators import EvaluationContext, evaluator
-from soda_jax.evaluate.loss import held_out_sums
 from soda_jax.evaluate.windows import Sums, Windows, open_windows, with_split
 from soda_jax.schema import DataConfig, SourceConfig, to_dict
 from soda_jax.tokens import VocabularyLayout
@@ -128,7 +127,7 @@ def score_nll(context: EvaluationContext) -> dict[str, Any]:
       - loss_vectors: the loss vector by view and head.
 
     Raises:
-      UserError: if no source has a validation split.
+      UserError: if no source has a validation split, or a loss is not finite.
     """
     options, layout = context.options, context.model.layout
     config, without_split = with_split(context.data, "validation")
@@ -243,7 +242,7 @@ def _score(context: EvaluationContext, config: DataConfig, heads: Sequence[str])
     sums, opened = {}, None
     for head in heads:
         opened = open_windows(config, legal_sets=head == "legal")
-        sums[head] = held_out_sums(context.rounded_model, opened, size, limit)
+        sums[head] = context.loss_sums("nll", opened, size, limit)
     assert opened is not None
     return _Scored(opened, sums, opened.window_count(size, limit))
 
