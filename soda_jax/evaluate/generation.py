@@ -1,7 +1,7 @@
 """Continues the prompts of held-out items, and keeps every continuation for a stopped evaluation.
 
 The random numbers of an item depend on the seed and the number of the item, not on the other items of its batch. The
-shapes of a batch change log-probabilities in the last digits, as on any accelerator.
+shapes of a batch change log-probabilities in the last digits.
 """
 
 import dataclasses
