@@ -1,12 +1,18 @@
 """Speech of held-out items from a real toy decoder, in one evaluation and in two."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from toy_speech import make_functions, make_model
+from toy_speech import make_functions, make_model, open_context, scores_of
 
 from soda_jax.evaluate.generation import Asked, HeldOutGenerator
 from soda_jax.evaluate.partial import PartialResults
+from soda_jax.evaluate.speech import HeldOutUtterance
 from soda_jax.generate.sampling import Sampling
+from soda_jax.registry import RECOGNIZERS
+from soda_jax.tokens import Utterance
+from soda_jax.tokens.text import ByteTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +55,54 @@ def test_speech_does_not_depend_on_a_kill_or_on_the_other_items(
         assert generated(some) == {one.name: whole[one.name] for one in some}
     other = [Asked(asked[0].name, 9, asked[0].ids)]
     assert not np.array_equal(generated(other)["go"], whole["go"])
+
+
+def test_results_of_another_checkpoint_seed_dtype_or_recognizer_are_not_used(
+    model, tmp_path, monkeypatch
+):
+    class Hears:
+        def __init__(self, argument):
+            self.name = f"hears {argument}"
+
+        def transcribe(self, audio, sample_rate):
+            heard.append(len(audio))
+            return "go"
+
+    monkeypatch.setitem(RECOGNIZERS._functions, "hears", Hears)
+    codes = np.ones((3, 2), np.uint16)
+    held_out = [
+        HeldOutUtterance(text, Utterance(text, ByteTokenizer().encode(text), codes))
+        for text in ("go", "left")
+    ]
+    heard, generated = [], []
+
+    def counts(digest="a", dtype="float32", **options):
+        opened = dataclasses.replace(model, digest=digest, dtype=dtype)
+        stream = opened.engine.stream
+
+        def counting(jobs, **settings):
+            generated.extend(jobs)
+            return stream(jobs, **settings)
+
+        monkeypatch.setattr(opened.engine, "stream", counting)
+        settings = {"recognizer": f"hears:{tmp_path}", "max_seconds": 0.3, **options}
+        context = open_context(opened, "tts", tmp_path, partial=tmp_path / "partial", **settings)
+        vars(context)["held_out"] = held_out
+        heard.clear()
+        generated.clear()
+        scores_of(context)
+        return len(generated), len(heard) > 0
+
+    assert counts() == (2, True) and counts() == (0, False)
+    for change in ({"digest": "b"}, {"dtype": "int8"}, {"seed": 1}, {"max_seconds": 0.2}):
+        assert counts(**change)[0] == 2 and counts(**change) == (0, False)
+    assert counts(recognizer="hears:other") == (0, True)
+    (tmp_path / "model.bin").write_text("another model")
+    assert counts() == (0, True)
+    # A changed text or recording is another item.
+    other = Utterance("left now", ByteTokenizer().encode("left now"), codes)
+    held_out[1] = dataclasses.replace(held_out[1], utterance=other)
+    assert counts()[0] == 1
+    changed = dataclasses.replace(held_out[0].utterance, codes=codes + 1)
+    held_out[0] = dataclasses.replace(held_out[0], utterance=changed)
+    assert counts() == (0, True) and heard == [300]
