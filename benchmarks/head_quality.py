@@ -213,6 +213,10 @@ def main() -> None:
         "--steps", type=int, default=300, help="steps of 2,048 tokens (%(default)s)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of them (%(default)s)")
+    parser.add_argument(
+        "--step_ratio", type=float, default=0.0, help="of an earlier measurement (default: measure)"
+    )
     parser.add_argument("--clips", type=int, default=5000, help="utterances (%(default)s)")
     parser.add_argument(
         "--limit", type=int, default=48, help="utterances of ASR and TTS (%(default)s)"
@@ -232,13 +236,13 @@ def main() -> None:
         prepare(home, args.clips, args.vocabulary == "soda")
         variants, ratio = list(VARIANTS), 1.0
         if args.vocabulary == "soda":
-            ratio = step_ratio(home, args.rounds)
+            ratio = args.step_ratio or step_ratio(home, args.rounds)
             print(f"step of full / legal, every {EVERY}: {ratio:.2f}")
         else:
             variants = [name for name in variants if not VARIANTS[name][1]]
         print(describe_machine() + "\n")
         scores: list[dict[str, Any]] = []
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             for variant in variants:
                 scores.append(run_of(home, variant, seed, args, ratio))
                 write_json(home / "results.json", scores)

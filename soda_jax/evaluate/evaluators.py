@@ -25,7 +25,7 @@ from soda_jax.evaluate.baselines import fit_baselines
 from soda_jax.evaluate.choices import Entry
 from soda_jax.evaluate.generation import HeldOutGenerator
 from soda_jax.evaluate.likelihood import Likelihood, ModelLikelihood
-from soda_jax.evaluate.loss import held_out_sums
+from soda_jax.evaluate.loss import held_out_sums, in_float32
 from soda_jax.evaluate.partial import PartialResults
 from soda_jax.evaluate.recognizer import identity, load_recognizer
 from soda_jax.evaluate.speech import (
@@ -210,12 +210,6 @@ class EvaluationContext:
         """The ids over which the loss of a target is normalized, "full" or "legal"."""
         return self.options.head or self.model.model.config.head
 
-    @property
-    def compute_dtype(self) -> str:
-        """The dtype of activations in the loss, "float32" or "bfloat16"."""
-        placement = self.model.placement
-        return self.model.model.config.dtype(placement.platform, placement.devices)
-
     @cached_property
     def held_out(self) -> list[HeldOutUtterance]:
         """The first `options.limit` held-out utterances; all if the limit is 0."""
@@ -272,13 +266,13 @@ class EvaluationContext:
         sources = self.model.metadata["data"].get("sources", {})
         codebooks = most_codebooks(sources.values(), self.model.layout)
         return ModelLikelihood(
-            self.rounded_model, codebooks, (self.options.head,) if self.options.head else heads
+            self.scored_model, codebooks, (self.options.head,) if self.options.head else heads
         )
 
     @cached_property
-    def rounded_model(self) -> TrainedDecoder:
-        """The checkpoint with the weights rounded to `options.dtype`, for losses."""
-        decoder, dtype = self.model, self.weights_dtype
+    def scored_model(self) -> TrainedDecoder:
+        """The checkpoint for losses, in f32, with the weights rounded to `options.dtype`."""
+        decoder, dtype = in_float32(self.model), self.weights_dtype
         if dtype == "float32":
             return decoder
         rounded = jax.jit(rounded_params, static_argnums=1)(decoder.params, dtype)
@@ -290,7 +284,7 @@ class EvaluationContext:
         Raises:
           UserError: if a loss is not finite.
         """
-        sums = held_out_sums(self.rounded_model, windows, batch_size, limit)
+        sums = held_out_sums(self.scored_model, windows, batch_size, limit)
         bad = ~np.isfinite(sums["nll"]).all(axis=1)
         if bad.any():
             source = windows.source_names[int(bad.argmax())]
@@ -393,7 +387,7 @@ def score_loss(context: EvaluationContext) -> Scores:
         "classes": list(windows.layout.class_names),
         "sources": list(windows.source_names),
         "head": context.head,
-        "compute_dtype": context.compute_dtype,
+        "compute_dtype": context.scored_model.model.config.compute_dtype,
         "weights_dtype": context.weights_dtype,
         "model": windows.loss_vector(sums),
     }
@@ -452,7 +446,7 @@ def about(context: EvaluationContext) -> dict[str, Any]:
         "seed": options.seed,
         "limit": options.limit,
         "weights_dtype": context.weights_dtype,
-        "compute_dtype": context.compute_dtype,
+        "compute_dtype": context.scored_model.model.config.compute_dtype,
         "versions": {"soda_jax": __version__, "jax": jax.__version__, "numpy": np.__version__},
     }
 

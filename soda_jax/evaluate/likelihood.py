@@ -15,8 +15,9 @@ import numpy as np
 
 from soda_jax.data.legal import NO_SET
 from soda_jax.data.windows import empty_batch
+from soda_jax.evaluate.loss import in_float32
 from soda_jax.generate.checkpoint import TrainedDecoder
-from soda_jax.model import Decoder, ModelFunctions, VocabularyBlocks
+from soda_jax.model import Decoder, VocabularyBlocks
 from soda_jax.model.legal import legal_sets
 from soda_jax.model.loss import token_losses
 from soda_jax.parallel import rules
@@ -103,8 +104,7 @@ class ModelLikelihood:
           batch_tokens: tokens of a batch, padding included; 0 = the default of the platform.
           greedy: whether to compute `TokenSums.greedy`, which computes the logits of the scored tokens again.
         """
-        config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
-        self._decoder = dataclasses.replace(decoder, model=ModelFunctions(config))
+        self._decoder = in_float32(decoder)
         placement = decoder.placement
         self._batch_tokens = batch_tokens or _BATCH_TOKENS.get(placement.platform, _MORE_TOKENS)
         self._ways = placement.ways("batch", 2**30)

@@ -118,7 +118,7 @@ class SodaLM(LM):
     def _likelihood(self) -> ModelLikelihood:
         context = self._context
         return ModelLikelihood(
-            context.rounded_model, self._codebooks, (context.options.head or "full",), greedy=True
+            context.scored_model, self._codebooks, (context.options.head or "full",), greedy=True
         )
 
     @cached_property

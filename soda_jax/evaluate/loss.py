@@ -1,5 +1,6 @@
 """Computes the held-out loss vector over whole windows, for a checkpoint or in a training hook."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.windows import Sums, Windows, open_windows
 from soda_jax.generate.checkpoint import TrainedDecoder
 from soda_jax.generate.speech_model import SpeechModel
+from soda_jax.model import ModelFunctions
 from soda_jax.model.legal import LegalSets
 from soda_jax.model.loss import token_losses
 from soda_jax.parallel import hosts, rules
@@ -79,6 +81,12 @@ def sum_losses(
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
     return totals
+
+
+def in_float32(decoder: TrainedDecoder) -> TrainedDecoder:
+    """Returns the decoder with f32 activations: in bf16, a loss depends on the batch and on the devices."""
+    config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
+    return dataclasses.replace(decoder, model=ModelFunctions(config))
 
 
 def held_out_sums(

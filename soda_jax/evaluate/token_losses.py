@@ -1,6 +1,5 @@
 """Computes the loss of every token of one sequence."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -8,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soda_jax.evaluate.loss import in_float32
 from soda_jax.generate.checkpoint import TrainedDecoder
-from soda_jax.model import ModelFunctions
 
 _POSITIONS = 64  # whose logits are in memory at the same time
 
@@ -22,8 +21,7 @@ class TokenLosses:
 
     def __init__(self, decoder: TrainedDecoder):
         """Prepares the program for a decoder on one device."""
-        config = dataclasses.replace(decoder.model.config, compute_dtype="float32")
-        self._model, self._decoder = ModelFunctions(config), decoder
+        self._decoder = in_float32(decoder)
         self._losses = jax.jit(self._computed)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
@@ -39,7 +37,7 @@ class TokenLosses:
         return np.asarray(found)[: len(ids) - 1]
 
     def _computed(self, params: Any, tokens: jax.Array) -> jax.Array:
-        decoder = self._model.bind(params)
+        decoder = self._decoder.model.bind(params)
         positions = jnp.arange(tokens.shape[1])[None]
         # Padding comes last, and attention is causal, so it changes no earlier position.
         hidden = decoder(

@@ -50,19 +50,24 @@ def params(functions):
 
 
 @pytest.fixture
-def workdir(tmp_path, functions, params, layout, config):
+def workdir(tmp_path, params, layout, config):
     """Returns a workdir with one checkpoint."""
-    assert layout.audio_base == functions.config.vocabulary.first_rows
+    assert layout.audio_base == VocabularyBlocks(262, (6, 4, 5)).first_rows
+    return save_run(tmp_path / "run", params, layout, config)
+
+
+def save_run(folder, params, layout, config, **model):
+    """Writes a workdir with a checkpoint of step 4; `model` changes settings of the model."""
     metadata = {
-        "config": {"model": MODEL},
+        "config": {"model": {**MODEL, **model}},
         "layout": layout.to_json(),
         "codec_fingerprint": "toy",
         "tokenizer_fingerprint": ByteTokenizer.fingerprint,
         "data": to_dict(make_dataset(config).config),
     }
-    with Checkpointer(tmp_path / "run" / "checkpoints", every_steps=None) as checkpoints:
+    with Checkpointer(folder / "checkpoints", every_steps=None) as checkpoints:
         checkpoints.maybe_save(4, {"params": params}, metadata, force=True)
-    return tmp_path / "run"
+    return folder
 
 
 def run(*arguments):
@@ -102,6 +107,15 @@ def test_the_command_prints_tables_and_writes_json(workdir, capsys):
     assert written["loss"]["model"]["loss/text/all"] > 0
     # The weights are random: no class can be below the bigram, and the table reports that.
     assert "NOT below both baselines" in printed
+
+
+def test_the_loss_does_not_depend_on_the_compute_dtype_of_the_run(tmp_path, params, layout, config):
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        folder = save_run(tmp_path / dtype, params, layout, config, compute_dtype=dtype)
+        losses.append(evaluate(folder, EvaluationOptions(tasks=("loss",)))["loss"])
+    assert losses[0] == losses[1]
+    assert losses[0]["compute_dtype"] == "float32"
 
 
 def test_baselines_have_the_normalizer_of_the_loss(workdir, capsys):

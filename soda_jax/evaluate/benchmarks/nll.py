@@ -146,7 +146,7 @@ def score_nll(context: EvaluationContext) -> dict[str, Any]:
         "sequence_length": config.sequence_length,
         "limit": options.limit,
         "heads": list(heads),
-        "compute_dtype": context.compute_dtype,
+        "compute_dtype": context.scored_model.model.config.compute_dtype,
         "weights_dtype": context.weights_dtype,
         "codebooks": codebooks,
         "frame_rate": None,
