@@ -28,7 +28,7 @@ from soda_jax.schema import to_dict
 from soda_jax.train.metric_logs import read_metrics
 
 _CLI = (sys.executable, "-m", "soda_jax.cli")
-BUDGETS = "1e11,3.1622776601683795e11"
+BUDGETS = "2e11,6.324555320336759e11"
 
 
 def soda(*words: str, cache: Path | None = None) -> float:

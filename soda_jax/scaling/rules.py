@@ -103,20 +103,21 @@ def soda() -> Rules:
     return Rules()
 
 
-_TOY_WIDTHS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-_TOY_BUDGETS = tuple(10 ** (11 + half / 2) for half in range(5))
+_TOY_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_TOY_BUDGETS = tuple(2 * 10 ** (11 + half / 2) for half in range(5))
+_TOY_LAYERS = 2
 _TOY_MAX_LR = 0.03
 
 
 def _toy_widths(budget: float) -> Sequence[int]:
-    """Returns six widths, which grow by one step of the list with each half decade."""
+    """Returns five widths, which grow by one step of the list with each half decade."""
     first = max(0, round(2 * math.log10(budget / _TOY_BUDGETS[0])))
-    return _TOY_WIDTHS[first : first + 6]
+    return _TOY_WIDTHS[first : first + 5]
 
 
 def _toy_shape(width: int) -> Shape:
-    layers, heads = max(1, round(width / 32)), max(1, width // 32)
-    return Shape(width, layers, heads, width // heads, 4 * width)
+    heads = max(1, width // 32)
+    return Shape(width, _TOY_LAYERS, heads, width // heads, 4 * width)
 
 
 def _toy_batch(budget: float, flops_per_token: float, width: int, sequence_length: int) -> int:
@@ -127,9 +128,12 @@ def _toy_batch(budget: float, flops_per_token: float, width: int, sequence_lengt
 
 @SCALING_RULES.register("toy")
 def toy() -> Rules:
-    """Returns rules for a toy study of short windows that two CPU cores finish in an hour.
+    """Returns rules for a toy study of short windows that two CPU cores finish in about an hour.
 
-    The learning rate is that of the paper with a higher limit; its β2 is meant for long runs.
+    All models have two layers: rounding the depth of such small models to whole layers, or leaving one
+    of them with a single layer, makes kinks in the loss over the size. The learning rate is that of the paper with a
+    higher limit. Its β2 is meant for long runs; 0.995 lowers the loss of these runs by 0.05 to 0.1 nats
+    compared with 0.98.
     """
     return Rules(
         budgets=_TOY_BUDGETS,
@@ -137,6 +141,6 @@ def toy() -> Rules:
         shape=_toy_shape,
         batch=_toy_batch,
         peak_lr=lambda width, batch: min(_TOY_MAX_LR, peak_lr(width, batch)),
-        beta2=lambda batch: 0.98,
+        beta2=lambda batch: 0.995,
         min_batch=1,
     )
