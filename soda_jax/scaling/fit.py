@@ -16,7 +16,14 @@ from soda_jax.scaling.bootstrap import COEFFICIENTS, bootstrap, draw_weights, in
 from soda_jax.scaling.log_sum_exp import fit_log_sum_exp
 from soda_jax.scaling.parabola import fit_parabolas
 from soda_jax.scaling.runs import Runs
-from soda_jax.scaling.surface import EXPONENTS, Surface, fit_surface, losses_of, optima
+from soda_jax.scaling.surface import (
+    EXPONENTS,
+    Surface,
+    fit_parts,
+    fit_surface,
+    losses_of,
+    optima,
+)
 
 MIN_RUNS = 6  # one more than there are coefficients
 
@@ -211,12 +218,14 @@ def left_out_errors(runs: Runs) -> Iterator[tuple[str, dict[str, float]]]:
     `mean` is the mean of predicted / measured − 1, `mean_absolute` that of its absolute value.
     Budgets without which fewer than six runs remain are skipped.
     """
-    for budget in np.unique(runs.budget):
+    budgets = np.unique(runs.budget)
+    used = runs.budget != budgets[:, None]
+    enough = used.sum(1) >= MIN_RUNS
+    if not enough.any():
+        return
+    surfaces = fit_parts(runs.params, runs.tokens, runs.loss, used[enough])
+    for budget, surface in zip(budgets[enough], surfaces, strict=True):
         held = runs.budget == budget
-        if (~held).sum() < MIN_RUNS:
-            continue
-        rest = runs.take(~held)
-        surface = fit_surface(rest.params, rest.tokens, rest.loss)
         error = surface.loss(runs.params[held], runs.tokens[held]) / runs.loss[held] - 1
         yield (
             f"{budget:g}",

@@ -18,9 +18,10 @@ EXPONENTS = (0.03, 2.5)  # range of the search
 _GRID = 32  # points of each exponent
 _STARTS = 12  # starts of a single fit
 _STEPS = (1.0, 0.5, 0.1, 0.01)  # fractions of a Gauss-Newton step that are tried
-_SUBSETS = tuple(
-    tuple(bool(code >> bit & 1) for bit in range(3)) for code in range(7, -1, -1)
-)  # which of E, A and B are not 0
+_SUBSETS = (  # which of E, A and B are not 0, if not all
+    (True, True, False), (True, False, True), (False, True, True),
+    (True, False, False), (False, True, False), (False, False, True),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +121,31 @@ def fit_surface(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> Sur
       tokens: tokens of each run, `[runs]`.
       loss: measured losses in nats, `[runs]`.
     """
-    once = np.ones((1, len(loss)))
-    starts = _grid_starts(params, tokens, loss[None], once, _STARTS)[0]
-    losses, counts = (np.repeat(row, len(starts), 0) for row in (loss[None], once))
-    found, values = _descend(params, tokens, losses, counts, starts, rounds=400)
-    best = int(np.argmin(values))
-    alpha, beta, e, a, b = map(float, found[best])
-    return Surface(alpha, beta, e, a, b, float(values[best]))
+    return fit_parts(params, tokens, loss, np.ones((1, len(loss)), bool))[0]
+
+
+def fit_parts(
+    params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, used: np.ndarray
+) -> list[Surface]:
+    """Returns the best surface for each of several parts of the runs, as `fit_surface` of these runs.
+
+    Args:
+      params: parameters of each run, `[runs]`.
+      tokens: tokens of each run, `[runs]`.
+      loss: measured losses in nats, `[runs]`.
+      used: the runs of each part, bool `[parts, runs]`.
+    """
+    counts = used.astype(float)
+    losses = np.broadcast_to(loss, counts.shape)
+    starts = _grid_starts(params, tokens, losses, counts, _STARTS)
+    losses, counts = np.repeat(losses, _STARTS, 0), np.repeat(counts, _STARTS, 0)
+    found, values = _descend(params, tokens, losses, counts, starts.reshape(-1, 2), rounds=400)
+    found, values = found.reshape(len(used), _STARTS, 5), values.reshape(len(used), _STARTS)
+    best = [row[number] for row, number in zip(found, values.argmin(1), strict=True)]
+    return [
+        Surface(*map(float, row), float(value))
+        for row, value in zip(best, values.min(1), strict=True)
+    ]
 
 
 def fit_surfaces(
@@ -179,7 +198,8 @@ def _grid_starts(
 def _non_negative(gram: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves least squares in three unknowns that are ≥ 0, from normal equations.
 
-    Tries each set of unknowns that may differ from 0, so the result is exact.
+    If a result without this limit is negative, tries each set of unknowns that may differ from 0, so the
+    result is exact.
 
     Args:
       gram: products of the columns with each other, `[problems, 3, 3]`.
@@ -188,18 +208,26 @@ def _non_negative(gram: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.n
     Returns:
       The solution `[problems, 3]`, and how much it reduces the sum of squares `[problems]`.
     """
-    best, gain = np.zeros_like(right), np.zeros(len(right))
     scale = np.sqrt(np.einsum("pii->pi", gram))
     gram = gram / (scale[:, :, None] * scale[:, None, :])
     right = right / scale
-    for used in _SUBSETS[:-1]:
+    best = _solve(gram, right)
+    limited = np.flatnonzero((best < 0).any(1))
+    best[limited] = _limited(gram[limited], right[limited])
+    return best / scale, np.einsum("pi,pi->p", best, right)
+
+
+def _limited(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns the solutions of problems in which at least one unknown is 0."""
+    best, gain = np.zeros_like(right), np.zeros(len(right))
+    for used in _SUBSETS:
         index = np.flatnonzero(used)
         solved = np.zeros_like(right)
         solved[:, index] = _solve(gram[:, index[:, None], index], right[:, index])
         reduced = np.einsum("pi,pi->p", solved, right)
         better = (solved >= 0).all(1) & (reduced > gain)
         best[better], gain[better] = solved[better], reduced[better]
-    return best / scale, gain
+    return best
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -216,17 +244,15 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
             x, y = right.T
             solved = np.stack([d * x - b * y, a * y - b * x], 1) / (a * d - b * b)[:, None]
         else:
-            rows = matrix.transpose(1, 0, 2)
-            crossed = np.stack(
-                [
-                    np.cross(rows[1], rows[2]),
-                    np.cross(rows[2], rows[0]),
-                    np.cross(rows[0], rows[1]),
-                ],
-                1,
+            (a, b, c), (d, e), f = matrix[:, 0].T, matrix[:, 1, 1:].T, matrix[:, 2, 2]
+            x, y, z = right.T
+            # The cofactors of a symmetric matrix.
+            aa, ab, ac = d * f - e * e, c * e - b * f, b * e - c * d
+            bb, bc, cc = a * f - c * c, b * c - a * e, a * d - b * b
+            solved = np.stack(
+                [aa * x + ab * y + ac * z, ab * x + bb * y + bc * z, ac * x + bc * y + cc * z], 1
             )
-            determinant = np.einsum("pi,pi->p", rows[0], crossed[:, 0])
-            solved = np.einsum("pji,pj->pi", crossed, right) / determinant[:, None]
+            solved /= (a * aa + b * ab + c * ac)[:, None]
     return np.where(np.isfinite(solved), solved, -1.0)
 
 
