@@ -1,7 +1,7 @@
 """Worker of `train_step.py` and `head.py`: the step of `soda train` on random tokens or documents.
 
 Orders of `train_step.py` have one segment of random tokens per row. Orders with a `text_share` have rendered
-documents, and may have `head`, `full_every` and, on a CPU, `compute_dtype` of `model`.
+documents, and may have `head`, `full_every`, `remat` and, on a CPU, `compute_dtype` of `model`.
 """
 
 from collections.abc import Iterable
@@ -12,6 +12,8 @@ from _worker import Step, jax_peak_bytes, serve
 
 def settings(order: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """Returns the remat policies to try, from most to least memory."""
+    if order.get("remat"):
+        return [{"remat": order["remat"]}]
     names = ("none", "attention", "full") if order["platform"] != "cpu" else ("none",)
     return [{"remat": name} for name in names]
 

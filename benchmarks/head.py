@@ -1,7 +1,7 @@
 """Training with the head over legal ids, the head over all ids and Transformers, in one alternating run.
 
     python benchmarks/head.py                                # d256: 2,048 and 16,384 tokens per step
-    python benchmarks/head.py --shapes=135m --batch=1 --rounds=3    # SODA-135M, sequence 4,096
+    python benchmarks/head.py --shapes=135m --batch=1 --rounds=3 --remat=full --transformers_python=  # SODA-135M
     python benchmarks/head.py --shapes=demo,d512 --bfloat16  # small vocabularies, to compare dtypes
 
 Every side trains a model of the same shape, with SODA's vocabulary except for demo and d512, on windows of rendered
@@ -42,6 +42,7 @@ def commands(args: argparse.Namespace, shape: Shape, platform: str) -> dict[str,
         "platform": platform,
         "shape": dataclasses.asdict(shape),
         "text_share": args.text_share,
+        "remat": args.remat,
     }
     sides = {
         "full": Command(sys.executable, "_step_ours.py", order),
@@ -107,6 +108,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--full_every", type=int, default=17, help="model.full_every of a side; 0 = no such side"
+    )
+    parser.add_argument(
+        "--remat",
+        default="",
+        help="of our sides (default: on a CPU none, else the fastest that fits)",
     )
     parser.add_argument("--bfloat16", action="store_true", help="also measure bf16 on a CPU")
     parser.add_argument(
