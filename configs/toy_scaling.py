@@ -2,8 +2,9 @@
 
     soda synth --output=scaling/corpus --task=demo --clips=32000 --texts=8000
     soda codec fit scaling/corpus --output=scaling/codec --codebook_size=256 --max_minutes=20
+    soda synth --output=scaling/corpus --task=demo --clips=64000 --texts=8000
     soda tokenize --input=scaling/corpus/manifest.jsonl --output=scaling/speech \
-        --codec=mel:scaling/codec --validation_fraction=0.04
+        --codec=mel:scaling/codec --validation_fraction=0.02
     soda scaling plan --rules=toy --vocabulary=2310 --sequence_length=256 --out=scaling/plan.csv
     soda scaling run scaling/plan.csv --config=configs/toy_scaling.py --workdir=scaling/study
 
