@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -147,7 +148,7 @@ class RunFolder:
             yield held
 
     def _events(self) -> list[dict[str, Any]]:
-        lines = self._log.read_text("utf-8").splitlines() if self._log.exists() else []
+        lines = self._log.read_text("utf-8", "replace").splitlines() if self._log.exists() else []
         events = []
         for line in lines:
             with contextlib.suppress(json.JSONDecodeError):  # a killed process left half a line
@@ -157,8 +158,13 @@ class RunFolder:
     def _note(self, event: str, **values: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": now, **values}) + "\n")
+        line = json.dumps({"event": event, "time": now, **values}) + "\n"
+        with self._log.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # Appended to half a line of a killed process, the event would be lost too.
+                line = line if file.read() == b"\n" else "\n" + line
+            file.write(line.encode())
 
 
 class Study:

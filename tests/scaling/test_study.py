@@ -94,6 +94,8 @@ def test_a_half_written_line_is_ignored(study):
     with (run.folder / "attempts.jsonl").open("a") as file:
         file.write('{"event": "cras')
     assert run.attempts().failures == 0 and run.attempts().started
+    run.diverged("the loss is nan")  # the line after it is not
+    assert run.attempts().diverged == 1 and run.next_seed() == run.job.config.seed + 1
 
 
 def _hold(folder, planned, entered, leave):
