@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from soda_jax.evaluate.loss import LossHook
 from soda_jax.parallel import hosts
 from soda_jax.progress import Progress, progress
 from soda_jax.scaling.results import check_loss, result_row, write_results
-from soda_jax.scaling.study import DONE, OPEN, Job, RunFolder, Study
+from soda_jax.scaling.study import DONE, FAILED, OPEN, Job, RunFolder, Study
 from soda_jax.schema import RunConfig, to_dict
 from soda_jax.train.hooks import RunView
 from soda_jax.train.loop import PREEMPTED, DivergedError, train
@@ -77,7 +77,8 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
                 if outcome == PREEMPTED:
                     _print(f"stopped during {name}; run the command again to continue")
                     return PREEMPTED
-    return hosts.broadcast_json(_summarize(study, attempts), "end of a study")
+    status = _summarize(study, attempts, impossible) if hosts.is_primary() else None
+    return hosts.broadcast_json(status, "end of a study")
 
 
 def _claim(
@@ -247,18 +248,26 @@ class _Report:
         return {}
 
 
-def _summarize(study: Study, attempts: int) -> int:
-    """Prints what is finished and what is not; returns 1 if a run failed, else 0."""
-    status = {run.job.name: run.status(attempts) for run in study.runs}
-    done = sum(value == DONE for value in status.values())
-    open_runs = sum(value == OPEN for value in status.values())
+def _summarize(study: Study, attempts: int, impossible: Collection[str]) -> int:
+    """Writes the table and prints what is finished and what is not; returns 1 if a run failed, else 0."""
+    # Also without a run to train: a process may have been killed after a run and before the table.
+    rows = write_results(study, attempts)
+    names = [run.job.name for run in study.runs]
+    status = [row["status"] for row in rows]
+    open_runs = status.count(OPEN)
     others = f", {open_runs} in other processes or not possible" if open_runs else ""
-    _print(f"{study.folder}/results.csv: {done} of {len(status)} runs finished{others}")
-    failures = [run for run in study.runs if run.result() is None and run.attempts().failures]
-    for run in failures:
-        found = run.attempts()
-        _print(f"{run.job.name}: failed {found.failures} times: {found.error}")
-    return 1 if failures else 0
+    _print(
+        f"{study.folder}/results.csv: {status.count(DONE)} of {len(rows)} runs finished{others}"
+        + ("" if study.is_whole() else "; the study has more runs than this plan: give the longer plan")
+    )
+    failed = [
+        (name, row)
+        for name, row in zip(names, rows, strict=True)
+        if row["status"] == FAILED or (row["status"] == OPEN and name in impossible)
+    ]
+    for name, row in failed:
+        _print(f"{name}: failed {row['attempts']} times: {row['error']}")
+    return 1 if failed else 0
 
 
 @contextlib.contextmanager

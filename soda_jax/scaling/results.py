@@ -9,7 +9,7 @@ from typing import Any
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 from soda_jax.scaling.grid import to_csv
-from soda_jax.scaling.study import DONE, Study
+from soda_jax.scaling.study import DONE, FAILED, OPEN, Study
 
 _VALIDATION = "validation/loss/"
 
@@ -38,8 +38,9 @@ def rows_of(study: Study, limit: int) -> list[dict[str, Any]]:
     """
     rows = []
     for run in study.runs:
+        # Each file is read once: another process may finish the run between two reads.
         attempts, result = run.attempts(), run.result()
-        status = run.status(limit)
+        status = DONE if result else FAILED if attempts.failures >= limit else OPEN
         state = {
             "experiment": study.experiment,
             "status": status,
@@ -55,17 +56,22 @@ def rows_of(study: Study, limit: int) -> list[dict[str, Any]]:
 
 
 def write_results(study: Study, limit: int) -> list[dict[str, Any]]:
-    """Writes `results.csv` and, if pyarrow is installed, `results.parquet`; returns the rows."""
+    """Writes `results.csv` and, if pyarrow is installed, `results.parquet`; returns the rows.
+
+    Nothing is written if another process has added runs to the study, because their rows would be lost.
+    """
     with study.table_lock():
-        return _write(study, rows_of(study, limit))
+        rows = rows_of(study, limit)
+        if study.is_whole():
+            _write(study, rows)
+        return rows
 
 
-def _write(study: Study, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _write(study: Study, rows: list[dict[str, Any]]) -> None:
     empty = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
     write_atomic(study.folder / "results.csv", to_csv(empty))
     if importlib.util.find_spec("pyarrow") is not None:
         _write_parquet(study.folder / "results.parquet", rows)
-    return rows
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.errors import UserError
-from soda_jax.files import write_json
+from soda_jax.files import is_url, write_json
 from soda_jax.schema import RunConfig, to_dict
 
 # `Study.workers` holds each lock for a moment, which must not look like another process at work.
@@ -180,10 +180,18 @@ class Study:
         """Opens a study; nothing is written.
 
         Raises:
-          UserError: if two jobs have the same name, or the folder contains a study whose runs are not
-            among the jobs or have other configs. Jobs may be added to a study.
+          UserError: if two jobs have the same name, the folder is a URL or a file, or it contains a study
+            whose runs are not among the jobs or have other configs. Jobs may be added to a study.
         """
         self.folder = Path(folder)
+        if is_url(folder):
+            raise UserError(
+                f"{folder}: a study must be in a local folder; store the checkpoints elsewhere with "
+                f"--config.checkpoint.directory={folder}"
+            )
+        for parent in (self.folder, *self.folder.parents):
+            if parent.exists() and not parent.is_dir():
+                raise UserError(f"{folder}: {parent} is a file; give the path of a folder")
         self.runs = [RunFolder(self.folder / "runs" / job.name, job) for job in jobs]
         names = [job.name for job in jobs]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -192,12 +200,27 @@ class Study:
         self._configs = json.loads(json.dumps({job.name: to_dict(job.config) for job in jobs}))
         self.experiment = self.folder.resolve().name
         self._file = self.folder / "study.json"
-        if self._file.exists():
-            before = json.loads(self._file.read_text("utf-8"))
-            self.experiment = before["experiment"]
-            self._check_same(before["configs"])
+        self._check_same()
 
-    def _check_same(self, before: Mapping[str, Any]) -> None:
+    def _stored(self) -> dict[str, Any] | None:
+        """Returns the content of study.json, None without the file."""
+        try:
+            stored = json.loads(self._file.read_bytes())
+            stored["experiment"], stored["configs"].items()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self._file} is not the file of a study ({type(error).__name__}: {error}); restore it, "
+                "or give another --workdir"
+            ) from None
+        return stored
+
+    def _check_same(self) -> None:
+        stored = self._stored()
+        if stored is None:
+            return
+        self.experiment, before = stored["experiment"], stored["configs"]
         for name, config in before.items():
             if name not in self._configs:
                 raise UserError(
@@ -211,8 +234,19 @@ class Study:
                 )
 
     def save(self) -> None:
-        """Writes the name and the configs."""
-        write_json(self._file, {"experiment": self.experiment, "configs": self._configs})
+        """Writes the name and the configs.
+
+        Raises:
+          UserError: if another process has written those of another study since this one was opened.
+        """
+        with self.table_lock():
+            self._check_same()
+            write_json(self._file, {"experiment": self.experiment, "configs": self._configs})
+
+    def is_whole(self) -> bool:
+        """Returns whether no process has added runs to the study since it was opened."""
+        stored = self._stored()
+        return stored is None or stored["configs"].keys() <= self._configs.keys()
 
     def workers(self) -> int:
         """Returns the number of runs that processes, this one included, hold now."""
@@ -225,7 +259,7 @@ class Study:
 
     @contextlib.contextmanager
     def table_lock(self) -> Iterator[None]:
-        """Waits until no other process writes the table of results."""
+        """Waits until no other process writes the table of results or study.json."""
         with _lock(self.folder / ".results.lock", wait=True):
             yield
 

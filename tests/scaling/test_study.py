@@ -137,6 +137,45 @@ def test_another_plan_or_config_in_the_same_folder_is_refused(study, planned):
         Study(study.folder, [jobs[0], jobs[0]])
 
 
+def test_a_process_with_a_shorter_plan_does_not_remove_rows_of_the_longer_one(study, planned):
+    longer = Study(study.folder, [job_of(run, base.default()) for run in planned])
+    shorter = Study(study.folder, [job_of(run, base.default()) for run in planned[:4]])
+    shorter.save()
+    assert shorter.is_whole()
+    longer.save()  # runs are added while the first process still works
+    assert not shorter.is_whole()
+    write_results(longer, 1)
+    shorter.runs[0].finish({"loss": 2.0, "ended": "now"})
+    assert len(write_results(shorter, 1)) == 4
+    with (study.folder / "results.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(planned)
+    with pytest.raises(UserError, match="which the plan lacks"):
+        shorter.save()
+    assert longer.is_whole()
+
+
+def test_a_study_of_another_process_is_not_overwritten(study, planned):
+    config = base.default()
+    config.model.remat = "dots"
+    other = Study(study.folder, [job_of(run, config) for run in planned])  # at the same time
+    study.save()
+    with pytest.raises(UserError, match=r"model\.remat = 'full' instead of 'dots'"):
+        other.save()
+
+
+def test_a_bad_folder_is_one_line_and_nothing_is_written(planned, tmp_path):
+    jobs = [job_of(run, base.default()) for run in planned]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file; give the path of a folder"):
+        Study(tmp_path / "file" / "study", jobs)
+    with pytest.raises(UserError, match=r"gs://bucket/study: a study must be in a local folder"):
+        Study("gs://bucket/study", jobs)
+    for content in ("", "[]", "{}", '{"experiment": "a", "configs": 3}'):
+        (tmp_path / "study.json").write_text(content)
+        with pytest.raises(UserError, match=r"study\.json is not the file of a study"):
+            Study(tmp_path, jobs)
+
+
 def test_the_table_has_a_row_per_run_and_can_be_fitted(study):
     for number, run in enumerate(study.runs[:8]):
         run.start(0)

@@ -58,7 +58,12 @@ def test_runs_share_a_program_and_have_the_losses_of_soda_train(
     assert rows[0]["loss"] != rows[1]["loss"]
     # The messages of a run are in its log, and a second call trains nothing.
     assert "step 16/16" in (study.runs[0].folder / "seed_0" / "log.txt").read_text()
+    # It writes the table again: a process may have been killed between the last run and the table.
+    table = study.folder / "results.csv"
+    content = table.read_text()
+    table.unlink()
     assert run_study(study, LIMIT, train_run=lambda *_, **__: pytest.fail("trained again")) == 0
+    assert table.read_text() == content
 
 
 def failing(times, error):
@@ -131,6 +136,8 @@ def test_a_preempted_study_continues_from_the_checkpoint(study_of, config, tmp_p
 
 def test_a_run_of_another_process_is_left_to_it(study_of):
     study = study_of(first=16, second=16)
+    study.runs[0].start(0)
+    study.runs[0].crashed("a crash that the other process repeats")
     with study.runs[0].claim() as held:
         assert held
         assert run_study(study, LIMIT) == 0
