@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,7 +16,13 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.loss import LossHook
 from soda_jax.parallel import hosts
 from soda_jax.progress import Progress, progress
-from soda_jax.scaling.results import check_loss, result_row, write_results
+from soda_jax.scaling.results import (
+    check_loss,
+    last_row,
+    result_row,
+    seconds_of,
+    write_results,
+)
 from soda_jax.scaling.study import DONE, FAILED, OPEN, Job, RunFolder, Study
 from soda_jax.schema import RunConfig, to_dict
 from soda_jax.train.hooks import RunView
@@ -173,11 +178,9 @@ class _Trainer:
         import jax
 
         rows = read_metrics(workdir / FILE)
-        # The JSON has null for a value that is not finite.
-        last = {name: math.nan if value is None else value for name, value in rows[-1].items()}
         dataset = self._data.of(config)
-        losses = result_row(last)
         try:
+            losses = result_row(last_row(rows, config, workdir))
             if reason := check_loss(losses, dataset.layout.size):
                 return self._failed(run.diverged, run, DivergedError(reason))
         except UserError as error:
@@ -188,7 +191,7 @@ class _Trainer:
             "vocabulary": dataset.layout.size,
             "head": config.model.head,
             "tokenizer": f"{front_end.tokenizer}/{front_end.codec}",
-            "seconds": round(sum(row["seconds"] for row in rows), 3),
+            "seconds": round(seconds_of(rows, config.steps), 3),
             "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in rows)),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),

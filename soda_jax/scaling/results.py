@@ -2,14 +2,18 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from soda_jax.checkpoints import folder
 from soda_jax.errors import UserError
 from soda_jax.files import write_atomic
 from soda_jax.scaling.grid import to_csv
 from soda_jax.scaling.study import DONE, FAILED, OPEN, Study
+from soda_jax.schema import RunConfig
+from soda_jax.train.metric_logs import FILE
 
 _VALIDATION = "validation/loss/"
 
@@ -27,6 +31,37 @@ def result_row(metrics: Mapping[str, Any]) -> dict[str, float]:
         if name.startswith(_VALIDATION) and "/" not in part:
             row["loss" if part == "all" else f"loss/{part}"] = value
     return row
+
+
+def last_row(
+    rows: Sequence[Mapping[str, Any]], config: RunConfig, workdir: Path
+) -> dict[str, float]:
+    """Returns the metrics of the last step of a run; values that are not finite are NaN.
+
+    Args:
+      rows: rows of `metrics.jsonl`, which has null for a value that is not finite.
+      config: settings of the run.
+      workdir: workdir of the run, for the message.
+
+    Raises:
+      UserError: if the last step is missing, because the file was removed or damaged after the run.
+    """
+    if not rows or rows[-1]["step"] != config.steps:
+        raise UserError(
+            f"{workdir / FILE} does not have step {config.steps}, the last one, although the run has its "
+            f"checkpoint; remove {folder.of_run(workdir, config.checkpoint.directory)} to repeat the run"
+        )
+    return {name: math.nan if value is None else value for name, value in rows[-1].items()}
+
+
+def seconds_of(rows: Sequence[Mapping[str, Any]], steps: int) -> float:
+    """Returns the seconds of all steps of a run.
+
+    The seconds of steps that are not logged (`log.every_steps`) are those of a median step, so that one
+    that contains compilation does not count for several.
+    """
+    seconds = [float(row["seconds"]) for row in rows]
+    return sum(seconds) + (steps - len(seconds)) * statistics.median(seconds)
 
 
 def rows_of(study: Study, limit: int) -> list[dict[str, Any]]:

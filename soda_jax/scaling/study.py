@@ -86,8 +86,17 @@ class RunFolder:
         return self.job.config.seed + self.attempts().diverged
 
     def attempt(self, seed: int) -> tuple[RunConfig, Path]:
-        """Returns the config and the workdir of an attempt."""
-        return dataclasses.replace(self.job.config, seed=seed), self.folder / f"seed_{seed}"
+        """Returns the config and the workdir of an attempt.
+
+        A folder of checkpoints outside of the workdir has a subfolder for each attempt: a run must not
+        resume from the checkpoint of another one.
+        """
+        config, checkpoint = self.job.config, self.job.config.checkpoint
+        if is_url(checkpoint.directory) or Path(checkpoint.directory).is_absolute():
+            directory = f"{checkpoint.directory.rstrip('/')}/{self.job.name}/seed_{seed}"
+            checkpoint = dataclasses.replace(checkpoint, directory=directory)
+        config = dataclasses.replace(config, seed=seed, checkpoint=checkpoint)
+        return config, self.folder / f"seed_{seed}"
 
     def result(self) -> dict[str, Any] | None:
         """Returns the row of the finished run, None if it is not finished."""

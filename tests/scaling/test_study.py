@@ -10,7 +10,13 @@ import pytest
 from soda_jax.configs import base
 from soda_jax.errors import UserError
 from soda_jax.scaling.grid import plan_runs
-from soda_jax.scaling.results import check_loss, result_row, write_results
+from soda_jax.scaling.results import (
+    check_loss,
+    last_row,
+    result_row,
+    seconds_of,
+    write_results,
+)
 from soda_jax.scaling.rules import toy
 from soda_jax.scaling.run_config import check_overrides, job_of
 from soda_jax.scaling.study import DONE, FAILED, OPEN, Study
@@ -75,6 +81,16 @@ def test_a_divergence_changes_the_seed_and_the_workdir_and_a_crash_does_not(stud
     run.diverged("the loss is nan")
     other, second = run.attempt(run.next_seed())
     assert other == dataclasses.replace(config, seed=config.seed + 1) and second != first
+
+
+@pytest.mark.parametrize("directory", ["/data/checkpoints", "gs://bucket/study/"])
+def test_runs_do_not_share_a_folder_of_checkpoints(planned, tmp_path, directory):
+    config = base.default()
+    config.checkpoint.directory = directory
+    study = Study(tmp_path, [job_of(run, config) for run in planned])
+    found = [run.attempt(seed)[0].checkpoint.directory for run in study.runs for seed in (0, 1)]
+    assert len(set(found)) == 2 * len(planned)
+    assert found[1] == f"{directory.rstrip('/')}/{study.runs[0].job.name}/seed_1"
 
 
 def test_a_killed_attempt_counts_only_if_it_made_no_progress(study):
@@ -204,6 +220,21 @@ def test_the_row_of_a_run_has_the_classes_but_not_the_sources():
         "validation/loss/text/all": 3.0, "validation/loss/text/marker": 4.0, "seconds": 0.1,
     }  # fmt: skip
     assert result_row(metrics) == {"loss": 2.0, "loss/text": 1.0}
+
+
+def test_the_loss_of_an_earlier_step_is_not_the_result(study, tmp_path):
+    config = study.runs[0].job.config
+    rows = [{"step": step, "loss/all": None} for step in (1, config.steps)]
+    assert math.isnan(last_row(rows, config, tmp_path)["loss/all"])
+    for damaged in (rows[:1], []):
+        with pytest.raises(UserError, match=r"metrics\.jsonl does not have step .*checkpoints to repeat"):
+            last_row(damaged, config, tmp_path)
+
+
+def test_the_seconds_of_a_run_include_steps_that_are_not_logged():
+    rows = [{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 1.0}]
+    assert seconds_of(rows, 3) == 11
+    assert seconds_of(rows, 30) == 11 + 27
 
 
 def test_a_loss_that_is_no_number_or_worse_than_a_uniform_guess_is_a_divergence():

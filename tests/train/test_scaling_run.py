@@ -66,6 +66,17 @@ def test_runs_share_a_program_and_have_the_losses_of_soda_train(
     assert table.read_text() == content
 
 
+def test_a_run_without_the_metrics_of_its_last_step_is_one_line(study_of, capfd):
+    study = study_of(only=16)
+    assert run_study(study, LIMIT) == 0
+    (study.runs[0].folder / "result.json").unlink()  # killed before the result was written
+    assert run_study(study, LIMIT) == 0 and table_of(study, LIMIT)[0]["attempts"] == 1
+    (study.runs[0].folder / "result.json").unlink()
+    (study.runs[0].folder / "seed_0" / "metrics.jsonl").unlink()
+    assert run_study(study, LIMIT) == 1
+    assert "metrics.jsonl does not have step 16" in capfd.readouterr().err
+
+
 def failing(times, error):
     """Returns a `train` that raises `error` in the first `times` calls, and the list of workdirs."""
     workdirs = []
