@@ -139,7 +139,6 @@ class LossHook:
         return {f"validation/{name}": value for name, value in values.items()}
 
     def _open(self, run: Any, rows: list[int]) -> None:
-        self._opened = True
         try:
             windows = open_windows(
                 run.dataset.config, "validation", legal_sets=run.dataset.legal_sets
@@ -148,10 +147,12 @@ class LossHook:
             raise
         except UserError as error:
             _report(f"no held-out loss: {error}")
+            self._opened = True
             return
         for name in windows.left_out:
             _report(f"source {name} has no validation split: its held-out loss is not measured")
-        self._windows = windows
+        # The batches are read once and kept in host memory; every call scores the same windows.
+        batches = list(windows.batches(run.config.batch_size, rows, self._limit))
         self._function = make_loss_function(
             run.model.bind,
             windows,
@@ -159,8 +160,8 @@ class LossHook:
             mesh=run.mesh,
             legal=windows.legal,
         )
-        # The batches are read once and kept in host memory; every call scores the same windows.
-        self._batches = list(windows.batches(run.config.batch_size, rows, self._limit))
+        # Only now: after a temporary error, the next call must not find half of this.
+        self._windows, self._batches, self._opened = windows, batches, True
 
 
 def _report(message: str) -> None:

@@ -126,12 +126,13 @@ class _DataSets:
 
 
 class _Trainer:
-    """Trains runs; equal programs and evaluations are compiled once."""
+    """Trains runs; equal programs are compiled once, and equal evaluations of consecutive runs."""
 
     def __init__(self, data: _DataSets, train_run: Train):
         self._data, self._train = data, train_run
         self._programs = ProgramCache()
-        self._losses: dict[str, LossHook] = {}
+        # Only that of the last run, because a hook has its batches in memory.
+        self._last_loss: tuple[str, LossHook] | None = None
 
     def train(self, run: RunFolder, report: "_Report") -> int:
         """Trains a run to its end and stores what happened.
@@ -160,6 +161,9 @@ class _Trainer:
             return self._failed(run.crashed, run, error)
         except Exception as error:  # any bug or lack of memory must not end the study
             return self._failed(run.crashed, run, error)
+        except KeyboardInterrupt:  # not a failure of the run
+            self._note(run.preempted)
+            raise
         if code == PREEMPTED:
             self._note(run.preempted)
             return PREEMPTED
@@ -169,7 +173,9 @@ class _Trainer:
     def _loss(self, config: RunConfig) -> LossHook:
         dataset = self._data.of(config)
         key = self._programs.key(config, dataset.layout, to_dict(config.data))
-        hook = self._losses.setdefault(key, LossHook(1, config.evaluate.batches))
+        if self._last_loss is None or self._last_loss[0] != key:
+            self._last_loss = key, LossHook(1, config.evaluate.batches)
+        hook = self._last_loss[1]
         hook.every = config.evaluate.every_steps or config.steps
         return hook
 

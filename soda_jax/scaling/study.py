@@ -147,7 +147,7 @@ class RunFolder:
         self._note(_DIVERGED, error=error)
 
     def preempted(self) -> None:
-        """Notes that the attempt saved a checkpoint and stopped."""
+        """Notes that the attempt was stopped by SIGTERM or by the user."""
         self._note(_PREEMPTED)
 
     @contextlib.contextmanager

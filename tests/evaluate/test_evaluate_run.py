@@ -18,7 +18,7 @@ from soda_jax.errors import UserError
 from soda_jax.evaluate.evaluators import EvaluationOptions, evaluate
 from soda_jax.evaluate.loss import LossHook, held_out_sums
 from soda_jax.evaluate.tables import class_rows, not_below, text_report
-from soda_jax.evaluate.windows import open_windows
+from soda_jax.evaluate.windows import Windows, open_windows
 from soda_jax.generate.checkpoint import load_decoder
 from soda_jax.model import ModelFunctions, VocabularyBlocks, decoder_config
 from soda_jax.parallel.mesh import make_mesh
@@ -219,7 +219,9 @@ def test_a_missing_package_is_an_error_before_anything_is_scored(workdir, monkey
         evaluate(workdir, EvaluationOptions(tasks=("loss", "asr")))
 
 
-def test_the_hook_logs_the_loss_of_the_evaluation(workdir, config, functions, params):
+def test_the_hook_logs_the_loss_of_the_evaluation(
+    workdir, config, functions, params, monkeypatch
+):
     dataset = make_dataset(config)
     view = SimpleNamespace(
         config=SimpleNamespace(batch_size=8, loss_chunk=64),
@@ -229,6 +231,10 @@ def test_the_hook_logs_the_loss_of_the_evaluation(workdir, config, functions, pa
         dataset=dataset,
     )
     hook = LossHook(every=1, batches=0)
+    with monkeypatch.context() as patch:  # a temporary error, after which a study repeats the run
+        patch.setattr(Windows, "batches", lambda *_, **__: iter(lambda: 1 / 0, 0))
+        with pytest.raises(ZeroDivisionError):
+            hook(view)
     logged = hook(view)
     assert logged == hook(view)
     wanted = evaluate(workdir, EvaluationOptions(tasks=("loss",)))["loss"]["model"]

@@ -104,6 +104,15 @@ def test_a_crash_is_repeated_and_other_runs_are_trained(study_of, capfd):
     assert workdirs == ["seed_0", "seed_0", "seed_0"]
 
 
+def test_an_interrupt_of_the_user_is_no_failure(study_of):
+    study = study_of(only=16)
+    train_run, _ = failing(1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, 1, train_run)
+    assert run_study(study, 1, train_run) == 0
+    assert table_of(study, 1)[0]["attempts"] == 1
+
+
 def test_a_run_that_is_impossible_is_not_repeated_at_once(study_of):
     study = study_of(only=16)
     train_run, workdirs = failing(9, UserError("batch_size = 7 cannot be split"))
