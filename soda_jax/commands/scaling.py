@@ -200,7 +200,7 @@ def _run(args: argparse.Namespace) -> int:
     from soda_jax.commands._config import load_config, overridden
     from soda_jax.configs import base
     from soda_jax.scaling.grid import read_plan
-    from soda_jax.scaling.run_config import check_overrides, job_of
+    from soda_jax.scaling.run_config import check_base, check_overrides, job_of
     from soda_jax.scaling.study import Study
 
     runs = read_plan(args.plan)
@@ -209,6 +209,7 @@ def _run(args: argparse.Namespace) -> int:
     names = overridden(args.unknown)
     check_overrides(runs[0], names)
     config = load_config(args.config, args.unknown)
+    check_base(config)
     if args.data:
         config.data.sources = ConfigDict({"data": base.source(args.data, 1.0)})
     study = Study(args.workdir, [job_of(run, config, names) for run in runs])

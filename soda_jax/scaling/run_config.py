@@ -6,7 +6,7 @@ from typing import Any
 from soda_jax.errors import UserError
 from soda_jax.scaling.grid import PlannedRun
 from soda_jax.scaling.study import Job
-from soda_jax.schema import run_config
+from soda_jax.schema import RunConfig, run_config, to_dict
 
 # The recipe of the IsoFLOP runs (SODA, training table), except for what the plan decides.
 _OPTIMIZER = {
@@ -20,6 +20,7 @@ _OPTIMIZER = {
     "decay_fraction": 0.2,
     "cautious": True,
 }
+_RECIPE = (*(f"optimizer.{name}" for name in _OPTIMIZER), "mesh.data", "mesh.fsdp")
 
 
 def settings_of(run: PlannedRun) -> dict[str, Any]:
@@ -67,8 +68,10 @@ def job_of(run: PlannedRun, base: Any, kept: Iterable[str] = ()) -> Job:
     Args:
       run: the run.
       base: ConfigDict with the data, the evaluation and everything else that the plan does not decide.
-      kept: dotted names of settings of the recipe that keep their value in `base`.
+      kept: dotted names of settings of the recipe that keep their value in `base`. Those whose value is not
+        the default of the schema are kept too.
     """
+    kept = {*kept, *_changed(base)}
     config = base.copy_and_resolve_references()
     for section, value in settings_of(run).items():
         values = value if isinstance(value, dict) else {"": value}
@@ -79,17 +82,44 @@ def job_of(run: PlannedRun, base: Any, kept: Iterable[str] = ()) -> Job:
     return Job(run.name, run_config(config), run.flops, run.row(), run.vocabulary)
 
 
+def _changed(base: Any) -> list[str]:
+    """Returns the dotted names of settings of the recipe that `base` changes from their defaults."""
+    default = to_dict(RunConfig())
+    names = (dotted.split(".") for dotted in _RECIPE)
+    return [
+        f"{section}.{name}"
+        for section, name in names
+        if base[section][name] != default[section][name]
+    ]
+
+
 def check_overrides(run: PlannedRun, names: Sequence[str]) -> None:
     """Raises UserError if a setting that the plan decides is in `names`, dotted names."""
-    recipe = {f"optimizer.{name}" for name in _OPTIMIZER} | {"mesh.data", "mesh.fsdp"}
     for section, value in settings_of(run).items():
         for name in value if isinstance(value, dict) else ("",):
             dotted = f"{section}.{name}".rstrip(".")
-            if dotted in names and dotted not in recipe:
+            if dotted in names and dotted not in _RECIPE:
                 raise UserError(
                     f"--config.{dotted}: the plan decides this setting; write another plan with soda "
                     "scaling plan"
                 )
+
+
+def check_base(base: Any) -> None:
+    """Checks the settings that `soda scaling run` does not use.
+
+    Raises:
+      UserError: if evaluators or exports are configured, which only `soda train` runs.
+    """
+    for name, set_to, command in (
+        ("evaluate.tasks", base.evaluate.tasks, "evaluate"),
+        ("export.every_steps", base.export.every_steps, "convert to-hf"),
+    ):
+        if set_to:
+            raise UserError(
+                f"--config.{name}={set_to} has no effect in a study, which measures only the held-out loss; "
+                f"remove it and run soda {command} on the workdirs of the runs"
+            )
 
 
 def config_text(run: PlannedRun, data: str = "") -> str:

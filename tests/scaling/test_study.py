@@ -18,7 +18,7 @@ from soda_jax.scaling.results import (
     write_results,
 )
 from soda_jax.scaling.rules import toy
-from soda_jax.scaling.run_config import check_overrides, job_of
+from soda_jax.scaling.run_config import check_base, check_overrides, job_of
 from soda_jax.scaling.study import DONE, FAILED, OPEN, Study
 from soda_jax.scaling.table import read_runs
 
@@ -36,10 +36,13 @@ def study(planned, tmp_path):
 def test_a_job_has_the_settings_of_the_plan_and_those_of_the_base_config(planned):
     config = base.default()
     config.model.remat = "none"
-    config.optimizer.weight_decay = 0.7
+    config.optimizer.weight_decay = 0.7  # changed by a config file
+    config.mesh.fsdp = 2
     run = planned[4]
-    job = job_of(run, config, kept=["optimizer.weight_decay"])
+    job = job_of(run, config, kept=["optimizer.z_loss"])  # the default, given as an option
     assert job.config.model.remat == "none" and job.config.optimizer.weight_decay == 0.7
+    assert job.config.mesh.fsdp == 2 and job.config.optimizer.z_loss == 1e-4
+    assert job_of(run, config).config.optimizer.z_loss == 0
     assert job.config.model.hidden_size == run.shape.width == 32
     assert job.config.optimizer.eps == 1e-15  # the recipe
     assert job.config.steps == run.steps and job.config.optimizer.peak_lr == run.lr
@@ -51,6 +54,17 @@ def test_settings_of_the_plan_cannot_be_overridden(planned):
     for name in ("steps", "batch_size", "optimizer.peak_lr", "model.num_layers"):
         with pytest.raises(UserError, match=rf"--config\.{name}: the plan decides this setting"):
             check_overrides(planned[0], ["model.remat", name])
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"), [("evaluate", "tasks", "asr"), ("export", "every_steps", 10)]
+)
+def test_settings_that_a_study_does_not_use_are_refused(section, name, value):
+    config = base.default()
+    check_base(config)
+    config[section][name] = value
+    with pytest.raises(UserError, match=rf"--config\.{section}\.{name}={value} has no effect"):
+        check_base(config)
 
 
 def test_a_run_is_open_until_it_is_finished_or_has_failed_too_often(study):
