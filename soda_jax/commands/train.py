@@ -71,10 +71,12 @@ def run(args: argparse.Namespace) -> int:
         from soda_jax.convert.hook import ExportHook
 
         hooks.append(ExportHook(config.export.every_steps, config.export.dtype))
-    return train(
-        config,
-        args.workdir,
-        hooks=hooks,
-        profile_steps=profile,
-        allow_data_change=args.allow_data_change,
-    )
+    # A divergence, which all processes raise, is printed once.
+    with hosts.fail_together():
+        return train(
+            config,
+            args.workdir,
+            hooks=hooks,
+            profile_steps=profile,
+            allow_data_change=args.allow_data_change,
+        )

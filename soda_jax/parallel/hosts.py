@@ -194,19 +194,24 @@ def broadcast_json(value: Any, name: str = "broadcast", timeout: float | None = 
 
 
 @contextmanager
-def fail_together() -> Iterator[None]:
+def fail_together(raised_by_all: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Ends all processes if the body raises an exception in one of them.
 
     Otherwise the other processes would wait in a collective forever. The error is printed in the
     process that raised it and sent to the other processes. All exit with status 2 for a
     `UserError`, 130 for a `KeyboardInterrupt`, and 1 for other exceptions. In a single-process run
     the exception propagates.
+
+    Args:
+      raised_by_all: exceptions that all processes raise at the same step or none does; they propagate.
     """
     if is_single_process():
         yield
         return
     try:
         yield
+    except raised_by_all:
+        raise
     except BaseException as error:
         _end_with(error)
 

@@ -154,9 +154,10 @@ class _Trainer:
                     hooks=[self._loss(config), report],
                     program_of=self._programs,
                 )
-        # In a job of several processes, an error in one of them has ended all of them.
+        # In a job of several processes, all of them raise this error.
         except DivergedError as error:
             return self._failed(run.diverged, run, error)
+        # Any other error in one of them has ended all of them.
         except UserError as error:
             return self._failed(run.crashed, run, error)
         except Exception as error:  # any bug or lack of memory must not end the study

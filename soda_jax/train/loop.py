@@ -29,7 +29,10 @@ PREEMPTED = 75
 
 
 class DivergedError(UserError):
-    """Training does not make progress: too many updates in a row were skipped."""
+    """Training does not make progress: too many updates in a row were skipped.
+
+    All processes of a run raise it after the same step, because they compute the same metrics.
+    """
 
 
 def train(
@@ -65,7 +68,7 @@ def train(
     """
     config, workdir = run_config(config), folder.local_workdir(workdir)
     use_compilation_cache()
-    with hosts.fail_together(), ExitStack() as stack:
+    with hosts.fail_together(raised_by_all=(DivergedError,)), ExitStack() as stack:
         stop_request = stack.enter_context(StopRequest())
         reader = CheckpointReader(folder.of_run(workdir, config.checkpoint.directory))
         start = find_start(config, workdir, reader)
@@ -83,7 +86,7 @@ def train(
         state = start.state(program, checkpointer)
         # From here on, an error in one process ends all processes immediately: a clean shutdown would
         # deadlock, because the other processes wait in a collective for the failed one.
-        stack.enter_context(hosts.fail_together())
+        stack.enter_context(hosts.fail_together(raised_by_all=(DivergedError,)))
         rows = local_rows(program.mesh, config.batch_size)
         groups = []
         if dataset.legal_sets:

@@ -1,5 +1,6 @@
 """Two processes of four devices: numbers of one device, changing process counts, a killed process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -163,7 +164,7 @@ def test_a_killed_process_ends_the_other_with_status_76_and_one_line_that_names_
 STUDY = """
 import sys
 from pathlib import Path
-port, number, datasets, folder = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+port, number, datasets, folder, how = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 from soda_jax.parallel import hosts
 hosts.start(f"localhost:{port}", 2, number)
 from soda_jax.scaling.execute import run_study
@@ -172,18 +173,48 @@ from soda_jax.schema import run_config
 from train_toys import tiny_config
 
 # As on hosts without a shared disk: each process has a folder of its own.
-checkpoints = {"checkpoint__directory": f"{folder}/checkpoints", "checkpoint__every_steps": 0}
-config = run_config(tiny_config(Path(datasets), steps=16, **checkpoints))
+settings = {"checkpoint__directory": f"{folder}/checkpoints", "checkpoint__every_steps": 0}
+if how == "diverging":  # every update is a spike
+    settings |= {"safety__spike_after": 0, "safety__max_skipped_in_a_row": 3}
+config = run_config(tiny_config(Path(datasets), steps=16, **settings))
 sys.exit(run_study(Study(Path(folder) / f"host_{number}", [Job("only", config, 16.0, {})]), 2))
 """
 
 
 def test_the_processes_of_one_job_train_a_run_of_a_study_together(datasets, tmp_path):
-    codes, printed = run_two(
-        STUDY, str(datasets), str(tmp_path), environment=environment_of_two(), timeout=300
-    )
+    arguments = (str(datasets), str(tmp_path), "")
+    codes, printed = run_two(STUDY, *arguments, environment=environment_of_two(), timeout=300)
     assert codes == [0, 0], printed
     assert "1 of 1 runs finished" in printed[0] and "FLOPs of the study" not in printed[1]
     table = (tmp_path / "host_0" / "results.csv").read_text().splitlines()
     assert len(table) == 2 and ",done," in table[1] and table[1].endswith(",8 x cpu")
     assert not (tmp_path / "host_1" / "results.csv").exists()
+
+
+def test_the_processes_of_one_job_repeat_a_diverged_run_with_another_seed(datasets, tmp_path):
+    arguments = (str(datasets), str(tmp_path), "diverging")
+    codes, printed = run_two(STUDY, *arguments, environment=environment_of_two(), timeout=300)
+    assert codes == [1, 1], printed
+    assert printed[0].count("only diverged: step 3: 3 updates in a row were skipped") == 2
+    assert "Traceback" not in "".join(printed)
+    runs = tmp_path / "host_0" / "runs" / "only"
+    events = [json.loads(line)["event"] for line in (runs / "attempts.jsonl").open()]
+    assert events == ["started", "diverged"] * 2
+    assert {file.name for file in runs.glob("seed_*")} == {"seed_0", "seed_1"}
+
+
+def test_a_diverged_run_of_two_processes_ends_with_status_2_and_one_message(datasets, tmp_path):
+    config = tmp_path / "spikes.py"
+    config.write_text(LONG.format(datasets=str(datasets)))
+    options = ["--config.safety.spike_after=0", "--config.safety.max_skipped_in_a_row=3"]
+    program = (
+        "import sys; from soda_jax import cli; "
+        "sys.exit(cli.main([*sys.argv[3:], f'--coordinator=localhost:{sys.argv[1]}', "
+        "f'--process={sys.argv[2]}', '--processes=2']))"
+    )
+    arguments = ("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *options)
+    codes, printed = run_two(program, *arguments, environment=environment_of_two(), timeout=300)
+    assert codes == [2, 2], printed
+    for text in printed:
+        lines = [line for line in text.splitlines() if "updates in a row were skipped" in line]
+        assert len(lines) == 1 and "Traceback" not in text, text
