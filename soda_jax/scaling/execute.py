@@ -15,6 +15,7 @@ from soda_jax.data.dataset import Dataset, make_dataset
 from soda_jax.errors import UserError
 from soda_jax.evaluate.loss import LossHook
 from soda_jax.parallel import hosts
+from soda_jax.parallel.preemption import StopRequest
 from soda_jax.progress import Progress, progress
 from soda_jax.scaling.results import (
     check_loss,
@@ -64,8 +65,13 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
     trainer = _Trainer(data, train_run)
     impossible: set[str] = set()
     total = sum(run.job.cost for run in study.runs)
-    with progress("FLOPs of the study", total) if hosts.is_primary() else nullcontext() as bar:
+    bar_of = progress("FLOPs of the study", total) if hosts.is_primary() else nullcontext()
+    # SIGTERM during the last step of a run, or between two runs, stops the study too.
+    with StopRequest() as stop, bar_of as bar:
         while True:
+            if stop.reached():
+                _print("stopped between two runs; run the command again to continue")
+                return PREEMPTED
             with contextlib.ExitStack() as stack:
                 name = None
                 if hosts.is_primary():

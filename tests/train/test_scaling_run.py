@@ -154,6 +154,22 @@ def test_a_preempted_study_continues_from_the_checkpoint(study_of, config, tmp_p
     assert second["status"] == DONE
 
 
+@pytest.mark.parametrize("where", ["last step", "between runs"])
+def test_sigterm_at_the_end_of_a_run_stops_the_study(study_of, where):
+    study = study_of(first=16, second=16)
+
+    def stopped(settings, workdir, *, hooks, **options):
+        last = [Watcher(16, 16, terminate)] if where == "last step" else []
+        status = train(settings, workdir, hooks=[*hooks, *last], **options)
+        if not last:
+            terminate()
+        return status
+
+    assert run_study(study, LIMIT, stopped) == PREEMPTED
+    assert [row["status"] for row in table_of(study, LIMIT)] == [DONE, "open"]
+    assert study.runs[1].attempts().started == ""
+
+
 def test_a_run_of_another_process_is_left_to_it(study_of):
     study = study_of(first=16, second=16)
     study.runs[0].start(0)
