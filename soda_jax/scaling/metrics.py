@@ -58,7 +58,6 @@ def correlations(
     """
     table, _ = read_table(file)
     lines = select_rows(file, table, select or {})
-    check_comparable(file, table, lines)
     found = [name for name in table if name == _LOSSES or name.startswith(f"{_LOSSES}/")]
     losses = list(losses) or [name for name in found if name not in scores]
     for option, names in (("scores", scores), ("losses", losses)):
@@ -79,6 +78,11 @@ def correlations(
             cell = table[name][lines[index]]
             text = "empty" if cell in (None, "") else cell
             notes.append(f"row {lines[index] + 1}: {name} is {text}, so it is set aside")
+    # Only rows that are used: a run that is not finished has no vocabulary.
+    known = {name: np.isfinite(value) for name, value in values.items()}
+    used = np.any([known[score] & known[loss] for score in scores for loss in losses], axis=0)
+    if used.any():
+        check_comparable(file, table, [lines[index] for index in np.flatnonzero(used)])
     rows = []
     for score in dict.fromkeys(scores):
         for loss in dict.fromkeys(losses):

@@ -86,6 +86,31 @@ def test_bad_input_is_named(tmp_path, scores, losses, runs, message):
         correlations(write(tmp_path / "runs.csv", rows(runs)), scores, losses)
 
 
+def test_runs_that_are_not_finished_are_set_aside(tmp_path):
+    table = [{**row, "status": "done", "vocabulary": 2310} for row in rows()]
+    table[3] |= {"status": "failed", "vocabulary": "", "loss": "", "loss/text": ""}
+    table[3]["loss/semantic"] = ""
+    found = correlations(write(tmp_path / "results.csv", table), ["wer"], draws=0)
+    assert {row["n"] for row in found.rows} == {11}
+    assert "row 4: loss is empty, so it is set aside" in found.notes
+    with pytest.raises(UserError, match="has 0 runs with a score and an NLL"):
+        correlations(write(tmp_path / "results.csv", table), ["status"])
+
+
+def test_equal_values_have_mean_ranks_and_few_runs_have_no_correlation(tmp_path):
+    table = rows(5)
+    for row, score in zip(table, (1, 1, 2, 2, 3), strict=True):
+        row["score"] = score
+    table[0]["loss/text"] = table[1]["loss/text"] = table[2]["loss/text"] = ""
+    found = correlations(write(tmp_path / "runs.csv", table), ["score"], draws=200)
+    by_loss = {row["loss"]: row for row in found.rows}
+    expected = spearmanr([1, 1, 2, 2, 3], [row["loss"] for row in table]).statistic
+    assert by_loss["loss"]["spearman"] == pytest.approx(expected)
+    few = by_loss["loss/text"]
+    assert (few["n"], few["spearman"], few["low"]) == (2, None, None)
+    assert "score, loss/text: no correlation: 2 runs, 3 are needed" in found.notes
+
+
 def test_mixed_normalizers_are_refused(tmp_path):
     table = [{**row, "normalizer": "legal" if i else "full"} for i, row in enumerate(rows())]
     file = write(tmp_path / "runs.csv", table)
