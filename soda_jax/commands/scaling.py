@@ -153,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from soda_jax.files import write_atomic
-    from soda_jax.registry import SCALING_RULES
     from soda_jax.scaling.grid import plan_runs, to_csv
+    from soda_jax.scaling.rules import make_rules
     from soda_jax.scaling.run_config import config_text
     from soda_jax.scaling.summary import plan_text
 
@@ -170,7 +170,7 @@ def _plan(args: argparse.Namespace) -> int:
     _check_out(args.out)
     if args.configs:
         _check_out(str(Path(args.configs) / "config.py"), "--configs")
-    rules = SCALING_RULES.get(args.rules, "--rules")()
+    rules = make_rules(args.rules)
     budgets = _numbers("budgets", args.budgets) or rules.budgets
     widths = _numbers("widths", args.widths)
     if any(width != int(width) for width in widths):
@@ -296,8 +296,8 @@ def _metrics(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from soda_jax.files import write_json
-    from soda_jax.registry import SCALING_RULES
     from soda_jax.scaling.predict import PRESETS, PowerLaws, SurfaceLaw, read_fit, with_legal_head
+    from soda_jax.scaling.rules import make_rules
     from soda_jax.scaling.summary import prediction_text
 
     _check_out(args.out)
@@ -319,7 +319,7 @@ def _predict(args: argparse.Namespace) -> int:
             raise UserError(f"--preset={args.preset} is unknown; use {', '.join(PRESETS)}")
         law = PRESETS[args.preset]
     else:
-        rules = SCALING_RULES.get(args.rules, "--rules")()
+        rules = make_rules(args.rules)
         law = read_fit(args.fit, rules, args.vocabulary, args.sequence_length)
         if args.head == "legal":
             law = with_legal_head(law, rules, args.text_share, args.head_rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.errors import UserError
-from soda_jax.scaling.rules import Rules
+from soda_jax.scaling.rules import Rules, errors_of_rules
 from soda_jax.scaling.shape import Shape
 
 COLUMNS = (
@@ -102,13 +102,15 @@ def plan_runs(
       widths: candidate widths for every budget; empty uses those of `rules`.
 
     Raises:
-      UserError: if no candidate fits the rules, or a width is above 1,000,000.
+      UserError: if no candidate fits the rules, a rule fails, or a width is above 1,000,000.
     """
     if too_wide := [width for width in widths if not 1 <= width <= _MAX_WIDTH]:
         raise UserError(f"--widths: {too_wide[0]:.3g} must be from 1 to {_MAX_WIDTH:,}")
     runs, left_out = [], []
     for budget in sorted(set(budgets)):
-        for width in sorted(set(widths)) or rules.widths(budget):
+        with errors_of_rules(f"widths({budget:g})"):
+            candidates = sorted(set(widths)) or list(rules.widths(budget))
+        for width in candidates:
             run = _run(rules, budget, width, vocabulary, sequence_length)
             if reason := _reason(rules, run):
                 left_out.append(f"budget {budget:g}, width {width}: {reason}")
@@ -123,12 +125,13 @@ def plan_runs(
 
 
 def _run(rules: Rules, budget: float, width: int, vocabulary: int, length: int) -> PlannedRun:
-    shape = rules.shape(width)
-    flops = shape.forward_flops_per_token(vocabulary, length)
-    batch = rules.batch(budget, flops, width, length)
-    steps = round(budget / 3 / (flops * batch * length))
-    lr, beta2 = rules.peak_lr(width, batch), rules.beta2(batch)
-    return PlannedRun(budget, shape, batch, steps, lr, beta2, vocabulary, length)
+    shape = rules.shape_of(width)
+    with errors_of_rules(f"the run of {budget:g} FLOPs at width {width}"):
+        flops = shape.forward_flops_per_token(vocabulary, length)
+        batch = rules.batch(budget, flops, width, length)
+        steps = round(budget / 3 / (flops * batch * length))
+        lr, beta2 = rules.peak_lr(width, batch), rules.beta2(batch)
+        return PlannedRun(budget, shape, batch, steps, lr, beta2, vocabulary, length)
 
 
 def _reason(rules: Rules, run: PlannedRun) -> str:

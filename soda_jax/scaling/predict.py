@@ -78,10 +78,13 @@ def model_flops(
       sequence_length: tokens per window.
       count: which parameters are counted, one of `PARAMETER_COUNTS`.
       head_rows: mean number of logits per token, see `legal_head_rows`; by default all ids.
+
+    Raises:
+      UserError: if the rules have no shape for one of these widths.
     """
     matrices = dict(zip(PARAMETER_COUNTS, (2, 1, 0), strict=True))[count]
     shapes = [
-        rules.shape(width) for width in (*range(16, 128, 16), *range(128, _MAX_WIDTH + 1, 128))
+        rules.shape_of(width) for width in (*range(16, 128, 16), *range(128, _MAX_WIDTH + 1, 128))
     ]
     known = {
         float(shape.parameters(vocabulary, matrices)): 3

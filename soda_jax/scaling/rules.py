@@ -7,10 +7,12 @@
         return dataclasses.replace(soda(), batch=lambda budget, flops, width, sequence_length: 256)
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from soda_jax.errors import UserError
 from soda_jax.registry import SCALING_RULES
 from soda_jax.scaling.shape import Shape
 
@@ -95,6 +97,50 @@ class Rules:
     min_batch: int = 8
     max_steps: int = 400_000
     tolerance: float = 0.01
+
+    def shape_of(self, width: int) -> Shape:
+        """Returns the sizes of the model of a width.
+
+        Raises:
+          UserError: if `shape` fails or does not return a `Shape`.
+        """
+        with errors_of_rules(f"shape({width})"):
+            shape = self.shape(width)
+            if not isinstance(shape, Shape):
+                raise TypeError(f"it returns {shape!r}, not a Shape")
+        return shape
+
+
+@contextlib.contextmanager
+def errors_of_rules(what: str) -> Iterator[None]:
+    """Converts an exception of the functions of a user into a UserError.
+
+    Args:
+      what: what is computed, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--rules: {what} failed with {type(error).__name__}: {error}; correct the rules in the file of "
+            "--plugin"
+        ) from None
+
+
+def make_rules(name: str) -> Rules:
+    """Returns the registered rules of a name.
+
+    Raises:
+      UserError: if there are none, or the function fails or does not return `Rules`.
+    """
+    make = SCALING_RULES.get(name, "--rules")
+    with errors_of_rules(f"{name}()"):
+        rules = make()
+        if not isinstance(rules, Rules):
+            raise TypeError(f"it returns {rules!r}, not Rules")
+    return rules
 
 
 @SCALING_RULES.register("soda")

@@ -1,8 +1,11 @@
 """The grid of the paper, its config files, durations, and rules of a user."""
 
 import csv
+import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +27,7 @@ from soda_jax.tokens.grammar import grammar
 from soda_jax.tokens.vocabulary import VocabularyLayout
 
 V, S = 144_644, 4096
+FIT = Path(__file__).parents[2] / "docs" / "scaling_toy" / "fit.json"
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +200,41 @@ def test_bad_options_are_named(option, message, capsys):
     import re
 
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("return replace(soda(), shape=lambda width: {}[width])", r"shape\(\d+\) failed with KeyError"),
+        ("return replace(soda(), shape=lambda width: None)", r"shape\(\d+\) .* returns None, not a Shape"),
+        ("return 1 / 0", r"failing\(\) failed with ZeroDivisionError"),
+        ("return None", r"failing\(\) failed with TypeError: it returns None, not Rules"),
+    ],
+)
+@pytest.mark.parametrize("action", ["plan", "predict"])
+def test_rules_that_fail_are_one_line(tmp_path, capsys, action, code, message):
+    plugin = tmp_path / "failing_rules.py"
+    plugin.write_text(
+        "from dataclasses import replace\n"
+        "from soda_jax.registry import SCALING_RULES\n"
+        "from soda_jax.scaling.rules import soda\n"
+        '@SCALING_RULES.register("failing")\n'
+        f"def failing():\n    {code}\n"
+    )
+    options = {"plan": ["plan"], "predict": ["predict", str(FIT), "--budget=1e13"]}[action]
+    try:
+        assert cli.main([f"--plugin={plugin}", "scaling", *options, "--rules=failing"]) == 2
+    finally:
+        SCALING_RULES.remove("failing")
+    text = capsys.readouterr().err
+    assert re.search(message, text) and text.count("\n") == 1
+
+
+def test_batch_and_widths_that_fail_are_errors_of_the_user():
+    for rule in ("widths", "batch", "peak_lr", "beta2"):
+        rules = dataclasses.replace(soda(), **{rule: lambda *_: 1 / 0})
+        with pytest.raises(UserError, match="failed with ZeroDivisionError"):
+            plan_runs(rules, [3e18], 144_644, 4096)
 
 
 def test_rules_of_a_plugin_change_the_plan(tmp_path, capsys):
