@@ -31,6 +31,11 @@ def titled(name: str) -> str:
     return name.replace("_", " ")
 
 
+def drawn_name(name: str) -> str:
+    """Returns the name of a class for a figure, where matplotlib would read $…$ as a formula."""
+    return titled(name).replace("$", r"\$")
+
+
 @styled
 def classes_figure(fitted: FittedRuns) -> "Figure":
     """Returns the loss of each class against N, one panel per class and one curve per budget.
@@ -61,7 +66,7 @@ def classes_figure(fitted: FittedRuns) -> "Figure":
             if sizes[0] <= best <= sizes[-1]:
                 at = float(one.surface.loss(np.array(best), fitted.tokens_for(budget, best)))
                 axis.plot(best, at, "*", color=INK, markersize=8.5, zorder=4)
-        axis.set_title(titled(name))
+        axis.set_title(drawn_name(name))
         log_counts(axis, "x", "", most=4)
     _finish(figure, axes, len(fitted.classes), columns)
     return figure
@@ -114,7 +119,7 @@ def class_optima_figure(fitted: FittedRuns) -> "Figure":
         if np.isfinite(best).any():
             shown.append(best)
             every: Any = {"markevery": (index % 3, _POINTS // 5)}
-            lines.plot(budgets, best, label=titled(name), **every, **width, **style)
+            lines.plot(budgets, best, label=drawn_name(name), **every, **width, **style)
         a, row = surface.exponents(fitted.power)[0], -index
         marker = style.get("marker", "o")
         at = float(fitted.optimum(surface, middle)[0])
@@ -133,7 +138,7 @@ def class_optima_figure(fitted: FittedRuns) -> "Figure":
                 axis.plot(around, [row, row], "-|", color=style["color"], linewidth=1.4)
         if not np.isfinite(at):
             absent.append(row)
-    names = [titled(name) for name in everything]
+    names = [drawn_name(name) for name in everything]
     for axis in (sizes, powers):
         axis.set_yticks(-np.arange(len(names)), names)
         axis.set_ylim(-len(names) + 0.5, 0.5)

@@ -7,7 +7,7 @@ import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.report.figures import styled, subplots
-from soda_jax.scaling.figures.classes import titled
+from soda_jax.scaling.figures.classes import drawn_name
 from soda_jax.scaling.figures.fitted import FittedRuns, band, left_out_losses, losses_of_draws
 from soda_jax.scaling.figures.style import (
     GRAY,
@@ -174,7 +174,7 @@ def held_out_figure(held_out: Runs, known: list[Prediction]) -> "Figure":
         label = f"{budget_text(held_out.budget[run])} FLOPs, N = {count(held_out.params[run])}"
         style: Any = {"linestyle": "none", "marker": MARKERS[run % len(MARKERS)], "color": color}
         axis.plot(errors, rows, markersize=6, label=label, **style)
-    names = [titled(one.name) for one in known]
+    names = [drawn_name(one.name) for one in known]
     axis.set_yticks(-np.arange(len(names)), names)
     axis.set_ylim(-len(names) + 0.5, 0.5)
     axis.set_xlabel("predicted / measured − 1, %")
