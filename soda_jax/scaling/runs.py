@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+DETAILS = ("width", "lr", "started", "ended")  # columns that a report shows
 PARAMETER_COUNTS = ("params_total", "params_one_head", "params_non_embedding")
 
 
@@ -23,6 +24,7 @@ class Runs:
       set_aside: a line for each row that is not used, with the reason; the first row is 1.
       notes: how missing columns were filled in, and cells that are not used.
       source: file, digest and columns, for the output.
+      details: cells of the columns `DETAILS` that the table has, as text, `[runs]` each.
     """
 
     budget: np.ndarray
@@ -34,6 +36,7 @@ class Runs:
     set_aside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -48,4 +51,5 @@ class Runs:
             loss=self.loss[chosen],
             counts={name: value[chosen] for name, value in self.counts.items()},
             classes={name: value[chosen] for name, value in self.classes.items()},
+            details={name: value[chosen] for name, value in self.details.items()},
         )

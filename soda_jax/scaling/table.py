@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from soda_jax.errors import UserError
-from soda_jax.scaling.runs import PARAMETER_COUNTS, Runs
+from soda_jax.scaling.runs import DETAILS, PARAMETER_COUNTS, Runs
 from soda_jax.scaling.table_checks import (
     check_comparable,
     consistent,
@@ -95,11 +95,20 @@ def read_runs(
             **study_of(file, table, lines),
             "comparable": same,
         },
+        details={
+            name: np.array([_text(table[name][line]) for line in lines])
+            for name in DETAILS
+            if name in table
+        },
     )
     chosen = np.ones(len(runs), bool) if note else consistent(file, runs, lines, set_aside)
     chosen = unrepeated(file, runs, lines, set_aside, keep_repeats, chosen)
     runs = dataclasses.replace(runs.take(chosen), set_aside=tuple(set_aside))
     return _near_best(runs, near_best) if near_best else runs
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else str(cell)
 
 
 def _near_best(runs: Runs, nats: float) -> Runs:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 import xml.etree.ElementTree as ET
 
@@ -162,6 +163,44 @@ def test_the_report_has_all_figures_as_svg_and_png(tmp_path, table, fit, held_ou
     for text in ("variable projection", "approach 3", "approach 2", "Held-out runs", "25 runs"):
         assert text in page
     assert "interval of approach 3" in capsys.readouterr().out
+
+
+def test_names_of_a_table_are_text_on_the_page_and_in_the_figures(tmp_path):
+    runs = planted(LAW, budgets=4, sizes=4)
+    name = r"<b>$\frac$</b>"
+    losses = {f"loss/{name}": TEXT.loss(runs.params, runs.tokens).tolist()}
+    fitted_on = read_runs(write(tmp_path / "<i>runs.csv", rows_of(runs, **losses)))
+    fitted = fitted_runs(fitted_on, fit_table(fitted_on, 0))
+    params, tokens = 2e9, 4e11
+    row = {"budget": 6 * params * tokens, "params": params, "tokens": tokens, "loss": 2.0}
+    row[f"loss/{name}"] = 2.0
+    held_out = read_runs(write(tmp_path / "held_out.csv", [row]))
+    write_scaling_report(str(tmp_path / "out"), fitted, held_out, formats=("svg",))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>" not in page and "<i>" not in page
+    assert "&lt;b&gt;" in page and "&lt;i&gt;runs.csv" in page
+
+
+def test_the_runs_have_width_learning_rate_start_and_end(tmp_path):
+    runs = planted(LAW, budgets=4, sizes=4)
+    order = np.argsort(runs.tokens)  # rows that are set aside must not shift the cells
+    rows = rows_of(runs, lr=0.012345678, started="2026-11-30T22:51:23+00:00", ended="<now>")
+    for row in rows:
+        row["width"] = 100 * round(row["params"] / 1e6)
+    rows = [{**rows[0], "loss": "", "width": 1}, *(rows[index] for index in order)]
+    found = read_runs(write(tmp_path / "runs.csv", rows))
+    assert found.details["width"].tolist() == [str(100 * round(n / 1e6)) for n in found.params]
+    write_scaling_report(
+        str(tmp_path / "out"), fitted_runs(found, fit_table(found, 0)), formats=("svg",)
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    table = page[page.index("<summary>16 runs</summary>") :]
+    head = ("budget", "N", "D", "width", "lr", "loss", "fitted", "error, %", "started", "ended")
+    assert "".join(f"<th>{name}</th>" for name in head) in table
+    first = table.split("<tr>")[2]
+    cells = re.findall("<td>(.*?)</td>", first)
+    assert cells[3:5] == [str(100 * round(runs.params[:4].min() / 1e6)), "0.01235"]
+    assert cells[-2:] == ["2026-11-30 22:51:23 UTC", "&lt;now&gt;"]
 
 
 def test_missing_parts_are_named_and_not_drawn(tmp_path):

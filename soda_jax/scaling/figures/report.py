@@ -31,6 +31,7 @@ from soda_jax.scaling.summary import count
 NAMES = (
     "isoflop", "optima", "contours", "classes", "class_optima", "measured", "held_out",
 )  # fmt: skip
+_UTC = "+00:00"
 _LISTED = 8  # longer lists are collapsed
 _COEFFICIENTS = ("alpha", "beta", "E", "A", "B", "a", "b")
 _METHODS = {
@@ -382,6 +383,8 @@ def _runs_table(content: Content) -> str:
     """Returns the section with all runs, collapsed."""
     fitted, runs = content.fitted, content.fitted.runs
     predicted = fitted.surface.loss(runs.params, runs.tokens)
+    sizes = [name for name in ("width", "lr") if name in runs.details]
+    times = [name for name in ("started", "ended") if name in runs.details]
     rows = []
     for index in np.lexsort((runs.params, runs.budget)).tolist():
         classes = [_value(float(runs.classes[name][index])) for name in runs.classes]
@@ -390,13 +393,26 @@ def _runs_table(content: Content) -> str:
                 budget_text(runs.budget[index]),
                 count(runs.params[index]),
                 count(runs.tokens[index]),
+                *(escaped(_detail(runs.details[name][index])) for name in sizes),
                 f"{runs.loss[index]:.4f}",
                 f"{predicted[index]:.4f}",
                 f"{100 * (predicted[index] / runs.loss[index] - 1):+.2f}",
                 *("–" if value == "nan" else value for value in classes),
+                *(escaped(_detail(runs.details[name][index])) for name in times),
             ]
         )
     names = (escaped(titled(name)) for name in runs.classes)
-    head = ["budget", "N", "D", "loss", "fitted", "error, %", *names]
+    head = ["budget", "N", "D", *sizes, "loss", "fitted", "error, %", *names, *times]
     shown = f"<details><summary>{len(rows)} runs</summary>{table(head, rows)}</details>"
     return section("Runs", shown)
+
+
+def _detail(cell: str) -> str:
+    """Returns a cell of the table: a number with four digits, a time in UTC without its offset."""
+    try:
+        value = float(cell)
+    except ValueError:
+        if cell.endswith(_UTC):
+            return f"{cell.removesuffix(_UTC).replace('T', ' ')} UTC"
+        return cell or "–"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
