@@ -276,8 +276,14 @@ class Study:
 @contextlib.contextmanager
 def _lock(path: Path, wait: bool) -> Iterator[bool]:
     """Holds a lock on a file; yields False if another process holds it and `wait` is False."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); give a --workdir that you may write to"
+        ) from None
+    with opened as file:
         for left in reversed(range(_TRIES)):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -200,6 +200,8 @@ def test_a_bad_folder_is_one_line_and_nothing_is_written(planned, tmp_path):
         Study(tmp_path / "file" / "study", jobs)
     with pytest.raises(UserError, match=r"gs://bucket/study: a study must be in a local folder"):
         Study("gs://bucket/study", jobs)
+    with pytest.raises(UserError, match=r"/proc/study/\.results\.lock cannot be written"):
+        Study("/proc/study", jobs).save()
     for content in ("", "[]", "{}", '{"experiment": "a", "configs": 3}'):
         (tmp_path / "study.json").write_text(content)
         with pytest.raises(UserError, match=r"study\.json is not the file of a study"):
