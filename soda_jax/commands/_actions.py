@@ -49,3 +49,16 @@ def check_near_best(nats: float) -> None:
     """Raises UserError if the value of `--near_best` is invalid."""
     if not 0 <= nats < math.inf:
         raise UserError(f"--near_best={nats} must be a number of nats, at least 0")
+
+
+def selection(texts: list[str]) -> dict[str, str]:
+    """Returns --select COLUMN=VALUE as column -> value."""
+    select: dict[str, str] = {}
+    for text in texts:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--select {text} must be COLUMN=VALUE")
+        if column in select:
+            raise UserError(f"--select {text}: {column} already has the value {select[column]}")
+        select[column] = value
+    return select

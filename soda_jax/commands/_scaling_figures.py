@@ -3,7 +3,13 @@
 import argparse
 from typing import Any
 
-from soda_jax.commands._actions import add_action, add_near_best, add_number, check_near_best
+from soda_jax.commands._actions import (
+    add_action,
+    add_near_best,
+    add_number,
+    check_near_best,
+    selection,
+)
 from soda_jax.errors import UserError
 
 
@@ -68,12 +74,7 @@ def run_report(args: argparse.Namespace) -> int:
     if args.bootstrap < 0 or args.seed < 0:
         raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
     check_near_best(args.near_best)
-    select: dict[str, str] = {}
-    for text in args.select:
-        column, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--select {text} must be COLUMN=VALUE")
-        select[column] = value
+    select = selection(args.select)
     names = ("budget", "params", "tokens", "loss")
     columns = {name: getattr(args, name) for name in names if getattr(args, name)}
     if args.fit:

@@ -11,6 +11,7 @@ from soda_jax.commands._actions import (
     add_number,
     add_processes,
     check_near_best,
+    selection,
 )
 from soda_jax.commands._scaling_figures import add_figure_actions, run_pitfalls, run_report
 from soda_jax.errors import UserError
@@ -249,7 +250,7 @@ def _fit(args: argparse.Namespace) -> int:
         raise UserError(f"--bootstrap={args.bootstrap} and --seed={args.seed} must be at least 0")
     check_near_best(args.near_best)
     _check_out(args.out)
-    select = _selection(args.select)
+    select = selection(args.select)
     names = ("budget", "params", "tokens", "loss")
     columns = {name: getattr(args, name) for name in names if getattr(args, name)}
     runs = read_runs(args.table, select, columns, args.keep_repeats, args.near_best)
@@ -259,19 +260,6 @@ def _fit(args: argparse.Namespace) -> int:
         write_atomic(args.out, to_text(result))
         print(f"wrote {args.out}")
     return 0
-
-
-def _selection(texts: list[str]) -> dict[str, str]:
-    """Returns --select COLUMN=VALUE as column -> value."""
-    select: dict[str, str] = {}
-    for text in texts:
-        column, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--select {text} must be COLUMN=VALUE")
-        if column in select:
-            raise UserError(f"--select {text}: {column} already has the value {select[column]}")
-        select[column] = value
-    return select
 
 
 def _metrics(args: argparse.Namespace) -> int:
@@ -285,7 +273,7 @@ def _metrics(args: argparse.Namespace) -> int:
     _check_out(args.out)
     scores, losses = split_names(args.scores), split_names(args.losses)
     table = correlations(
-        args.table, scores, losses, _selection(args.select), args.bootstrap, args.seed
+        args.table, scores, losses, selection(args.select), args.bootstrap, args.seed
     )
     print(metrics_text(table))
     if args.out:

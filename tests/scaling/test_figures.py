@@ -274,6 +274,9 @@ def test_bad_options_are_refused(tmp_path, table, capsys):
     assert "must be svg, png" in _error(capsys, "pitfalls", f"--out={tmp_path}/o", "--formats=pdf")
     text = _error(capsys, "report", table, "--fit=x", "--select", "a=b", f"--out={tmp_path}/o")
     assert "not both" in text
+    twice = ("--select", "loss=1", "--select", "loss=2")
+    text = _error(capsys, "report", table, *twice, f"--out={tmp_path}/o")
+    assert "loss already has the value 1" in text
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, table, capsys, monkeypatch):
