@@ -59,6 +59,29 @@ def check_output(path: str | os.PathLike[str], option: str) -> None:
         ) from None
 
 
+def check_output_folder(path: str | os.PathLike[str], option: str) -> None:
+    """Checks that a folder can be created, or written to if it exists; creates nothing.
+
+    Args:
+      path: the folder.
+      option: the option that gives it, with its value, for the message.
+
+    Raises:
+      UserError: if a file is in the way, or the first folder above `path` that exists is not writable.
+    """
+    target = Path(path)
+    known = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
+    if not known.is_dir():
+        raise UserError(f"{option}: {known} is a file: give another folder")
+    try:
+        with tempfile.TemporaryFile(dir=known):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}: {known} cannot be written ({error.strerror}): give a folder that you may write to"
+        ) from None
+
+
 def file_state(path: str | os.PathLike[str]) -> tuple[str, int, int]:
     """Returns (path, size in bytes, modification time in ns), which change with a file; −1 if it is missing."""
     try:

@@ -112,12 +112,13 @@ def run_pitfalls(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> list[str]:
     """Returns the formats; raises UserError if they, the folder or the environment are wrong."""
+    from soda_jax.files import check_output_folder
     from soda_jax.registry import split_names
     from soda_jax.report.figures import require_matplotlib
-    from soda_jax.scaling.figures.output import check_folder, check_formats
+    from soda_jax.scaling.figures.output import check_formats
 
     formats = list(split_names(args.formats))
     check_formats(formats)
-    check_folder(args.out)
+    check_output_folder(args.out, f"--out={args.out}")
     require_matplotlib()
     return formats

@@ -339,8 +339,9 @@ def _numbers(name: str, text: str | None) -> list[float]:
 
 
 def _check_out(file: str | None, option: str = "--out") -> None:
+    from soda_jax.files import check_output_folder
+
     if file and Path(file).is_dir():
         raise UserError(f"{option}={file} is a folder: give the path of a file")
-    for parent in Path(file or ".").parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"{option}={file}: {parent} is a file: give another folder")
+    if file:
+        check_output_folder(Path(file).parent, f"{option}={file}")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from soda_jax.errors import UserError
-from soda_jax.files import is_url, write_json
+from soda_jax.files import check_output_folder, is_url, write_json
 from soda_jax.schema import RunConfig, to_dict
 
 # `Study.workers` holds each lock for a moment, which must not look like another process at work.
@@ -189,7 +189,7 @@ class Study:
         """Opens a study; nothing is written.
 
         Raises:
-          UserError: if two jobs have the same name, the folder is a URL or a file, or it contains a study
+          UserError: if two jobs have the same name, the folder is a URL or cannot be written, or it contains a study
             whose runs are not among the jobs or have other configs. Jobs may be added to a study.
         """
         self.folder = Path(folder)
@@ -198,9 +198,7 @@ class Study:
                 f"{folder}: a study must be in a local folder; store the checkpoints elsewhere with "
                 f"--config.checkpoint.directory={folder}"
             )
-        for parent in (self.folder, *self.folder.parents):
-            if parent.exists() and not parent.is_dir():
-                raise UserError(f"{folder}: {parent} is a file; give the path of a folder")
+        check_output_folder(self.folder, f"--workdir={folder}")
         self.runs = [RunFolder(self.folder / "runs" / job.name, job) for job in jobs]
         names = [job.name for job in jobs]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -276,14 +274,8 @@ class Study:
 @contextlib.contextmanager
 def _lock(path: Path, wait: bool) -> Iterator[bool]:
     """Holds a lock on a file; yields False if another process holds it and `wait` is False."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened = path.open("a")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); give a --workdir that you may write to"
-        ) from None
-    with opened as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
         for left in reversed(range(_TRIES)):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

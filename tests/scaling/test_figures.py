@@ -271,6 +271,7 @@ def test_held_out_runs_of_another_tokenizer_are_refused(tmp_path, fitted, column
 def test_bad_options_are_refused(tmp_path, table, capsys):
     (tmp_path / "file").write_text("")
     assert "is a file" in _error(capsys, "report", table, f"--out={tmp_path / 'file' / 'x'}")
+    assert "/proc cannot be written" in _error(capsys, "pitfalls", "--out=/proc/x")
     assert "must be svg, png" in _error(capsys, "pitfalls", f"--out={tmp_path}/o", "--formats=pdf")
     text = _error(capsys, "report", table, "--fit=x", "--select", "a=b", f"--out={tmp_path}/o")
     assert "not both" in text

@@ -111,6 +111,19 @@ def test_equal_values_have_mean_ranks_and_few_runs_have_no_correlation(tmp_path)
     assert "score, loss/text: no correlation: 2 runs, 3 are needed" in found.notes
 
 
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    table = write(tmp_path / "runs.csv", rows())
+    (tmp_path / "file").write_text("")
+    for out, reason in (
+        ("/proc/x/y.csv", "/proc cannot be written"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "x.csv", "file is a file"),
+    ):
+        assert cli.main(["scaling", "metrics", table, "--scores=wer", f"--out={out}"]) == 2
+        text = capsys.readouterr().err
+        assert f"--out={out}" in text and reason in text and text.count("\n") == 1
+
+
 def test_mixed_normalizers_are_refused(tmp_path):
     table = [{**row, "normalizer": "legal" if i else "full"} for i, row in enumerate(rows())]
     file = write(tmp_path / "runs.csv", table)

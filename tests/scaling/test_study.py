@@ -196,12 +196,12 @@ def test_a_study_of_another_process_is_not_overwritten(study, planned):
 def test_a_bad_folder_is_one_line_and_nothing_is_written(planned, tmp_path):
     jobs = [job_of(run, base.default()) for run in planned]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file; give the path of a folder"):
+    with pytest.raises(UserError, match="file is a file: give another folder"):
         Study(tmp_path / "file" / "study", jobs)
     with pytest.raises(UserError, match=r"gs://bucket/study: a study must be in a local folder"):
         Study("gs://bucket/study", jobs)
-    with pytest.raises(UserError, match=r"/proc/study/\.results\.lock cannot be written"):
-        Study("/proc/study", jobs).save()
+    with pytest.raises(UserError, match=r"--workdir=/proc/study: /proc cannot be written"):
+        Study("/proc/study", jobs)
     for content in ("", "[]", "{}", '{"experiment": "a", "configs": 3}'):
         (tmp_path / "study.json").write_text(content)
         with pytest.raises(UserError, match=r"study\.json is not the file of a study"):

@@ -32,13 +32,6 @@ class Drawn:
     figure: "Figure"
 
 
-def check_folder(out: str) -> None:
-    """Raises UserError if a folder of this path cannot be made because a file is in the way."""
-    for parent in (Path(out), *Path(out).parents):
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"--out={out}: {parent} is a file: give the path of a folder")
-
-
 def check_formats(names: Sequence[str]) -> None:
     """Raises UserError if a format is not one of `FORMATS`, or there is none."""
     unknown = [name for name in names if name not in FORMATS]
