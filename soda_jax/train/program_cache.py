@@ -30,8 +30,8 @@ class ProgramCache:
         settings = to_dict(config)
         for name in ("steps", "start_from", "start_from_step", *_NOT_IN_PROGRAM):
             del settings[name]
-        for name in ("peak_lr", "warmup_fraction", "decay_fraction"):
-            del settings["optimizer"][name]
+        # The fractions are in `Rates` too, but a registered optimizer may read them from its config.
+        del settings["optimizer"]["peak_lr"]
         settings |= {"length": config.data.sequence_length, "metrics": config.log.metrics}
         return json.dumps([settings, layout.fingerprint, *rest], sort_keys=True, default=str)
 
