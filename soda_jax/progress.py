@@ -62,11 +62,15 @@ class Progress:
         print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
 
     def restart(self, done: float, seconds: float) -> None:
-        """Sets the number of units that are done and the seconds that they took, for the rate."""
-        self._start, self.done = 0, done
+        """Sets the number of units that are done and the seconds that they took, for the rate.
+
+        With 0 seconds, which means unknown, the rate is that of the units from now on.
+        """
+        self._start, self.done = 0 if seconds else done, done
         self._began = time.monotonic() - seconds
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            # Not `update`, which would count the units as done in this moment.
+            self._bar.reset(self._task, completed=done)
 
     def close(self) -> None:
         """Stops the bar, or prints a last line with the elapsed time."""
