@@ -70,7 +70,7 @@ class Progress:
         self._began = time.monotonic() - seconds
         if self._bar is not None:
             # Not `update`, which would count the units as done in this moment.
-            self._bar.reset(self._task, completed=done)
+            self._bar.reset(self._task, completed=int(done))
 
     def close(self) -> None:
         """Stops the bar, or prints a last line with the elapsed time."""

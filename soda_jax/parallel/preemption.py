@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 
 from soda_jax.parallel import hosts
 
-
 # Of all requests of a multi-process run: jax compares the count with one point per process.
 _counts = itertools.count(1)
 _preempted = threading.Event()

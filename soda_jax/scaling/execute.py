@@ -272,10 +272,9 @@ def _summarize(study: Study, attempts: int, impossible: Collection[str]) -> int:
     status = [row["status"] for row in rows]
     open_runs = status.count(OPEN)
     others = f", {open_runs} in other processes or not possible" if open_runs else ""
-    _print(
-        f"{study.folder}/results.csv: {status.count(DONE)} of {len(rows)} runs finished{others}"
-        + ("" if study.is_whole() else "; the study has more runs than this plan: give the longer plan")
-    )
+    _print(f"{study.folder}/results.csv: {status.count(DONE)} of {len(rows)} runs finished{others}")
+    if not study.is_whole():
+        _print(f"{study.folder} has more runs than this plan; run the command with the longer plan")
     failed = [
         (name, row)
         for name, row in zip(names, rows, strict=True)

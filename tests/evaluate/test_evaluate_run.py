@@ -219,9 +219,7 @@ def test_a_missing_package_is_an_error_before_anything_is_scored(workdir, monkey
         evaluate(workdir, EvaluationOptions(tasks=("loss", "asr")))
 
 
-def test_the_hook_logs_the_loss_of_the_evaluation(
-    workdir, config, functions, params, monkeypatch
-):
+def test_the_hook_logs_the_loss_of_the_evaluation(workdir, config, functions, params, monkeypatch):
     dataset = make_dataset(config)
     view = SimpleNamespace(
         config=SimpleNamespace(batch_size=8, loss_chunk=64),

@@ -205,8 +205,14 @@ def test_bad_options_are_named(option, message, capsys):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("return replace(soda(), shape=lambda width: {}[width])", r"shape\(\d+\) failed with KeyError"),
-        ("return replace(soda(), shape=lambda width: None)", r"shape\(\d+\) .* returns None, not a Shape"),
+        (
+            "return replace(soda(), shape=lambda width: {}[width])",
+            r"shape\(\d+\) failed with KeyError",
+        ),
+        (
+            "return replace(soda(), shape=lambda width: None)",
+            r"shape\(\d+\) .* returns None, not a Shape",
+        ),
         ("return 1 / 0", r"failing\(\) failed with ZeroDivisionError"),
         ("return None", r"failing\(\) failed with TypeError: it returns None, not Rules"),
     ],

@@ -243,7 +243,9 @@ def test_the_loss_of_an_earlier_step_is_not_the_result(study, tmp_path):
     rows = [{"step": step, "loss/all": None} for step in (1, config.steps)]
     assert math.isnan(last_row(rows, config, tmp_path)["loss/all"])
     for damaged in (rows[:1], []):
-        with pytest.raises(UserError, match=r"metrics\.jsonl does not have step .*checkpoints to repeat"):
+        with pytest.raises(
+            UserError, match=r"metrics\.jsonl does not have step .*checkpoints to repeat"
+        ):
             last_row(damaged, config, tmp_path)
 
 
