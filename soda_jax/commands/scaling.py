@@ -284,7 +284,8 @@ def _metrics(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from soda_jax.files import write_json
-    from soda_jax.scaling.predict import PRESETS, PowerLaws, SurfaceLaw, read_fit, with_legal_head
+    from soda_jax.scaling.predict import SurfaceLaw, read_fit, with_legal_head
+    from soda_jax.scaling.presets import PRESETS, PowerLaws
     from soda_jax.scaling.rules import make_rules
     from soda_jax.scaling.summary import prediction_text
 

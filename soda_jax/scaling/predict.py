@@ -16,7 +16,7 @@ import numpy as np
 
 from soda_jax.errors import UserError
 from soda_jax.scaling.bootstrap import COEFFICIENTS, interval
-from soda_jax.scaling.parabola import PowerLaw
+from soda_jax.scaling.flop_count import FlopCount, model_flops
 from soda_jax.scaling.rules import Rules
 from soda_jax.scaling.runs import PARAMETER_COUNTS
 from soda_jax.scaling.shape import legal_head_rows
@@ -25,74 +25,8 @@ from soda_jax.tokens.vocabulary import VocabularyLayout
 
 _SIZES = 2000  # points of the search over N
 _LOG_BUDGETS = (math.log(1e6), math.log(1e40))  # of the search for a loss
-_MAX_WIDTH = 32_768
 _FLOPS_DIFFER = 1.25  # factor between rules and table that is reported
-_NEAR = 1.25  # the slope of the FLOPs at N is that between N / 1.25 and 1.25 · N
 _TABLE_SIZES = (1e3, 1e15)  # parameters that are searched with the FLOPs of a table
-
-
-@dataclasses.dataclass(frozen=True)
-class FlopCount:
-    """Training FLOPs per token of a model, log-linear between known sizes.
-
-    Attributes:
-      log_params: logarithms of parameters, ascending, `[sizes]`.
-      log_flops: logarithms of the FLOPs per token, forward and backward, `[sizes]`.
-    """
-
-    log_params: np.ndarray
-    log_flops: np.ndarray
-
-    def __call__(self, params: np.ndarray) -> np.ndarray:
-        """Returns FLOPs per token for counts of parameters; NaN outside the known sizes."""
-        outside = {"left": math.nan, "right": math.nan}
-        return np.exp(np.interp(np.log(params), self.log_params, self.log_flops, **outside))
-
-    @property
-    def sizes(self) -> tuple[float, float]:
-        """The smallest and the largest known size, in parameters."""
-        return float(np.exp(self.log_params[0])), float(np.exp(self.log_params[-1]))
-
-    def slope(self, params: float) -> float:
-        """Returns d log FLOPs / d log N at a size; NaN outside the known sizes."""
-        low, high = self.sizes
-        if not low <= params <= high:
-            return math.nan
-        ends = np.clip(np.log(params) + np.log([1 / _NEAR, _NEAR]), *self.log_params[[0, -1]])
-        first, last = np.interp(ends, self.log_params, self.log_flops)
-        return float((last - first) / (ends[1] - ends[0]))
-
-
-def model_flops(
-    rules: Rules,
-    vocabulary: int,
-    sequence_length: int,
-    count: str = "params_total",
-    head_rows: float | None = None,
-) -> FlopCount:
-    """Returns the FLOP count of the models of a study, 3 × forward, of widths 16 to 32,768.
-
-    Args:
-      rules: rules of the study.
-      vocabulary: number of ids.
-      sequence_length: tokens per window.
-      count: which parameters are counted, one of `PARAMETER_COUNTS`.
-      head_rows: mean number of logits per token, see `legal_head_rows`; by default all ids.
-
-    Raises:
-      UserError: if the rules have no shape for one of these widths.
-    """
-    matrices = dict(zip(PARAMETER_COUNTS, (2, 1, 0), strict=True))[count]
-    shapes = [
-        rules.shape_of(width) for width in (*range(16, 128, 16), *range(128, _MAX_WIDTH + 1, 128))
-    ]
-    known = {
-        float(shape.parameters(vocabulary, matrices)): 3
-        * shape.forward_flops_per_token(vocabulary, sequence_length, head_rows)
-        for shape in shapes
-    }
-    params = sorted(known)
-    return FlopCount(np.log(params), np.log([known[size] for size in params]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,60 +216,6 @@ class SurfaceLaw:
             reached = self._optima(draws, np.exp(middle), points)["loss"] <= loss
             low, high = np.where(reached, low, middle), np.where(reached, middle, high)
         return np.where((last < loss) & (loss < first), np.exp(high), np.nan)
-
-
-@dataclasses.dataclass(frozen=True)
-class PowerLaws:
-    """Published power laws of the optimum, without a loss.
-
-    Attributes:
-      params, tokens: N* and D* as functions of the budget.
-      note: which parameters are counted.
-    """
-
-    params: PowerLaw
-    tokens: PowerLaw
-    note: str
-
-    def optimum(self, budget: float) -> dict[str, Any]:
-        """Returns N*, D* and their ratio at a budget in FLOPs; the loss is None."""
-        params, tokens = float(self.params.at(budget)), float(self.tokens.at(budget))
-        ratio = {"tokens_per_parameter": tokens / params, "loss": None}
-        return {"budget": budget, "params": params, "tokens": tokens, **ratio, "intervals": {}}
-
-    def model(self, params: float, tokens: float) -> dict[str, Any]:
-        """Returns a model's tokens divided by those for which N is optimal; the loss is None.
-
-        Raises:
-          UserError: if the factor is too large or too small for a float.
-        """
-        # Without the budget itself, which overflows for extreme sizes.
-        log_budget = (math.log(params) - self.params.offset) / self.params.exponent
-        log_tokens = self.tokens.offset + self.tokens.exponent * log_budget
-        factor = math.log(tokens) - log_tokens
-        if abs(factor) > 700:
-            raise UserError(f"--params={params:g} --tokens={tokens:g} is out of range")
-        factor = math.exp(factor)
-        size = {"params": params, "tokens": tokens, "budget": None, "loss": None}
-        return {**size, "classes": {}, "over_training": factor, "intervals": {}}
-
-    def budget_for(self, loss: float) -> dict[str, Any]:
-        """Raises UserError: the paper published no loss."""
-        raise UserError(f"--target_loss={loss:g}: a preset has no loss; give the JSON of a fit")
-
-
-def _at_1e20(value: float, exponent: float) -> PowerLaw:
-    return PowerLaw(exponent, math.log(value) - exponent * math.log(1e20))
-
-
-PRESETS = {
-    # Coefficients that are consistent with all ratios in the paper (SODA, IsoFLOP section).
-    "soda": PowerLaws(
-        _at_1e20(1.13e9, 0.367),
-        _at_1e20(1.47e10, 0.579),
-        "params is the nominal size of SODA: without the embedding, with one head",
-    )
-}
 
 
 def read_fit(file: str, rules: Rules, vocabulary: int | None, length: int | None) -> SurfaceLaw:

@@ -143,8 +143,7 @@ def fit_parts(
     found, values = found.reshape(len(used), _STARTS, 5), values.reshape(len(used), _STARTS)
     best = [row[number] for row, number in zip(found, values.argmin(1), strict=True)]
     return [
-        Surface(*map(float, (*row, value)))
-        for row, value in zip(best, values.min(1), strict=True)
+        Surface(*map(float, (*row, value))) for row, value in zip(best, values.min(1), strict=True)
     ]
 
 

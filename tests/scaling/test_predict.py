@@ -10,8 +10,10 @@ from laws import LAWS, planted, rows_of, write
 from soda_jax import cli
 from soda_jax.errors import UserError
 from soda_jax.scaling.fit import fit_table, to_text
+from soda_jax.scaling.flop_count import model_flops
 from soda_jax.scaling.grid import plan_runs
-from soda_jax.scaling.predict import PRESETS, model_flops, read_fit
+from soda_jax.scaling.predict import read_fit
+from soda_jax.scaling.presets import PRESETS
 from soda_jax.scaling.rules import BUDGETS, soda
 from soda_jax.scaling.shape import Shape, legal_head_rows
 from soda_jax.scaling.table import read_runs

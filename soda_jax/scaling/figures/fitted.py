@@ -15,7 +15,10 @@ from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface, fit_surface
 
 _MIN_RUNS = 6  # of a fit
-_PARTS = ("n", "variable_projection", "approach3", "flops_law", "classes", "warnings", "table")
+_PARTS = (
+    "n", "variable_projection", "approach2", "approach2_reason", "approach3", "flops_law", "classes",
+    "warnings", "table",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
