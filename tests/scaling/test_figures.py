@@ -251,6 +251,28 @@ def test_a_file_that_is_no_fit_is_refused(tmp_path, table, capsys, content):
     assert "is not a fit" in text and "write it with soda scaling fit" in text
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("classes", None),
+        ("classes", {"text": None}),
+        ("approach3", {}),
+        ("flops_law", {"constant": 0, "power": 1}),
+        ("flops_law", None),
+        ("draws", {"alpha": [1.0]}),
+        ("intervals", None),
+        ("warnings", None),
+        ("left_out_error", {"x": {}}),
+        ("approach2_bias", {"a": 0.1}),
+    ],
+)
+def test_a_fit_with_a_damaged_part_is_refused(tmp_path, table, fit, capsys, part, value):
+    (tmp_path / "fit.json").write_text(json.dumps({**fit, part: value}))
+    text = _error(capsys, "report", table, f"--fit={tmp_path / 'fit.json'}", f"--out={tmp_path}/o")
+    assert "fit.json is not a fit" in text
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_fitted_run_is_not_held_out(tmp_path, table, fit, capsys):
     (tmp_path / "fit.json").write_text(json.dumps(fit))
     fit_option = f"--fit={tmp_path / 'fit.json'}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.surface import Surface, fit_surface
 
 _MIN_RUNS = 6  # of a fit
-_PARTS = (
-    "n", "variable_projection", "approach2", "approach2_reason", "approach3", "flops_law", "classes",
-    "warnings", "table",
-)  # fmt: skip
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    "n": int, "variable_projection": dict, "approach2": (dict, type(None)), "approach3": dict,
+    "flops_law": dict, "classes": dict, "warnings": list, "table": dict,
+}  # fmt: skip
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "draws": dict, "intervals": dict, "set_aside": list, "notes": list, "parameter_counts": dict,
+    "left_out_error": (dict, type(None)), "approach2_bias": (dict, type(None)),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +138,41 @@ def read_fit_json(file: str) -> dict[str, Any]:
     """
     try:
         fit = json.loads(Path(file).read_bytes())
-        missing = [name for name in _PARTS if name not in fit]
-        if missing:
-            raise ValueError(f"no {missing[0]}")
-        _surface(fit["variable_projection"])
-        for name in ("columns", "select", "sha256", "file"):
-            fit["table"][name]
+        _check_parts(fit)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is not a fit: {type(error).__name__}: {error}; write it with soda scaling fit"
         ) from None
     return fit
+
+
+def _check_parts(fit: Any) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError if a part of a fit is missing or wrong."""
+    missing = [name for name in _PARTS if name not in fit]
+    if missing:
+        raise ValueError(f"no {missing[0]}")
+    for name, kind in (_PARTS | _OPTIONAL).items():
+        if name in fit and not isinstance(fit[name], kind):
+            raise ValueError(f"{name} is {type(fit[name]).__name__}")
+    for name in ("columns", "select", "sha256", "file"):
+        fit["table"][name]
+    if not isinstance(fit["table"].get("near_best", 0.0), float | int):
+        raise ValueError(f"near_best is {fit['table']['near_best']!r}")
+    law = [float(fit["flops_law"][name]) for name in ("constant", "power")]
+    if not (math.isfinite(law[1]) and 0 < law[0] < math.inf):
+        raise ValueError(f"flops_law has constant {law[0]} and power {law[1]}")
+    if fit["approach2"] is None:
+        fit["approach2_reason"]
+    if fit.get("approach2_bias"):
+        for name in ("a", "b", "budget", "params_factor", "tokens_factor"):
+            float(fit["approach2_bias"][name])
+    for budget, error in (fit.get("left_out_error") or {}).items():
+        float(budget), float(error["mean"]), float(error["mean_absolute"])
+    _surface(fit["approach3"])
+    for one in (fit, *fit["classes"].values()):
+        if "variable_projection" in one:
+            _surface(one["variable_projection"])
+            _draws(one)
 
 
 def fitted_runs(runs: Runs, fit: Mapping[str, Any], name: str = "the fit") -> FittedRuns:
