@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -16,7 +17,12 @@ from soda_jax.scaling.figures.classes import class_optima_figure, classes_figure
 from soda_jax.scaling.figures.contours import FRONTIER, contour_levels, contours_figure
 from soda_jax.scaling.figures.fitted import fitted_runs
 from soda_jax.scaling.figures.isoflop import PARABOLA_MINIMUM, SURFACE_MINIMUM, isoflop_figure
-from soda_jax.scaling.figures.measured import HELD_OUT, measured_figure, predictions
+from soda_jax.scaling.figures.measured import (
+    HELD_OUT,
+    held_out_figure,
+    measured_figure,
+    predictions,
+)
 from soda_jax.scaling.figures.optima import (
     PARABOLA_MINIMA,
     SURFACE_LINE,
@@ -226,6 +232,48 @@ def test_a_surface_without_optimum_is_drawn_without_minima(tmp_path):
     runs = read_runs(write(tmp_path / "runs.csv", rows_of(runs)))
     lines = write_scaling_report(str(tmp_path / "out"), fitted_runs(runs, fit_table(runs, 10)))
     assert any("optimum of the surface" in line for line in lines)
+
+
+def test_the_run_table_has_width_lr_start_and_end(tmp_path):
+    runs = planted(LAW, budgets=4, sizes=4)
+    count = len(runs)
+    times = [f"2026-12-01T0{run // 10}:00:0{run % 10}+00:00" for run in range(count)]
+    ends = ["", "<b>", *times[2:]]
+    widths, rates = list(range(16384, 16384 + count)), [0.03] * (count - 1) + [1 / 300]
+    facts = {"width": widths, "lr": rates, "started": times, "ended": ends}
+    # The first row is set aside, and the rows are written in another order than they are shown.
+    rows = rows_of(runs, **facts)[::-1]
+    rows[0] = {**rows[0], "loss": ""}
+    runs = read_runs(write(tmp_path / "runs.csv", rows))
+    write_scaling_report(
+        str(tmp_path / "out"), fitted_runs(runs, fit_table(runs, 0)), None, None, ("svg",)
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    table = page[page.index("<h2>Runs</h2>") :]
+    assert "<th>width</th><th>lr</th><th>start</th><th>end</th></tr>" in table
+    shown = [row.split("</td>")[-5:-1] for row in table.split("</tr>")[1:count]]
+    shown = [[cell.removeprefix("<td>") for cell in row] for row in shown]
+    assert shown[0] == ["16384", "0.03", "2026-12-01 00:00:00 UTC", "–"]
+    assert shown[1] == ["16385", "0.03", "2026-12-01 00:00:01 UTC", "&lt;b&gt;"]
+    assert [row[0] for row in shown] == [str(width) for width in widths[:-1]]
+    assert shown[-1][2:] == ["2026-12-01 01:00:04 UTC"] * 2
+
+
+def test_the_legend_of_many_held_out_runs_leaves_room_for_the_axes(tmp_path, fitted):
+    runs = planted(LAW, budgets=4, sizes=6)
+    rows = rows_of(dataclasses.replace(runs, params=runs.params * 1.003))
+    held_out = read_runs(write(tmp_path / "held_out.csv", rows))
+    figure = held_out_figure(held_out, predictions(fitted, held_out))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns if the axes have no space
+        figure.savefig(tmp_path / "held_out.svg")
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 0.5
+
+
+def test_a_table_without_these_columns_has_no_empty_ones(tmp_path, fitted):
+    write_scaling_report(str(tmp_path), fitted, formats=("svg",))
+    page = (tmp_path / "report.html").read_text()
+    assert "<th>marker</th></tr>" in page and "<th>width</th>" not in page
 
 
 def _error(capsys, *arguments):

@@ -1,6 +1,7 @@
 """Predicted against measured losses: of all runs, without their budget, and of held-out runs."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,7 +162,8 @@ def held_out_figure(held_out: Runs, known: list[Prediction]) -> "Figure":
       held_out: runs that were not fitted.
       known: their predictions.
     """
-    height = 1.2 + 0.32 * len(known)
+    columns = min(3, len(held_out))
+    height = 1.2 + 0.32 * len(known) + 0.18 * math.ceil(len(held_out) / columns)
     figure, (axis,) = subplots(1, 1, (8.6, height), layout="constrained")
     axis.axvline(0, color=GRAY, linewidth=0.9)
     shifts = np.linspace(-0.25, 0.25, len(held_out)) if len(held_out) > 1 else np.zeros(1)
@@ -178,5 +180,5 @@ def held_out_figure(held_out: Runs, known: list[Prediction]) -> "Figure":
     axis.set_yticks(-np.arange(len(names)), names)
     axis.set_ylim(-len(names) + 0.5, 0.5)
     axis.set_xlabel("predicted / measured − 1, %")
-    figure.legend(loc="outside lower center", ncols=min(3, len(held_out)), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
     return figure
