@@ -98,6 +98,10 @@ def correlations(
                     else "a column is constant"
                 )
                 notes.append(f"{score}, {loss}: no correlation: {why}")
+            elif low is None and draws:
+                notes.append(
+                    f"{score}, {loss}: no interval: a column is constant in more than 10% of the resamples"
+                )
             rows.append({**row, "spearman": rho, "low": low, "high": high})
     if all(row["n"] < MIN_RUNS for row in rows):
         most = max(row["n"] for row in rows)

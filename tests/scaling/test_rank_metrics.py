@@ -130,3 +130,25 @@ def test_mixed_normalizers_are_refused(tmp_path):
     with pytest.raises(UserError, match="mixes 2 values of normalizer"):
         correlations(file, ["wer"])
     assert correlations(file, ["wer"], select={"normalizer": "legal"}).rows[0]["n"] == 11
+
+
+def test_runs_that_are_not_finished_are_set_aside(tmp_path):
+    table = [{**row, "vocabulary": 100} for row in rows()]
+    for name in table[3]:
+        table[3][name] = ""
+    file = write(tmp_path / "runs.csv", table)
+    assert {row["n"] for row in correlations(file, ["wer"], draws=0).rows} == {11}
+    table[4]["vocabulary"] = 200
+    file = write(tmp_path / "runs.csv", table)
+    with pytest.raises(UserError, match="mixes 2 values of vocabulary"):
+        correlations(file, ["wer"], draws=0)
+
+
+def test_a_missing_interval_is_explained(tmp_path):
+    file = write(tmp_path / "runs.csv", rows(3))  # a ninth of the resamples draws one run only
+    found = correlations(file, ["wer"], ["loss"], draws=1000)
+    assert found.rows[0]["low"] is None and found.rows[0]["spearman"] is not None
+    assert found.notes == (
+        "wer, loss: no interval: a column is constant in more than 10% of the resamples",
+    )
+    assert correlations(file, ["wer"], ["loss"], draws=0).notes == ()
