@@ -132,7 +132,7 @@ def test_mixed_normalizers_are_refused(tmp_path):
     assert correlations(file, ["wer"], select={"normalizer": "legal"}).rows[0]["n"] == 11
 
 
-def test_runs_that_are_not_finished_are_set_aside(tmp_path):
+def test_rows_without_values_have_no_vocabulary_to_compare(tmp_path):
     table = [{**row, "vocabulary": 100} for row in rows()]
     for name in table[3]:
         table[3][name] = ""
