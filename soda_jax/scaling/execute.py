@@ -281,7 +281,8 @@ def _summarize(study: Study, attempts: int, impossible: Collection[str]) -> int:
         if row["status"] == FAILED or (row["status"] == OPEN and name in impossible)
     ]
     for name, row in failed:
-        _print(f"{name}: failed {row['attempts']} times: {row['error']}")
+        again = "; a higher --attempts repeats it" if row["status"] == FAILED else ""
+        _print(f"{name}: failed {row['attempts']} times: {row['error']}{again}")
     return 1 if failed else 0
 
 

@@ -98,7 +98,8 @@ def test_a_crash_is_repeated_and_other_runs_are_trained(study_of, capfd):
     assert (first["status"], second["status"]) == (FAILED, DONE)
     assert first["attempts"] == 2 and "loss" in second and first["loss"] is None
     assert first["error"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
-    assert "first: failed 2 times: RuntimeError" in capfd.readouterr().err
+    message = capfd.readouterr().err
+    assert "first: failed 2 times: RuntimeError" in message and "a higher --attempts" in message
     assert run_study(study, LIMIT + 1) == 0  # a higher limit tries again
     assert table_of(study, LIMIT + 1)[0]["attempts"] == 3
     assert workdirs == ["seed_0", "seed_0", "seed_0"]
