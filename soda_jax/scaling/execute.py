@@ -24,7 +24,7 @@ from soda_jax.scaling.results import (
     seconds_of,
     write_results,
 )
-from soda_jax.scaling.study import DONE, FAILED, OPEN, Job, RunFolder, Study
+from soda_jax.scaling.study import DONE, FAILED, OPEN, RunFolder, Study
 from soda_jax.schema import RunConfig, to_dict
 from soda_jax.train.hooks import RunView
 from soda_jax.train.loop import PREEMPTED, DivergedError, train
@@ -55,13 +55,16 @@ def run_study(study: Study, attempts: int, train_run: Train = train) -> int:
       0 if all runs are finished or in other processes, 1 if a run failed, 75 after SIGTERM.
 
     Raises:
-      UserError: if the data cannot be opened or has another vocabulary than the plan.
+      UserError: if the data cannot be opened, has another vocabulary than the plan, or has changed since
+        the study began.
     """
     data = _DataSets()
+    generations = hosts.broadcast_json(study.generations(), "generations of a study")
     for run in study.runs:
-        data.check(run.job)
+        run.generations = generations
+    found = {run.job.name: data.check(run) for run in study.runs}
     if hosts.is_primary():
-        study.save()
+        study.save(found)
     trainer = _Trainer(data, train_run)
     impossible: set[str] = set()
     total = sum(run.job.cost for run in study.runs)
@@ -120,15 +123,23 @@ class _DataSets:
             self._open[key] = make_dataset(config.data, legal_sets=config.model.head == "legal")
         return self._open[key]
 
-    def check(self, job: Job) -> None:
-        """Raises UserError if the data has another vocabulary than the plan."""
-        size = self.of(job.config).layout.size
+    def check(self, run: RunFolder) -> dict[str, Any]:
+        """Returns digest and generations of the data of a run, which reads these from now on.
+
+        Raises:
+          UserError: if the data has another vocabulary than the plan.
+        """
+        job, dataset = run.job, self.of(run.attempt(run.job.config.seed)[0])
+        size = dataset.layout.size
         if job.vocabulary and size != job.vocabulary:
             paths = ", ".join(source.path for source in job.config.data.sources.values())
             raise UserError(
                 f"{paths}: {size:,} ids, but the plan is for {job.vocabulary:,}; write it again with "
                 f"soda scaling plan --vocabulary={size}"
             )
+        sources = dataset.config.sources
+        run.generations = {name: source.generation for name, source in sources.items()}
+        return {"digest": dataset.digest, "generations": run.generations}
 
 
 class _Trainer:

@@ -1,6 +1,6 @@
 """The folder of a study: its runs, their attempts, and which process trains which run.
 
-    STUDY/study.json          name of the experiment, and the config of each run
+    STUDY/study.json          name of the experiment, and config and data of each run
     STUDY/runs/NAME/attempts.jsonl
     STUDY/runs/NAME/seed_0/   workdir of the run; a run that diverged is repeated in seed_1
     STUDY/runs/NAME/result.json
@@ -74,11 +74,18 @@ class Attempts:
 
 
 class RunFolder:
-    """Files of one run of a study."""
+    """Files of one run of a study.
+
+    Attributes:
+      folder: folder of the run.
+      job: the run.
+      generations: generation of the data set to read, by source name; others are those of the config.
+    """
 
     def __init__(self, folder: Path, job: Job):
         """Stores the folder of the run, which need not exist."""
         self.folder, self.job = folder, job
+        self.generations: Mapping[str, int] = {}
         self._log = folder / "attempts.jsonl"
 
     def next_seed(self) -> int:
@@ -95,7 +102,14 @@ class RunFolder:
         if is_url(checkpoint.directory) or Path(checkpoint.directory).is_absolute():
             directory = f"{checkpoint.directory.rstrip('/')}/{self.job.name}/seed_{seed}"
             checkpoint = dataclasses.replace(checkpoint, directory=directory)
-        config = dataclasses.replace(config, seed=seed, checkpoint=checkpoint)
+        sources = {
+            name: dataclasses.replace(
+                source, generation=self.generations.get(name, source.generation)
+            )
+            for name, source in config.data.sources.items()
+        }
+        data = dataclasses.replace(config.data, sources=sources)
+        config = dataclasses.replace(config, seed=seed, checkpoint=checkpoint, data=data)
         return config, self.folder / f"seed_{seed}"
 
     def result(self) -> dict[str, Any] | None:
@@ -240,15 +254,40 @@ class Study:
                     "--workdir"
                 )
 
-    def save(self) -> None:
-        """Writes the name and the configs.
+    def generations(self) -> dict[str, int]:
+        """Returns the generation of each data source, by name, that the runs in study.json read.
+
+        Runs that begin after data was appended read the same generations as those before.
+        """
+        stored = self._stored() or {}
+        found: dict[str, int] = {}
+        for data in stored.get("data", {}).values():
+            found |= data["generations"]
+        return found
+
+    def save(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes the name, the configs and the data.
+
+        Args:
+          data: `digest` and `generations` of the data of each run.
 
         Raises:
-          UserError: if another process has written those of another study since this one was opened.
+          UserError: if another process has written those of another study since this one was opened, or
+            the data of a run has another digest than before.
         """
         with self.table_lock():
             self._check_same()
-            write_json(self._file, {"experiment": self.experiment, "configs": self._configs})
+            before = (self._stored() or {}).get("data", {})
+            for name, values in data.items():
+                found, expected = values["digest"], before.get(name, values)["digest"]
+                if found != expected:
+                    raise UserError(
+                        f"{self.folder}: the data of the run {name} is not that with which the study began "
+                        f"(digest {found[:12]}, expected {expected[:12]}); restore it, or give another "
+                        "--workdir"
+                    )
+            content = {"experiment": self.experiment, "configs": self._configs, "data": dict(data)}
+            write_json(self._file, content)
 
     def is_whole(self) -> bool:
         """Returns whether no process has added runs to the study since it was opened."""

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 
 import pytest
+from ml_collections import ConfigDict
 
 from soda_jax.configs import base
 from soda_jax.errors import UserError
@@ -153,7 +154,7 @@ def test_only_one_process_claims_a_run_and_its_end_releases_it(study, planned):
 
 
 def test_another_plan_or_config_in_the_same_folder_is_refused(study, planned):
-    study.save()
+    study.save({})
     jobs = [job_of(run, base.default()) for run in planned]
     more = plan_runs(toy(), [2e11, 2e12, 2e13], 2310, 256).runs
     Study(study.folder, [job_of(run, base.default()) for run in more])  # runs may be added
@@ -170,9 +171,9 @@ def test_another_plan_or_config_in_the_same_folder_is_refused(study, planned):
 def test_a_process_with_a_shorter_plan_does_not_remove_rows_of_the_longer_one(study, planned):
     longer = Study(study.folder, [job_of(run, base.default()) for run in planned])
     shorter = Study(study.folder, [job_of(run, base.default()) for run in planned[:4]])
-    shorter.save()
+    shorter.save({})
     assert shorter.is_whole()
-    longer.save()  # runs are added while the first process still works
+    longer.save({})  # runs are added while the first process still works
     assert not shorter.is_whole()
     write_results(longer, 1)
     shorter.runs[0].finish({"loss": 2.0, "ended": "now"})
@@ -180,7 +181,7 @@ def test_a_process_with_a_shorter_plan_does_not_remove_rows_of_the_longer_one(st
     with (study.folder / "results.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(planned)
     with pytest.raises(UserError, match="which the plan lacks"):
-        shorter.save()
+        shorter.save({})
     assert longer.is_whole()
 
 
@@ -188,9 +189,26 @@ def test_a_study_of_another_process_is_not_overwritten(study, planned):
     config = base.default()
     config.model.remat = "dots"
     other = Study(study.folder, [job_of(run, config) for run in planned])  # at the same time
-    study.save()
+    study.save({})
     with pytest.raises(UserError, match=r"model\.remat = 'full' instead of 'dots'"):
-        other.save()
+        other.save({})
+
+
+def test_a_study_keeps_the_generations_of_its_data_and_refuses_other_data(study, planned):
+    config = base.default()
+    config.data.sources = ConfigDict({"speech": base.source("speech", 1.0)})
+    jobs = [job_of(run, config) for run in planned]
+    study = Study(study.folder, jobs)
+    run = study.runs[0]
+    assert study.generations() == {}
+    data = {run.job.name: {"digest": "a" * 64, "generations": {"speech": 3}}}
+    study.save(data)
+    again = Study(study.folder, jobs)
+    again.save(data)
+    run.generations = again.generations()
+    assert run.attempt(0)[0].data.sources["speech"].generation == 3
+    with pytest.raises(UserError, match="is not that with which the study began"):
+        again.save({run.job.name: {"digest": "b" * 64, "generations": {"speech": 3}}})
 
 
 def test_a_bad_folder_is_one_line_and_nothing_is_written(planned, tmp_path):

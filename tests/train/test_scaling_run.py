@@ -1,9 +1,12 @@
 """`soda scaling run` with real training on a tiny data set."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 from run_toys import Watcher, rows_of, terminate
+from train_toys import write_generation
 
 from soda_jax.errors import UserError
 from soda_jax.evaluate.loss import LossHook
@@ -179,6 +182,35 @@ def test_a_run_of_another_process_is_left_to_it(study_of):
         assert held
         assert run_study(study, LIMIT) == 0
     assert [row["status"] for row in table_of(study, LIMIT)] == ["open", DONE]
+
+
+def test_runs_after_an_append_read_the_data_of_the_earlier_ones(config, datasets, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(datasets, folder)
+    settings = config(steps=8)
+    for source in settings.data.sources.values():
+        source.path = str(folder / Path(source.path).name)
+    jobs = [Job(name, run_config(settings), 8.0, {}) for name in ("first", "second")]
+
+    def append_after(settings, workdir, **options):
+        status = train(settings, workdir, **options)
+        if workdir.parent.name == "first":
+            write_generation(folder / "text", "text", 2, 60)
+        return status
+
+    assert run_study(Study(tmp_path / "study", jobs), LIMIT, append_after) == 0
+    first, second = table_of(Study(tmp_path / "study", jobs), LIMIT)
+    assert first["loss"] == second["loss"]
+    (tmp_path / "study" / "runs" / "second" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "study" / "runs" / "second" / "seed_0")
+    jobs.append(Job("third", run_config(settings), 8.0, {}))  # added by a longer plan
+    study = Study(tmp_path / "study", jobs)
+    assert run_study(study, LIMIT) == 0
+    assert {row["loss"] for row in table_of(study, LIMIT)} == {first["loss"]}
+    shutil.rmtree(folder / "text")
+    write_generation(folder / "text", "text", 5, 60)
+    with pytest.raises(UserError, match="is not that with which the study began"):
+        run_study(Study(tmp_path / "study", jobs), LIMIT)
 
 
 def test_data_of_another_vocabulary_is_refused_before_training(study_of):
