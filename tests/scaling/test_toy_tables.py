@@ -19,10 +19,20 @@ def held_out():
     return row
 
 
-def test_the_fit_is_that_of_the_results():
-    fit = json.loads((FOLDER / "fit.json").read_text())
-    digest = hashlib.sha256((FOLDER / "results.csv").read_bytes()).hexdigest()
+@pytest.mark.parametrize("name", ["scaling_toy", "scaling_toy_2"])
+def test_the_fit_is_that_of_the_results(name):
+    fit = json.loads((DOCS / name / "fit.json").read_text())
+    digest = hashlib.sha256((DOCS / name / "results.csv").read_bytes()).hexdigest()
     assert fit["table"]["sha256"] == digest
+
+
+def test_the_page_has_the_prediction_of_the_second_study():
+    (prediction,) = json.loads((DOCS / "scaling_toy_2" / "prediction.json").read_text())[
+        "predictions"
+    ]
+    low, high = prediction["intervals"]["loss"]
+    line = f"predicts {prediction['loss']:.3f} [{low:.3f} – {high:.3f}] nats"
+    assert line in (DOCS / "scaling.md").read_text()
 
 
 def test_the_page_has_the_predicted_and_the_measured_losses(held_out):
