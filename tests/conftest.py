@@ -18,3 +18,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["SODA_CACHE"] = tempfile.mkdtemp(prefix="soda-test-cache-")
     atexit.register(shutil.rmtree, os.environ["SODA_CACHE"], ignore_errors=True)
+
+import pytest  # noqa: E402
+
+from soda_jax.registry import PLUGINS  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def plugins_end_with_the_test(monkeypatch):
+    """The processes of later tests do not load the plugins of this one."""
+    monkeypatch.setenv(PLUGINS, "")

@@ -234,31 +234,6 @@ def test_a_surface_without_optimum_is_drawn_without_minima(tmp_path):
     assert any("optimum of the surface" in line for line in lines)
 
 
-def test_the_run_table_has_width_lr_start_and_end(tmp_path):
-    runs = planted(LAW, budgets=4, sizes=4)
-    count = len(runs)
-    times = [f"2026-12-01T0{run // 10}:00:0{run % 10}+00:00" for run in range(count)]
-    ends = ["", "<b>", *times[2:]]
-    widths, rates = list(range(16384, 16384 + count)), [0.03] * (count - 1) + [1 / 300]
-    facts = {"width": widths, "lr": rates, "started": times, "ended": ends}
-    # The first row is set aside, and the rows are written in another order than they are shown.
-    rows = rows_of(runs, **facts)[::-1]
-    rows[0] = {**rows[0], "loss": ""}
-    runs = read_runs(write(tmp_path / "runs.csv", rows))
-    write_scaling_report(
-        str(tmp_path / "out"), fitted_runs(runs, fit_table(runs, 0)), None, None, ("svg",)
-    )
-    page = (tmp_path / "out" / "report.html").read_text()
-    table = page[page.index("<h2>Runs</h2>") :]
-    assert "<th>width</th><th>lr</th><th>start</th><th>end</th></tr>" in table
-    shown = [row.split("</td>")[-5:-1] for row in table.split("</tr>")[1:count]]
-    shown = [[cell.removeprefix("<td>") for cell in row] for row in shown]
-    assert shown[0] == ["16384", "0.03", "2026-12-01 00:00:00 UTC", "–"]
-    assert shown[1] == ["16385", "0.03", "2026-12-01 00:00:01 UTC", "&lt;b&gt;"]
-    assert [row[0] for row in shown] == [str(width) for width in widths[:-1]]
-    assert shown[-1][2:] == ["2026-12-01 01:00:04 UTC"] * 2
-
-
 def test_the_legend_of_many_held_out_runs_leaves_room_for_the_axes(tmp_path, fitted):
     runs = planted(LAW, budgets=4, sizes=6)
     rows = rows_of(dataclasses.replace(runs, params=runs.params * 1.003))
