@@ -19,9 +19,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["SODA_CACHE"] = tempfile.mkdtemp(prefix="soda-test-cache-")
     atexit.register(shutil.rmtree, os.environ["SODA_CACHE"], ignore_errors=True)
 
-import pytest  # noqa: E402
+import pytest
 
-from soda_jax.registry import PLUGINS  # noqa: E402
+from soda_jax.registry import PLUGINS
 
 
 @pytest.fixture(autouse=True)
