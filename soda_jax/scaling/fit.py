@@ -212,25 +212,37 @@ def coefficients(surface: Surface, power: float) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
+def left_out_losses(runs: Runs) -> np.ndarray:
+    """Returns the loss of each run as predicted by a fit without its budget, `[runs]`.
+
+    NaN where fewer than six runs remain.
+    """
+    predicted = np.full(len(runs), np.nan)
+    budgets = np.unique(runs.budget)
+    used = runs.budget != budgets[:, None]
+    used = used[used.sum(1) >= MIN_RUNS]
+    if len(used):
+        for rest, surface in zip(
+            used, fit_parts(runs.params, runs.tokens, runs.loss, used), strict=True
+        ):
+            predicted[~rest] = surface.loss(runs.params[~rest], runs.tokens[~rest])
+    return predicted
+
+
 def left_out_errors(runs: Runs) -> Iterator[tuple[str, dict[str, float]]]:
     """Yields each budget with the errors of a fit without it, relative to the measured losses.
 
     `mean` is the mean of predicted / measured − 1, `mean_absolute` that of its absolute value.
     Budgets without which fewer than six runs remain are skipped.
     """
-    budgets = np.unique(runs.budget)
-    used = runs.budget != budgets[:, None]
-    enough = used.sum(1) >= MIN_RUNS
-    if not enough.any():
-        return
-    surfaces = fit_parts(runs.params, runs.tokens, runs.loss, used[enough])
-    for budget, surface in zip(budgets[enough], surfaces, strict=True):
-        held = runs.budget == budget
-        error = surface.loss(runs.params[held], runs.tokens[held]) / runs.loss[held] - 1
-        yield (
-            f"{budget:g}",
-            {"mean": float(error.mean()), "mean_absolute": float(np.abs(error).mean())},
-        )
+    errors = left_out_losses(runs) / runs.loss - 1
+    for budget in np.unique(runs.budget):
+        error = errors[runs.budget == budget]
+        if np.isfinite(error).all():
+            yield (
+                f"{budget:g}",
+                {"mean": float(error.mean()), "mean_absolute": float(np.abs(error).mean())},
+            )
 
 
 def to_text(result: dict[str, Any]) -> str:

@@ -13,9 +13,8 @@ from soda_jax.errors import UserError
 from soda_jax.scaling.bootstrap import COEFFICIENTS, interval
 from soda_jax.scaling.parabola import Approach2, fit_parabolas
 from soda_jax.scaling.runs import Runs
-from soda_jax.scaling.surface import Surface, fit_surface
+from soda_jax.scaling.surface import Surface
 
-_MIN_RUNS = 6  # of a fit
 _PARTS: dict[str, type | tuple[type, ...]] = {
     "n": int, "variable_projection": dict, "approach2": (dict, type(None)), "approach3": dict,
     "flops_law": dict, "classes": dict, "warnings": list, "table": dict,
@@ -112,22 +111,6 @@ def band(values: np.ndarray) -> np.ndarray:
     """Returns the 95% interval of each column of `[draws, points]`, `[2, points]`; NaN if unknown."""
     ranges = [interval(column) or [np.nan, np.nan] for column in values.T]
     return np.array(ranges).reshape(-1, 2).T
-
-
-def left_out_losses(runs: Runs) -> np.ndarray:
-    """Returns the loss of each run as predicted by a fit without its budget, `[runs]`.
-
-    NaN where fewer than six runs remain.
-    """
-    predicted = np.full(len(runs), np.nan)
-    for budget in np.unique(runs.budget):
-        held = runs.budget == budget
-        if (~held).sum() < _MIN_RUNS:
-            continue
-        rest = runs.take(~held)
-        surface = fit_surface(rest.params, rest.tokens, rest.loss)
-        predicted[held] = surface.loss(runs.params[held], runs.tokens[held])
-    return predicted
 
 
 def read_fit_json(file: str) -> dict[str, Any]:

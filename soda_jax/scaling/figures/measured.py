@@ -9,7 +9,7 @@ import numpy as np
 from soda_jax.errors import UserError
 from soda_jax.report.figures import styled, subplots
 from soda_jax.scaling.figures.classes import drawn_name
-from soda_jax.scaling.figures.fitted import FittedRuns, band, left_out_losses, losses_of_draws
+from soda_jax.scaling.figures.fitted import FittedRuns, band, losses_of_draws
 from soda_jax.scaling.figures.style import (
     GRAY,
     MARKERS,
@@ -20,6 +20,7 @@ from soda_jax.scaling.figures.style import (
     log_budgets,
     spread,
 )
+from soda_jax.scaling.fit import left_out_losses
 from soda_jax.scaling.runs import Runs
 from soda_jax.scaling.summary import count
 
